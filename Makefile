@@ -1,0 +1,46 @@
+# Everything a developer runs. `make install` needs Python 3.11 or newer and make; the rest needs only its .venv.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: install run test lint bench format schema lock clean
+
+install: $(STAMP)
+
+$(STAMP): requirements.lock setup.cfg
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "AI Gateway needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make install PYTHON=python3.12"; exit 1; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $(STAMP)
+
+run: $(STAMP)
+	@$(BIN)/python run.py
+
+test: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+schema: $(STAMP)
+	$(BIN)/python run.py schema > config/config.schema.json
+
+bench: $(STAMP)
+	$(BIN)/python tests/benchmarks/bench.py
+
+# New versions for everyone: needs `uv` (pip install uv); read the diff before committing it.
+lock:
+	uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" setup.cfg --output-file requirements.lock
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

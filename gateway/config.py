@@ -1,0 +1,322 @@
+"""The shape of config.yaml: frozen models with defaults. Reading the file is `configfile`.
+
+These models are the schema; `config/config.schema.json` is generated from them for editors.
+"""
+
+import re
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    WithJsonSchema,
+    field_validator,
+    model_validator,
+)
+
+from gateway.secret import Secret
+
+DEMO = "demo:"
+
+_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_UNITS_BYTES = {"": 1, "b": 1}
+_UNITS_BYTES |= {f"{p}b": 1000**i for i, p in enumerate(("k", "m", "g"), 1)}
+_UNITS_BYTES |= {f"{p}ib": 1024**i for i, p in enumerate(("k", "m", "g"), 1)}
+
+
+def _duration(value: Any) -> Any:
+    """Seconds from `90`, `"90s"`, `"1.5m"`, `"500ms"`, `"2h"` or `"7d"`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value)
+        if not match:
+            raise ValueError("must be a duration such as 500ms, 30s, 5m or 2h")
+        return float(match[1]) * _UNITS_S[match[2] or "s"]
+    return value
+
+
+def _size(value: Any) -> Any:
+    """Bytes from `1048576`, `"10MiB"` or `"100MB"`."""
+    if isinstance(value, str):
+        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
+        if not match or match[2].lower() not in _UNITS_BYTES:
+            raise ValueError("must be a size such as 512KiB, 10MiB or 100MB")
+        return int(float(match[1]) * _UNITS_BYTES[match[2].lower()])
+    return value
+
+
+def _rate(value: str) -> str:
+    if not re.fullmatch(r"\s*\d{1,9}\s*/\s*(s|sec|min|h|hour|d|day)\s*", value):
+        raise ValueError("must be a rate such as 60/min, 5/s or 1000/day")
+    return value.replace(" ", "")
+
+
+def _web_address(value: str) -> str:
+    if value == DEMO:
+        return value
+    try:
+        parts = urlsplit(value)
+        port_is_fine = parts.port is None or parts.port > 0
+    except ValueError as error:
+        raise ValueError(f"is not a web address: {error}") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
+        raise ValueError("must begin with http:// or https:// and name a host, or be demo:")
+    if parts.username or parts.password:
+        raise ValueError("must not contain a user name or password; use api_key")
+    return value.rstrip("/")
+
+
+def _empty_is_none(value: Any) -> Any:
+    return None if value == "" else value
+
+
+def _units(schema: dict[str, Any]) -> WithJsonSchema:
+    return WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", **schema}]})
+
+
+Duration = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, le=7 * 86_400),
+    _units({"description": "a duration such as 500ms, 30s, 5m or 2h"}),
+]
+Size = Annotated[
+    int,
+    BeforeValidator(_size),
+    Field(gt=0),
+    _units({"description": "a size such as 512KiB, 10MiB or 100MB"}),
+]
+Rate = Annotated[str, AfterValidator(_rate)]
+BaseUrl = Annotated[str, AfterValidator(_web_address)]
+Port = Annotated[int, Field(ge=0, le=65_535)]
+OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
+HeaderValue = Annotated[str, Field(pattern=r"^[\t\x20-\x7e\x80-\U0010ffff]*$")]
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+class Server(Model):
+    host: str = "127.0.0.1"
+    port: Port = 3000
+    ops_port: Annotated[Port | None, BeforeValidator(_empty_is_none)] = None
+    max_body: Size = 10 * 1024 * 1024
+    drain_timeout: Duration = 120.0
+    keepalive: Duration = 15.0
+    cors_origins: list[str] = []
+
+
+Permission = Literal["chat", "upload", "admin"]
+
+
+class StaticKey(Model):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    key: Secret
+    permissions: list[Permission] = ["chat"]
+
+    @field_validator("key")
+    @classmethod
+    def _long_enough(cls, key: Secret) -> Secret:
+        if len(key) < 8:
+            raise ValueError("must have 8 characters or more")
+        return key
+
+
+class Auth(Model):
+    anonymous: Literal["auto"] | bool = "auto"
+    anonymous_anywhere: bool = False
+    jwt_secret: Secret = Secret("")
+    token_ttl: Duration = 1800.0
+    registration: bool = False
+    keys: list[StaticKey] = []
+
+
+class Storage(Model):
+    url: str = "file:data/uploads"
+    public_base_url: OptionalText = None
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: str) -> str:
+        if not url.startswith(("file:", "s3://")):
+            raise ValueError("must begin with file: or s3://")
+        return url
+
+
+class RateLimits(Model):
+    chat: Rate = "60/min"
+    upload: Rate = "10/min"
+    agents: Rate = "30/min"
+    login: Rate = "10/min"
+
+
+class Timeouts(Model):
+    """`connect`: to the TCP connection. `first_delta`: the longest wait for the answer to begin,
+    counted anew from each step a workflow reports. `idle`: the longest silence afterwards.
+    `total`: the whole call."""
+
+    connect: Duration = 5.0
+    first_delta: Duration = 60.0
+    idle: Duration = 120.0
+    total: Duration = 600.0
+
+
+class Agent(Model):
+    """What every agent has, whatever its platform."""
+
+    base_url: BaseUrl = DEMO
+    api_key: Secret = Secret("")
+    timeouts: Timeouts = Timeouts()
+    retries: Annotated[int, Field(ge=0, le=10)] = 2
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] = 100
+    on_disconnect: Literal["cancel", "drain"] = "cancel"
+    capture: bool = False
+    upload: Literal["gateway", "platform"] = "gateway"
+    headers: dict[str, HeaderValue] = {}
+
+    @property
+    def is_demo(self) -> bool:
+        return self.base_url == DEMO
+
+    @property
+    def lacks_key(self) -> bool:
+        return not self.is_demo and not self.api_key
+
+
+class FastGPTAgent(Agent):
+    platform: Literal["fastgpt"]
+    app_id: OptionalText = None
+    variables: dict[str, Any] = {}
+
+
+class DifyAgent(Agent):
+    platform: Literal["dify"]
+    mode: Literal["auto", "chat", "completion", "workflow"] = "auto"
+    inputs: dict[str, Any] = {}
+    input_variable: OptionalText = None
+    output_variable: OptionalText = None
+
+
+class CozeOAuth(Model):
+    """Credentials of a Coze OAuth app of the JWT kind, in place of a token that expires."""
+
+    app_id: str
+    key_id: str
+    private_key: Secret
+
+
+class CozeAgent(Agent):
+    platform: Literal["coze"]
+    bot_id: OptionalText = None
+    mode: Literal["chat", "workflow"] = "chat"
+    workflow_id: OptionalText = None
+    oauth: CozeOAuth | None = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "CozeAgent":
+        if self.mode == "workflow" and not self.workflow_id:
+            raise ValueError("workflow_id is needed when mode is workflow")
+        if self.mode == "chat" and not self.bot_id and not self.is_demo:
+            raise ValueError("bot_id is needed: the digits at the end of the bot's address in Coze")
+        if self.oauth and self.api_key:
+            raise ValueError("give api_key or oauth, not both")
+        return self
+
+    @property
+    def lacks_key(self) -> bool:
+        return super().lacks_key and not self.oauth
+
+
+class ZhipuAgent(Agent):
+    platform: Literal["zhipu"]
+    api: Literal["models", "glms", "application"] = "models"
+    model: OptionalText = None
+    assistant_id: OptionalText = None
+    app_id: OptionalText = None
+
+    @model_validator(mode="after")
+    def _complete(self) -> "ZhipuAgent":
+        if self.is_demo:
+            return self
+        if self.api == "glms" and not self.assistant_id:
+            raise ValueError("assistant_id is needed when api is glms")
+        if self.api == "application" and not self.app_id:
+            raise ValueError("app_id is needed when api is application")
+        return self
+
+
+class OpenAIAgent(Agent):
+    platform: Literal["openai"]
+    model: OptionalText = None
+    models: list[str] = []
+
+    @property
+    def lacks_key(self) -> bool:
+        return False  # a model server on one's own machine often has none
+
+
+AnyAgent = Annotated[
+    Annotated[FastGPTAgent, Tag("fastgpt")]
+    | Annotated[DifyAgent, Tag("dify")]
+    | Annotated[CozeAgent, Tag("coze")]
+    | Annotated[ZhipuAgent, Tag("zhipu")]
+    | Annotated[OpenAIAgent, Tag("openai")],
+    Discriminator("platform"),
+]
+
+
+class RouteTarget(Model):
+    """One agent of a route. Without weights the order counts; with them the share of calls does."""
+
+    agent: str
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
+
+
+def _agent_name(value: Any) -> Any:
+    return {"agent": value} if isinstance(value, str) else value
+
+
+AnyTarget = Annotated[
+    RouteTarget, BeforeValidator(_agent_name, json_schema_input_type=str | RouteTarget)
+]
+
+
+Name = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f][^\x00-\x1f]{0,127}$")]
+
+
+class Config(Model):
+    """config.yaml. `directory`, where the file lies, is not part of it: see `configfile`."""
+
+    server: Server = Server()
+    auth: Auth = Auth()
+    database: str = "sqlite:///data/gateway.db"
+    redis: Secret = Secret("")
+    storage: Storage = Storage()
+    rate_limits: RateLimits = RateLimits()
+    agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]
+    routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
+
+    @field_validator("database")
+    @classmethod
+    def _known_database(cls, url: str) -> str:
+        if not url.startswith(("sqlite://", "postgresql://", "postgres://")):
+            raise ValueError("must begin with sqlite:/// or postgresql://")
+        return url
+
+    @property
+    def anonymous(self) -> bool:
+        """Whether calls without a key are taken."""
+        if self.auth.anonymous == "auto":
+            return self.binds_loopback
+        return self.auth.anonymous
+
+    @property
+    def binds_loopback(self) -> bool:
+        host = self.server.host.strip("[]").lower()
+        return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d{1,3}){3}", host))

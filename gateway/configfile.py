@@ -1,0 +1,261 @@
+"""Read config.yaml: substitute the environment, check everything, report every problem at once."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from gateway.config import AnyAgent, Config, RouteTarget
+
+
+class ConfigError(Exception):
+    """config.yaml cannot be used. `problems` are lines of the form `path: what is wrong`."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
+    """The checked configuration in `path`.
+
+    `overrides` replace members of `server` (from the command line) where not None.
+    Raises ConfigError with all problems.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "is not UTF-8 text"
+        raise ConfigError([f"{path}: {reason}"]) from None
+    return parse(text, environ, **overrides)
+
+
+def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
+    """Like `load`, from the file's text."""
+    problems: list[str] = []
+    tree = _read_yaml(text, problems)
+    if not isinstance(tree, dict):
+        raise ConfigError(problems or ["config.yaml: must be a mapping with `agents:` in it"])
+    unset: set[str] = set()
+    tree = _substitute(tree, "", environ, problems, unset)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    if given and isinstance(tree.setdefault("server", {}), dict):
+        tree["server"].update(given)
+    config = None
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        problems += [line for line, path in _explain(error, tree) if path not in unset]
+    problems += _check_names(tree)
+    if config is not None:
+        problems += _check_access(config)
+    if problems or config is None:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return config
+
+
+def _read_yaml(text: str, problems: list[str]) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        root = loader.get_single_node()
+        problems += _given_twice(root, "")
+        return loader.construct_document(root) if root else None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else "?"
+        problems.append(f"line {line}: not valid YAML: {error.problem}")
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError):
+        problems.append("config.yaml: not valid YAML")
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
+    return None
+
+
+def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:
+    """Keys that stand twice in one mapping; YAML readers silently let the last one win."""
+    if isinstance(node, yaml.SequenceNode):
+        for i, item in enumerate(node.value):
+            yield from _given_twice(item, f"{path}[{i}]")
+    elif isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            here = f"{path}.{key.value}".lstrip(".")
+            if str(key.value) in seen:
+                yield f"{here}: given twice (again on line {key.start_mark.line + 1})"
+            seen.add(str(key.value))
+            yield from _given_twice(value, here)
+
+
+# `$${` stands for a literal `${`. LiteLLM's `os.environ/NAME` is read too, so that its users' lines
+# can be pasted.
+_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{([^}]*)\}?")
+
+
+def _substitute(
+    node: Any, path: str, environ: Mapping[str, str], problems: list[str], unset: set[str]
+) -> Any:
+    if isinstance(node, dict):
+        return {
+            str(key): _substitute(value, f"{path}.{key}".lstrip("."), environ, problems, unset)
+            for key, value in node.items()
+        }
+    if isinstance(node, list):
+        return [
+            _substitute(value, f"{path}[{i}]", environ, problems, unset)
+            for i, value in enumerate(node)
+        ]
+    if not isinstance(node, str):
+        return node
+
+    def value_of(match: re.Match[str]) -> str:
+        if match[0] == "$${":
+            return "${"
+        name, default, odd = match.groups()
+        if odd is not None:
+            problems.append(
+                f"{path}: cannot read {match[0]!r}; write ${{NAME}} or ${{NAME:-default}}"
+            )
+            unset.add(path)
+            return ""
+        value = environ.get(name) or default
+        if value is None:
+            problems.append(
+                f"{path}: the environment variable {name} is not set"
+                f" (set it, or give a default: ${{{name}:-…}})"
+            )
+            unset.add(path)
+            return ""
+        return value
+
+    if node.startswith("os.environ/"):
+        node = f"${{{node.removeprefix('os.environ/')}}}"
+    return _VARIABLE.sub(value_of, node)
+
+
+def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """Each problem as (line, path), in words and with the nearest known name."""
+    for item in error.errors(include_url=False, include_input=False):
+        path = _path(item["loc"], tree)
+        kind, message = item["type"], item["msg"].removeprefix("Value error, ")
+        if kind == "extra_forbidden":
+            name = str(item["loc"][-1])
+            message = "unknown key" + _nearest(name, _known_keys(item["loc"], tree))
+        elif kind == "missing":
+            message = "is missing"
+        elif kind in ("union_tag_invalid", "union_tag_not_found"):
+            path += ".platform"
+            given = (_at(tree, item["loc"]) or {}).get("platform")
+            known = list(_agent_models())
+            message = f"must be one of {', '.join(known)}" + _nearest(str(given), known)
+        elif kind == "string_pattern_mismatch":
+            message = "contains characters that are not allowed here"
+        yield f"{path}: {message[:1].lower() + message[1:]}", path
+
+
+def _path(loc: Iterable[Any], tree: Any) -> str:
+    """`agents.dify.timeouts.idle` for pydantic's loc, leaving out the tags of unions."""
+    out, node = "", tree
+    for step in loc:
+        if isinstance(step, int):
+            out += f"[{step}]"
+            node = node[step] if isinstance(node, list) and step < len(node) else None
+            continue
+        known = isinstance(node, dict) and step in node
+        if not known and (step in _agent_models() or step in _UNION_STEPS or "[" in step):
+            continue
+        out += f".{step}"
+        node = node.get(step) if isinstance(node, dict) else None
+    return out.lstrip(".") or "config.yaml"
+
+
+_UNION_STEPS = {"str", "bool", "int", "float"}
+
+
+def _at(tree: Any, loc: Iterable[Any]) -> Any:
+    for step in loc:
+        if isinstance(tree, dict) and step in tree:
+            tree = tree[step]
+        elif isinstance(tree, list) and isinstance(step, int):
+            tree = tree[step]
+    return tree if isinstance(tree, dict) else None
+
+
+def _agent_models() -> dict[str, type[BaseModel]]:
+    union = get_args(get_args(AnyAgent)[0])
+    return {
+        get_args(model.model_fields["platform"].annotation)[0]: model
+        for model, _ in map(get_args, union)
+    }
+
+
+def _known_keys(loc: tuple[Any, ...], tree: dict[str, Any]) -> list[str]:
+    """The names that may stand where an unknown key was found."""
+    model: Any = Config
+    for step in loc[:-1]:
+        if isinstance(step, str) and step in _agent_models() and model is not Config:
+            model = _agent_models()[step]
+        elif model is Config and step == "routes":
+            model = RouteTarget
+        elif (
+            isinstance(step, str) and hasattr(model, "model_fields") and step in model.model_fields
+        ):
+            model = _model_of(model.model_fields[step].annotation) or model
+    return list(getattr(model, "model_fields", {}))
+
+
+def _model_of(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for arg in get_args(annotation) if (found := _model_of(arg))), None)
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name.lower(), list(known), 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _check_names(tree: dict[str, Any]) -> Iterator[str]:
+    """Names that clash or lead nowhere. Works on the raw tree, so that it reports beside the rest."""
+    agents, routes = tree.get("agents"), tree.get("routes")
+    agents = agents if isinstance(agents, dict) else {}
+    routes = routes if isinstance(routes, dict) else {}
+    taken: dict[str, str] = {}
+    for section, names in (("agents", agents), ("routes", routes)):
+        for name in names:
+            path = f"{section}.{name}"
+            if (first := taken.setdefault(name.lower(), path)) != path:
+                yield f"{path}: the name is already used by {first} (case does not count)"
+    for route, targets in routes.items():
+        for i, target in enumerate(targets if isinstance(targets, list) else []):
+            weighted = isinstance(target, dict)
+            name = target.get("agent") if weighted else target
+            path = f"routes.{route}[{i}]" + (".agent" if weighted else "")
+            if isinstance(name, str) and name not in agents:
+                yield f"{path}: there is no agent {name!r}{_nearest(name, agents)}"
+    keys = (tree.get("auth") or {}).get("keys") if isinstance(tree.get("auth"), dict) else None
+    seen: set[str] = set()
+    for i, key in enumerate(keys if isinstance(keys, list) else []):
+        name = key.get("name") if isinstance(key, dict) else None
+        if isinstance(name, str) and name in seen:
+            yield f"auth.keys[{i}].name: the name {name!r} is already used"
+        seen.add(str(name))
+
+
+def _check_access(config: Config) -> Iterator[str]:
+    auth = config.auth
+    if config.anonymous and not config.binds_loopback and not auth.anonymous_anywhere:
+        yield (
+            f"auth.anonymous: anyone who reaches {config.server.host} could use your agents;"
+            " set it to false and add auth.keys, or spell out auth.anonymous_anywhere: true"
+        )
+    digests = [key.key.digest() for key in auth.keys]
+    for i, digest in enumerate(digests):
+        if digest in digests[:i]:
+            yield f"auth.keys[{i}].key: the same key stands in auth.keys[{digests.index(digest)}]"
+    for name, agent in config.agents.items():
+        if agent.lacks_key:
+            yield f"agents.{name}.api_key: is empty; {agent.base_url} will ask for one"

@@ -1,0 +1,241 @@
+"""Every error of the gateway, and the only place that shapes one into a body.
+
+    GatewayError
+    ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized Forbidden
+    │                     NotFound AgentNotFound ConversationNotFound MethodNotAllowed
+    │                     ConversationBusy BodyTooLarge UnsupportedMediaType RateLimited
+    ├── the operator's:   UpstreamMisconfigured QuotaExhausted
+    ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
+    │                     UpstreamUnavailable
+    └── ours:             InternalError
+
+Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+
+class GatewayError(Exception):
+    """Something to tell the caller. `message` is plain text that says what to do about it.
+
+    `retry_after_s` becomes `Retry-After`. `should_retry` becomes `x-should-retry`, which the OpenAI
+    SDKs obey before anything else. `retryable` is for ourselves: True only if no upstream can have
+    begun to work on the call, so that asking again cannot run an agent twice.
+    """
+
+    status: ClassVar[int] = 500
+    type: ClassVar[str] = "server_error"
+    code: ClassVar[str | None] = None
+    should_retry: bool | None = None
+    retryable: bool = False
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        param: str | None = None,
+        detail: Any = None,
+        retry_after_s: float | None = None,
+        should_retry: bool | None = None,
+        retryable: bool | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+        if should_retry is not None:
+            self.should_retry = should_retry
+        if retryable is not None:
+            self.retryable = retryable
+
+
+class InvalidRequest(GatewayError):
+    """The caller's request cannot be understood or served as it is."""
+
+    status, type, code = 400, "invalid_request_error", "invalid_value"
+
+
+class ContextTooLong(InvalidRequest):
+    """The conversation does not fit the model behind the agent."""
+
+    code = "context_length_exceeded"
+
+
+class ContentRefused(InvalidRequest):
+    """The platform's moderation refused the question."""
+
+    code = "content_filter"
+
+
+class Unauthorized(GatewayError):
+    """The caller's own key is missing or wrong. Never used for an upstream's key."""
+
+    status, type, code = 401, "invalid_request_error", "invalid_api_key"
+
+
+class Forbidden(GatewayError):
+    """The caller is known but may not do this."""
+
+    status, type, code = 403, "permission_error", "permission_denied"
+
+
+class NotFound(GatewayError):
+    """No such path or resource."""
+
+    status, type, code = 404, "invalid_request_error", "not_found"
+
+
+class AgentNotFound(NotFound):
+    """No agent, route or model has that name."""
+
+    code = "model_not_found"
+
+
+class ConversationNotFound(NotFound):
+    """The platform does not know the conversation, or it belongs to another user."""
+
+    code = "conversation_not_found"
+
+
+class MethodNotAllowed(GatewayError):
+    """The path exists, but not with this method."""
+
+    status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class ConversationBusy(GatewayError):
+    """Another answer is still running in that conversation."""
+
+    status, type, code = 409, "upstream_error", "conversation_busy"
+
+
+class BodyTooLarge(GatewayError):
+    """The request body is over the configured limit."""
+
+    status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UnsupportedMediaType(GatewayError):
+    """The body or a file is of a type we do not take."""
+
+    status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class RateLimited(GatewayError):
+    """Too many calls: ours to the caller, or the upstream's to us."""
+
+    status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
+
+
+class QuotaExhausted(GatewayError):
+    """Money or plan is used up behind the agent; trying again will not help."""
+
+    status, type, code = 429, "insufficient_quota", "insufficient_quota"
+    should_retry = False
+
+
+class InternalError(GatewayError):
+    """A bug of ours."""
+
+
+class UpstreamFailed(GatewayError):
+    """The upstream broke, or sent something that is not its protocol."""
+
+    status, type, code = 502, "upstream_error", "upstream_failed"
+
+
+class UpstreamMisconfigured(UpstreamFailed):
+    """The operator's key, app or address for an upstream is wrong; the caller can do nothing."""
+
+    code = "upstream_auth_failed"
+    should_retry = False
+
+
+class UpstreamUnreachable(UpstreamFailed):
+    """No connection to the upstream could be made, so nothing has been asked yet."""
+
+    code = "upstream_unreachable"
+    retryable = True
+
+
+class UpstreamCut(UpstreamFailed):
+    """The upstream's answer ended without its end."""
+
+    code = "upstream_cut"
+
+
+class UpstreamUnavailable(GatewayError):
+    """The upstream says that it is overloaded or down, or no target is left."""
+
+    status, type, code = 503, "upstream_error", "upstream_unavailable"
+    retryable = True
+
+
+class UpstreamTimeout(GatewayError):
+    """The upstream was silent for too long."""
+
+    status, type, code = 504, "upstream_error", "upstream_timeout"
+
+
+def openai_body(error: GatewayError) -> dict[str, Any]:
+    """The body every OpenAI SDK understands: `{"error": {message, type, param, code}}`."""
+    return {
+        "error": {
+            "message": error.message,
+            "type": error.type,
+            "param": error.param,
+            "code": error.code,
+        }
+    }
+
+
+def api_body(error: GatewayError) -> dict[str, Any]:
+    """The envelope of `/api/v1/*`: `{code, msg, detail}` with the HTTP status as `code`."""
+    detail = {"error": error.code, "param": error.param}
+    if error.detail is not None:
+        detail["info"] = error.detail
+    return {"code": error.status, "msg": error.message, "detail": detail}
+
+
+def headers(error: GatewayError) -> dict[str, str]:
+    """What clients and SDKs read beside the body."""
+    out = {}
+    if error.retry_after_s is not None:
+        seconds = max(1, int(-(-error.retry_after_s // 1)))
+        out["Retry-After"] = str(seconds)
+        out["retry-after-ms"] = str(int(error.retry_after_s * 1000) or 1)
+    if error.should_retry is not None:
+        out["x-should-retry"] = "true" if error.should_retry else "false"
+    return out
+
+
+# Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse.
+_KEYS = re.compile(
+    r"(?:sk|app|fastgpt|pat|sat|czs|czu|cztei|dataset)[-_][A-Za-z0-9_\-.]{8,}"
+    r"|[0-9a-f]{32}\.[A-Za-z0-9]{8,}"
+    r"|eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*"
+    r"|(?i:bearer\s+)[^\s\"',]{8,}"
+)
+
+
+def clean(text: object, limit: int = 300) -> str:
+    """An upstream's own words made fit to pass on: no keys, no control characters, not long."""
+    words = "".join(c if c.isprintable() else " " for c in str(text))
+    words = _KEYS.sub("***", " ".join(words.split()))
+    return words if len(words) <= limit else words[: limit - 1] + "…"
+
+
+def retry_after(headers: Mapping[str, str], default: float | None = None) -> float | None:
+    """Seconds to wait as an upstream's `Retry-After` tells them; `default` if it tells none.
+
+    An HTTP date counts as none: clocks differ, and no platform of ours sends one.
+    """
+    raw = headers.get("Retry-After", "")
+    try:
+        seconds = float(raw)
+    except ValueError:
+        return default
+    return min(seconds, 86_400.0) if seconds >= 0 else default

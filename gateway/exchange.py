@@ -1,0 +1,39 @@
+"""One HTTP exchange with an upstream, described: what to send and what came back whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest:
+    """One HTTP call to make. `stream` says that an event stream is wanted in return."""
+
+    method: str
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = b""
+    stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamReply:
+    """A whole answer: to a preliminary request, or in place of the stream that was asked for."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def json(self) -> Any:
+        """The parsed body, or None if it is not JSON."""
+        try:
+            return orjson.loads(self.body)
+        except orjson.JSONDecodeError:
+            return None
+
+    def object(self) -> dict[str, Any]:
+        """The parsed body if it is a JSON object, else an empty one."""
+        value = self.json()
+        return value if isinstance(value, dict) else {}

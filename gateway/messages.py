@@ -1,0 +1,165 @@
+"""The neutral form between surfaces and platforms: a question in, deltas out.
+
+A surface (`/api/v1/chat`, `/v1/chat/completions`) makes a `ChatRequest`. A platform turns it into
+an upstream request and turns the upstream's bytes into deltas. `render` turns deltas into frames.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from gateway.errors import GatewayError
+
+Role = Literal["system", "user", "assistant", "tool"]
+MediaKind = Literal["image", "file", "audio", "video"]
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """A file beside the text. `url` is http(s) or `data:`; `name` may be empty."""
+
+    kind: MediaKind
+    url: str
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn, its text parts already joined. `tool_call_id` stands on `tool` turns only."""
+
+    role: Role
+    text: str
+    media: tuple[Media, ...] = ()
+    tool_call_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """One question to one agent.
+
+    `messages` is never empty; the last one is the question. `user` is the end user as the platform
+    shall see it. `conversation_id` continues a platform's own conversation. `raw` is the caller's
+    body, kept for upstreams that speak the same protocol as the caller; `verbatim` says that their
+    answer may go back as it came. `call_id` is random and names this one call, tried how often ever.
+    """
+
+    model: str
+    messages: tuple[Message, ...]
+    user: str
+    stream: bool = False
+    detail: bool = False
+    conversation_id: str | None = None
+    variables: dict[str, Any] = field(default_factory=dict)
+    include_usage: bool = False
+    raw: dict[str, Any] = field(default_factory=dict)
+    verbatim: bool = False
+    call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @property
+    def question(self) -> Message:
+        return self.messages[-1]
+
+
+@dataclass(slots=True)
+class Usage:
+    """Tokens as the platform counted them. `total` may be known where the split is not."""
+
+    prompt: int = 0
+    completion: int = 0
+    total: int = 0
+    cached: int = 0
+    reasoning: int = 0
+
+
+@dataclass(slots=True)
+class Begin:
+    """The platform has accepted the call. Either id may be empty."""
+
+    conversation_id: str = ""
+    message_id: str = ""
+
+
+@dataclass(slots=True)
+class Text:
+    """New characters of the answer."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Reasoning:
+    """New characters of the thinking that comes before or between the answer."""
+
+    text: str
+
+
+@dataclass(slots=True)
+class Replace:
+    """The platform takes back its text so far and puts `text` in its place (moderation).
+
+    `rest` is what is missing from the text already sent if that was its beginning, else None.
+    """
+
+    text: str
+    rest: str | None
+
+
+@dataclass(slots=True)
+class ToolCall:
+    """A piece of a call that the client shall run. `id` and `name` come with the first piece."""
+
+    index: int
+    arguments: str = ""
+    id: str = ""
+    name: str = ""
+
+
+@dataclass(slots=True)
+class Note:
+    """Something beside the answer: `name` is one of NOTES, `data` is JSON-ready.
+
+    Lists are joined under their name in the `gateway` member; other values replace each other.
+    """
+
+    name: str
+    data: Any
+
+
+@dataclass(slots=True)
+class Finish:
+    """The whole answer has come. `reason` is one of OpenAI's finish reasons."""
+
+    reason: str = "stop"
+    usage: Usage | None = None
+
+
+@dataclass(slots=True)
+class Raw:
+    """Bytes for the caller as the upstream sent them: whole SSE events, or a whole JSON body."""
+
+    data: bytes
+
+
+@dataclass(slots=True)
+class Failed:
+    """The answer cannot be completed. Always the last delta; what came before it still counts."""
+
+    error: GatewayError
+
+
+Delta = Begin | Text | Reasoning | Replace | ToolCall | Note | Finish | Raw | Failed
+
+# With one of these in hand the answer has begun: what fails afterwards cannot be tried elsewhere.
+CONTENT = (Text, Reasoning, Replace, ToolCall, Finish, Raw)
+
+# What may stand in the `gateway` member, and as named events under `/api/v1/chat` with `detail`.
+NOTES = {
+    "citations": "list of {title, text?, url?, score?}: what the answer is based on",
+    "suggestions": "list of strings: questions the user may want to ask next",
+    "files": "list of {type, url, name}: files made by the bot",
+    "progress": "list of {node, status, title?}: steps of a workflow",
+    "tools": "list of {name, status}: tools the bot ran by itself",
+    "interaction": "object: the bot waits for a choice or a form",
+    "outputs": "object: what a workflow returned beside its text",
+    "title": "string: a title the platform made for the conversation",
+}

@@ -1,0 +1,191 @@
+"""Answers that go to the caller as they came: the upstream speaks the caller's own protocol.
+
+The bytes are searched, not parsed. Inside a JSON string a quote is escaped, so the patterns below
+match members of the JSON and never the text of an answer.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from gateway.errors import GatewayError, UpstreamCut, UpstreamFailed
+from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
+from gateway.sse import DONE, Parser
+from gateway.usage import read_usage
+
+MAX_EVENT = 1 << 20  # bytes
+MAX_BODY = 32 << 20  # bytes of a whole answer
+
+_BLOCK = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
+_FINISH = re.compile(rb'"finish_reason":\s*"')
+_USAGE = re.compile(rb'"usage":\s*\{')
+_CONTENT = re.compile(
+    rb'"(?:content|reasoning_content|reasoning|refusal)":\s*(?:"[^"]|\[)'
+    rb'|"(?:tool_calls|function_call|audio)":\s*[\[{]'
+)
+# What asks for a closer look: an error, the end, or an event without data (SDKs fail on those).
+_ODD = re.compile(rb'"error":\s*[{"]|\[DONE\]|data: ?[\r\n]')
+
+Explain = Callable[[Any], GatewayError]
+
+
+class PassThrough:
+    """Whole events of the upstream, unchanged, in one piece per network chunk.
+
+    Only whole events go on, so a cut connection leaves no half event at the caller.
+    `explain` makes an error of the upstream's `error` member.
+    """
+
+    def __init__(self, explain: Explain) -> None:
+        self.done = False
+        self.ending = False
+        self.conversation_id = ""
+        self._explain = explain
+        self._held: list[bytes] = []  # the unfinished event
+        self._held_size = 0
+        self._opening = b""  # events before the first that says something
+        self._begun = False
+        self._finished = False
+        self._usage: Usage | None = None
+
+    def feed(self, chunk: bytes) -> list[Delta]:
+        whole = self._whole_events(chunk)
+        if self._held_size > MAX_EVENT:
+            self.done = True
+            return [
+                Failed(UpstreamFailed(f"The upstream sent an event of over {MAX_EVENT} bytes."))
+            ]
+        return self._inspect(whole) if whole else []
+
+    def _whole_events(self, chunk: bytes) -> bytes:
+        self._held.append(chunk)
+        self._held_size += len(chunk)
+        if b"\n" not in chunk and b"\r" not in chunk:
+            return b""
+        data = b"".join(self._held)
+        end = max(_after(data, b"\n\n"), _after(data, b"\r\n\r\n"), _after(data, b"\r\r"))
+        self._held, self._held_size = [data[end:]], len(data) - end
+        return data[:end]
+
+    def _inspect(self, data: bytes) -> list[Delta]:
+        failed: Failed | None = None
+        if _ODD.search(data):
+            data, failed = self._look_closer(data)
+        if _USAGE.search(data):
+            self._usage = _last_usage(data) or self._usage
+        self._finished = self._finished or bool(_FINISH.search(data))
+        if not self._begun:
+            data = self._opening + data
+            self._begun = (
+                self._finished or bool(_CONTENT.search(data)) or (self.done and not failed)
+            )
+            self._opening = data
+        out: list[Delta] = []
+        if self._begun:
+            out = [Raw(data)] if data else []
+        elif not failed:
+            return [Begin()]  # a role is no sign that the model works
+        if failed:
+            out.append(failed)
+        elif self.done:
+            out.append(Finish(usage=self._usage))
+        return out
+
+    def _look_closer(self, data: bytes) -> tuple[bytes, Failed | None]:
+        """The events worth passing on, up to the end or an error, and the error."""
+        kept = []
+        for match in _BLOCK.finditer(data):
+            block = match[0]
+            payload = b"".join(event.data for event in Parser(len(data) + 2).feed(block)).strip()
+            if payload == b"[DONE]":
+                kept.append(block)
+                self.done = True
+                break
+            if b'"error"' in payload and (error := _error_of(payload)):
+                self.done = True
+                return b"".join(kept), Failed(self._explain(error))
+            if payload or b"data" not in block:
+                kept.append(block)
+        return b"".join(kept), None
+
+    def close(self) -> list[Delta]:
+        if self.done:
+            return []
+        out: list[Delta] = []
+        if _is_whole(rest := b"".join(self._held).rstrip(b"\r\n")):
+            out = self._inspect(rest + b"\n\n")  # closed without its last blank line
+        if not self.done:
+            self.done = True
+            if self._finished:  # complete, though its [DONE] is missing
+                out += [Raw(DONE), Finish(usage=self._usage)]
+            else:
+                out.append(
+                    Failed(UpstreamCut("The upstream's answer ended before it was complete."))
+                )
+        return out
+
+
+class WholeBody:
+    """A whole JSON answer, unchanged, once it has come entirely."""
+
+    def __init__(self, explain: Explain) -> None:
+        self.done = False
+        self.ending = False
+        self.conversation_id = ""
+        self._explain = explain
+        self._body: list[bytes] = []
+        self._size = 0
+
+    def feed(self, chunk: bytes) -> list[Delta]:
+        self._size += len(chunk)
+        if self._size > MAX_BODY:
+            self.done = True
+            return [Failed(UpstreamFailed(f"The upstream's answer is over {MAX_BODY} bytes."))]
+        self._body.append(chunk)
+        return []
+
+    def close(self) -> list[Delta]:
+        if self.done:
+            return []
+        self.done = True
+        data = b"".join(self._body)
+        body = _object(data)
+        if isinstance(body.get("choices"), list) and body["choices"]:
+            return [Raw(data), Finish(usage=read_usage(body.get("usage")))]
+        if body.get("error"):
+            return [Failed(self._explain(body["error"]))]
+        return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
+
+
+def _after(data: bytes, mark: bytes) -> int:
+    at = data.rfind(mark)
+    return at + len(mark) if at >= 0 else 0
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _error_of(payload: bytes) -> Any:
+    value = _object(payload)
+    return None if value.get("choices") else value.get("error")
+
+
+def _last_usage(data: bytes) -> Usage | None:
+    found = None
+    for event in Parser(len(data) + 2).feed(data):
+        if _USAGE.search(event.data):
+            found = read_usage(_object(event.data).get("usage")) or found
+    return found
+
+
+def _is_whole(block: bytes) -> bool:
+    """Whether an event without its blank line has all of its data."""
+    events = Parser(len(block) + 2).feed(block + b"\n\n") if block else []
+    return bool(events) and all(e.data.strip() == b"[DONE]" or _object(e.data) for e in events)

@@ -1,0 +1,18 @@
+"""The registry: one line per kind of upstream."""
+
+from gateway.platforms.base import Platform
+from gateway.platforms.coze import Coze
+from gateway.platforms.dify import Dify
+from gateway.platforms.fastgpt import FastGPT
+from gateway.platforms.openai_compatible import OpenAICompatible
+from gateway.platforms.zhipu import Zhipu
+
+__all__ = ["PLATFORMS", "Platform"]
+
+PLATFORMS = {
+    "fastgpt": FastGPT,
+    "dify": Dify,
+    "coze": Coze,
+    "zhipu": Zhipu,
+    "openai": OpenAICompatible,
+}

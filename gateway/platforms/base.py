@@ -1,0 +1,193 @@
+"""What a platform is: two small classes without I/O, one that asks and one that listens.
+
+`Platform` lives as long as the configuration and may remember what it learned (a mode, a token).
+`Decoder` lives for one answer. Neither opens a socket: `relay` carries out what they describe.
+"""
+
+import contextlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import orjson
+
+from gateway import sse
+from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
+from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.messages import ChatRequest, Delta, Failed
+
+
+@dataclass(frozen=True, slots=True)
+class First:
+    """Something that must be asked before the question itself.
+
+    `learn` takes the reply and returns the next step, or raises a GatewayError. With `shared` its
+    result serves every call of this agent (a token, the app's mode): `relay` lets one call ask and
+    the others wait, then calls `prepare` anew for each.
+    """
+
+    request: UpstreamRequest
+    learn: "Callable[[UpstreamReply], Step]"
+    shared: bool = False
+
+
+Step = UpstreamRequest | First
+
+
+class Decoder(Protocol):
+    """The upstream's bytes in, deltas out."""
+
+    done: bool  # nothing that follows matters
+    ending: bool  # the answer is whole; what may still follow is waited for only briefly
+    conversation_id: str
+
+    def feed(self, chunk: bytes) -> list[Delta]:
+        """The deltas in `chunk`; the last is Failed if the platform reports a failure."""
+
+    def close(self) -> list[Delta]:
+        """The deltas left at the end of the body; Failed(UpstreamCut) if the end is missing."""
+
+
+class Platform(Protocol):
+    """One configured agent of one kind of upstream."""
+
+    kind: str
+
+    def prepare(self, chat: ChatRequest) -> Step:
+        """The request that asks the question. Raises InvalidRequest for what it cannot carry."""
+
+    def decoder(self, chat: ChatRequest) -> Decoder:
+        """A fresh decoder for the answer to `chat`."""
+
+    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        """A reply that is not the answer asked for: another step to try, or raise what it means."""
+
+    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
+        """The call that stops a run whose caller has left, if the platform has one."""
+
+    def probe(self) -> Step:
+        """A cheap call that shows whether the address, the key and the app are right."""
+
+    def verdict(self, reply: UpstreamReply) -> str:
+        """What the probe's reply says of the bot, or raise what is wrong with it."""
+
+
+class EventDecoder:
+    """A decoder of server-sent events. A platform overrides `event` and `finish`."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.ending = False
+        self.conversation_id = ""
+        self._parser = sse.Parser()
+
+    def feed(self, chunk: bytes) -> list[Delta]:
+        out: list[Delta] = []
+        try:
+            for name, data in self._parser.feed(chunk):
+                self.event(name, data, out)
+                if self.done:
+                    break
+        except GatewayError as error:
+            self._fail(error, out)
+        return out
+
+    def close(self) -> list[Delta]:
+        out: list[Delta] = []
+        try:
+            for name, data in self._parser.close() if not self.done else ():
+                with contextlib.suppress(
+                    BadEvent
+                ):  # cut in the middle; `finish` says if it matters
+                    self.event(name, data, out)
+            if not self.done:
+                self.finish(out)
+        except GatewayError as error:
+            self._fail(error, out)
+        self.done = True
+        return out
+
+    def _fail(self, error: GatewayError, out: list[Delta]) -> None:
+        error.retryable = False  # the platform had begun
+        out.append(Failed(error))
+        self.done = True
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        """Append the deltas of one event to `out`, or raise what it reports."""
+        raise NotImplementedError
+
+    def finish(self, out: list[Delta]) -> None:
+        """The body has ended: append what was held back, or raise UpstreamCut."""
+        raise UpstreamCut("The upstream's answer ended before it was complete.")
+
+
+class BadEvent(UpstreamFailed):
+    """An event that is not what the platform's protocol allows."""
+
+
+def parse_object(data: bytes) -> dict[str, Any]:
+    """The JSON object in an event; {} for other JSON, which no platform gives a meaning.
+
+    Raises BadEvent if it is not JSON.
+    """
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        raise BadEvent(
+            "The upstream sent an event that is not JSON; is base_url the address of its API?"
+        ) from None
+    return value if isinstance(value, dict) else {}
+
+
+# Upstreams change types between versions; these read a member without trusting its type.
+
+
+def as_object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def as_text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def as_id(value: Any) -> str:
+    """An id as text, whether it came as a string or as a number."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    return as_text(value)
+
+
+def dump(value: Any) -> bytes:
+    """JSON of a request body. Raises InvalidRequest for what JSON cannot carry (huge integers)."""
+    try:
+        return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+    except orjson.JSONEncodeError as error:
+        raise InvalidRequest(f"The request cannot be passed on as JSON: {error}.") from None
+
+
+def json_headers(bearer: str, extra: Mapping[str, str]) -> dict[str, str]:
+    """Headers of a JSON call. The agent's own `headers` win; nothing of the caller's goes along."""
+    out = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
+    if bearer:
+        out["Authorization"] = f"Bearer {bearer}"
+    return out | dict(extra)
+
+
+def base_url(url: str, *tails: str, then: str = "") -> str:
+    """`url` without a trailing slash or any of `tails`, however often, and with `then` behind it.
+
+    People paste addresses with and without `/v1`, `/api` or a whole endpoint.
+    """
+    url = url.rstrip("/")
+    cut = True
+    while cut:
+        cut = False
+        for tail in tails:
+            if url.endswith(tail) and urlsplit(url[: -len(tail)]).hostname:
+                url, cut = url[: -len(tail)].rstrip("/"), True
+    return url + then

@@ -1,0 +1,548 @@
+"""Coze (扣子): bots over /v3/chat and chatflows over /v1/workflows/chat, hosted and Coze Studio.
+
+Source: Coze's developer guides, its SDKs and the open-source server. Failures mostly come as
+HTTP 200 with a `code`, so the code decides and the status seldom does.
+"""
+
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import jwt
+import orjson
+
+from gateway.config import CozeAgent
+from gateway.errors import (
+    ContentRefused,
+    ContextTooLong,
+    ConversationBusy,
+    ConversationNotFound,
+    GatewayError,
+    InvalidRequest,
+    QuotaExhausted,
+    RateLimited,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    UpstreamUnavailable,
+    clean,
+)
+from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.explain import RETRY_AFTER_S, explain_http
+from gateway.history import as_prompt, require_question
+from gateway.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Media,
+    Message,
+    Note,
+    Reasoning,
+    Text,
+    ToolCall,
+    Usage,
+)
+from gateway.platforms.base import (
+    Decoder,
+    EventDecoder,
+    First,
+    Step,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+    base_url,
+    dump,
+    json_headers,
+    parse_object,
+)
+from gateway.usage import as_count
+
+MAX_MESSAGES = 100  # of one /v3/chat call
+_TOKEN_LIFE_S = 3600
+_TOKEN_MARGIN_S = 60
+_EXPIRED = {4100, 700012006}
+
+
+class Coze:
+    kind = "coze"
+
+    def __init__(
+        self, name: str, agent: CozeAgent, url: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._agent = agent
+        self._api = base_url(url, "/v3/chat", "/v3", "/v1", "/open_api/v2/chat", "/open_api/v2")
+        self._clock = clock
+        self._token = agent.api_key.reveal()
+        self._token_until = float("inf") if not agent.oauth else 0.0
+
+    def _headers(self) -> dict[str, str]:
+        return json_headers(self._token, self._agent.headers)
+
+    def prepare(self, chat: ChatRequest) -> Step:
+        results = _tool_results(chat.messages)
+        if not results:
+            require_question(chat)
+        if self._clock() > self._token_until - _TOKEN_MARGIN_S:
+            return First(self._token_request(), lambda r: self._learn_token(r, chat), shared=True)
+        if results:
+            return self._submit(*results)
+        return self._workflow(chat) if self._agent.mode == "workflow" else self._chat(chat)
+
+    def _chat(self, chat: ChatRequest) -> UpstreamRequest:
+        url = f"{self._api}/v3/chat"
+        if chat.conversation_id:  # a query parameter here; in the body it is silently ignored
+            url += f"?conversation_id={quote(chat.conversation_id, safe='')}"
+        body: dict[str, Any] = {
+            "bot_id": self._agent.bot_id or "demo",
+            "user_id": chat.user,
+            "additional_messages": _additional(chat),
+            "stream": True,
+            "auto_save_history": True,
+        }
+        if chat.variables:
+            body["custom_variables"] = {key: _as_string(v) for key, v in chat.variables.items()}
+        return UpstreamRequest("POST", url, self._headers(), dump(body), stream=True)
+
+    def _workflow(self, chat: ChatRequest) -> UpstreamRequest:
+        body: dict[str, Any] = {
+            "workflow_id": self._agent.workflow_id,
+            "additional_messages": _additional(chat),
+            "parameters": chat.variables,
+            "ext": {"user_id": chat.user},
+        }
+        if self._agent.bot_id:
+            body["bot_id"] = self._agent.bot_id
+        if chat.conversation_id:  # in the body here, unlike /v3/chat
+            body["conversation_id"] = chat.conversation_id
+        url = f"{self._api}/v1/workflows/chat"
+        return UpstreamRequest("POST", url, self._headers(), dump(body), stream=True)
+
+    def _submit(self, chat_id: str, conversation: str, outputs: list[dict[str, str]]) -> Step:
+        """Results of the tools that an earlier answer asked the client to run."""
+        url = (
+            f"{self._api}/v3/chat/submit_tool_outputs?conversation_id={quote(conversation, safe='')}"
+            f"&chat_id={quote(chat_id, safe='')}"
+        )
+        body = dump({"tool_outputs": outputs, "stream": True})
+        return UpstreamRequest("POST", url, self._headers(), body, stream=True)
+
+    # OAuth of the JWT kind: a signed claim is exchanged for a token, again and again.
+
+    def _token_request(self) -> UpstreamRequest:
+        oauth = self._agent.oauth
+        assert oauth is not None  # without it the token never expires
+        now = int(self._clock())
+        claims = {
+            "iss": oauth.app_id,
+            "aud": urlsplit(self._api).hostname,
+            "iat": now,
+            "exp": now + 600,
+            "jti": secrets.token_hex(16),
+        }
+        try:
+            signed = jwt.encode(
+                claims, oauth.private_key.reveal(), "RS256", headers={"kid": oauth.key_id}
+            )
+        except Exception:  # PyJWT lets many kinds through for a key it cannot read
+            raise UpstreamMisconfigured(
+                "Coze: oauth.private_key is not a private key in PEM form."
+            ) from None
+        body = {
+            "grant_type": "urn:ietf:params:oauth:grant-type:jwt-bearer",
+            "duration_seconds": _TOKEN_LIFE_S,
+        }
+        url = f"{self._api}/api/permission/oauth2/token"
+        return UpstreamRequest("POST", url, json_headers(signed, self._agent.headers), dump(body))
+
+    def _learn_token(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        body = reply.object()
+        token, until = as_text(body.get("access_token")), as_count(body.get("expires_in"))
+        if not token:
+            words = clean(as_text(body.get("error_message")) or as_text(body.get("msg")))
+            raise UpstreamMisconfigured(
+                f"Coze refused the OAuth app's signature: {words or reply.status}."
+                " Check oauth.app_id, key_id and private_key."
+            )
+        # `expires_in` is a point in time; a short value can only be meant as a duration.
+        now = self._clock()
+        self._token, self._token_until = token, float(until) if until > now else now + until
+        if self._token_until < now + _TOKEN_MARGIN_S:
+            self._token_until = now + 2 * _TOKEN_MARGIN_S
+        return self.prepare(chat)
+
+    def decoder(self, chat: ChatRequest) -> Decoder:
+        return CozeDecoder()
+
+    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        code = as_count(reply.object().get("code"))
+        if self._agent.oauth and code in _EXPIRED and self._token_until > 0:
+            self._token_until = 0.0  # revoked early: one new token, then the error stands
+            return self.prepare(chat)
+        raise _explain(reply)
+
+    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
+        if not isinstance(decoder, CozeDecoder) or not decoder.chat_id:
+            return None
+        body = {"conversation_id": decoder.conversation_id, "chat_id": decoder.chat_id}
+        return UpstreamRequest("POST", f"{self._api}/v3/chat/cancel", self._headers(), dump(body))
+
+    def probe(self) -> Step:
+        bot = quote(self._agent.bot_id or "0", safe="")
+        request = f"{self._api}/v1/bots/{bot}?is_published=true"
+        if self._clock() > self._token_until - _TOKEN_MARGIN_S:
+            nobody = ChatRequest("", (Message("user", "."),), "probe")
+            return First(
+                self._token_request(),
+                lambda r: (self._learn_token(r, nobody), self.probe())[1],
+                shared=True,
+            )
+        return UpstreamRequest("GET", request, self._headers())
+
+    def verdict(self, reply: UpstreamReply) -> str:
+        body = reply.object()
+        data = as_object(body.get("data"))
+        if reply.status == 200 and body.get("code") == 0:
+            return f"bot {as_text(data.get('name')) or 'found'!r}"
+        error = _explain(reply)
+        if not self._agent.bot_id and body and as_count(body.get("code")) not in _REFUSED:
+            return "reachable; a workflow cannot be looked up by itself"
+        raise error
+
+
+def _additional(chat: ChatRequest) -> list[dict[str, str]]:
+    """The messages to send: only the question if Coze knows the conversation, else all of them.
+
+    Coze has no system role, so that text leads the first message.
+    """
+    if chat.conversation_id or len(chat.messages) == 1:
+        return _entries(chat.question.text, chat.question.media)
+    if any(m.role == "tool" for m in chat.messages):
+        return _entries(as_prompt(chat), chat.question.media)
+    system = "\n\n".join(m.text for m in chat.messages if m.role == "system" and m.text)
+    out: list[dict[str, str]] = []
+    for turn in chat.messages:
+        text = turn.text
+        if turn.role == "system" or not (text or turn.media):
+            continue
+        if turn.role == "assistant":
+            out.append({**_text_entry(text), "role": "assistant", "type": "answer"})
+            continue
+        out += _entries(text, turn.media)
+    room = MAX_MESSAGES - 1 if system else MAX_MESSAGES
+    out = out[-room:]
+    if system:
+        first = out[0]
+        if first["role"] == "user" and first["content_type"] == "text":
+            out[0] = _text_entry(f"{system}\n\n{first['content']}")
+        else:
+            out.insert(0, _text_entry(system))
+    return out
+
+
+def _text_entry(text: str) -> dict[str, str]:
+    return {"role": "user", "type": "question", "content_type": "text", "content": text}
+
+
+def _entries(text: str, media: tuple[Media, ...]) -> list[dict[str, str]]:
+    if not media:
+        return [_text_entry(text)]
+    items: list[dict[str, str]] = [{"type": "text", "text": text}] if text else []
+    for item in media:
+        if item.url.startswith("data:"):
+            raise InvalidRequest(
+                f"Coze does not take a {item.kind} as data; give it as an http(s) URL that Coze"
+                " can reach.",
+                param="messages",
+            )
+        kind = item.kind if item.kind in ("image", "audio") else "file"
+        items.append({"type": kind, "file_url": item.url})
+    content = orjson.dumps(items).decode()
+    entry = {**_text_entry(content), "content_type": "object_string"}
+    # Media without words needs a plain text message beside it.
+    return [entry] if text else [entry, _text_entry("请看附件。/ See the attachment.")]
+
+
+def _as_string(value: Any) -> str:
+    return value if isinstance(value, str) else dump(value).decode()
+
+
+# A tool call's id carries what is needed to answer it, so that nothing has to be kept between the
+# two requests: `coze-<chat>-<conversation>-<Coze's own id>`.
+
+
+def _tool_call_id(chat_id: str, conversation_id: str, own: str) -> str:
+    return f"coze-{chat_id}-{conversation_id}-{own}"
+
+
+def _tool_results(
+    messages: tuple[Message, ...],
+) -> tuple[str, str, list[dict[str, str]]] | None:
+    """(chat id, conversation id, outputs) if the caller brings the results of Coze's tool calls."""
+    outputs: list[dict[str, str]] = []
+    place: tuple[str, str] | None = None
+    for message in reversed(messages):
+        if message.role != "tool":
+            break
+        mark, _, rest = message.tool_call_id.partition("-")
+        chat_id, _, rest = rest.partition("-")
+        conversation, _, own = rest.partition("-")
+        if mark != "coze" or not own:
+            return None
+        place = (chat_id, conversation)
+        outputs.insert(0, {"tool_call_id": own, "output": message.text})
+    return (*place, outputs) if place else None
+
+
+class CozeDecoder(EventDecoder):
+    """Deltas are the answer; `completed` repeats them and carries what is not the answer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.chat_id = ""
+        self._begun = False
+        self._answers: set[str] = set()  # ids of answers that came as deltas
+        self._answer = ""
+        self._has_text = False
+        self._has_reasoning = False
+        self._meta_usage: Usage | None = None
+        self._finish: Finish | None = None
+        self._run_usage: Usage | None = None
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        if name in ("done", "conversation.stream.done", "Done"):
+            if name == "Done" and self._finish is None:
+                self._finish = Finish("stop", self._run_usage)
+            self._close(out)
+            return
+        handle = self._HANDLERS.get(name)
+        if handle is None and name:
+            return
+        event = parse_object(data) if data.strip() else {}
+        if handle is None:  # no name: hosted Coze always sends one, so this is its error envelope
+            if as_count(event.get("code")):
+                raise _explain_code(event)
+            return
+        handle(self, event, out)
+
+    def _on_chat(self, event: dict[str, Any], out: list[Delta]) -> None:
+        if not self._begun:
+            self._begun = True
+            self.chat_id = as_id(event.get("id"))
+            self.conversation_id = as_id(event.get("conversation_id"))
+            out.append(Begin(self.conversation_id, self.chat_id))
+
+    def _on_delta(self, event: dict[str, Any], out: list[Delta]) -> None:
+        if event.get("type") not in ("answer", None):
+            return
+        if not self._begun:
+            self._on_chat({**event, "id": event.get("chat_id")}, out)
+        answer = as_id(event.get("id"))
+        if reasoning := as_text(event.get("reasoning_content")):
+            self._has_reasoning = True
+            out.append(Reasoning(reasoning))
+        if text := as_text(event.get("content")):
+            self._answers.add(answer)
+            self._say(answer, text, out)
+
+    def _say(self, answer: str, text: str, out: list[Delta]) -> None:
+        """Coze shows several answers as several bubbles; here a blank line is between them."""
+        if answer != self._answer and self._has_text:
+            out.append(Text("\n\n"))
+        self._answer, self._has_text = answer, True
+        out.append(Text(text))
+
+    def _on_completed(self, event: dict[str, Any], out: list[Delta]) -> None:
+        if not self._begun:
+            self._on_chat({**event, "id": event.get("chat_id")}, out)
+        kind, content = event.get("type"), as_text(event.get("content"))
+        if kind == "answer":
+            answer = as_id(event.get("id"))
+            reasoning = as_text(event.get("reasoning_content"))
+            if reasoning and not self._has_reasoning:
+                self._has_reasoning = True
+                out.append(Reasoning(reasoning))
+            if answer not in self._answers and content:
+                self._answers.add(answer)
+                self._say(answer, content, out)
+            self._read_meta_usage(as_object(event.get("meta_data")))
+        elif kind == "follow_up" and content:
+            out.append(Note("suggestions", [content]))
+        elif kind == "function_call":
+            name = as_text(_embedded(content).get("name"))
+            out.append(Note("tools", [{"name": name, "status": "running"}] if name else []))
+        else:
+            out.append(Note("progress", []))  # verbose, knowledge, tool_response: a sign of life
+
+    def _read_meta_usage(self, meta: dict[str, Any]) -> None:
+        """Coze Studio has no usage at the end, but counts in the answer's meta data."""
+        total = as_count(meta.get("token"))
+        if total:
+            prompt, completion = (
+                as_count(meta.get("input_tokens")),
+                as_count(meta.get("output_tokens")),
+            )
+            self._meta_usage = Usage(prompt, completion, total)
+
+    def _on_chat_completed(self, event: dict[str, Any], out: list[Delta]) -> None:
+        if not self._begun:
+            self._on_chat(event, out)
+        usage = _usage(as_object(event.get("usage"))) or self._meta_usage
+        self._finish = Finish("stop", usage)
+        self.ending = True  # voice may still follow, then `done`
+
+    def _on_failed(self, event: dict[str, Any], out: list[Delta]) -> None:
+        last = as_object(event.get("last_error"))
+        raise _explain_code(last if as_count(last.get("code")) else event)
+
+    def _on_canceled(self, event: dict[str, Any], out: list[Delta]) -> None:
+        raise UpstreamFailed("The answer was cancelled in Coze.")
+
+    def _on_requires_action(self, event: dict[str, Any], out: list[Delta]) -> None:
+        if not self._begun:
+            self._on_chat(event, out)
+        asked = as_object(as_object(event.get("required_action")).get("submit_tool_outputs"))
+        calls = [
+            as_object(call)
+            for call in as_list(asked.get("tool_calls"))
+            if as_object(call).get("type") in ("function", None)
+        ]
+        for index, call in enumerate(calls):
+            function = as_object(call.get("function"))
+            id_ = _tool_call_id(self.chat_id, self.conversation_id, as_id(call.get("id")))
+            out.append(
+                ToolCall(
+                    index, as_text(function.get("arguments")), id_, as_text(function.get("name"))
+                )
+            )
+        usage = _usage(as_object(event.get("usage")))
+        self._finish = Finish("tool_calls" if calls else "stop", usage)
+        self.ending = True
+
+    # Events of a plain workflow (`stream_run`), for servers that answer a chatflow call with them.
+
+    def _on_message(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._run_usage = _usage(as_object(event.get("usage"))) or self._run_usage
+        content = as_text(event.get("content"))
+        if as_text(event.get("node_title")):
+            if content:
+                self._has_text = True
+                out.append(Text(content))
+        elif not self._has_text:  # the end node repeats in JSON what output nodes have streamed
+            output = _embedded(content)
+            words = [v for v in output.values() if isinstance(v, str)]
+            self._has_text = True
+            out.append(Text(words[0] if len(words) == 1 else content))
+
+    def _on_run_error(self, event: dict[str, Any], out: list[Delta]) -> None:
+        code, words = event.get("error_code"), event.get("error_message")
+        raise _explain_code({"code": code, "msg": words})
+
+    def _on_interrupt(self, event: dict[str, Any], out: list[Delta]) -> None:
+        out.append(Note("interaction", as_object(event.get("interrupt_data"))))
+        self._finish = Finish("stop", self._run_usage)
+        self._close(out)
+
+    _HANDLERS: dict[str, Callable[["CozeDecoder", dict[str, Any], list[Delta]], None]] = {
+        "conversation.chat.created": _on_chat,
+        "conversation.chat.in_progress": _on_chat,
+        "conversation.message.delta": _on_delta,
+        "conversation.message.completed": _on_completed,
+        "conversation.chat.completed": _on_chat_completed,
+        "conversation.chat.failed": _on_failed,
+        "conversation.chat.requires_action": _on_requires_action,
+        "conversation.chat.required_action": _on_requires_action,
+        "conversation.chat.canceled": _on_canceled,
+        "conversation.chat.cancelled": _on_canceled,
+        "error": _on_failed,
+        "Message": _on_message,
+        "Error": _on_run_error,
+        "Interrupt": _on_interrupt,
+    }
+
+    def _close(self, out: list[Delta]) -> None:
+        """`done`, or the end of the body, which only together with a final event is a good end."""
+        if self._finish is None:
+            raise UpstreamCut("Coze's answer ended before it was complete.")
+        out.append(self._finish)
+        self.done = True
+
+    def finish(self, out: list[Delta]) -> None:
+        self._close(out)
+
+
+def _embedded(content: str) -> dict[str, Any]:
+    """JSON inside a string; {} if it is none."""
+    try:
+        return as_object(orjson.loads(content))
+    except orjson.JSONDecodeError:
+        return {}
+
+
+def _usage(usage: dict[str, Any]) -> Usage | None:
+    prompt = as_count(usage.get("input_count")) or as_count(usage.get("input_tokens"))
+    completion = as_count(usage.get("output_count")) or as_count(usage.get("output_tokens"))
+    total = as_count(usage.get("token_count")) or prompt + completion
+    return Usage(prompt, completion, total) if total else None
+
+
+def _explain(reply: UpstreamReply) -> GatewayError:
+    body = reply.object()
+    if as_count(body.get("code")) or as_count(body.get("error_code")):
+        return _explain_code(body, reply.status)
+    if as_text(body.get("error_message")):
+        return explain_http("Coze", reply, as_text(body.get("error_message")))
+    return explain_http("Coze", reply, as_text(body.get("msg")))
+
+
+_REFUSED = {4100, 4101, 700012006}
+_OPERATOR = {
+    4006: "Coze does not know the bot: check bot_id.",
+    4200: "Coze does not know the bot or workflow: check bot_id, and that it is published.",
+    4015: "The Coze bot is not published to the API channel: publish it there in Coze.",
+    4021: "The Coze bot has no workflow configured.",
+    4100: "Coze refused the token: it is wrong or expired. Check api_key.",
+    700012006: "Coze refused the token: it is wrong or expired. Check api_key.",
+    4101: (
+        "Coze does not let this token do this: check api_key, its scopes and workspace, and that"
+        " base_url is of the same world (api.coze.cn or api.coze.com)."
+    ),
+    6003: "Coze asks for a paid plan for this.",
+}
+_QUOTA = {4008, 4011, 4019, 4022, 4028}
+_CALLER = {4003, 4004, 4005, 4300, 4301, 4302, 4303, 4304}
+
+
+def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
+    """The error for Coze's own code, which may come as a number or as digits."""
+    code = as_count(event.get("code")) or as_count(event.get("error_code"))
+    words = as_text(event.get("msg")) or as_text(event.get("error_message"))
+    said = f" (Coze {code or status}: {clean(words) or 'no message'})"
+    if code == 4000 and status == 404:
+        return UpstreamMisconfigured("Coze has no such path: check base_url." + said)
+    if code in _OPERATOR:
+        return UpstreamMisconfigured(_OPERATOR[code] + said)
+    if code in _QUOTA:
+        return QuotaExhausted("The Coze account has no credit or calls left." + said)
+    if code == 4020:
+        return RateLimited(
+            "Coze is limiting the model's calls." + said, retry_after_s=RETRY_AFTER_S
+        )
+    if code == 4009:
+        return UpstreamUnavailable("Coze is busy." + said, retry_after_s=RETRY_AFTER_S)
+    if code == 4016:
+        return ConversationBusy("Coze is still answering in this conversation; wait for it." + said)
+    if code in (4001, 4002, 4314):
+        return ConversationNotFound(
+            "Coze does not know this conversation; leave conversation_id out to begin one." + said
+        )
+    if code == 4010:
+        return ContextTooLong("The conversation is too long for the bot's model." + said)
+    if code in (4014, 4102, 4105):
+        return ContentRefused("Coze's moderation refused the question." + said)
+    if code in _CALLER or code == 4000:
+        return InvalidRequest("Coze does not accept the request." + said)
+    return UpstreamFailed("Coze could not finish the answer." + said)

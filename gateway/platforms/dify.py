@@ -1,0 +1,526 @@
+"""Dify: four kinds of app behind three endpoints, from 0.15 to 1.17.
+
+Source: Dify's service API and captures of real servers (tests/platforms/captures/dify).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from gateway.config import DifyAgent
+from gateway.errors import (
+    BodyTooLarge,
+    ConversationNotFound,
+    GatewayError,
+    InvalidRequest,
+    QuotaExhausted,
+    RateLimited,
+    UnsupportedMediaType,
+    UpstreamCut,
+    UpstreamMisconfigured,
+    clean,
+)
+from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.history import as_prompt, require_question
+from gateway.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Media,
+    Note,
+    Reasoning,
+    Replace,
+    Text,
+    Usage,
+)
+from gateway.platforms.base import (
+    Decoder,
+    EventDecoder,
+    First,
+    Step,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+    base_url,
+    dump,
+    json_headers,
+    parse_object,
+)
+from gateway.thinking import ThinkingSplitter
+from gateway.usage import as_count
+
+_PATHS = {
+    "chat": "/chat-messages",
+    "completion": "/completion-messages",
+    "workflow": "/workflows/run",
+}
+_STOPS = {
+    "chat": "/chat-messages/{}/stop",
+    "completion": "/completion-messages/{}/stop",
+    "workflow": "/workflows/tasks/{}/stop",
+}
+_APP_MODES = {
+    "chat": "chat",
+    "agent-chat": "chat",
+    "advanced-chat": "chat",
+    "agent": "chat",
+    "completion": "completion",
+    "workflow": "workflow",
+}
+_WRONG_MODE = {"not_chat_app", "not_workflow_app", "not_completion_app", "app_unavailable"}
+_FORM_TEXT = ("paragraph", "text-input")
+
+
+class Dify:
+    kind = "dify"
+
+    def __init__(self, name: str, agent: DifyAgent, url: str) -> None:
+        self._agent = agent
+        self._api = base_url(url, *_PATHS.values(), "/v1", then="/v1")
+        self._headers = json_headers(agent.api_key.reveal(), agent.headers)
+        self._mode: str | None = None if agent.mode == "auto" else agent.mode
+        self._refused_modes: set[str] = set()
+        self._input_variable: str | None = agent.input_variable
+
+    # What must be known before the first question: the app's mode, and a workflow's input.
+
+    def prepare(self, chat: ChatRequest) -> Step:
+        require_question(chat)
+        if self._mode is None:
+            return First(
+                self._get("/info"), lambda reply: self._learn_mode(reply, chat), shared=True
+            )
+        if self._mode == "workflow" and self._input_variable is None:
+            request = self._get("/parameters")
+            return First(request, lambda reply: self._learn_input(reply, chat), shared=True)
+        url = self._api + _PATHS[self._mode]
+        return UpstreamRequest("POST", url, self._headers, dump(self._body(chat)), stream=True)
+
+    def _get(self, path: str) -> UpstreamRequest:
+        return UpstreamRequest("GET", self._api + path, self._headers)
+
+    def _learn_mode(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        """Servers before 1.4 do not tell their mode; there the first refusal will."""
+        if reply.status in (401, 403):
+            raise _explain(reply)
+        self._mode = _APP_MODES.get(as_text(reply.object().get("mode")), "chat")
+        return self.prepare(chat)
+
+    def _learn_input(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        """The workflow's one required text input, else its first; `query` if it names none."""
+        if reply.status in (401, 403):
+            raise _explain(reply)
+        fields = []
+        for entry in map(as_object, as_list(reply.object().get("user_input_form"))):
+            fields += [as_object(entry[kind]) for kind in _FORM_TEXT if kind in entry]
+        fields.sort(key=lambda field: field.get("required") is not True)
+        named = [as_text(field.get("variable")) for field in fields]
+        self._input_variable = next(filter(None, named), "query")
+        return self.prepare(chat)
+
+    def _body(self, chat: ChatRequest) -> dict[str, Any]:
+        question = as_prompt(chat)
+        inputs = {**self._agent.inputs, **chat.variables}
+        body: dict[str, Any] = {"inputs": inputs, "user": chat.user, "response_mode": "streaming"}
+        if files := [_file(media) for media in chat.question.media]:
+            body["files"] = files
+        if self._mode == "chat":
+            # Dify refuses an empty query, which a picture without words would be.
+            body["query"] = question or "请看附件。/ See the attachment."
+            body["auto_generate_name"] = False
+            if chat.conversation_id:
+                body["conversation_id"] = chat.conversation_id
+        elif self._mode == "completion":
+            inputs.setdefault(self._input_variable or "query", question)
+            body["query"] = question
+        else:
+            inputs.setdefault(self._input_variable or "query", question)
+        return body
+
+    def decoder(self, chat: ChatRequest) -> Decoder:
+        return DifyDecoder(self._mode or "chat", self._agent.output_variable)
+
+    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        """A wrong mode is learned from; everything else is raised."""
+        code = as_text(reply.object().get("code"))
+        if self._agent.mode == "auto" and self._mode and code in _WRONG_MODE:
+            self._refused_modes.add(self._mode)
+            for mode in ("chat", "workflow", "completion"):
+                if mode not in self._refused_modes:
+                    self._mode = mode
+                    return self.prepare(chat)
+            self._mode, self._refused_modes = None, set()
+        raise _explain(reply)
+
+    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
+        task = decoder.task_id if isinstance(decoder, DifyDecoder) else ""
+        if not task or not self._mode:
+            return None
+        url = self._api + _STOPS[self._mode].format(task)
+        return UpstreamRequest("POST", url, self._headers, dump({"user": chat.user}))
+
+    def probe(self) -> Step:
+        return self._get("/info")
+
+    def verdict(self, reply: UpstreamReply) -> str:
+        body = reply.object()
+        if reply.status == 200 and body:
+            mode = as_text(body.get("mode"))
+            return f"app {as_text(body.get('name'))!r}" + (f", mode {mode}" if mode else "")
+        raise _explain(reply)
+
+
+def _file(media: Media) -> dict[str, Any]:
+    if media.url.startswith("data:"):
+        raise InvalidRequest(
+            f"Dify does not take a {media.kind} as data; give it as an http(s) URL"
+            " that the Dify server can reach.",
+            param="messages",
+        )
+    kind = "document" if media.kind == "file" else media.kind
+    return {"type": kind, "transfer_method": "remote_url", "url": media.url}
+
+
+class DifyDecoder(EventDecoder):
+    """The events of all modes. Which of two terminal events comes last depends on the version:
+
+    an easy app (chat, agent, completion) ends with `message_end`, a workflow app with
+    `workflow_finished`, a chatflow with both in either order; 1.13.0 loses the first of them.
+    """
+
+    def __init__(self, mode: str = "chat", output_variable: str | None = None) -> None:
+        super().__init__()
+        self.task_id = ""
+        self._is_workflow_app = mode == "workflow"
+        self._output = output_variable
+        self._begun = False
+        self._runs_workflow = False
+        self._message_end: dict[str, Any] | None = None
+        self._finished: dict[str, Any] | None = None
+        self._split = ThinkingSplitter()
+        self._speaker: Any = None  # the node that is talking, in a chatflow
+        self._sent: list[str] = []  # the platform's text so far, for what repeats or replaces it
+        self._is_agent = False
+        self._nodes_usage = Usage()
+        self._filtered = False
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        if not data.strip():
+            return
+        event = parse_object(data)
+        kind = event.get("event")
+        if kind == "message" and not self._is_agent:  # nearly all events are this
+            if not self._begun:
+                self._begin(event, out)
+            selector = event.get("from_variable_selector")
+            self._say(as_text(event.get("answer")), out, selector)
+            return
+        handle = self._HANDLERS.get(kind) if isinstance(kind, str) else None
+        if kind == "error" or (kind is None and "code" in event and "message" in event):
+            raise _explain_event(event)
+        if not self._begun and kind not in (None, "ping"):
+            self._begin(event, out)
+        if handle:
+            handle(self, event, out)
+
+    def _begin(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._begun = True
+        self.task_id = as_text(event.get("task_id"))
+        self.conversation_id = as_text(event.get("conversation_id"))
+        message_id = as_text(event.get("message_id")) or as_text(event.get("workflow_run_id"))
+        out.append(Begin(self.conversation_id, message_id))
+
+    # The answer's text.
+
+    def _say(self, text: str, out: list[Delta], speaker: Any = None) -> None:
+        if not text:
+            return
+        self._sent.append(text)
+        if self._split.passes_all and speaker == self._speaker:
+            out.append(Text(text))
+            return
+        if speaker != self._speaker:
+            if self._speaker is not None:
+                out += self._split.restart()
+            self._speaker = speaker
+        out += self._split.feed(text)
+
+    def _on_message(self, event: dict[str, Any], out: list[Delta]) -> None:
+        """In an agent app a `message` closes the answer by repeating all of it."""
+        text, sent = as_text(event.get("answer")), "".join(self._sent)
+        self._say(text[len(sent) :] if text.startswith(sent) else "", out)
+
+    def _on_agent_message(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._is_agent = True
+        self._say(as_text(event.get("answer")), out)
+
+    def _on_text_chunk(self, event: dict[str, Any], out: list[Delta]) -> None:
+        data = as_object(event.get("data"))
+        selector = as_list(data.get("from_variable_selector"))
+        if self._output and selector and selector[-1] != self._output:
+            return  # another output of the End node, or the glue between two
+        self._say(as_text(data.get("text")), out)
+
+    def _on_message_replace(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._replace(as_text(event.get("answer")), out)
+        self._filtered = True
+
+    def _on_text_replace(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._replace(as_text(as_object(event.get("data")).get("text")), out)
+        self._filtered = True
+
+    def _replace(self, text: str, out: list[Delta]) -> None:
+        out += self._split.close()
+        sent = "".join(self._sent)
+        out.append(Replace(text, text[len(sent) :] if text.startswith(sent) else None))
+        self._sent = [text]
+
+    def _on_reasoning(self, event: dict[str, Any], out: list[Delta]) -> None:
+        if text := as_text(as_object(event.get("data")).get("reasoning")):
+            out.append(Reasoning(text))
+
+    # What stands beside the text.
+
+    def _on_message_file(self, event: dict[str, Any], out: list[Delta]) -> None:
+        """A file made by a tool, or (1.11.2 to 1.12.1) a piece of text under a wrong name."""
+        if text := as_text(event.get("answer")):
+            self._say(text, out)
+        elif event.get("belongs_to") != "user" and (url := as_text(event.get("url"))):
+            out.append(Note("files", [_made_file(event, url)]))
+
+    def _on_agent_thought(self, event: dict[str, Any], out: list[Delta]) -> None:
+        tool = as_text(event.get("tool"))
+        status = "finished" if as_text(event.get("observation")) else "running"
+        shown = [{"name": name, "status": status} for name in tool.split(";") if name]
+        out.append(Note("tools", shown))
+
+    def _on_workflow_started(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._runs_workflow = True
+        out.append(Note("progress", []))
+
+    def _on_node(self, event: dict[str, Any], out: list[Delta]) -> None:
+        node = as_object(event.get("data"))
+        status = as_text(node.get("status")) if event.get("event") != "node_started" else "running"
+        step = {
+            "node": as_text(node.get("node_type")),
+            "title": as_text(node.get("title")),
+            "status": status or "running",
+        }
+        out.append(Note("progress", [step]))
+        if event.get("event") == "node_finished" and node.get("node_type") == "llm":
+            usage = as_object(as_object(node.get("outputs")).get("usage"))
+            self._nodes_usage.prompt += as_count(usage.get("prompt_tokens"))
+            self._nodes_usage.completion += as_count(usage.get("completion_tokens"))
+
+    # The end.
+
+    def _on_message_end(self, event: dict[str, Any], out: list[Delta]) -> None:
+        out += self._split.close()
+        self._message_end = event
+        metadata = as_object(event.get("metadata"))
+        if sources := as_list(metadata.get("retriever_resources")):
+            out.append(Note("citations", [_citation(as_object(source)) for source in sources]))
+        self._add_files(event.get("files"), out)
+        if self._finished or not self._runs_workflow:
+            self._end(out)
+        else:
+            self.ending = True
+
+    def _on_workflow_finished(self, event: dict[str, Any], out: list[Delta]) -> None:
+        out += self._split.close()
+        data = as_object(event.get("data"))
+        if data.get("status") == "failed" and self._message_end is None:
+            raise _explain_run(data)
+        # 1.17.1 reports a failure after the whole answer of an annotation hit: it is none.
+        self._finished = data
+        if self._is_workflow_app or not self.conversation_id:
+            self._add_outputs(as_object(data.get("outputs")), out)
+            self._add_files(data.get("files"), out)
+            self._end(out)
+        elif self._message_end or data.get("status") == "stopped":
+            self._end(out)
+        else:
+            self.ending = True
+
+    def _on_paused(self, event: dict[str, Any], out: list[Delta]) -> None:
+        out += self._split.close()
+        asked = [as_object(r) for r in as_list(as_object(event.get("data")).get("reasons"))]
+        forms = [
+            {
+                "type": as_text(form.get("TYPE")),
+                "title": as_text(form.get("node_title")),
+                "text": as_text(form.get("form_content")),
+                "inputs": as_list(form.get("inputs")),
+                "actions": as_list(form.get("actions")),
+                "form_token": as_text(form.get("form_token")),
+            }
+            for form in asked
+        ]
+        out.append(Note("interaction", {"type": "human_input", "forms": forms}))
+        words = "\n\n".join(form["text"] for form in forms if form["text"])
+        if words:
+            self._say(("\n\n" if self._sent else "") + str(words), out)
+        out += self._split.close()
+        self._end(out)
+
+    def _add_outputs(self, outputs: dict[str, Any], out: list[Delta]) -> None:
+        """A workflow whose End node could not stream has its text in `outputs` only."""
+        chosen = outputs.get(self._output) if self._output else None
+        words = [v for v in outputs.values() if isinstance(v, str) and v]
+        if chosen is not None:
+            text = chosen if isinstance(chosen, str) else dump(chosen).decode()
+            sent = "".join(self._sent)
+            if text.startswith(sent):
+                self._say(text[len(sent) :], out)
+            else:
+                self._replace(text, out)
+        elif not self._sent and outputs:
+            self._say(words[0] if len(words) == 1 else dump(outputs).decode(), out)
+        out += self._split.close()
+        if outputs:
+            out.append(Note("outputs", outputs))
+
+    def _add_files(self, files: Any, out: list[Delta]) -> None:
+        made = [as_object(file) for file in as_list(files)]
+        shown = [
+            _made_file(file, as_text(file.get("url")) or as_text(file.get("remote_url")))
+            for file in made
+            if file.get("belongs_to") != "user"
+        ]
+        if shown := [file for file in shown if file["url"]]:
+            out.append(Note("files", shown))
+
+    def finish(self, out: list[Delta]) -> None:
+        out += self._split.close()
+        if self._message_end is None and self._finished is None:
+            raise UpstreamCut("Dify's answer ended before it was complete.")
+        self._end(out)
+
+    def _end(self, out: list[Delta]) -> None:
+        self.done = True
+        out.append(Finish("content_filter" if self._filtered else "stop", self._usage()))
+
+    def _usage(self) -> Usage | None:
+        end = as_object(as_object(as_object(self._message_end).get("metadata")).get("usage"))
+        if end:
+            prompt, completion = (
+                as_count(end.get("prompt_tokens")),
+                as_count(end.get("completion_tokens")),
+            )
+            total = max(as_count(end.get("total_tokens")), prompt + completion)
+            return Usage(prompt, completion, total)
+        usage = self._nodes_usage
+        told = as_count(as_object(self._finished).get("total_tokens"))
+        usage.total = max(told, usage.prompt + usage.completion)
+        return usage if usage.total else None
+
+    _HANDLERS: dict[str, Callable[["DifyDecoder", dict[str, Any], list[Delta]], None]] = {
+        "message": _on_message,
+        "agent_message": _on_agent_message,
+        "text_chunk": _on_text_chunk,
+        "message_replace": _on_message_replace,
+        "text_replace": _on_text_replace,
+        "reasoning_chunk": _on_reasoning,
+        "message_file": _on_message_file,
+        "agent_thought": _on_agent_thought,
+        "workflow_started": _on_workflow_started,
+        "node_started": _on_node,
+        "node_finished": _on_node,
+        "node_retry": _on_node,
+        "message_end": _on_message_end,
+        "workflow_finished": _on_workflow_finished,
+        "workflow_paused": _on_paused,
+    }
+
+
+def _made_file(file: dict[str, Any], url: str) -> dict[str, str]:
+    name = as_text(file.get("filename")) or url.partition("?")[0].rpartition("/")[2]
+    return {"type": as_text(file.get("type")) or "file", "url": url, "name": name}
+
+
+def _citation(source: dict[str, Any]) -> dict[str, Any]:
+    score = source.get("score")
+    return {
+        "title": as_text(source.get("document_name")) or as_text(source.get("title")),
+        "text": as_text(source.get("content")),
+        "score": score if isinstance(score, int | float) else None,
+    }
+
+
+def _explain(reply: UpstreamReply) -> GatewayError:
+    body = reply.object()
+    code, words = as_text(body.get("code")), as_text(body.get("message"))
+    return _explain_code(code, words) or explain_http("Dify", reply, words)
+
+
+def _explain_event(event: dict[str, Any]) -> GatewayError:
+    """The `error` event: the run had begun, so `invalid_param` is rarely the caller's doing."""
+    code, words = as_id(event.get("code")), as_text(event.get("message"))
+    if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
+        return explain_words("Dify", words)
+    return _explain_code(code, words) or explain_words("Dify", words)
+
+
+def _explain_run(data: dict[str, Any]) -> GatewayError:
+    """A failed workflow. One that failed without a step was refused for its input."""
+    words = as_text(data.get("error"))
+    error = explain_words("Dify", words)
+    if "conversation not exists" in words.lower():
+        return ConversationNotFound(_NO_CONVERSATION)
+    if data.get("total_steps") == 0 and words and error.status == 502:
+        return InvalidRequest(f"Dify does not accept the request: {clean(words)}")
+    return error
+
+
+_NO_CONVERSATION = (
+    "Dify does not know this conversation for this user. Leave conversation_id out to begin a new"
+    " one; a conversation belongs to the `user` who began it."
+)
+_OPERATOR = {
+    "unauthorized": "Dify refused the gateway's API key: check api_key (an app key begins with app-).",
+    "forbidden": "Dify does not let this app be used through its API: switch the app's API on.",
+    "not_chat_app": "The Dify app is of another kind: set mode to auto.",
+    "not_workflow_app": "The Dify app is of another kind: set mode to auto.",
+    "not_completion_app": "The Dify app is of another kind: set mode to auto.",
+    "app_unavailable": "The Dify app is unavailable: check that it is published, and its mode.",
+    "agent_not_published": "The Dify agent has not been published: publish it in Dify.",
+    "provider_not_initialize": "The Dify app has no working model: set its credentials in Dify.",
+    "model_currently_not_support": "Dify's plan does not allow the app's model: choose another.",
+}
+
+
+def _explain_code(code: str, words: str) -> GatewayError | None:
+    said = clean(words)
+    low = words.lower()
+    if code in _OPERATOR:
+        return UpstreamMisconfigured(f"{_OPERATOR[code]} (Dify: {said or code})")
+    if code == "provider_quota_exceeded":
+        return QuotaExhausted(f"The model's quota in Dify is used up. {said}")
+    if code in ("too_many_requests", "rate_limit_error") or low.startswith("too many requests"):
+        return RateLimited(
+            "Dify is busy with this app's other calls; try again shortly.",
+            retry_after_s=RETRY_AFTER_S,
+            retryable=True,
+        )
+    if code == "not_found" and low.startswith("conversation not exists"):
+        return ConversationNotFound(_NO_CONVERSATION)
+    if code == "invalid_param" and low.startswith("workflow not published"):
+        return UpstreamMisconfigured(
+            "The Dify workflow has not been published: publish it in Dify."
+        )
+    if code == "invalid_param" and low.startswith("run failed"):
+        return explain_words("Dify", words)
+    if code == "completion_request_error":
+        return explain_words("Dify", words)
+    if code in ("invalid_param", "bad_request", "conversation_completed"):
+        error = explain_words("Dify", words)
+        if "invokeerror" in low or error.status == 429:
+            return error
+        return InvalidRequest(f"Dify does not accept the request: {said}")
+    if code in ("unsupported_media_type", "unsupported_file_type"):
+        return UnsupportedMediaType("Dify does not take a file of this type.")
+    if code == "file_too_large":
+        return BodyTooLarge("The file is too large for Dify.")
+    return None

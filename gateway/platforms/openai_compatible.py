@@ -1,0 +1,284 @@
+"""Any upstream that speaks OpenAI's chat completions: passed through, or decoded for our own API.
+
+To a caller of `/v1/*` the upstream's stream goes back byte for byte, whole events at a time; it is
+looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it decoded.
+"""
+
+from typing import Any
+
+from gateway.config import OpenAIAgent
+from gateway.errors import (
+    BodyTooLarge,
+    ContentRefused,
+    ContextTooLong,
+    GatewayError,
+    InvalidRequest,
+    QuotaExhausted,
+    UnsupportedMediaType,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    clean,
+)
+from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.explain import explain_http, explain_words
+from gateway.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Message,
+    Reasoning,
+    Text,
+    ToolCall,
+    Usage,
+)
+from gateway.passthrough import PassThrough, WholeBody
+from gateway.platforms.base import (
+    Decoder,
+    EventDecoder,
+    Step,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+    base_url,
+    dump,
+    json_headers,
+    parse_object,
+)
+from gateway.usage import read_usage
+
+
+class OpenAICompatible:
+    kind = "openai"
+
+    def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:
+        self._name = name
+        self._agent = agent
+        self.api = _api(url)
+        self.headers = json_headers(agent.api_key.reveal(), agent.headers)
+
+    def prepare(self, chat: ChatRequest) -> Step:
+        body = self.body(chat)
+        stream = chat.stream or not chat.verbatim
+        return UpstreamRequest(
+            "POST", f"{self.api}/chat/completions", self.headers, dump(body), stream=stream
+        )
+
+    def body(self, chat: ChatRequest) -> dict[str, Any]:
+        """The request's JSON: the caller's own with another model, or one made from the turns."""
+        if chat.verbatim:
+            return {**chat.raw, "model": self.model(chat.model)}
+        return {
+            "model": self.model(chat.model),
+            "messages": [message(turn) for turn in chat.messages],
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            "user": chat.user,
+        }
+
+    def model(self, asked: str) -> str:
+        """The upstream's name for the model: `agent/model`, else the configured one."""
+        prefix, slash, own = asked.partition("/")
+        if slash and own and prefix.lower() == self._name.lower():
+            return own
+        if self._agent.model:
+            return self._agent.model
+        if self._agent.models:
+            return self._agent.models[0]
+        raise InvalidRequest(
+            f"Say which model of {self._name!r} to use: {self._name}/<model>.", param="model"
+        )
+
+    def decoder(self, chat: ChatRequest) -> Decoder:
+        if not chat.verbatim:
+            return ChunkDecoder()
+        return PassThrough(_explain_member) if chat.stream else WholeBody(_explain_member)
+
+    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        raise explain("The upstream", reply, own_model="/" in chat.model)
+
+    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
+        return None  # closing the connection is the protocol's way to stop
+
+    def probe(self) -> Step:
+        return UpstreamRequest("GET", f"{self.api}/models", self.headers)
+
+    def verdict(self, reply: UpstreamReply) -> str:
+        if reply.status == 200 and reply.object():
+            return f"{len(as_list(reply.object().get('data')))} models offered"
+        if reply.status == 404:
+            return "reachable; it lists no models"
+        raise explain("The upstream", reply)
+
+
+def _api(url: str) -> str:
+    """`https://host` becomes `https://host/v1`; other paths, such as `/api/paas/v4`, are kept."""
+    url = base_url(url, "/chat/completions", "/models")
+    while url.endswith("/v1/v1"):
+        url = url[:-3]
+    return url if "/" in url.partition("://")[2] else f"{url}/v1"
+
+
+def message(turn: Message) -> dict[str, Any]:
+    """One turn as OpenAI's clients write it."""
+    out: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.tool_call_id:
+        out["tool_call_id"] = turn.tool_call_id
+    if turn.media:
+        parts: list[dict[str, Any]] = [{"type": "text", "text": turn.text}] if turn.text else []
+        for media in turn.media:
+            if media.kind == "image":
+                parts.append({"type": "image_url", "image_url": {"url": media.url}})
+            elif media.url.startswith("data:") and media.kind == "file":
+                file = {"filename": media.name or "file", "file_data": media.url}
+                parts.append({"type": "file", "file": file})
+            elif media.url.startswith("data:audio/") and media.kind == "audio":
+                head, _, data = media.url.partition(",")
+                format_ = "mp3" if "mp3" in head or "mpeg" in head else "wav"
+                parts.append(
+                    {"type": "input_audio", "input_audio": {"data": data, "format": format_}}
+                )
+            else:
+                raise InvalidRequest(
+                    f"An OpenAI-compatible upstream takes no {media.kind} by URL;"
+                    " send it as data, or an image.",
+                    param="files",
+                )
+        out["content"] = parts
+    return out
+
+
+class ChunkDecoder(EventDecoder):
+    """Chunks of a chat completion as deltas. Zhipu's model API differs in a few values only."""
+
+    platform = "The upstream"
+    reasons: dict[str, str] = {}  # noqa: RUF012 - a constant that Zhipu replaces
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+        self._reason = ""
+        self._usage: Usage | None = None
+        self._calls: list[str] = []  # the upstream's own mark of each tool call, in order
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        if not data.strip():
+            return
+        if data.strip() == b"[DONE]":
+            self._end(out)
+            return
+        chunk = parse_object(data)
+        if error := chunk.get("error"):
+            raise self.explain(as_object(error), as_text(error))
+        if not self._begun:
+            self._begun = True
+            out.append(Begin(message_id=as_id(chunk.get("id"))))
+        if found := read_usage(chunk.get("usage")):
+            self._usage = found
+        for choice in map(as_object, as_list(chunk.get("choices"))[:1]):
+            self._choice(choice, out)
+
+    def explain(self, error: dict[str, Any], words: str) -> GatewayError:
+        return explain_error(self.platform, error, words)
+
+    def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
+        delta = as_object(choice.get("delta"))
+        if reasoning := as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning")):
+            out.append(Reasoning(reasoning))
+        if text := as_text(delta.get("content")) or as_text(delta.get("refusal")):
+            out.append(Text(text))
+        for call in map(as_object, as_list(delta.get("tool_calls"))):
+            self._tool_call(call, out)
+        if reason := as_text(choice.get("finish_reason")):
+            self._reason = self.reasons.get(reason, reason)
+            if self._reason == "error":
+                raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
+
+    def _tool_call(self, call: dict[str, Any], out: list[Delta]) -> None:
+        """One piece; the index is counted by ourselves, since some upstreams send -1 or none."""
+        function = as_object(call.get("function"))
+        id_, name = as_id(call.get("id")), as_text(function.get("name"))
+        given = call.get("index")
+        mark = str(given) if isinstance(given, int) and given >= 0 else id_
+        if mark in self._calls:
+            index = self._calls.index(mark)
+            id_ = name = ""
+        elif name or not self._calls:
+            index = len(self._calls)
+            self._calls.append(mark)
+        else:
+            index, id_ = len(self._calls) - 1, ""
+        arguments = function.get("arguments")
+        words = (
+            as_text(arguments) if isinstance(arguments, str | None) else dump(arguments).decode()
+        )
+        out.append(ToolCall(index, words, id_, name))
+
+    def finish(self, out: list[Delta]) -> None:
+        if not self._reason:
+            raise UpstreamCut(f"{self.platform}'s answer ended before it was complete.")
+        self._end(out)
+
+    def _end(self, out: list[Delta]) -> None:
+        out.append(Finish(self._reason or "stop", self._usage))
+        self.done = True
+
+
+def explain(platform: str, reply: UpstreamReply, own_model: bool = False) -> GatewayError:
+    """The error for an HTTP answer that is not a completion.
+
+    `own_model` says that the caller chose the upstream's model, so an unknown one is the caller's.
+    """
+    body = reply.object()
+    error = body.get("error")
+    words = (
+        as_text(as_object(error).get("message")) or as_text(error) or as_text(body.get("message"))
+    )
+    code = as_id(as_object(error).get("code")) or as_text(as_object(error).get("type"))
+    said = clean(words)
+    if reply.status == 429 and "insufficient_quota" in code:
+        return QuotaExhausted(f"The account behind the agent has no credit left. {said}")
+    if reply.status == 404 and error and own_model:
+        return InvalidRequest(f"{platform} does not offer this model. {said}", param="model")
+    if reply.status == 404 and error:
+        return UpstreamMisconfigured(f"{platform} does not know the configured model. {said}")
+    if reply.status in (400, 409, 422):
+        param = as_text(as_object(error).get("param")) or None
+        if "context_length" in code or "context length" in words.lower():
+            return ContextTooLong(f"{platform}: {said}", param="messages")
+        if "content_filter" in code or "content_policy" in code:
+            return ContentRefused(f"{platform}: {said}")
+        return InvalidRequest(f"{platform} does not accept the request: {said}", param=param)
+    if reply.status == 413:
+        return BodyTooLarge(f"{platform} refused the request as too large. {said}")
+    if reply.status == 415:
+        return UnsupportedMediaType(f"{platform} does not take this kind of content. {said}")
+    return explain_http(platform, reply, words)
+
+
+def explain_error(platform: str, error: dict[str, Any], words: str) -> GatewayError:
+    """The error for an `error` member inside a 200 answer; its code takes the place of a status."""
+    code = as_id(error.get("code")) or as_text(error.get("type"))
+    status = int(code) if code.isdigit() and 400 <= int(code) < 600 else _STATUS.get(code, 0)
+    if not status:
+        return explain_words(platform, as_text(error.get("message")) or words or code)
+    body = {"error": {**error, "message": as_text(error.get("message")) or words, "code": code}}
+    return explain(platform, UpstreamReply(status, {}, dump(body)))
+
+
+def _explain_member(error: Any) -> GatewayError:
+    return explain_error("The upstream", as_object(error), as_text(error))
+
+
+_STATUS = {
+    "rate_limit_exceeded": 429,
+    "rate_limit_error": 429,
+    "insufficient_quota": 429,
+    "context_length_exceeded": 400,
+    "content_filter": 400,
+    "invalid_request_error": 400,
+    "invalid_api_key": 401,
+    "authentication_error": 401,
+}

@@ -1,0 +1,504 @@
+"""Zhipu (智谱): the GLM model API, 智谱清言 assistants (`glms`) and the platform's applications.
+
+Source: docs.bigmodel.cn, its SDKs, and public clients for the assistants. The model API is nearly
+OpenAI's; the assistants send the whole text again in every frame; applications have their own form.
+"""
+
+import hashlib
+import re
+import time
+from collections.abc import Callable
+from typing import Any
+
+from gateway.config import ZhipuAgent
+from gateway.errors import (
+    ContentRefused,
+    ContextTooLong,
+    GatewayError,
+    InvalidRequest,
+    QuotaExhausted,
+    RateLimited,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    clean,
+)
+from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.history import as_prompt, require_question
+from gateway.messages import Begin, ChatRequest, Delta, Finish, Note, Text, Usage
+from gateway.platforms.base import (
+    Decoder,
+    EventDecoder,
+    First,
+    Step,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+    base_url,
+    dump,
+    json_headers,
+    parse_object,
+)
+from gateway.platforms.openai_compatible import ChunkDecoder, message
+from gateway.usage import as_count
+
+_TOKEN_MARGIN_S = 600
+
+
+class Zhipu:
+    kind = "zhipu"
+
+    def __init__(
+        self, name: str, agent: ZhipuAgent, url: str, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._agent = agent
+        self._clock = clock
+        key = agent.api_key.reveal()
+        self._key = key
+        self._token, self._token_until = key, 0.0  # of the assistants; the others take the key
+        self._headers = json_headers(key, agent.headers)
+        if agent.api == "models":
+            url = base_url(url, "/chat/completions", "/paas/v4", "/api")
+            self._api = url if url.endswith("/v4") else f"{url}/api/paas/v4"
+        elif agent.api == "glms":
+            self._api = base_url(
+                url, "/stream", "/assistant-api/v1", "/chatglm", then="/chatglm/assistant-api/v1"
+            )
+        else:
+            self._api = base_url(
+                url, "/v3/application/invoke", "/llm-application/open", "/api", "/v3", "/v2",
+                then="/api/llm-application/open",
+            )  # fmt: skip
+
+    def prepare(self, chat: ChatRequest) -> Step:
+        if self._agent.api == "models":
+            return self._ask_model(chat)
+        require_question(chat)
+        for media in chat.question.media:
+            raise InvalidRequest(
+                f"This Zhipu agent takes text only; it cannot be sent a {media.kind}.",
+                param="messages",
+            )
+        return self._ask_glms(chat) if self._agent.api == "glms" else self._ask_application(chat)
+
+    # The model API.
+
+    def _ask_model(self, chat: ChatRequest) -> UpstreamRequest:
+        given = chat.raw
+        body: dict[str, Any] = {
+            "model": self._agent.model or "glm-4.6",
+            "messages": _turns(chat),
+            "stream": True,
+            "user_id": _user_id(chat.user),
+        }
+        for name in ("do_sample", "max_tokens", "tools", "thinking", "tool_stream"):
+            if given.get(name) is not None:
+                body[name] = given[name]
+        if "max_tokens" not in body and given.get("max_completion_tokens") is not None:
+            body["max_tokens"] = given["max_completion_tokens"]
+        if isinstance(t := given.get("temperature"), int | float):
+            body["temperature"] = min(max(t, 0.0), 1.0)
+        if isinstance(p := given.get("top_p"), int | float):
+            body["top_p"] = min(max(p, 0.01), 0.99)  # 1 is refused, and clients send just that
+        stop = given.get("stop")
+        if stops := [stop] if isinstance(stop, str) else as_list(stop)[:1]:
+            body["stop"] = stops
+        if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
+            body["tool_choice"] = "auto"
+        kind = as_text(as_object(given.get("response_format")).get("type"))
+        if kind.startswith("json"):
+            body["response_format"] = {"type": "json_object"}
+        url = f"{self._api}/chat/completions"
+        return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
+
+    # The assistants of 智谱清言: a key is exchanged for a token that lives ten days.
+
+    def _ask_glms(self, chat: ChatRequest) -> Step:
+        if self._clock() > self._token_until - _TOKEN_MARGIN_S:
+            return First(self._token_request(), lambda r: self._learn_token(r, chat), shared=True)
+        body: dict[str, Any] = {
+            "assistant_id": self._agent.assistant_id or "demo",
+            "prompt": as_prompt(chat),
+        }
+        if chat.conversation_id:
+            body["conversation_id"] = chat.conversation_id
+        if chat.variables:
+            body["meta_data"] = chat.variables
+        headers = json_headers(self._token, self._agent.headers)
+        return UpstreamRequest("POST", f"{self._api}/stream", headers, dump(body), stream=True)
+
+    def _token_request(self) -> UpstreamRequest:
+        id_, _, secret = self._key.partition(".")
+        body = dump({"api_key": id_, "api_secret": secret})
+        headers = json_headers("", self._agent.headers)
+        return UpstreamRequest("POST", f"{self._api}/get_token", headers, body)
+
+    def _learn_token(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        self._keep_token(reply)
+        return self.prepare(chat)
+
+    def _keep_token(self, reply: UpstreamReply) -> None:
+        result = as_object(reply.object().get("result"))
+        token = as_text(result.get("access_token"))
+        if not token:
+            raise _explain_glms(reply, "It gave no token.")
+        now = self._clock()
+        life = as_count(result.get("expires_in")) or 3600
+        self._token = token
+        self._token_until = float(as_count(result.get("token_expires")) or now + life)
+        if self._token_until < now + 2 * _TOKEN_MARGIN_S:  # a very short life, or clocks apart
+            self._token_until = now + _TOKEN_MARGIN_S + life / 2
+
+    # The platform's applications: a conversation is made first, then asked in.
+
+    def _ask_application(self, chat: ChatRequest) -> Step:
+        if chat.conversation_id:
+            return self._invoke(chat, chat.conversation_id)
+        app = self._agent.app_id or "demo"
+        url = f"{self._api}/v2/application/{app}/conversation"
+        request = UpstreamRequest("POST", url, self._headers, b"{}")
+        return First(request, lambda reply: self._learn_conversation(reply, chat))
+
+    def _learn_conversation(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        body = reply.object()
+        conversation = as_id(as_object(body.get("data")).get("conversation_id"))
+        if not conversation:
+            raise _explain(reply)
+        return self._invoke(chat, conversation)
+
+    def _invoke(self, chat: ChatRequest, conversation: str) -> UpstreamRequest:
+        content = [{"type": "input", "value": as_prompt(chat)}]
+        content += [
+            {
+                "type": "input",
+                "key": key,
+                "value": value if isinstance(value, str) else dump(value).decode(),
+            }
+            for key, value in chat.variables.items()
+        ]
+        body = {
+            "app_id": self._agent.app_id or "demo",
+            "conversation_id": conversation,
+            "third_request_id": chat.call_id,
+            "stream": True,
+            "messages": [{"role": "user", "content": content}],
+        }
+        url = f"{self._api}/v3/application/invoke"
+        return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
+
+    def decoder(self, chat: ChatRequest) -> Decoder:
+        if self._agent.api == "glms":
+            return GlmsDecoder()
+        return ApplicationDecoder() if self._agent.api == "application" else ModelDecoder()
+
+    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        if self._agent.api != "glms":
+            raise _explain(reply)
+        if reply.status == 401 and self._token_until > 0:
+            self._token_until = 0.0  # revoked early: one new token, then the error stands
+            return self.prepare(chat)
+        raise _explain_glms(reply)
+
+    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
+        return None  # none of the three has such a call
+
+    def probe(self) -> Step:
+        if self._agent.api == "glms":
+            return self._token_request()
+        if self._agent.api == "application":
+            url = f"{self._api}/v2/application/{self._agent.app_id or 'demo'}/variables"
+            return UpstreamRequest("GET", url, self._headers)
+        return UpstreamRequest("GET", f"{self._api}/models", self._headers)
+
+    def verdict(self, reply: UpstreamReply) -> str:
+        if self._agent.api == "glms":
+            self._keep_token(reply)
+            return "the key is accepted"
+        if reply.status == 404 and self._agent.api == "models":
+            return "reachable; the key shows with the first question"
+        if reply.status != 200 or as_count(reply.object().get("code")) not in (0, 200):
+            raise _explain(reply)
+        return "the key is accepted"
+
+
+def _user_id(user: str) -> str:
+    """Zhipu wants 6 to 128 characters."""
+    if 6 <= len(user) <= 128:
+        return user
+    return hashlib.sha256(user.encode()).hexdigest()[:32]
+
+
+def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
+    """The caller's own messages where they are OpenAI's, with what Zhipu refuses put right."""
+    given = chat.raw.get("messages")
+    if not isinstance(given, list):
+        return [message(turn) for turn in chat.messages]
+    out = []
+    for turn in given:
+        turn = dict(turn)
+        if turn.get("role") == "developer":
+            turn["role"] = "system"
+        if turn.get("tool_calls") and not turn.get("content"):
+            turn["content"] = None  # an empty string beside tool calls is refused
+        out.append(turn)
+    return out
+
+
+class ModelDecoder(ChunkDecoder):
+    """OpenAI's chunks with other finish reasons, and sources of a web search."""
+
+    platform = "Zhipu"
+    reasons = {  # noqa: RUF012 - a constant
+        "sensitive": "content_filter",
+        "model_context_window_exceeded": "length",
+        "network_error": "error",
+    }
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        super().event(name, data, out)
+        if b'"web_search"' in data and not self.done:
+            found = [as_object(item) for item in as_list(parse_object(data).get("web_search"))]
+            cited = [
+                {
+                    "title": as_text(item.get("title")),
+                    "url": as_text(item.get("link")),
+                    "text": as_text(item.get("content")),
+                }
+                for item in found
+            ]
+            out.append(Note("citations", cited))
+
+    def explain(self, error: dict[str, Any], words: str) -> GatewayError:
+        return _explain_code(as_id(error.get("code")), as_text(error.get("message")) or words)
+
+
+_MARK = re.compile(r"【[^【】]{0,60}】")
+_SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
+
+
+class GlmsDecoder(EventDecoder):
+    """Every frame repeats the text so far. Text keeps growing over tool parts in between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+        self._seen = ""
+        self._failure = ""
+        self._has_text = False
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        if not data.strip() or data.strip() == b"[DONE]":
+            return
+        frame = parse_object(data)
+        if "message" not in frame and as_count(frame.get("status")):
+            raise _explain_glms(UpstreamReply(200, {}, data))
+        if not self._begun:
+            self._begun = True
+            self.conversation_id = as_id(frame.get("conversation_id"))
+            out.append(Begin(self.conversation_id, as_id(frame.get("history_id"))))
+        message = as_object(frame.get("message"))
+        is_last = frame.get("status") in ("finish", "intervene")
+        parts = message.get("content")
+        for part in parts if isinstance(parts, list) else [parts]:
+            self._part(as_object(part), message, is_last, out)
+        if is_last:
+            self._end(frame, out)
+
+    def _part(
+        self, part: dict[str, Any], message: dict[str, Any], is_last: bool, out: list[Delta]
+    ) -> None:
+        kind = part.get("type")
+        if kind == "text":
+            self._grow(as_text(part.get("text")), is_last, out)
+        elif kind == "image" and message.get("status") == "finish":
+            images = [as_text(as_object(i).get("image_url")) for i in as_list(part.get("image"))]
+            made = [{"type": "image", "url": url, "name": ""} for url in images if url]
+            out.append(Note("files", made))
+        elif kind == "quote_result":
+            sources = as_list(as_object(message.get("meta_data")).get("metadata_list"))
+            cited = [
+                {"title": as_text(s.get("title")), "url": as_text(s.get("url"))}
+                for s in map(as_object, sources)
+            ]
+            out.append(Note("citations", cited))
+        elif kind == "system_error":
+            self._failure = as_text(part.get("content")) or "system_error"
+        elif kind:
+            out.append(Note("tools", []))  # code, its output, a browser: a sign of life
+
+    def _grow(self, text: str, is_last: bool, out: list[Delta]) -> None:
+        """Send what is new. Marks of sources are dropped, and a mark not yet closed is held back."""
+        text = _SOURCE.sub("", text)
+        start = text.rfind("【")
+        if not is_last and start >= 0 and "】" not in text[start:] and len(text) - start < 64:
+            text = text[:start]
+        if self._seen.startswith(text):
+            return
+        new = text[len(self._seen) :] if text.startswith(self._seen) else f"\n{text}"
+        self._seen, self._has_text = text, True
+        out.append(Text(new))
+
+    def _end(self, frame: dict[str, Any], out: list[Delta]) -> None:
+        if frame.get("status") == "intervene":
+            words = as_text(as_object(frame.get("last_error")).get("intervene_text"))
+            if not self._has_text:
+                raise ContentRefused(words or "Zhipu's moderation refused the question.")
+            out.append(Finish("content_filter"))
+        elif self._failure and not self._has_text:
+            raise explain_words("Zhipu", self._failure)
+        else:
+            out.append(Finish("stop"))
+        self.done = True
+
+    def finish(self, out: list[Delta]) -> None:
+        raise UpstreamCut("Zhipu's answer ended before it was complete.")
+
+
+class ApplicationDecoder(EventDecoder):
+    """Increments under `delta.content.msg`; the end is a finish reason, perhaps `[DONE]` too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._begun = False
+        self._reason = ""
+        self._usage: Usage | None = None
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+        if not data.strip():
+            return
+        if data.strip() == b"[DONE]":
+            self._end(out)
+            return
+        frame = parse_object(data)
+        code = as_id(frame.get("code"))
+        if "choices" not in frame and (frame.get("error") or code not in ("", "0", "200")):
+            error = as_object(frame.get("error")) or frame
+            words = as_text(error.get("message")) or as_text(error.get("msg"))
+            raise _explain_code(as_id(error.get("code")), words)
+        if not self._begun:
+            self._begun = True
+            self.conversation_id = as_id(frame.get("conversation_id"))
+            out.append(Begin(self.conversation_id, as_id(frame.get("request_id"))))
+        self._usage = _application_usage(frame.get("usage")) or self._usage
+        for choice in map(as_object, as_list(frame.get("choices"))[:1]):
+            self._choice(choice, out)
+        self.ending = bool(self._reason)
+
+    def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
+        delta = as_object(choice.get("delta")) or as_object(choice.get("messages"))
+        content = delta.get("content")
+        words = as_text(content) or as_text(as_object(content).get("msg"))
+        kind = as_text(as_object(content).get("type"))
+        if words and kind in ("", "text", "all_tools"):
+            out.append(Text(words))
+        elif kind in ("image", "video"):
+            url = words or as_text(as_object(content).get("url"))
+            if url:
+                out.append(Note("files", [{"type": kind, "url": url, "name": ""}]))
+        event = as_object(delta.get("event"))
+        if event:
+            step = {
+                "node": as_text(event.get("node_name")),
+                "status": "finished"
+                if as_text(event.get("type")).endswith("finish")
+                else "running",
+            }
+            out.append(Note("progress", [step]))
+        reason = as_text(choice.get("finish_reason"))
+        if reason == "error":
+            error = as_object(choice.get("error_msg"))
+            raise _explain_code(as_id(error.get("code")), as_text(error.get("msg")))
+        self._reason = reason or self._reason
+
+    def finish(self, out: list[Delta]) -> None:
+        if not self._reason:
+            raise UpstreamCut("Zhipu's answer ended before it was complete.")
+        self._end(out)
+
+    def _end(self, out: list[Delta]) -> None:
+        self.done = True
+        out.append(
+            Finish(ModelDecoder.reasons.get(self._reason, self._reason) or "stop", self._usage)
+        )
+
+
+def _application_usage(value: Any) -> Usage | None:
+    """Summed over nodes; the older form is one object with OpenAI's names."""
+    usage = Usage()
+    for entry in map(as_object, value if isinstance(value, list) else [value]):
+        prompt = as_count(entry.get("inputTokenCount")) or as_count(entry.get("prompt_tokens"))
+        completion = as_count(entry.get("outputTokenCount")) or as_count(
+            entry.get("completion_tokens")
+        )
+        usage.prompt += prompt
+        usage.completion += completion
+        usage.total += (
+            as_count(entry.get("totalTokenCount"))
+            or as_count(entry.get("total_tokens"))
+            or prompt + completion
+        )
+    return usage if usage.total else None
+
+
+def _explain(reply: UpstreamReply) -> GatewayError:
+    body = reply.object()
+    error = as_object(body.get("error")) or body
+    code = as_id(error.get("code"))
+    words = as_text(error.get("message")) or as_text(error.get("msg"))
+    if code and code not in ("0", "200"):
+        return _explain_code(code, words, reply)
+    return explain_http("Zhipu", reply, words)
+
+
+def _explain_glms(reply: UpstreamReply, otherwise: str = "") -> GatewayError:
+    body = reply.object()
+    words = as_text(body.get("message")) or as_text(body.get("msg")) or otherwise
+    low = words.lower()
+    if reply.status not in (200, 400):
+        return explain_http("智谱清言", reply, words)
+    if not body:
+        return explain_http("智谱清言", reply)
+    if body.get("validation_error"):
+        return UpstreamMisconfigured(
+            f"智谱清言 does not accept the assistant: check assistant_id. {clean(words)}"
+        )
+    if any(mark in low for mark in ("assistant", "token", "api_key", "apikey", "auth", "密钥")):
+        return UpstreamMisconfigured(
+            f"智谱清言 refused the call: {clean(words)}. Check api_key (id.secret) and assistant_id."
+        )
+    return explain_words("智谱清言", words)
+
+
+_AUTH = {"401", "1000", "1001", "1002", "1003", "1004"}
+_QUOTA = {"1113", "1304", "1308", "1309", "1310"}
+_BUSY = {"1302", "1303", "1305", "1312", "1313"}
+_CALLER = {"1210", "1213", "1214", "1215"}
+_OPERATOR = {"1211", "1212", "1220", "1221", "1222", "1311"}
+
+
+def _explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> GatewayError:
+    """The error for Zhipu's code, digits in a string; 429 is the status of two very different ones."""
+    said = f" (Zhipu {code}: {clean(words) or 'no message'})"
+    if code in _AUTH:
+        return UpstreamMisconfigured("Zhipu refused the gateway's API key: check api_key." + said)
+    if code in _QUOTA:
+        return QuotaExhausted("The Zhipu account has no credit left or its plan is used up." + said)
+    if code in _BUSY:
+        return RateLimited(
+            "Zhipu is limiting calls; try again shortly." + said,
+            retry_after_s=RETRY_AFTER_S,
+            retryable=True,
+        )
+    if code in _OPERATOR or (code.startswith("11") and len(code) == 4):
+        return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
+    if code == "1261":
+        return ContextTooLong("The conversation is too long for the model." + said)
+    if code in ("1300", "1301"):
+        return ContentRefused("Zhipu's moderation refused the question." + said)
+    if code in _CALLER:
+        return InvalidRequest("Zhipu does not accept the request." + said)
+    if reply is not None and reply.status in (401, 403, 404, 413, 429):
+        return explain_http("Zhipu", reply, words)
+    return UpstreamFailed("Zhipu could not finish the answer." + said)

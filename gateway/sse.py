@@ -1,0 +1,110 @@
+"""Server-sent events: bytes in, events out, without I/O.
+
+Lines end in LF, CRLF or CR and in nothing else: a raw U+2028 inside JSON is not a line end. Nothing
+is decoded as text here, so a character split between two reads is whole again in `Event.data`.
+"""
+
+from typing import NamedTuple
+
+from gateway.errors import UpstreamFailed
+
+KEEP_ALIVE = b": keep-alive\n\n"
+DONE = b"data: [DONE]\n\n"
+
+
+class Event(NamedTuple):
+    """One event that carried data. `name` is empty if the block had no `event:` line."""
+
+    name: str
+    data: bytes
+
+
+class Parser:
+    """Feed bytes in pieces of any size; get the events that are complete.
+
+    An event longer than `limit` bytes raises `UpstreamFailed`, so a line without an end costs that
+    much memory and no more.
+    """
+
+    def __init__(self, limit: int = 1 << 20) -> None:
+        self._limit = limit
+        self._pieces: list[bytes] = []  # the unfinished event; joined only when a line ends
+        self._size = 0
+        self._after_cr = False
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[Event]:
+        """The events completed by `chunk`."""
+        if self._after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")
+            self._after_cr = False
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        self._size += len(chunk)
+        if b"\n" not in chunk:
+            if self._size > self._limit:
+                raise self._too_long()
+            self._pieces.append(chunk)
+            return []
+        if self._pieces:
+            self._pieces.append(chunk)
+            chunk = b"".join(self._pieces)
+        blocks = chunk.split(b"\n\n")
+        tail = blocks.pop()
+        self._pieces = [tail] if tail else []
+        self._size = len(tail)
+        if self._size > self._limit:
+            raise self._too_long()
+        if not blocks:
+            return []
+        if self._at_start:
+            self._at_start = False
+            blocks[0] = blocks[0].removeprefix(b"\xef\xbb\xbf")
+        return [event for block in blocks if (event := self._event(block))]
+
+    def close(self) -> list[Event]:
+        """The event that was left without its blank line, if it has data.
+
+        A server that closes right after its last line is common; whether that event is whole is for
+        the reader of its data to see.
+        """
+        block, self._pieces, self._size = b"".join(self._pieces), [], 0
+        event = self._event(block)
+        return [event] if event else []
+
+    def _event(self, block: bytes) -> Event | None:
+        if len(block) > self._limit:
+            raise self._too_long()
+        if block.startswith(b"data: ") and b"\n" not in block:  # nearly all events are this
+            return Event("", block[6:])
+        name, data = "", []
+        for line in block.split(b"\n"):
+            key, _, value = line.partition(b":")
+            if key == b"data":
+                data.append(value.removeprefix(b" "))
+            elif key == b"event":
+                name = value.removeprefix(b" ").decode("utf-8", "replace")
+        return Event(name, b"\n".join(data)) if data else None
+
+    def _too_long(self) -> UpstreamFailed:
+        return UpstreamFailed(f"The upstream sent an event of more than {self._limit} bytes.")
+
+
+def event(data: bytes, name: str = "") -> bytes:
+    """One event as bytes; `data` is JSON on one line."""
+    head = f"event: {name}\n".encode() if name else b""
+    return head + b"data: " + data + b"\n\n"
+
+
+def one_line(json: bytes) -> bytes:
+    """JSON without the characters that some clients take for line ends.
+
+    cozepy, zai-sdk and others split on U+2028, U+2029 and U+0085; the rest of their set is below
+    U+0020 and escaped by any JSON writer.
+    """
+    if b"\xe2\x80" in json:
+        json = json.replace(b"\xe2\x80\xa8", b"\\u2028").replace(b"\xe2\x80\xa9", b"\\u2029")
+    if b"\xc2\x85" in json:
+        json = json.replace(b"\xc2\x85", b"\\u0085")
+    return json

@@ -1,0 +1,101 @@
+"""Split thinking from the answer where a platform sends both as one text.
+
+Models write `<think>…</think>` before their reply, and Dify 0.15 turns that into a `<details>`
+element. Tags come cut anywhere. Only a tag at the very start counts (of the reply, or of what one
+node of a workflow says): later on it is the user's subject, not the model's thinking.
+"""
+
+import re
+
+from gateway.messages import Delta, Reasoning, Text
+
+_THINK = "<think>"
+_DETAILS = re.compile(r"<details[^>]*>\s*<summary>\s*Thinking\.\.\.\s*</summary>")
+_DETAILS_LIMIT = 300  # characters; Dify's opening has 123
+
+
+class ThinkingSplitter:
+    """Feed text in pieces of any size; get Text and Reasoning deltas."""
+
+    def __init__(self) -> None:
+        self._state = "start"  # start, thinking, after (white space behind the tag), answer
+        self._close = ""
+        self._held = ""
+
+    @property
+    def passes_all(self) -> bool:
+        """True once everything that follows is answer, so that `feed` need not be asked."""
+        return self._state == "answer"
+
+    def restart(self) -> list[Delta]:
+        """Another node begins to speak: what it says may open with thinking of its own."""
+        out = self.close()
+        self._state = "start"
+        return out
+
+    def feed(self, text: str) -> list[Delta]:
+        out: list[Delta] = []
+        self._held += text
+        while self._step(out):
+            pass
+        return out
+
+    def close(self) -> list[Delta]:
+        """What was held back, now that nothing follows."""
+        held, self._held = self._held, ""
+        if not held or self._state == "after":
+            return []
+        return [Reasoning(held) if self._state == "thinking" else Text(held)]
+
+    def _step(self, out: list[Delta]) -> bool:
+        """Go one state further; False when more text is needed."""
+        if self._state == "answer":
+            if self._held:
+                out.append(Text(self._held))
+            self._held = ""
+            return False
+        if self._state == "after":
+            self._held = self._held.lstrip()
+            if self._held:
+                self._state = "answer"
+            return bool(self._held)
+        return self._open() if self._state == "start" else self._think(out)
+
+    def _open(self) -> bool:
+        start = self._held.lstrip()
+        if start.startswith(_THINK):
+            self._begin(start[len(_THINK) :], "</think>")
+        elif match := _DETAILS.match(start):
+            self._begin(start[match.end() :], "</details>")
+        elif self._may_become_tag(start):
+            return False
+        else:
+            self._state = "answer"
+        return True
+
+    def _may_become_tag(self, start: str) -> bool:
+        if _THINK.startswith(start):
+            return True
+        return ("<details".startswith(start) or start.startswith("<details")) and (
+            len(start) < _DETAILS_LIMIT and "</summary>" not in start
+        )
+
+    def _begin(self, rest: str, close: str) -> None:
+        self._state, self._close, self._held = "thinking", close, rest.lstrip()
+
+    def _think(self, out: list[Delta]) -> bool:
+        before, found, after = self._held.partition(self._close)
+        if found:
+            if before.rstrip():
+                out.append(Reasoning(before.rstrip()))
+            self._state, self._held = "after", after
+            return True
+        # Keep what may be the beginning of the closing tag, and white space in front of it.
+        keep = next(
+            (n for n in range(len(self._close) - 1, 0, -1) if before.endswith(self._close[:n])), 0
+        )
+        ready = before[: len(before) - keep].rstrip()
+        if ready:
+            out.append(Reasoning(ready))
+        self._held = before[len(ready) :]
+        return False

@@ -1,0 +1,48 @@
+"""Token counts as OpenAI writes them, read without trusting their types, and written."""
+
+from typing import Any
+
+from gateway.messages import Usage
+
+
+def as_count(value: Any) -> int:
+    """A count that may come as a number or as digits in a string; anything else is 0."""
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def read_usage(value: Any) -> Usage | None:
+    """OpenAI's usage object, if it is one."""
+    if not isinstance(value, dict):
+        return None
+    prompt, completion = (
+        as_count(value.get("prompt_tokens")),
+        as_count(value.get("completion_tokens")),
+    )
+    return Usage(
+        prompt,
+        completion,
+        as_count(value.get("total_tokens")) or prompt + completion,
+        _detail(value, "prompt_tokens_details", "cached_tokens"),
+        _detail(value, "completion_tokens_details", "reasoning_tokens"),
+    )
+
+
+def _detail(value: dict[str, Any], group: str, name: str) -> int:
+    details = value.get(group)
+    return as_count(details.get(name)) if isinstance(details, dict) else 0
+
+
+def usage_body(usage: Usage) -> dict[str, Any]:
+    """The usage object for a caller. The details stand there only if the platform gave them."""
+    body: dict[str, Any] = {
+        "prompt_tokens": usage.prompt,
+        "completion_tokens": usage.completion,
+        "total_tokens": usage.total,
+    }
+    if usage.cached:
+        body["prompt_tokens_details"] = {"cached_tokens": usage.cached}
+    if usage.reasoning:
+        body["completion_tokens_details"] = {"reasoning_tokens": usage.reasoning}
+    return body
