@@ -71,7 +71,7 @@ def _read_yaml(text: str, problems: list[str]) -> Any:
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         problems.append("config.yaml: not valid YAML")
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
     return None
 
 
@@ -177,8 +177,8 @@ _UNION_STEPS = {"str", "bool", "int", "float"}
 
 def _at(tree: Any, loc: Iterable[Any]) -> Any:
     for step in loc:
-        if isinstance(tree, dict) and step in tree:
-            tree = tree[step]
+        if isinstance(tree, dict):
+            tree = tree.get(step, tree)
         elif isinstance(tree, list) and isinstance(step, int):
             tree = tree[step]
     return tree if isinstance(tree, dict) else None
@@ -219,7 +219,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _check_names(tree: dict[str, Any]) -> Iterator[str]:
-    """Names that clash or lead nowhere. Works on the raw tree, so that it reports beside the rest."""
+    """Names that clash or lead nowhere, from the raw tree, so that they show beside the rest."""
     agents, routes = tree.get("agents"), tree.get("routes")
     agents = agents if isinstance(agents, dict) else {}
     routes = routes if isinstance(routes, dict) else {}

@@ -6,7 +6,7 @@
     │                     ConversationBusy BodyTooLarge UnsupportedMediaType RateLimited
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
-    │                     UpstreamUnavailable
+    │                     UpstreamConnectTimeout UpstreamUnavailable
     └── ours:             InternalError
 
 Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
@@ -178,6 +178,12 @@ class UpstreamTimeout(GatewayError):
     """The upstream was silent for too long."""
 
     status, type, code = 504, "upstream_error", "upstream_timeout"
+
+
+class UpstreamConnectTimeout(UpstreamTimeout):
+    """No connection to the upstream in time, so nothing has been asked yet."""
+
+    retryable = True
 
 
 def openai_body(error: GatewayError) -> dict[str, Any]:

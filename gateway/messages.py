@@ -38,9 +38,10 @@ class ChatRequest:
     """One question to one agent.
 
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
-    shall see it. `conversation_id` continues a platform's own conversation. `raw` is the caller's
+    shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
+    among the apps of a key that opens several. `raw` is the caller's
     body, kept for upstreams that speak the same protocol as the caller; `verbatim` says that their
-    answer may go back as it came. `call_id` is random and names this one call, tried how often ever.
+    answer may go back as it came. `call_id` is random and names this call through all attempts.
     """
 
     model: str
@@ -49,6 +50,7 @@ class ChatRequest:
     stream: bool = False
     detail: bool = False
     conversation_id: str | None = None
+    app_id: str | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     include_usage: bool = False
     raw: dict[str, Any] = field(default_factory=dict)

@@ -53,6 +53,7 @@ class Platform(Protocol):
     """One configured agent of one kind of upstream."""
 
     kind: str
+    takes_files: bool  # whether a question may come with images or files
 
     def prepare(self, chat: ChatRequest) -> Step:
         """The request that asks the question. Raises InvalidRequest for what it cannot carry."""

@@ -7,7 +7,7 @@ HTTP 200 with a `code`, so the code decides and the status seldom does.
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
 import jwt
@@ -69,6 +69,7 @@ _EXPIRED = {4100, 700012006}
 
 class Coze:
     kind = "coze"
+    takes_files = True
 
     def __init__(
         self, name: str, agent: CozeAgent, url: str, clock: Callable[[], float] = time.time
@@ -123,10 +124,8 @@ class Coze:
 
     def _submit(self, chat_id: str, conversation: str, outputs: list[dict[str, str]]) -> Step:
         """Results of the tools that an earlier answer asked the client to run."""
-        url = (
-            f"{self._api}/v3/chat/submit_tool_outputs?conversation_id={quote(conversation, safe='')}"
-            f"&chat_id={quote(chat_id, safe='')}"
-        )
+        query = f"conversation_id={quote(conversation, safe='')}&chat_id={quote(chat_id, safe='')}"
+        url = f"{self._api}/v3/chat/submit_tool_outputs?{query}"
         body = dump({"tool_outputs": outputs, "stream": True})
         return UpstreamRequest("POST", url, self._headers(), body, stream=True)
 
@@ -446,7 +445,7 @@ class CozeDecoder(EventDecoder):
         self._finish = Finish("stop", self._run_usage)
         self._close(out)
 
-    _HANDLERS: dict[str, Callable[["CozeDecoder", dict[str, Any], list[Delta]], None]] = {
+    _HANDLERS: ClassVar[dict[str, Callable[["CozeDecoder", dict[str, Any], list[Delta]], None]]] = {
         "conversation.chat.created": _on_chat,
         "conversation.chat.in_progress": _on_chat,
         "conversation.message.delta": _on_delta,

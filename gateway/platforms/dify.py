@@ -4,7 +4,7 @@ Source: Dify's service API and captures of real servers (tests/platforms/capture
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.config import DifyAgent
 from gateway.errors import (
@@ -75,6 +75,7 @@ _FORM_TEXT = ("paragraph", "text-input")
 
 class Dify:
     kind = "dify"
+    takes_files = True
 
     def __init__(self, name: str, agent: DifyAgent, url: str) -> None:
         self._agent = agent
@@ -359,9 +360,9 @@ class DifyDecoder(EventDecoder):
             for form in asked
         ]
         out.append(Note("interaction", {"type": "human_input", "forms": forms}))
-        words = "\n\n".join(form["text"] for form in forms if form["text"])
+        words = "\n\n".join(str(form["text"]) for form in forms if form["text"])
         if words:
-            self._say(("\n\n" if self._sent else "") + str(words), out)
+            self._say(("\n\n" if self._sent else "") + words, out)
         out += self._split.close()
         self._end(out)
 
@@ -416,7 +417,7 @@ class DifyDecoder(EventDecoder):
         usage.total = max(told, usage.prompt + usage.completion)
         return usage if usage.total else None
 
-    _HANDLERS: dict[str, Callable[["DifyDecoder", dict[str, Any], list[Delta]], None]] = {
+    _HANDLERS: ClassVar[dict[str, Callable[["DifyDecoder", dict[str, Any], list[Delta]], None]]] = {
         "message": _on_message,
         "agent_message": _on_agent_message,
         "text_chunk": _on_text_chunk,
@@ -479,7 +480,7 @@ _NO_CONVERSATION = (
     " one; a conversation belongs to the `user` who began it."
 )
 _OPERATOR = {
-    "unauthorized": "Dify refused the gateway's API key: check api_key (an app key begins with app-).",
+    "unauthorized": "Dify refused the gateway's API key: check api_key (it begins with app-).",
     "forbidden": "Dify does not let this app be used through its API: switch the app's API on.",
     "not_chat_app": "The Dify app is of another kind: set mode to auto.",
     "not_workflow_app": "The Dify app is of another kind: set mode to auto.",

@@ -5,7 +5,7 @@ Source: FastGPT's completions API, 4.6 to 4.16; the named events are those of `d
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.config import FastGPTAgent
 from gateway.errors import (
@@ -52,6 +52,7 @@ MAX_CHAT_ID = 250
 
 class FastGPT:
     kind = "fastgpt"
+    takes_files = True
 
     def __init__(self, name: str, agent: FastGPTAgent, url: str) -> None:
         self._name = name
@@ -78,8 +79,8 @@ class FastGPT:
             "variables": {**self._agent.variables, **chat.variables},
             "customUid": chat.user,
         }
-        if self._agent.app_id:
-            body["appId"] = self._agent.app_id
+        if app_id := self._agent.app_id or chat.app_id:
+            body["appId"] = app_id
         url = f"{self._api}/v1/chat/completions"
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
 
@@ -91,9 +92,10 @@ class FastGPT:
 
     def stop(self, chat: ChatRequest, decoder: Any) -> UpstreamRequest | None:
         # v1 runs end with their connection; newer servers may run on, and need the app's id.
-        if not self._agent.app_id:
+        app_id = self._agent.app_id or chat.app_id
+        if not app_id:
             return None
-        body = {"appId": self._agent.app_id, "chatId": decoder.conversation_id}
+        body = {"appId": app_id, "chatId": decoder.conversation_id}
         return UpstreamRequest("POST", f"{self._api}/v2/chat/stop", self._headers, dump(body))
 
     def probe(self) -> Step:
@@ -233,7 +235,7 @@ class FastGPTDecoder(EventDecoder):
         if words := _interactive_text(params):
             self._say(words, out)
 
-    _HANDLERS: dict[str, Callable[["FastGPTDecoder", bytes, list[Delta]], None]] = {
+    _HANDLERS: ClassVar[dict[str, Callable[["FastGPTDecoder", bytes, list[Delta]], None]]] = {
         "error": _on_error,
         "flowNodeStatus": _on_status,
         "moduleStatus": _on_status,

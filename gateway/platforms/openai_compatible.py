@@ -4,7 +4,7 @@ To a caller of `/v1/*` the upstream's stream goes back byte for byte, whole even
 looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it decoded.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.config import OpenAIAgent
 from gateway.errors import (
@@ -52,6 +52,7 @@ from gateway.usage import read_usage
 
 class OpenAICompatible:
     kind = "openai"
+    takes_files = True
 
     def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:
         self._name = name
@@ -154,7 +155,7 @@ class ChunkDecoder(EventDecoder):
     """Chunks of a chat completion as deltas. Zhipu's model API differs in a few values only."""
 
     platform = "The upstream"
-    reasons: dict[str, str] = {}  # noqa: RUF012 - a constant that Zhipu replaces
+    reasons: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
         super().__init__()

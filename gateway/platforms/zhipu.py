@@ -8,7 +8,7 @@ import hashlib
 import re
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from gateway.config import ZhipuAgent
 from gateway.errors import (
@@ -54,6 +54,7 @@ class Zhipu:
         self, name: str, agent: ZhipuAgent, url: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._agent = agent
+        self.takes_files = agent.api == "models"
         self._clock = clock
         key = agent.api_key.reveal()
         self._key = key
@@ -250,7 +251,7 @@ class ModelDecoder(ChunkDecoder):
     """OpenAI's chunks with other finish reasons, and sources of a web search."""
 
     platform = "Zhipu"
-    reasons = {  # noqa: RUF012 - a constant
+    reasons: ClassVar[dict[str, str]] = {
         "sensitive": "content_filter",
         "model_context_window_exceeded": "length",
         "network_error": "error",
@@ -274,7 +275,6 @@ class ModelDecoder(ChunkDecoder):
         return _explain_code(as_id(error.get("code")), as_text(error.get("message")) or words)
 
 
-_MARK = re.compile(r"【[^【】]{0,60}】")
 _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
 
 
@@ -329,7 +329,7 @@ class GlmsDecoder(EventDecoder):
             out.append(Note("tools", []))  # code, its output, a browser: a sign of life
 
     def _grow(self, text: str, is_last: bool, out: list[Delta]) -> None:
-        """Send what is new. Marks of sources are dropped, and a mark not yet closed is held back."""
+        """Send what is new, without marks of sources; a mark not yet closed is held back."""
         text = _SOURCE.sub("", text)
         start = text.rfind("【")
         if not is_last and start >= 0 and "】" not in text[start:] and len(text) - start < 64:
@@ -466,7 +466,8 @@ def _explain_glms(reply: UpstreamReply, otherwise: str = "") -> GatewayError:
         )
     if any(mark in low for mark in ("assistant", "token", "api_key", "apikey", "auth", "密钥")):
         return UpstreamMisconfigured(
-            f"智谱清言 refused the call: {clean(words)}. Check api_key (id.secret) and assistant_id."
+            f"智谱清言 refused the call: {clean(words)}."
+            " Check api_key (id.secret) and assistant_id."
         )
     return explain_words("智谱清言", words)
 
@@ -479,7 +480,7 @@ _OPERATOR = {"1211", "1212", "1220", "1221", "1222", "1311"}
 
 
 def _explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for Zhipu's code, digits in a string; 429 is the status of two very different ones."""
+    """The error for Zhipu's code, digits in a string; a status of 429 has two very different."""
     said = f" (Zhipu {code}: {clean(words) or 'no message'})"
     if code in _AUTH:
         return UpstreamMisconfigured("Zhipu refused the gateway's API key: check api_key." + said)

@@ -1,0 +1,176 @@
+"""The command line: serve, check, probe, schema."""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import gateway
+
+if TYPE_CHECKING:
+    from gateway.config import Config
+
+log = logging.getLogger("gateway")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; gives the exit status."""
+    args = _parser().parse_args(argv)
+    command: Callable[[argparse.Namespace], int] = args.command
+    return command(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
+    parser.add_argument("--version", action="version", version=gateway.__version__)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--config", "-c", type=Path, default=argparse.SUPPRESS, metavar="FILE")
+    common.add_argument("--host", default=argparse.SUPPRESS)
+    common.add_argument("--port", type=int, default=argparse.SUPPRESS)
+    for source in (common, parser):
+        if source is parser:
+            for action in common._actions:
+                parser._add_action(action)
+    parser.set_defaults(command=serve, config=Path("config.yaml"), host=None, port=None)
+    commands = parser.add_subparsers(metavar="command")
+    for name, command, words in (
+        ("serve", serve, "start the gateway (what no command does, too)"),
+        ("check", check, "check config.yaml; every problem at once, exit 1 if there is one"),
+        ("probe", probe, "exit 0 if a running gateway is ready"),
+        ("schema", schema, "print the JSON Schema of config.yaml"),
+    ):
+        sub = commands.add_parser(name, parents=[common], help=words, description=words)
+        sub.set_defaults(command=command)
+    return parser
+
+
+def _load(args: argparse.Namespace) -> "Config | None":
+    """The configuration, or None after its problems have been printed."""
+    from gateway import configfile
+
+    try:
+        return configfile.load(args.config, host=args.host, port=args.port)
+    except configfile.ConfigError as error:
+        count = len(error.problems)
+        print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+        for problem in error.problems:
+            print(f"  {problem}", file=sys.stderr)
+        return None
+
+
+def check(args: argparse.Namespace) -> int:
+    config = _load(args)
+    if config is None:
+        return 1
+    print(f"{args.config}: ok")
+    for name, agent in config.agents.items():
+        where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
+        print(f"  {name}: {getattr(agent, 'platform', '')} at {where}")
+        if agent.is_demo and agent.api_key:
+            print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
+    return 0
+
+
+def schema(args: argparse.Namespace) -> int:
+    from gateway.configschema import config_schema
+
+    print(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def probe(args: argparse.Namespace) -> int:
+    config = _load(args)
+    if config is None:
+        return 1
+    host = config.server.host
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - not bound here
+    url = f"http://{host}:{config.server.ops_port or config.server.port}/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            print(answer.read().decode())
+            return 0 if answer.status == 200 else 1
+    except OSError as error:
+        print(f"{url}: {error}", file=sys.stderr)
+        return 1
+
+
+def serve(args: argparse.Namespace) -> int:
+    config = _load(args)
+    if config is None:
+        return 1
+    level = os.environ.get("LOG_LEVEL", "INFO").upper()
+    if not isinstance(logging.getLevelName(level), int):
+        print(f"LOG_LEVEL: {level!r} is none of DEBUG, INFO, WARNING, ERROR", file=sys.stderr)
+        return 1
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_serve(config))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it installs, else asyncio's own loop."""
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
+
+
+async def _serve(config: "Config") -> int:
+    from aiohttp import web
+
+    from gateway.app import Runner, build, build_ops
+
+    server = config.server
+    stop = asyncio.Event()
+    _on_signals(stop)
+    async with contextlib.AsyncExitStack() as stack:
+        listeners = [(build(config), server.port)]
+        if server.ops_port is not None:
+            listeners.append((build_ops(), server.ops_port))
+        for app, port in listeners:
+            runner = Runner(app, shutdown_timeout=server.drain_timeout)
+            await runner.setup()
+            stack.push_async_callback(runner.cleanup)
+            try:
+                await web.TCPSite(runner, server.host, port).start()
+            except OSError as error:
+                words = error.strerror or str(error)
+                print(f"Cannot listen on {server.host}:{port}: {words}", file=sys.stderr)
+                return 1
+            if app is listeners[0][0]:
+                _greet(config, runner.addresses[0][1])
+        await stop.wait()
+        log.info("Stopping; answers under way have %g s to finish", server.drain_timeout)
+    return 0
+
+
+def _on_signals(stop: asyncio.Event) -> None:
+    """The first SIGTERM or SIGINT asks to stop, the second ends at once."""
+
+    def received() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, received)
+
+
+def _greet(config: "Config", port: int) -> None:
+    host = config.server.host
+    shown = "localhost" if config.binds_loopback else host
+    log.info("AI Gateway %s listens on http://%s:%d", gateway.__version__, shown, port)
+    for name, agent in config.agents.items():
+        where = "demo, answers by itself" if agent.is_demo else agent.base_url
+        log.info("  agent %s: %s (%s)", name, getattr(agent, "platform", ""), where)
+    if config.anonymous:
+        log.info("  anyone on this machine may call without a key (auth.anonymous)")

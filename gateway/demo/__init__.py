@@ -1,0 +1,59 @@
+"""Demo platforms: small simulators that speak each platform's own wire protocol over loopback.
+
+The gateway's real adapters talk to them, so what works here works the same way against the real
+platform. They are the tests' upstreams, too.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+
+from aiohttp import web
+
+from gateway.config import Agent, Config, ZhipuAgent
+from gateway.demo.coze import CozeDemo
+from gateway.demo.dify import DifyDemo
+from gateway.demo.fastgpt import FastGPTDemo
+from gateway.demo.openai import OpenAIDemo
+from gateway.demo.stage import Demo
+from gateway.demo.zhipu import ZhipuDemo
+
+DEMOS: dict[str, type[Demo]] = {
+    "fastgpt": FastGPTDemo,
+    "dify": DifyDemo,
+    "coze": CozeDemo,
+    "zhipu": ZhipuDemo,
+    "openai": OpenAIDemo,
+}
+
+
+@asynccontextmanager
+async def serve_demo(demo: Demo) -> AsyncIterator[str]:
+    """Serve one simulator on a free loopback port; gives its address."""
+    runner = web.AppRunner(demo.app(), access_log=None, handler_cancellation=True)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0)
+        await site.start()
+        port = runner.addresses[0][1]
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        await runner.cleanup()
+
+
+@asynccontextmanager
+async def serve_demos(config: Config) -> AsyncIterator[Mapping[str, str]]:
+    """One simulator for each agent whose base_url is `demo:`; gives their addresses by name."""
+    async with AsyncExitStack() as stack:
+        urls = {}
+        for name, agent in config.agents.items():
+            if agent.is_demo:
+                demo = DEMOS[_kind(agent)](key=agent.api_key.reveal())
+                urls[name] = await stack.enter_async_context(serve_demo(demo))
+        yield urls
+
+
+def _kind(agent: Agent) -> str:
+    return str(getattr(agent, "platform"))  # noqa: B009 - every kind of agent has one of its own
+
+
+__all__ = ["DEMOS", "Demo", "ZhipuAgent", "serve_demo", "serve_demos"]

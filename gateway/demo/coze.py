@@ -1,0 +1,246 @@
+"""A Coze server of one bot: /v3/chat streamed and polled, chatflows, conversations, OAuth."""
+
+import asyncio
+import time
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from gateway.demo.mind import Speech, speak
+from gateway.demo.stage import Broken, Demo, Stream, digits, dumps, json
+
+_BOT = "7553210987654300001"
+
+
+class CozeDemo(Demo):
+    platform = "Coze"
+
+    def __init__(self, key: str = "", **kwargs: Any) -> None:
+        super().__init__(key, **kwargs)
+        self.tokens: set[str] = set()  # given out for a signed claim
+        self._chats: dict[str, dict[str, Any]] = {}  # finished chats, for those who poll
+        self._messages: dict[str, list[dict[str, Any]]] = {}
+
+    def routes(self) -> list[tuple[str, str, Any]]:
+        return [
+            ("POST", "/v3/chat", self.chat),
+            ("GET", "/v3/chat/retrieve", self.retrieve),
+            ("POST", "/v3/chat/retrieve", self.retrieve),
+            ("GET", "/v3/chat/message/list", self.messages),
+            ("POST", "/v3/chat/cancel", self.cancel),
+            ("POST", "/v3/chat/submit_tool_outputs", self.submit),
+            ("POST", "/v1/workflows/chat", self.workflow_chat),
+            ("POST", "/v1/conversation/create", self.create_conversation),
+            ("GET", "/v1/bots/{bot}", self.bot),
+            ("GET", "/v1/bot/get_online_info", self.bot),
+            ("POST", "/api/permission/oauth2/token", self.token),
+        ]
+
+    def knows_key(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return super().knows_key(request) or given in self.tokens
+
+    async def token(self, request: web.Request) -> web.Response:
+        """A JWT has three parts; its signature is Coze's to check, not a demo's."""
+        await self.body(request)
+        if request.headers.get("Authorization", "").count(".") != 2:
+            return json({"error_code": "invalid_request", "error_message": "not a JWT"}, 401)
+        token = f"czs_demo{digits()}"
+        self.tokens.add(token)
+        until = int(time.time()) + 900
+        return json({"access_token": token, "expires_in": until, "token_type": "Bearer"})
+
+    async def bot(self, request: web.Request) -> web.Response:
+        if not self.knows_key(request):
+            return _envelope(4100, "access token invalid", 401)
+        bot: dict[str, Any] = {
+            "bot_id": request.match_info.get("bot") or request.query.get("bot_id"),
+            "name": "演示智能体 Demo", "description": "", "icon_url": "", "version": "1",
+            "create_time": 0, "update_time": 0, "bot_mode": 0,
+            "prompt_info": {"prompt": ""}, "plugin_info_list": [],
+            "onboarding_info": {"prologue": "", "suggested_questions": []},
+            "model_info": {"model_id": "demo", "model_name": "demo"},
+        }  # fmt: skip
+        return json({"code": 0, "msg": "", "data": bot})
+
+    async def create_conversation(self, request: web.Request) -> web.Response:
+        body = await self.body(request)
+        if not self.knows_key(request):
+            return _envelope(4100, "access token invalid", 401)
+        conversation = digits()
+        self._conversations[conversation] = []
+        data = {
+            "id": conversation, "name": "", "meta_data": body.get("meta_data") or {},
+            "creator_id": "1", "connector_id": "1024", "created_at": int(time.time()),
+            "updated_at": int(time.time()), "last_section_id": conversation,
+        }  # fmt: skip
+        return json({"code": 0, "msg": "", "data": data})
+
+    async def chat(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if not self.knows_key(request):
+            return _envelope(4101, "The token you entered is incorrect.")
+        if not body.get("bot_id") or not body.get("user_id"):
+            return _envelope(4000, "bot_id and user_id are required")
+        return await self._begin(request, body, request.query.get("conversation_id", ""), ":")
+
+    async def workflow_chat(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if not self.knows_key(request):
+            return _envelope(4100, "access token invalid", 401)
+        if not body.get("workflow_id") or "parameters" not in body:
+            return _envelope(4000, "workflow_id and parameters are required")
+        given = str(body.get("conversation_id") or "")
+        return await self._begin(request, {**body, "stream": True}, given, ": ")
+
+    async def _begin(
+        self, request: web.Request, body: dict[str, Any], given: str, colon: str
+    ) -> web.StreamResponse:
+        if given and self.conversation(given) is None:
+            return _envelope(4002, "conversation not found")
+        conversation = given or digits()
+        question, files = _question(body.get("additional_messages") or [])
+        speech = speak("Coze", question, self.remember(conversation, question), files)
+        ids = {"conversation_id": conversation, "bot_id": str(body.get("bot_id") or _BOT)}
+        if speech.fault == "limit":
+            return _envelope(4020, "model requests per minute exceeded")
+        run = _Run(self, ids, speech)
+        if body.get("stream") is True:
+            tool = "get_weather" if "#tool" in question else ""
+            return await run.stream(request, colon, tool)
+        self._chats[run.id] = run.chat("completed")
+        self._messages[run.id] = run.completed()
+        while len(self._chats) > 1000:
+            self._messages.pop(next(iter(self._chats)))
+            self._chats.pop(next(iter(self._chats)))
+        return json({"code": 0, "msg": "", "data": run.chat("in_progress")})
+
+    async def submit(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        outputs = body.get("tool_outputs") or [{}]
+        ids = {"conversation_id": request.query.get("conversation_id", ""), "bot_id": _BOT}
+        speech = speak("Coze", f"工具结果：{outputs[0].get('output')}", [])
+        return await _Run(self, ids, speech).stream(request, ":", "")
+
+    async def retrieve(self, request: web.Request) -> web.Response:
+        chat = self._chats.get(request.query.get("chat_id", ""))
+        return json({"code": 0, "msg": "", "data": chat}) if chat else _envelope(4001, "not found")
+
+    async def messages(self, request: web.Request) -> web.Response:
+        found = self._messages.get(request.query.get("chat_id", ""))
+        return (
+            json({"code": 0, "msg": "", "data": found}) if found else _envelope(4001, "not found")
+        )
+
+    async def cancel(self, request: web.Request) -> web.Response:
+        body = await self.body(request)
+        chat_id = str(body.get("chat_id"))
+        self.stopped.append(chat_id)
+        data = {"id": chat_id, "conversation_id": body.get("conversation_id"), "status": "canceled"}
+        return json({"code": 0, "msg": "", "data": data})
+
+
+class _Run:
+    """One chat: its objects, and its events in Coze's order."""
+
+    def __init__(self, demo: CozeDemo, ids: dict[str, str], speech: Speech) -> None:
+        self._demo = demo
+        self._ids = ids
+        self._speech = speech
+        self.id = digits()
+        self._answer_id = digits()
+
+    def chat(self, status: str, **more: Any) -> dict[str, Any]:
+        counts = (self._speech.prompt_tokens, self._speech.completion_tokens)
+        prompt, completion = counts if status == "completed" else (0, 0)
+        usage = {
+            "token_count": prompt + completion,
+            "output_count": completion,
+            "input_count": prompt,
+        }
+        return {
+            "id": self.id, **self._ids, "created_at": int(time.time()),
+            "last_error": {"code": 0, "msg": ""}, "status": status, "usage": usage,
+            "section_id": self._ids["conversation_id"], **more,
+        }  # fmt: skip
+
+    def message(self, kind: str, content: str, id_: str = "", **more: Any) -> dict[str, Any]:
+        return {
+            "id": id_ or digits(), **self._ids, "role": "assistant", "type": kind,
+            "content": content, "content_type": "text", "chat_id": self.id,
+            "section_id": self._ids["conversation_id"], **more,
+        }  # fmt: skip
+
+    def completed(self) -> list[dict[str, Any]]:
+        finished = {"msg_type": "generate_answer_finish", "data": "", "from_module": None}
+        asks = ("还能做什么？", "怎么接入我的智能体？")
+        return [
+            self.message("answer", self._speech.text, self._answer_id),
+            self.message("verbose", orjson.dumps(finished).decode()),
+            *(self.message("follow_up", ask) for ask in asks),
+        ]
+
+    async def stream(self, request: web.Request, colon: str, tool: str) -> web.StreamResponse:
+        stream = await Stream.open(request, "text/event-stream", {"x-tt-logid": digits()})
+
+        async def send(name: str, data: Any) -> None:
+            await stream.write(f"event{colon}{name}\ndata{colon}".encode() + dumps(data) + b"\n\n")
+
+        await send("conversation.chat.created", self.chat("created"))
+        await send("conversation.chat.in_progress", self.chat("in_progress"))
+        try:
+            if self._speech.fault == "fail":
+                raise Broken
+            if tool:
+                await self._ask_for_tool(send, tool)
+            else:
+                await self._say(send, stream)
+            await send("done", "[DONE]" if colon == ":" else {"debug_url": "https://www.coze.cn/"})
+        except Broken:
+            if not stream.is_cut:
+                error = {"code": 5000, "msg": "the failure you asked for"}
+                await send("conversation.chat.failed", self.chat("failed", last_error=error))
+        return await stream.close()
+
+    async def _ask_for_tool(self, send: Any, tool: str) -> None:
+        call = {
+            "id": "call_demo1",
+            "type": "function",
+            "function": {"name": tool, "arguments": "{}"},
+        }
+        action = {"type": "submit_tool_outputs", "submit_tool_outputs": {"tool_calls": [call]}}
+        chat = self.chat("requires_action", required_action=action)
+        await send("conversation.chat.requires_action", chat)
+
+    async def _say(self, send: Any, stream: Stream) -> None:
+        async for kind, piece in self._demo.pieces(self._speech, stream):
+            if self.id in self._demo.stopped:
+                break
+            said = piece if kind == "say" else ""
+            more = {"reasoning_content": piece} if kind == "think" else {}
+            delta = self.message("answer", said, self._answer_id, **more)
+            await send("conversation.message.delta", delta)
+        for message in self.completed():
+            await asyncio.sleep(0)
+            await send("conversation.message.completed", message)
+        await send("conversation.chat.completed", self.chat("completed"))
+
+
+def _question(messages: list[Any]) -> tuple[str, int]:
+    """The last text among the messages, and how many files come with it."""
+    text, files = "", 0
+    for message in messages:
+        content = str(message.get("content") or "")
+        if message.get("content_type") == "object_string":
+            items = orjson.loads(content)
+            files += sum(item.get("type") != "text" for item in items)
+            content = " ".join(item["text"] for item in items if item.get("type") == "text")
+        if message.get("role") == "user" and content:
+            text = content
+    return text, files
+
+
+def _envelope(code: int, message: str, status: int = 200) -> web.Response:
+    body = {"code": code, "msg": message, "detail": {"logid": digits()}}
+    return json(body, status, **{"x-tt-logid": digits()})

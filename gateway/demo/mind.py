@@ -1,0 +1,103 @@
+"""What a demo bot says: in the language of the question, and that it is a demo.
+
+Words in the question make it behave: `#think` (or 思考) gives reasoning, `#fail` an error before
+the first word, `#break` an error after some, `#cut` a connection that ends early, `#slow` a long
+silence, `#limit` a rate limit, `#long` a long answer.
+"""
+
+import re
+from dataclasses import dataclass, field
+
+_ZH = re.compile(r"[\u4e00-\u9fff]")
+_JA = re.compile(r"[\u3040-\u30ff]")
+_THINK = re.compile(r"#think|思考|想一想|推理|\bthink\b|\breason", re.IGNORECASE)
+_FAULTS = ("fail", "break", "cut", "slow", "limit")
+
+_ENV = {
+    "Dify": "DIFY_BASE_URL, DIFY_API_KEY",
+    "FastGPT": "FASTGPT_BASE_URL, FASTGPT_API_KEY",
+    "Coze": "COZE_BASE_URL, COZE_API_TOKEN, COZE_BOT_ID",
+    "Zhipu": "ZHIPU_BASE_URL, ZHIPU_API_KEY",
+    "OpenAI": "OPENAI_BASE_URL, OPENAI_API_KEY",
+}
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Pieces as a model would stream them, and the fault that was asked for, if any."""
+
+    pieces: list[str]
+    reasoning: list[str] = field(default_factory=list)
+    fault: str = ""
+    prompt_tokens: int = 0
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    @property
+    def thought(self) -> str:
+        return "".join(self.reasoning)
+
+    @property
+    def completion_tokens(self) -> int:
+        return len(self.pieces) + len(self.reasoning)
+
+
+def speak(platform: str, question: str, earlier: list[str], files: int = 0) -> Speech:
+    """The answer to `question` in a conversation whose questions so far were `earlier`."""
+    asked = " ".join(question.split())
+    language = "ja" if _JA.search(asked) else "zh" if _ZH.search(asked) else "en"
+    text = _WORDS[language](platform, asked[:200], earlier[-1][:100] if earlier else "", files)
+    if "#long" in question:
+        text = f"{text}\n" * 20
+    thought = _THOUGHTS[language] if _THINK.search(question) else ""
+    fault = next((fault for fault in _FAULTS if f"#{fault}" in question), "")
+    prompt_tokens = len(_pieces(question)) + sum(len(_pieces(q)) for q in earlier) + 8
+    return Speech(_pieces(text), _pieces(thought), fault, prompt_tokens)
+
+
+def _chinese(platform: str, asked: str, before: str, files: int) -> str:
+    memory = f"你上一个问题是“{before}”。" if before else ""
+    seen = f"我收到了 {files} 个文件。" if files else ""
+    return (
+        f"你好！我是 {platform} 的演示机器人（demo）🤖。你问的是：“{asked}”。{memory}{seen}"
+        f"我不是真正的 {platform}，只会照着它的协议说话：AI Gateway 把 FastGPT、Dify、Coze、智谱和"
+        " OpenAI 兼容的服务放在同一个接口后面，流式输出逐字到达。\n"
+        f"要换成你自己的机器人，请设置环境变量 {_ENV[platform]} 后重新启动。"
+    )
+
+
+def _english(platform: str, asked: str, before: str, files: int) -> str:
+    memory = f' Your previous question was "{before}".' if before else ""
+    seen = f" I received {files} file(s)." if files else ""
+    return (
+        f'Hello! I am a demo of {platform} 🤖. You asked: "{asked}".{memory}{seen}'
+        f" I am not the real {platform}, I only speak its protocol: AI Gateway puts FastGPT, Dify,"
+        " Coze, Zhipu and OpenAI-compatible services behind one API, streamed word by word.\n"
+        f"To talk to your own bot, set {_ENV[platform]} and start again."
+    )
+
+
+def _japanese(platform: str, asked: str, before: str, files: int) -> str:
+    memory = f"前の質問は「{before}」でした。" if before else ""
+    seen = f"ファイルを {files} 件受け取りました。" if files else ""
+    return (
+        f"こんにちは！{platform} のデモ（demo）ボットです🤖。ご質問は「{asked}」ですね。"
+        f"{memory}{seen}"
+        f"本物の {platform} ではなく、そのプロトコルで話すだけです。"
+        f"\n実際のボットを使うには {_ENV[platform]} を設定して再起動してください。"
+    )
+
+
+_WORDS = {"zh": _chinese, "en": _english, "ja": _japanese}
+_THOUGHTS = {
+    "zh": "用户想看思考过程 🤔。这是演示，所以我只说明自己是演示，再重复问题。",
+    "en": "The user wants to see me think 🤔. I am a demo, so I say that and repeat the question.",
+    "ja": "ユーザーは考える過程を見たい🤔。デモなので、そう伝えて質問を繰り返す。",
+}
+
+
+def _pieces(text: str) -> list[str]:
+    """Text cut as a model's tokens would: words with their space, or two characters of Chinese."""
+    return re.findall(r"[\u3040-\u9fff]{1,2}|[^\s\u3040-\u9fff]+\s*|\s+", text)

@@ -1,0 +1,162 @@
+"""An OpenAI-compatible model server."""
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from gateway.demo.mind import Speech, speak
+from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
+
+MODELS = ("gpt-4o-mini", "gpt-4o", "text-embedding-3-small")
+
+
+class OpenAIDemo(Demo):
+    platform = "OpenAI"
+    prefix = "/v1"
+
+    def routes(self) -> list[tuple[str, str, Any]]:
+        return [
+            ("POST", f"{self.prefix}/chat/completions", self.completions),
+            ("POST", f"{self.prefix}/embeddings", self.embeddings),
+            ("GET", f"{self.prefix}/models", self.models),
+        ]
+
+    def refusal(self, request: web.Request) -> web.Response | None:
+        if self.knows_key(request):
+            return None
+        return error(401, "Incorrect API key provided.", "invalid_request_error", "invalid_api_key")
+
+    async def models(self, request: web.Request) -> web.Response:
+        data = [
+            {"id": name, "object": "model", "created": 0, "owned_by": "demo"} for name in MODELS
+        ]
+        return self.refusal(request) or json({"object": "list", "data": data})
+
+    async def embeddings(self, request: web.Request) -> web.Response:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        given = body.get("input")
+        inputs = given if isinstance(given, list) else [given]
+        data = [
+            {"object": "embedding", "index": i, "embedding": [round(len(str(text)) / 100, 4), 0.5]}
+            for i, text in enumerate(inputs)
+        ]
+        usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
+        return json({"object": "list", "data": data, "model": body.get("model"), "usage": usage})
+
+    async def completions(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        messages = [m for m in body.get("messages") or [] if isinstance(m, dict)]
+        if not messages:
+            words = "'messages' must be a non-empty array."
+            return error(400, words, "invalid_request_error", "invalid_value")
+        questions = [text(m) for m in messages if m.get("role") == "user"] or [""]
+        speech = speak(self.platform, questions[-1], questions[:-1])
+        if speech.fault == "limit":
+            response = error(429, "Rate limit reached.", "rate_limit_error", "rate_limit_exceeded")
+            response.headers["Retry-After"] = "7"
+            return response
+        if speech.fault == "fail":
+            return error(500, "The failure you asked for.", "server_error", None)
+        tool = _tool_to_call(body, messages)
+        if body.get("stream") is True:
+            return await self._stream(request, body, speech, tool)
+        return json(self._whole(body, speech, tool))
+
+    def head(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
+        id_ = f"chatcmpl-{new_id().replace('-', '')}"
+        model = body.get("model") or "demo"
+        return {"id": id_, "object": kind, "created": int(time.time()), "model": model}
+
+    def _whole(self, body: dict[str, Any], speech: Speech, tool: str) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": speech.text, "refusal": None}
+        if speech.reasoning:
+            message["reasoning_content"] = speech.thought
+        if tool:
+            call = {
+                "id": "call_demo1",
+                "type": "function",
+                "function": {"name": tool, "arguments": "{}"},
+            }
+            message |= {"content": None, "tool_calls": [call]}
+        reason = "tool_calls" if tool else "stop"
+        choices = [
+            {"index": i, "message": message, "logprobs": None, "finish_reason": reason}
+            for i in range(_count(body.get("n")))
+        ]
+        return {**self.head(body, "chat.completion"), "choices": choices, "usage": usage(speech)}
+
+    async def _stream(
+        self, request: web.Request, body: dict[str, Any], speech: Speech, tool: str
+    ) -> web.StreamResponse:
+        stream = await Stream.open(request, "text/event-stream; charset=utf-8")
+        head = self.head(body, "chat.completion.chunk")
+        wants_usage = (body.get("stream_options") or {}).get("include_usage") is True
+
+        async def send(delta: dict[str, Any], finish: str | None = None) -> None:
+            for i in range(_count(body.get("n"))):
+                choice = {"index": i, "delta": delta, "logprobs": None, "finish_reason": finish}
+                more = {"usage": None} if wants_usage else {}
+                frame = dumps({**head, "choices": [choice], **more})
+                await stream.write(b"data: " + frame + b"\n\n")
+
+        try:
+            await send({"role": "assistant", "content": ""})
+            if tool:
+                function = {"name": tool, "arguments": ""}
+                call = {"index": 0, "id": "call_demo1", "type": "function", "function": function}
+                await send({"tool_calls": [call]})
+                await send({"tool_calls": [{"index": 0, "function": {"arguments": "{}"}}]})
+            else:
+                async for kind, piece in self.pieces(speech, stream):
+                    member = "reasoning_content" if kind == "think" else "content"
+                    await send({member: piece})
+            await send({}, "tool_calls" if tool else "stop")
+            if wants_usage:
+                last = dumps({**head, "choices": [], "usage": usage(speech)})
+                await stream.write(b"data: " + last + b"\n\n")
+            await stream.write(b"data: [DONE]\n\n")
+        except Broken:
+            if not stream.is_cut:
+                fault = {"message": "The failure you asked for.", "type": "server_error"}
+                frame = dumps({"error": {**fault, "param": None, "code": None}})
+                await stream.write(b"data: " + frame + b"\n\n")
+        return await stream.close()
+
+
+def _count(n: Any) -> int:
+    return min(n, 8) if isinstance(n, int) and n > 0 else 1
+
+
+def _tool_to_call(body: dict[str, Any], messages: list[dict[str, Any]]) -> str:
+    """The first tool on offer, if the question is `#tool` and its result is not there yet."""
+    if messages[-1].get("role") == "tool" or "#tool" not in text(messages[-1]):
+        return ""
+    for tool in body.get("tools") or []:
+        return str(tool.get("function", {}).get("name", "")) if isinstance(tool, dict) else ""
+    return ""
+
+
+def text(message: dict[str, Any]) -> str:
+    content = message.get("content")
+    if isinstance(content, str):
+        return content
+    parts = [part for part in content or [] if isinstance(part, dict)]
+    return "\n".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")
+
+
+def usage(speech: Speech) -> dict[str, int]:
+    prompt, completion = speech.prompt_tokens, speech.completion_tokens
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+    }
+
+
+def error(status: int, message: str, type_: str, code: str | None) -> web.Response:
+    return json({"error": {"message": message, "type": type_, "param": None, "code": code}}, status)

@@ -1,0 +1,143 @@
+"""What the simulators share: an application, a pace, conversations they remember, and SSE."""
+
+import asyncio
+import uuid
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from gateway.demo.mind import Speech
+
+MAX_CONVERSATIONS = 1000
+MAX_TURNS = 50
+
+
+class Demo:
+    """A simulator. `key` is the only one it takes; an empty one means that any will do.
+
+    `pace_s` is the pause between two pieces, `silence_s` the one that `#slow` asks for.
+    """
+
+    platform = ""
+
+    def __init__(self, key: str = "", pace_s: float = 0.03, silence_s: float = 30.0) -> None:
+        self.key = key
+        self.pace_s = pace_s
+        self.silence_s = silence_s
+        self.requests: list[tuple[str, Any]] = []  # (path, body) of the latest calls
+        self.stopped: list[str] = []  # ids of runs that were told to stop
+        self._conversations: OrderedDict[str, list[str]] = OrderedDict()
+
+    def app(self) -> web.Application:
+        app = web.Application(client_max_size=32 << 20)
+        for method, path, handler in self.routes():
+            app.router.add_route(method, path, handler)
+        return app
+
+    def routes(self) -> list[tuple[str, str, Any]]:
+        raise NotImplementedError
+
+    def knows_key(self, request: web.Request) -> bool:
+        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return not self.key or given == self.key
+
+    async def body(self, request: web.Request) -> dict[str, Any]:
+        """The JSON body, noted so that tests can look at what arrived."""
+        raw = await request.read()
+        try:
+            value = orjson.loads(raw or b"{}")
+        except orjson.JSONDecodeError:
+            value = None
+        self.requests.append((request.path_qs, value))
+        del self.requests[:-200]
+        return value if isinstance(value, dict) else {}
+
+    def conversation(self, id_: str) -> list[str] | None:
+        """The questions asked so far, or None for an unknown conversation."""
+        if id_ in self._conversations:
+            self._conversations.move_to_end(id_)
+        return self._conversations.get(id_)
+
+    def remember(self, id_: str, question: str) -> list[str]:
+        """Add a question to a conversation, new or not; gives the earlier ones."""
+        earlier = list(self._conversations.setdefault(id_, []))
+        self._conversations[id_] = [*earlier, question][-MAX_TURNS:]
+        self._conversations.move_to_end(id_)
+        while len(self._conversations) > MAX_CONVERSATIONS:
+            self._conversations.popitem(last=False)
+        return earlier
+
+    async def pieces(self, speech: Speech, stream: "Stream") -> AsyncIterator[tuple[str, str]]:
+        """("think" or "say", piece) at a human pace; faults in the middle happen here."""
+        if speech.fault == "slow":
+            await asyncio.sleep(self.silence_s)
+        for piece in speech.reasoning:
+            await asyncio.sleep(self.pace_s)
+            yield "think", piece
+        for i, piece in enumerate(speech.pieces):
+            await asyncio.sleep(self.pace_s)
+            if i == 5 and speech.fault == "break":
+                raise Broken
+            if i == 5 and speech.fault == "cut":
+                stream.cut()
+                raise Broken
+            yield "say", piece
+
+
+class Broken(Exception):
+    """The run fails in the middle, as was asked for."""
+
+
+class Stream:
+    """An event stream being answered."""
+
+    def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
+        self._response = response
+        self._request = request
+
+    @classmethod
+    async def open(
+        cls, request: web.Request, content_type: str, headers: dict[str, str] | None = None
+    ) -> "Stream":
+        response = web.StreamResponse(headers={"Content-Type": content_type, **(headers or {})})
+        await response.prepare(request)
+        return cls(response, request)
+
+    async def write(self, data: bytes) -> None:
+        await self._response.write(data)
+
+    async def close(self) -> web.StreamResponse:
+        if self._request.transport is not None:
+            await self._response.write_eof()
+        return self._response
+
+    def cut(self) -> None:
+        """Break the connection as a crashing server would."""
+        if self._request.transport is not None:
+            self._request.transport.abort()
+
+    @property
+    def is_cut(self) -> bool:
+        return self._request.transport is None or self._request.transport.is_closing()
+
+
+def dumps(value: Any) -> bytes:
+    return orjson.dumps(value)
+
+
+def json(value: Any, status: int = 200, **headers: str) -> web.Response:
+    return web.Response(
+        body=orjson.dumps(value), status=status, content_type="application/json", headers=headers
+    )
+
+
+def new_id() -> str:
+    return str(uuid.uuid4())
+
+
+def digits(length: int = 19) -> str:
+    """An id of Coze's and Zhipu's kind."""
+    return "7" + str(uuid.uuid4().int)[: length - 1]

@@ -1,0 +1,174 @@
+"""Zhipu's three interfaces: the model API, 智谱清言 assistants, and applications."""
+
+import time
+from typing import Any
+
+from aiohttp import web
+
+from gateway.demo.mind import Speech, speak
+from gateway.demo.openai import OpenAIDemo, text, usage
+from gateway.demo.stage import Broken, Stream, digits, dumps, json, new_id
+
+_GLMS = "/chatglm/assistant-api/v1"
+_APPS = "/api/llm-application/open"
+
+
+class ZhipuDemo(OpenAIDemo):
+    platform = "Zhipu"
+    prefix = "/api/paas/v4"
+
+    def __init__(self, key: str = "", **kwargs: Any) -> None:
+        super().__init__(key, **kwargs)
+        self.tokens: set[str] = set()
+        self.token_life_s = 864_000
+
+    def routes(self) -> list[tuple[str, str, Any]]:
+        return [
+            ("POST", f"{self.prefix}/chat/completions", self.ask_model),
+            ("GET", f"{self.prefix}/models", self.models),
+            ("POST", f"{_GLMS}/get_token", self.get_token),
+            ("POST", f"{_GLMS}/stream", self.ask_assistant),
+            ("POST", f"{_APPS}/v2/application/{{app}}/conversation", self.new_conversation),
+            ("GET", f"{_APPS}/v2/application/{{app}}/variables", self.variables),
+            ("POST", f"{_APPS}/v3/application/invoke", self.ask_application),
+        ]
+
+    def refusal(self, request: web.Request) -> web.Response | None:
+        return None if self.knows_key(request) else _error(401, "1000", "身份验证失败。")
+
+    async def ask_model(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        messages = [m for m in body.get("messages") or [] if isinstance(m, dict)]
+        questions = [text(m) for m in messages if m.get("role") == "user"]
+        if not questions:
+            return _error(400, "1214", "messages 参数非法。请检查文档。")
+        speech = speak("Zhipu", questions[-1], questions[:-1])
+        if speech.fault == "limit":
+            return _error(429, "1302", "您当前使用该 API 的并发数过高。")
+        if speech.fault == "fail":
+            return _error(500, "500", "内部错误。")
+        return await self._chunks(request, self.head(body, "chat.completion.chunk"), speech)
+
+    async def _chunks(
+        self, request: web.Request, head: dict[str, Any], speech: Speech
+    ) -> web.StreamResponse:
+        """No `object`, the role in every delta, usage beside the finish reason."""
+        head = {key: head[key] for key in ("id", "created", "model")}
+        stream = await Stream.open(request, "text/event-stream;charset=UTF-8")
+        try:
+            async for kind, piece in self.pieces(speech, stream):
+                member = "reasoning_content" if kind == "think" else "content"
+                choice: dict[str, Any] = {"index": 0, "delta": {"role": "assistant", member: piece}}
+                await stream.write(b"data: " + dumps({**head, "choices": [choice]}) + b"\n\n")
+            delta = {"role": "assistant", "content": ""}
+            choice = {"index": 0, "finish_reason": "stop", "delta": delta}
+            last = {**head, "choices": [choice], "usage": usage(speech)}
+            await stream.write(b"data: " + dumps(last) + b"\n\n" + b"data: [DONE]\n\n")
+        except Broken:
+            if not stream.is_cut:
+                fault = dumps({"error": {"code": "1234", "message": "网络错误"}})
+                await stream.write(b"data: " + fault + b"\n\n")
+        return await stream.close()
+
+    # 智谱清言
+
+    async def get_token(self, request: web.Request) -> web.Response:
+        body = await self.body(request)
+        if self.key and f"{body.get('api_key')}.{body.get('api_secret')}" != self.key:
+            return json({"message": "invalid api_key", "status": 10001, "result": {}})
+        token = f"demo.{new_id()}"
+        self.tokens.add(token)
+        expires = int(time.time()) + self.token_life_s
+        result = {"access_token": token, "expires_in": self.token_life_s, "token_expires": expires}
+        return json({"message": "success", "status": 0, "result": result})
+
+    async def ask_assistant(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
+            return json({"message": "token invalid", "status": 401, "result": {}}, 401)
+        given = str(body.get("conversation_id") or "")
+        if given and self.conversation(given) is None:
+            return json({"message": "conversation not found", "status": 10050, "result": {}})
+        conversation = given or new_id().replace("-", "")[:24]
+        question = str(body.get("prompt") or "")
+        speech = speak("Zhipu", question, self.remember(conversation, question))
+        if speech.fault in ("fail", "limit"):
+            return json({"message": "the failure you asked for", "status": 10500, "result": {}})
+        stream = await Stream.open(request, "text/event-stream")
+        so_far = ""
+        try:
+            async for kind, piece in self.pieces(speech, stream):
+                so_far += piece if kind == "say" else ""
+                await stream.write(_glms_frame(conversation, so_far, "init"))
+            await stream.write(_glms_frame(conversation, so_far, "finish"))
+        except Broken:
+            stream.cut()
+        return await stream.close()
+
+    # Applications
+
+    async def new_conversation(self, request: web.Request) -> web.Response:
+        await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        conversation = digits()
+        self._conversations[conversation] = []
+        return json({"data": {"conversation_id": conversation}, "code": 200, "message": "请求成功"})
+
+    async def variables(self, request: web.Request) -> web.Response:
+        return self.refusal(request) or json({"data": [], "code": 200, "message": "请求成功"})
+
+    async def ask_application(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        conversation = str(body.get("conversation_id") or "")
+        if self.conversation(conversation) is None:
+            return json({"code": 10404, "message": "conversation not found"})
+        question = str(body["messages"][0]["content"][0]["value"])
+        speech = speak("Zhipu", question, self.remember(conversation, question))
+        ids = {"request_id": digits(13), "conversation_id": conversation, "app_id": body["app_id"]}
+
+        def frame(finish: str | None, delta: dict[str, Any], **more: Any) -> bytes:
+            error = {key: more.pop(key) for key in ("error_msg",) if key in more}
+            choice = {"index": 0, "finish_reason": finish, "delta": delta, **error}
+            return b"data: " + dumps({**ids, "choices": [choice], **more}) + b"\n\n"
+
+        stream = await Stream.open(request, "text/event-stream;charset=UTF-8")
+        try:
+            if speech.fault in ("fail", "limit"):
+                raise Broken
+            async for kind, piece in self.pieces(speech, stream):
+                if kind == "say":
+                    await stream.write(frame(None, {"content": {"msg": piece, "type": "text"}}))
+            counts = {
+                "inputTokenCount": speech.prompt_tokens,
+                "outputTokenCount": speech.completion_tokens,
+                "totalTokenCount": speech.prompt_tokens + speech.completion_tokens,
+            }
+            node = {"model": "demo", "nodeName": "大模型", **counts}
+            await stream.write(frame("stop", {}, usage=[node]))
+        except Broken:
+            if not stream.is_cut:
+                fault = {"code": "10500", "msg": "the failure you asked for"}
+                await stream.write(frame("error", {}, error_msg=fault))
+        return await stream.close()
+
+
+def _glms_frame(conversation: str, so_far: str, status: str) -> bytes:
+    message = {
+        "role": "assistant",
+        "content": {"type": "text", "text": so_far},
+        "status": status,
+        "created_at": "2026-11-22 10:00:01",
+        "meta_data": {},
+    }
+    ids = {"history_id": conversation, "conversation_id": conversation}
+    frame = {**ids, "message": message, "status": status, "last_error": {}}
+    return b"event:message\ndata:" + dumps(frame) + b"\n\n"
+
+
+def _error(status: int, code: str, message: str) -> web.Response:
+    return json({"error": {"code": code, "message": message}}, status)

@@ -1,0 +1,55 @@
+"""Ask a platform whether its bot is there, and remember the answer for some seconds."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from gateway.errors import GatewayError
+from gateway.platforms.base import First
+from gateway.routing import Target
+from gateway.upstream import Upstream
+
+CACHE_S = 10.0
+_FETCH_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """What was found. `detail` says who the bot is or what is wrong; `checked` is ISO 8601 UTC."""
+
+    healthy: bool
+    detail: str
+    checked: str
+
+
+class HealthCache:
+    """One check per agent and `CACHE_S`, however many ask at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._known: dict[str, tuple[float, Health]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+
+    async def check(self, upstream: Upstream, target: Target) -> Health:
+        """Unhealthy is an answer, not an error."""
+        async with self._locks.setdefault(target.name, asyncio.Lock()):
+            checked_at, health = self._known.get(target.name, (0.0, None))
+            if health is None or self._clock() - checked_at > CACHE_S:
+                health = await _ask(upstream, target)
+                self._known[target.name] = (self._clock(), health)
+            return health
+
+
+async def _ask(upstream: Upstream, target: Target) -> Health:
+    connect_s = target.agent.timeouts.connect
+    try:
+        step = target.platform.probe()
+        while isinstance(step, First):
+            step = step.learn(await upstream.fetch(step.request, connect_s, _FETCH_S))
+        reply = await upstream.fetch(step, connect_s, _FETCH_S)
+        detail, healthy = target.platform.verdict(reply), True
+    except GatewayError as error:
+        detail, healthy = error.message, False
+    return Health(healthy, detail, datetime.now(UTC).isoformat(timespec="seconds"))

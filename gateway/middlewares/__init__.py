@@ -1,0 +1,1 @@
+"""The onion, outermost first: see the list in `app`."""

@@ -1,0 +1,245 @@
+"""One chat: the targets tried in order until one begins to answer, then that answer to its end."""
+
+import asyncio
+import contextlib
+import random
+
+from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
+from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.messages import CONTENT, ChatRequest, Delta, Failed
+from gateway.platforms.base import Decoder, First, Step
+from gateway.routing import Target
+from gateway.upstream import Exchange, Upstream
+
+MAX_STEPS = 8  # preliminary calls and second tries of one attempt
+MAX_ANSWER = 64 << 20  # bytes read from an upstream for one answer
+MAX_WAIT_S = 2.0  # a longer `Retry-After` is the caller's to wait for
+GRACE_S = 2.0  # how long a complete answer waits for what may follow it
+_FETCH_S = 30.0
+_STOP_S = 10.0
+
+
+class Run:
+    """One call from the first attempt to the last byte. Use it in `async with`.
+
+    Leaving early closes the upstream's connection and sends the platform's stop call.
+    """
+
+    def __init__(self, upstream: Upstream, chat: ChatRequest, targets: list[Target]) -> None:
+        self._upstream = upstream
+        self._chat = chat
+        self._targets = targets
+        self._loop = asyncio.get_running_loop()
+        self._exchange: Exchange | None = None
+        self._entered: Target | None = None
+        self._read_at = 0.0
+        self._received = 0
+        self._ended = False  # the upstream has nothing more to say
+        self.target = targets[0]
+        self.decoder: Decoder | None = None
+        self.attempts = 0
+        self.over = False
+
+    async def __aenter__(self) -> "Run":
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._drop()
+
+    @property
+    def total_s(self) -> float:
+        return self.target.agent.timeouts.total
+
+    # Until the first delta.
+
+    async def start(self) -> list[Delta]:
+        """The first deltas, with content among them. Raises the last error if no target answers.
+
+        Another attempt is made only for errors that say nothing has been begun upstream.
+        """
+        last: GatewayError | None = None
+        for target in self._targets:
+            for attempt in range(target.agent.retries + 1):
+                if attempt:
+                    await asyncio.sleep(_backoff_s(attempt))
+                try:
+                    return await self._attempt(target)
+                except GatewayError as error:
+                    last = explain_for(error, target)
+                    self._drop()
+                    if not last.retryable:
+                        raise last from None
+                    if (last.retry_after_s or 0) > MAX_WAIT_S:
+                        break
+        assert last is not None  # there is at least one target
+        raise last
+
+    async def _attempt(self, target: Target) -> list[Delta]:
+        self.attempts += 1
+        self.target, self.decoder, self.over = target, None, False
+        target.enter()
+        self._entered = target
+        wait_s = target.agent.timeouts.first_delta
+        try:
+            async with asyncio.timeout(wait_s) as patience:
+                self._exchange = await self._ask(target)
+                return await self._first_deltas(patience, wait_s)
+        except TimeoutError:
+            raise UpstreamTimeout(
+                f"The upstream did not begin to answer within {wait_s:g} s.",
+                should_retry=False if self.decoder else None,
+            ) from None
+
+    async def _first_deltas(self, patience: asyncio.Timeout, wait_s: float) -> list[Delta]:
+        out: list[Delta] = []
+        while not self.over:
+            deltas = await self._next()
+            out += deltas
+            if any(isinstance(delta, CONTENT) for delta in deltas):
+                break
+            if deltas and isinstance(deltas[-1], Failed):
+                raise deltas[-1].error
+            if deltas:  # a step of a workflow: not silent, only not speaking yet
+                patience.reschedule(self._loop.time() + wait_s)
+        return out
+
+    async def _ask(self, target: Target) -> Exchange:
+        """Carry out what the platform describes until the answer itself begins."""
+        step: Step = target.platform.prepare(self._chat)
+        for _ in range(MAX_STEPS):
+            if isinstance(step, First):
+                step = await self._learn(target, step)
+                continue
+            exchange = await self._upstream.send(step, target.agent.timeouts.connect)
+            self._exchange = exchange
+            if _is_answer(step, exchange):
+                self.decoder = target.platform.decoder(self._chat)
+                return exchange
+            reply = await exchange.reply()
+            exchange.close()
+            step = target.platform.refused(reply, self._chat)
+        raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
+
+    async def _learn(self, target: Target, step: First) -> Step:
+        if not step.shared:
+            return step.learn(await self._fetch(target, step.request))
+        async with target.learning:
+            again = target.platform.prepare(self._chat)  # another call may have learned it by now
+            if not isinstance(again, First):
+                return again
+            return again.learn(await self._fetch(target, again.request))
+
+    async def _fetch(self, target: Target, request: UpstreamRequest) -> UpstreamReply:
+        return await self._upstream.fetch(request, target.agent.timeouts.connect, _FETCH_S)
+
+    # After it.
+
+    async def read(self, until: float | None = None) -> list[Delta] | None:
+        """The next deltas (perhaps none), or None if nothing came by loop time `until`.
+
+        Raises nothing: a failure is the last delta. Sets `over` with the last of them.
+        """
+        assert self._exchange is not None
+        assert self.decoder is not None
+        ends = self._read_at + (GRACE_S if self.decoder.ending else self.target.agent.timeouts.idle)
+        try:
+            async with asyncio.timeout_at(ends if until is None else min(until, ends)):
+                return await self._next()
+        except TimeoutError:
+            return self._silence() if self._loop.time() >= ends else None
+
+    async def _next(self) -> list[Delta]:
+        """The deltas of one network chunk."""
+        exchange, decoder = self._exchange, self.decoder
+        assert exchange is not None
+        assert decoder is not None
+        was_ending = decoder.ending
+        try:
+            chunk = exchange.buffered() or await exchange.read()
+        except GatewayError as error:
+            deltas = decoder.close()  # it may have all it needs
+            if deltas and isinstance(deltas[-1], Failed):
+                deltas[-1] = Failed(error)
+            self._end(deltas)
+            return deltas
+        self._received += len(chunk)
+        if self._received > MAX_ANSWER:
+            deltas = [Failed(UpstreamFailed("The upstream's answer does not come to an end."))]
+        else:
+            deltas = decoder.feed(chunk) if chunk else decoder.close()
+        if not was_ending:
+            self._read_at = self._loop.time()
+        if decoder.done or not chunk:
+            self._end(deltas)
+        return deltas
+
+    def _silence(self) -> list[Delta]:
+        """Patience has run out: an answer that was whole is good, any other has failed."""
+        assert self.decoder is not None
+        if self.decoder.ending:
+            deltas = self.decoder.close()
+        else:
+            idle_s = self.target.agent.timeouts.idle
+            words = f"The upstream has been silent for {idle_s:g} s."
+            deltas = [Failed(UpstreamTimeout(words))]
+        self._end(deltas)
+        return deltas
+
+    def _end(self, deltas: list[Delta]) -> None:
+        """Mark the end; an answer that fails after it began must not be asked for again."""
+        self.over = True
+        failed = deltas[-1] if deltas else None
+        if isinstance(failed, Failed):
+            explain_for(failed.error, self.target)
+            failed.error.retryable = False
+            failed.error.should_retry = False
+            self._ended = not isinstance(failed.error, UpstreamTimeout)
+        else:
+            self._ended = True
+
+    def _drop(self) -> None:
+        """Let go of the upstream: for reuse after a good end, else closed and told to stop."""
+        exchange, self._exchange = self._exchange, None
+        target, self._entered = self._entered, None
+        if target:
+            target.leave()
+        if exchange is None:
+            return
+        if self.over and self._ended:
+            if exchange.is_drained:
+                exchange.close()
+            else:
+                self._upstream.spawn(exchange.drain())
+            return
+        exchange.close()
+        if self.decoder is None or self._ended:
+            return
+        if stop := self.target.platform.stop(self._chat, self.decoder):
+            self._upstream.spawn(self._stop(self.target, stop))
+
+    async def _stop(self, target: Target, request: UpstreamRequest) -> None:
+        with contextlib.suppress(GatewayError):  # it ends by itself; nobody is left to be told
+            await self._upstream.fetch(request, target.agent.timeouts.connect, _STOP_S)
+
+
+def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
+    """Whether what was asked for is coming: platforms also refuse with 200 and JSON."""
+    if exchange.status != 200:
+        return False
+    return not (exchange.is_json or exchange.is_page) if request.stream else True
+
+
+def _backoff_s(attempt: int) -> float:
+    """0.1 s, doubling to 2 s, by up to half less at random so that callers do not march in step."""
+    longest = min(0.1 * 2.0 ** (attempt - 1), 2.0)
+    return longest * (1 - random.random() / 2)  # noqa: S311 - spreads load, guards nothing
+
+
+def explain_for(error: GatewayError, target: Target) -> GatewayError:
+    """The error with the agent's name in front and without its key, wherever that came from."""
+    prefix = f"Agent {target.name!r}: "
+    if not error.message.startswith("Agent "):
+        error.message = prefix + error.message
+    if key := target.agent.api_key.reveal():
+        error.message = error.message.replace(key, "***")
+    return error

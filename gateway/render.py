@@ -1,0 +1,254 @@
+"""Deltas to what the caller reads: OpenAI chunks, or one whole completion.
+
+Two surfaces differ in little: under `/api/v1/chat` the `id` is the conversation's, the usage is
+always told, and with `detail` notes are named events as well.
+"""
+
+from typing import Any
+
+import orjson
+
+from gateway import sse
+from gateway.errors import GatewayError, openai_body
+from gateway.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Failed,
+    Finish,
+    Note,
+    Raw,
+    Reasoning,
+    Replace,
+    Text,
+    ToolCall,
+    Usage,
+)
+from gateway.usage import usage_body
+
+MAX_NOTES = 200  # entries of one list in the `gateway` member
+
+
+class Notes:
+    """What goes into the `gateway` member of the final chunk or the whole answer."""
+
+    def __init__(self, agent: str) -> None:
+        self._members: dict[str, Any] = {"agent": agent}
+
+    def begin(self, delta: Begin) -> None:
+        if delta.conversation_id:
+            self._members["conversation_id"] = delta.conversation_id
+        if delta.message_id:
+            self._members["message_id"] = delta.message_id
+
+    def add(self, note: Note) -> None:
+        if isinstance(note.data, list):
+            kept = self._members.setdefault(note.name, []) if note.data else []
+            kept += note.data[: MAX_NOTES - len(kept)]
+        else:
+            self._members[note.name] = note.data
+
+    def finish(self, usage: Usage | None) -> dict[str, Any]:
+        return {**self._members, "usage": "exact" if usage else "unknown"}
+
+
+def error_frame(error: GatewayError) -> bytes:
+    """The event that ends a stream that broke. No `finish_reason` and no `[DONE]` go with it."""
+    return sse.event(sse.one_line(orjson.dumps(openai_body(error))))
+
+
+class StreamRenderer:
+    """Deltas in, bytes out. Nothing comes out before the first content.
+
+    A chunk is a prepared head, one encoded string and a prepared tail: no object is built per
+    delta. Head and tail hold what OpenAI demands of every chunk: one id, one `created`, one model.
+    """
+
+    def __init__(self, chat: ChatRequest, agent: str, created: int, conversational: bool) -> None:
+        self._chat = chat
+        self._created = created
+        self._conversational = conversational
+        self._notes = Notes(agent)
+        self._id = f"chatcmpl-{chat.call_id}"
+        self._open = False
+        self._verbatim = False
+        self._early: list[bytes] = []  # named events that came before the first content
+        self._reason = ""
+        self._head = self._text_head = self._tail = b""
+
+    def feed(self, deltas: list[Delta]) -> bytes:
+        """The bytes for one network chunk's deltas, to be sent in one write."""
+        parts: list[bytes] = []
+        for delta in deltas:
+            if type(delta) is Text:
+                if not self._open:
+                    self._start(parts)
+                parts.append(self._text_head + sse.one_line(orjson.dumps(delta.text)) + self._tail)
+            elif type(delta) is Raw:
+                self._verbatim = True
+                parts.append(delta.data)
+            else:
+                self._other(delta, parts)
+        return b"".join(parts)
+
+    def _other(self, delta: Delta, parts: list[bytes]) -> None:
+        if isinstance(delta, Begin):
+            self._begin(delta)
+        elif isinstance(delta, Note):
+            self._note(delta, parts)
+        elif isinstance(delta, Failed):
+            parts.append(error_frame(delta.error))
+        elif not self._verbatim:
+            if not self._open:
+                self._start(parts)
+            if isinstance(delta, Reasoning):
+                self._piece({"reasoning_content": delta.text}, parts)
+            elif isinstance(delta, ToolCall):
+                self._piece({"tool_calls": [_tool_piece(delta)]}, parts)
+            elif isinstance(delta, Replace):
+                self._replace(delta, parts)
+            elif isinstance(delta, Finish):
+                self._finish(delta, parts)
+
+    def _begin(self, delta: Begin) -> None:
+        self._notes.begin(delta)
+        if self._conversational and not self._open:
+            self._id = delta.conversation_id or delta.message_id or self._id
+
+    def _start(self, parts: list[bytes]) -> None:
+        """The role chunk, and with it everything that is the same in all chunks."""
+        self._open = True
+        frame = {
+            "id": self._id,
+            "object": "chat.completion.chunk",
+            "created": self._created,
+            "model": self._chat.model,
+        }
+        self._head = b"data: " + sse.one_line(orjson.dumps(frame))[:-1] + b',"choices":'
+        self._text_head = self._head + b'[{"index":0,"delta":{"content":'
+        usage = b',"usage":null' if self._chat.include_usage else b""
+        self._tail = b'},"finish_reason":null}]' + usage + b"}\n\n"
+        self._piece({"role": "assistant", "content": ""}, parts)
+        parts += self._early
+
+    def _piece(self, delta: dict[str, Any], parts: list[bytes]) -> None:
+        json = sse.one_line(orjson.dumps(delta))
+        parts.append(self._head + b'[{"index":0,"delta":' + json[:-1] + self._tail)
+
+    def _replace(self, delta: Replace, parts: list[bytes]) -> None:
+        """Sent text cannot be taken back: send what is missing, or the new text after a break."""
+        text = delta.rest if delta.rest is not None else f"\n\n{delta.text}"
+        if text:
+            self._piece({"content": text}, parts)
+
+    def _note(self, note: Note, parts: list[bytes]) -> None:
+        self._notes.add(note)
+        if not (self._conversational and self._chat.detail and note.data):
+            return
+        event = sse.event(sse.one_line(orjson.dumps(note.data)), note.name)
+        if self._open:
+            parts.append(event)
+        elif len(self._early) < MAX_NOTES:
+            self._early.append(event)
+
+    def _finish(self, delta: Finish, parts: list[bytes]) -> None:
+        choice = [{"index": 0, "delta": {}, "finish_reason": delta.reason}]
+        members: dict[str, Any] = {"gateway": self._notes.finish(delta.usage)}
+        if self._conversational:
+            members = {"usage": usage_body(delta.usage or Usage()), **members}
+        elif self._chat.include_usage:
+            members = {"usage": None, **members}
+        parts.append(self._frame(choice, members))
+        if self._chat.include_usage and delta.usage and not self._conversational:
+            parts.append(self._frame([], {"usage": usage_body(delta.usage)}))
+        parts.append(sse.DONE)
+
+    def _frame(self, choices: list[Any], members: dict[str, Any]) -> bytes:
+        rest = sse.one_line(orjson.dumps(members, option=orjson.OPT_NON_STR_KEYS))
+        return self._head + orjson.dumps(choices) + b"," + rest[1:] + b"\n\n"
+
+
+class WholeRenderer:
+    """Deltas in, one completion out."""
+
+    def __init__(self, chat: ChatRequest, agent: str, created: int, conversational: bool) -> None:
+        self._chat = chat
+        self._created = created
+        self._conversational = conversational
+        self._notes = Notes(agent)
+        self._id = f"chatcmpl-{chat.call_id}"
+        self._text: list[str] = []
+        self._reasoning: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._finish: Finish | None = None
+        self._raw = b""
+
+    def feed(self, deltas: list[Delta]) -> None:
+        """Take the deltas in. Raises what a Failed delta carries: nothing has been sent yet."""
+        for delta in deltas:
+            if isinstance(delta, Text):
+                self._text.append(delta.text)
+            elif isinstance(delta, Reasoning):
+                self._reasoning.append(delta.text)
+            elif isinstance(delta, Replace):
+                self._text = [delta.text]
+            elif isinstance(delta, ToolCall):
+                self._tool_call(delta)
+            elif isinstance(delta, Begin):
+                self._notes.begin(delta)
+                if self._conversational:
+                    self._id = delta.conversation_id or delta.message_id or self._id
+            elif isinstance(delta, Note):
+                self._notes.add(delta)
+            elif isinstance(delta, Finish):
+                self._finish = delta
+            elif isinstance(delta, Raw):
+                self._raw += delta.data
+            elif isinstance(delta, Failed):
+                raise delta.error
+
+    def _tool_call(self, delta: ToolCall) -> None:
+        call = self._calls.setdefault(delta.index, _tool_piece(ToolCall(delta.index)))
+        call["type"] = "function"
+        call["id"] = call.get("id") or delta.id
+        function = call["function"]
+        function["name"] = function.get("name") or delta.name
+        function["arguments"] += delta.arguments
+
+    def body(self) -> bytes:
+        """The JSON of the answer, once Finish has come."""
+        if self._raw:
+            return self._raw
+        finish = self._finish or Finish()
+        text = "".join(self._text)
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._calls and not text:
+            message["content"] = None
+        if self._reasoning:
+            message["reasoning_content"] = "".join(self._reasoning)
+        if self._calls:
+            message["tool_calls"] = [
+                {key: call[key] for key in ("id", "type", "function")}
+                for _, call in sorted(self._calls.items())
+            ]
+        body: dict[str, Any] = {
+            "id": self._id,
+            "object": "chat.completion",
+            "created": self._created,
+            "model": self._chat.model,
+            "choices": [{"index": 0, "message": message, "finish_reason": finish.reason}],
+        }
+        if finish.usage or self._conversational:
+            body["usage"] = usage_body(finish.usage or Usage())
+        body["gateway"] = self._notes.finish(finish.usage)
+        return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
+
+
+def _tool_piece(delta: ToolCall) -> dict[str, Any]:
+    """A piece of a call as OpenAI streams it: id, type and name stand in the first piece only."""
+    piece: dict[str, Any] = {"index": delta.index}
+    function: dict[str, Any] = {"arguments": delta.arguments}
+    if delta.id or delta.name:
+        piece |= {"id": delta.id, "type": "function"}
+        function = {"name": delta.name, "arguments": delta.arguments}
+    return piece | {"function": function}

@@ -1,0 +1,149 @@
+"""A run of the relay as an HTTP answer, streamed or whole.
+
+Nothing is sent before the first delta, so that a failure keeps its status. After `keepalive_s` of
+silence the answer is committed with 200 and comments follow; from then on, as after the first
+delta, a failure becomes one error event and the end.
+"""
+
+import asyncio
+import time
+
+from aiohttp import web
+
+from gateway.errors import GatewayError, UpstreamTimeout
+from gateway.keys import NOTED, UPSTREAM
+from gateway.messages import ChatRequest
+from gateway.relay import Run
+from gateway.render import StreamRenderer, WholeRenderer, error_frame
+from gateway.routing import Target
+from gateway.sse import KEEP_ALIVE
+
+STREAM_HEADERS = {
+    "Content-Type": "text/event-stream; charset=utf-8",
+    "Cache-Control": "no-cache",
+    "X-Accel-Buffering": "no",
+}
+
+
+async def reply(
+    request: web.Request,
+    chat: ChatRequest,
+    targets: list[Target],
+    *,
+    conversational: bool,
+    keepalive_s: float,
+) -> web.StreamResponse:
+    """Answer `chat` from the first of `targets` that will. `conversational` is `/api/v1/chat`."""
+    async with Run(request.app[UPSTREAM], chat, targets) as run:
+        try:
+            if not chat.stream:
+                return await _whole(run, chat, conversational)
+            return await _Stream(request, run, chat, conversational, keepalive_s).answer()
+        finally:
+            request[NOTED] |= {"agent": run.target.name, "attempts": run.attempts}
+
+
+async def _whole(run: Run, chat: ChatRequest, conversational: bool) -> web.Response:
+    try:
+        async with asyncio.timeout(run.total_s):
+            deltas = await run.start()
+            renderer = WholeRenderer(chat, run.target.name, int(time.time()), conversational)
+            renderer.feed(deltas)
+            while not run.over:
+                renderer.feed(await run.read() or [])
+    except TimeoutError:
+        raise _too_long(run) from None
+    headers = _headers(run)
+    return web.Response(body=renderer.body(), content_type="application/json", headers=headers)
+
+
+class _Stream:
+    """One streamed answer."""
+
+    def __init__(
+        self,
+        request: web.Request,
+        run: Run,
+        chat: ChatRequest,
+        conversational: bool,
+        keepalive_s: float,
+    ) -> None:
+        self._request = request
+        self._run = run
+        self._chat = chat
+        self._conversational = conversational
+        self._keepalive_s = keepalive_s
+        self._response: web.StreamResponse | None = None  # set once something has been sent
+
+    async def answer(self) -> web.StreamResponse:
+        try:
+            async with asyncio.timeout(self._run.total_s):
+                await self._pump()
+        except TimeoutError:
+            await self._fail(_too_long(self._run))
+        except GatewayError as error:
+            await self._fail(error)
+        assert self._response is not None
+        await self._response.write_eof()
+        return self._response
+
+    async def _pump(self) -> None:
+        run, loop = self._run, asyncio.get_running_loop()
+        deltas = await self._first_deltas()
+        created = int(time.time())
+        renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
+        response = await self._commit()
+        await response.write(renderer.feed(deltas))
+        beat_at = loop.time() + self._keepalive_s
+        while not run.over:
+            batch = await run.read(beat_at)
+            frames = KEEP_ALIVE if batch is None else renderer.feed(batch)
+            if frames:
+                await response.write(frames)
+                beat_at = loop.time() + self._keepalive_s
+
+    async def _first_deltas(self) -> list:  # type: ignore[type-arg]
+        """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""
+        starting = asyncio.ensure_future(self._run.start())
+        try:
+            while not (await asyncio.wait({starting}, timeout=self._keepalive_s))[0]:
+                response = await self._commit()
+                await response.write(KEEP_ALIVE)
+            return starting.result()
+        finally:
+            if not starting.done():
+                starting.cancel()
+                await asyncio.wait({starting})
+
+    async def _commit(self) -> web.StreamResponse:
+        if self._response is None:
+            headers = {**STREAM_HEADERS, **_headers(self._run)}
+            response = web.StreamResponse(headers=headers)
+            await response.prepare(self._request)
+            self._response = response
+        return self._response
+
+    async def _fail(self, error: GatewayError) -> None:
+        if self._response is None:
+            raise error
+        await self._response.write(error_frame(error))
+
+
+def _headers(run: Run) -> dict[str, str]:
+    headers = {"x-gateway-agent": _ascii(run.target.name), "x-gateway-attempts": str(run.attempts)}
+    if run.decoder is not None and run.decoder.conversation_id:
+        headers["x-conversation-id"] = _ascii(run.decoder.conversation_id)
+    return headers
+
+
+def _ascii(value: str) -> str:
+    """A header value that every client reads the same; other characters are percent-encoded."""
+    return "".join(
+        c if " " < c <= "~" else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "replace"))
+        for c in value[:256]
+    )
+
+
+def _too_long(run: Run) -> UpstreamTimeout:
+    words = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
+    return UpstreamTimeout(words, should_retry=False)

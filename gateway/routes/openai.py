@@ -1,0 +1,169 @@
+"""The OpenAI surface: chat completions, models, and what compatible agents offer beside them."""
+
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from gateway.body import read_object
+from gateway.errors import GatewayError, InvalidRequest, NotFound
+from gateway.exchange import UpstreamRequest
+from gateway.keys import CALLER, NOTED, STATE, UPSTREAM
+from gateway.messages import ChatRequest, Message
+from gateway.platforms.openai_compatible import OpenAICompatible, explain
+from gateway.relay import explain_for
+from gateway.reply import reply
+from gateway.routing import Routing, Target
+from gateway.turns import read_turns
+
+_MAX_ID = 1024
+
+
+async def chat_completions(request: web.Request) -> web.StreamResponse:
+    state = request.app[STATE].now
+    body = await read_object(request)
+    model = _text(body, "model")
+    if not model:
+        raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
+    targets = state.routing.resolve(model)
+    options = body.get("stream_options")
+    chat = ChatRequest(
+        model=model,
+        messages=_turns(body, targets),
+        user=_text(body, "user") or request[CALLER].id,
+        stream=_flag(body, "stream"),
+        detail=_flag(body, "detail"),
+        conversation_id=_conversation(request, body),
+        variables=_object(body, "variables") or _object(body, "inputs"),
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        raw=body,
+        verbatim=True,
+    )
+    keepalive_s = state.config.server.keepalive
+    return await reply(request, chat, targets, conversational=False, keepalive_s=keepalive_s)
+
+
+def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
+    """The neutral turns. An OpenAI-compatible upstream judges its messages by itself."""
+    messages = body.get("messages")
+    try:
+        return read_turns(messages)
+    except InvalidRequest:
+        only_openai = all(target.platform.kind == "openai" for target in targets)
+        if not (only_openai and isinstance(messages, list) and messages):
+            raise
+        return (Message("user", ""),)
+
+
+def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
+    """A platform's conversation to continue, from the body or a header."""
+    given = _text(body, "conversation_id") or _text(body, "chat_id")
+    given = given or request.headers.get("x-conversation-id", "").strip()
+    if len(given) > _MAX_ID:
+        raise InvalidRequest("The conversation id is too long.", param="conversation_id")
+    return given or None
+
+
+def _text(body: dict[str, Any], name: str) -> str:
+    value = body.get(name)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if value is not None and not isinstance(value, str):
+        raise InvalidRequest(f"'{name}' must be a string.", param=name)
+    return (value or "").strip()
+
+
+def _flag(body: dict[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise InvalidRequest(f"'{name}' must be true or false.", param=name)
+    return bool(value)
+
+
+def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
+    value = body.get(name)
+    if value is not None and not isinstance(value, dict):
+        raise InvalidRequest(f"'{name}' must be an object.", param=name)
+    return value or {}
+
+
+async def models(request: web.Request) -> web.Response:
+    state = request.app[STATE].now
+    data = [_model(name, owner, state.since) for name, owner in state.routing.models()]
+    return web.json_response({"object": "list", "data": data}, dumps=_dumps)
+
+
+async def model(request: web.Request) -> web.Response:
+    """One model. Its name may hold a slash, encoded or not, and any script."""
+    state = request.app[STATE].now
+    wanted = request.match_info["id"].strip("/")
+    for name, owner in state.routing.models():
+        if name.lower() == wanted.lower():
+            return web.json_response(_model(name, owner, state.since), dumps=_dumps)
+    state.routing.resolve(wanted)  # raises for what is not there; `agent/any-model` is
+    return web.json_response(_model(wanted, "openai", state.since), dumps=_dumps)
+
+
+def _model(name: str, owner: str, since: int) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": since, "owned_by": owner}
+
+
+def _dumps(value: Any) -> str:
+    return orjson.dumps(value).decode()
+
+
+async def pass_on(request: web.Request) -> web.StreamResponse:
+    """Any other POST under /v1, such as embeddings, to the OpenAI-compatible agent in `model`."""
+    path = request.match_info["path"].strip("/")
+    state = request.app[STATE].now
+    body = await read_object(request)
+    asked = _text(body, "model")
+    if not asked:
+        raise NotFound(f"There is nothing at POST /v1/{path[:100]} without a 'model' in the body.")
+    target, platform = _openai_target(state.routing, asked, path)
+    request[NOTED]["agent"] = target.name
+    upstream_request = UpstreamRequest(
+        "POST",
+        f"{platform.api}/{path}",
+        platform.headers,
+        orjson.dumps({**body, "model": platform.model(asked)}),
+    )
+    target.enter()
+    try:
+        return await _copy(request, target, upstream_request)
+    except GatewayError as error:
+        raise explain_for(error, target) from None
+    finally:
+        target.leave()
+
+
+def _openai_target(routing: Routing, asked: str, path: str) -> tuple[Target, OpenAICompatible]:
+    for target in routing.resolve(asked):
+        if isinstance(target.platform, OpenAICompatible):
+            return target, target.platform
+    raise NotFound(
+        f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is none."
+        " Ask agents at /v1/chat/completions."
+    )
+
+
+async def _copy(
+    request: web.Request, target: Target, upstream_request: UpstreamRequest
+) -> web.StreamResponse:
+    """The upstream's answer as it comes, but for its errors and its own headers."""
+    upstream = request.app[UPSTREAM]
+    exchange = await upstream.send(upstream_request, target.agent.timeouts.connect)
+    try:
+        if exchange.status != 200:
+            raise explain("The upstream", await exchange.reply(), own_model=True)
+        kind = exchange.headers.get("Content-Type", "application/octet-stream")
+        response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
+        first = await exchange.read()
+        await response.prepare(request)
+        await response.write(first)
+        while chunk := await exchange.read():
+            await response.write(chunk)
+        await response.write_eof()
+        return response
+    finally:
+        exchange.close()

@@ -1,0 +1,104 @@
+"""Names to targets: what a caller puts in `Agent:` or in `model`, and who shall answer."""
+
+import asyncio
+import difflib
+import random
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
+from gateway.errors import AgentNotFound, UpstreamUnavailable
+from gateway.platforms import PLATFORMS, Platform
+
+
+@dataclass(eq=False)
+class Target:
+    """One agent of config.yaml with the platform that speaks to it, and its calls under way."""
+
+    name: str
+    agent: Agent
+    platform: Platform
+    running: int = 0
+    learning: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def enter(self) -> None:
+        """Take one of the agent's places. Raises UpstreamUnavailable if all are taken."""
+        if self.running >= self.agent.concurrency:
+            raise UpstreamUnavailable(
+                f"Agent {self.name!r} has {self.running} calls under way, which is its limit;"
+                " try again shortly.",
+                retry_after_s=1.0,
+            )
+        self.running += 1
+
+    def leave(self) -> None:
+        self.running -= 1
+
+
+class Routing:
+    """The routing table, built whole from one configuration and never changed."""
+
+    def __init__(
+        self,
+        config: Config,
+        demo_urls: Mapping[str, str],
+        choose: random.Random | None = None,
+    ) -> None:
+        """`demo_urls` are the addresses of the simulators, by agent name."""
+        self._choose = choose or random.Random()  # noqa: S311 - shares load, guards nothing
+        self.targets: dict[str, Target] = {}
+        for name, agent in config.agents.items():
+            url = demo_urls[name] if agent.is_demo else agent.base_url
+            platform = PLATFORMS[agent.platform](name, agent, url)
+            self.targets[name] = Target(name, agent, platform)
+        self.routes = config.routes
+        self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
+
+    def agent(self, name: str) -> Target:
+        """The agent of that name, in any case. Raises AgentNotFound."""
+        found = self._by_name.get(name.strip().lower())
+        if found is None or found not in self.targets:
+            raise self._not_found(name, "agent", list(self.targets))
+        return self.targets[found]
+
+    def resolve(self, name: str) -> list[Target]:
+        """The targets to try in order, for the name of an agent, a route or `agent/model`."""
+        wanted = name.strip().lower()
+        found = self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0])
+        if found in self.targets:
+            target = self.targets[found]
+            if wanted == found.lower() or isinstance(target.agent, OpenAIAgent):
+                return [target]
+        elif found is not None and wanted == found.lower():
+            return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
+        raise self._not_found(name, "model", [model for model, _ in self.models()])
+
+    def _order(self, choices: list[RouteTarget]) -> list[RouteTarget]:
+        """As written, or if any has a weight, drawn by weight, the rest following as fallbacks."""
+        if all(choice.weight is None for choice in choices):
+            return choices
+        left, order = list(choices), []
+        while left:
+            weights = [choice.weight or 1.0 for choice in left]
+            order.append(left.pop(self._choose.choices(range(len(left)), weights)[0]))
+        return order
+
+    def models(self) -> Iterator[tuple[str, str]]:
+        """Every name that `model` may hold, with its owner."""
+        for name, target in self.targets.items():
+            yield name, target.platform.kind
+            if isinstance(target.agent, OpenAIAgent):
+                for model in target.agent.models:
+                    yield f"{name}/{model}", target.platform.kind
+        for name in self.routes:
+            yield name, "gateway"
+
+    def _not_found(self, name: str, word: str, known: list[str]) -> AgentNotFound:
+        near = difflib.get_close_matches(name.lower(), known, 1, 0.6)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        shown = ", ".join(known[:50])
+        return AgentNotFound(
+            f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
+            param="model" if word == "model" else "Agent",
+            detail={"known": known[:50]},
+        )

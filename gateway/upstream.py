@@ -1,0 +1,219 @@
+"""One exchange with an upstream: send, yield bytes, and translate every aiohttp error."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+import aiohttp
+import aiohttp.http_exceptions
+
+from gateway.errors import (
+    GatewayError,
+    UpstreamConnectTimeout,
+    UpstreamCut,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from gateway.exchange import UpstreamReply, UpstreamRequest
+
+MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
+MAX_BACKGROUND = 10_000
+_DRAIN_S = 1.0
+
+
+class Exchange:
+    """An answer whose headers have come. Read it to b"", or close it early."""
+
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers = response.headers
+
+    @property
+    def is_json(self) -> bool:
+        kind = self._response.content_type
+        return kind == "application/json" or kind.endswith("+json")
+
+    @property
+    def is_page(self) -> bool:
+        return self._response.content_type in ("text/html", "application/xhtml+xml")
+
+    def buffered(self) -> bytes:
+        """What has come already, b"" if nothing waits."""
+        content = self._response.content
+        if content.exception() is not None or content.at_eof():
+            return b""
+        return content.read_nowait(-1)
+
+    async def read(self) -> bytes:
+        """The next bytes as they come from the network; b"" at the end."""
+        try:
+            return await self._response.content.readany()
+        except Exception as error:
+            raise translate(error) from None
+
+    async def reply(self) -> UpstreamReply:
+        """The whole answer. Raises UpstreamFailed if it is longer than an API's answer can be."""
+        body = bytearray()
+        while chunk := await self.read():
+            body += chunk
+            if len(body) > MAX_REPLY:
+                raise UpstreamFailed(f"The upstream's answer is longer than {MAX_REPLY} bytes.")
+        return UpstreamReply(self.status, self.headers, bytes(body))
+
+    def close(self) -> None:
+        """End the connection: the way every platform understands that nobody listens any more."""
+        self._response.close()
+
+    async def drain(self) -> None:
+        """Read what may follow a complete answer, so that the connection can be used again."""
+        try:
+            async with asyncio.timeout(_DRAIN_S):
+                while await self._response.content.readany():
+                    pass
+        except (TimeoutError, aiohttp.ClientError, OSError):
+            pass
+        finally:
+            self._response.close()
+
+    @property
+    def is_drained(self) -> bool:
+        return self._response.content.is_eof()
+
+
+class Upstream:
+    """The client side of the gateway: one connection pool, and calls that outlive their request."""
+
+    def __init__(self, session: aiohttp.ClientSession) -> None:
+        self._session = session
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def send(self, request: UpstreamRequest, connect_s: float, data: Any = None) -> Exchange:
+        """Send and wait for the headers. Redirects are not followed: they would carry the key."""
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+        try:
+            response = await self._session.request(
+                request.method,
+                request.url,
+                data=data if data is not None else request.body or None,
+                headers=request.headers,
+                timeout=timeout,
+                allow_redirects=False,
+            )
+        except Exception as error:
+            raise translate(error) from None
+        return Exchange(response)
+
+    async def fetch(
+        self, request: UpstreamRequest, connect_s: float, total_s: float
+    ) -> UpstreamReply:
+        """A whole answer within `total_s`."""
+        try:
+            async with asyncio.timeout(total_s):
+                exchange = await self.send(request, connect_s)
+                try:
+                    return await exchange.reply()
+                finally:
+                    exchange.close()
+        except TimeoutError:
+            raise UpstreamTimeout(f"The upstream did not answer within {total_s:g} s.") from None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do `work` beside the requests. Bounded: past the limit it is dropped."""
+        if len(self._background) >= MAX_BACKGROUND:
+            work.close()
+            return
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def finish_background(self) -> None:
+        """Wait briefly for what is under way; called once, at the end."""
+        if self._background:
+            await asyncio.wait(self._background, timeout=2)
+        for task in list(self._background):
+            task.cancel()
+
+
+@asynccontextmanager
+async def open_upstream() -> AsyncIterator[Upstream]:
+    """The pool, without cookies and without a limit of its own: agents have theirs."""
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+    async with aiohttp.ClientSession(
+        connector=connector,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        headers={"User-Agent": "ai-gateway", "Accept-Encoding": "identity"},
+    ) as session:
+        upstream = Upstream(session)
+        try:
+            yield upstream
+        finally:
+            await upstream.finish_background()
+
+
+# From special to general: the first row that fits is taken.
+_FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
+    (
+        (aiohttp.ConnectionTimeoutError,),
+        UpstreamConnectTimeout,
+        "No connection to the upstream in time; is it up?",
+    ),
+    (
+        (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError),
+        UpstreamMisconfigured,
+        "The upstream's TLS certificate is not accepted.",
+    ),
+    (
+        (aiohttp.ClientConnectorDNSError,),
+        UpstreamUnreachable,
+        "The upstream's host name cannot be resolved; check base_url.",
+    ),
+    (
+        (aiohttp.ClientConnectorError, ConnectionRefusedError),
+        UpstreamUnreachable,
+        "The upstream refuses connections; is it up, and base_url right?",
+    ),
+    (
+        (aiohttp.InvalidURL,),
+        UpstreamMisconfigured,
+        "The upstream's address cannot be used; check base_url.",
+    ),
+    (
+        (aiohttp.ServerTimeoutError, TimeoutError),
+        UpstreamTimeout,
+        "The upstream did not answer in time.",
+    ),
+    (
+        (aiohttp.ServerDisconnectedError, ConnectionError),
+        UpstreamCut,
+        "The upstream closed the connection without an answer.",
+    ),
+    (
+        (aiohttp.ClientPayloadError,),
+        UpstreamCut,
+        "The upstream's answer ended before it was complete.",
+    ),
+    (
+        (aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError),
+        UpstreamFailed,
+        "The upstream's answer is not valid HTTP.",
+    ),
+    (
+        (aiohttp.ClientError, OSError, ValueError),
+        UpstreamFailed,
+        "The call to the upstream failed.",
+    ),
+]
+
+
+def translate(error: Exception) -> Exception:
+    """The gateway's error for what aiohttp raised; what is no network's fault comes back as is."""
+    if isinstance(error, GatewayError):
+        return error
+    for foreign, ours, message in _FOREIGN:
+        if isinstance(error, foreign):
+            return ours(message)
+    return error
