@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import random
 
+from gateway.alarm import Alarm
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed
@@ -32,7 +33,9 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
+        self._alarm = Alarm()
         self._read_at = 0.0
+        self._idle_s = 0.0
         self._received = 0
         self._ended = False  # the upstream has nothing more to say
         self.target = targets[0]
@@ -44,6 +47,7 @@ class Run:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self._alarm.close()
         self._drop()
 
     @property
@@ -79,6 +83,7 @@ class Run:
         self.target, self.decoder, self.over = target, None, False
         target.enter()
         self._entered = target
+        self._idle_s = target.agent.timeouts.idle
         wait_s = target.agent.timeouts.first_delta
         try:
             async with asyncio.timeout(wait_s) as patience:
@@ -139,14 +144,17 @@ class Run:
 
         Raises nothing: a failure is the last delta. Sets `over` with the last of them.
         """
-        assert self._exchange is not None
         assert self.decoder is not None
-        ends = self._read_at + (GRACE_S if self.decoder.ending else self.target.agent.timeouts.idle)
+        ends = self._read_at + (GRACE_S if self.decoder.ending else self._idle_s)
+        self._alarm.wait_until(ends if until is None or ends < until else until)
         try:
-            async with asyncio.timeout_at(ends if until is None else min(until, ends)):
-                return await self._next()
-        except TimeoutError:
+            return await self._next()
+        except asyncio.CancelledError:
+            if not self._alarm.has_rung():
+                raise  # the caller has left
             return self._silence() if self._loop.time() >= ends else None
+        finally:
+            self._alarm.stop_waiting()
 
     async def _next(self) -> list[Delta]:
         """The deltas of one network chunk."""
@@ -155,7 +163,7 @@ class Run:
         assert decoder is not None
         was_ending = decoder.ending
         try:
-            chunk = exchange.buffered() or await exchange.read()
+            chunk = await exchange.read()
         except GatewayError as error:
             deltas = decoder.close()  # it may have all it needs
             if deltas and isinstance(deltas[-1], Failed):
@@ -179,8 +187,7 @@ class Run:
         if self.decoder.ending:
             deltas = self.decoder.close()
         else:
-            idle_s = self.target.agent.timeouts.idle
-            words = f"The upstream has been silent for {idle_s:g} s."
+            words = f"The upstream has been silent for {self._idle_s:g} s."
             deltas = [Failed(UpstreamTimeout(words))]
         self._end(deltas)
         return deltas

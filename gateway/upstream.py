@@ -41,13 +41,6 @@ class Exchange:
     def is_page(self) -> bool:
         return self._response.content_type in ("text/html", "application/xhtml+xml")
 
-    def buffered(self) -> bytes:
-        """What has come already, b"" if nothing waits."""
-        content = self._response.content
-        if content.exception() is not None or content.at_eof():
-            return b""
-        return content.read_nowait(-1)
-
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""
         try:
