@@ -18,7 +18,9 @@ class ThinkingSplitter:
     """Feed text in pieces of any size; get Text and Reasoning deltas."""
 
     def __init__(self) -> None:
-        self._state = "start"  # start, thinking, after (white space behind the tag), answer
+        self._state = (
+            "start"  # start, opened, thinking, after, answer; white space at two is dropped
+        )
         self._close = ""
         self._held = ""
 
@@ -43,7 +45,7 @@ class ThinkingSplitter:
     def close(self) -> list[Delta]:
         """What was held back, now that nothing follows."""
         held, self._held = self._held, ""
-        if not held or self._state == "after":
+        if not held or self._state in ("opened", "after"):
             return []
         return [Reasoning(held) if self._state == "thinking" else Text(held)]
 
@@ -58,6 +60,11 @@ class ThinkingSplitter:
             self._held = self._held.lstrip()
             if self._held:
                 self._state = "answer"
+            return bool(self._held)
+        if self._state == "opened":
+            self._held = self._held.lstrip()
+            if self._held:
+                self._state = "thinking"
             return bool(self._held)
         return self._open() if self._state == "start" else self._think(out)
 
@@ -81,7 +88,7 @@ class ThinkingSplitter:
         )
 
     def _begin(self, rest: str, close: str) -> None:
-        self._state, self._close, self._held = "thinking", close, rest.lstrip()
+        self._state, self._close, self._held = "opened", close, rest
 
     def _think(self, out: list[Delta]) -> bool:
         before, found, after = self._held.partition(self._close)

@@ -204,6 +204,7 @@ class DifyDecoder(EventDecoder):
         self._speaker: Any = None  # the node that is talking, in a chatflow
         self._sent: list[str] = []  # the platform's text so far, for what repeats or replaces it
         self._is_agent = False
+        self._files: set[str] = set()
         self._nodes_usage = Usage()
         self._filtered = False
 
@@ -288,8 +289,8 @@ class DifyDecoder(EventDecoder):
         """A file made by a tool, or (1.11.2 to 1.12.1) a piece of text under a wrong name."""
         if text := as_text(event.get("answer")):
             self._say(text, out)
-        elif event.get("belongs_to") != "user" and (url := as_text(event.get("url"))):
-            out.append(Note("files", [_made_file(event, url)]))
+        else:
+            self._add_files([event], out)
 
     def _on_agent_thought(self, event: dict[str, Any], out: list[Delta]) -> None:
         tool = as_text(event.get("tool"))
@@ -340,7 +341,7 @@ class DifyDecoder(EventDecoder):
             self._add_outputs(as_object(data.get("outputs")), out)
             self._add_files(data.get("files"), out)
             self._end(out)
-        elif self._message_end or data.get("status") == "stopped":
+        elif self._message_end:
             self._end(out)
         else:
             self.ending = True
@@ -384,13 +385,15 @@ class DifyDecoder(EventDecoder):
             out.append(Note("outputs", outputs))
 
     def _add_files(self, files: Any, out: list[Delta]) -> None:
-        made = [as_object(file) for file in as_list(files)]
-        shown = [
-            _made_file(file, as_text(file.get("url")) or as_text(file.get("remote_url")))
-            for file in made
-            if file.get("belongs_to") != "user"
-        ]
-        if shown := [file for file in shown if file["url"]]:
+        """Files of the bot; the same file comes again at the end, under another signature."""
+        shown = []
+        for file in map(as_object, as_list(files)):
+            url = as_text(file.get("url")) or as_text(file.get("remote_url"))
+            place = url.partition("?")[0]
+            if url and file.get("belongs_to") != "user" and place not in self._files:
+                self._files.add(place)
+                shown.append(_made_file(file, url))
+        if shown:
             out.append(Note("files", shown))
 
     def finish(self, out: list[Delta]) -> None:

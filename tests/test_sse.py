@@ -1,0 +1,89 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway import sse
+from gateway.errors import UpstreamFailed
+from gateway.sse import Event, Parser
+
+
+def parse(*chunks: bytes) -> list[Event]:
+    parser = Parser()
+    return [event for chunk in chunks for event in parser.feed(chunk)] + parser.close()
+
+
+def test_the_space_after_the_colon_is_optional_and_only_one_is_taken():
+    assert parse(b"data:a\n\ndata: b\n\ndata:  c\n\n") == [("", b"a"), ("", b"b"), ("", b" c")]
+
+
+def test_name_id_and_comments():
+    block = b": hello\nid: 7\nevent: answer\nretry: 3\ndata: {}\n\n"
+    assert parse(block) == [("answer", b"{}")]
+
+
+def test_several_data_lines_are_joined():
+    assert parse(b"data: a\ndata: b\n\n") == [("", b"a\nb")]
+
+
+def test_a_block_without_data_is_no_event():
+    assert parse(b"event: ping\n\n: keep-alive\n\n") == []
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+def test_all_three_line_ends(end):
+    raw = b"event: a\ndata: 1\n\ndata: 2\n\n".replace(b"\n", end)
+    assert parse(raw) == [("a", b"1"), ("", b"2")]
+    assert parse(*(raw[i : i + 1] for i in range(len(raw)))) == [("a", b"1"), ("", b"2")]
+
+
+def test_unicode_line_separators_do_not_end_a_line():
+    data = '{"t":"a\u2028b\u0085c"}'.encode()
+    assert parse(b"data: " + data + b"\n\n") == [("", data)]
+
+
+def test_a_character_cut_in_half_is_whole_again():
+    raw = "data: 你好😀\n\n".encode()
+    for at in range(len(raw)):
+        assert parse(raw[:at], raw[at:]) == [("", "你好😀".encode())]
+
+
+def test_a_byte_order_mark_is_not_part_of_the_first_line():
+    assert parse(b"\xef\xbb\xbfdata: 1\n\n") == [("", b"1")]
+
+
+def test_the_last_event_may_lack_its_blank_line():
+    assert parse(b"data: 1\n\ndata: [DONE]") == [("", b"1"), ("", b"[DONE]")]
+
+
+def test_an_event_over_the_limit_is_refused_however_it_comes():
+    for size in (1, 10, 1000):
+        parser = Parser(limit=100)
+        raw = b"data: " + b"x" * 200 + b"\n\n"
+        with pytest.raises(UpstreamFailed, match="more than 100 bytes"):
+            for at in range(0, len(raw), size):
+                parser.feed(raw[at : at + size])
+
+
+LINES = st.sampled_from(
+    [b"data: x", b"data:", b"event: n", b": c", b"", b"id: 1", b"data: \xe4\xbd\xa0"]
+)
+ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
+
+
+@given(st.lists(st.tuples(LINES, ENDS), max_size=20), st.data())
+def test_any_split_of_any_stream_gives_the_same_events(lines, data):
+    raw = b"".join(line + end for line, end in lines)
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(raw)), max_size=8)))
+    pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    assert parse(*pieces) == parse(raw)
+
+
+@given(st.binary(max_size=500), st.integers(1, 20))
+def test_any_bytes_are_survived(raw, size):
+    assert parse(*(raw[i : i + size] for i in range(0, len(raw), size))) == parse(raw)
+
+
+def test_json_is_kept_on_one_line_for_clients_that_split_like_unicode_does():
+    json = '"a\u2028b\u2029c\u0085d–"'.encode()
+    assert sse.one_line(json) == '"a\\u2028b\\u2029c\\u0085d–"'.encode()
+    assert len(sse.one_line(json).decode().splitlines()) == 1
