@@ -1,6 +1,262 @@
 """Shared fixtures: a real gateway and real upstreams, all on loopback sockets."""
 
+import asyncio
 import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
+
+import aiohttp
+import orjson
+import pytest
+import yaml
+from aiohttp import web
 
 sys.path.insert(0, str(Path(__file__).parent / "platforms"))  # `decoding`, for all its tests
+
+from gateway import configfile
+from gateway.app import Runner, build
+from gateway.demo import DEMOS, Demo, serve_demo
+
+
+@dataclass
+class Gateway:
+    """A running gateway and a client for it."""
+
+    url: str
+    app: web.Application
+    client: aiohttp.ClientSession
+
+    def post(self, path: str, body: Any = None, **kwargs: Any):
+        if body is not None:
+            kwargs["data"] = body if isinstance(body, bytes) else orjson.dumps(body)
+        return self.client.post(self.url + path, **kwargs)
+
+    def get(self, path: str, **kwargs: Any):
+        return self.client.get(self.url + path, **kwargs)
+
+    def chat(self, agent: str, query: str = "你好", **body: Any):
+        """POST /api/v1/chat."""
+        return self.post("/api/v1/chat", {"query": query, **body}, headers={"Agent": agent})
+
+    def complete(self, model: str, question: str = "hi", **body: Any):
+        """POST /v1/chat/completions with one user message, unless `messages` are given."""
+        messages = body.pop("messages", [{"role": "user", "content": question}])
+        return self.post("/v1/chat/completions", {"model": model, "messages": messages, **body})
+
+
+@asynccontextmanager
+async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = None):
+    """A gateway of this config.yaml on a free port."""
+    loaded = configfile.parse(yaml.safe_dump(config, allow_unicode=True), environ or {})
+    app = build(loaded)
+    runner = Runner(app, shutdown_timeout=0.2)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        async with aiohttp.ClientSession() as client:
+            yield Gateway(f"http://127.0.0.1:{runner.addresses[0][1]}", app, client)
+    finally:
+        await runner.cleanup()
+
+
+@pytest.fixture
+async def stack() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def gateway(stack: AsyncExitStack) -> Callable[..., Any]:
+    """`await gateway(agents={…}, **rest of config.yaml)`."""
+
+    async def start(environ: dict[str, str] | None = None, **config: Any) -> Gateway:
+        return await stack.enter_async_context(run_gateway(config, environ))
+
+    return start
+
+
+@dataclass
+class Served:
+    """A simulator and where it listens."""
+
+    demo: Demo
+    url: str
+
+
+@pytest.fixture
+def demo(stack: AsyncExitStack) -> Callable[..., Any]:
+    """`await demo("dify", mode="workflow")`: a simulator without pauses."""
+
+    async def start(kind: str, **kwargs: Any) -> Served:
+        simulator = DEMOS[kind](**{"pace_s": 0, "silence_s": 60, **kwargs})
+        return Served(simulator, await stack.enter_async_context(serve_demo(simulator)))
+
+    return start
+
+
+AGENTS: dict[str, dict[str, Any]] = {
+    "fastgpt": {"platform": "fastgpt", "api_key": "fastgpt-test-key"},
+    "dify": {"platform": "dify", "api_key": "app-test-key"},
+    "coze": {"platform": "coze", "api_key": "pat_test-key", "bot_id": "7553210987654300001"},
+    "zhipu": {"platform": "zhipu", "api_key": "testid.testsecret", "model": "glm-4.6"},
+    "openai": {"platform": "openai", "api_key": "sk-upstream-key", "model": "gpt-4o-mini"},
+}
+
+
+@pytest.fixture
+async def all_five(gateway, demo):
+    """A gateway in front of one simulator of each kind; (gateway, simulators by name)."""
+    served = {name: await demo(name, key=agent["api_key"]) for name, agent in AGENTS.items()}
+    agents = {name: {**agent, "base_url": served[name].url} for name, agent in AGENTS.items()}
+    return await gateway(agents=agents), {name: one.demo for name, one in served.items()}
+
+
+@dataclass
+class Script:
+    """What a scripted upstream does with a request, byte for byte.
+
+    `pieces` are bytes to write, each its own write, or seconds to wait. `end`: close, hang, reset.
+    """
+
+    pieces: list[bytes | float] = field(default_factory=list)
+    status: str = "200 OK"
+    headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "text/event-stream"})
+    chunked: bool = True
+    end: str = "close"
+    before_headers_s: float = 0.0
+
+
+def stopped() -> Script:
+    """The answer to a stop call."""
+    return Script([b'{"result":"success"}'], headers={"Content-Type": "application/json"})
+
+
+class Scripted:
+    """An upstream on a bare socket: it can do what no HTTP server would."""
+
+    def __init__(self) -> None:
+        self.scripts: list[Script] = []  # one per request; the last one serves all further ones
+        self.requests: list[tuple[str, dict[str, str], bytes]] = []  # (line, headers, body)
+        self.gone = asyncio.Event()  # a caller closed its connection before the answer's end
+        self.written = 0
+        self._server: asyncio.Server | None = None
+        self._connections: set[asyncio.Task[Any]] = set()
+        self.url = ""
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for task in self._connections:
+            task.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections)
+
+    def bodies(self, path: str = "") -> list[Any]:
+        return [orjson.loads(body or b"null") for line, _, body in self.requests if path in line]
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._connections.add(task)
+        try:
+            with suppress(ConnectionError, asyncio.IncompleteReadError):
+                await self._exchange(reader, writer)
+        finally:
+            self._connections.discard(task)
+            writer.transport.abort() if writer.transport.is_closing() else writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:]) if k}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        self.requests.append((head[0], headers, body))
+        script = self.scripts.pop(0) if len(self.scripts) > 1 else self.scripts[0]
+        answering = asyncio.ensure_future(self._answer(script, writer))
+        leaving = asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done():
+                self.gone.set()
+        finally:
+            answering.cancel()
+            leaving.cancel()
+            await asyncio.wait({answering, leaving})
+
+    async def _answer(self, script: Script, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(script.before_headers_s)
+        headers = {**script.headers, "Connection": "close"}
+        if script.chunked:
+            headers["Transfer-Encoding"] = "chunked"
+        lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
+        writer.write(f"HTTP/1.1 {script.status}\r\n{lines}\r\n".encode())
+        for piece in script.pieces:
+            if isinstance(piece, bytes):
+                framed = b"%x\r\n%s\r\n" % (len(piece), piece) if script.chunked else piece
+                writer.write(framed)
+                self.written += len(piece)
+                await writer.drain()
+                await asyncio.sleep(0)
+            else:
+                await asyncio.sleep(piece)
+        if script.end == "hang":
+            await asyncio.sleep(3600)
+        if script.end == "reset":
+            writer.transport.abort()
+        elif script.chunked and script.end == "close":
+            writer.write(b"0\r\n\r\n")
+            await writer.drain()
+
+
+@pytest.fixture
+def scripted(stack: AsyncExitStack) -> Callable[..., Any]:
+    """`await scripted(Script(…), …)`: an upstream that follows the scripts in turn."""
+
+    async def start(*scripts: Script) -> Scripted:
+        server = Scripted()
+        server.scripts = list(scripts)
+        await server.start()
+        stack.push_async_callback(server.stop)
+        return server
+
+    return start
+
+
+def sse_events(raw: bytes) -> list[tuple[str, Any]]:
+    """(event name, parsed data) of a stream; `[DONE]` stays as it is."""
+    out = []
+    for block in raw.decode().split("\n\n"):
+        lines = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line[1:])
+        if "data" in lines:
+            data = lines["data"]
+            out.append((lines.get("event", ""), data if data == "[DONE]" else orjson.loads(data)))
+    return out
+
+
+def streamed(raw: bytes) -> dict[str, Any]:
+    """What a client gathers of a stream of OpenAI chunks."""
+    out: dict[str, Any] = {"text": "", "reasoning": "", "finish": [], "usage": [], "ids": set()}
+    for name, data in sse_events(raw):
+        if data == "[DONE]":
+            out["done"] = True
+        elif name:
+            out.setdefault("named", []).append((name, data))
+        elif "error" in data:
+            out["error"] = data["error"]
+        else:
+            out["ids"].add(data["id"])
+            out["usage"] += [data["usage"]] if data.get("usage") else []
+            out["gateway"] = data.get("gateway") or out.get("gateway")
+            for choice in data["choices"]:
+                out["text"] += choice["delta"].get("content") or ""
+                out["reasoning"] += choice["delta"].get("reasoning_content") or ""
+                out["finish"] += [choice["finish_reason"]] if choice["finish_reason"] else []
+    return out

@@ -1,0 +1,330 @@
+"""The first-delta rule, keep-alive, time limits, leavers and slow readers, over real sockets."""
+
+import asyncio
+
+import aiohttp
+import orjson
+import pytest
+from conftest import AGENTS, Script, stopped, streamed
+
+from gateway.keys import STATE
+
+
+def dify(event: str, **members) -> bytes:
+    ids = {"conversation_id": "c-1", "message_id": "m-1", "task_id": "t-1", "created_at": 1}
+    return b"data: " + orjson.dumps({"event": event, **ids, **members}) + b"\n\n"
+
+
+def chunk(delta: dict, finish: str | None = None) -> bytes:
+    choice = {"index": 0, "delta": delta, "finish_reason": finish}
+    head = {"id": "chatcmpl-1", "object": "chat.completion.chunk", "created": 1, "model": "m"}
+    return b"data: " + orjson.dumps({**head, "choices": [choice]}) + b"\n\n"
+
+
+END = dify("message_end", metadata={"usage": {"prompt_tokens": 3, "completion_tokens": 2}})
+HELLO = [dify("message", answer="你"), dify("message", answer="好"), END]
+
+
+def agent(url: str, **more):
+    return {**AGENTS["dify"], "base_url": url, "mode": "chat", **more}
+
+
+async def start(gateway, upstream, server=None, **more):
+    return await gateway(agents={"bot": agent(upstream.url, **more)}, server=server or {})
+
+
+async def test_a_failure_before_the_first_delta_keeps_its_status(gateway, scripted):
+    refusal = b'{"code":"unauthorized","message":"Access token is invalid","status":401}'
+    upstream = await scripted(
+        Script([refusal], status="401 UNAUTHORIZED", headers={"Content-Type": "application/json"})
+    )
+    gw = await start(gateway, upstream)
+    answer = await gw.complete("bot", stream=True)
+    assert answer.status == 502
+    assert answer.content_type == "application/json"
+    assert answer.headers["x-should-retry"] == "false"
+    error = (await answer.json())["error"]
+    assert error["code"] == "upstream_auth_failed"
+    assert "Agent 'bot'" in error["message"]
+    assert "api_key" in error["message"]
+
+
+async def test_an_error_event_before_the_first_delta_is_a_status_too(gateway, scripted):
+    fault = (
+        b'data: {"event":"error","code":"completion_request_error","status":400,"message":"x"}\n\n'
+    )
+    upstream = await scripted(Script([b"event: ping\n\n", fault]))
+    gw = await start(gateway, upstream)
+    answer = await gw.chat("bot", stream=True)
+    assert answer.status == 502
+    body = await answer.json()
+    assert body["code"] == 502
+    assert "x-should-retry" in answer.headers
+
+
+async def test_a_failure_after_the_first_delta_is_one_error_event_and_the_end(gateway, scripted):
+    fault = (
+        b'data: {"event":"error","code":"completion_request_error","status":400,"message":"x"}\n\n'
+    )
+    upstream = await scripted(Script([HELLO[0], fault]))
+    gw = await start(gateway, upstream)
+    answer = await gw.complete("bot", stream=True)
+    got = streamed(await answer.read())
+    assert answer.status == 200
+    assert got["text"] == "你"
+    assert got["error"]["code"] == "upstream_failed"
+    assert got["finish"] == []
+    assert "done" not in got
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_stream_that_is_cut_is_never_finished_with_stop(gateway, scripted, end):
+    upstream = await scripted(Script([HELLO[0], HELLO[1][:40]], end=end))
+    gw = await start(gateway, upstream)
+    got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert got["text"] == "你"
+    assert got["error"]["code"] == "upstream_cut"
+    assert got["finish"] == []
+    whole = await gw.complete("bot")
+    assert whole.status == 502
+
+
+@pytest.mark.parametrize("end", ["close", "reset"])
+async def test_a_passed_through_stream_that_is_cut_ends_with_an_error(gateway, scripted, end):
+    pieces = [chunk({"role": "assistant", "content": ""}), chunk({"content": "你"}), b'data: {"id"']
+    upstream = await scripted(Script(pieces, end=end))
+    bot = {**AGENTS["openai"], "base_url": upstream.url}
+    gw = await gateway(agents={"bot": bot})
+    got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert got["text"] == "你"
+    assert got["error"]["code"] == "upstream_cut"
+    assert got["finish"] == []
+
+
+async def test_silence_before_the_answer_is_504_after_first_delta(gateway, scripted):
+    upstream = await scripted(Script([b"event: ping\n\n"] * 3, end="hang"))
+    gw = await start(gateway, upstream, timeouts={"first_delta": "300ms"})
+    answer = await gw.complete("bot", stream=True)
+    assert answer.status == 504
+    assert (await answer.json())["error"]["code"] == "upstream_timeout"
+    assert (await gw.chat("bot")).status == 504
+
+
+async def test_headers_that_never_come_are_504(gateway, scripted):
+    upstream = await scripted(Script(before_headers_s=3600))
+    gw = await start(gateway, upstream, timeouts={"first_delta": "300ms"})
+    assert (await gw.complete("bot")).status == 504
+
+
+async def test_steps_of_a_workflow_are_no_silence(gateway, scripted):
+    step = dify("node_started", data={"node_type": "llm", "title": "t"})
+    pieces = [dify("workflow_started"), *([0.2, step] * 4), HELLO[0], END,
+              dify("workflow_finished", data={"status": "succeeded"})]  # fmt: skip
+    upstream = await scripted(Script(pieces))
+    gw = await start(gateway, upstream, timeouts={"first_delta": "500ms"})
+    answer = await gw.complete("bot")
+    assert answer.status == 200
+
+
+async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_call(
+    gateway, scripted
+):
+    upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
+    gw = await start(gateway, upstream, timeouts={"idle": "300ms"})
+    got = streamed(await (await gw.chat("bot", stream=True, user="u-1")).read())
+    assert got["text"] == "你"
+    assert got["error"]["code"] == "upstream_timeout"
+    await until(lambda: len(upstream.requests) == 2)
+    assert "/v1/chat-messages/t-1/stop" in upstream.requests[1][0]
+    assert upstream.bodies("stop") == [{"user": "u-1"}]
+
+
+async def test_the_whole_call_has_an_end(gateway, scripted):
+    endless = Script([HELLO[0], 0.1] * 100, end="hang")
+    upstream = await scripted(endless, stopped(), endless, stopped())
+    gw = await start(gateway, upstream, timeouts={"total": "500ms"})
+    got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert got["error"]["code"] == "upstream_timeout"
+    assert (await gw.complete("bot")).status == 504
+
+
+async def test_after_keepalive_the_answer_is_committed_and_comments_follow(gateway, scripted):
+    upstream = await scripted(Script([0.5, *HELLO]))
+    gw = await start(gateway, upstream, server={"keepalive": "100ms"})
+    answer = await gw.complete("bot", stream=True)
+    raw = await answer.read()
+    assert raw.startswith(b": keep-alive\n\n: keep-alive\n\n")
+    assert streamed(raw)["text"] == "你好"
+    assert streamed(raw)["done"]
+
+
+async def test_a_late_failure_after_keepalive_is_an_error_event(gateway, scripted):
+    upstream = await scripted(Script([b"no"], status="500 X", before_headers_s=0.3))
+    gw = await start(gateway, upstream, server={"keepalive": "100ms"})
+    answer = await gw.complete("bot", stream=True)
+    raw = await answer.read()
+    assert answer.status == 200
+    assert raw.startswith(b": keep-alive\n\n")
+    assert streamed(raw)["error"]["type"] == "upstream_error"
+
+
+async def test_comments_keep_a_silent_stream_alive_in_the_middle(gateway, scripted):
+    upstream = await scripted(Script([HELLO[0], 0.5, *HELLO[1:]]))
+    gw = await start(gateway, upstream, server={"keepalive": "100ms"})
+    raw = await (await gw.complete("bot", stream=True)).read()
+    assert raw.count(b": keep-alive\n\n") >= 3
+    assert streamed(raw)["text"] == "你好"
+
+
+async def test_the_first_delta_is_not_held_back(gateway, scripted):
+    upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
+    gw = await start(gateway, upstream)
+    answer = await gw.complete("bot", stream=True)
+    first = await asyncio.wait_for(answer.content.readany(), 2)
+    assert "你".encode() in first
+    answer.close()
+
+
+async def until(condition, seconds: float = 5.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def idle(gw) -> bool:
+    targets = gw.app[STATE].now.routing.targets.values()
+    return all(target.running == 0 for target in targets)
+
+
+@pytest.mark.parametrize(
+    "pieces", [[], [b"event: ping\n\n"], [HELLO[0]]], ids=["before headers", "before delta", "mid"]
+)
+async def test_a_client_that_leaves_closes_the_upstream_request(gateway, scripted, pieces):
+    script = Script(pieces, end="hang", before_headers_s=0 if pieces else 3600)
+    upstream = await scripted(script, stopped())
+    gw = await start(gateway, upstream)
+    async with aiohttp.ClientSession() as leaver:
+        body = {"model": "bot", "stream": True, "user": "u-9",
+                "messages": [{"role": "user", "content": "hi"}]}  # fmt: skip
+        call = asyncio.ensure_future(leaver.post(f"{gw.url}/v1/chat/completions", json=body))
+        await until(lambda: upstream.requests)
+        if pieces == [HELLO[0]]:
+            await (await call).content.readany()
+        else:
+            await asyncio.sleep(0.1)
+            call.cancel()
+    await asyncio.wait_for(upstream.gone.wait(), 5)
+    await until(lambda: idle(gw))
+    if pieces == [HELLO[0]]:
+        await until(lambda: len(upstream.requests) == 2)
+        assert upstream.bodies("/stop") == [{"user": "u-9"}]
+
+
+async def test_a_client_that_leaves_a_whole_answer_stops_the_run_too(gateway, scripted):
+    upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
+    gw = await start(gateway, upstream)
+    async with aiohttp.ClientSession() as leaver:
+        headers = {"Agent": "bot"}
+        call = leaver.post(
+            f"{gw.url}/api/v1/chat", json={"query": "hi", "user": "u"}, headers=headers
+        )
+        call = asyncio.ensure_future(call)
+        await until(lambda: upstream.requests)
+        await asyncio.sleep(0.1)
+        call.cancel()
+    await until(lambda: len(upstream.requests) == 2)
+    assert "/stop" in upstream.requests[1][0]
+
+
+async def test_a_slow_reader_slows_the_upstream_instead_of_filling_memory(gateway, scripted):
+    big = dify("message", answer="长" * 5000)
+    upstream = await scripted(Script([big] * 4000))  # 60 MB
+    gw = await start(gateway, upstream)
+    answer = await gw.complete("bot", stream=True)
+    await asyncio.sleep(1.0)  # the reader does nothing, and the sockets' buffers fill
+    assert upstream.written < 25_000_000
+    answer.close()
+
+
+async def test_what_follows_a_complete_answer_is_waited_for_only_briefly(gateway, scripted):
+    """1.x chatflows send `workflow_finished` after `message_end`; here it never comes."""
+    upstream = await scripted(Script([dify("workflow_started"), *HELLO], end="hang"))
+    gw = await start(gateway, upstream)
+    async with asyncio.timeout(5):
+        got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert got["text"] == "你好"
+    assert got["finish"] == ["stop"]
+
+
+async def test_connection_refused_is_tried_again_and_then_502(gateway):
+    gw = await gateway(agents={"bot": agent("http://127.0.0.1:9", retries=1)})
+    answer = await gw.complete("bot")
+    assert answer.status == 502
+    assert (await answer.json())["error"]["code"] == "upstream_unreachable"
+
+
+async def test_the_next_target_of_a_route_answers_when_the_first_is_down(gateway, scripted):
+    upstream = await scripted(Script(HELLO))
+    agents = {"down": agent("http://127.0.0.1:9", retries=0), "up": agent(upstream.url)}
+    gw = await gateway(agents=agents, routes={"any": ["down", "up"]})
+    answer = await gw.complete("any")
+    assert (await answer.json())["choices"][0]["message"]["content"] == "你好"
+    assert answer.headers["x-gateway-agent"] == "up"
+    assert answer.headers["x-gateway-attempts"] == "2"
+
+
+async def test_a_call_that_was_accepted_is_not_tried_again(gateway, scripted):
+    upstream = await scripted(Script([dify("workflow_started")], end="reset"))
+    gw = await start(gateway, upstream, retries=3)
+    answer = await gw.complete("bot")
+    assert answer.status == 502
+    assert answer.headers["x-should-retry"] == "false"
+    assert len([r for r in upstream.requests if "chat-messages " in r[0]]) == 1
+
+
+async def test_an_upstream_limit_is_429_with_retry_after(gateway, scripted):
+    headers = {"Content-Type": "application/json", "Retry-After": "17"}
+    upstream = await scripted(Script([b'{"code":"x"}'], status="429 Too Many", headers=headers))
+    gw = await start(gateway, upstream)
+    answer = await gw.complete("bot")
+    assert answer.status == 429
+    assert answer.headers["Retry-After"] == "17"
+    assert len(upstream.requests) == 1
+
+
+async def test_more_calls_than_the_agent_may_have_are_refused(gateway, scripted):
+    upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
+    gw = await start(gateway, upstream, concurrency=1, retries=0)
+    first = await gw.complete("bot", stream=True)
+    second = await gw.complete("bot", stream=True)
+    assert second.status == 503
+    assert second.headers["Retry-After"] == "1"
+    first.close()
+    await until(lambda: idle(gw))
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "word"),
+    [
+        (Script([b"<html>nginx</html>"], headers={"Content-Type": "text/html"}), 502, "base_url"),
+        (Script([b"[1,2]"], headers={"Content-Type": "application/json"}), 502, "base_url"),
+        (Script([b"\x00\xff\xfe garbage \n\n"]), 502, "ended before"),
+        (Script([b"data: {half\n\n"]), 502, "not JSON"),
+        (Script([b"data: [1]\n\n"]), 502, "ended before"),
+        (Script([]), 502, "ended before"),
+        (Script([b"x" * 65536] * 40), 502, "more than"),
+        (Script(status="302 Found", headers={"Location": "http://127.0.0.1:1/"}), 502, "redirect"),
+        (Script([b"oops"], status="503 Unavailable"), 502, "503"),
+        (Script([b"<h1>504</h1>"], status="504 Gateway Time-out"), 504, "in time"),
+        (Script([b"HTTP"], status="999"), 502, "999"),
+    ],
+    ids="html json bytes half array empty endless redirect 503 504 999".split(),
+)
+async def test_whatever_an_upstream_sends_is_a_clear_error(gateway, scripted, script, status, word):
+    upstream = await scripted(script)
+    gw = await start(gateway, upstream, retries=0)
+    answer = await gw.complete("bot", stream=True)
+    assert answer.status == status
+    message = (await answer.json())["error"]["message"]
+    assert word in message
+    assert "app-test-key" not in message
