@@ -50,7 +50,7 @@ class Gateway:
 @asynccontextmanager
 async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = None):
     """A gateway of this config.yaml on a free port."""
-    loaded = configfile.parse(yaml.safe_dump(config, allow_unicode=True), environ or {})
+    loaded = configfile.parse(yaml.safe_dump(config, sort_keys=False), environ or {})
     app = build(loaded)
     runner = Runner(app, shutdown_timeout=0.2)
     await runner.setup()

@@ -29,10 +29,12 @@ DEMOS: dict[str, type[Demo]] = {
 @asynccontextmanager
 async def serve_demo(demo: Demo) -> AsyncIterator[str]:
     """Serve one simulator on a free loopback port; gives its address."""
-    runner = web.AppRunner(demo.app(), access_log=None, handler_cancellation=True)
+    runner = web.AppRunner(
+        demo.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0
+    )
     await runner.setup()
     try:
-        site = web.TCPSite(runner, "127.0.0.1", 0, shutdown_timeout=0)
+        site = web.TCPSite(runner, "127.0.0.1", 0)
         await site.start()
         port = runner.addresses[0][1]
         yield f"http://127.0.0.1:{port}"
