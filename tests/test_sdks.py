@@ -3,7 +3,15 @@
 import openai
 import pytest
 from conftest import AGENTS, Script
-from cozepy import AsyncCoze, AsyncHTTPClient, AsyncTokenAuth, ChatEventType, Message
+from cozepy import (
+    AsyncCoze,
+    AsyncHTTPClient,
+    AsyncTokenAuth,
+    ChatEventType,
+    ChatStatus,
+    Message,
+    MessageType,
+)
 
 KEY = "sk-caller-12345678"
 QUESTION = [{"role": "user", "content": "用一句话介绍 AI Gateway"}]
@@ -172,10 +180,13 @@ async def test_the_coze_simulator_is_what_cozes_sdk_expects(demo):
     assert reasoning
     assert events[0] == ChatEventType.CONVERSATION_CHAT_CREATED
     assert events[-1] == ChatEventType.CONVERSATION_CHAT_COMPLETED
-    polled = await coze.chat.create_and_poll(
+    polled = await coze.chat.create(
         bot_id="1", user_id="u", additional_messages=question, conversation_id=conversation.id
     )
-    assert "你上一个问题" in polled.messages[0].content
+    chat = await coze.chat.retrieve(conversation_id=conversation.id, chat_id=polled.id)
+    assert chat.status == ChatStatus.COMPLETED
+    listed = await coze.chat.messages.list(conversation_id=conversation.id, chat_id=polled.id)
+    assert "你上一个问题" in next(m.content for m in listed if m.type == MessageType.ANSWER)
     bot = await coze.bots.retrieve(bot_id="1")
     assert bot.name
     await http.aclose()

@@ -7,6 +7,10 @@ from conftest import AGENTS, Script, streamed
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from gateway.demo import serve_demo
+from gateway.demo.dify import DifyDemo
+from gateway.demo.stage import json
+
 JSON = {"Content-Type": "application/json"}
 
 
@@ -38,26 +42,17 @@ async def test_dify_auto_is_learned_by_one_call_for_many(gateway, scripted):
 
 @pytest.mark.parametrize("mode", ["completion", "workflow"])
 async def test_an_old_dify_that_does_not_tell_its_mode_is_found_out_by_its_refusals(
-    gateway, demo, mode
+    gateway, stack, mode
 ):
-    served = await demo("dify", mode=mode)
+    class OldDify(DifyDemo):
+        async def info(self, request):
+            return json({"name": "old", "description": "", "tags": []})
 
-    async def info_without_mode(request):
-        from gateway.demo.stage import json
-
-        return json({"name": "old", "description": "", "tags": []})
-
-    served.demo.info = info_without_mode
-    server = await demo("dify", mode=mode)
-    server.demo.info = info_without_mode
-    from gateway.demo import serve_demo
-
-    async with serve_demo(server.demo) as url:
-        gw = await gateway(agents={"bot": dify(url)})
-        for _ in range(2):
-            assert (await gw.chat("bot", "hi")).status == 200
-    asked = [path for path, _ in server.demo.requests]
-    assert asked.count("/v1/chat-messages") == 1  # the second call knows
+    old = OldDify(mode=mode, pace_s=0)
+    gw = await gateway(agents={"bot": dify(await stack.enter_async_context(serve_demo(old)))})
+    for _ in range(2):
+        assert (await gw.chat("bot", "hi")).status == 200
+    assert [path for path, _ in old.requests].count("/v1/chat-messages") == 1  # then it is known
 
 
 async def test_difys_wrong_mode_in_the_config_is_told(gateway, demo):
