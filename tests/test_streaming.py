@@ -318,7 +318,19 @@ async def test_more_calls_than_the_agent_may_have_are_refused(gateway, scripted)
         (Script([b"<h1>504</h1>"], status="504 Gateway Time-out"), 504, "in time"),
         (Script([b"HTTP"], status="999"), 502, "999"),
     ],
-    ids="html json bytes half array empty endless redirect 503 504 999".split(),
+    ids=[
+        "html",
+        "json",
+        "bytes",
+        "half",
+        "array",
+        "empty",
+        "endless",
+        "redirect",
+        "503",
+        "504",
+        "999",
+    ],
 )
 async def test_whatever_an_upstream_sends_is_a_clear_error(gateway, scripted, script, status, word):
     upstream = await scripted(script)

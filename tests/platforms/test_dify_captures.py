@@ -19,7 +19,8 @@ FILES = sorted(FOLDER.glob("*/*.http*"))
 
 def read_capture(path: Path) -> tuple[int, dict[str, str], bytes]:
     """(status, headers, body without chunked framing)."""
-    raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    raw = path.read_bytes()
+    raw = gzip.decompress(raw) if path.suffix == ".gz" else raw
     head, _, rest = raw.partition(b"\r\n\r\n")
     first, *lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)

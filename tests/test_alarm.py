@@ -1,0 +1,83 @@
+import asyncio
+
+import pytest
+
+from gateway.alarm import Alarm
+
+
+async def wait_with(alarm: Alarm, seconds: float, work) -> str:
+    alarm.wait_until(asyncio.get_running_loop().time() + seconds)
+    try:
+        await work
+        return "done"
+    except asyncio.CancelledError:
+        if not alarm.has_rung():
+            raise
+        return "rang"
+    finally:
+        alarm.stop_waiting()
+
+
+async def test_it_interrupts_a_wait_and_leaves_the_task_uncancelled():
+    alarm = Alarm()
+    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
+    assert asyncio.current_task().cancelling() == 0
+    assert await wait_with(alarm, 10, asyncio.sleep(0)) == "done"
+    alarm.close()
+
+
+async def test_a_deadline_moves_later_and_earlier():
+    alarm = Alarm()
+    for _ in range(5):
+        assert await wait_with(alarm, 0.05, asyncio.sleep(0.02)) == "done"
+    assert await wait_with(alarm, 30, asyncio.sleep(0)) == "done"
+    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
+    alarm.close()
+
+
+async def test_what_is_not_waiting_is_not_interrupted():
+    alarm = Alarm()
+    assert await wait_with(alarm, 0.01, asyncio.sleep(0)) == "done"
+    await asyncio.sleep(0.03)  # past the deadline, doing something else
+    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
+    alarm.close()
+
+
+async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
+    started = asyncio.Event()
+
+    async def work() -> str:
+        alarm = Alarm()
+        started.set()
+        try:
+            return await wait_with(alarm, 10, asyncio.sleep(20))
+        finally:
+            alarm.close()
+
+    task = asyncio.ensure_future(work())
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def test_both_at_once_counts_as_the_cancellation():
+    async def work() -> str:
+        alarm = Alarm()
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        loop.call_at(loop.time() + 0.01, task.cancel)
+        try:
+            return await wait_with(alarm, 0.01, asyncio.sleep(20))
+        finally:
+            alarm.close()
+
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.ensure_future(work())
+
+
+async def test_an_outer_timeout_wins_over_a_later_alarm():
+    alarm = Alarm()
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await wait_with(alarm, 10, asyncio.sleep(20))
+    alarm.close()

@@ -1,0 +1,133 @@
+"""The commands as a user runs them: another process, real sockets, real signals."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+
+ROOT = Path(__file__).parent.parent
+CLEAN = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
+
+
+def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "run.py", *args]
+    env = {**CLEAN, **environ}
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=20)
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+@asynccontextmanager
+async def serving(*args: str, **environ: str):
+    """A running gateway: (process, port, log lines so far)."""
+    port = free_port()
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "run.py", *args, "--port", str(port), cwd=ROOT, env={**CLEAN, **environ},
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    log: list[str] = []
+
+    async def read() -> None:
+        async for line in process.stdout:
+            log.append(line.decode())
+
+    reading = asyncio.ensure_future(read())
+    try:
+        async with asyncio.timeout(15):
+            while not any("listens on" in line for line in log):
+                assert process.returncode is None, log
+                await asyncio.sleep(0.02)
+        yield process, port, log
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+        await reading
+
+
+async def test_the_first_command_answers_and_term_ends_it():
+    async with serving() as (process, port, log), aiohttp.ClientSession() as client:
+        url = f"http://127.0.0.1:{port}"
+        headers = {"agent": "dify", "x-request-id": "my-id-1"}
+        body = {"query": "你好", "user": "test_user"}
+        answer = await client.post(f"{url}/api/v1/chat", json=body, headers=headers)
+        assert "demo" in (await answer.json())["choices"][0]["message"]["content"]
+        assert run("probe", "--port", str(port)).returncode == 0
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+    line = next(line for line in log if "POST /api/v1/chat 200" in line)
+    assert re.search(r"id=my-id-1 caller=anonymous-\w+ agent=dify attempts=1", line)
+
+
+async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_at_once():
+    async with serving() as (process, port, _), aiohttp.ClientSession() as client:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "你好"}]}
+        answer = await client.post(url, json=body)
+        await answer.content.readany()
+        process.send_signal(signal.SIGTERM)
+        rest = await answer.read()
+        assert rest.endswith(b"data: [DONE]\n\n")
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+    async with serving() as (process, port, _), aiohttp.ClientSession() as client:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        body["messages"][0]["content"] = "#slow"
+        asking = asyncio.ensure_future(client.post(url, json=body))
+        await asyncio.sleep(0.2)
+        process.send_signal(signal.SIGTERM)
+        await asyncio.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 5) == 1
+        await asyncio.wait({asking})
+        assert asking.exception() is not None
+
+
+def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
+    good = run("check")
+    assert (good.returncode, good.stderr) == (0, "")
+    assert "dify: dify at demo" in good.stdout
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("agents: {a: {platform: dfy}}\nsever: {}\n")
+    for command in (["check"], ["serve"], []):
+        told = run(*command, "--config", str(bad))
+        assert told.returncode == 1
+        assert "did you mean dify?" in told.stderr
+        assert "sever: unknown key; did you mean server?" in told.stderr
+        assert "Traceback" not in told.stderr
+
+
+def test_a_port_that_is_taken_is_told_without_a_traceback():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        s.listen()
+        told = run("--port", str(s.getsockname()[1]))
+    assert told.returncode == 1
+    assert "Cannot listen on 127.0.0.1" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+def test_probe_fails_where_nothing_listens_and_bad_settings_are_told():
+    assert run("probe", "--port", str(free_port())).returncode == 1
+    assert "LOG_LEVEL" in run("serve", LOG_LEVEL="LOUD").stderr
+    assert run("--version").stdout.strip()
+    assert '"$schema"' in run("schema").stdout
+
+
+async def test_the_ops_port_has_the_probes_and_nothing_else(tmp_path):
+    ops = free_port()
+    config = tmp_path / "c.yaml"
+    config.write_text(f"server: {{ops_port: {ops}}}\nagents: {{a: {{platform: dify}}}}\n")
+    async with serving("--config", str(config)), aiohttp.ClientSession() as client:
+        assert (await client.get(f"http://127.0.0.1:{ops}/readyz")).status == 200
+        assert (await client.get(f"http://127.0.0.1:{ops}/v1/models")).status == 404

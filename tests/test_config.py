@@ -1,0 +1,179 @@
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from gateway.config import Config
+from gateway.configfile import ConfigError, load, parse
+from gateway.configschema import config_schema
+
+ROOT = Path(__file__).parent.parent
+AGENT = "agents: {a: {platform: dify}}\n"
+
+
+def problems(text: str, **environ: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(text, environ)
+    return caught.value.problems
+
+
+def test_the_shipped_file_is_valid_without_any_environment():
+    config = load(ROOT / "config.yaml", {})
+    assert list(config.agents) == ["fastgpt", "dify", "coze", "zhipu", "openai"]
+    assert all(agent.is_demo for agent in config.agents.values())
+    assert config.anonymous
+    assert not load(ROOT / "config.yaml", {"HOST": "0.0.0.0"}).anonymous
+
+
+def test_two_variables_make_an_agent_the_real_one():
+    environ = {"DIFY_BASE_URL": "https://api.dify.ai/v1/", "DIFY_API_KEY": "app-123456789"}
+    dify = load(ROOT / "config.yaml", environ).agents["dify"]
+    assert dify.base_url == "https://api.dify.ai/v1"
+    assert dify.api_key.reveal() == "app-123456789"
+
+
+def test_every_problem_is_told_at_once_by_full_path():
+    found = problems(
+        """
+server: {prot: 1, port: many, keepalive: soon, max_body: 10XB}
+auth: {keys: [{name: a, key: short}, {name: a, key: "${NOPE}"}]}
+database: mysql://x
+agents:
+  d: {platform: dfy}
+  e: {platform: dify, apikey: x, timeouts: {idel: 3s}, retries: -1}
+  e: {platform: dify}
+  w: {platform: coze, mode: workflow}
+  z: {platform: zhipu, base_url: "open.bigmodel.cn"}
+  E: {platform: openai, base_url: "https://user:pw@host/"}
+routes: {x: [dd, {agent: w, wieght: 3}], d: [w], y: w}
+rate_limits: {chat: often}
+extra: 1
+"""
+    )
+    starts = {
+        "server.prot: unknown key; did you mean port?",
+        "server.port: ",
+        "server.keepalive: must be a duration",
+        "server.max_body: must be a size",
+        "auth.keys[0].key: must have 8 characters",
+        "auth.keys[1].key: the environment variable NOPE is not set",
+        "auth.keys[1].name: the name 'a' is already used",
+        "database: must begin with",
+        "agents.d.platform: must be one of fastgpt, dify, coze, zhipu, openai; did you mean dify?",
+        "agents.e: given twice",
+        "agents.w: workflow_id is needed",
+        "agents.z.base_url: must begin with http",
+        "agents.E.base_url: must not contain a user name",
+        "agents.E: the name is already used by agents.e",
+        "routes.x[0]: there is no agent 'dd'",
+        "routes.x[1].wieght: unknown key; did you mean weight?",
+        "routes.d: the name is already used by agents.d",
+        "routes.y: ",
+        "rate_limits.chat: must be a rate",
+        "extra: unknown key",
+    }
+    missing = [start for start in starts if not any(p.startswith(start) for p in found)]
+    assert missing == []
+    assert len(found) == len(starts)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("2h", 7200), ("7", 7), (9, 9)]
+)
+def test_durations(text, seconds):
+    assert parse(f"{AGENT}server: {{keepalive: {text}}}", {}).server.keepalive == seconds
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("10MiB", 10 << 20), ("100MB", 10**8), ("512 KiB", 512 << 10), (7, 7)]
+)
+def test_sizes(text, size):
+    assert parse(f"{AGENT}server: {{max_body: {text}}}", {}).server.max_body == size
+
+
+def test_variables_and_defaults():
+    text = 'agents: {a: {platform: dify, headers: {X: "${A}-${B:-b}-$${C}"}}, b: {platform: dify, headers: {X: os.environ/A}}}'
+    agents = parse(text, {"A": "1", "B": ""}).agents
+    assert agents["a"].headers == {"X": "1-b-${C}"}
+    assert agents["b"].headers == {"X": "1"}
+    assert parse(AGENT + 'server: {port: "${P:-3001}"}', {}).server.port == 3001
+    assert "cannot read" in problems(AGENT + 'server: {host: "${not a name}"}')[0]
+
+
+@pytest.mark.parametrize(
+    "url", ["sqlite:///:memory:", "sqlite:///data/x.db", "postgresql://u:p@h/d"]
+)
+def test_database_urls(url):
+    assert parse(f"{AGENT}database: '{url}'", {}).database == url
+    from_environment = AGENT + 'database: "${DATABASE_URL:-sqlite:///:memory:}"'
+    assert parse(from_environment, {}).database == "sqlite:///:memory:"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "- a", "a: [", "agents: &a {x: *a}", "? [a]\n: 1", "agents: 3", "agents: {d: 4}",
+             "\t", "agents: {a: {platform: [dify]}}", "x" * 100_000, "a: !!python/object:os.system x",
+             "agents: {a: {platform: dify, headers: {X: \"a\\nb\"}}}"],
+)  # fmt: skip
+def test_a_file_of_another_shape_is_told_and_never_a_traceback(text):
+    assert problems(text)
+
+
+def test_a_file_that_is_not_there_or_not_text(tmp_path):
+    for path, content in (
+        (tmp_path / "none.yaml", None),
+        (tmp_path / "bytes.yaml", b"\xff\xfe\x00"),
+    ):
+        if content:
+            path.write_bytes(content)
+        with pytest.raises(ConfigError):
+            load(path, {})
+
+
+def test_anonymous_access_beyond_this_machine_must_be_spelled_out():
+    open_to_all = AGENT + "server: {host: 0.0.0.0}\nauth: {anonymous: true}"
+    assert problems(open_to_all)[0].startswith("auth.anonymous: anyone who reaches 0.0.0.0")
+    spelled = open_to_all.replace("true}", "true, anonymous_anywhere: true}")
+    assert parse(spelled, {}).anonymous
+    for host in ("127.0.0.1", "127.8.8.8", "localhost", "'::1'"):
+        assert parse(f"{AGENT}server: {{host: {host}}}", {}).anonymous
+    for host in ("0.0.0.0", "'::'", "10.0.0.1", "127.0.0.1.evil.test", "''"):
+        assert not parse(f"{AGENT}server: {{host: {host}}}", {}).anonymous
+
+
+def test_a_real_platform_without_a_key_is_told_except_openais_kind():
+    assert problems("agents: {a: {platform: dify, base_url: 'http://x'}}") == [
+        "agents.a.api_key: is empty; http://x will ask for one"
+    ]
+    assert parse("agents: {a: {platform: openai, base_url: 'http://localhost:11434'}}", {})
+
+
+def test_secrets_are_not_in_problems_or_in_the_repr():
+    canary = "sk-canary-0123456789"
+    text = f"""
+agents: {{a: {{platform: dify, base_url: 'http://x', api_key: {canary}, retries: {canary}}}}}
+auth: {{jwt_secret: {canary}, keys: [{{name: n, key: {canary}, permissions: [{canary}]}}]}}
+"""
+    assert canary not in "".join(problems(text))
+    good = f"agents: {{a: {{platform: dify, api_key: {canary}}}}}\nredis: 'redis://:{canary}@h'"
+    config = parse(good, {})
+    assert canary not in repr(config) + str(config) + config.model_dump_json()
+    assert repr(config.agents["a"].api_key) == "Secret('***')"
+
+
+def test_the_schema_in_the_repository_is_the_models_and_fits_the_shipped_file():
+    stored = json.loads((ROOT / "config" / "config.schema.json").read_text("utf-8"))
+    assert stored == config_schema()
+    jsonschema.validate(yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")), stored)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"agents": {"a": {"platform": "dfy"}}}, stored)
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate({"agents": {"a": {"platform": "dify"}}, "sever": {}}, stored)
+
+
+def test_a_configuration_cannot_be_changed():
+    config = parse(AGENT, {})
+    with pytest.raises(ValueError, match="frozen"):
+        config.database = "x"
+    assert isinstance(config, Config)

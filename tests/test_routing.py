@@ -1,0 +1,59 @@
+import random
+from collections import Counter
+
+import pytest
+
+from gateway.configfile import parse
+from gateway.errors import AgentNotFound
+from gateway.routing import Routing
+
+CONFIG = """
+agents:
+  Dify: {platform: dify}
+  coze: {platform: coze}
+  llm: {platform: openai, models: [a, org/b]}
+routes:
+  support: [Dify, coze]
+  shared: [{agent: Dify, weight: 3}, {agent: coze, weight: 1}]
+  with/slash: [coze]
+"""
+
+
+@pytest.fixture
+def routing():
+    config = parse(CONFIG, {})
+    return Routing(config, dict.fromkeys(config.agents, "http://demo"), random.Random(7))
+
+
+def names(targets):
+    return [target.name for target in targets]
+
+
+def test_agents_and_routes_are_found_in_any_case(routing):
+    assert names(routing.resolve("DIFY")) == ["Dify"]
+    assert names(routing.resolve(" Support ")) == ["Dify", "coze"]
+    assert names(routing.resolve("with/slash")) == ["coze"]
+
+
+def test_agent_slash_model_is_for_openai_compatible_agents_only(routing):
+    assert names(routing.resolve("llm/anything/at-all")) == ["llm"]
+    for name in ("dify/x", "support/x", "nobody/x", "", "/", "llm2"):
+        with pytest.raises(AgentNotFound):
+            routing.resolve(name)
+
+
+def test_a_near_miss_is_suggested(routing):
+    with pytest.raises(AgentNotFound, match="Did you mean 'support'"):
+        routing.resolve("suport")
+
+
+def test_weights_share_the_calls_and_the_rest_follow_as_fallbacks(routing):
+    first = Counter(names(routing.resolve("shared"))[0] for _ in range(4000))
+    assert 0.70 < first["Dify"] / 4000 < 0.80
+    assert sorted(names(routing.resolve("shared"))) == ["Dify", "coze"]
+
+
+def test_models_are_agents_their_models_and_routes(routing):
+    assert [name for name, _ in routing.models()] == [
+        "Dify", "coze", "llm", "llm/a", "llm/org/b", "support", "shared", "with/slash",
+    ]  # fmt: skip
