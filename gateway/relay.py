@@ -10,7 +10,7 @@ from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
-from gateway.upstream import Exchange, Upstream
+from gateway.upstream import Exchange, Upstream, translate
 
 MAX_STEPS = 8  # preliminary calls and second tries of one attempt
 MAX_ANSWER = 64 << 20  # bytes read from an upstream for one answer
@@ -87,18 +87,25 @@ class Run:
         wait_s = target.agent.timeouts.first_delta
         try:
             async with asyncio.timeout(wait_s) as patience:
-                self._exchange = await self._ask(target)
-                return await self._first_deltas(patience, wait_s)
+                exchange = await self._ask(target)
+                return await self._first_deltas(exchange, patience, wait_s)
         except TimeoutError:
             raise UpstreamTimeout(
                 f"The upstream did not begin to answer within {wait_s:g} s.",
                 should_retry=False if self.decoder else None,
             ) from None
 
-    async def _first_deltas(self, patience: asyncio.Timeout, wait_s: float) -> list[Delta]:
+    async def _first_deltas(
+        self, exchange: Exchange, patience: asyncio.Timeout, wait_s: float
+    ) -> list[Delta]:
         out: list[Delta] = []
         while not self.over:
-            deltas = await self._next()
+            try:
+                chunk = await exchange.read_some()
+            except Exception as error:
+                deltas = self._broken(error)
+            else:
+                deltas = self._take(chunk)
             out += deltas
             if any(isinstance(delta, CONTENT) for delta in deltas):
                 break
@@ -144,41 +151,49 @@ class Run:
 
         Raises nothing: a failure is the last delta. Sets `over` with the last of them.
         """
-        assert self.decoder is not None
-        ends = self._read_at + (GRACE_S if self.decoder.ending else self._idle_s)
+        decoder, exchange = self.decoder, self._exchange
+        assert decoder is not None
+        assert exchange is not None
+        ends = self._read_at + (GRACE_S if decoder.ending else self._idle_s)
         self._alarm.wait_until(ends if until is None or ends < until else until)
         try:
-            return await self._next()
+            chunk = await exchange.read_some()
         except asyncio.CancelledError:
             if not self._alarm.has_rung():
                 raise  # the caller has left
             return self._silence() if self._loop.time() >= ends else None
+        except Exception as error:
+            return self._broken(error)
         finally:
             self._alarm.stop_waiting()
+        return self._take(chunk)
 
-    async def _next(self) -> list[Delta]:
-        """The deltas of one network chunk."""
-        exchange, decoder = self._exchange, self.decoder
-        assert exchange is not None
+    def _take(self, chunk: bytes) -> list[Delta]:
+        """The deltas of one network chunk; b"" is the end of the body."""
+        decoder = self.decoder
         assert decoder is not None
-        was_ending = decoder.ending
-        try:
-            chunk = await exchange.read()
-        except GatewayError as error:
-            deltas = decoder.close()  # it may have all it needs
-            if deltas and isinstance(deltas[-1], Failed):
-                deltas[-1] = Failed(error)
-            self._end(deltas)
-            return deltas
+        if not decoder.ending:
+            self._read_at = self._loop.time()
         self._received += len(chunk)
         if self._received > MAX_ANSWER:
-            deltas = [Failed(UpstreamFailed("The upstream's answer does not come to an end."))]
-        else:
-            deltas = decoder.feed(chunk) if chunk else decoder.close()
-        if not was_ending:
-            self._read_at = self._loop.time()
+            deltas: list[Delta] = [Failed(UpstreamFailed("The upstream's answer has no end."))]
+            self._end(deltas)
+            return deltas
+        deltas = decoder.feed(chunk) if chunk else decoder.close()
         if decoder.done or not chunk:
             self._end(deltas)
+        return deltas
+
+    def _broken(self, error: Exception) -> list[Delta]:
+        """The connection broke: good if all that was needed had come, else it has failed."""
+        assert self.decoder is not None
+        translated = translate(error)
+        if not isinstance(translated, GatewayError):
+            raise translated
+        deltas = self.decoder.close()
+        if deltas and isinstance(deltas[-1], Failed):
+            deltas[-1] = Failed(translated)
+        self._end(deltas)
         return deltas
 
     def _silence(self) -> list[Delta]:

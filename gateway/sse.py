@@ -35,6 +35,8 @@ class Parser:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by `chunk`."""
+        if not (self._pieces or self._after_cr) and self._is_one_line_of_data(chunk):
+            return [Event("", chunk[6:-2])]
         if self._after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._after_cr = False
@@ -62,6 +64,16 @@ class Parser:
             self._at_start = False
             blocks[0] = blocks[0].removeprefix(b"\xef\xbb\xbf")
         return [event for block in blocks if (event := self._event(block))]
+
+    def _is_one_line_of_data(self, chunk: bytes) -> bool:
+        """Whether `chunk` is just one event of the commonest form: nearly all chunks are."""
+        return (
+            chunk.startswith(b"data: ")
+            and chunk.find(b"\n") == len(chunk) - 2
+            and chunk.endswith(b"\n\n")
+            and b"\r" not in chunk
+            and len(chunk) <= self._limit
+        )
 
     def close(self) -> list[Event]:
         """The event that was left without its blank line, if it has data.

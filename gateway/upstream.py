@@ -29,6 +29,7 @@ class Exchange:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self.read_some = response.content.readany  # as `read`, but with aiohttp's own errors
         self.status = response.status
         self.headers = response.headers
 
@@ -44,7 +45,7 @@ class Exchange:
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""
         try:
-            return await self._response.content.readany()
+            return await self.read_some()
         except Exception as error:
             raise translate(error) from None
 
@@ -65,7 +66,7 @@ class Exchange:
         """Read what may follow a complete answer, so that the connection can be used again."""
         try:
             async with asyncio.timeout(_DRAIN_S):
-                while await self._response.content.readany():
+                while await self.read_some():
                     pass
         except (TimeoutError, aiohttp.ClientError, OSError):
             pass
