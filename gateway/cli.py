@@ -110,6 +110,8 @@ def serve(args: argparse.Namespace) -> int:
     if not isinstance(logging.getLevelName(level), int):
         print(f"LOG_LEVEL: {level!r} is none of DEBUG, INFO, WARNING, ERROR", file=sys.stderr)
         return 1
+    # Not in the format, so not worth looking up for every line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         return runner.run(_serve(config))

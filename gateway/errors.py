@@ -21,8 +21,9 @@ class GatewayError(Exception):
     """Something to tell the caller. `message` is plain text that says what to do about it.
 
     `retry_after_s` becomes `Retry-After`. `should_retry` becomes `x-should-retry`, which the OpenAI
-    SDKs obey before anything else. `retryable` is for ourselves: True only if no upstream can have
-    begun to work on the call, so that asking again cannot run an agent twice.
+    SDKs obey before anything else. The other two are for ourselves: `retryable` is True only if no
+    upstream can have begun to work on the call, so that asking again cannot run an agent twice;
+    `elsewhere` says that this target refused, but the next one of a route may well answer.
     """
 
     status: ClassVar[int] = 500
@@ -30,6 +31,7 @@ class GatewayError(Exception):
     code: ClassVar[str | None] = None
     should_retry: bool | None = None
     retryable: bool = False
+    elsewhere: bool = False
 
     def __init__(
         self,
@@ -135,6 +137,7 @@ class QuotaExhausted(GatewayError):
 
     status, type, code = 429, "insufficient_quota", "insufficient_quota"
     should_retry = False
+    elsewhere = True
 
 
 class InternalError(GatewayError):
@@ -152,6 +155,7 @@ class UpstreamMisconfigured(UpstreamFailed):
 
     code = "upstream_auth_failed"
     should_retry = False
+    elsewhere = True
 
 
 class UpstreamUnreachable(UpstreamFailed):

@@ -1,11 +1,14 @@
 """Which of our errors an upstream's failure is, where its own codes do not say."""
 
+import re
+
 from gateway.errors import (
     BodyTooLarge,
     ContextTooLong,
     GatewayError,
     QuotaExhausted,
     RateLimited,
+    UnsupportedMediaType,
     UpstreamFailed,
     UpstreamMisconfigured,
     UpstreamTimeout,
@@ -18,8 +21,17 @@ from gateway.exchange import UpstreamReply
 RETRY_AFTER_S = 5.0
 
 _TOO_LONG = ("context length", "context_length", "maximum context", "too long", "超出最大长度")
-_BUSY = ("rate limit", "rate_limit", "too many requests", "status code 429", "error code: 429")
-_NO_MONEY = ("insufficient_quota", "exceeded your current quota", "quota has been exhausted")
+_BUSY = ("rate limit", "rate_limit", "too many requests", "请求过于频繁")
+_BUSY_STATUS = re.compile(r"(?<![\w.])429(?![\w.])")
+_NO_MONEY = (
+    "insufficient_quota",
+    "insufficient quota",
+    "insufficient balance",
+    "exceeded your current quota",
+    "quota has been exhausted",
+    "quota is not enough",
+    "余额不足",
+)
 _MODEL_KEY = ("incorrect api key", "invalid api key", "invalid_api_key", "status code 401")
 
 
@@ -32,7 +44,7 @@ def explain_words(platform: str, words: str) -> GatewayError:
     message = f"{platform} could not finish the answer: {said or 'it did not say why.'}"
     if any(mark in low for mark in _NO_MONEY):
         return QuotaExhausted(message)
-    if any(mark in low for mark in _BUSY):
+    if any(mark in low for mark in _BUSY) or _BUSY_STATUS.search(low):
         return RateLimited(message, retry_after_s=RETRY_AFTER_S)
     if any(mark in low for mark in _TOO_LONG):
         return ContextTooLong(message)
@@ -46,7 +58,7 @@ def explain_http(platform: str, reply: UpstreamReply, words: str = "") -> Gatewa
     status, said = reply.status, clean(words)
     told = f" {platform} says: {said}" if said else ""
     wait = retry_after(reply.headers, RETRY_AFTER_S)
-    if status in (401, 403):
+    if status in (401, 403, 434):
         return UpstreamMisconfigured(
             f"{platform} refused the gateway's credentials ({status}).{told}"
             " Check api_key in config.yaml."
@@ -59,6 +71,8 @@ def explain_http(platform: str, reply: UpstreamReply, words: str = "") -> Gatewa
         )
     if status == 413:
         return BodyTooLarge(f"{platform} refused the request as too large.{told}")
+    if status == 415:
+        return UnsupportedMediaType(f"{platform} does not take this kind of content.{told}")
     if 300 <= status < 400:
         return UpstreamMisconfigured(
             f"{platform} answered with a redirect ({status}), which is not followed with a key."

@@ -4,7 +4,7 @@ A surface (`/api/v1/chat`, `/v1/chat/completions`) makes a `ChatRequest`. A plat
 an upstream request and turns the upstream's bytes into deltas. `render` turns deltas into frames.
 """
 
-import uuid
+import secrets
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -55,7 +55,7 @@ class ChatRequest:
     include_usage: bool = False
     raw: dict[str, Any] = field(default_factory=dict)
     verbatim: bool = False
-    call_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    call_id: str = field(default_factory=lambda: secrets.token_hex(16))
 
     @property
     def question(self) -> Message:

@@ -192,8 +192,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _error_of(payload: bytes) -> Any:
-    value = _object(payload)
-    return None if value.get("choices") else value.get("error")
+    return _object(payload).get("error")
 
 
 def _last_usage(data: bytes) -> Usage | None:

@@ -59,7 +59,8 @@ class Run:
     async def start(self) -> list[Delta]:
         """The first deltas, with content among them. Raises the last error if no target answers.
 
-        Another attempt is made only for errors that say nothing has been begun upstream.
+        The same target is asked again only after errors that say nothing has begun there; the next
+        one also if this one refused for good (its key, its app, its credit).
         """
         last: GatewayError | None = None
         for target in self._targets:
@@ -71,9 +72,9 @@ class Run:
                 except GatewayError as error:
                     last = explain_for(error, target)
                     self._drop()
-                    if not last.retryable:
+                    if not (last.retryable or last.elsewhere):
                         raise last from None
-                    if (last.retry_after_s or 0) > MAX_WAIT_S:
+                    if not last.retryable or (last.retry_after_s or 0) > MAX_WAIT_S:
                         break
         assert last is not None  # there is at least one target
         raise last
@@ -101,8 +102,8 @@ class Run:
         out: list[Delta] = []
         while not self.over:
             try:
-                chunk = await exchange.read_some()
-            except Exception as error:
+                chunk = await exchange.read()
+            except GatewayError as error:
                 deltas = self._broken(error)
             else:
                 deltas = self._take(chunk)
@@ -124,7 +125,7 @@ class Run:
                 continue
             exchange = await self._upstream.send(step, target.agent.timeouts.connect)
             self._exchange = exchange
-            if _is_answer(step, exchange):
+            if await _is_answer(step, exchange):
                 self.decoder = target.platform.decoder(self._chat)
                 return exchange
             reply = await exchange.reply()
@@ -244,11 +245,16 @@ class Run:
             await self._upstream.fetch(request, target.agent.timeouts.connect, _STOP_S)
 
 
-def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
-    """Whether what was asked for is coming: platforms also refuse with 200 and JSON."""
+async def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
+    """Whether what was asked for is coming: platforms also refuse with 200 and JSON.
+
+    Some send that JSON without saying what it is, so an unlabelled body is looked at.
+    """
     if exchange.status != 200:
         return False
-    return not (exchange.is_json or exchange.is_page) if request.stream else True
+    if not request.stream:
+        return True
+    return not (exchange.is_json or exchange.is_page or await exchange.begins_like_json())
 
 
 def _backoff_s(attempt: int) -> float:

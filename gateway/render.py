@@ -49,7 +49,7 @@ class Notes:
             self._members[note.name] = note.data
 
     def finish(self, usage: Usage | None) -> dict[str, Any]:
-        return {**self._members, "usage": "exact" if usage else "unknown"}
+        return {**self._members, "usage": "exact" if usage and usage.total else "unknown"}
 
 
 def error_frame(error: GatewayError) -> bytes:
@@ -71,6 +71,7 @@ class StreamRenderer:
         self._notes = Notes(agent)
         self._id = f"chatcmpl-{chat.call_id}"
         self._open = False
+        self._said = False
         self._verbatim = False
         self._early: list[bytes] = []  # named events that came before the first content
         self._reason = ""
@@ -83,6 +84,7 @@ class StreamRenderer:
             if type(delta) is Text:
                 if not self._open:
                     self._start(parts)
+                self._said = True
                 parts.append(self._text_head + sse.one_line(orjson.dumps(delta.text)) + self._tail)
             elif type(delta) is Raw:
                 self._verbatim = True
@@ -137,7 +139,9 @@ class StreamRenderer:
 
     def _replace(self, delta: Replace, parts: list[bytes]) -> None:
         """Sent text cannot be taken back: send what is missing, or the new text after a break."""
-        text = delta.rest if delta.rest is not None else f"\n\n{delta.text}"
+        text = delta.rest
+        if text is None:
+            text = f"\n\n{delta.text}" if self._said else delta.text
         if text:
             self._piece({"content": text}, parts)
 

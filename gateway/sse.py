@@ -23,7 +23,7 @@ class Parser:
     """Feed bytes in pieces of any size; get the events that are complete.
 
     An event longer than `limit` bytes raises `UpstreamFailed`, so a line without an end costs that
-    much memory and no more.
+    much memory and no more. What was complete before it is given first: then the next call raises.
     """
 
     def __init__(self, limit: int = 1 << 20) -> None:
@@ -32,11 +32,14 @@ class Parser:
         self._size = 0
         self._after_cr = False
         self._at_start = True
+        self._is_over = False  # an event was too long; nothing is read any more
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by `chunk`."""
         if not (self._pieces or self._after_cr) and self._is_one_line_of_data(chunk):
             return [Event("", chunk[6:-2])]
+        if self._is_over:
+            raise self._too_long()
         if self._after_cr and chunk:
             chunk = chunk.removeprefix(b"\n")
             self._after_cr = False
@@ -56,14 +59,19 @@ class Parser:
         tail = blocks.pop()
         self._pieces = [tail] if tail else []
         self._size = len(tail)
-        if self._size > self._limit:
-            raise self._too_long()
-        if not blocks:
-            return []
-        if self._at_start:
+        if blocks and self._at_start:
             self._at_start = False
             blocks[0] = blocks[0].removeprefix(b"\xef\xbb\xbf")
-        return [event for block in blocks if (event := self._event(block))]
+        out: list[Event] = []
+        for block in (*blocks, tail):
+            if len(block) > self._limit:
+                self._is_over = True
+                break
+            if block is not tail and (event := self._event(block)):
+                out.append(event)
+        if self._is_over and not out:
+            raise self._too_long()
+        return out
 
     def _is_one_line_of_data(self, chunk: bytes) -> bool:
         """Whether `chunk` is just one event of the commonest form: nearly all chunks are."""
@@ -81,13 +89,13 @@ class Parser:
         A server that closes right after its last line is common; whether that event is whole is for
         the reader of its data to see.
         """
+        if self._is_over:
+            raise self._too_long()
         block, self._pieces, self._size = b"".join(self._pieces), [], 0
         event = self._event(block)
         return [event] if event else []
 
     def _event(self, block: bytes) -> Event | None:
-        if len(block) > self._limit:
-            raise self._too_long()
         if block.startswith(b"data: ") and b"\n" not in block:  # nearly all events are this
             return Event("", block[6:])
         name, data = "", []

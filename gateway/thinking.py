@@ -14,13 +14,20 @@ _DETAILS = re.compile(r"<details[^>]*>\s*<summary>\s*Thinking\.\.\.\s*</summary>
 _DETAILS_LIMIT = 300  # characters; Dify's opening has 123
 
 
+def without_thinking(text: str) -> str:
+    """The answer in a text that may open with thinking."""
+    splitter = ThinkingSplitter()
+    deltas = splitter.feed(text) + splitter.close()
+    return "".join(delta.text for delta in deltas if isinstance(delta, Text))
+
+
 class ThinkingSplitter:
     """Feed text in pieces of any size; get Text and Reasoning deltas."""
 
-    def __init__(self) -> None:
-        self._state = (
-            "start"  # start, opened, thinking, after, answer; white space at two is dropped
-        )
+    def __init__(self, answering: bool = False) -> None:
+        """`answering`: the answer has begun, so no thinking is looked for."""
+        # start, opened, thinking, after, answer; white space in the second and fourth is dropped
+        self._state = "answer" if answering else "start"
         self._close = ""
         self._held = ""
 

@@ -29,6 +29,7 @@ class Exchange:
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
+        self._first: bytes | None = None  # read ahead, to see what it is
         self.read_some = response.content.readany  # as `read`, but with aiohttp's own errors
         self.status = response.status
         self.headers = response.headers
@@ -42,8 +43,20 @@ class Exchange:
     def is_page(self) -> bool:
         return self._response.content_type in ("text/html", "application/xhtml+xml")
 
+    async def begins_like_json(self) -> bool:
+        """Wait for the first bytes and tell whether an object begins with them."""
+        self._first = await self.read()
+        return self._first.lstrip()[:1] == b"{"
+
+    def read_ahead(self) -> bytes | None:
+        """What `begins_like_json` has read, once; None if nothing waits here."""
+        first, self._first = self._first, None
+        return first
+
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""
+        if (first := self.read_ahead()) is not None:
+            return first
         try:
             return await self.read_some()
         except Exception as error:

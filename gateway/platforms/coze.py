@@ -6,6 +6,7 @@ HTTP 200 with a `code`, so the code decides and the status seldom does.
 
 import secrets
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
@@ -62,6 +63,7 @@ from gateway.platforms.base import (
 from gateway.usage import as_count
 
 MAX_MESSAGES = 100  # of one /v3/chat call
+MAX_WORKFLOW_MESSAGES = 50
 _TOKEN_LIFE_S = 3600
 _TOKEN_MARGIN_S = 60
 _EXPIRED = {4100, 700012006}
@@ -75,10 +77,12 @@ class Coze:
         self, name: str, agent: CozeAgent, url: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._agent = agent
-        self._api = base_url(url, "/v3/chat", "/v3", "/v1", "/open_api/v2/chat", "/open_api/v2")
+        tails = ("/v3/chat", "/v3", "/workflows/chat", "/workflow/stream_run", "/v1")
+        self._api = base_url(url, *tails, "/open_api/v2/chat", "/open_api/v2")
         self._clock = clock
         self._token = agent.api_key.reveal()
         self._token_until = float("inf") if not agent.oauth else 0.0
+        self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
 
     def _headers(self) -> dict[str, str]:
         return json_headers(self._token, self._agent.headers)
@@ -100,7 +104,7 @@ class Coze:
         body: dict[str, Any] = {
             "bot_id": self._agent.bot_id or "demo",
             "user_id": chat.user,
-            "additional_messages": _additional(chat),
+            "additional_messages": _additional(chat, MAX_MESSAGES),
             "stream": True,
             "auto_save_history": True,
         }
@@ -111,7 +115,7 @@ class Coze:
     def _workflow(self, chat: ChatRequest) -> UpstreamRequest:
         body: dict[str, Any] = {
             "workflow_id": self._agent.workflow_id,
-            "additional_messages": _additional(chat),
+            "additional_messages": _additional(chat, MAX_WORKFLOW_MESSAGES),
             "parameters": chat.variables,
             "ext": {"user_id": chat.user},
         }
@@ -178,8 +182,11 @@ class Coze:
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         code = as_count(reply.object().get("code"))
-        if self._agent.oauth and code in _EXPIRED and self._token_until > 0:
-            self._token_until = 0.0  # revoked early: one new token, then the error stands
+        if self._agent.oauth and code in _EXPIRED and chat.call_id not in self._renewed:
+            self._renewed.append(
+                chat.call_id
+            )  # revoked early: one new token, then the error stands
+            self._token_until = 0.0
             return self.prepare(chat)
         raise _explain(reply)
 
@@ -212,7 +219,7 @@ class Coze:
         raise error
 
 
-def _additional(chat: ChatRequest) -> list[dict[str, str]]:
+def _additional(chat: ChatRequest, most: int) -> list[dict[str, str]]:
     """The messages to send: only the question if Coze knows the conversation, else all of them.
 
     Coze has no system role, so that text leads the first message.
@@ -231,8 +238,7 @@ def _additional(chat: ChatRequest) -> list[dict[str, str]]:
             out.append({**_text_entry(text), "role": "assistant", "type": "answer"})
             continue
         out += _entries(text, turn.media)
-    room = MAX_MESSAGES - 1 if system else MAX_MESSAGES
-    out = out[-room:]
+    out = out[-(most - 1 if system else most) :]
     if system:
         first = out[0]
         if first["role"] == "user" and first["content_type"] == "text":
@@ -361,7 +367,7 @@ class CozeDecoder(EventDecoder):
         if kind == "answer":
             answer = as_id(event.get("id"))
             reasoning = as_text(event.get("reasoning_content"))
-            if reasoning and not self._has_reasoning:
+            if reasoning and not (self._has_reasoning or self._has_text):
                 self._has_reasoning = True
                 out.append(Reasoning(reasoning))
             if answer not in self._answers and content:
@@ -484,7 +490,8 @@ def _embedded(content: str) -> dict[str, Any]:
 def _usage(usage: dict[str, Any]) -> Usage | None:
     prompt = as_count(usage.get("input_count")) or as_count(usage.get("input_tokens"))
     completion = as_count(usage.get("output_count")) or as_count(usage.get("output_tokens"))
-    total = as_count(usage.get("token_count")) or prompt + completion
+    # Coze Studio's chatflows count only twice the output as the total.
+    total = max(as_count(usage.get("token_count")), prompt + completion)
     return Usage(prompt, completion, total) if total else None
 
 
@@ -532,7 +539,7 @@ def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
         )
     if code == 4009:
         return UpstreamUnavailable("Coze is busy." + said, retry_after_s=RETRY_AFTER_S)
-    if code == 4016:
+    if code in (4016, 4315):
         return ConversationBusy("Coze is still answering in this conversation; wait for it." + said)
     if code in (4001, 4002, 4314):
         return ConversationNotFound(
@@ -544,4 +551,6 @@ def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
         return ContentRefused("Coze's moderation refused the question." + said)
     if code in _CALLER or code == 4000:
         return InvalidRequest("Coze does not accept the request." + said)
+    if status in (401, 403, 413, 415, 429):
+        return explain_http("Coze", UpstreamReply(status, {}, b""), f"{code} {words}")
     return UpstreamFailed("Coze could not finish the answer." + said)

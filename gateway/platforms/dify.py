@@ -4,7 +4,10 @@ Source: Dify's service API and captures of real servers (tests/platforms/capture
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
+
+import orjson
 
 from gateway.config import DifyAgent
 from gateway.errors import (
@@ -16,6 +19,7 @@ from gateway.errors import (
     RateLimited,
     UnsupportedMediaType,
     UpstreamCut,
+    UpstreamFailed,
     UpstreamMisconfigured,
     clean,
 )
@@ -48,7 +52,7 @@ from gateway.platforms.base import (
     json_headers,
     parse_object,
 )
-from gateway.thinking import ThinkingSplitter
+from gateway.thinking import ThinkingSplitter, without_thinking
 from gateway.usage import as_count
 
 _PATHS = {
@@ -69,8 +73,15 @@ _APP_MODES = {
     "completion": "completion",
     "workflow": "workflow",
 }
-_WRONG_MODE = {"not_chat_app", "not_workflow_app", "not_completion_app", "app_unavailable"}
+# The mode that a refusal speaks of: each endpoint has a code of its own.
+_REFUSED_MODE = {
+    "not_chat_app": "chat",
+    "not_workflow_app": "workflow",
+    "not_completion_app": "completion",
+    "app_unavailable": "completion",
+}
 _FORM_TEXT = ("paragraph", "text-input")
+_FORM_FILE = ("file", "file-list")
 
 
 class Dify:
@@ -83,7 +94,7 @@ class Dify:
         self._headers = json_headers(agent.api_key.reveal(), agent.headers)
         self._mode: str | None = None if agent.mode == "auto" else agent.mode
         self._refused_modes: set[str] = set()
-        self._input_variable: str | None = agent.input_variable
+        self._form: list[dict[str, Any]] | None = None  # a workflow's input fields, once asked for
 
     # What must be known before the first question: the app's mode, and a workflow's input.
 
@@ -93,11 +104,11 @@ class Dify:
             return First(
                 self._get("/info"), lambda reply: self._learn_mode(reply, chat), shared=True
             )
-        if self._mode == "workflow" and self._input_variable is None:
+        needs_form = not self._agent.input_variable or bool(chat.question.media)
+        if self._mode == "workflow" and needs_form and self._form is None:
             request = self._get("/parameters")
-            return First(request, lambda reply: self._learn_input(reply, chat), shared=True)
-        url = self._api + _PATHS[self._mode]
-        return UpstreamRequest("POST", url, self._headers, dump(self._body(chat)), stream=True)
+            return First(request, lambda reply: self._learn_form(reply, chat), shared=True)
+        return self._ask(chat, self._mode, self._form or [])
 
     def _get(self, path: str) -> UpstreamRequest:
         return UpstreamRequest("GET", self._api + path, self._headers)
@@ -106,54 +117,65 @@ class Dify:
         """Servers before 1.4 do not tell their mode; there the first refusal will."""
         if reply.status in (401, 403):
             raise _explain(reply)
+        if reply.status not in (200, 404):  # nothing learned: the next call asks again
+            return self._ask(chat, "chat", [])
         self._mode = _APP_MODES.get(as_text(reply.object().get("mode")), "chat")
         return self.prepare(chat)
 
-    def _learn_input(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """The workflow's one required text input, else its first; `query` if it names none."""
+    def _learn_form(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         if reply.status in (401, 403):
             raise _explain(reply)
-        fields = []
-        for entry in map(as_object, as_list(reply.object().get("user_input_form"))):
-            fields += [as_object(entry[kind]) for kind in _FORM_TEXT if kind in entry]
-        fields.sort(key=lambda field: field.get("required") is not True)
-        named = [as_text(field.get("variable")) for field in fields]
-        self._input_variable = next(filter(None, named), "query")
+        entries = [as_object(entry) for entry in as_list(reply.object().get("user_input_form"))]
+        form = [
+            {**as_object(field), "kind": kind} for entry in entries for kind, field in entry.items()
+        ]
+        if reply.status not in (200, 404):  # nothing learned: the next call asks again
+            return self._ask(chat, "workflow", form)
+        self._form = form
         return self.prepare(chat)
 
-    def _body(self, chat: ChatRequest) -> dict[str, Any]:
+    def _ask(self, chat: ChatRequest, mode: str, form: list[dict[str, Any]]) -> UpstreamRequest:
         question = as_prompt(chat)
         inputs = {**self._agent.inputs, **chat.variables}
         body: dict[str, Any] = {"inputs": inputs, "user": chat.user, "response_mode": "streaming"}
-        if files := [_file(media) for media in chat.question.media]:
+        files = [_file(media) for media in chat.question.media]
+        if mode == "workflow":
+            inputs.setdefault(self._agent.input_variable or _field(form, _FORM_TEXT), question)
+            _put_files(inputs, files, form)
+        elif files:
             body["files"] = files
-        if self._mode == "chat":
+        if mode == "completion":
+            inputs.setdefault(self._agent.input_variable or "query", question)
+            body["query"] = question
+        if mode == "chat":
             # Dify refuses an empty query, which a picture without words would be.
             body["query"] = question or "请看附件。/ See the attachment."
             body["auto_generate_name"] = False
             if chat.conversation_id:
                 body["conversation_id"] = chat.conversation_id
-        elif self._mode == "completion":
-            inputs.setdefault(self._input_variable or "query", question)
-            body["query"] = question
-        else:
-            inputs.setdefault(self._input_variable or "query", question)
-        return body
+        url = self._api + _PATHS[mode]
+        return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
 
     def decoder(self, chat: ChatRequest) -> Decoder:
         return DifyDecoder(self._mode or "chat", self._agent.output_variable)
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """A wrong mode is learned from; everything else is raised."""
-        code = as_text(reply.object().get("code"))
-        if self._agent.mode == "auto" and self._mode and code in _WRONG_MODE:
-            self._refused_modes.add(self._mode)
+        """A wrong mode is learned from, a lost conversation begun anew if its turns came along;
+        everything else is raised."""
+        refused = _REFUSED_MODE.get(as_text(reply.object().get("code")))
+        if refused and self._agent.mode == "auto":
+            self._refused_modes.add(refused)
+            if self._mode != refused and self._mode is not None:
+                return self.prepare(chat)  # another call has learned better meanwhile
             for mode in ("chat", "workflow", "completion"):
                 if mode not in self._refused_modes:
                     self._mode = mode
                     return self.prepare(chat)
             self._mode, self._refused_modes = None, set()
-        raise _explain(reply)
+        error = _explain(reply)
+        if isinstance(error, ConversationNotFound) and len(chat.messages) > 1:
+            return self.prepare(replace(chat, conversation_id=None))
+        raise error
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         task = decoder.task_id if isinstance(decoder, DifyDecoder) else ""
@@ -171,6 +193,24 @@ class Dify:
             mode = as_text(body.get("mode"))
             return f"app {as_text(body.get('name'))!r}" + (f", mode {mode}" if mode else "")
         raise _explain(reply)
+
+
+def _field(form: list[dict[str, Any]], kinds: tuple[str, ...], otherwise: str = "query") -> str:
+    """The form's required field of one of `kinds`, else its first, else `otherwise`."""
+    fields = [field for field in form if field["kind"] in kinds]
+    fields.sort(key=lambda field: field.get("required") is not True)
+    return next(filter(None, (as_text(field.get("variable")) for field in fields)), otherwise)
+
+
+def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, Any]]) -> None:
+    """A workflow takes files as the value of an input of its own."""
+    if not files:
+        return
+    name = _field(form, _FORM_FILE, "")
+    if not name:
+        raise InvalidRequest("This Dify workflow has no input for files.", param="files")
+    takes_list = any(f["kind"] == "file-list" for f in form if f.get("variable") == name)
+    inputs.setdefault(name, files if takes_list else files[0])
 
 
 def _file(media: Media) -> dict[str, Any]:
@@ -202,7 +242,8 @@ class DifyDecoder(EventDecoder):
         self._finished: dict[str, Any] | None = None
         self._split = ThinkingSplitter()
         self._speaker: Any = None  # the node that is talking, in a chatflow
-        self._sent: list[str] = []  # the platform's text so far, for what repeats or replaces it
+        self._shown: list[str] = []  # the answer so far, for what repeats or replaces it
+        self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
         self._files: set[str] = set()
         self._nodes_usage = Usage()
@@ -229,9 +270,9 @@ class DifyDecoder(EventDecoder):
 
     def _begin(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._begun = True
-        self.task_id = as_text(event.get("task_id"))
-        self.conversation_id = as_text(event.get("conversation_id"))
-        message_id = as_text(event.get("message_id")) or as_text(event.get("workflow_run_id"))
+        self.task_id = as_id(event.get("task_id"))
+        self.conversation_id = as_id(event.get("conversation_id"))
+        message_id = as_id(event.get("message_id")) or as_id(event.get("workflow_run_id"))
         out.append(Begin(self.conversation_id, message_id))
 
     # The answer's text.
@@ -239,20 +280,31 @@ class DifyDecoder(EventDecoder):
     def _say(self, text: str, out: list[Delta], speaker: Any = None) -> None:
         if not text:
             return
-        self._sent.append(text)
         if self._split.passes_all and speaker == self._speaker:
+            self._shown.append(text)
             out.append(Text(text))
             return
         if speaker != self._speaker:
             if self._speaker is not None:
-                out += self._split.restart()
+                self._show(self._split.restart(), out)
             self._speaker = speaker
-        out += self._split.feed(text)
+        self._show(self._split.feed(text), out)
+
+    def _show(self, deltas: list[Delta], out: list[Delta]) -> None:
+        """Append what the splitter made of the text, and remember what is answer in it."""
+        self._shown += [delta.text for delta in deltas if isinstance(delta, Text)]
+        out += deltas
+
+    def _flush(self, out: list[Delta]) -> None:
+        """Nothing more is said for now: what the splitter holds back is what it seems to be."""
+        self._show(self._split.close(), out)
 
     def _on_message(self, event: dict[str, Any], out: list[Delta]) -> None:
         """In an agent app a `message` closes the answer by repeating all of it."""
-        text, sent = as_text(event.get("answer")), "".join(self._sent)
-        self._say(text[len(sent) :] if text.startswith(sent) else "", out)
+        self._flush(out)
+        self._split = ThinkingSplitter(answering=True)
+        text, shown = without_thinking(as_text(event.get("answer"))), "".join(self._shown)
+        self._say(text[len(shown) :] if text.startswith(shown) else "", out, self._speaker)
 
     def _on_agent_message(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._is_agent = True
@@ -263,7 +315,7 @@ class DifyDecoder(EventDecoder):
         selector = as_list(data.get("from_variable_selector"))
         if self._output and selector and selector[-1] != self._output:
             return  # another output of the End node, or the glue between two
-        self._say(as_text(data.get("text")), out)
+        self._say(as_text(data.get("text")), out, selector or None)
 
     def _on_message_replace(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._replace(as_text(event.get("answer")), out)
@@ -274,10 +326,11 @@ class DifyDecoder(EventDecoder):
         self._filtered = True
 
     def _replace(self, text: str, out: list[Delta]) -> None:
-        out += self._split.close()
-        sent = "".join(self._sent)
-        out.append(Replace(text, text[len(sent) :] if text.startswith(sent) else None))
-        self._sent = [text]
+        self._flush(out)
+        text, shown = without_thinking(text), "".join(self._shown)
+        out.append(Replace(text, text[len(shown) :] if text.startswith(shown) else None))
+        self._shown = [text]
+        self._split = ThinkingSplitter(answering=True)  # what follows goes on with the new text
 
     def _on_reasoning(self, event: dict[str, Any], out: list[Delta]) -> None:
         if text := as_text(as_object(event.get("data")).get("reasoning")):
@@ -293,6 +346,10 @@ class DifyDecoder(EventDecoder):
             self._add_files([event], out)
 
     def _on_agent_thought(self, event: dict[str, Any], out: list[Delta]) -> None:
+        round_ = as_id(event.get("id"))
+        if round_ != self._thought:  # each round of an agent may open with thinking of its own
+            self._thought = round_
+            self._show(self._split.restart(), out)
         tool = as_text(event.get("tool"))
         status = "finished" if as_text(event.get("observation")) else "running"
         shown = [{"name": name, "status": status} for name in tool.split(";") if name]
@@ -319,7 +376,7 @@ class DifyDecoder(EventDecoder):
     # The end.
 
     def _on_message_end(self, event: dict[str, Any], out: list[Delta]) -> None:
-        out += self._split.close()
+        self._flush(out)
         self._message_end = event
         metadata = as_object(event.get("metadata"))
         if sources := as_list(metadata.get("retriever_resources")):
@@ -331,7 +388,7 @@ class DifyDecoder(EventDecoder):
             self.ending = True
 
     def _on_workflow_finished(self, event: dict[str, Any], out: list[Delta]) -> None:
-        out += self._split.close()
+        self._flush(out)
         data = as_object(event.get("data"))
         if data.get("status") == "failed" and self._message_end is None:
             raise _explain_run(data)
@@ -347,7 +404,7 @@ class DifyDecoder(EventDecoder):
             self.ending = True
 
     def _on_paused(self, event: dict[str, Any], out: list[Delta]) -> None:
-        out += self._split.close()
+        self._flush(out)
         asked = [as_object(r) for r in as_list(as_object(event.get("data")).get("reasons"))]
         forms = [
             {
@@ -363,8 +420,7 @@ class DifyDecoder(EventDecoder):
         out.append(Note("interaction", {"type": "human_input", "forms": forms}))
         words = "\n\n".join(str(form["text"]) for form in forms if form["text"])
         if words:
-            self._say(("\n\n" if self._sent else "") + words, out)
-        out += self._split.close()
+            self._show([Text(f"\n\n{words}" if self._shown else words)], out)
         self._end(out)
 
     def _add_outputs(self, outputs: dict[str, Any], out: list[Delta]) -> None:
@@ -373,14 +429,14 @@ class DifyDecoder(EventDecoder):
         words = [v for v in outputs.values() if isinstance(v, str) and v]
         if chosen is not None:
             text = chosen if isinstance(chosen, str) else dump(chosen).decode()
-            sent = "".join(self._sent)
-            if text.startswith(sent):
-                self._say(text[len(sent) :], out)
+            shown = "".join(self._shown)
+            if without_thinking(text).startswith(shown):
+                self._show([Text(without_thinking(text)[len(shown) :])], out)
             else:
                 self._replace(text, out)
-        elif not self._sent and outputs:
+        elif not self._shown and outputs:
             self._say(words[0] if len(words) == 1 else dump(outputs).decode(), out)
-        out += self._split.close()
+        self._flush(out)
         if outputs:
             out.append(Note("outputs", outputs))
 
@@ -397,9 +453,11 @@ class DifyDecoder(EventDecoder):
             out.append(Note("files", shown))
 
     def finish(self, out: list[Delta]) -> None:
-        out += self._split.close()
+        self._flush(out)
         if self._message_end is None and self._finished is None:
             raise UpstreamCut("Dify's answer ended before it was complete.")
+        if self._message_end is None:  # 1.13.0 loses it
+            self._add_files(as_object(self._finished).get("files"), out)
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
@@ -407,18 +465,19 @@ class DifyDecoder(EventDecoder):
         out.append(Finish("content_filter" if self._filtered else "stop", self._usage()))
 
     def _usage(self) -> Usage | None:
+        """The message's own figures, else the sum of the model nodes'; zeros are what Dify says
+        when it does not know."""
         end = as_object(as_object(as_object(self._message_end).get("metadata")).get("usage"))
-        if end:
-            prompt, completion = (
-                as_count(end.get("prompt_tokens")),
-                as_count(end.get("completion_tokens")),
-            )
-            total = max(as_count(end.get("total_tokens")), prompt + completion)
-            return Usage(prompt, completion, total)
-        usage = self._nodes_usage
-        told = as_count(as_object(self._finished).get("total_tokens"))
-        usage.total = max(told, usage.prompt + usage.completion)
-        return usage if usage.total else None
+        prompt = as_count(end.get("prompt_tokens"))
+        completion = as_count(end.get("completion_tokens"))
+        usage = Usage(
+            prompt, completion, max(as_count(end.get("total_tokens")), prompt + completion)
+        )
+        if not usage.total:
+            usage = self._nodes_usage
+            told = as_count(as_object(self._finished).get("total_tokens"))
+            usage.total = max(told, usage.prompt + usage.completion)
+        return usage if usage.total or end else None
 
     _HANDLERS: ClassVar[dict[str, Callable[["DifyDecoder", dict[str, Any], list[Delta]], None]]] = {
         "message": _on_message,
@@ -459,17 +518,34 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     return _explain_code(code, words) or explain_http("Dify", reply, words)
 
 
+def _plain(words: str) -> str:
+    """The sentence inside a plugin's error, which is JSON behind a request id."""
+    start = words.find('{"')
+    if start >= 0:
+        try:
+            inner = as_text(as_object(orjson.loads(words[start:])).get("message"))
+        except orjson.JSONDecodeError:
+            return words
+        return inner or words
+    return words
+
+
 def _explain_event(event: dict[str, Any]) -> GatewayError:
     """The `error` event: the run had begun, so `invalid_param` is rarely the caller's doing."""
-    code, words = as_id(event.get("code")), as_text(event.get("message"))
+    code, words = as_id(event.get("code")), _plain(as_text(event.get("message")))
     if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
         return explain_words("Dify", words)
-    return _explain_code(code, words) or explain_words("Dify", words)
+    status = as_count(event.get("status"))
+    if error := _explain_code(code, words):
+        return error
+    if 400 <= status < 600 and status not in (400, 500):
+        return explain_http("Dify", UpstreamReply(status, {}, b""), words)
+    return explain_words("Dify", words)
 
 
 def _explain_run(data: dict[str, Any]) -> GatewayError:
     """A failed workflow. One that failed without a step was refused for its input."""
-    words = as_text(data.get("error"))
+    words = _plain(as_text(data.get("error")))
     error = explain_words("Dify", words)
     if "conversation not exists" in words.lower():
         return ConversationNotFound(_NO_CONVERSATION)
@@ -520,8 +596,8 @@ def _explain_code(code: str, words: str) -> GatewayError | None:
         return explain_words("Dify", words)
     if code in ("invalid_param", "bad_request", "conversation_completed"):
         error = explain_words("Dify", words)
-        if "invokeerror" in low or error.status == 429:
-            return error
+        if "invokeerror" in low or type(error) is not UpstreamFailed:
+            return error  # the words say more than the code
         return InvalidRequest(f"Dify does not accept the request: {said}")
     if code in ("unsupported_media_type", "unsupported_file_type"):
         return UnsupportedMediaType("Dify does not take a file of this type.")

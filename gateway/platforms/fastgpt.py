@@ -156,6 +156,7 @@ class FastGPTDecoder(EventDecoder):
         self._said_done = False
         self._reason: str | None = None
         self._has_text = False
+        self._has_more = False  # thinking, or a question to the user
         self._nodes: list[dict[str, Any]] = []
         self._knows_nodes = False
 
@@ -180,6 +181,7 @@ class FastGPTDecoder(EventDecoder):
         for choice in as_list(chunk["choices"])[:1]:
             delta = as_object(as_object(choice).get("delta"))
             if reasoning := as_text(delta.get("reasoning_content")):
+                self._has_more = True
                 out.append(Reasoning(reasoning))
             if text := as_text(delta.get("content")):
                 self._say(text, out)
@@ -231,9 +233,10 @@ class FastGPTDecoder(EventDecoder):
     def _on_interactive(self, data: bytes, out: list[Delta]) -> None:
         asked = _innermost(as_object(parse_object(data).get("interactive")))
         params = as_object(asked.get("params"))
+        self._has_more = True
         out.append(Note("interaction", {"type": as_text(asked.get("type")), "params": params}))
         if words := _interactive_text(params):
-            self._say(words, out)
+            self._say(f"\n\n{words}" if self._has_text else words, out)
 
     _HANDLERS: ClassVar[dict[str, Callable[["FastGPTDecoder", bytes, list[Delta]], None]]] = {
         "error": _on_error,
@@ -263,7 +266,7 @@ class FastGPTDecoder(EventDecoder):
         nodes = list(_walk(self._nodes))
         if not self._has_text and (words := _plugin_output(nodes)):
             self._say(words, out)
-        if not self._has_text:
+        if not (self._has_text or self._has_more):
             self._explain_silence(nodes)
         if self._detail and (citations := _citations(nodes)):
             out.append(Note("citations", citations))
@@ -386,9 +389,12 @@ def _node_error(node: dict[str, Any]) -> str:
 
 def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    if as_count(body.get("code")) or as_text(body.get("message")):
+    if as_count(body.get("code")):
         return _explain_code(body, reply)
-    return explain_http("FastGPT", reply)
+    words = as_text(body.get("message"))
+    if words and reply.status in (200, 500):
+        return _explain_code(body, reply)
+    return explain_http("FastGPT", reply, words)
 
 
 _BAD_KEY = {403, 514, 506000, 506001, 506003}
@@ -425,8 +431,14 @@ def _explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> G
         return ConversationNotFound("FastGPT does not give this conversation to the key's user.")
     if code == 400 or body.get("zodError") or body.get("errorType") == "UserError":
         return InvalidRequest(f"FastGPT does not accept the request: {said or 'bad input'}.")
+    if 506000 <= code < 507000 or 502000 <= code < 503000:
+        return UpstreamMisconfigured(f"FastGPT refuses the key or the app (code {code}: {said}).")
+    if 510000 <= code < 511000:
+        return InvalidRequest(f"FastGPT does not take the file: {said or code}.")
     if code and reply and reply.status not in (200, 500):
         return explain_http("FastGPT", reply, said)
+    if code in (401, 403, 404, 413, 415):
+        return explain_http("FastGPT", UpstreamReply(code, {}, b""), said)
     return explain_words("FastGPT", said or (f"code {code}" if code else ""))
 
 

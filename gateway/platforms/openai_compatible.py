@@ -162,7 +162,8 @@ class ChunkDecoder(EventDecoder):
         self._begun = False
         self._reason = ""
         self._usage: Usage | None = None
-        self._calls: list[str] = []  # the upstream's own mark of each tool call, in order
+        self._calls: list[tuple[str, str]] = []  # (the upstream's mark, id) of each tool call
+        self.has_text = False
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if not data.strip():
@@ -189,6 +190,7 @@ class ChunkDecoder(EventDecoder):
         if reasoning := as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning")):
             out.append(Reasoning(reasoning))
         if text := as_text(delta.get("content")) or as_text(delta.get("refusal")):
+            self.has_text = True
             out.append(Text(text))
         for call in map(as_object, as_list(delta.get("tool_calls"))):
             self._tool_call(call, out)
@@ -203,14 +205,14 @@ class ChunkDecoder(EventDecoder):
         id_, name = as_id(call.get("id")), as_text(function.get("name"))
         given = call.get("index")
         mark = str(given) if isinstance(given, int) and given >= 0 else id_
-        if mark in self._calls:
-            index = self._calls.index(mark)
-            id_ = name = ""
-        elif name or not self._calls:
+        index = next((i for i, (m, _) in enumerate(self._calls) if m == mark), None)
+        if index is None and not name and self._calls:
+            index = len(self._calls) - 1  # a piece without any mark goes on with the last call
+        if index is None or (name and (not mark or id_ != self._calls[index][1])):
             index = len(self._calls)
-            self._calls.append(mark)
+            self._calls.append((mark, id_))
         else:
-            index, id_ = len(self._calls) - 1, ""
+            id_ = name = ""
         arguments = function.get("arguments")
         words = (
             as_text(arguments) if isinstance(arguments, str | None) else dump(arguments).decode()
@@ -223,7 +225,10 @@ class ChunkDecoder(EventDecoder):
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
-        out.append(Finish(self._reason or "stop", self._usage))
+        reason = self._reason or "stop"
+        if reason == "stop" and self._calls:  # `stop` here would end an agent's loop
+            reason = "tool_calls"
+        out.append(Finish(reason, self._usage))
         self.done = True
 
 

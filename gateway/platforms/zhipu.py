@@ -7,6 +7,7 @@ OpenAI's; the assistants send the whole text again in every frame; applications 
 import hashlib
 import re
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from gateway.errors import (
     ContentRefused,
     ContextTooLong,
     GatewayError,
+    InternalError,
     InvalidRequest,
     QuotaExhausted,
     RateLimited,
@@ -59,19 +61,28 @@ class Zhipu:
         key = agent.api_key.reveal()
         self._key = key
         self._token, self._token_until = key, 0.0  # of the assistants; the others take the key
+        self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
         self._headers = json_headers(key, agent.headers)
         if agent.api == "models":
-            url = base_url(url, "/chat/completions", "/paas/v4", "/api")
-            self._api = url if url.endswith("/v4") else f"{url}/api/paas/v4"
+            url = base_url(url, "/chat/completions")
+            # `/api/coding/paas/v4` is the address of the coding plan, with keys of its own.
+            self._api = (
+                url if url.endswith("/v4") else base_url(url, "/paas", "/api") + "/api/paas/v4"
+            )
         elif agent.api == "glms":
             self._api = base_url(
                 url, "/stream", "/assistant-api/v1", "/chatglm", then="/chatglm/assistant-api/v1"
             )
         else:
-            self._api = base_url(
-                url, "/v3/application/invoke", "/llm-application/open", "/api", "/v3", "/v2",
-                then="/api/llm-application/open",
-            )  # fmt: skip
+            tails = (
+                "/v3/application/invoke",
+                "/llm-application/open",
+                "/paas/v4",
+                "/v3",
+                "/v2",
+                "/api",
+            )
+            self._api = base_url(url, *tails, then="/api/llm-application/open")
 
     def prepare(self, chat: ChatRequest) -> Step:
         if self._agent.api == "models":
@@ -108,9 +119,11 @@ class Zhipu:
             body["stop"] = stops
         if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
             body["tool_choice"] = "auto"
-        kind = as_text(as_object(given.get("response_format")).get("type"))
-        if kind.startswith("json"):
-            body["response_format"] = {"type": "json_object"}
+        effort = given.get("reasoning_effort")
+        if isinstance(effort, str) and "thinking" not in body:
+            off = effort in ("none", "minimal")
+            body["thinking"] = {"type": "disabled" if off else "enabled"}
+        _ask_for_json(body, as_object(given.get("response_format")))
         url = f"{self._api}/chat/completions"
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
 
@@ -144,7 +157,13 @@ class Zhipu:
         result = as_object(reply.object().get("result"))
         token = as_text(result.get("access_token"))
         if not token:
-            raise _explain_glms(reply, "It gave no token.")
+            error = _explain_glms(reply)
+            if isinstance(error, RateLimited) or reply.status >= 500:
+                raise error
+            raise UpstreamMisconfigured(
+                "智谱清言 gave no token for the gateway's key: check api_key (id.secret)."
+                f" ({clean(as_text(reply.object().get('message'))) or reply.status})"
+            )
         now = self._clock()
         life = as_count(result.get("expires_in")) or 3600
         self._token = token
@@ -197,10 +216,14 @@ class Zhipu:
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         if self._agent.api != "glms":
             raise _explain(reply)
-        if reply.status == 401 and self._token_until > 0:
-            self._token_until = 0.0  # revoked early: one new token, then the error stands
+        error = _explain_glms(reply)
+        if isinstance(error, UpstreamMisconfigured) and chat.call_id not in self._renewed:
+            self._renewed.append(
+                chat.call_id
+            )  # revoked early: one new token, then the error stands
+            self._token_until = 0.0
             return self.prepare(chat)
-        raise _explain_glms(reply)
+        raise error
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         return None  # none of the three has such a call
@@ -224,6 +247,16 @@ class Zhipu:
         return "the key is accepted"
 
 
+def _ask_for_json(body: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Zhipu knows JSON but no schema, which is therefore put into words."""
+    if not as_text(wanted.get("type")).startswith("json"):
+        return
+    body["response_format"] = {"type": "json_object"}
+    if schema := as_object(wanted.get("json_schema")).get("schema"):
+        words = f"Answer with JSON that follows this JSON Schema: {dump(schema).decode()}"
+        body["messages"] = [{"role": "system", "content": words}, *body["messages"]]
+
+
 def _user_id(user: str) -> str:
     """Zhipu wants 6 to 128 characters."""
     if 6 <= len(user) <= 128:
@@ -243,6 +276,9 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
             turn["role"] = "system"
         if turn.get("tool_calls") and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
+        parts = turn.get("content")
+        if isinstance(parts, list) and not any(as_object(p).get("type") == "text" for p in parts):
+            turn["content"] = [*parts, {"type": "text", "text": "请看附件。"}]  # nor without words
         out.append(turn)
     return out
 
@@ -256,6 +292,11 @@ class ModelDecoder(ChunkDecoder):
         "model_context_window_exceeded": "length",
         "network_error": "error",
     }
+
+    def _end(self, out: list[Delta]) -> None:
+        if self._reason == "content_filter" and not self.has_text:
+            raise ContentRefused("Zhipu's moderation refused the question.")
+        super()._end(out)
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         super().event(name, data, out)
@@ -285,6 +326,8 @@ class GlmsDecoder(EventDecoder):
         super().__init__()
         self._begun = False
         self._seen = ""
+        self._held = ""  # the text as it came, if its end was held back
+        self._images: set[str] = set()
         self._failure = ""
         self._has_text = False
 
@@ -292,7 +335,7 @@ class GlmsDecoder(EventDecoder):
         if not data.strip() or data.strip() == b"[DONE]":
             return
         frame = parse_object(data)
-        if "message" not in frame and as_count(frame.get("status")):
+        if not isinstance(frame.get("message"), dict) and as_count(frame.get("status")):
             raise _explain_glms(UpstreamReply(200, {}, data))
         if not self._begun:
             self._begun = True
@@ -313,9 +356,10 @@ class GlmsDecoder(EventDecoder):
         if kind == "text":
             self._grow(as_text(part.get("text")), is_last, out)
         elif kind == "image" and message.get("status") == "finish":
-            images = [as_text(as_object(i).get("image_url")) for i in as_list(part.get("image"))]
-            made = [{"type": "image", "url": url, "name": ""} for url in images if url]
-            out.append(Note("files", made))
+            images = {as_text(as_object(i).get("image_url")) for i in as_list(part.get("image"))}
+            new = sorted(images - self._images - {""})
+            self._images |= images
+            out.append(Note("files", [{"type": "image", "url": url, "name": ""} for url in new]))
         elif kind == "quote_result":
             sources = as_list(as_object(message.get("meta_data")).get("metadata_list"))
             cited = [
@@ -331,6 +375,7 @@ class GlmsDecoder(EventDecoder):
     def _grow(self, text: str, is_last: bool, out: list[Delta]) -> None:
         """Send what is new, without marks of sources; a mark not yet closed is held back."""
         text = _SOURCE.sub("", text)
+        self._held = text
         start = text.rfind("【")
         if not is_last and start >= 0 and "】" not in text[start:] and len(text) - start < 64:
             text = text[:start]
@@ -341,6 +386,7 @@ class GlmsDecoder(EventDecoder):
         out.append(Text(new))
 
     def _end(self, frame: dict[str, Any], out: list[Delta]) -> None:
+        self._grow(self._held, True, out)
         if frame.get("status") == "intervene":
             words = as_text(as_object(frame.get("last_error")).get("intervene_text"))
             if not self._has_text:
@@ -452,10 +498,16 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     return explain_http("Zhipu", reply, words)
 
 
-def _explain_glms(reply: UpstreamReply, otherwise: str = "") -> GatewayError:
+def _explain_glms(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    words = as_text(body.get("message")) or as_text(body.get("msg")) or otherwise
+    words = as_text(body.get("message")) or as_text(body.get("msg"))
     low = words.lower()
+    if any(mark in low for mark in ("频繁", "并发", "too many", "frequent")):
+        return RateLimited(
+            f"智谱清言 is limiting calls: {clean(words)}",
+            retry_after_s=RETRY_AFTER_S,
+            retryable=True,
+        )
     if reply.status not in (200, 400):
         return explain_http("智谱清言", reply, words)
     if not body:
@@ -492,6 +544,8 @@ def _explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> 
             retry_after_s=RETRY_AFTER_S,
             retryable=True,
         )
+    if code == "1231":
+        return InternalError("The gateway repeated a request id." + said)
     if code in _OPERATOR or (code.startswith("11") and len(code) == 4):
         return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
     if code == "1261":
