@@ -225,17 +225,26 @@ def headers(error: GatewayError) -> dict[str, str]:
 # Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse.
 _KEYS = re.compile(
     r"(?:sk|app|fastgpt|pat|sat|czs|czu|cztei|dataset)[-_][A-Za-z0-9_\-.]{8,}"
-    r"|[0-9a-f]{32}\.[A-Za-z0-9]{8,}"
-    r"|eyJ[A-Za-z0-9_\-]{8,}\.[A-Za-z0-9_\-]+\.[A-Za-z0-9_\-]*"
+    r"|\b[0-9a-f]{32}\.[A-Za-z0-9]{8,}"
+    r"|(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)*"
     r"|(?i:bearer\s+)[^\s\"',]{8,}"
 )
+_MAX_WORDS = 2000  # characters of an upstream's words that are looked at
+MAX_MESSAGE = 500  # characters of a message that a caller gets
 
 
-def clean(text: object, limit: int = 300) -> str:
-    """An upstream's own words made fit to pass on: no keys, no control characters, not long."""
-    words = "".join(c if c.isprintable() else " " for c in str(text))
-    words = _KEYS.sub("***", " ".join(words.split()))
-    return words if len(words) <= limit else words[: limit - 1] + "…"
+def clean(text: object, limit: int = _MAX_WORDS) -> str:
+    """An upstream's own words made fit to pass on: no known shape of key, no control characters.
+
+    They are cut before anything is searched in them, so that their length costs nothing.
+    """
+    words = str(text)[: limit + 100]
+    words = "".join(c if c.isprintable() else " " for c in words)
+    return shorten(_KEYS.sub("***", " ".join(words.split())), limit)
+
+
+def shorten(text: str, limit: int = MAX_MESSAGE) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def retry_after(headers: Mapping[str, str], default: float | None = None) -> float | None:

@@ -51,5 +51,5 @@ async def _ask(upstream: Upstream, target: Target) -> Health:
         reply = await upstream.fetch(step, connect_s, _FETCH_S)
         detail, healthy = target.platform.verdict(reply), True
     except GatewayError as error:
-        detail, healthy = error.message, False
+        detail, healthy = target.explain(error).message, False
     return Health(healthy, detail, datetime.now(UTC).isoformat(timespec="seconds"))

@@ -71,6 +71,7 @@ class PassThrough:
 
     def _inspect(self, data: bytes) -> list[Delta]:
         failed: Failed | None = None
+        says_nothing = False
         if _is_odd(data):
             data, failed = self._look_closer(data)
         if b'"usage"' in data and _USAGE.search(data):
@@ -78,6 +79,7 @@ class PassThrough:
         if b'"finish_reason":"' in data or b'"finish_reason": "' in data:
             self._finished = self._finished or bool(_FINISH.search(data))
         if not self._begun:
+            says_nothing = b"data:" not in data
             data = self._opening + data
             if len(data) > MAX_EVENT:
                 self.done = True
@@ -89,8 +91,8 @@ class PassThrough:
         out: list[Delta] = []
         if self._begun:
             out = [Raw(data)] if data else []
-        elif not failed:
-            return [Begin()]  # a role is no sign that the model works
+        elif not failed:  # a role is no sign that the model works, a comment none of life
+            return [] if says_nothing else [Begin()]
         if failed:
             out.append(failed)
         elif self.done:
@@ -102,14 +104,16 @@ class PassThrough:
         kept = []
         for match in _BLOCK.finditer(data):
             block = match[0]
-            payload = b"".join(event.data for event in Parser(len(data) + 2).feed(block)).strip()
+            events = Parser(len(data) + 2).feed(block)
+            payload = b"".join(event.data for event in events).strip()
             if payload == b"[DONE]":
                 kept.append(block)
                 self.done = True
                 break
-            if b'"error"' in payload and (error := _error_of(payload)):
+            error = _object(payload).get("error") if b'"error"' in payload else None
+            if error or any(event.name == "error" for event in events):
                 self.done = True
-                return b"".join(kept), Failed(self._explain(error))
+                return b"".join(kept), Failed(self._explain(error or _object(payload)))
             if payload or b"data" not in block:
                 kept.append(block)
         return b"".join(kept), None
@@ -169,7 +173,7 @@ def _is_odd(data: bytes) -> bool:
     Plain searches for fixed bytes: a regular expression over every event costs ten times as much.
     """
     return (
-        b'"error"' in data
+        b"error" in data
         or b"[DONE]" in data
         or b"data:\n" in data
         or b"data: \n" in data
@@ -189,10 +193,6 @@ def _object(data: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         return {}
     return value if isinstance(value, dict) else {}
-
-
-def _error_of(payload: bytes) -> Any:
-    return _object(payload).get("error")
 
 
 def _last_usage(data: bytes) -> Usage | None:

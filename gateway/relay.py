@@ -2,20 +2,26 @@
 
 import asyncio
 import contextlib
+import logging
 import random
 
 from gateway.alarm import Alarm
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import CONTENT, ChatRequest, Delta, Failed
+from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
 from gateway.upstream import Exchange, Upstream, translate
 
+log = logging.getLogger("gateway")
+
 MAX_STEPS = 8  # preliminary calls and second tries of one attempt
 MAX_ANSWER = 64 << 20  # bytes read from an upstream for one answer
+MAX_EARLY = 5000  # deltas before the first with content
 MAX_WAIT_S = 2.0  # a longer `Retry-After` is the caller's to wait for
 GRACE_S = 2.0  # how long a complete answer waits for what may follow it
+# aiohttp does not always wake a reader whose connection broke: look after so much silence.
+LOOK_S = 1.0
 _FETCH_S = 30.0
 _STOP_S = 10.0
 
@@ -70,7 +76,7 @@ class Run:
                 try:
                     return await self._attempt(target)
                 except GatewayError as error:
-                    last = explain_for(error, target)
+                    last = target.explain(error)
                     self._drop()
                     if not (last.retryable or last.elsewhere):
                         raise last from None
@@ -107,7 +113,9 @@ class Run:
                 deltas = self._broken(error)
             else:
                 deltas = self._take(chunk)
-            out += deltas
+            out += [delta for delta in deltas if not _is_empty(delta)]
+            if len(out) > MAX_EARLY:
+                raise UpstreamFailed("The upstream sends events that say nothing.")
             if any(isinstance(delta, CONTENT) for delta in deltas):
                 break
             if deltas and isinstance(deltas[-1], Failed):
@@ -156,18 +164,25 @@ class Run:
         assert decoder is not None
         assert exchange is not None
         ends = self._read_at + (GRACE_S if decoder.ending else self._idle_s)
-        self._alarm.wait_until(ends if until is None or ends < until else until)
-        try:
-            chunk = await exchange.read_some()
-        except asyncio.CancelledError:
-            if not self._alarm.has_rung():
-                raise  # the caller has left
-            return self._silence() if self._loop.time() >= ends else None
-        except Exception as error:
-            return self._broken(error)
-        finally:
-            self._alarm.stop_waiting()
-        return self._take(chunk)
+        if until is not None and until < ends:
+            ends = until
+        while True:
+            self._alarm.wait_until(min(ends, self._loop.time() + LOOK_S))
+            try:
+                chunk = await exchange.read_some()
+            except asyncio.CancelledError:
+                if not self._alarm.has_rung():
+                    raise  # the caller has left
+                if exchange.is_gone:
+                    return self._broken(ConnectionResetError())
+                if self._loop.time() >= ends:
+                    return None if ends == until else self._silence()
+            except Exception as error:
+                return self._broken(error)
+            else:
+                return self._take(chunk)
+            finally:
+                self._alarm.stop_waiting()
 
     def _take(self, chunk: bytes) -> list[Delta]:
         """The deltas of one network chunk; b"" is the end of the body."""
@@ -180,7 +195,13 @@ class Run:
             deltas: list[Delta] = [Failed(UpstreamFailed("The upstream's answer has no end."))]
             self._end(deltas)
             return deltas
-        deltas = decoder.feed(chunk) if chunk else decoder.close()
+        try:
+            deltas = decoder.feed(chunk) if chunk else decoder.close()
+        except Exception:  # a decoder raises nothing; if one does, only this answer shall fail
+            log.exception("The decoder of agent %s failed", self.target.name)
+            deltas = [Failed(UpstreamFailed("The upstream's answer could not be understood."))]
+            self._end(deltas)
+            return deltas
         if decoder.done or not chunk:
             self._end(deltas)
         return deltas
@@ -213,7 +234,7 @@ class Run:
         self.over = True
         failed = deltas[-1] if deltas else None
         if isinstance(failed, Failed):
-            explain_for(failed.error, self.target)
+            self.target.explain(failed.error)
             failed.error.retryable = False
             failed.error.should_retry = False
             self._ended = not isinstance(failed.error, UpstreamTimeout)
@@ -245,29 +266,30 @@ class Run:
             await self._upstream.fetch(request, target.agent.timeouts.connect, _STOP_S)
 
 
+_EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+
+
+def _is_empty(delta: Delta) -> bool:
+    """A note that only shows life."""
+    return isinstance(delta, Note) and not delta.data
+
+
 async def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
     """Whether what was asked for is coming: platforms also refuse with 200 and JSON.
 
-    Some send that JSON without saying what it is, so an unlabelled body is looked at.
+    Content types are not to be trusted for that: the first bytes are looked at as well.
     """
     if exchange.status != 200:
         return False
     if not request.stream:
         return True
-    return not (exchange.is_json or exchange.is_page or await exchange.begins_like_json())
+    if exchange.is_page:
+        return False
+    first = (await exchange.peek()).lstrip()
+    return first.startswith(_EVENTS) or not (exchange.is_json or first.startswith(b"{"))
 
 
 def _backoff_s(attempt: int) -> float:
     """0.1 s, doubling to 2 s, by up to half less at random so that callers do not march in step."""
     longest = min(0.1 * 2.0 ** (attempt - 1), 2.0)
     return longest * (1 - random.random() / 2)  # noqa: S311 - spreads load, guards nothing
-
-
-def explain_for(error: GatewayError, target: Target) -> GatewayError:
-    """The error with the agent's name in front and without its key, wherever that came from."""
-    prefix = f"Agent {target.name!r}: "
-    if not error.message.startswith("Agent "):
-        error.message = prefix + error.message
-    if key := target.agent.api_key.reveal():
-        error.message = error.message.replace(key, "***")
-    return error

@@ -41,12 +41,18 @@ class Notes:
         if delta.message_id:
             self._members["message_id"] = delta.message_id
 
-    def add(self, note: Note) -> None:
+    def add(self, note: Note) -> bool:
+        """Keep the note; False if it is nested too deep to be written as JSON."""
+        try:
+            orjson.dumps(note.data)
+        except orjson.JSONEncodeError:
+            return False
         if isinstance(note.data, list):
             kept = self._members.setdefault(note.name, []) if note.data else []
             kept += note.data[: MAX_NOTES - len(kept)]
         else:
             self._members[note.name] = note.data
+        return True
 
     def finish(self, usage: Usage | None) -> dict[str, Any]:
         return {**self._members, "usage": "exact" if usage and usage.total else "unknown"}
@@ -146,7 +152,8 @@ class StreamRenderer:
             self._piece({"content": text}, parts)
 
     def _note(self, note: Note, parts: list[bytes]) -> None:
-        self._notes.add(note)
+        if not self._notes.add(note):
+            return
         if not (self._conversational and self._chat.detail and note.data):
             return
         event = sse.event(sse.one_line(orjson.dumps(note.data)), note.name)

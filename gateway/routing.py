@@ -7,8 +7,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
-from gateway.errors import AgentNotFound, UpstreamUnavailable
+from gateway.errors import AgentNotFound, GatewayError, UpstreamUnavailable, shorten
 from gateway.platforms import PLATFORMS, Platform
+
+_SECRET_LENGTH = 6  # shorter ones are words of the language
+MAX_NAME = 300
 
 
 @dataclass(eq=False)
@@ -34,6 +37,22 @@ class Target:
     def leave(self) -> None:
         self.running -= 1
 
+    def explain(self, error: GatewayError) -> GatewayError:
+        """The error with the agent's name in front and without the agent's secrets in it.
+
+        Upstreams repeat what they refuse. The message is shortened only when the secrets are gone:
+        a cut through one of them would hide it from the search and show its beginning.
+        """
+        if not error.message.startswith("Agent "):
+            error.message = f"Agent {self.name!r}: {error.message}"
+        key = self.agent.api_key.reveal()
+        secrets = {key, self.platform.token, *key.split("."), *self.agent.headers.values()}
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= _SECRET_LENGTH:
+                error.message = error.message.replace(secret, "***")
+        error.message = shorten(error.message)
+        return error
+
 
 class Routing:
     """The routing table, built whole from one configuration and never changed."""
@@ -56,14 +75,17 @@ class Routing:
 
     def agent(self, name: str) -> Target:
         """The agent of that name, in any case. Raises AgentNotFound."""
-        found = self._by_name.get(name.strip().lower())
+        found = self._by_name.get(name[:MAX_NAME].strip().lower())
         if found is None or found not in self.targets:
             raise self._not_found(name, "agent", list(self.targets))
         return self.targets[found]
 
-    def resolve(self, name: str) -> list[Target]:
-        """The targets to try in order, for the name of an agent, a route or `agent/model`."""
-        wanted = name.strip().lower()
+    def resolve(self, name: str, word: str = "model") -> list[Target]:
+        """The targets to try in order, for the name of an agent, a route or `agent/model`.
+
+        `word` is what the caller calls it: "model" or "agent". Raises AgentNotFound.
+        """
+        wanted = name.strip().lower() if len(name) <= MAX_NAME else ""
         found = self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0])
         if found in self.targets:
             target = self.targets[found]
@@ -71,7 +93,7 @@ class Routing:
                 return [target]
         elif found is not None and wanted == found.lower():
             return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
-        raise self._not_found(name, "model", [model for model, _ in self.models()])
+        raise self._not_found(name, word, [model for model, _ in self.models()])
 
     def _order(self, choices: list[RouteTarget]) -> list[RouteTarget]:
         """As written, or if any has a weight, drawn by weight, the rest following as fallbacks."""
@@ -94,7 +116,7 @@ class Routing:
             yield name, "gateway"
 
     def _not_found(self, name: str, word: str, known: list[str]) -> AgentNotFound:
-        near = difflib.get_close_matches(name.lower(), known, 1, 0.6)
+        near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
         hint = f" Did you mean {near[0]!r}?" if near else ""
         shown = ", ".join(known[:50])
         return AgentNotFound(

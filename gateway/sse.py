@@ -40,12 +40,8 @@ class Parser:
             return [Event("", chunk[6:-2])]
         if self._is_over:
             raise self._too_long()
-        if self._after_cr and chunk:
-            chunk = chunk.removeprefix(b"\n")
-            self._after_cr = False
-        if b"\r" in chunk:
-            self._after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if self._after_cr or b"\r" in chunk:
+            chunk = self._with_plain_line_ends(chunk)
         self._size += len(chunk)
         if b"\n" not in chunk:
             if self._size > self._limit:
@@ -72,6 +68,14 @@ class Parser:
         if self._is_over and not out:
             raise self._too_long()
         return out
+
+    def _with_plain_line_ends(self, chunk: bytes) -> bytes:
+        """LF for CRLF and CR, also where a CRLF is cut between two chunks."""
+        if self._after_cr and chunk:
+            chunk = chunk.removeprefix(b"\n")
+        if chunk:
+            self._after_cr = chunk.endswith(b"\r")
+        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _is_one_line_of_data(self, chunk: bytes) -> bool:
         """Whether `chunk` is just one event of the commonest form: nearly all chunks are."""

@@ -43,19 +43,23 @@ class Exchange:
     def is_page(self) -> bool:
         return self._response.content_type in ("text/html", "application/xhtml+xml")
 
-    async def begins_like_json(self) -> bool:
-        """Wait for the first bytes and tell whether an object begins with them."""
+    async def peek(self) -> bytes:
+        """The first bytes of the body, which `read` will give again; b"" if there are none."""
         self._first = await self.read()
-        return self._first.lstrip()[:1] == b"{"
+        return self._first
 
-    def read_ahead(self) -> bytes | None:
-        """What `begins_like_json` has read, once; None if nothing waits here."""
-        first, self._first = self._first, None
-        return first
+    @property
+    def is_gone(self) -> bool:
+        """Whether the connection broke before the answer's end."""
+        connection = self._response.connection
+        if connection is None or connection.transport is None:
+            return not self._response.content.is_eof()
+        return connection.transport.is_closing()
 
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""
-        if (first := self.read_ahead()) is not None:
+        if self._first is not None:
+            first, self._first = self._first, None
             return first
         try:
             return await self.read_some()
@@ -147,8 +151,13 @@ class Upstream:
 
 @asynccontextmanager
 async def open_upstream() -> AsyncIterator[Upstream]:
-    """The pool, without cookies and without a limit of its own: agents have theirs."""
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+    """The pool, without cookies and without a limit of its own: agents have theirs.
+
+    An idle connection is kept for less than common servers keep it (uvicorn and Node 5 s, nginx
+    75 s): a question sent into one that is just being closed is lost, and is not ours to
+    repeat.
+    """
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
     async with aiohttp.ClientSession(
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
@@ -194,7 +203,7 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
         "The upstream did not answer in time.",
     ),
     (
-        (aiohttp.ServerDisconnectedError, ConnectionError),
+        (aiohttp.ServerDisconnectedError, ConnectionError, RuntimeError),
         UpstreamCut,
         "The upstream closed the connection without an answer.",
     ),

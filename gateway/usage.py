@@ -4,12 +4,16 @@ from typing import Any
 
 from gateway.messages import Usage
 
+_MOST = 1 << 53  # what JSON readers can count exactly; more is no count of tokens
+
 
 def as_count(value: Any) -> int:
     """A count that may come as a number or as digits in a string; anything else is 0."""
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+    if isinstance(value, bool) or not isinstance(value, int):
+        return 0
+    return value if 0 < value < _MOST else 0
 
 
 def read_usage(value: Any) -> Usage | None:

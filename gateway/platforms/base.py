@@ -54,6 +54,7 @@ class Platform(Protocol):
 
     kind: str
     takes_files: bool  # whether a question may come with images or files
+    token: str  # what is sent as the bearer at the moment; masked in errors
 
     def prepare(self, chat: ChatRequest) -> Step:
         """The request that asks the question. Raises InvalidRequest for what it cannot carry."""
@@ -169,6 +170,14 @@ def dump(value: Any) -> bytes:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError as error:
         raise InvalidRequest(f"The request cannot be passed on as JSON: {error}.") from None
+
+
+def shown(value: Any) -> str:
+    """JSON of what came from an upstream; "" for what is nested too deep to be written again."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError:
+        return ""
 
 
 def json_headers(bearer: str, extra: Mapping[str, str]) -> dict[str, str]:

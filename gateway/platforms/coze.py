@@ -80,12 +80,12 @@ class Coze:
         tails = ("/v3/chat", "/v3", "/workflows/chat", "/workflow/stream_run", "/v1")
         self._api = base_url(url, *tails, "/open_api/v2/chat", "/open_api/v2")
         self._clock = clock
-        self._token = agent.api_key.reveal()
+        self.token = agent.api_key.reveal()
         self._token_until = float("inf") if not agent.oauth else 0.0
         self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
 
     def _headers(self) -> dict[str, str]:
-        return json_headers(self._token, self._agent.headers)
+        return json_headers(self.token, self._agent.headers)
 
     def prepare(self, chat: ChatRequest) -> Step:
         results = _tool_results(chat.messages)
@@ -172,7 +172,7 @@ class Coze:
             )
         # `expires_in` is a point in time; a short value can only be meant as a duration.
         now = self._clock()
-        self._token, self._token_until = token, float(until) if until > now else now + until
+        self.token, self._token_until = token, float(until) if until > now else now + until
         if self._token_until < now + _TOKEN_MARGIN_S:
             self._token_until = now + 2 * _TOKEN_MARGIN_S
         return self.prepare(chat)
@@ -259,7 +259,7 @@ def _entries(text: str, media: tuple[Media, ...]) -> list[dict[str, str]]:
     for item in media:
         if item.url.startswith("data:"):
             raise InvalidRequest(
-                f"Coze does not take a {item.kind} as data; give it as an http(s) URL that Coze"
+                f"Coze does not take {item.kind} data; give it as an http(s) URL that Coze"
                 " can reach.",
                 param="messages",
             )

@@ -6,6 +6,7 @@ Source: Dify's service API and captures of real servers (tests/platforms/capture
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import orjson
 
@@ -51,6 +52,7 @@ from gateway.platforms.base import (
     dump,
     json_headers,
     parse_object,
+    shown,
 )
 from gateway.thinking import ThinkingSplitter, without_thinking
 from gateway.usage import as_count
@@ -90,8 +92,9 @@ class Dify:
 
     def __init__(self, name: str, agent: DifyAgent, url: str) -> None:
         self._agent = agent
+        self.token = agent.api_key.reveal()
         self._api = base_url(url, *_PATHS.values(), "/v1", then="/v1")
-        self._headers = json_headers(agent.api_key.reveal(), agent.headers)
+        self._headers = json_headers(self.token, agent.headers)
         self._mode: str | None = None if agent.mode == "auto" else agent.mode
         self._refused_modes: set[str] = set()
         self._form: list[dict[str, Any]] | None = None  # a workflow's input fields, once asked for
@@ -163,6 +166,8 @@ class Dify:
         """A wrong mode is learned from, a lost conversation begun anew if its turns came along;
         everything else is raised."""
         refused = _REFUSED_MODE.get(as_text(reply.object().get("code")))
+        if refused == "completion" and "completion" not in (self._mode, *self._refused_modes):
+            refused = None  # of the other endpoints it says that the app is broken
         if refused and self._agent.mode == "auto":
             self._refused_modes.add(refused)
             if self._mode != refused and self._mode is not None:
@@ -181,7 +186,7 @@ class Dify:
         task = decoder.task_id if isinstance(decoder, DifyDecoder) else ""
         if not task or not self._mode:
             return None
-        url = self._api + _STOPS[self._mode].format(task)
+        url = self._api + _STOPS[self._mode].format(quote(task, safe=""))
         return UpstreamRequest("POST", url, self._headers, dump({"user": chat.user}))
 
     def probe(self) -> Step:
@@ -216,7 +221,7 @@ def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, An
 def _file(media: Media) -> dict[str, Any]:
     if media.url.startswith("data:"):
         raise InvalidRequest(
-            f"Dify does not take a {media.kind} as data; give it as an http(s) URL"
+            f"Dify does not take {media.kind} data; give it as an http(s) URL"
             " that the Dify server can reach.",
             param="messages",
         )
@@ -303,8 +308,8 @@ class DifyDecoder(EventDecoder):
         """In an agent app a `message` closes the answer by repeating all of it."""
         self._flush(out)
         self._split = ThinkingSplitter(answering=True)
-        text, shown = without_thinking(as_text(event.get("answer"))), "".join(self._shown)
-        self._say(text[len(shown) :] if text.startswith(shown) else "", out, self._speaker)
+        text, so_far = without_thinking(as_text(event.get("answer"))), "".join(self._shown)
+        self._say(text[len(so_far) :] if text.startswith(so_far) else "", out, self._speaker)
 
     def _on_agent_message(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._is_agent = True
@@ -327,8 +332,8 @@ class DifyDecoder(EventDecoder):
 
     def _replace(self, text: str, out: list[Delta]) -> None:
         self._flush(out)
-        text, shown = without_thinking(text), "".join(self._shown)
-        out.append(Replace(text, text[len(shown) :] if text.startswith(shown) else None))
+        text, so_far = without_thinking(text), "".join(self._shown)
+        out.append(Replace(text, text[len(so_far) :] if text.startswith(so_far) else None))
         self._shown = [text]
         self._split = ThinkingSplitter(answering=True)  # what follows goes on with the new text
 
@@ -428,14 +433,14 @@ class DifyDecoder(EventDecoder):
         chosen = outputs.get(self._output) if self._output else None
         words = [v for v in outputs.values() if isinstance(v, str) and v]
         if chosen is not None:
-            text = chosen if isinstance(chosen, str) else dump(chosen).decode()
-            shown = "".join(self._shown)
-            if without_thinking(text).startswith(shown):
-                self._show([Text(without_thinking(text)[len(shown) :])], out)
+            text = chosen if isinstance(chosen, str) else shown(chosen)
+            so_far = "".join(self._shown)
+            if without_thinking(text).startswith(so_far):
+                self._show([Text(without_thinking(text)[len(so_far) :])], out)
             else:
                 self._replace(text, out)
         elif not self._shown and outputs:
-            self._say(words[0] if len(words) == 1 else dump(outputs).decode(), out)
+            self._say(words[0] if len(words) == 1 else shown(outputs), out)
         self._flush(out)
         if outputs:
             out.append(Note("outputs", outputs))

@@ -44,6 +44,7 @@ from gateway.platforms.base import (
     dump,
     json_headers,
     parse_object,
+    shown,
 )
 from gateway.usage import as_count
 
@@ -57,10 +58,11 @@ class FastGPT:
     def __init__(self, name: str, agent: FastGPTAgent, url: str) -> None:
         self._name = name
         self._agent = agent
+        self.token = agent.api_key.reveal()
         self._api = base_url(
             url, "/v1/chat/completions", "/v2/chat/completions", "/v1", "/v2", "/api", then="/api"
         )
-        self._headers = json_headers(agent.api_key.reveal(), agent.headers)
+        self._headers = json_headers(self.token, agent.headers)
 
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
@@ -374,7 +376,7 @@ def _plugin_output(nodes: list[dict[str, Any]]) -> str:
         output = as_object(node.get("pluginOutput"))
         if node.get("moduleType") == "pluginOutput" and output:
             words = [value for value in output.values() if isinstance(value, str) and value]
-            return words[0] if len(words) == 1 else dump(output).decode()
+            return words[0] if len(words) == 1 else shown(output)
     return ""
 
 
@@ -383,7 +385,7 @@ def _node_error(node: dict[str, Any]) -> str:
         return ""
     error = node.get("error")
     if isinstance(error, dict):
-        error = error.get("message") or error.get("msg") or dump(error).decode()
+        error = error.get("message") or error.get("msg") or shown(error)
     return as_text(node.get("errorText")) or as_text(error)
 
 

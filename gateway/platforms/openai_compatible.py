@@ -46,6 +46,7 @@ from gateway.platforms.base import (
     dump,
     json_headers,
     parse_object,
+    shown,
 )
 from gateway.usage import read_usage
 
@@ -57,8 +58,9 @@ class OpenAICompatible:
     def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:
         self._name = name
         self._agent = agent
+        self.token = agent.api_key.reveal()
         self.api = _api(url)
-        self.headers = json_headers(agent.api_key.reveal(), agent.headers)
+        self.headers = json_headers(self.token, agent.headers)
 
     def prepare(self, chat: ChatRequest) -> Step:
         body = self.body(chat)
@@ -214,9 +216,7 @@ class ChunkDecoder(EventDecoder):
         else:
             id_ = name = ""
         arguments = function.get("arguments")
-        words = (
-            as_text(arguments) if isinstance(arguments, str | None) else dump(arguments).decode()
-        )
+        words = as_text(arguments) if isinstance(arguments, str | None) else shown(arguments)
         out.append(ToolCall(index, words, id_, name))
 
     def finish(self, out: list[Delta]) -> None:
@@ -251,7 +251,7 @@ def explain(platform: str, reply: UpstreamReply, own_model: bool = False) -> Gat
     if reply.status == 404 and error:
         return UpstreamMisconfigured(f"{platform} does not know the configured model. {said}")
     if reply.status in (400, 409, 422):
-        param = as_text(as_object(error).get("param")) or None
+        param = clean(as_text(as_object(error).get("param")), 100) or None
         if "context_length" in code or "context length" in words.lower():
             return ContextTooLong(f"{platform}: {said}", param="messages")
         if "content_filter" in code or "content_policy" in code:
@@ -267,10 +267,14 @@ def explain(platform: str, reply: UpstreamReply, own_model: bool = False) -> Gat
 def explain_error(platform: str, error: dict[str, Any], words: str) -> GatewayError:
     """The error for an `error` member inside a 200 answer; its code takes the place of a status."""
     code = as_id(error.get("code")) or as_text(error.get("type"))
-    status = int(code) if code.isdigit() and 400 <= int(code) < 600 else _STATUS.get(code, 0)
+    is_status = len(code) == 3 and code.isascii() and code.isdigit() and code >= "400"
+    status = int(code) if is_status else _STATUS.get(code, 0)
     if not status:
         return explain_words(platform, as_text(error.get("message")) or words or code)
-    body = {"error": {**error, "message": as_text(error.get("message")) or words, "code": code}}
+    told = {"message": as_text(error.get("message")) or words, "code": code}
+    body = {
+        "error": {**told, "param": as_text(error.get("param")), "type": as_text(error.get("type"))}
+    }
     return explain(platform, UpstreamReply(status, {}, dump(body)))
 
 

@@ -60,7 +60,7 @@ class Zhipu:
         self._clock = clock
         key = agent.api_key.reveal()
         self._key = key
-        self._token, self._token_until = key, 0.0  # of the assistants; the others take the key
+        self.token, self._token_until = key, 0.0  # of the assistants; the others take the key
         self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
         self._headers = json_headers(key, agent.headers)
         if agent.api == "models":
@@ -140,7 +140,7 @@ class Zhipu:
             body["conversation_id"] = chat.conversation_id
         if chat.variables:
             body["meta_data"] = chat.variables
-        headers = json_headers(self._token, self._agent.headers)
+        headers = json_headers(self.token, self._agent.headers)
         return UpstreamRequest("POST", f"{self._api}/stream", headers, dump(body), stream=True)
 
     def _token_request(self) -> UpstreamRequest:
@@ -166,7 +166,7 @@ class Zhipu:
             )
         now = self._clock()
         life = as_count(result.get("expires_in")) or 3600
-        self._token = token
+        self.token = token
         self._token_until = float(as_count(result.get("token_expires")) or now + life)
         if self._token_until < now + 2 * _TOKEN_MARGIN_S:  # a very short life, or clocks apart
             self._token_until = now + _TOKEN_MARGIN_S + life / 2
@@ -390,7 +390,7 @@ class GlmsDecoder(EventDecoder):
         if frame.get("status") == "intervene":
             words = as_text(as_object(frame.get("last_error")).get("intervene_text"))
             if not self._has_text:
-                raise ContentRefused(words or "Zhipu's moderation refused the question.")
+                raise ContentRefused(clean(words) or "Zhipu's moderation refused the question.")
             out.append(Finish("content_filter"))
         elif self._failure and not self._has_text:
             raise explain_words("Zhipu", self._failure)

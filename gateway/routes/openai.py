@@ -11,7 +11,6 @@ from gateway.exchange import UpstreamRequest
 from gateway.keys import CALLER, NOTED, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
-from gateway.relay import explain_for
 from gateway.reply import reply
 from gateway.routing import Routing, Target
 from gateway.turns import read_turns
@@ -132,7 +131,7 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     try:
         return await _copy(request, target, upstream_request)
     except GatewayError as error:
-        raise explain_for(error, target) from None
+        raise target.explain(error) from None
     finally:
         target.leave()
 
