@@ -16,7 +16,7 @@ from gateway.keys import STATE, UPSTREAM, State, StateHolder
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_headers, cors
 from gateway.middlewares.errors import errors, render
-from gateway.middlewares.requestlog import add_request_id, requestlog
+from gateway.middlewares.requestlog import add_request_id, new_request_id, requestlog
 from gateway.routes import OPS, add_to, all_routes
 from gateway.routing import Routing
 from gateway.upstream import open_upstream
@@ -85,6 +85,12 @@ def make_state(config: Config, demo_urls: Any) -> State:
     )
 
 
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """What callers send wrongly has been answered with a 400; aiohttp logs a traceback as well."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, web.RequestPayloadError)
+
+
 class _Connection(RequestHandler):
     """aiohttp's connection, but what is not HTTP is answered like every other error."""
 
@@ -104,6 +110,7 @@ class _Connection(RequestHandler):
         else:
             words = " ".join((message or "").split())[:100]
             response = render(request, InvalidRequest(f"The request is not valid HTTP: {words}"))
+        response.headers["x-request-id"] = new_request_id()
         response.force_close()
         return response
 
@@ -122,6 +129,10 @@ class Runner(web.AppRunner):
 
     def __init__(self, app: web.Application, **kwargs: Any) -> None:
         super().__init__(app, handler_cancellation=True, access_log=None, **kwargs)
+
+    async def setup(self) -> None:
+        logging.getLogger("aiohttp.server").addFilter(_is_worth_a_line)
+        await super().setup()
 
     async def _make_server(self) -> web.Server:
         server = await super()._make_server()

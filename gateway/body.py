@@ -18,12 +18,20 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """
     if request.content_type.startswith("multipart/"):
         raise UnsupportedMediaType("Send the body as JSON (Content-Type: application/json).")
-    raw = await request.read()
+    try:
+        raw = await request.read()
+    except web.RequestPayloadError:
+        raise InvalidRequest("The body is not what its Content-Encoding says.") from None
+    raw = raw.removeprefix(b"\xef\xbb\xbf")  # editors and shells on Windows put it there
     if not raw.strip():
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError as error:
+        try:
+            raw.decode()
+        except UnicodeDecodeError:
+            raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")

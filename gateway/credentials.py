@@ -57,8 +57,8 @@ class KeyRing:
                 raise Unauthorized(f"Incorrect API key provided: {_masked(key)}.")
         if not self._anonymous:
             raise Unauthorized(
-                "No API key was given. Send it as 'Authorization: Bearer <key>'"
-                " (or in x-api-key or api-key)."
+                "No API key was given. Send it as 'Authorization: Bearer <key>' (the word Bearer"
+                " is needed), or in x-api-key or api-key."
             )
         name = sha256(address.encode()).hexdigest()[:12]
         return Caller(f"anonymous-{name}", frozenset(("chat", "upload")), is_anonymous=True)

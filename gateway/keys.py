@@ -36,3 +36,11 @@ UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
 REQUEST_ID = web.RequestKey("request_id", str)
 CALLER = web.RequestKey("caller", Caller)
 NOTED = web.RequestKey("noted", dict[str, object])  # members of the request's log line
+
+
+def header_value(value: str) -> str:
+    """A header value that every client reads the same; other characters are percent-encoded."""
+    return "".join(
+        c if " " < c <= "~" else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "replace"))
+        for c in value[:256]
+    )

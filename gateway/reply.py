@@ -6,17 +6,22 @@ delta, a failure becomes one error event and the end.
 """
 
 import asyncio
+import logging
 import time
 
 from aiohttp import web
 
-from gateway.errors import GatewayError, UpstreamTimeout
-from gateway.keys import NOTED, UPSTREAM
-from gateway.messages import ChatRequest
+from gateway.errors import GatewayError, InternalError, UpstreamTimeout
+from gateway.keys import NOTED, UPSTREAM, header_value
+from gateway.messages import ChatRequest, Delta, Failed
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame
 from gateway.routing import Target
 from gateway.sse import KEEP_ALIVE
+
+log = logging.getLogger("gateway")
+
+LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
@@ -76,15 +81,29 @@ class _Stream:
         self._response: web.StreamResponse | None = None  # set once something has been sent
 
     async def answer(self) -> web.StreamResponse:
+        error: GatewayError | None = None
         try:
             async with asyncio.timeout(self._run.total_s):
                 await self._pump()
         except TimeoutError:
-            await self._fail(_too_long(self._run))
-        except GatewayError as error:
-            await self._fail(error)
+            error = _too_long(self._run)
+        except GatewayError as caught:
+            error = caught
+        except ConnectionError:
+            raise  # the caller has left
+        except Exception:
+            if self._response is None:
+                raise
+            log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
+            error = InternalError("The gateway met an unexpected condition.")
+        if error is not None and self._response is None:
+            raise error
         assert self._response is not None
-        await self._response.write_eof()
+        async with asyncio.timeout(LAST_WORDS_S):
+            if error is not None:
+                self._request[NOTED]["error"] = error.code or error.type
+                await self._response.write(error_frame(error))
+            await self._response.write_eof()
         return self._response
 
     async def _pump(self) -> None:
@@ -93,16 +112,24 @@ class _Stream:
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
         response = await self._commit()
+        self._note_failure(deltas)
         await response.write(renderer.feed(deltas))
         beat_at = loop.time() + self._keepalive_s
         while not run.over:
             batch = await run.read(beat_at)
             frames = KEEP_ALIVE if batch is None else renderer.feed(batch)
+            if run.over:
+                self._note_failure(batch or [])
             if frames:
                 await response.write(frames)
                 beat_at = loop.time() + self._keepalive_s
 
-    async def _first_deltas(self) -> list:  # type: ignore[type-arg]
+    def _note_failure(self, deltas: list[Delta]) -> None:
+        """For the log: the status cannot tell it any more."""
+        if deltas and isinstance(deltas[-1], Failed):
+            self._request[NOTED]["error"] = deltas[-1].error.code
+
+    async def _first_deltas(self) -> list[Delta]:
         """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""
         starting = asyncio.ensure_future(self._run.start())
         try:
@@ -123,25 +150,15 @@ class _Stream:
             self._response = response
         return self._response
 
-    async def _fail(self, error: GatewayError) -> None:
-        if self._response is None:
-            raise error
-        await self._response.write(error_frame(error))
-
 
 def _headers(run: Run) -> dict[str, str]:
-    headers = {"x-gateway-agent": _ascii(run.target.name), "x-gateway-attempts": str(run.attempts)}
+    headers = {
+        "x-gateway-agent": header_value(run.target.name),
+        "x-gateway-attempts": str(run.attempts),
+    }
     if run.decoder is not None and run.decoder.conversation_id:
-        headers["x-conversation-id"] = _ascii(run.decoder.conversation_id)
+        headers["x-conversation-id"] = header_value(run.decoder.conversation_id)
     return headers
-
-
-def _ascii(value: str) -> str:
-    """A header value that every client reads the same; other characters are percent-encoded."""
-    return "".join(
-        c if " " < c <= "~" else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "replace"))
-        for c in value[:256]
-    )
 
 
 def _too_long(run: Run) -> UpstreamTimeout:

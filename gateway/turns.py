@@ -6,6 +6,7 @@ from gateway.errors import InvalidRequest
 from gateway.messages import Media, Message, Role
 
 MAX_MESSAGES = 5000
+MAX_PARTS = 1000  # of one message
 
 _ROLES: dict[str, Role] = {
     "system": "system",
@@ -46,6 +47,8 @@ def _content(value: Any, path: str) -> tuple[str, tuple[Media, ...]]:
         return value, ()
     if not isinstance(value, list):
         raise InvalidRequest(f"{path} must be a string or an array of parts.", param=path)
+    if len(value) > MAX_PARTS:
+        raise InvalidRequest(f"{path} has more than {MAX_PARTS} parts.", param=path)
     texts: list[str] = []
     media: list[Media] = []
     for i, part in enumerate(value):

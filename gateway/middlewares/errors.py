@@ -19,30 +19,37 @@ from gateway.errors import (
     headers,
     openai_body,
 )
-from gateway.keys import NOTED, REQUEST_ID
+from gateway.keys import NOTED, REQUEST_ID, header_value
 
 log = logging.getLogger("gateway")
 
 
 @web.middleware
 async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Once an answer has begun nothing is drawn: a second status line would land in its body."""
+    """Once an answer has begun nothing is drawn: a second status line would land in its body.
+
+    Then the connection is cut, which is the only way left to say that the answer is not whole.
+    """
     try:
         return await handler(request)
-    except GatewayError as error:
-        return render(request, error)
-    except web.HTTPException as error:
-        if error.status < 400:
+    except GatewayError as caught:
+        error = caught
+    except web.HTTPException as caught:
+        if caught.status < 400:
             raise
-        return render(request, translate(error, request))
+        error = translate(caught, request)
     except ConnectionError:
         raise  # the caller's connection is gone; there is nobody to answer
     except Exception:
-        log.exception("Unexpected error, request id %s", request[REQUEST_ID])
-        words = (
-            f"The gateway met an unexpected condition; its log has request {request[REQUEST_ID]}."
-        )
-        return render(request, InternalError(words))
+        id_ = request[REQUEST_ID]
+        log.exception("Unexpected error, request id %s", id_)
+        error = InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
+    if request.writer.output_size > 0:
+        request[NOTED]["error"] = error.code or error.type
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the answer broke after it had begun") from None
+    return render(request, error)
 
 
 def render(request: web.BaseRequest, error: GatewayError) -> web.Response:
@@ -50,11 +57,15 @@ def render(request: web.BaseRequest, error: GatewayError) -> web.Response:
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
     if noted := request.get(NOTED):
         noted["error"] = error.code or error.type
+    told = headers(error)
+    for name in ("agent", "attempts"):
+        if noted and name in noted:
+            told[f"x-gateway-{name}"] = header_value(str(noted[name]))
     return web.Response(
         status=error.status,
         body=orjson.dumps(body),
         content_type="application/json",
-        headers=headers(error),
+        headers=told,
     )
 
 

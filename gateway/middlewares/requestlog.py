@@ -21,7 +21,7 @@ _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
 async def requestlog(request: web.Request, handler: Handler) -> web.StreamResponse:
     """A sane `x-request-id` of the caller is kept, any other replaced."""
     given = request.headers.get("x-request-id", "")
-    request[REQUEST_ID] = given if _SANE.fullmatch(given) else f"req-{secrets.token_hex(12)}"
+    request[REQUEST_ID] = given if _SANE.fullmatch(given) else new_request_id()
     request[NOTED] = {}
     began = time.monotonic()
     status = 500
@@ -48,6 +48,10 @@ async def requestlog(request: web.Request, handler: Handler) -> web.StreamRespon
 
 def _one_line(path: str) -> str:
     return "".join(c if " " < c <= "~" else "?" for c in path[:200])
+
+
+def new_request_id() -> str:
+    return f"req-{secrets.token_hex(12)}"
 
 
 async def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:

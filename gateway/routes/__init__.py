@@ -6,6 +6,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.config import Permission
+from gateway.errors import InvalidRequest
+from gateway.middlewares.errors import render
 from gateway.routes import agents, chat, health, openai
 
 Route = tuple[str, str, Handler, Permission | None]
@@ -14,9 +16,11 @@ OPS: list[Route] = [
     ("GET", "/health", health.health, None),
     ("GET", "/livez", health.livez, None),
     ("GET", "/readyz", health.readyz, None),
+    *(("HEAD", path, health.health, None) for path in ("/health", "/livez", "/readyz")),
 ]
 
 _API: list[Route] = [
+    ("GET", "/", health.root, None),
     ("POST", "/api/v1/chat", chat.chat, "chat"),
     ("GET", "/api/v1/agents", agents.list_agents, None),
     ("GET", "/api/v1/agents/{name}", agents.get_agent, None),
@@ -42,4 +46,16 @@ def all_routes() -> Iterator[Route]:
 
 def add_to(app: web.Application, routes: list[Route]) -> None:
     for method, path, handler, _ in routes:
-        app.router.add_route(method, path, handler)
+        app.router.add_route(method, path, handler, expect_handler=_expect)
+
+
+async def _expect(request: web.Request) -> web.StreamResponse | None:
+    """`Expect: 100-continue`, which curl sends with large bodies; nothing else can be expected.
+
+    aiohttp asks this below the middlewares, so an error is drawn here.
+    """
+    if request.headers.get("Expect", "").lower() != "100-continue":
+        return render(request, InvalidRequest("Only 100-continue can be expected."))
+    await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    request.writer.output_size = 0  # the answer itself has not begun
+    return None

@@ -23,6 +23,17 @@ def _or(default: Any) -> BeforeValidator:
     return BeforeValidator(lambda value: default if value is None else value)
 
 
+def _at_most(most: int) -> BeforeValidator:
+    """Counted before the entries are looked at, so that a million bad ones cost nothing."""
+
+    def check_length(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"must have at most {most} entries")
+        return value
+
+    return BeforeValidator(check_length)
+
+
 class File(BaseModel):
     """A file by URL. `type` is guessed from the name if it is not given."""
 
@@ -46,8 +57,8 @@ class ChatBody(BaseModel):
     conversation_id: Id | None = None
     chat_id: Id | None = None
     app_id: Id | None = None
-    files: Annotated[list[str | File], _or([]), Field(max_length=50)] = []
-    variables: Annotated[dict[str, Any], _or({})] = {}
+    files: Annotated[list[str | File], _or([]), _at_most(50)] = []
+    variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
 
 
 _KINDS: dict[MediaKind, tuple[str, ...]] = {
@@ -67,11 +78,12 @@ async def chat(request: web.Request) -> web.StreamResponse:
             param="Agent",
             detail={"known": list(state.routing.targets)},
         )
-    targets = state.routing.resolve(name)
+    targets = state.routing.resolve(name, "agent")
     body = check(ChatBody, await read_object(request))
     media = tuple(_media(file) for file in body.files)
     if not body.query.strip() and not media:
         raise InvalidRequest("'query' is missing: put the question there.", param="query")
+    _check_id(body.conversation_id or body.chat_id)
     question = ChatRequest(
         model=name if len(targets) > 1 else targets[0].name,
         messages=(Message("user", body.query, media),),
@@ -91,6 +103,11 @@ def _agent_name(request: web.Request) -> str:
     """The header's value; clients send names outside ASCII raw or percent-encoded."""
     raw = request.headers.get("Agent", "").strip()
     return unquote(raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+
+
+def _check_id(conversation: str | None) -> None:
+    if conversation and not conversation.isprintable():
+        raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
 
 
 def _variables(body: ChatBody) -> dict[str, Any]:

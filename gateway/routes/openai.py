@@ -1,19 +1,23 @@
 """The OpenAI surface: chat completions, models, and what compatible agents offer beside them."""
 
+import asyncio
+import re
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from gateway.body import read_object
-from gateway.errors import GatewayError, InvalidRequest, NotFound
-from gateway.exchange import UpstreamRequest
+from gateway.errors import GatewayError, InvalidRequest, NotFound, UpstreamTimeout
+from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.keys import CALLER, NOTED, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
+from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.reply import reply
 from gateway.routing import Routing, Target
 from gateway.turns import read_turns
+from gateway.upstream import Exchange
 
 _MAX_ID = 1024
 
@@ -58,8 +62,8 @@ def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     """A platform's conversation to continue, from the body or a header."""
     given = _text(body, "conversation_id") or _text(body, "chat_id")
     given = given or request.headers.get("x-conversation-id", "").strip()
-    if len(given) > _MAX_ID:
-        raise InvalidRequest("The conversation id is too long.", param="conversation_id")
+    if len(given) > _MAX_ID or not given.isprintable():
+        raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
     return given or None
 
 
@@ -111,27 +115,35 @@ def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
+# Names of endpoints, and nothing that a URL library could read as a way out of the base URL.
+_PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
+
+
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Any other POST under /v1, such as embeddings, to the OpenAI-compatible agent in `model`."""
     path = request.match_info["path"].strip("/")
-    state = request.app[STATE].now
     body = await read_object(request)
     asked = _text(body, "model")
-    if not asked:
-        raise NotFound(f"There is nothing at POST /v1/{path[:100]} without a 'model' in the body.")
-    target, platform = _openai_target(state.routing, asked, path)
+    if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
+        hint = "" if asked else " without a 'model' in the body"
+        raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
+    target, platform = _openai_target(request.app[STATE].now.routing, asked, path)
     request[NOTED]["agent"] = target.name
+    query = request.rel_url.raw_query_string
     upstream_request = UpstreamRequest(
         "POST",
-        f"{platform.api}/{path}",
+        f"{platform.api}/{path}" + (f"?{query}" if query else ""),
         platform.headers,
-        orjson.dumps({**body, "model": platform.model(asked)}),
+        dump({**body, "model": platform.model(asked)}),
     )
     target.enter()
     try:
-        return await _copy(request, target, upstream_request)
+        async with asyncio.timeout(target.agent.timeouts.total):
+            return await _copy(request, target, upstream_request)
     except GatewayError as error:
         raise target.explain(error) from None
+    except TimeoutError:
+        raise target.explain(UpstreamTimeout("The upstream was silent for too long.")) from None
     finally:
         target.leave()
 
@@ -150,19 +162,31 @@ async def _copy(
     request: web.Request, target: Target, upstream_request: UpstreamRequest
 ) -> web.StreamResponse:
     """The upstream's answer as it comes, but for its errors and its own headers."""
-    upstream = request.app[UPSTREAM]
-    exchange = await upstream.send(upstream_request, target.agent.timeouts.connect)
+    timeouts = target.agent.timeouts
+    exchange: Exchange | None = None
     try:
-        if exchange.status != 200:
-            raise explain("The upstream", await exchange.reply(), own_model=True)
+        async with asyncio.timeout(timeouts.first_delta):
+            exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect)
+            if exchange.status != 200:
+                raise _refusal(await exchange.reply())
+            await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
-        first = await exchange.read()
         await response.prepare(request)
-        await response.write(first)
-        while chunk := await exchange.read():
+        while True:
+            async with asyncio.timeout(timeouts.idle):
+                chunk = await exchange.read()
+            if not chunk:
+                break
             await response.write(chunk)
         await response.write_eof()
         return response
     finally:
-        exchange.close()
+        if exchange is not None:
+            exchange.close()
+
+
+def _refusal(reply: UpstreamReply) -> GatewayError:
+    if reply.status in (404, 405) and not reply.object().get("error"):
+        return NotFound("The upstream has no such endpoint.")
+    return explain("The upstream", reply, own_model=True)
