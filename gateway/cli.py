@@ -28,28 +28,32 @@ def main(argv: list[str] | None = None) -> int:
     return command(args)
 
 
+_COMMANDS: dict[str, str] = {
+    "serve": "start the gateway (what no command does, too)",
+    "check": "check config.yaml; every problem at once, exit 1 if there is one",
+    "probe": "exit 0 if a running gateway is ready",
+    "schema": "print the JSON Schema of config.yaml",
+}
+
+
 def _parser() -> argparse.ArgumentParser:
+    """The options stand before or after the command; both are the same options."""
     parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--config", "-c", type=Path, default=argparse.SUPPRESS, metavar="FILE")
-    common.add_argument("--host", default=argparse.SUPPRESS)
-    common.add_argument("--port", type=int, default=argparse.SUPPRESS)
-    for source in (common, parser):
-        if source is parser:
-            for action in common._actions:
-                parser._add_action(action)
-    parser.set_defaults(command=serve, config=Path("config.yaml"), host=None, port=None)
+    _add_options(parser, Path("config.yaml"), None)
+    parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
-    for name, command, words in (
-        ("serve", serve, "start the gateway (what no command does, too)"),
-        ("check", check, "check config.yaml; every problem at once, exit 1 if there is one"),
-        ("probe", probe, "exit 0 if a running gateway is ready"),
-        ("schema", schema, "print the JSON Schema of config.yaml"),
-    ):
-        sub = commands.add_parser(name, parents=[common], help=words, description=words)
-        sub.set_defaults(command=command)
+    for name, words in _COMMANDS.items():
+        sub = commands.add_parser(name, help=words, description=words)
+        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # leave what came before alone
+        sub.set_defaults(command=globals()[name])
     return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: object) -> None:
+    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE")
+    parser.add_argument("--host", default=otherwise)
+    parser.add_argument("--port", type=int, default=otherwise)
 
 
 def _load(args: argparse.Namespace) -> "Config | None":
@@ -63,6 +67,8 @@ def _load(args: argparse.Namespace) -> "Config | None":
         print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
+        if not args.config.exists():
+            print("  name the file with --config, or start in its folder", file=sys.stderr)
         return None
 
 
@@ -76,7 +82,16 @@ def check(args: argparse.Namespace) -> int:
         print(f"  {name}: {getattr(agent, 'platform', '')} at {where}")
         if agent.is_demo and agent.api_key:
             print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
+    if warning := _lock_out(config):
+        print(f"  {warning}")
     return 0
+
+
+def _lock_out(config: "Config") -> str:
+    """A sentence if nobody could call, else ""."""
+    if config.anonymous or config.auth.keys:
+        return ""
+    return "nobody can call: there are no keys, and anonymous access is off; add auth.keys"
 
 
 def schema(args: argparse.Namespace) -> int:
@@ -146,12 +161,16 @@ async def _serve(config: "Config") -> int:
                 await web.TCPSite(runner, server.host, port).start()
             except OSError as error:
                 words = error.strerror or str(error)
-                print(f"Cannot listen on {server.host}:{port}: {words}", file=sys.stderr)
+                hint = "; choose another with --port or PORT" if "in use" in words else ""
+                print(f"Cannot listen on {server.host}:{port}: {words}{hint}", file=sys.stderr)
                 return 1
             if app is listeners[0][0]:
                 _greet(config, runner.addresses[0][1])
         await stop.wait()
-        log.info("Stopping; answers under way have %g s to finish", server.drain_timeout)
+        log.info(
+            "Stopping; answers under way have %g s to finish (ask again to stop at once)",
+            server.drain_timeout,
+        )
     return 0
 
 
@@ -169,10 +188,12 @@ def _on_signals(stop: asyncio.Event) -> None:
 
 def _greet(config: "Config", port: int) -> None:
     host = config.server.host
-    shown = "localhost" if config.binds_loopback else host
+    shown = "localhost" if config.binds_loopback else f"[{host}]" if ":" in host else host
     log.info("AI Gateway %s listens on http://%s:%d", gateway.__version__, shown, port)
     for name, agent in config.agents.items():
         where = "demo, answers by itself" if agent.is_demo else agent.base_url
         log.info("  agent %s: %s (%s)", name, getattr(agent, "platform", ""), where)
     if config.anonymous:
-        log.info("  anyone on this machine may call without a key (auth.anonymous)")
+        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
+    elif warning := _lock_out(config):
+        log.warning("  %s", warning)

@@ -99,7 +99,12 @@ HeaderValue = Annotated[str, Field(pattern=r"^[\t\x20-\x7e\x80-\U0010ffff]*$")]
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+        coerce_numbers_to_str=True,  # ids are often digits, and YAML makes numbers of them
+    )
 
 
 class Server(Model):
@@ -184,10 +189,6 @@ class Agent(Model):
     def is_demo(self) -> bool:
         return self.base_url == DEMO
 
-    @property
-    def lacks_key(self) -> bool:
-        return not self.is_demo and not self.api_key
-
 
 class FastGPTAgent(Agent):
     platform: Literal["fastgpt"]
@@ -228,10 +229,6 @@ class CozeAgent(Agent):
             raise ValueError("give api_key or oauth, not both")
         return self
 
-    @property
-    def lacks_key(self) -> bool:
-        return super().lacks_key and not self.oauth
-
 
 class ZhipuAgent(Agent):
     platform: Literal["zhipu"]
@@ -255,10 +252,6 @@ class OpenAIAgent(Agent):
     platform: Literal["openai"]
     model: OptionalText = None
     models: list[str] = []
-
-    @property
-    def lacks_key(self) -> bool:
-        return False  # a model server on one's own machine often has none
 
 
 AnyAgent = Annotated[

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gateway.config import AnyAgent, Config, RouteTarget
+from gateway.config import DEMO, AnyAgent, Config, RouteTarget
 
 
 class ConfigError(Exception):
@@ -40,12 +40,16 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
     problems: list[str] = []
     tree = _read_yaml(text, problems)
     if not isinstance(tree, dict):
-        raise ConfigError(problems or ["config.yaml: must be a mapping with `agents:` in it"])
+        raise ConfigError(problems or ["the file must be a mapping with `agents:` in it"])
     unset: set[str] = set()
     tree = _substitute(tree, "", environ, problems, unset)
     given = {key: value for key, value in overrides.items() if value is not None}
-    if given and isinstance(tree.setdefault("server", {}), dict):
-        tree["server"].update(given)
+    server = tree.setdefault("server", {})
+    if isinstance(server, dict):
+        for name in ("host", "port"):  # known from every container; the file may say otherwise
+            if environ.get(name.upper()):
+                server.setdefault(name, environ[name.upper()])
+        server.update(given)
     config = None
     try:
         config = Config.model_validate(tree)
@@ -59,8 +63,21 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
     return config
 
 
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that leaves keys as they are written: `1` and `yes` are names here."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        self.flatten_mapping(node)
+        return {
+            str(key.value) if isinstance(key, yaml.ScalarNode) else self.construct_object(key): (
+                self.construct_object(value, deep=True)
+            )
+            for key, value in node.value
+        }
+
+
 def _read_yaml(text: str, problems: list[str]) -> Any:
-    loader = yaml.SafeLoader(text)
+    loader = _Loader(text)
     try:
         root = loader.get_single_node()
         problems += _given_twice(root, "")
@@ -69,7 +86,7 @@ def _read_yaml(text: str, problems: list[str]) -> Any:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         problems.append(f"line {line}: not valid YAML: {error.problem}")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
-        problems.append("config.yaml: not valid YAML")
+        problems.append("the file is not valid YAML")
     finally:
         loader.dispose()
     return None
@@ -144,16 +161,34 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str
         if kind == "extra_forbidden":
             name = str(item["loc"][-1])
             message = "unknown key" + _nearest(name, _known_keys(item["loc"], tree))
-        elif kind == "missing":
-            message = "is missing"
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
-            path += ".platform"
-            given = (_at(tree, item["loc"]) or {}).get("platform")
-            known = list(_agent_models())
-            message = f"must be one of {', '.join(known)}" + _nearest(str(given), known)
-        elif kind == "string_pattern_mismatch":
-            message = "contains characters that are not allowed here"
+            path, message = _explain_platform(path, _at(tree, item["loc"]) or {})
+        else:
+            message = _WORDS.get(kind, message)
         yield f"{path}: {message[:1].lower() + message[1:]}", path
+
+
+# pydantic speaks of Python's types; the file is YAML.
+_WORDS = {
+    "missing": "is missing",
+    "string_pattern_mismatch": "contains characters that are not allowed here",
+    "too_short": "must have at least one entry",
+    "dict_type": "must be a mapping (lines of `name: value`)",
+    "model_type": "must be a mapping (lines of `name: value`)",
+    "model_attributes_type": "must be a mapping (lines of `name: value`)",
+    "list_type": "must be a list",
+    "string_type": "must be a text; put it in quotes",
+}
+
+
+def _explain_platform(path: str, agent: dict[str, Any]) -> tuple[str, str]:
+    """(path, words) for an agent whose platform is not known, perhaps for a typo in the key."""
+    known = list(_agent_models())
+    for key in agent:
+        if "platform" not in agent and difflib.get_close_matches(key, ["platform"], 1, 0.7):
+            return f"{path}.{key}", "unknown key; did you mean platform?"
+    near = _nearest(str(agent.get("platform")), known)
+    return f"{path}.platform", f"must be one of {', '.join(known)}{near}"
 
 
 def _path(loc: Iterable[Any], tree: Any) -> str:
@@ -169,7 +204,7 @@ def _path(loc: Iterable[Any], tree: Any) -> str:
             continue
         out += f".{step}"
         node = node.get(step) if isinstance(node, dict) else None
-    return out.lstrip(".") or "config.yaml"
+    return out.lstrip(".") or "the file"
 
 
 _UNION_STEPS = {"str", "bool", "int", "float"}
@@ -236,6 +271,9 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
             path = f"routes.{route}[{i}]" + (".agent" if weighted else "")
             if isinstance(name, str) and name not in agents:
                 yield f"{path}: there is no agent {name!r}{_nearest(name, agents)}"
+    for name, agent in agents.items():
+        if isinstance(agent, dict) and _lacks_key(agent):
+            yield f"agents.{name}.api_key: is empty; {agent['base_url']} will ask for one"
     keys = (tree.get("auth") or {}).get("keys") if isinstance(tree.get("auth"), dict) else None
     seen: set[str] = set()
     for i, key in enumerate(keys if isinstance(keys, list) else []):
@@ -243,6 +281,12 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
         if isinstance(name, str) and name in seen:
             yield f"auth.keys[{i}].name: the name {name!r} is already used"
         seen.add(str(name))
+
+
+def _lacks_key(agent: dict[str, Any]) -> bool:
+    """A model server of one's own often has no key; the platforms always ask for one."""
+    has_one = agent.get("api_key") or agent.get("oauth") or agent.get("platform") == "openai"
+    return agent.get("base_url", DEMO) != DEMO and not has_one
 
 
 def _check_access(config: Config) -> Iterator[str]:
@@ -256,6 +300,3 @@ def _check_access(config: Config) -> Iterator[str]:
     for i, digest in enumerate(digests):
         if digest in digests[:i]:
             yield f"auth.keys[{i}].key: the same key stands in auth.keys[{digests.index(digest)}]"
-    for name, agent in config.agents.items():
-        if agent.lacks_key:
-            yield f"agents.{name}.api_key: is empty; {agent.base_url} will ask for one"

@@ -34,7 +34,7 @@ class Run:
 
     def __init__(self, upstream: Upstream, chat: ChatRequest, targets: list[Target]) -> None:
         self._upstream = upstream
-        self._chat = chat
+        self.chat = chat
         self._targets = targets
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
@@ -126,7 +126,7 @@ class Run:
 
     async def _ask(self, target: Target) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
-        step: Step = target.platform.prepare(self._chat)
+        step: Step = target.platform.prepare(self.chat)
         for _ in range(MAX_STEPS):
             if isinstance(step, First):
                 step = await self._learn(target, step)
@@ -134,18 +134,18 @@ class Run:
             exchange = await self._upstream.send(step, target.agent.timeouts.connect)
             self._exchange = exchange
             if await _is_answer(step, exchange):
-                self.decoder = target.platform.decoder(self._chat)
+                self.decoder = target.platform.decoder(self.chat)
                 return exchange
             reply = await exchange.reply()
             exchange.close()
-            step = target.platform.refused(reply, self._chat)
+            step = target.platform.refused(reply, self.chat)
         raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
 
     async def _learn(self, target: Target, step: First) -> Step:
         if not step.shared:
             return step.learn(await self._fetch(target, step.request))
         async with target.learning:
-            again = target.platform.prepare(self._chat)  # another call may have learned it by now
+            again = target.platform.prepare(self.chat)  # another call may have learned it by now
             if not isinstance(again, First):
                 return again
             return again.learn(await self._fetch(target, again.request))
@@ -258,7 +258,7 @@ class Run:
         exchange.close()
         if self.decoder is None or self._ended:
             return
-        if stop := self.target.platform.stop(self._chat, self.decoder):
+        if stop := self.target.platform.stop(self.chat, self.decoder):
             self._upstream.spawn(self._stop(self.target, stop))
 
     async def _stop(self, target: Target, request: UpstreamRequest) -> None:

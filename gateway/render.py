@@ -29,15 +29,24 @@ from gateway.usage import usage_body
 MAX_NOTES = 200  # entries of one list in the `gateway` member
 
 
+def public_id(chat: ChatRequest, agent: str, conversation: str) -> str:
+    """The conversation's id as the caller sees it: behind a route it names the agent as well."""
+    return f"{agent}:{conversation}" if chat.is_routed and conversation else conversation
+
+
 class Notes:
     """What goes into the `gateway` member of the final chunk or the whole answer."""
 
-    def __init__(self, agent: str) -> None:
+    def __init__(self, chat: ChatRequest, agent: str) -> None:
+        self._chat = chat
+        self._agent = agent
         self._members: dict[str, Any] = {"agent": agent}
+        self.conversation = ""
 
     def begin(self, delta: Begin) -> None:
-        if delta.conversation_id:
-            self._members["conversation_id"] = delta.conversation_id
+        self.conversation = public_id(self._chat, self._agent, delta.conversation_id)
+        if self.conversation:
+            self._members["conversation_id"] = self.conversation
         if delta.message_id:
             self._members["message_id"] = delta.message_id
 
@@ -74,7 +83,7 @@ class StreamRenderer:
         self._chat = chat
         self._created = created
         self._conversational = conversational
-        self._notes = Notes(agent)
+        self._notes = Notes(chat, agent)
         self._id = f"chatcmpl-{chat.call_id}"
         self._open = False
         self._said = False
@@ -121,7 +130,7 @@ class StreamRenderer:
     def _begin(self, delta: Begin) -> None:
         self._notes.begin(delta)
         if self._conversational and not self._open:
-            self._id = delta.conversation_id or delta.message_id or self._id
+            self._id = self._notes.conversation or delta.message_id or self._id
 
     def _start(self, parts: list[bytes]) -> None:
         """The role chunk, and with it everything that is the same in all chunks."""
@@ -186,7 +195,7 @@ class WholeRenderer:
         self._chat = chat
         self._created = created
         self._conversational = conversational
-        self._notes = Notes(agent)
+        self._notes = Notes(chat, agent)
         self._id = f"chatcmpl-{chat.call_id}"
         self._text: list[str] = []
         self._reasoning: list[str] = []
@@ -208,7 +217,7 @@ class WholeRenderer:
             elif isinstance(delta, Begin):
                 self._notes.begin(delta)
                 if self._conversational:
-                    self._id = delta.conversation_id or delta.message_id or self._id
+                    self._id = self._notes.conversation or delta.message_id or self._id
             elif isinstance(delta, Note):
                 self._notes.add(delta)
             elif isinstance(delta, Finish):

@@ -15,7 +15,7 @@ from gateway.errors import GatewayError, InternalError, UpstreamTimeout
 from gateway.keys import NOTED, UPSTREAM, header_value
 from gateway.messages import ChatRequest, Delta, Failed
 from gateway.relay import Run
-from gateway.render import StreamRenderer, WholeRenderer, error_frame
+from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.routing import Target
 from gateway.sse import KEEP_ALIVE
 
@@ -152,12 +152,11 @@ class _Stream:
 
 
 def _headers(run: Run) -> dict[str, str]:
-    headers = {
-        "x-gateway-agent": header_value(run.target.name),
-        "x-gateway-attempts": str(run.attempts),
-    }
+    agent = run.target.name
+    headers = {"x-gateway-agent": header_value(agent), "x-gateway-attempts": str(run.attempts)}
     if run.decoder is not None and run.decoder.conversation_id:
-        headers["x-conversation-id"] = header_value(run.decoder.conversation_id)
+        conversation = public_id(run.chat, agent, run.decoder.conversation_id)
+        headers["x-conversation-id"] = header_value(conversation)
     return headers
 
 

@@ -5,6 +5,7 @@ import difflib
 import random
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from zlib import crc32
 
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
 from gateway.errors import AgentNotFound, GatewayError, UpstreamUnavailable, shorten
@@ -52,6 +53,22 @@ class Target:
                 error.message = error.message.replace(secret, "***")
         error.message = shorten(error.message)
         return error
+
+
+def pin(targets: list[Target], conversation: str | None) -> tuple[list[Target], str | None]:
+    """The one target that a conversation stays with, and the conversation's id there.
+
+    A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
+    that the caller has made up (FastGPT takes those) goes by its hash, always to the same agent.
+    """
+    if len(targets) == 1 or not conversation:
+        return targets, conversation
+    label, _, own = conversation.partition(":")
+    for target in targets:
+        if own and target.name.lower() == label.lower():
+            return [target], own
+    by_name = sorted(targets, key=lambda target: target.name)
+    return [by_name[crc32(conversation.encode()) % len(by_name)]], conversation
 
 
 class Routing:

@@ -58,7 +58,11 @@ class Secret:
         return core_schema.no_info_after_validator_function(
             lambda value: value if isinstance(value, cls) else cls(value),
             core_schema.union_schema(
-                [core_schema.is_instance_schema(cls), core_schema.str_schema()]
+                [
+                    core_schema.is_instance_schema(cls),
+                    core_schema.str_schema(coerce_numbers_to_str=True),
+                ],
+                custom_error_type="string_type",
             ),
             serialization=core_schema.plain_serializer_function_ser_schema(str),
         )

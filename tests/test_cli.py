@@ -99,12 +99,17 @@ def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
     assert "dify: dify at demo" in good.stdout
     bad = tmp_path / "bad.yaml"
     bad.write_text("agents: {a: {platform: dfy}}\nsever: {}\n")
-    for command in (["check"], ["serve"], []):
-        told = run(*command, "--config", str(bad))
+    option = ["--config", str(bad)]
+    for command in (["check", *option], [*option, "check"], ["serve", *option], option):
+        told = run(*command)
         assert told.returncode == 1
         assert "did you mean dify?" in told.stderr
         assert "sever: unknown key; did you mean server?" in told.stderr
         assert "Traceback" not in told.stderr
+
+
+def test_a_gateway_that_nobody_could_call_is_told():
+    assert "nobody can call" in run("check", HOST="0.0.0.0").stdout
 
 
 def test_a_port_that_is_taken_is_told_without_a_traceback():

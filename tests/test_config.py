@@ -65,6 +65,7 @@ extra: 1
         "agents.e: given twice",
         "agents.w: workflow_id is needed",
         "agents.z.base_url: must begin with http",
+        "agents.z.api_key: is empty",
         "agents.E.base_url: must not contain a user name",
         "agents.E: the name is already used by agents.e",
         "routes.x[0]: there is no agent 'dd'",
@@ -147,6 +148,28 @@ def test_a_real_platform_without_a_key_is_told_except_openais_kind():
         "agents.a.api_key: is empty; http://x will ask for one"
     ]
     assert parse("agents: {a: {platform: openai, base_url: 'http://localhost:11434'}}", {})
+
+
+def test_ids_that_yaml_takes_for_numbers_are_texts():
+    text = "agents: {1: {platform: coze, base_url: 'http://x', api_key: 123456789, bot_id: 7553123412341234123}, yes: {platform: dify}}"
+    agents = parse(text, {}).agents
+    assert list(agents) == ["1", "yes"]
+    assert agents["1"].bot_id == "7553123412341234123"
+    assert agents["1"].api_key.reveal() == "123456789"
+
+
+def test_a_typo_in_the_word_platform_is_told_as_such():
+    assert problems("agents: {a: {platfrom: dify}}") == [
+        "agents.a.platfrom: unknown key; did you mean platform?"
+    ]
+
+
+def test_host_and_port_of_the_environment_hold_where_the_file_says_nothing():
+    environ = {"HOST": "127.0.0.5", "PORT": "3009"}
+    assert parse(AGENT, environ).server.port == 3009
+    assert parse(AGENT, environ).server.host == "127.0.0.5"
+    assert parse(AGENT + "server: {port: 4000}", environ).server.port == 4000
+    assert parse(AGENT, environ, port=5000).server.port == 5000
 
 
 def test_secrets_are_not_in_problems_or_in_the_repr():

@@ -1,5 +1,7 @@
 """An OpenAI-compatible model server."""
 
+import base64
+import struct
 import time
 from typing import Any
 
@@ -39,9 +41,11 @@ class OpenAIDemo(Demo):
             return refusal
         given = body.get("input")
         inputs = given if isinstance(given, list) else [given]
+        vectors = [[round(len(str(text)) / 100, 4), 0.5] for text in inputs]
+        packed = body.get("encoding_format") == "base64"
         data = [
-            {"object": "embedding", "index": i, "embedding": [round(len(str(text)) / 100, 4), 0.5]}
-            for i, text in enumerate(inputs)
+            {"object": "embedding", "index": i, "embedding": _packed(v) if packed else v}
+            for i, v in enumerate(vectors)
         ]
         usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
         return json({"object": "list", "data": data, "model": body.get("model"), "usage": usage})
@@ -65,6 +69,10 @@ class OpenAIDemo(Demo):
         tool = _tool_to_call(body, messages)
         if body.get("stream") is True:
             return await self._stream(request, body, speech, tool)
+        if speech.fault == "break":
+            return error(500, "The failure you asked for.", "server_error", None)
+        if speech.fault == "cut" and request.transport is not None:
+            request.transport.abort()
         return json(self._whole(body, speech, tool))
 
     def head(self, body: dict[str, Any], kind: str) -> dict[str, Any]:
@@ -126,6 +134,11 @@ class OpenAIDemo(Demo):
                 frame = dumps({"error": {**fault, "param": None, "code": None}})
                 await stream.write(b"data: " + frame + b"\n\n")
         return await stream.close()
+
+
+def _packed(vector: list[float]) -> str:
+    """32-bit floats in base64, which OpenAI's SDKs ask for."""
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
 def _count(n: Any) -> int:

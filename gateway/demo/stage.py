@@ -4,7 +4,7 @@ import asyncio
 import uuid
 from collections import OrderedDict
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 from aiohttp import web
@@ -32,7 +32,7 @@ class Demo:
         self._conversations: OrderedDict[str, list[str]] = OrderedDict()
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=32 << 20)
+        app = web.Application(client_max_size=32 << 20, middlewares=[_leavers_are_no_error])
         for method, path, handler in self.routes():
             app.router.add_route(method, path, handler)
         return app
@@ -85,6 +85,14 @@ class Demo:
                 stream.cut()
                 raise Broken
             yield "say", piece
+
+
+@web.middleware
+async def _leavers_are_no_error(request: web.Request, handler: Any) -> web.StreamResponse:
+    try:
+        return cast(web.StreamResponse, await handler(request))
+    except ConnectionError:  # also of a connection that `#cut` has cut
+        raise asyncio.CancelledError from None
 
 
 class Broken(Exception):

@@ -58,3 +58,4 @@ async def add_request_id(request: web.BaseRequest, response: web.StreamResponse)
     """Signal handler: every answer carries the id, streams and errors too."""
     if request_id := request.get(REQUEST_ID):
         response.headers["x-request-id"] = request_id
+    response.headers["Server"] = "ai-gateway"

@@ -13,7 +13,7 @@ from gateway.errors import Forbidden, InvalidRequest
 from gateway.keys import CALLER, STATE
 from gateway.messages import ChatRequest, Media, MediaKind, Message
 from gateway.reply import reply
-from gateway.routing import Target
+from gateway.routing import Target, pin
 
 Id = Annotated[str, Field(max_length=1024)]
 
@@ -83,14 +83,18 @@ async def chat(request: web.Request) -> web.StreamResponse:
     media = tuple(_media(file) for file in body.files)
     if not body.query.strip() and not media:
         raise InvalidRequest("'query' is missing: put the question there.", param="query")
-    _check_id(body.conversation_id or body.chat_id)
+    given = body.conversation_id or body.chat_id or None
+    _check_id(given)
+    is_routed = len(targets) > 1
+    targets, conversation = pin(targets, given)
     question = ChatRequest(
-        model=name if len(targets) > 1 else targets[0].name,
+        model=name if is_routed else targets[0].name,
         messages=(Message("user", body.query, media),),
         user=body.user or body.uid or request[CALLER].id,
         stream=body.stream,
         detail=body.detail,
-        conversation_id=body.conversation_id or body.chat_id or None,
+        conversation_id=conversation,
+        is_routed=is_routed,
         variables=_variables(body),
     )
     if body.app_id:

@@ -15,7 +15,7 @@ from gateway.messages import ChatRequest, Message
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.reply import reply
-from gateway.routing import Routing, Target
+from gateway.routing import Routing, Target, pin
 from gateway.turns import read_turns
 from gateway.upstream import Exchange
 
@@ -29,6 +29,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     targets = state.routing.resolve(model)
+    is_routed = len(targets) > 1
+    targets, conversation = pin(targets, _conversation(request, body))
     options = body.get("stream_options")
     chat = ChatRequest(
         model=model,
@@ -36,7 +38,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         user=_text(body, "user") or request[CALLER].id,
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
-        conversation_id=_conversation(request, body),
+        conversation_id=conversation,
+        is_routed=is_routed,
         variables=_object(body, "variables") or _object(body, "inputs"),
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         raw=body,

@@ -52,6 +52,25 @@ async def test_the_id_continues_the_platforms_conversation(all_five, agent, name
     assert "上一个问题" not in other["choices"][0]["message"]["content"]
 
 
+async def test_behind_a_route_a_conversation_stays_with_its_agent(gateway, demo):
+    agents = {}
+    for name in ("dify", "coze"):
+        served = await demo(name)
+        agents[name] = {**AGENTS[name], "base_url": served.url}
+    shared = [{"agent": "dify", "weight": 1}, {"agent": "coze", "weight": 1}]
+    gw = await gateway(agents=agents, routes={"shared": shared})
+    for i in range(12):
+        first = await gw.chat("shared", f"第{i}个", user="u")
+        id_ = (await first.json())["id"]
+        assert id_.startswith(first.headers["x-gateway-agent"] + ":")
+        second = await gw.chat("shared", "接着说", user="u", conversation_id=id_, stream=True)
+        got = streamed(await second.read())
+        assert f"你上一个问题是“第{i}个”" in got["text"]
+        assert got["ids"] == {id_}
+        third = await gw.complete("shared", user="u", conversation_id=id_)
+        assert third.headers["x-conversation-id"] == id_
+
+
 async def test_an_unknown_conversation_is_404_and_says_what_to_do(all_five):
     gw, _ = all_five
     answer = await gw.chat("dify", user="u", conversation_id="11111111-1111-4111-8111-111111111111")
