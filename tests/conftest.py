@@ -1,6 +1,7 @@
 """Shared fixtures: a real gateway and real upstreams, all on loopback sockets."""
 
 import asyncio
+import io
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -31,7 +32,7 @@ class Gateway:
 
     def post(self, path: str, body: Any = None, **kwargs: Any):
         if body is not None:
-            kwargs["data"] = body if isinstance(body, bytes) else orjson.dumps(body)
+            kwargs["data"] = io.BytesIO(body if isinstance(body, bytes) else orjson.dumps(body))
         return self.client.post(self.url + path, **kwargs)
 
     def get(self, path: str, **kwargs: Any):

@@ -129,6 +129,7 @@ async def test_answers_errors_and_streams_carry_the_origin_header(guarded):
         await guarded.post("/v1/chat/completions", body, headers=key),
     ]
     assert [answer.status for answer in answers] == [401, 404, 200]
+    assert [bool(await answer.read()) for answer in answers] == [True] * 3
     for answer in answers:
         assert answer.headers["Access-Control-Allow-Origin"] == "*"
         assert "x-request-id" in answer.headers["Access-Control-Expose-Headers"]

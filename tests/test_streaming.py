@@ -209,7 +209,9 @@ async def test_a_client_that_leaves_closes_the_upstream_request(gateway, scripte
         call = asyncio.ensure_future(leaver.post(f"{gw.url}/v1/chat/completions", json=body))
         await until(lambda: upstream.requests)
         if pieces == [HELLO[0]]:
-            await (await call).content.readany()
+            answer = await call
+            await answer.content.readany()
+            answer.close()
         else:
             await asyncio.sleep(0.1)
             call.cancel()
