@@ -1,42 +1,44 @@
 """A deadline for a task's waiting that can be moved for the price of an assignment."""
 
 import asyncio
+from collections.abc import Callable
 
 
 class Alarm:
-    """Interrupts what the current task awaits between `wait_until` and `stop_waiting`.
+    """Interrupts what the current task awaits while `at` is set.
 
     `asyncio.timeout` sets and clears a timer every time. A stream reads some fifty times a second
     and its deadline moves with every read, so here one timer runs on: when it goes off before the
-    deadline as it stands by then, it is set anew.
+    deadline as it stands by then, it is set anew. It goes off every `look_s` at least, and then
+    also interrupts if `is_broken` says that there is nothing to wait for.
 
-        alarm.wait_until(moment)
+        alarm.at = moment
+        if moment < alarm.goes_off_at:
+            alarm.set(moment)
         try:
             await something
         except asyncio.CancelledError:
             if not alarm.has_rung():
                 raise
         finally:
-            alarm.stop_waiting()
+            alarm.at = None
     """
 
-    def __init__(self) -> None:
+    def __init__(self, look_s: float = 1.0, is_broken: Callable[[], bool] = lambda: False) -> None:
+        self.at: float | None = None  # loop time; None while the task is not to be interrupted
+        self.goes_off_at = float("inf")
+        self._look_s = look_s
+        self._is_broken = is_broken
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
-        self._at: float | None = None  # None while the task is not waiting
         self._timer: asyncio.TimerHandle | None = None
-        self._timer_at = 0.0
         self._rang = False
 
-    def wait_until(self, moment: float) -> None:
-        """From now on interrupt the task at loop time `moment`."""
-        self._at = moment
-        if self._timer is None or self._timer_at > moment:
-            self._set(moment)
-
-    def stop_waiting(self) -> None:
-        """The task does something else now, which is not to be interrupted."""
-        self._at = None
+    def set(self, moment: float) -> None:
+        """Let the timer go off at `moment`, or after `look_s` if that is sooner."""
+        self.close()
+        self.goes_off_at = min(moment, self._loop.time() + self._look_s)
+        self._timer = self._loop.call_at(self.goes_off_at, self._go_off)
 
     def has_rung(self) -> bool:
         """Whether the cancellation just caught was the alarm's own, and nobody else's as well."""
@@ -48,17 +50,14 @@ class Alarm:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self.goes_off_at = float("inf")
 
-    def _set(self, moment: float) -> None:
-        self.close()
-        self._timer, self._timer_at = self._loop.call_at(moment, self._ring), moment
-
-    def _ring(self) -> None:
-        self._timer = None
-        if self._at is None:
-            return
-        if self._loop.time() < self._at:
-            self._set(self._at)
+    def _go_off(self) -> None:
+        self._timer, self.goes_off_at = None, float("inf")
+        if self.at is None:
+            return  # whoever waits next sets it again
+        if self._loop.time() < self.at and not self._is_broken():
+            self.set(self.at)
             return
         self._rang = True
         assert self._task is not None

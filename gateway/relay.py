@@ -39,7 +39,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
-        self._alarm = Alarm()
+        self._alarm = Alarm(LOOK_S, self._is_gone)
         self._read_at = 0.0
         self._idle_s = 0.0
         self._received = 0
@@ -166,23 +166,26 @@ class Run:
         ends = self._read_at + (GRACE_S if decoder.ending else self._idle_s)
         if until is not None and until < ends:
             ends = until
-        while True:
-            self._alarm.wait_until(min(ends, self._loop.time() + LOOK_S))
-            try:
-                chunk = await exchange.read_some()
-            except asyncio.CancelledError:
-                if not self._alarm.has_rung():
-                    raise  # the caller has left
-                if exchange.is_gone:
-                    return self._broken(ConnectionResetError())
-                if self._loop.time() >= ends:
-                    return None if ends == until else self._silence()
-            except Exception as error:
-                return self._broken(error)
-            else:
-                return self._take(chunk)
-            finally:
-                self._alarm.stop_waiting()
+        alarm = self._alarm
+        alarm.at = ends
+        if ends < alarm.goes_off_at:
+            alarm.set(ends)
+        try:
+            chunk = await exchange.read_some()
+        except asyncio.CancelledError:
+            if not alarm.has_rung():
+                raise  # the caller has left
+            if exchange.is_gone:
+                return self._broken(ConnectionResetError())
+            return None if ends == until else self._silence()
+        except Exception as error:
+            return self._broken(error)
+        finally:
+            alarm.at = None
+        return self._take(chunk)
+
+    def _is_gone(self) -> bool:
+        return self._exchange is not None and self._exchange.is_gone
 
     def _take(self, chunk: bytes) -> list[Delta]:
         """The deltas of one network chunk; b"" is the end of the body."""

@@ -6,7 +6,9 @@ from gateway.alarm import Alarm
 
 
 async def wait_with(alarm: Alarm, seconds: float, work) -> str:
-    alarm.wait_until(asyncio.get_running_loop().time() + seconds)
+    alarm.at = asyncio.get_running_loop().time() + seconds
+    if alarm.at < alarm.goes_off_at:
+        alarm.set(alarm.at)
     try:
         await work
         return "done"
@@ -15,7 +17,7 @@ async def wait_with(alarm: Alarm, seconds: float, work) -> str:
             raise
         return "rang"
     finally:
-        alarm.stop_waiting()
+        alarm.at = None
 
 
 async def test_it_interrupts_a_wait_and_leaves_the_task_uncancelled():
@@ -80,4 +82,13 @@ async def test_an_outer_timeout_wins_over_a_later_alarm():
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await wait_with(alarm, 10, asyncio.sleep(20))
+    alarm.close()
+
+
+async def test_it_looks_now_and_then_whether_there_is_anything_to_wait_for():
+    broken = []
+    alarm = Alarm(look_s=0.01, is_broken=lambda: bool(broken))
+    asyncio.get_running_loop().call_later(0.05, broken.append, True)
+    async with asyncio.timeout(2):
+        assert await wait_with(alarm, 60, asyncio.sleep(60)) == "rang"
     alarm.close()
