@@ -71,11 +71,11 @@ class Parser:
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
         """LF for CRLF and CR, also where a CRLF is cut between two chunks."""
-        if self._after_cr and chunk:
-            chunk = chunk.removeprefix(b"\n")
-        if chunk:
-            self._after_cr = chunk.endswith(b"\r")
-        return chunk.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
+        if not chunk:
+            return chunk
+        rest = chunk.removeprefix(b"\n") if self._after_cr else chunk
+        self._after_cr = chunk.endswith(b"\r")
+        return rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _is_one_line_of_data(self, chunk: bytes) -> bool:
         """Whether `chunk` is just one event of the commonest form: nearly all chunks are."""

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway import sse
@@ -36,6 +36,10 @@ def test_all_three_line_ends(end):
     assert parse(*(raw[i : i + 1] for i in range(len(raw)))) == [("a", b"1"), ("", b"2")]
 
 
+def test_a_crlf_cut_in_the_middle_is_one_line_end():
+    assert parse(b"data: a\r", b"\n", b"\ndata: b\n\n") == [("", b"a"), ("", b"b")]
+
+
 def test_unicode_line_separators_do_not_end_a_line():
     data = '{"t":"a\u2028b\u0085c"}'.encode()
     assert parse(b"data: " + data + b"\n\n") == [("", data)]
@@ -70,6 +74,7 @@ LINES = st.sampled_from(
 ENDS = st.sampled_from([b"\n", b"\r\n", b"\r"])
 
 
+@settings(max_examples=500)
 @given(st.lists(st.tuples(LINES, ENDS), max_size=20), st.data())
 def test_any_split_of_any_stream_gives_the_same_events(lines, data):
     raw = b"".join(line + end for line, end in lines)
