@@ -248,6 +248,7 @@ class DifyDecoder(EventDecoder):
         self._split = ThinkingSplitter()
         self._speaker: Any = None  # the node that is talking, in a chatflow
         self._shown: list[str] = []  # the answer so far, for what repeats or replaces it
+        self._has_reasoning = False
         self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
         self._files: set[str] = set()
@@ -339,6 +340,14 @@ class DifyDecoder(EventDecoder):
 
     def _on_reasoning(self, event: dict[str, Any], out: list[Delta]) -> None:
         if text := as_text(as_object(event.get("data")).get("reasoning")):
+            self._has_reasoning = True
+            out.append(Reasoning(text))
+
+    def _add_reasoning(self, text: str, out: list[Delta]) -> None:
+        """From 1.9 to 1.15 separated thinking comes with the node's end only; clients want it
+        before the answer, so behind one it is left out."""
+        if text.strip() and not (self._has_reasoning or self._shown):
+            self._has_reasoning = True
             out.append(Reasoning(text))
 
     # What stands beside the text.
@@ -374,7 +383,9 @@ class DifyDecoder(EventDecoder):
         }
         out.append(Note("progress", [step]))
         if event.get("event") == "node_finished" and node.get("node_type") == "llm":
-            usage = as_object(as_object(node.get("outputs")).get("usage"))
+            outputs = as_object(node.get("outputs"))
+            self._add_reasoning(as_text(outputs.get("reasoning_content")), out)
+            usage = as_object(outputs.get("usage"))
             self._nodes_usage.prompt += as_count(usage.get("prompt_tokens"))
             self._nodes_usage.completion += as_count(usage.get("completion_tokens"))
 

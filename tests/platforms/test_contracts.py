@@ -58,6 +58,16 @@ def test_each_node_of_a_workflow_may_think():
     assert (got["reasoning"], got["text"]) == ("xy", "AB")
 
 
+def test_thinking_that_comes_with_the_nodes_end_is_told_once_and_before_the_answer():
+    node = {"node_type": "llm", "outputs": {"reasoning_content": "想"}}
+    finished = ("node_finished", {"data": node})
+    start, said = ("workflow_started", {}), ("message", {"answer": "好"})
+    assert dify(start, finished, said, DONE, FINISHED)["reasoning"] == "想"
+    assert "reasoning" not in dify(start, said, finished, DONE, FINISHED)
+    streamed = ("reasoning_chunk", {"data": {"reasoning": "想"}})
+    assert dify(start, streamed, finished, said, DONE, FINISHED)["reasoning"] == "想"
+
+
 def test_a_replacement_is_split_too_and_what_follows_is_answer():
     got = dify(
         ("message", {"answer": "<think>想"}),
