@@ -201,7 +201,7 @@ def _on_signals(stop: asyncio.Event) -> None:
 
 def _greet(config: "Config", port: int) -> None:
     host = config.server.host
-    shown = "localhost" if config.binds_loopback else f"[{host}]" if ":" in host else host
+    shown = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
     log.info("AI Gateway %s listens on http://%s:%d", gateway.__version__, shown, port)
     for name, agent in config.agents.items():
         where = "demo, answers by itself" if agent.is_demo else agent.base_url

@@ -272,7 +272,7 @@ class RouteTarget(Model):
 
 
 def _agent_name(value: Any) -> Any:
-    return {"agent": value} if isinstance(value, str) else value
+    return {"agent": str(value)} if isinstance(value, str | int) else value
 
 
 AnyTarget = Annotated[

@@ -64,7 +64,13 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that leaves keys as they are written: `1` and `yes` are names here."""
+    """SafeLoader that leaves words as they are written.
+
+    Names, ids and keys are often digits: `0123`, `12:34`, `1.10` and `yes` stay what they are, and
+    so does every key of a mapping. Only plain whole numbers, true, false and null mean something.
+    """
+
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - where PyYAML looks
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -74,6 +80,18 @@ class _Loader(yaml.SafeLoader):
             )
             for key, value in node.value
         }
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int", re.compile(r"^(?:0|-?[1-9][0-9]{0,17})$"), list("-0123456789")
+)
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:null", re.compile(r"^(?:~|null|Null|NULL|)$"), ["~", "n", "N", ""]
+)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 
 
 def _read_yaml(text: str, problems: list[str]) -> Any:
@@ -291,6 +309,8 @@ def _lacks_key(agent: dict[str, Any]) -> bool:
 
 def _check_access(config: Config) -> Iterator[str]:
     auth = config.auth
+    if config.server.ops_port and config.server.ops_port == config.server.port:
+        yield "server.ops_port: must be another port than server.port"
     if config.anonymous and not config.binds_loopback and not auth.anonymous_anywhere:
         yield (
             f"auth.anonymous: anyone who reaches {config.server.host} could use your agents;"

@@ -110,7 +110,7 @@ class PassThrough:
                 kept.append(block)
                 self.done = True
                 break
-            error = _object(payload).get("error") if b'"error"' in payload else None
+            error = _error_of(payload) if b'"error"' in payload else None
             if error or any(event.name == "error" for event in events):
                 self.done = True
                 return b"".join(kept), Failed(self._explain(error or _object(payload)))
@@ -193,6 +193,15 @@ def _object(data: bytes) -> dict[str, Any]:
     except orjson.JSONDecodeError:
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _error_of(payload: bytes) -> Any:
+    """The event's error; what cannot be read and speaks of one is taken for one."""
+    try:
+        value = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return {"message": "it sent an error that is not JSON"}
+    return value.get("error") if isinstance(value, dict) else None
 
 
 def _last_usage(data: bytes) -> Usage | None:

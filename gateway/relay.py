@@ -94,7 +94,7 @@ class Run:
         wait_s = target.agent.timeouts.first_delta
         try:
             async with asyncio.timeout(wait_s) as patience:
-                exchange = await self._ask(target)
+                exchange = await self._ask(target, patience)
                 return await self._first_deltas(exchange, patience, wait_s)
         except TimeoutError:
             raise UpstreamTimeout(
@@ -124,13 +124,15 @@ class Run:
                 patience.reschedule(self._loop.time() + wait_s)
         return out
 
-    async def _ask(self, target: Target) -> Exchange:
+    async def _ask(self, target: Target, patience: asyncio.Timeout) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
         step: Step = target.platform.prepare(self.chat)
         for _ in range(MAX_STEPS):
             if isinstance(step, First):
                 step = await self._learn(target, step)
                 continue
+            if not step.stream:  # a whole answer begins when it is whole: only `total` holds
+                patience.reschedule(None)
             exchange = await self._upstream.send(step, target.agent.timeouts.connect)
             self._exchange = exchange
             if await _is_answer(step, exchange):

@@ -29,9 +29,9 @@ from gateway.usage import usage_body
 MAX_NOTES = 200  # entries of one list in the `gateway` member
 
 
-def public_id(chat: ChatRequest, agent: str, conversation: str) -> str:
-    """The conversation's id as the caller sees it: behind a route it names the agent as well."""
-    return f"{agent}:{conversation}" if chat.is_routed and conversation else conversation
+def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
+    """A platform's id as the caller sees it: behind a route it names the agent as well."""
+    return f"{agent}:{id_}" if chat.is_routed and id_ else id_
 
 
 class Notes:
@@ -41,12 +41,14 @@ class Notes:
         self._chat = chat
         self._agent = agent
         self._members: dict[str, Any] = {"agent": agent}
-        self.conversation = ""
+        self.id = ""
 
     def begin(self, delta: Begin) -> None:
-        self.conversation = public_id(self._chat, self._agent, delta.conversation_id)
-        if self.conversation:
-            self._members["conversation_id"] = self.conversation
+        conversation = public_id(self._chat, self._agent, delta.conversation_id)
+        if conversation:
+            self._members["conversation_id"] = conversation
+        # Without a conversation the answer's own id leads back to the agent at least.
+        self.id = conversation or public_id(self._chat, self._agent, delta.message_id)
         if delta.message_id:
             self._members["message_id"] = delta.message_id
 
@@ -130,7 +132,7 @@ class StreamRenderer:
     def _begin(self, delta: Begin) -> None:
         self._notes.begin(delta)
         if self._conversational and not self._open:
-            self._id = self._notes.conversation or delta.message_id or self._id
+            self._id = self._notes.id or self._id
 
     def _start(self, parts: list[bytes]) -> None:
         """The role chunk, and with it everything that is the same in all chunks."""
@@ -217,7 +219,7 @@ class WholeRenderer:
             elif isinstance(delta, Begin):
                 self._notes.begin(delta)
                 if self._conversational:
-                    self._id = self._notes.conversation or delta.message_id or self._id
+                    self._id = self._notes.id or self._id
             elif isinstance(delta, Note):
                 self._notes.add(delta)
             elif isinstance(delta, Finish):

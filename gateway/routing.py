@@ -51,6 +51,7 @@ class Target:
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= _SECRET_LENGTH:
                 error.message = error.message.replace(secret, "***")
+                error.param = error.param and error.param.replace(secret, "***")
         error.message = shorten(error.message)
         return error
 
@@ -63,10 +64,10 @@ def pin(targets: list[Target], conversation: str | None) -> tuple[list[Target], 
     """
     if len(targets) == 1 or not conversation:
         return targets, conversation
-    label, _, own = conversation.partition(":")
-    for target in targets:
-        if own and target.name.lower() == label.lower():
-            return [target], own
+    for target in sorted(targets, key=lambda target: -len(target.name)):
+        label = f"{target.name}:"
+        if conversation.lower().startswith(label.lower()) and conversation != label:
+            return [target], conversation[len(label) :]
     by_name = sorted(targets, key=lambda target: target.name)
     return [by_name[crc32(conversation.encode()) % len(by_name)]], conversation
 

@@ -203,7 +203,7 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
         "The upstream did not answer in time.",
     ),
     (
-        (aiohttp.ServerDisconnectedError, ConnectionError, RuntimeError),
+        (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError, RuntimeError),
         UpstreamCut,
         "The upstream closed the connection without an answer.",
     ),

@@ -41,6 +41,18 @@ async def test_a_key_cut_by_the_length_limit_does_not_show_its_beginning(gateway
         assert "unusual" not in await (await gw.chat("bot")).text()
 
 
+async def test_a_key_in_any_member_of_an_error_is_masked(gateway, scripted):
+    key = "ZebraKey-Quite.Secret99"
+    body = orjson.dumps({"error": {"message": key, "param": key, "code": key, "type": key}})
+    for status in (400, 401, 404, 409, 422, 429, 500):
+        upstream = await scripted(Script([body], status=f"{status} X", headers=JSON))
+        gw = await gateway(agents={"bot": bot("openai", upstream.url, api_key=key, retries=0)})
+        for path in ("/v1/chat/completions", "/v1/embeddings"):
+            body_ = {"model": "bot", "messages": [{"role": "user", "content": "x"}]}
+            assert "Zebra" not in await (await gw.post(path, body_)).text()
+        assert "Zebra" not in await (await gw.chat("bot")).text()
+
+
 async def test_halves_of_keys_headers_and_tokens_are_masked_too(gateway, scripted):
     secret, header = "thesecrethalf99", "header-value-42"
     body = orjson.dumps({"error": {"message": f"bad {secret} in {header}", "code": 7}})
@@ -183,7 +195,7 @@ async def test_a_plain_path_and_its_query_are_passed_on(gateway, scripted):
 )
 async def test_pass_on_has_time_limits_and_gives_its_place_back(gateway, scripted, script):
     upstream = await scripted(script)
-    limits = {"first_delta": "200ms", "idle": "200ms"}
+    limits = {"total": "300ms", "idle": "200ms"}
     gw = await gateway(agents={"bot": bot("openai", upstream.url, timeouts=limits)})
     answer = await gw.post("/v1/embeddings", {"model": "bot", "input": "x"})
     if script.pieces:  # it had begun, so all that is left is to cut it

@@ -158,6 +158,21 @@ def test_ids_that_yaml_takes_for_numbers_are_texts():
     assert agents["1"].api_key.reveal() == "123456789"
 
 
+@pytest.mark.parametrize(
+    "written",
+    ["0123", "12:34:56", "0777123456", "7_553", "1.10", "0x10", "1e3", "2026-11-22", "no"],
+)
+def test_words_that_look_like_numbers_stay_as_they_are_written(written):
+    text = f"agents: {{a: {{platform: coze, bot_id: {written}, headers: {{X: {written}}}}}}}"
+    agent = parse(text, {}).agents["a"]
+    assert (agent.bot_id, agent.headers["X"]) == (written, written)
+
+
+def test_a_route_may_name_agents_that_look_like_numbers():
+    text = "agents: {1: {platform: dify}, yes: {platform: dify}}\nroutes: {x: [1, yes]}"
+    assert [target.agent for target in parse(text, {}).routes["x"]] == ["1", "yes"]
+
+
 def test_a_typo_in_the_word_platform_is_told_as_such():
     assert problems("agents: {a: {platfrom: dify}}") == [
         "agents.a.platfrom: unknown key; did you mean platform?"

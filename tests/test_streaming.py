@@ -116,6 +116,15 @@ async def test_headers_that_never_come_are_504(gateway, scripted):
     assert (await gw.complete("bot")).status == 504
 
 
+async def test_a_whole_answer_of_an_openai_upstream_has_all_the_time_there_is(gateway, scripted):
+    body = b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
+    headers = {"Content-Type": "application/json"}
+    upstream = await scripted(Script([0.3, body], headers=headers, before_headers_s=0.3))
+    bot = {**AGENTS["openai"], "base_url": upstream.url, "timeouts": {"first_delta": "100ms"}}
+    gw = await gateway(agents={"bot": bot})
+    assert (await gw.complete("bot")).status == 200
+
+
 async def test_steps_of_a_workflow_are_no_silence(gateway, scripted):
     step = dify("node_started", data={"node_type": "llm", "title": "t"})
     pieces = [dify("workflow_started"), *([0.2, step] * 4), HELLO[0], END,

@@ -267,7 +267,7 @@ class DifyDecoder(EventDecoder):
             self._say(as_text(event.get("answer")), out, selector)
             return
         handle = self._HANDLERS.get(kind) if isinstance(kind, str) else None
-        if kind == "error" or (kind is None and "code" in event and "message" in event):
+        if kind == "error" or (kind is None and ("message" in event or "error" in event)):
             raise _explain_event(event)
         if not self._begun and kind not in (None, "ping"):
             self._begin(event, out)
@@ -548,7 +548,8 @@ def _plain(words: str) -> str:
 
 def _explain_event(event: dict[str, Any]) -> GatewayError:
     """The `error` event: the run had begun, so `invalid_param` is rarely the caller's doing."""
-    code, words = as_id(event.get("code")), _plain(as_text(event.get("message")))
+    code = as_id(event.get("code"))
+    words = _plain(as_text(event.get("message")) or as_text(event.get("error")))
     if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
         return explain_words("Dify", words)
     status = as_count(event.get("status"))

@@ -90,6 +90,8 @@ class OpenAICompatible:
             return self._agent.model
         if self._agent.models:
             return self._agent.models[0]
+        if asked.strip().lower() != self._name.lower():
+            return asked  # the name of a route, which is likely that of a model
         raise InvalidRequest(
             f"Say which model of {self._name!r} to use: {self._name}/<model>.", param="model"
         )

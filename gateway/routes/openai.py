@@ -3,6 +3,7 @@
 import asyncio
 import re
 from typing import Any
+from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
@@ -64,7 +65,7 @@ def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
 def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     """A platform's conversation to continue, from the body or a header."""
     given = _text(body, "conversation_id") or _text(body, "chat_id")
-    given = given or request.headers.get("x-conversation-id", "").strip()
+    given = given or unquote(request.headers.get("x-conversation-id", "").strip())
     if len(given) > _MAX_ID or not given.isprintable():
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
     return given or None
@@ -168,11 +169,10 @@ async def _copy(
     timeouts = target.agent.timeouts
     exchange: Exchange | None = None
     try:
-        async with asyncio.timeout(timeouts.first_delta):
-            exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect)
-            if exchange.status != 200:
-                raise _refusal(await exchange.reply())
-            await exchange.peek()
+        exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect)
+        if exchange.status != 200:
+            raise _refusal(await exchange.reply())
+        await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)

@@ -71,6 +71,26 @@ async def test_behind_a_route_a_conversation_stays_with_its_agent(gateway, demo)
         assert third.headers["x-conversation-id"] == id_
 
 
+async def test_a_route_of_mixed_agents_can_always_be_continued(gateway, demo):
+    agents = {}
+    for name in ("openai", "dify", "客:服"):
+        served = await demo("dify" if name == "客:服" else name)
+        agents[name] = {**AGENTS.get(name, AGENTS["dify"]), "base_url": served.url}
+    shared = [{"agent": name, "weight": 1} for name in agents]
+    gw = await gateway(agents=agents, routes={"mix": shared})
+    for _ in range(15):
+        first = await gw.complete("mix", user="u")
+        chat = await gw.chat("mix", user="u")
+        id_ = (await chat.json())["id"]
+        again = await gw.chat("mix", user="u", conversation_id=id_)
+        assert again.status == 200
+        assert again.headers["x-gateway-agent"] == chat.headers["x-gateway-agent"]
+        if told := first.headers.get("x-conversation-id"):
+            body = {"model": "mix", "user": "u", "messages": [{"role": "user", "content": "x"}]}
+            back = await gw.post("/v1/chat/completions", body, headers={"x-conversation-id": told})
+            assert back.headers["x-gateway-agent"] == first.headers["x-gateway-agent"]
+
+
 async def test_an_unknown_conversation_is_404_and_says_what_to_do(all_five):
     gw, _ = all_five
     answer = await gw.chat("dify", user="u", conversation_id="11111111-1111-4111-8111-111111111111")
