@@ -23,6 +23,7 @@ GRACE_S = 2.0  # how long a complete answer waits for what may follow it
 # aiohttp does not always wake a reader whose connection broke: look after so much silence.
 LOOK_S = 1.0
 _FETCH_S = 30.0
+_EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")  # what an event stream begins with
 _STOP_S = 10.0
 
 
@@ -40,6 +41,7 @@ class Run:
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
         self._alarm = Alarm(LOOK_S, self._is_gone)
+        self._early: list[Delta] = []  # of the present attempt, before the first content
         self._read_at = 0.0
         self._idle_s = 0.0
         self._received = 0
@@ -87,7 +89,7 @@ class Run:
 
     async def _attempt(self, target: Target) -> list[Delta]:
         self.attempts += 1
-        self.target, self.decoder, self.over = target, None, False
+        self.target, self.decoder, self.over, self._early = target, None, False, []
         target.enter()
         self._entered = target
         self._idle_s = target.agent.timeouts.idle
@@ -95,17 +97,23 @@ class Run:
         try:
             async with asyncio.timeout(wait_s) as patience:
                 exchange = await self._ask(target, patience)
-                return await self._first_deltas(exchange, patience, wait_s)
+                await self._first_deltas(exchange, patience, wait_s)
         except TimeoutError:
-            raise UpstreamTimeout(
-                f"The upstream did not begin to answer within {wait_s:g} s.",
-                should_retry=False if self.decoder else None,
-            ) from None
+            if self.decoder is None or not self.decoder.ending:
+                raise UpstreamTimeout(
+                    f"The upstream did not begin to answer within {wait_s:g} s.",
+                    should_retry=False if self._exchange else None,  # it has accepted the call
+                ) from None
+            self._early += self._silence()  # an answer without a word, whose end was not told
+        failed = self._early[-1]
+        if isinstance(failed, Failed) and not any(isinstance(d, CONTENT) for d in self._early):
+            raise failed.error
+        return self._early
 
     async def _first_deltas(
         self, exchange: Exchange, patience: asyncio.Timeout, wait_s: float
-    ) -> list[Delta]:
-        out: list[Delta] = []
+    ) -> None:
+        """Gather deltas until one has content, or the last has come."""
         while not self.over:
             try:
                 chunk = await exchange.read()
@@ -113,16 +121,15 @@ class Run:
                 deltas = self._broken(error)
             else:
                 deltas = self._take(chunk)
-            out += [delta for delta in deltas if not _is_empty(delta)]
-            if len(out) > MAX_EARLY:
+            self._early += [delta for delta in deltas if not _is_empty(delta)]
+            if len(self._early) > MAX_EARLY:
                 raise UpstreamFailed("The upstream sends events that say nothing.")
             if any(isinstance(delta, CONTENT) for delta in deltas):
-                break
-            if deltas and isinstance(deltas[-1], Failed):
-                raise deltas[-1].error
-            if deltas:  # a step of a workflow: not silent, only not speaking yet
+                return
+            if self.decoder is not None and self.decoder.ending:
+                patience.reschedule(self._loop.time() + GRACE_S)
+            elif deltas:  # a step of a workflow: not silent, only not speaking yet
                 patience.reschedule(self._loop.time() + wait_s)
-        return out
 
     async def _ask(self, target: Target, patience: asyncio.Timeout) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
@@ -269,9 +276,6 @@ class Run:
     async def _stop(self, target: Target, request: UpstreamRequest) -> None:
         with contextlib.suppress(GatewayError):  # it ends by itself; nobody is left to be told
             await self._upstream.fetch(request, target.agent.timeouts.connect, _STOP_S)
-
-
-_EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 
 
 def _is_empty(delta: Delta) -> bool:

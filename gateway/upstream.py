@@ -102,14 +102,14 @@ class Upstream:
         self._session = session
         self._background: set[asyncio.Task[None]] = set()
 
-    async def send(self, request: UpstreamRequest, connect_s: float, data: Any = None) -> Exchange:
+    async def send(self, request: UpstreamRequest, connect_s: float) -> Exchange:
         """Send and wait for the headers. Redirects are not followed: they would carry the key."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         try:
             response = await self._session.request(
                 request.method,
                 request.url,
-                data=data if data is not None else request.body or None,
+                data=request.body or None,
                 headers=request.headers,
                 timeout=timeout,
                 allow_redirects=False,

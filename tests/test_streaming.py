@@ -267,6 +267,17 @@ async def test_what_follows_a_complete_answer_is_waited_for_only_briefly(gateway
     assert got["finish"] == ["stop"]
 
 
+async def test_an_answer_without_a_word_is_not_waited_for_beyond_its_end(gateway, scripted):
+    """Coze says that the chat is completed, and the closing `done` never comes."""
+    done = b'event:conversation.chat.completed\ndata:{"id":"1","conversation_id":"2"}\n\n'
+    upstream = await scripted(Script([done], end="hang"))
+    gw = await gateway(agents={"bot": {**AGENTS["coze"], "base_url": upstream.url}})
+    async with asyncio.timeout(5):
+        body = await (await gw.chat("bot")).json()
+    assert body["id"] == "2"
+    assert body["choices"][0]["message"]["content"] == ""
+
+
 async def test_connection_refused_is_tried_again_and_then_502(gateway):
     gw = await gateway(agents={"bot": agent("http://127.0.0.1:9", retries=1)})
     answer = await gw.complete("bot")

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from gateway.config import Agent, Config, ZhipuAgent
+from gateway.config import Agent, Config
 from gateway.demo.coze import CozeDemo
 from gateway.demo.dify import DifyDemo
 from gateway.demo.fastgpt import FastGPTDemo
@@ -58,4 +58,4 @@ def _kind(agent: Agent) -> str:
     return str(getattr(agent, "platform"))  # noqa: B009 - every kind of agent has one of its own
 
 
-__all__ = ["DEMOS", "Demo", "ZhipuAgent", "serve_demo", "serve_demos"]
+__all__ = ["DEMOS", "Demo", "serve_demo", "serve_demos"]
