@@ -36,10 +36,10 @@ class Parser:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by `chunk`."""
-        if not (self._pieces or self._after_cr) and self._is_one_line_of_data(chunk):
-            return [Event("", chunk[6:-2])]
         if self._is_over:
             raise self._too_long()
+        if not (self._pieces or self._after_cr) and self._is_one_line_of_data(chunk):
+            return [Event("", chunk[6:-2])]
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_plain_line_ends(chunk)
         self._size += len(chunk)

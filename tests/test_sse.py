@@ -92,3 +92,10 @@ def test_json_is_kept_on_one_line_for_clients_that_split_like_unicode_does():
     json = '"a\u2028b\u2029c\u0085d–"'.encode()
     assert sse.one_line(json) == '"a\\u2028b\\u2029c\\u0085d–"'.encode()
     assert len(sse.one_line(json).decode().splitlines()) == 1
+
+
+def test_nothing_is_read_behind_an_event_that_is_too_long():
+    parser = Parser(limit=100)
+    assert parser.feed(b"data: 1\n\ndata: " + b"x" * 200 + b"\n\n") == [("", b"1")]
+    with pytest.raises(UpstreamFailed):
+        parser.feed(b"data: 2\n\n")
