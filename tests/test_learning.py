@@ -3,7 +3,7 @@
 import asyncio
 
 import pytest
-from conftest import AGENTS, Script, streamed
+from conftest import AGENTS, Script, stopped, streamed
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
@@ -38,6 +38,20 @@ async def test_dify_auto_is_learned_by_one_call_for_many(gateway, scripted):
     answers = await asyncio.gather(*(gw.chat("bot") for _ in range(5)))
     assert [answer.status for answer in answers] == [200] * 5
     assert sum("/v1/info" in line for line, _, _ in upstream.requests) == 1
+
+
+async def test_dify_is_told_to_stop_also_where_its_mode_could_not_be_asked(gateway, scripted):
+    text = b'data: {"event":"message","answer":"x","task_id":"t-1","conversation_id":"c"}\n\n'
+    no_info = Script([b"{}"], status="500 X", headers=JSON)
+    upstream = await scripted(no_info, Script([text], end="hang"), stopped())
+    agent = dify(upstream.url, timeouts={"idle": "50ms"})
+    gw = await gateway(agents={"bot": agent})
+    answer = await gw.chat("bot", stream=True)
+    assert "error" in streamed(await answer.read())
+    async with asyncio.timeout(5):
+        while len(upstream.requests) < 3:
+            await asyncio.sleep(0.01)
+    assert "/v1/chat-messages/t-1/stop" in upstream.requests[2][0]
 
 
 @pytest.mark.parametrize("mode", ["completion", "workflow"])

@@ -183,10 +183,9 @@ class Dify:
         raise error
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        task = decoder.task_id if isinstance(decoder, DifyDecoder) else ""
-        if not task or not self._mode:
+        if not isinstance(decoder, DifyDecoder) or not decoder.task_id:
             return None
-        url = self._api + _STOPS[self._mode].format(quote(task, safe=""))
+        url = self._api + _STOPS[decoder.mode].format(quote(decoder.task_id, safe=""))
         return UpstreamRequest("POST", url, self._headers, dump({"user": chat.user}))
 
     def probe(self) -> Step:
@@ -238,8 +237,8 @@ class DifyDecoder(EventDecoder):
 
     def __init__(self, mode: str = "chat", output_variable: str | None = None) -> None:
         super().__init__()
+        self.mode = mode
         self.task_id = ""
-        self._is_workflow_app = mode == "workflow"
         self._output = output_variable
         self._begun = False
         self._runs_workflow = False
@@ -410,7 +409,7 @@ class DifyDecoder(EventDecoder):
             raise _explain_run(data)
         # 1.17.1 reports a failure after the whole answer of an annotation hit: it is none.
         self._finished = data
-        if self._is_workflow_app or not self.conversation_id:
+        if self.mode == "workflow" or not self.conversation_id:
             self._add_outputs(as_object(data.get("outputs")), out)
             self._add_files(data.get("files"), out)
             self._end(out)
