@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -15,7 +15,7 @@ from gateway.health import HealthCache
 from gateway.keys import STATE, UPSTREAM, State, StateHolder
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_headers, cors
-from gateway.middlewares.errors import errors, render
+from gateway.middlewares.errors import error_response, errors
 from gateway.middlewares.requestlog import add_request_id, new_request_id, requestlog
 from gateway.routes import OPS, add_to, all_routes
 from gateway.routing import Routing
@@ -74,7 +74,7 @@ def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     return open_state
 
 
-def make_state(config: Config, demo_urls: Any) -> State:
+def make_state(config: Config, demo_urls: Mapping[str, str]) -> State:
     """Everything that follows from `config`."""
     return State(
         config=config,
@@ -106,10 +106,12 @@ class _Connection(RequestHandler):
         if status >= 500:
             log.error("Unexpected error below the middlewares", exc_info=exc)
             error = InternalError("The gateway met an unexpected condition.")
-            response = render(request, error)
+            response = error_response(request, error)
         else:
             words = " ".join((message or "").split())[:100]
-            response = render(request, InvalidRequest(f"The request is not valid HTTP: {words}"))
+            response = error_response(
+                request, InvalidRequest(f"The request is not valid HTTP: {words}")
+            )
         response.headers["x-request-id"] = new_request_id()
         response.force_close()
         return response

@@ -80,7 +80,7 @@ def check(args: argparse.Namespace) -> int:
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
         where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
-        print(f"  {name}: {getattr(agent, 'platform', '')} at {where}")
+        print(f"  {name}: {agent.platform} at {where}")
         if agent.is_demo and agent.api_key:
             print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
     if warning := _lock_out(config):
@@ -205,7 +205,7 @@ def _greet(config: "Config", port: int) -> None:
     log.info("AI Gateway %s listens on http://%s:%d", gateway.__version__, shown, port)
     for name, agent in config.agents.items():
         where = "demo, answers by itself" if agent.is_demo else agent.base_url
-        log.info("  agent %s: %s (%s)", name, getattr(agent, "platform", ""), where)
+        log.info("  agent %s: %s (%s)", name, agent.platform, where)
     if config.anonymous:
         log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
     elif warning := _lock_out(config):

@@ -284,7 +284,7 @@ Name = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f][^\x00-\x1f]{0,127}$")]
 
 
 class Config(Model):
-    """config.yaml. `directory`, where the file lies, is not part of it: see `configfile`."""
+    """config.yaml, checked and with the defaults filled in."""
 
     server: Server = Server()
     auth: Auth = Auth()

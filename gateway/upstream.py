@@ -203,6 +203,7 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
         "The upstream did not answer in time.",
     ),
     (
+        # RuntimeError is what uvloop raises for a transport that has just closed.
         (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError, RuntimeError),
         UpstreamCut,
         "The upstream closed the connection without an answer.",

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from gateway.config import Agent, Config
+from gateway.config import Config
 from gateway.demo.coze import CozeDemo
 from gateway.demo.dify import DifyDemo
 from gateway.demo.fastgpt import FastGPTDemo
@@ -49,13 +49,9 @@ async def serve_demos(config: Config) -> AsyncIterator[Mapping[str, str]]:
         urls = {}
         for name, agent in config.agents.items():
             if agent.is_demo:
-                demo = DEMOS[_kind(agent)](key=agent.api_key.reveal())
+                demo = DEMOS[agent.platform](key=agent.api_key.reveal())
                 urls[name] = await stack.enter_async_context(serve_demo(demo))
         yield urls
-
-
-def _kind(agent: Agent) -> str:
-    return str(getattr(agent, "platform"))  # noqa: B009 - every kind of agent has one of its own
 
 
 __all__ = ["DEMOS", "Demo", "serve_demo", "serve_demos"]

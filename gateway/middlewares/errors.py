@@ -49,10 +49,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the answer broke after it had begun") from None
-    return render(request, error)
+    return error_response(request, error)
 
 
-def render(request: web.BaseRequest, error: GatewayError) -> web.Response:
+def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
     """The error as an answer."""
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
     if noted := request.get(NOTED):

@@ -5,6 +5,9 @@
 """
 
 import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -54,7 +57,10 @@ class Platform(Protocol):
 
     kind: str
     takes_files: bool  # whether a question may come with images or files
-    token: str  # what is sent as the bearer at the moment; masked in errors
+
+    @property
+    def token(self) -> str:
+        """What is sent as the bearer at the moment; masked in errors."""
 
     def prepare(self, chat: ChatRequest) -> Step:
         """The request that asks the question. Raises InvalidRequest for what it cannot carry."""
@@ -75,7 +81,7 @@ class Platform(Protocol):
         """What the probe's reply says of the bot, or raise what is wrong with it."""
 
 
-class EventDecoder:
+class EventDecoder(ABC):
     """A decoder of server-sent events. A platform overrides `event` and `finish`."""
 
     def __init__(self) -> None:
@@ -99,9 +105,7 @@ class EventDecoder:
         out: list[Delta] = []
         try:
             for name, data in self._parser.close() if not self.done else ():
-                with contextlib.suppress(
-                    BadEvent
-                ):  # cut in the middle; `finish` says if it matters
+                with contextlib.suppress(BadEvent):  # cut inside; `finish` says if it matters
                     self.event(name, data, out)
             if not self.done:
                 self.finish(out)
@@ -115,13 +119,41 @@ class EventDecoder:
         out.append(Failed(error))
         self.done = True
 
+    @abstractmethod
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         """Append the deltas of one event to `out`, or raise what it reports."""
-        raise NotImplementedError
 
     def finish(self, out: list[Delta]) -> None:
         """The body has ended: append what was held back, or raise UpstreamCut."""
         raise UpstreamCut("The upstream's answer ended before it was complete.")
+
+
+class Token:
+    """A bearer that a platform gives for a credential, and that runs out.
+
+    `until` is seconds since the epoch. `margin_s` before it the token counts as over already.
+    """
+
+    def __init__(
+        self, value: str, until: float, margin_s: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.value = value
+        self.until = until
+        self.now = clock
+        self._margin_s = margin_s
+        self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
+
+    @property
+    def is_over(self) -> bool:
+        return self.now() > self.until - self._margin_s
+
+    def renew_for(self, call_id: str) -> bool:
+        """Count as over: it was revoked early. False if this call had a new one already."""
+        if call_id in self._renewed:
+            return False
+        self._renewed.append(call_id)
+        self.until = 0.0
+        return True
 
 
 class BadEvent(UpstreamFailed):
@@ -129,17 +161,18 @@ class BadEvent(UpstreamFailed):
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
-    """The JSON object in an event; {} for other JSON, which no platform gives a meaning.
+    """The JSON object in an event; {} for other JSON. Raises BadEvent if it is not JSON."""
+    return as_object(parse_json(data))
 
-    Raises BadEvent if it is not JSON.
-    """
+
+def parse_json(data: bytes) -> Any:
+    """The JSON in an event. Raises BadEvent if it is none."""
     try:
-        value = orjson.loads(data)
+        return orjson.loads(data)
     except orjson.JSONDecodeError:
         raise BadEvent(
             "The upstream sent an event that is not JSON; is base_url the address of its API?"
         ) from None
-    return value if isinstance(value, dict) else {}
 
 
 # Upstreams change types between versions; these read a member without trusting its type.
@@ -172,7 +205,7 @@ def dump(value: Any) -> bytes:
         raise InvalidRequest(f"The request cannot be passed on as JSON: {error}.") from None
 
 
-def shown(value: Any) -> str:
+def json_text(value: Any) -> str:
     """JSON of what came from an upstream; "" for what is nested too deep to be written again."""
     try:
         return orjson.dumps(value).decode()

@@ -6,7 +6,6 @@ HTTP 200 with a `code`, so the code decides and the status seldom does.
 
 import secrets
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
@@ -51,6 +50,7 @@ from gateway.platforms.base import (
     EventDecoder,
     First,
     Step,
+    Token,
     as_id,
     as_list,
     as_object,
@@ -79,10 +79,12 @@ class Coze:
         self._agent = agent
         tails = ("/v3/chat", "/v3", "/workflows/chat", "/workflow/stream_run", "/v1")
         self._api = base_url(url, *tails, "/open_api/v2/chat", "/open_api/v2")
-        self._clock = clock
-        self.token = agent.api_key.reveal()
-        self._token_until = float("inf") if not agent.oauth else 0.0
-        self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
+        until = 0.0 if agent.oauth else float("inf")
+        self._token = Token(agent.api_key.reveal(), until, _TOKEN_MARGIN_S, clock)
+
+    @property
+    def token(self) -> str:
+        return self._token.value
 
     def _headers(self) -> dict[str, str]:
         return json_headers(self.token, self._agent.headers)
@@ -91,8 +93,8 @@ class Coze:
         results = _tool_results(chat.messages)
         if not results:
             require_question(chat)
-        if self._clock() > self._token_until - _TOKEN_MARGIN_S:
-            return First(self._token_request(), lambda r: self._learn_token(r, chat), shared=True)
+        if self._token.is_over:
+            return self._renew(lambda: self.prepare(chat))
         if results:
             return self._submit(*results)
         return self._workflow(chat) if self._agent.mode == "workflow" else self._chat(chat)
@@ -135,10 +137,19 @@ class Coze:
 
     # OAuth of the JWT kind: a signed claim is exchanged for a token, again and again.
 
+    def _renew(self, then: Callable[[], Step]) -> First:
+        """Fetch a token, then go on with `then`."""
+
+        def learn(reply: UpstreamReply) -> Step:
+            self._keep_token(reply)
+            return then()
+
+        return First(self._token_request(), learn, shared=True)
+
     def _token_request(self) -> UpstreamRequest:
         oauth = self._agent.oauth
         assert oauth is not None  # without it the token never expires
-        now = int(self._clock())
+        now = int(self._token.now())
         claims = {
             "iss": oauth.app_id,
             "aud": urlsplit(self._api).hostname,
@@ -161,7 +172,7 @@ class Coze:
         url = f"{self._api}/api/permission/oauth2/token"
         return UpstreamRequest("POST", url, json_headers(signed, self._agent.headers), dump(body))
 
-    def _learn_token(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def _keep_token(self, reply: UpstreamReply) -> None:
         body = reply.object()
         token, until = as_text(body.get("access_token")), as_count(body.get("expires_in"))
         if not token:
@@ -171,22 +182,18 @@ class Coze:
                 " Check oauth.app_id, key_id and private_key."
             )
         # `expires_in` is a point in time; a short value can only be meant as a duration.
-        now = self._clock()
-        self.token, self._token_until = token, float(until) if until > now else now + until
-        if self._token_until < now + _TOKEN_MARGIN_S:
-            self._token_until = now + 2 * _TOKEN_MARGIN_S
-        return self.prepare(chat)
+        now = self._token.now()
+        ends = float(until) if until > now else now + until
+        if ends < now + _TOKEN_MARGIN_S:
+            ends = now + 2 * _TOKEN_MARGIN_S
+        self._token.value, self._token.until = token, ends
 
     def decoder(self, chat: ChatRequest) -> Decoder:
         return CozeDecoder()
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         code = as_count(reply.object().get("code"))
-        if self._agent.oauth and code in _EXPIRED and chat.call_id not in self._renewed:
-            self._renewed.append(
-                chat.call_id
-            )  # revoked early: one new token, then the error stands
-            self._token_until = 0.0
+        if self._agent.oauth and code in _EXPIRED and self._token.renew_for(chat.call_id):
             return self.prepare(chat)
         raise _explain(reply)
 
@@ -197,16 +204,11 @@ class Coze:
         return UpstreamRequest("POST", f"{self._api}/v3/chat/cancel", self._headers(), dump(body))
 
     def probe(self) -> Step:
+        if self._token.is_over:
+            return self._renew(self.probe)
         bot = quote(self._agent.bot_id or "0", safe="")
-        request = f"{self._api}/v1/bots/{bot}?is_published=true"
-        if self._clock() > self._token_until - _TOKEN_MARGIN_S:
-            nobody = ChatRequest("", (Message("user", "."),), "probe")
-            return First(
-                self._token_request(),
-                lambda r: (self._learn_token(r, nobody), self.probe())[1],
-                shared=True,
-            )
-        return UpstreamRequest("GET", request, self._headers())
+        url = f"{self._api}/v1/bots/{bot}?is_published=true"
+        return UpstreamRequest("GET", url, self._headers())
 
     def verdict(self, reply: UpstreamReply) -> str:
         body = reply.object()

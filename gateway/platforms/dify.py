@@ -51,8 +51,8 @@ from gateway.platforms.base import (
     base_url,
     dump,
     json_headers,
+    json_text,
     parse_object,
-    shown,
 )
 from gateway.thinking import ThinkingSplitter, without_thinking
 from gateway.usage import as_count
@@ -443,14 +443,14 @@ class DifyDecoder(EventDecoder):
         chosen = outputs.get(self._output) if self._output else None
         words = [v for v in outputs.values() if isinstance(v, str) and v]
         if chosen is not None:
-            text = chosen if isinstance(chosen, str) else shown(chosen)
+            text = chosen if isinstance(chosen, str) else json_text(chosen)
             so_far = "".join(self._shown)
             if without_thinking(text).startswith(so_far):
                 self._show([Text(without_thinking(text)[len(so_far) :])], out)
             else:
                 self._replace(text, out)
         elif not self._shown and outputs:
-            self._say(words[0] if len(words) == 1 else shown(outputs), out)
+            self._say(words[0] if len(words) == 1 else json_text(outputs), out)
         self._flush(out)
         if outputs:
             out.append(Note("outputs", outputs))

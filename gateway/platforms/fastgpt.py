@@ -43,8 +43,9 @@ from gateway.platforms.base import (
     base_url,
     dump,
     json_headers,
+    json_text,
+    parse_json,
     parse_object,
-    shown,
 )
 from gateway.usage import as_count
 
@@ -212,7 +213,7 @@ class FastGPTDecoder(EventDecoder):
         out.append(Note("tools", shown))
 
     def _on_nodes(self, data: bytes, out: list[Delta]) -> None:
-        nodes = _json_or_empty(data)
+        nodes = parse_json(data)
         if isinstance(nodes, dict):  # one pre-release sent {"0": …, "1": …}
             nodes = [nodes[key] for key in nodes]
         self._nodes += [node for node in as_list(nodes) if isinstance(node, dict)]
@@ -286,11 +287,6 @@ class FastGPTDecoder(EventDecoder):
             raise UpstreamFailed(
                 "FastGPT sent an empty answer. Its app's log tells which node failed."
             )
-
-
-def _json_or_empty(data: bytes) -> Any:
-    value = parse_object(b'{"value":' + data + b"}").get("value")
-    return value
 
 
 def _innermost(asked: dict[str, Any]) -> dict[str, Any]:
@@ -376,7 +372,7 @@ def _plugin_output(nodes: list[dict[str, Any]]) -> str:
         output = as_object(node.get("pluginOutput"))
         if node.get("moduleType") == "pluginOutput" and output:
             words = [value for value in output.values() if isinstance(value, str) and value]
-            return words[0] if len(words) == 1 else shown(output)
+            return words[0] if len(words) == 1 else json_text(output)
     return ""
 
 
@@ -385,7 +381,7 @@ def _node_error(node: dict[str, Any]) -> str:
         return ""
     error = node.get("error")
     if isinstance(error, dict):
-        error = error.get("message") or error.get("msg") or shown(error)
+        error = error.get("message") or error.get("msg") or json_text(error)
     return as_text(node.get("errorText")) or as_text(error)
 
 

@@ -45,8 +45,8 @@ from gateway.platforms.base import (
     base_url,
     dump,
     json_headers,
+    json_text,
     parse_object,
-    shown,
 )
 from gateway.usage import read_usage
 
@@ -218,7 +218,7 @@ class ChunkDecoder(EventDecoder):
         else:
             id_ = name = ""
         arguments = function.get("arguments")
-        words = as_text(arguments) if isinstance(arguments, str | None) else shown(arguments)
+        words = as_text(arguments) if isinstance(arguments, str | None) else json_text(arguments)
         out.append(ToolCall(index, words, id_, name))
 
     def finish(self, out: list[Delta]) -> None:

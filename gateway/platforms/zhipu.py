@@ -7,7 +7,6 @@ OpenAI's; the assistants send the whole text again in every frame; applications 
 import hashlib
 import re
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -34,6 +33,7 @@ from gateway.platforms.base import (
     EventDecoder,
     First,
     Step,
+    Token,
     as_id,
     as_list,
     as_object,
@@ -57,11 +57,10 @@ class Zhipu:
     ) -> None:
         self._agent = agent
         self.takes_files = agent.api == "models"
-        self._clock = clock
         key = agent.api_key.reveal()
         self._key = key
-        self.token, self._token_until = key, 0.0  # of the assistants; the others take the key
-        self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
+        # Of the assistants; the others take the key itself.
+        self._token = Token(key, 0.0, _TOKEN_MARGIN_S, clock)
         self._headers = json_headers(key, agent.headers)
         if agent.api == "models":
             url = base_url(url, "/chat/completions")
@@ -83,6 +82,10 @@ class Zhipu:
                 "/api",
             )
             self._api = base_url(url, *tails, then="/api/llm-application/open")
+
+    @property
+    def token(self) -> str:
+        return self._token.value
 
     def prepare(self, chat: ChatRequest) -> Step:
         if self._agent.api == "models":
@@ -130,7 +133,7 @@ class Zhipu:
     # The assistants of 智谱清言: a key is exchanged for a token that lives ten days.
 
     def _ask_glms(self, chat: ChatRequest) -> Step:
-        if self._clock() > self._token_until - _TOKEN_MARGIN_S:
+        if self._token.is_over:
             return First(self._token_request(), lambda r: self._learn_token(r, chat), shared=True)
         body: dict[str, Any] = {
             "assistant_id": self._agent.assistant_id or "demo",
@@ -164,12 +167,12 @@ class Zhipu:
                 "智谱清言 gave no token for the gateway's key: check api_key (id.secret)."
                 f" ({clean(as_text(reply.object().get('message'))) or reply.status})"
             )
-        now = self._clock()
+        now = self._token.now()
         life = as_count(result.get("expires_in")) or 3600
-        self.token = token
-        self._token_until = float(as_count(result.get("token_expires")) or now + life)
-        if self._token_until < now + 2 * _TOKEN_MARGIN_S:  # a very short life, or clocks apart
-            self._token_until = now + _TOKEN_MARGIN_S + life / 2
+        ends = float(as_count(result.get("token_expires")) or now + life)
+        if ends < now + 2 * _TOKEN_MARGIN_S:  # a very short life, or clocks apart
+            ends = now + _TOKEN_MARGIN_S + life / 2
+        self._token.value, self._token.until = token, ends
 
     # The platform's applications: a conversation is made first, then asked in.
 
@@ -217,11 +220,7 @@ class Zhipu:
         if self._agent.api != "glms":
             raise _explain(reply)
         error = _explain_glms(reply)
-        if isinstance(error, UpstreamMisconfigured) and chat.call_id not in self._renewed:
-            self._renewed.append(
-                chat.call_id
-            )  # revoked early: one new token, then the error stands
-            self._token_until = 0.0
+        if isinstance(error, UpstreamMisconfigured) and self._token.renew_for(chat.call_id):
             return self.prepare(chat)
         raise error
 

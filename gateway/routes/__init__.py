@@ -7,7 +7,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.config import Permission
 from gateway.errors import InvalidRequest
-from gateway.middlewares.errors import render
+from gateway.middlewares.errors import error_response
 from gateway.routes import agents, chat, health, openai
 
 Route = tuple[str, str, Handler, Permission | None]
@@ -55,7 +55,7 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     aiohttp asks this below the middlewares, so an error is drawn here.
     """
     if request.headers.get("Expect", "").lower() != "100-continue":
-        return render(request, InvalidRequest("Only 100-continue can be expected."))
+        return error_response(request, InvalidRequest("Only 100-continue can be expected."))
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # the answer itself has not begun
     return None
