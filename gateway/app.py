@@ -1,8 +1,11 @@
 """Build the application: the only wiring."""
 
 import logging
+import secrets
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -10,44 +13,79 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.config import Config
 from gateway.credentials import KeyRing
-from gateway.errors import InternalError, InvalidRequest
+from gateway.directory import Directory
+from gateway.errors import Conflict, InternalError, InvalidRequest, StartError
 from gateway.health import HealthCache
-from gateway.keys import STATE, UPSTREAM, State, StateHolder
+from gateway.keys import (
+    BOOKS,
+    BUCKETS,
+    MAIN,
+    SIGNER,
+    STATE,
+    UPSTREAM,
+    Books,
+    State,
+    StateHolder,
+)
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_headers, cors
 from gateway.middlewares.errors import error_response, errors
+from gateway.middlewares.ratelimit import add_limits, ratelimit
+from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, new_request_id, requestlog
+from gateway.passwords import Passwords, check_strength
+from gateway.recorder import Recorder
 from gateway.routes import OPS, add_to, all_routes
 from gateway.routing import Routing
+from gateway.secret import Secret
+from gateway.stores.accounts import Accounts
+from gateway.stores.buckets import Buckets, RedisBuckets
+from gateway.stores.calls import Calls
+from gateway.stores.database import connect
+from gateway.stores.spool import Spool
+from gateway.tokens import Signer, signing_secret
 from gateway.upstream import open_upstream
 
 log = logging.getLogger("gateway")
 
+_PATIENCE_S = 6.0  # for the first answer of the database; then the start goes on without it
+
 
 def build(config: Config) -> web.Application:
-    """The gateway as an aiohttp application. Its resources open when it starts."""
+    """The gateway as an aiohttp application. Its resources open when it starts.
+
+    Raises StartError, here or then, for what waiting will not change.
+    """
     routes = list(all_routes())
-    needed = {handler: permission for _, _, handler, permission in routes}
+    by_handler = {route.handler: route for route in routes}
+    secret = signing_secret(config)
     app = web.Application(
         client_max_size=config.server.max_body,
         middlewares=[  # outermost first
             requestlog,
+            record,
             errors,
             cors,
-            auth(needed),
+            auth(by_handler, secret),
+            ratelimit(by_handler),
         ],
     )
+    app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
     app.on_response_prepare.append(add_request_id)
     app.on_response_prepare.append(add_headers)
+    app.on_response_prepare.append(add_limits)
+    app.cleanup_ctx.append(_books(config))
+    app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
     app.cleanup_ctx.append(_state(config))
     return app
 
 
-def build_ops() -> web.Application:
-    """The probes alone, for a second port that is not the public's."""
+def build_ops(main: web.Application) -> web.Application:
+    """The probes of `main` alone, for a second port that is not the public's."""
     app = web.Application(middlewares=[requestlog, errors])
+    app[MAIN] = main
     add_to(app, OPS)
     app.on_response_prepare.append(add_request_id)
     return app
@@ -57,6 +95,75 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
     async with open_upstream() as upstream:
         app[UPSTREAM] = upstream
         yield
+
+
+def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def open_buckets(app: web.Application) -> AsyncIterator[None]:
+        buckets = Buckets(RedisBuckets(config.redis) if config.redis.url else None)
+        app[BUCKETS] = buckets
+        await buckets.open()
+        yield
+        await buckets.close()
+
+    return open_buckets
+
+
+def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def open_books(app: web.Application) -> AsyncIterator[None]:
+        if not config.database:
+            yield
+            return
+        database = connect(config.database.reveal())
+        accounts, calls, passwords = Accounts(database), Calls(database), Passwords()
+
+        async def prepare() -> None:
+            if steps := await database.migrate():
+                log.info("The database's schema took %d step(s)", steps)
+            await _first_admin(accounts, passwords, config)
+
+        directory = Directory(database, prepare)
+        spool = Spool(Path(config.record.spool), config.record.max_spool)
+        recorder = Recorder(calls, spool, config.record, directory.calls_written)
+        try:
+            await directory.open(_PATIENCE_S)
+            if directory.away and config.sqlite_file:
+                raise StartError(
+                    f"database: {config.sqlite_file} cannot be opened or written; name another"
+                    " file in DATABASE_URL, or none to do without accounts and the record"
+                )
+            if directory.away:
+                log.warning("The database does not answer; accounts wait until it does")
+            await recorder.open()
+            app[BOOKS] = Books(accounts, directory, calls, recorder, passwords)
+            yield
+        finally:
+            await recorder.close()
+            await directory.close()
+            passwords.close()
+            await database.close()
+
+    return open_books
+
+
+async def _first_admin(accounts: Accounts, passwords: Passwords, config: Config) -> None:
+    """An empty database gets the account `admin`. A password made up here is shown this once, on
+    the terminal and not in the log."""
+    if await accounts.has_users():
+        return
+    given = config.auth.admin_password
+    if given:
+        try:
+            check_strength(given, "admin")
+        except InvalidRequest as error:
+            raise StartError(f"auth.admin_password (ADMIN_PASSWORD): {error.message}") from None
+    password = given or Secret(secrets.token_urlsafe(12))
+    try:
+        await accounts.add_user("admin", await passwords.hash(password), role="admin")
+    except Conflict:
+        return  # another replica was quicker
+    if not given:
+        words = f"Account 'admin' was made; its password, shown only now: {password.reveal()}"
+        print(words, file=sys.stderr, flush=True)
 
 
 def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:

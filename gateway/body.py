@@ -1,5 +1,7 @@
-"""Request bodies: bytes to a JSON object to a checked model, with errors that name the member."""
+"""Bodies: a request's bytes to a checked model, an answer's data into the envelope."""
 
+import re
+from datetime import UTC, date, datetime
 from typing import Any, TypeVar
 
 import orjson
@@ -7,6 +9,8 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import InvalidRequest, UnsupportedMediaType
+
+MAX_PAGE = 100  # entries
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,3 +53,62 @@ def check(model: type[M], value: dict[str, Any]) -> M:
         more = f" ({len(problems)} problems in all)" if len(problems) > 1 else ""
         words = first["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"{path!r}: {words}{more}", param=path or None) from None
+
+
+def envelope(data: Any, **beside: Any) -> web.Response:
+    """`{code, success, msg, data}`; `beside` stands at top level too."""
+    body = {"code": 0, "success": True, "msg": "Success", "data": data, **beside}
+    return web.json_response(body, dumps=lambda value: orjson.dumps(value).decode())
+
+
+# Queries.
+
+
+def page_of(request: web.Request) -> tuple[int, int]:
+    """(page from 1, entries per page) of `?page=…&page_size=…`."""
+    return number(request, "page", 1, 1_000_000), number(request, "page_size", 20, MAX_PAGE)
+
+
+def number(request: web.Request, name: str, default: int, most: int) -> int:
+    """A whole number from 1 in the query."""
+    text = request.query.get(name, "")
+    if not text:
+        return default
+    if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= most:
+        raise InvalidRequest(f"{name!r} must be a number from 1 to {most}.", param=name)
+    return int(text)
+
+
+def choice(request: web.Request, name: str, known: tuple[str, ...]) -> str:
+    """One of some words in the query, or ""."""
+    text = request.query.get(name, "")
+    if text and text not in known:
+        raise InvalidRequest(f"{name!r} must be one of {', '.join(known)}.", param=name)
+    return text
+
+
+def day(request: web.Request, name: str, default: date) -> date:
+    """A day (YYYY-MM-DD) in the query."""
+    text = request.query.get(name, "")
+    try:
+        return date.fromisoformat(text) if text else default
+    except ValueError:
+        raise InvalidRequest(f"{name!r} must be a day such as 2026-11-23.", param=name) from None
+
+
+def moment_ms(text: str, name: str) -> int:
+    """Milliseconds since the epoch from ISO 8601; without an offset it is UTC.
+
+    Python's reader also takes what a `+` becomes in a URL that was not encoded: a space.
+    """
+    try:
+        moment = datetime.fromisoformat(
+            text.strip().replace(" 0", "+0", 1) if "T" in text else text
+        )
+        if moment.tzinfo is None:
+            moment = moment.replace(tzinfo=UTC)
+        return int(moment.timestamp() * 1000)
+    except (ValueError, OverflowError):
+        raise InvalidRequest(
+            f"{name!r} must be a time such as 2026-12-31T23:59:59Z.", param=name
+        ) from None

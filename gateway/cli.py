@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gateway
+from gateway.errors import StartError
 
 if TYPE_CHECKING:
     from gateway.config import Config
@@ -128,9 +129,23 @@ def serve(args: argparse.Namespace) -> int:
         return 1
     # Not in the format, so not worth looking up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _set_up_logging(level)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_serve(config))
+        try:
+            return runner.run(_serve(config))
+        except StartError as error:
+            print(f"Cannot start: {error}", file=sys.stderr)
+            return 1
+
+
+def _set_up_logging(level: str) -> None:
+    """Requests are JSON lines as they are; everything else is text for people."""
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    requests = logging.StreamHandler()
+    requests.setFormatter(logging.Formatter("%(message)s"))
+    access = logging.getLogger("gateway.access")
+    access.addHandler(requests)
+    access.propagate = False
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -153,7 +168,7 @@ async def _serve(config: "Config") -> int:
     async with contextlib.AsyncExitStack() as stack:
         listeners = [(build(config), server.port)]
         if server.ops_port is not None:
-            listeners.append((build_ops(), server.ops_port))
+            listeners.append((build_ops(listeners[0][0]), server.ops_port))
         for app, port in listeners:
             runner = Runner(app, shutdown_timeout=server.drain_timeout)
             await runner.setup()

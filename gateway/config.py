@@ -4,7 +4,8 @@ These models are the schema; `config/config.schema.json` is generated from them 
 """
 
 import re
-from typing import Annotated, Any, Literal
+from ipaddress import IPv4Network, IPv6Network
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -23,6 +24,7 @@ from pydantic import (
 from gateway.secret import Secret
 
 DEMO = "demo:"
+SHORTEST_SECRET = 32  # characters of a secret that tokens are signed with
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _UNITS_BYTES = {"": 1, "b": 1}
@@ -50,10 +52,25 @@ def _size(value: Any) -> Any:
     return value
 
 
-def _rate(value: str) -> str:
-    if not re.fullmatch(r"\s*\d{1,9}\s*/\s*(s|sec|min|h|hour|d|day)\s*", value):
+class Rate(NamedTuple):
+    """So many at once, and so many per second afterwards: `60/min` is `Rate(60, 1.0)`."""
+
+    capacity: int
+    per_s: float
+
+
+_PERIODS_S = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86_400}
+_PERIODS_S["day"] = _PERIODS_S["d"]
+
+
+def parse_rate(value: Any) -> Any:
+    """`Rate` from `60/min`, `5/s` or `1000/day`."""
+    if isinstance(value, Rate):
+        return value
+    match = re.fullmatch(r"\s*([1-9]\d{0,8})\s*/\s*([a-z]{1,4})\s*", str(value))
+    if not match or match[2] not in _PERIODS_S:
         raise ValueError("must be a rate such as 60/min, 5/s or 1000/day")
-    return value.replace(" ", "")
+    return Rate(int(match[1]), int(match[1]) / _PERIODS_S[match[2]])
 
 
 def _web_address(value: str) -> str:
@@ -91,7 +108,17 @@ Size = Annotated[
     Field(gt=0),
     _units({"description": "a size such as 512KiB, 10MiB or 100MB"}),
 ]
-Rate = Annotated[str, AfterValidator(_rate)]
+Age = Annotated[
+    float,
+    BeforeValidator(_duration),
+    Field(gt=0, le=3660 * 86_400),
+    _units({"description": "a duration such as 12h, 30d or 400d"}),
+]
+AnyRate = Annotated[
+    Rate,
+    BeforeValidator(parse_rate),
+    WithJsonSchema({"type": "string", "description": "a rate such as 60/min, 5/s or 1000/day"}),
+]
 BaseUrl = Annotated[str, AfterValidator(_web_address)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
@@ -115,15 +142,28 @@ class Server(Model):
     drain_timeout: Duration = 120.0
     keepalive: Duration = 15.0
     cors_origins: list[str] = []
+    trusted_proxies: list[IPv4Network | IPv6Network] = []
 
 
 Permission = Literal["chat", "upload", "admin"]
+
+
+class KeyLimits(Model):
+    """A key's own limits; what is left out is as in `rate_limits`."""
+
+    chat: AnyRate | None = None
+    upload: AnyRate | None = None
+    agents: AnyRate | None = None
+    tokens: AnyRate | None = None
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
 class StaticKey(Model):
     name: Annotated[str, Field(min_length=1, max_length=64)]
     key: Secret
     permissions: list[Permission] = ["chat"]
+    agents: list[str] | None = None
+    rate_limits: KeyLimits = KeyLimits()
 
     @field_validator("key")
     @classmethod
@@ -137,9 +177,17 @@ class Auth(Model):
     anonymous: Literal["auto"] | bool = "auto"
     anonymous_anywhere: bool = False
     jwt_secret: Secret = Secret("")
+    admin_password: Secret = Secret("")
     token_ttl: Duration = 1800.0
     registration: bool = False
     keys: list[StaticKey] = []
+
+    @field_validator("jwt_secret")
+    @classmethod
+    def _hard_to_guess(cls, secret: Secret) -> Secret:
+        if secret and len(secret) < SHORTEST_SECRET:
+            raise ValueError("must have 32 characters or more; make one with openssl rand -hex 32")
+        return secret
 
 
 class Storage(Model):
@@ -155,10 +203,50 @@ class Storage(Model):
 
 
 class RateLimits(Model):
-    chat: Rate = "60/min"
-    upload: Rate = "10/min"
-    agents: Rate = "30/min"
-    login: Rate = "10/min"
+    """Per caller and class; null is no limit. `tokens` are counted from the answers' usage,
+    `concurrency` is calls under way."""
+
+    chat: AnyRate | None = Rate(60, 1.0)
+    upload: AnyRate | None = Rate(10, 10 / 60)
+    agents: AnyRate | None = Rate(30, 0.5)
+    login: AnyRate | None = Rate(10, 10 / 60)
+    tokens: AnyRate | None = None
+    concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
+
+
+class Redis(Model):
+    """`url` is redis-py's: redis://, rediss:// or unix://. With `mode: sentinel` it names the
+    sentinels (`redis://user:password@one:26379,two:26379/0`) and `master` the service."""
+
+    url: Secret = Secret("")
+    mode: Literal["single", "sentinel", "cluster"] = "single"
+    master: str = "mymaster"
+    sentinel_password: Secret = Secret("")
+    prefix: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.\-]{1,64}$")] = "gw"
+
+    @field_validator("url")
+    @classmethod
+    def _known_scheme(cls, url: Secret) -> Secret:
+        if url and not url.reveal().startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must begin with redis://, rediss:// or unix://")
+        return url
+
+
+def _redis_url(value: Any) -> Any:
+    return {"url": value} if isinstance(value, str | Secret) else value
+
+
+AnyRedis = Annotated[Redis, BeforeValidator(_redis_url, json_schema_input_type=str | Redis)]
+
+
+class Record(Model):
+    """The calls that are kept: for how long, and where they wait while the database is away."""
+
+    keep: Age = 400 * 86_400.0
+    keep_bodies: Age = 30 * 86_400.0
+    max_body: Size = 64 * 1024
+    spool: str = "data/spool"
+    max_spool: Size = 256 * 1024 * 1024
 
 
 class Timeouts(Model):
@@ -181,7 +269,7 @@ class Agent(Model):
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 100
     on_disconnect: Literal["cancel", "drain"] = "cancel"
-    capture: bool = False
+    capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
     headers: dict[str, HeaderValue] = {}
 
@@ -288,19 +376,35 @@ class Config(Model):
 
     server: Server = Server()
     auth: Auth = Auth()
-    database: str = "sqlite:///data/gateway.db"
-    redis: Secret = Secret("")
+    database: Secret = Secret("sqlite:///data/gateway.db")
+    redis: AnyRedis = Redis()
     storage: Storage = Storage()
     rate_limits: RateLimits = RateLimits()
+    record: Record = Record()
     agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]
     routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
 
     @field_validator("database")
     @classmethod
-    def _known_database(cls, url: str) -> str:
-        if not url.startswith(("sqlite://", "postgresql://", "postgres://")):
-            raise ValueError("must begin with sqlite:/// or postgresql://")
+    def _known_database(cls, url: Secret) -> Secret:
+        known = ("sqlite:///", "postgresql://", "postgres://")
+        if url.reveal() in ("", "none"):
+            return Secret("")
+        if not url.reveal().startswith(known) or url.reveal() == known[0]:
+            raise ValueError(
+                "must begin with sqlite:/// or postgresql://, or be none: no accounts, no record"
+            )
         return url
+
+    @property
+    def uses_postgresql(self) -> bool:
+        return self.database.reveal().startswith("postgres")
+
+    @property
+    def sqlite_file(self) -> str:
+        """The path in `sqlite:///path`, or "" for another database."""
+        url = self.database.reveal()
+        return url.removeprefix("sqlite:///") if url.startswith("sqlite:") else ""
 
     @property
     def anonymous(self) -> bool:

@@ -50,6 +50,7 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
             if environ.get(name.upper()):
                 server.setdefault(name, environ[name.upper()])
         server.update(given)
+    _fill_in(tree, environ)
     config = None
     try:
         config = Config.model_validate(tree)
@@ -61,6 +62,17 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
     if problems or config is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
+
+
+def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
+    """What everybody sets by these names, where the file does not speak of it."""
+    for name, variable in (("database", "DATABASE_URL"), ("redis", "REDIS_URL")):
+        if environ.get(variable):
+            tree.setdefault(name, environ[variable])
+    auth = tree.setdefault("auth", {})
+    for name, variable in (("jwt_secret", "JWT_SECRET"), ("admin_password", "ADMIN_PASSWORD")):
+        if isinstance(auth, dict) and environ.get(variable):
+            auth.setdefault(name, environ[variable])
 
 
 class _Loader(yaml.SafeLoader):
@@ -292,6 +304,11 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
     for name, agent in agents.items():
         if isinstance(agent, dict) and _lacks_key(agent):
             yield f"agents.{name}.api_key: is empty; {agent['base_url']} will ask for one"
+    yield from _check_keys(tree, taken)
+
+
+def _check_keys(tree: dict[str, Any], known: Mapping[str, str]) -> Iterator[str]:
+    """The names of static keys, and the agents they are limited to; `known` are in lower case."""
     keys = (tree.get("auth") or {}).get("keys") if isinstance(tree.get("auth"), dict) else None
     seen: set[str] = set()
     for i, key in enumerate(keys if isinstance(keys, list) else []):
@@ -299,6 +316,11 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
         if isinstance(name, str) and name in seen:
             yield f"auth.keys[{i}].name: the name {name!r} is already used"
         seen.add(str(name))
+        allowed = key.get("agents") if isinstance(key, dict) else None
+        for j, agent in enumerate(allowed if isinstance(allowed, list) else []):
+            if isinstance(agent, str) and agent.lower() not in known:
+                near = _nearest(agent, known)
+                yield f"auth.keys[{i}].agents[{j}]: there is no agent or route {agent!r}{near}"
 
 
 def _lacks_key(agent: dict[str, Any]) -> bool:
@@ -315,6 +337,11 @@ def _check_access(config: Config) -> Iterator[str]:
         yield (
             f"auth.anonymous: anyone who reaches {config.server.host} could use your agents;"
             " set it to false and add auth.keys, or spell out auth.anonymous_anywhere: true"
+        )
+    if config.uses_postgresql and not auth.jwt_secret:
+        yield (
+            "auth.jwt_secret: is needed with PostgreSQL, so that all replicas sign with the same"
+            " one; set JWT_SECRET (openssl rand -hex 32)"
         )
     digests = [key.key.digest() for key in auth.keys]
     for i, digest in enumerate(digests):

@@ -1,28 +1,90 @@
-"""Who is calling: one extractor for every way a key can come, and the keys of config.yaml."""
+"""Who is calling: one extractor for every way a key can come, its parts, and the static keys."""
 
+import contextlib
 import hmac
-from collections.abc import Container, Mapping
+import ipaddress
+import secrets
+import string
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Literal
 from urllib.parse import urlsplit
 
-from gateway.config import Config, Permission, StaticKey
+from gateway.config import Config, KeyLimits, Permission, StaticKey
 from gateway.errors import Forbidden, Unauthorized
+from gateway.secret import Secret
 
 OUR_PREFIX = "sk-gw-"
+Role = Literal["admin", "premium", "user"]
+NO_LIMITS = KeyLimits()
+
+
+@dataclass(slots=True)
+class Quota:
+    """Calls that may be made and were made: `known` as the database counts them, and `pending`
+    ones admitted here that it does not have yet."""
+
+    scope: str  # `key:<id>` or `user:<id>`
+    period: str  # "" is ever, else YYYY-MM
+    limit: int
+    known: int = 0
+    pending: int = 0
+
+    @property
+    def used(self) -> int:
+        return self.known + self.pending
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who may call. `id` is stable, safe to log and the user of calls that name none."""
+    """Somebody who may call. `id` is stable, safe to log and the user of calls that name none.
+
+    `key_id` and `user_id` are those of the database, else "". `role` is set by a login alone: only
+    that opens account routes. `agents` are the lower-case names that may be asked; None is all.
+    `end_user` binds a web page's token to one user of the platform. `tag` is what all buckets of
+    one owner share, so that a Redis Cluster keeps them together.
+    """
 
     id: str
     permissions: frozenset[Permission]
     is_anonymous: bool = False
+    key_id: str = ""
+    user_id: str = ""
+    role: Role | None = None
+    agents: frozenset[str] | None = None
+    end_user: str = ""
+    limits: KeyLimits = NO_LIMITS
+    quotas: tuple[Quota, ...] = ()
+
+    @property
+    def tag(self) -> str:
+        return f"user-{self.user_id}" if self.user_id else self.id.partition("/")[0]
 
     def require(self, permission: Permission) -> None:
         if permission not in self.permissions:
             raise Forbidden(f"This key has no {permission!r} permission.")
+
+    def may_ask(self, name: str, agents: Iterable[str] = ()) -> bool:
+        """Whether it may ask for `name`: an agent, a route over `agents`, or `agent/model`."""
+        if self.agents is None:
+            return True
+        wanted = name.strip().lower()
+        if wanted in self.agents or wanted.partition("/")[0] in self.agents:
+            return True
+        behind = [agent.lower() for agent in agents]
+        return bool(behind) and all(agent in self.agents for agent in behind)
+
+    def require_agent(self, name: str, agents: Iterable[str] = ()) -> None:
+        if not self.may_ask(name, agents):
+            allowed = ", ".join(sorted(self.agents or ())[:20])
+            raise Forbidden(f"This key may not ask {name[:100]!r}; it may ask: {allowed}.")
+
+    def user_of(self, given: str | None) -> str:
+        """The end user as the platform shall see it; `given` is what the body says."""
+        if self.end_user and given and given != self.end_user:
+            raise Forbidden("This token is for another user.", param="user")
+        return self.end_user or given or self.id
 
 
 def presented_key(headers: Mapping[str, str]) -> str:
@@ -36,35 +98,88 @@ def presented_key(headers: Mapping[str, str]) -> str:
     return headers.get("x-api-key", "").strip() or headers.get("api-key", "").strip()
 
 
+# Keys of the database: `sk-gw-<public id>-<secret>`. The id finds the key and may be logged.
+
+_ALPHABET = string.ascii_letters + string.digits
+ID_LENGTH, SECRET_LENGTH = 12, 48
+
+
+def new_id() -> str:
+    return "".join(secrets.choice(_ALPHABET) for _ in range(ID_LENGTH))
+
+
+def new_key() -> tuple[str, Secret, str]:
+    """A new key: its public id, the whole key, and the hash of its secret that is kept."""
+    id_ = new_id()
+    secret = "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_LENGTH))
+    return id_, Secret(f"{OUR_PREFIX}{id_}-{secret}"), secret_hash(secret)
+
+
+def secret_hash(secret: str) -> str:
+    return sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
+
+
+def split_key(key: str) -> tuple[str, str] | None:
+    """(public id, secret) of a key that could be one of the database's."""
+    id_, _, secret = key.removeprefix(OUR_PREFIX).partition("-")
+    fits = len(id_) == ID_LENGTH and len(secret) == SECRET_LENGTH and id_.isalnum()
+    return (id_, secret) if fits and key.startswith(OUR_PREFIX) and id_.isascii() else None
+
+
+def is_secret(secret: str, kept_hash: str) -> bool:
+    return hmac.compare_digest(secret_hash(secret), kept_hash)
+
+
 class KeyRing:
     """The static keys and the rule for callers without one."""
 
     def __init__(self, config: Config) -> None:
-        self._keys: dict[bytes, StaticKey] = {key.key.digest(): key for key in config.auth.keys}
+        self._keys = {key.key.digest(): (key.key, _static_caller(key)) for key in config.auth.keys}
         self._anonymous = config.anonymous
 
-    def identify(self, key: str, address: str) -> Caller:
-        """The caller behind `key`, or anonymous at `address`. Raises Unauthorized.
+    def static(self, key: str) -> Caller | None:
+        """The caller behind a key of config.yaml."""
+        digest = sha256(key.encode("utf-8", "surrogateescape")).digest()
+        found = self._keys.get(digest)
+        if found is None or not hmac.compare_digest(found[0].digest(), digest):
+            return None
+        return found[1]
+
+    def named(self, caller_id: str) -> Caller | None:
+        """The static key whose caller has that id: what a web page's token stands for."""
+        return next((caller for _, caller in self._keys.values() if caller.id == caller_id), None)
+
+    def without_key(self, key: str, address: str) -> Caller:
+        """The caller when `key` is nobody's. Raises Unauthorized.
 
         SDKs insist on some key, so where no key could be right any key is taken for none.
         """
-        if key:
-            digest = sha256(key.encode("utf-8", "surrogateescape")).digest()
-            found = self._keys.get(digest)
-            if found is not None and hmac.compare_digest(found.key.digest(), digest):
-                return Caller(f"key-{found.name}", frozenset(found.permissions))
-            if self._keys or key.startswith(OUR_PREFIX) or not self._anonymous:
-                raise Unauthorized(f"Incorrect API key provided: {_masked(key)}.")
+        if key and (self._keys or key.startswith(OUR_PREFIX) or not self._anonymous):
+            raise Unauthorized(f"Incorrect API key provided: {masked(key)}.")
         if not self._anonymous:
             raise Unauthorized(
                 "No API key was given. Send it as 'Authorization: Bearer <key>' (the word Bearer"
                 " is needed), or in x-api-key or api-key."
             )
-        name = sha256(address.encode()).hexdigest()[:12]
-        return Caller(f"anonymous-{name}", frozenset(("chat", "upload")), is_anonymous=True)
+        return Caller(by_address(address), frozenset(("chat", "upload")), is_anonymous=True)
 
 
-def _masked(key: str) -> str:
+def _static_caller(key: StaticKey) -> Caller:
+    agents = None if key.agents is None else frozenset(name.lower() for name in key.agents)
+    permissions = frozenset(key.permissions)
+    return Caller(f"key-{key.name}", permissions, agents=agents, limits=key.rate_limits)
+
+
+def by_address(address: str) -> str:
+    """The id of whoever calls from an address without a key; of IPv6 the network counts, since
+    everybody has more addresses there than could be counted."""
+    if ":" in address:
+        with contextlib.suppress(ValueError):
+            address = str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
+    return f"anonymous-{sha256(address.encode()).hexdigest()[:12]}"
+
+
+def masked(key: str) -> str:
     """Enough of a key to tell which one it was; nothing of a short one."""
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in key)
     return f"{shown[:3]}****{shown[-4:]}" if len(shown) >= 16 else "****"

@@ -1,13 +1,14 @@
 """Every error of the gateway, and the only place that shapes one into a body.
 
     GatewayError
-    ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized Forbidden
-    │                     NotFound AgentNotFound ConversationNotFound MethodNotAllowed
-    │                     ConversationBusy BodyTooLarge UnsupportedMediaType RateLimited
+    ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized
+    │                     WrongPassword Forbidden NotFound AgentNotFound ConversationNotFound
+    │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
+    │                     UnsupportedMediaType RateLimited TooManyAtOnce CallsUsedUp
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable
-    └── ours:             InternalError
+    └── ours:             InternalError DatabaseAway Overloaded
 
 Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
 """
@@ -15,6 +16,10 @@ Classes carry a status, a code and a message; they draw nothing. `openai_body` a
 import re
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+
+class StartError(Exception):
+    """The gateway cannot run as it is set up, and waiting will not change that."""
 
 
 class GatewayError(Exception):
@@ -78,6 +83,12 @@ class Unauthorized(GatewayError):
     status, type, code = 401, "invalid_request_error", "invalid_api_key"
 
 
+class WrongPassword(Unauthorized):
+    """No account has that name, or not that password; which of the two is not told."""
+
+    code = "invalid_credentials"
+
+
 class Forbidden(GatewayError):
     """The caller is known but may not do this."""
 
@@ -114,6 +125,12 @@ class ConversationBusy(GatewayError):
     status, type, code = 409, "upstream_error", "conversation_busy"
 
 
+class Conflict(GatewayError):
+    """What was asked for contradicts what is there: a name that is taken, the last admin."""
+
+    status, type, code = 409, "invalid_request_error", "conflict"
+
+
 class BodyTooLarge(GatewayError):
     """The request body is over the configured limit."""
 
@@ -132,6 +149,19 @@ class RateLimited(GatewayError):
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
+class TooManyAtOnce(RateLimited):
+    """The caller has as many calls under way as it may."""
+
+    code = "concurrency_limit_exceeded"
+
+
+class CallsUsedUp(RateLimited):
+    """The calls of a key, or of a user for this month, are used up; waiting seconds is no use."""
+
+    type, code = "insufficient_quota", "call_quota_exceeded"
+    should_retry = False
+
+
 class QuotaExhausted(GatewayError):
     """Money or plan is used up behind the agent; trying again will not help."""
 
@@ -142,6 +172,21 @@ class QuotaExhausted(GatewayError):
 
 class InternalError(GatewayError):
     """A bug of ours."""
+
+
+class DatabaseAway(GatewayError):
+    """The database does not answer, and without it this cannot be told or done."""
+
+    status, type, code = 503, "server_error", "database_unavailable"
+
+    def __init__(self, message: str = "The database does not answer; try again shortly.") -> None:
+        super().__init__(message, retry_after_s=2.0)
+
+
+class Overloaded(GatewayError):
+    """More of something costly is waiting than the gateway takes on."""
+
+    status, type, code = 503, "server_error", "overloaded"
 
 
 class UpstreamFailed(GatewayError):

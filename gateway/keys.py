@@ -4,10 +4,18 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.call import Call
 from gateway.config import Config
 from gateway.credentials import Caller, KeyRing
+from gateway.directory import Directory
 from gateway.health import HealthCache
+from gateway.passwords import Passwords
+from gateway.recorder import Recorder
 from gateway.routing import Routing
+from gateway.stores.accounts import Accounts
+from gateway.stores.buckets import Buckets
+from gateway.stores.calls import Calls
+from gateway.tokens import Signer
 from gateway.upstream import Upstream
 
 
@@ -30,11 +38,29 @@ class StateHolder:
         self.now = state
 
 
+@dataclass(frozen=True)
+class Books:
+    """What stands on the database; there is none of it with `database: none`."""
+
+    accounts: Accounts
+    directory: Directory
+    calls: Calls
+    recorder: Recorder
+    passwords: Passwords
+
+
 STATE: web.AppKey[StateHolder] = web.AppKey("state", StateHolder)
 UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
+MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
+BOOKS: web.AppKey[Books] = web.AppKey("books", Books)
+BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
+SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 REQUEST_ID = web.RequestKey("request_id", str)
+ADDRESS = web.RequestKey("address", str)  # the client's, behind trusted proxies
 CALLER = web.RequestKey("caller", Caller)
+CALL = web.RequestKey("call", Call)  # of chats only
+LIMITS = web.RequestKey("limits", dict[str, str])  # headers that tell what is left
 NOTED = web.RequestKey("noted", dict[str, object])  # members of the request's log line
 
 
@@ -44,3 +70,8 @@ def header_value(value: str) -> str:
         c if " " < c <= "~" else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "replace"))
         for c in value[:256]
     )
+
+
+def is_api(path: str) -> bool:
+    """Whether the path belongs to the surface with the `{code, msg, data}` envelope."""
+    return path.startswith("/api/")

@@ -57,6 +57,9 @@ class PassThrough:
             ]
         return self._inspect(whole) if whole else []
 
+    def counted(self) -> Usage | None:
+        return self._usage
+
     def _whole_events(self, chunk: bytes) -> bytes:
         if not self._held and chunk.endswith(b"\n\n"):  # nearly always
             return chunk
@@ -154,6 +157,9 @@ class WholeBody:
         self._body.append(chunk)
         return []
 
+    def counted(self) -> Usage | None:
+        return None
+
     def close(self) -> list[Delta]:
         if self.done:
             return []
@@ -216,3 +222,12 @@ def _is_whole(block: bytes) -> bool:
     """Whether an event without its blank line has all of its data."""
     events = Parser(len(block) + 2).feed(block + b"\n\n") if block else []
     return bool(events) and all(e.data.strip() == b"[DONE]" or _object(e.data) for e in events)
+
+
+_USAGE_OBJECT = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
+
+
+def usage_at_end(tail: bytes) -> Usage | None:
+    """The last usage object in the end of an answer that was only copied."""
+    found = _USAGE_OBJECT.findall(tail)
+    return read_usage(_object(found[-1])) if found else None

@@ -90,6 +90,7 @@ class StreamRenderer:
         self._open = False
         self._said = False
         self._verbatim = False
+        self.finish: Finish | None = None  # the answer is whole
         self._early: list[bytes] = []  # named events that came before the first content
         self._reason = ""
         self._head = self._text_head = self._tail = b""
@@ -117,6 +118,8 @@ class StreamRenderer:
             self._note(delta, parts)
         elif isinstance(delta, Failed):
             parts.append(error_frame(delta.error))
+        elif isinstance(delta, Finish) and self._verbatim:
+            self.finish = delta
         elif not self._verbatim:
             if not self._open:
                 self._start(parts)
@@ -174,6 +177,7 @@ class StreamRenderer:
             self._early.append(event)
 
     def _finish(self, delta: Finish, parts: list[bytes]) -> None:
+        self.finish = delta
         choice = [{"index": 0, "delta": {}, "finish_reason": delta.reason}]
         members: dict[str, Any] = {"gateway": self._notes.finish(delta.usage)}
         if self._conversational:
@@ -202,7 +206,7 @@ class WholeRenderer:
         self._text: list[str] = []
         self._reasoning: list[str] = []
         self._calls: dict[int, dict[str, Any]] = {}
-        self._finish: Finish | None = None
+        self.finish: Finish | None = None
         self._raw = b""
 
     def feed(self, deltas: list[Delta]) -> None:
@@ -223,7 +227,7 @@ class WholeRenderer:
             elif isinstance(delta, Note):
                 self._notes.add(delta)
             elif isinstance(delta, Finish):
-                self._finish = delta
+                self.finish = delta
             elif isinstance(delta, Raw):
                 self._raw += delta.data
             elif isinstance(delta, Failed):
@@ -241,7 +245,7 @@ class WholeRenderer:
         """The JSON of the answer, once Finish has come."""
         if self._raw:
             return self._raw
-        finish = self._finish or Finish()
+        finish = self.finish or Finish()
         text = "".join(self._text)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self._calls and not text:

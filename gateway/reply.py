@@ -11,8 +11,9 @@ import time
 
 from aiohttp import web
 
+from gateway.call import Call, Capture
 from gateway.errors import GatewayError, InternalError, UpstreamTimeout
-from gateway.keys import NOTED, UPSTREAM, header_value
+from gateway.keys import CALL, NOTED, STATE, UPSTREAM, header_value
 from gateway.messages import ChatRequest, Delta, Failed
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -39,25 +40,44 @@ async def reply(
     keepalive_s: float,
 ) -> web.StreamResponse:
     """Answer `chat` from the first of `targets` that will. `conversational` is `/api/v1/chat`."""
+    call = request[CALL]
+    call.streamed = chat.stream
+    if any(target.agent.capture != "off" for target in targets):
+        limit = request.app[STATE].now.config.record.max_body
+        call.capture = Capture(limit, await request.read())  # which has been read already
     async with Run(request.app[UPSTREAM], chat, targets) as run:
         try:
             if not chat.stream:
-                return await _whole(run, chat, conversational)
+                return await _whole(run, chat, conversational, call)
             return await _Stream(request, run, chat, conversational, keepalive_s).answer()
         finally:
             request[NOTED] |= {"agent": run.target.name, "attempts": run.attempts}
+            _note(call, run)
 
 
-async def _whole(run: Run, chat: ChatRequest, conversational: bool) -> web.Response:
+def _note(call: Call, run: Run) -> None:
+    """What the record wants to know of the run."""
+    call.agent = run.target.name
+    if call.usage is None and run.decoder is not None:
+        call.usage = run.decoder.counted()
+    call.capture_always = run.target.agent.capture == "all"
+    if run.target.agent.capture == "off":
+        call.capture = None
+
+
+async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) -> web.Response:
     try:
         async with asyncio.timeout(run.total_s):
             deltas = await run.start()
+            call.first_delta()
             renderer = WholeRenderer(chat, run.target.name, int(time.time()), conversational)
             renderer.feed(deltas)
             while not run.over:
                 renderer.feed(await run.read() or [])
     except TimeoutError:
         raise _too_long(run) from None
+    if renderer.finish:
+        call.usage, call.is_whole = renderer.finish.usage, True
     headers = _headers(run)
     return web.Response(body=renderer.body(), content_type="application/json", headers=headers)
 
@@ -78,6 +98,7 @@ class _Stream:
         self._chat = chat
         self._conversational = conversational
         self._keepalive_s = keepalive_s
+        self._call = request[CALL]
         self._response: web.StreamResponse | None = None  # set once something has been sent
 
     async def answer(self) -> web.StreamResponse:
@@ -102,32 +123,42 @@ class _Stream:
         async with asyncio.timeout(LAST_WORDS_S):
             if error is not None:
                 self._request[NOTED]["error"] = error.code or error.type
-                await self._response.write(error_frame(error))
+                await self._write(error_frame(error))
             await self._response.write_eof()
         return self._response
 
     async def _pump(self) -> None:
         run, loop = self._run, asyncio.get_running_loop()
         deltas = await self._first_deltas()
+        self._call.first_delta()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
-        response = await self._commit()
-        self._note_failure(deltas)
-        await response.write(renderer.feed(deltas))
+        await self._commit()
+        frames = renderer.feed(deltas)
+        self._note_end(deltas, renderer)
+        await self._write(frames)
         beat_at = loop.time() + self._keepalive_s
         while not run.over:
             batch = await run.read(beat_at)
             frames = KEEP_ALIVE if batch is None else renderer.feed(batch)
             if run.over:
-                self._note_failure(batch or [])
+                self._note_end(batch or [], renderer)
             if frames:
-                await response.write(frames)
+                await self._write(frames)
                 beat_at = loop.time() + self._keepalive_s
 
-    def _note_failure(self, deltas: list[Delta]) -> None:
-        """For the log: the status cannot tell it any more."""
+    async def _write(self, frames: bytes) -> None:
+        assert self._response is not None
+        if self._call.capture is not None:
+            self._call.capture.add(frames)
+        await self._response.write(frames)
+
+    def _note_end(self, deltas: list[Delta], renderer: StreamRenderer) -> None:
+        """For the log and the record: the status cannot tell a failure any more."""
         if deltas and isinstance(deltas[-1], Failed):
-            self._request[NOTED]["error"] = deltas[-1].error.code
+            self._request[NOTED]["error"] = deltas[-1].error.code or deltas[-1].error.type
+        if renderer.finish:
+            self._call.usage, self._call.is_whole = renderer.finish.usage, True
 
     async def _first_deltas(self) -> list[Delta]:
         """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""

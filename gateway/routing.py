@@ -133,6 +133,10 @@ class Routing:
         for name in self.routes:
             yield name, "gateway"
 
+    def behind(self, name: str) -> list[str]:
+        """The agents of a route; none for any other name."""
+        return [choice.agent for choice in self.routes.get(name, ())]
+
     def _not_found(self, name: str, word: str, known: list[str]) -> AgentNotFound:
         near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
         hint = f" Did you mean {near[0]!r}?" if near else ""

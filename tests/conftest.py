@@ -3,7 +3,7 @@
 import asyncio
 import io
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +14,16 @@ import orjson
 import pytest
 import yaml
 from aiohttp import web
+from argon2 import PasswordHasher
 
 sys.path.insert(0, str(Path(__file__).parent / "platforms"))  # `decoding`, for all its tests
+
+import servers
 
 from gateway import configfile
 from gateway.app import Runner, build
 from gateway.demo import DEMOS, Demo, serve_demo
+from gateway.passwords import Passwords
 
 
 @dataclass
@@ -42,15 +46,48 @@ class Gateway:
         """POST /api/v1/chat."""
         return self.post("/api/v1/chat", {"query": query, **body}, headers={"Agent": agent})
 
+    async def api(self, method: str, path: str, token: str = "", body: Any = None):
+        """(status, body) of a call under /api/v1 with a key or a token."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        data = None if body is None else orjson.dumps(body)
+        url = f"{self.url}/api/v1{path}"
+        async with self.client.request(method, url, data=data, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    async def login(self, username: str = "admin", password: str = "") -> str:
+        """A login's token."""
+        body = {"username": username, "password": password or ADMIN_PASSWORD}
+        status, answer = await self.api("POST", "/login", body=body)
+        assert status == 200, answer
+        return answer["access_token"]
+
+    async def key(self, token: str, **settings: Any) -> tuple[str, str]:
+        """(id, whole key) of a new key."""
+        body = {"name": "test", **settings}
+        status, answer = await self.api("POST", "/api-keys", token, body)
+        assert status == 200, answer
+        return answer["data"]["id"], answer["data"]["full_key"]
+
+    async def ask(self, key: str, agent: str = "dify", **body: Any) -> tuple[int, Any]:
+        """(status, body) of a whole answer from /api/v1/chat."""
+        headers = {"Agent": agent, "Authorization": f"Bearer {key}"}
+        body = {"query": "hi", **body}
+        async with self.post("/api/v1/chat", body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
     def complete(self, model: str, question: str = "hi", **body: Any):
         """POST /v1/chat/completions with one user message, unless `messages` are given."""
         messages = body.pop("messages", [{"role": "user", "content": question}])
         return self.post("/v1/chat/completions", {"model": model, "messages": messages, **body})
 
 
+UNLIMITED = dict.fromkeys(("chat", "upload", "agents", "login"))
+
+
 @asynccontextmanager
 async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = None):
-    """A gateway of this config.yaml on a free port."""
+    """A gateway of this config.yaml on a free port; no database and no limits unless it says so."""
+    config = {"database": "none", "rate_limits": UNLIMITED, **config}
     loaded = configfile.parse(yaml.safe_dump(config, sort_keys=False), environ or {})
     app = build(loaded)
     runner = Runner(app, shutdown_timeout=0.2)
@@ -61,6 +98,67 @@ async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = N
             yield Gateway(f"http://127.0.0.1:{runner.addresses[0][1]}", app, client)
     finally:
         await runner.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[servers.PostgreSQL]:
+    server = servers.PostgreSQL()
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[servers.Redis]:
+    server = servers.Redis(tmp_path)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty database: the same tests run on both kinds."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path}/gateway.db"
+    return request.getfixturevalue("postgresql").database()
+
+
+ADMIN_PASSWORD = "correct horse battery"
+
+
+@pytest.fixture
+def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
+    """argon2 that costs next to nothing; what it really costs is tested once."""
+    cheap = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
+    monkeypatch.setattr("gateway.app.Passwords", lambda: Passwords(cheap))
+
+
+@pytest.fixture
+def with_accounts(gateway, demo, tmp_path, quick_passwords) -> Callable[..., Any]:
+    """`await with_accounts(url, **config)`: a gateway on that database, in front of a demo Dify
+    and a demo OpenAI; nobody may call without a key."""
+
+    async def start(url: str, **config: Any) -> "Gateway":
+        dify, openai = await demo("dify"), await demo("openai", key="sk-upstream-key")
+        settings = {
+            "agents": {
+                "dify": {**AGENTS["dify"], "base_url": dify.url},
+                "openai": {**AGENTS["openai"], "base_url": openai.url},
+            },
+            "database": url,
+            "record": {"spool": str(tmp_path / "spool")},
+            **config,
+        }
+        settings["auth"] = {
+            "anonymous": False,
+            "jwt_secret": "0123456789abcdef0123456789abcdef",
+            "admin_password": ADMIN_PASSWORD,
+            **config.get("auth", {}),
+        }
+        return await gateway(**settings)
+
+    return start
 
 
 @pytest.fixture

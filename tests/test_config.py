@@ -104,12 +104,13 @@ def test_variables_and_defaults():
 
 
 @pytest.mark.parametrize(
-    "url", ["sqlite:///:memory:", "sqlite:///data/x.db", "postgresql://u:p@h/d"]
+    "url", ["sqlite:////tmp/x.db", "sqlite:///data/x.db", "postgresql://u:p@h/d"]
 )
 def test_database_urls(url):
-    assert parse(f"{AGENT}database: '{url}'", {}).database == url
-    from_environment = AGENT + 'database: "${DATABASE_URL:-sqlite:///:memory:}"'
-    assert parse(from_environment, {}).database == "sqlite:///:memory:"
+    secret = {"JWT_SECRET": "s" * 32}
+    assert parse(f"{AGENT}database: '{url}'", secret).database.reveal() == url
+    assert parse(AGENT, {**secret, "DATABASE_URL": url}).database.reveal() == url
+    assert "p@h" not in repr(parse(f"{AGENT}database: '{url}'", secret))
 
 
 @pytest.mark.parametrize(

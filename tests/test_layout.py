@@ -7,12 +7,21 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 
 # Top to bottom. A folder's modules do not import each other, except the ones marked as shared.
 ORDER = [
-    "cli", "app", "routes", "middlewares", "reply", "body", "keys", "health", "relay", "routing",
-    "platforms", "upstream", "render", "passthrough", "thinking", "turns", "history", "explain",
-    "exchange", "sse", "usage", "messages", "configschema", "configfile", "credentials", "config",
-    "secret", "alarm", "errors",
+    "cli", "app", "routes", "middlewares", "access", "reply", "books", "body", "keys", "recorder",
+    "directory", "health", "relay", "routing", "platforms", "upstream", "render", "passthrough",
+    "thinking", "turns", "history", "explain", "exchange", "sse", "usage", "stores", "limits", "call",
+    "messages", "tokens", "passwords", "configschema", "configfile", "credentials", "config", "secret",
+    "alarm", "errors",
 ]  # fmt: skip
-SHARED = {"platforms.base", "platforms.openai_compatible", "demo.stage", "demo.mind", "demo.openai"}
+SHARED = {
+    "stores.database",
+    "stores.calls",
+    "platforms.base",
+    "platforms.openai_compatible",
+    "demo.stage",
+    "demo.mind",
+    "demo.openai",
+}
 WEB_FROM = ORDER[: ORDER.index("keys") + 1]
 
 

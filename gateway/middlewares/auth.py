@@ -1,40 +1,160 @@
 """Find out who calls and whether the route is for them."""
 
-from collections.abc import Mapping
+import logging
+import warnings
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
+from aiohttp_jwt import JWTMiddleware
 
-from gateway.config import Permission
-from gateway.credentials import is_foreign, presented_key
-from gateway.errors import Forbidden
-from gateway.keys import CALLER, NOTED, STATE
+from gateway.access import Route
+from gateway.credentials import Caller, is_foreign, presented_key
+from gateway.errors import Forbidden, GatewayError, Unauthorized
+from gateway.keys import ADDRESS, BOOKS, CALLER, NOTED, STATE, State
+from gateway.secret import Secret
+from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
+
+Verify = Callable[[web.Request], Awaitable[dict[str, Any]]]
 
 
-def auth(needed: Mapping[Handler, Permission | None]) -> Middleware:
-    """`needed` says for each handler which permission it takes; None makes it public.
+def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
+    """`routes` says for each handler what it demands; `secret` is what tokens are signed with.
 
-    A handler that is not listed is refused, so a route cannot be opened by being forgotten.
+    A handler that is not listed is for admins only, so a route cannot be opened by being forgotten.
     """
+    verify = _verifier(secret)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         if request.match_info.http_exception is not None:
             return await handler(request)  # 404 and 405 have nothing to protect
-        permission = needed.get(request.match_info.handler, "admin")
-        if permission is None:
+        wanted = request.match_info.handler
+        route = routes.get(wanted) or Route("", "", wanted, "login-admin")
+        if route.access is None:
+            if route.limit is not None:  # a limit is the caller's own, if it is somebody we know
+                await _recognise(request, verify)
             return await handler(request)
         state = request.app[STATE].now
-        caller = state.keyring.identify(presented_key(request.headers), request.remote or "")
+        if route.access in ("login", "login-admin"):
+            caller = await _logged_in(request, verify)
+            if route.access == "login-admin" and caller.role != "admin":
+                raise Forbidden("Only administrators may do this.")
+        else:
+            caller = await _identify(request, state, verify)
+            _refuse_foreign_page(request, state, caller)
+            request[NOTED]["caller"] = caller.id
+            caller.require(route.access)  # type: ignore[arg-type]
         request[NOTED]["caller"] = caller.id
-        origin = request.headers.get("Origin", "")
-        if caller.is_anonymous and is_foreign(origin, state.config.server.cors_origins):
-            raise Forbidden(
-                "Anonymous access is for programs on this machine, not for web pages from"
-                " elsewhere: give the page a key, or add its origin to server.cors_origins."
-            )
-        caller.require(permission)
         request[CALLER] = caller
         return await handler(request)
 
     return middleware
+
+
+async def _identify(request: web.Request, state: State, verify: Verify) -> Caller:
+    """The caller behind a key or a token; anonymous where that is allowed."""
+    credential = presented_key(request.headers)
+    if is_token(credential):
+        return _of_token(request, state, await verify(request))
+    if credential:
+        if caller := state.keyring.static(credential):
+            return caller
+        books = request.app.get(BOOKS)
+        if books is not None and (caller := await books.directory.caller(credential)):
+            return caller
+    return state.keyring.without_key(credential, request[ADDRESS])
+
+
+async def _recognise(request: web.Request, verify: Verify) -> None:
+    """On a public route a bad key is no reason to refuse, only none to be taken for somebody."""
+    try:
+        request[CALLER] = await _identify(request, request.app[STATE].now, verify)
+        request[NOTED]["caller"] = request[CALLER].id
+    except GatewayError:
+        pass
+
+
+async def _logged_in(request: web.Request, verify: Verify) -> Caller:
+    """The account behind a login's token, as it is at this moment."""
+    credential = presented_key(request.headers)
+    if not credential:
+        raise Unauthorized("Log in at POST /api/v1/login and send the access_token as Bearer.")
+    if not is_token(credential):
+        raise Forbidden(
+            "API keys do not open accounts: log in at POST /api/v1/login and send the access_token."
+        )
+    claims = await verify(request)
+    if claims.get("use") != LOGIN:
+        raise Forbidden("This token is for chats; log in at POST /api/v1/login.")
+    directory = request.app[BOOKS].directory
+    await directory.refresh()  # what another replica changed before this request counts
+    return directory.login_caller(str(claims["sub"]), claims["ver"])
+
+
+def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Caller:
+    books = request.app.get(BOOKS)
+    if claims.get("use") == LOGIN and books is not None:
+        return books.directory.login_caller(str(claims["sub"]), claims["ver"])
+    if claims.get("use") != BROWSER:
+        raise Unauthorized("This token is not for here.")
+    subject = str(claims["sub"])
+    key = state.keyring.named(subject)
+    if key is None:
+        if books is None:
+            raise Unauthorized("The API key behind this token is gone.")
+        key = books.directory.key_caller(subject.removeprefix("key-"))
+    agents = key.agents
+    if claims["agents"] is not None:
+        named = frozenset(claims["agents"])
+        agents = named if agents is None else named & agents
+    permissions = key.permissions & frozenset(claims["permissions"])
+    return replace(key, permissions=permissions, agents=agents, end_user=claims["user"])
+
+
+def _refuse_foreign_page(request: web.Request, state: State, caller: Caller) -> None:
+    origin = request.headers.get("Origin", "")
+    if caller.is_anonymous and is_foreign(origin, state.config.server.cors_origins):
+        raise Forbidden(
+            "Anonymous access is for programs on this machine, not for web pages from"
+            " elsewhere: give the page a key, or add its origin to server.cors_origins."
+        )
+
+
+def _verifier(secret: Secret) -> Verify:
+    """aiohttp-jwt as a question instead of a layer: the claims of a request's token."""
+    # It logs a traceback for every bad token; the request's own line tells enough.
+    logging.getLogger("aiohttp_jwt").setLevel(logging.CRITICAL)
+    # It hangs the claims on the request under a string.
+    warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module="aiohttp_jwt")
+    check = JWTMiddleware(
+        secret.reveal(),
+        request_property="claims",
+        token_getter=_token,
+        algorithms=[ALGORITHM],
+    )
+
+    async def verify(request: web.Request) -> dict[str, Any]:
+        """Raises Unauthorized."""
+        try:
+            await check(request, _nothing)
+            claims = request["claims"]
+        except (web.HTTPException, KeyError, ValueError, RecursionError) as error:
+            if "expired" in str(getattr(error, "reason", "")):
+                raise Unauthorized("This token has expired; get a new one.") from None
+            raise Unauthorized("This token is not valid.") from None
+        if not isinstance(claims, dict) or "sub" not in claims:
+            raise Unauthorized("This token is not valid.")
+        return claims
+
+    return verify
+
+
+async def _token(request: web.Request) -> str:
+    return presented_key(request.headers)
+
+
+async def _nothing(request: web.Request) -> web.StreamResponse:
+    return web.Response()

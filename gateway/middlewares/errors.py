@@ -19,7 +19,7 @@ from gateway.errors import (
     headers,
     openai_body,
 )
-from gateway.keys import NOTED, REQUEST_ID, header_value
+from gateway.keys import NOTED, REQUEST_ID, header_value, is_api
 
 log = logging.getLogger("gateway")
 
@@ -67,11 +67,6 @@ def error_response(request: web.BaseRequest, error: GatewayError) -> web.Respons
         content_type="application/json",
         headers=told,
     )
-
-
-def is_api(path: str) -> bool:
-    """Whether the path belongs to the surface with the `{code, msg, data}` envelope."""
-    return path.startswith("/api/")
 
 
 def translate(error: web.HTTPException, request: web.BaseRequest) -> GatewayError:

@@ -18,7 +18,7 @@ import orjson
 from gateway import sse
 from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Delta, Failed
+from gateway.messages import ChatRequest, Delta, Failed, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,9 @@ class Decoder(Protocol):
 
     def close(self) -> list[Delta]:
         """The deltas left at the end of the body; Failed(UpstreamCut) if the end is missing."""
+
+    def counted(self) -> Usage | None:
+        """What the platform has counted so far: for the record of an answer that breaks off."""
 
 
 class Platform(Protocol):
@@ -113,6 +116,9 @@ class EventDecoder(ABC):
             self._fail(error, out)
         self.done = True
         return out
+
+    def counted(self) -> Usage | None:
+        return None
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
         error.retryable = False  # the platform had begun

@@ -319,6 +319,9 @@ class CozeDecoder(EventDecoder):
         self._finish: Finish | None = None
         self._run_usage: Usage | None = None
 
+    def counted(self) -> Usage | None:
+        return (self._finish and self._finish.usage) or self._run_usage or self._meta_usage
+
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if name in ("done", "conversation.stream.done", "Done"):
             if name == "Done" and self._finish is None:

@@ -477,9 +477,9 @@ class DifyDecoder(EventDecoder):
 
     def _end(self, out: list[Delta]) -> None:
         self.done = True
-        out.append(Finish("content_filter" if self._filtered else "stop", self._usage()))
+        out.append(Finish("content_filter" if self._filtered else "stop", self.counted()))
 
-    def _usage(self) -> Usage | None:
+    def counted(self) -> Usage | None:
         """The message's own figures, else the sum of the model nodes'; zeros are what Dify says
         when it does not know."""
         end = as_object(as_object(as_object(self._message_end).get("metadata")).get("usage"))

@@ -169,6 +169,9 @@ class ChunkDecoder(EventDecoder):
         self._calls: list[tuple[str, str]] = []  # (the upstream's mark, id) of each tool call
         self.has_text = False
 
+    def counted(self) -> Usage | None:
+        return self._usage
+
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if not data.strip():
             return

@@ -410,6 +410,9 @@ class ApplicationDecoder(EventDecoder):
         self._reason = ""
         self._usage: Usage | None = None
 
+    def counted(self) -> Usage | None:
+        return self._usage
+
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if not data.strip():
             return

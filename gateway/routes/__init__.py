@@ -1,30 +1,57 @@
-"""Every route with the permission it takes; None is public."""
+"""Every route, with what it demands of its callers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
-from gateway.config import Permission
+from gateway.access import Route
 from gateway.errors import InvalidRequest
 from gateway.middlewares.errors import error_response
-from gateway.routes import agents, chat, health, openai
+from gateway.routes import accounts, agents, apikeys, chat, health, openai, records
 
-Route = tuple[str, str, Handler, Permission | None]
-
-OPS: list[Route] = [
-    ("GET", "/health", health.health, None),
-    ("GET", "/livez", health.livez, None),
-    ("GET", "/readyz", health.readyz, None),
-    *(("HEAD", path, health.health, None) for path in ("/health", "/livez", "/readyz")),
+OPS = [
+    Route("GET", "/health", health.health),
+    Route("GET", "/livez", health.livez),
+    Route("GET", "/readyz", health.readyz),
+    *(Route("HEAD", path, health.health) for path in ("/health", "/livez", "/readyz")),
 ]
 
-_API: list[Route] = [
-    ("GET", "/", health.root, None),
-    ("POST", "/api/v1/chat", chat.chat, "chat"),
-    ("GET", "/api/v1/agents", agents.list_agents, None),
-    ("GET", "/api/v1/agents/{name}", agents.get_agent, None),
-    ("GET", "/api/v1/agents/{name}/health", agents.agent_health, None),
+_AUTH = "/api/v1/auth"
+_KEYS = "/api/v1/api-keys"
+
+_API = [
+    Route("GET", "/", health.root),
+    Route("POST", "/api/v1/chat", chat.chat, "chat", "chat"),
+    Route("GET", "/api/v1/agents", agents.list_agents, None, "agents"),
+    Route("GET", "/api/v1/agents/{name}", agents.get_agent, None, "agents"),
+    Route("GET", "/api/v1/agents/{name}/health", agents.agent_health, None, "agents"),
+    Route("POST", "/api/v1/login", accounts.login, None, "login"),
+    Route("POST", f"{_AUTH}/login", accounts.login, None, "login"),
+    Route("POST", f"{_AUTH}/register", accounts.register, None, "login"),
+    Route("GET", f"{_AUTH}/me", accounts.me, "login"),
+    Route("PUT", f"{_AUTH}/me", accounts.update_me, "login"),
+    Route("GET", f"{_AUTH}/me/usage", accounts.my_usage, "login"),
+    Route("POST", f"{_AUTH}/change-password", accounts.change_password, "login", "login"),
+    Route("GET", f"{_AUTH}/users", accounts.list_users, "login-admin"),
+    Route("POST", f"{_AUTH}/users", accounts.create_user, "login-admin"),
+    Route("GET", f"{_AUTH}/users/{{id}}", accounts.get_user, "login-admin"),
+    Route("PUT", f"{_AUTH}/users/{{id}}", accounts.update_user, "login-admin"),
+    Route("DELETE", f"{_AUTH}/users/{{id}}", accounts.delete_user, "login-admin"),
+    Route("GET", f"{_AUTH}/users/{{id}}/usage", accounts.user_usage, "login-admin"),
+    Route("POST", _KEYS, apikeys.create_key, "login"),
+    Route("GET", _KEYS, apikeys.my_keys, "login"),
+    Route("GET", f"{_KEYS}/my", apikeys.my_keys, "login"),
+    Route("GET", f"{_KEYS}/admin/all", apikeys.all_keys, "login-admin"),
+    Route("POST", f"{_KEYS}/admin/cleanup", apikeys.clean_up, "login-admin"),
+    Route("GET", f"{_KEYS}/{{id}}", apikeys.get_key, "login"),
+    Route("PUT", f"{_KEYS}/{{id}}", apikeys.update_key, "login"),
+    Route("DELETE", f"{_KEYS}/{{id}}", apikeys.delete_key, "login"),
+    Route("POST", f"{_KEYS}/{{id}}/revoke", apikeys.revoke_key, "login"),
+    Route("GET", f"{_KEYS}/{{id}}/usage", apikeys.key_usage, "login"),
+    Route("POST", "/api/v1/tokens", apikeys.create_token, "chat"),
+    Route("GET", "/api/v1/usage", records.usage, "admin"),
+    Route("GET", "/api/v1/calls", records.calls, "admin"),
+    Route("GET", "/api/v1/calls/{id}", records.call, "admin"),
 ]
 
 # `/v1` comes missing or doubled, depending on what a client's settings make of the base URL.
@@ -37,16 +64,16 @@ def all_routes() -> Iterator[Route]:
     for prefix in _PREFIXES:
         for slash in ("", "/"):
             path = f"{prefix}/chat/completions{slash}"
-            yield "POST", path, openai.chat_completions, "chat"
-            yield "GET", f"{prefix}/models{slash}", openai.models, "chat"
-        yield "GET", f"{prefix}/models/{{id:.+}}", openai.model, "chat"
+            yield Route("POST", path, openai.chat_completions, "chat", "chat")
+            yield Route("GET", f"{prefix}/models{slash}", openai.models, "chat")
+        yield Route("GET", f"{prefix}/models/{{id:.+}}", openai.model, "chat")
     for prefix in ("/v1/v1", "/v1"):
-        yield "POST", f"{prefix}/{{path:.+}}", openai.pass_on, "chat"
+        yield Route("POST", f"{prefix}/{{path:.+}}", openai.pass_on, "chat", "chat")
 
 
-def add_to(app: web.Application, routes: list[Route]) -> None:
-    for method, path, handler, _ in routes:
-        app.router.add_route(method, path, handler, expect_handler=_expect)
+def add_to(app: web.Application, routes: Iterable[Route]) -> None:
+    for route in routes:
+        app.router.add_route(route.method, route.path, route.handler, expect_handler=_expect)
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import orjson
 from aiohttp import web
 
+from gateway.body import envelope
 from gateway.keys import STATE, UPSTREAM
 from gateway.routing import Target
 
@@ -49,8 +49,3 @@ def _described(target: Target) -> dict[str, Any]:
 
 def _capabilities(target: Target) -> dict[str, bool]:
     return {"streaming": True, "file_upload": target.platform.takes_files}
-
-
-def envelope(data: Any) -> web.Response:
-    body = {"code": 0, "success": True, "msg": "Success", "data": data}
-    return web.json_response(body, dumps=lambda value: orjson.dumps(value).decode())

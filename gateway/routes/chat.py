@@ -79,6 +79,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
             detail={"known": list(state.routing.targets)},
         )
     targets = state.routing.resolve(name, "agent")
+    caller = request[CALLER]
+    caller.require_agent(name, [target.name for target in targets])
     body = check(ChatBody, await read_object(request))
     media = tuple(_media(file) for file in body.files)
     if not body.query.strip() and not media:
@@ -90,7 +92,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
         messages=(Message("user", body.query, media),),
-        user=body.user or body.uid or request[CALLER].id,
+        user=caller.user_of(body.user or body.uid),
         stream=body.stream,
         detail=body.detail,
         conversation_id=conversation,

@@ -1,10 +1,12 @@
 """Whether the process is alive and ready. None of these asks an upstream."""
 
 from datetime import UTC, datetime
+from typing import Any
 
 from aiohttp import web
 
 from gateway import __version__
+from gateway.keys import BOOKS, BUCKETS, MAIN
 
 
 async def root(request: web.Request) -> web.Response:
@@ -30,7 +32,32 @@ async def livez(request: web.Request) -> web.Response:
 
 
 async def readyz(request: web.Request) -> web.Response:
-    return web.json_response({"status": "ready", "timestamp": _now()})
+    """Ready, also where something is away that the gateway can do without for a time; `degraded`
+    names it."""
+    app = request.app.get(MAIN, request.app)
+    detail: dict[str, Any] = {"database": "none", "redis": "none"}
+    degraded = []
+    books, buckets = app.get(BOOKS), app[BUCKETS]
+    if books is not None:
+        detail["database"] = books.directory.away or "ok"
+        recorder = books.recorder
+        detail["record"] = {
+            "waiting": recorder.waiting,
+            "written": recorder.written,
+            "lost": recorder.lost,
+            "rejected": recorder.rejected,
+        }
+        if books.directory.away or recorder.away:
+            degraded.append("database")
+    if buckets.is_configured:
+        detail["redis"] = "it does not answer; each process limits by itself"
+        if buckets.is_shared:
+            detail["redis"] = "ok"
+        else:
+            degraded.append("redis")
+    return web.json_response(
+        {"status": "ready", "timestamp": _now(), "degraded": degraded, "detail": detail}
+    )
 
 
 def _now() -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from collections.abc import Iterator
 from typing import Any
 from urllib.parse import unquote
 
@@ -9,10 +10,12 @@ import orjson
 from aiohttp import web
 
 from gateway.body import read_object
+from gateway.call import Capture
 from gateway.errors import GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.keys import CALLER, NOTED, STATE, UPSTREAM
+from gateway.keys import CALL, CALLER, NOTED, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
+from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.reply import reply
@@ -21,6 +24,7 @@ from gateway.turns import read_turns
 from gateway.upstream import Exchange
 
 _MAX_ID = 1024
+_TAIL = 2048  # bytes at the end of an answer, where the usage is
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
@@ -30,13 +34,15 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     targets = state.routing.resolve(model)
+    caller = request[CALLER]
+    caller.require_agent(model, [target.name for target in targets])
     is_routed = len(targets) > 1
     targets, conversation = pin(targets, _conversation(request, body))
     options = body.get("stream_options")
     chat = ChatRequest(
         model=model,
         messages=_turns(body, targets),
-        user=_text(body, "user") or request[CALLER].id,
+        user=caller.user_of(_text(body, "user")),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
         conversation_id=conversation,
@@ -96,7 +102,7 @@ def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
 
 async def models(request: web.Request) -> web.Response:
     state = request.app[STATE].now
-    data = [_model(name, owner, state.since) for name, owner in state.routing.models()]
+    data = [_model(name, owner, state.since) for name, owner in _visible(request)]
     return web.json_response({"object": "list", "data": data}, dumps=_dumps)
 
 
@@ -104,11 +110,20 @@ async def model(request: web.Request) -> web.Response:
     """One model. Its name may hold a slash, encoded or not, and any script."""
     state = request.app[STATE].now
     wanted = request.match_info["id"].strip("/")
-    for name, owner in state.routing.models():
+    for name, owner in _visible(request):
         if name.lower() == wanted.lower():
             return web.json_response(_model(name, owner, state.since), dumps=_dumps)
+    request[CALLER].require_agent(wanted)
     state.routing.resolve(wanted)  # raises for what is not there; `agent/any-model` is
     return web.json_response(_model(wanted, "openai", state.since), dumps=_dumps)
+
+
+def _visible(request: web.Request) -> Iterator[tuple[str, str]]:
+    """The models that the caller may ask, with their owners."""
+    routing = request.app[STATE].now.routing
+    for name, owner in routing.models():
+        if request[CALLER].may_ask(name, routing.behind(name)):
+            yield name, owner
 
 
 def _model(name: str, owner: str, since: int) -> dict[str, Any]:
@@ -132,6 +147,14 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
         hint = "" if asked else " without a 'model' in the body"
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
     target, platform = _openai_target(request.app[STATE].now.routing, asked, path)
+    request[CALLER].require_agent(asked, [target.name])
+    request[CALLER].user_of(_text(body, "user"))  # raises if the token is for another one
+    call = request[CALL]
+    call.surface, call.agent = "passthrough", target.name
+    if target.agent.capture != "off":
+        limit = request.app[STATE].now.config.record.max_body
+        call.capture = Capture(limit, await request.read())  # which has been read already
+        call.capture_always = target.agent.capture == "all"
     request[NOTED]["agent"] = target.name
     query = request.rel_url.raw_query_string
     upstream_request = UpstreamRequest(
@@ -174,6 +197,8 @@ async def _copy(
             raise _refusal(await exchange.reply())
         await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
+        call, tail = request[CALL], b""
+        call.streamed = kind.startswith("text/event-stream")
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
         while True:
@@ -181,8 +206,13 @@ async def _copy(
                 chunk = await exchange.read()
             if not chunk:
                 break
+            call.first_delta()
+            tail = (tail + chunk)[-_TAIL:]
+            if call.capture is not None:
+                call.capture.add(chunk)
             await response.write(chunk)
         await response.write_eof()
+        call.usage, call.is_whole = usage_at_end(tail), True
         return response
     finally:
         if exchange is not None:

@@ -1,0 +1,23 @@
+"""What a route demands of its callers, told where the route is declared."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from aiohttp.typedefs import Handler
+
+from gateway.config import Permission
+from gateway.limits import Class
+
+# A permission is had by keys and by logins; `login` and `login-admin` by logins alone.
+Access = Permission | Literal["login", "login-admin"] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One method of one path. `access` None is public, `limit` None is not limited."""
+
+    method: str
+    path: str
+    handler: Handler
+    access: Access = None
+    limit: Class | None = None

@@ -1,0 +1,26 @@
+"""What account routes share: the way to the database, and usage as it is told."""
+
+import contextlib
+from datetime import UTC, datetime
+
+from aiohttp import web
+
+from gateway.body import envelope
+from gateway.errors import DatabaseAway, NotFound
+from gateway.keys import BOOKS, Books
+
+
+def books_of(request: web.Request) -> Books:
+    """Raises NotFound where there is no database."""
+    books = request.app.get(BOOKS)
+    if books is None:
+        raise NotFound("This gateway has no database (database: none), so it has no accounts.")
+    return books
+
+
+async def usage_of(request: web.Request, kind: str, id_: str) -> web.Response:
+    """What a key ("key") or a user ("user") has used, this process's last calls included."""
+    books = books_of(request)
+    with contextlib.suppress(DatabaseAway):
+        await books.recorder.flush()
+    return envelope(await books.calls.usage(kind, id_, datetime.now(UTC).strftime("%Y-%m-%d")))

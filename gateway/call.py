@@ -1,0 +1,102 @@
+"""One call as the record keeps it: filled in while it runs, a row when it is over."""
+
+import secrets
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from gateway.credentials import Caller
+from gateway.messages import Usage
+
+Surface = Literal["chat", "openai", "passthrough"]
+
+# Columns of `calls`, in the order of `Call.row`.
+COLUMNS = (
+    "id", "request_id", "began_ms", "day", "caller", "key_id", "user_id", "agent", "surface",
+    "status", "streamed", "prompt_tokens", "completion_tokens", "total_tokens", "usage",
+    "first_delta_ms", "total_ms", "client_gone", "error",
+)  # fmt: skip
+Row = tuple[Any, ...]
+
+
+class Capture:
+    """The raw request and answer of a call, each cut at `limit` bytes but counted whole."""
+
+    def __init__(self, limit: int, request: bytes) -> None:
+        self._limit = limit
+        self.request = request[:limit]
+        self.request_size = len(request)
+        self.answer = bytearray()
+        self.answer_size = 0
+
+    def add(self, frames: bytes) -> None:
+        self.answer_size += len(frames)
+        if len(self.answer) < self._limit:
+            self.answer += frames[: self._limit - len(self.answer)]
+
+
+@dataclass(slots=True)
+class Call:
+    """`caller` is anonymous callers' common name in the record: addresses are nobody's business
+    there. `first_delta_at` is on the monotonic clock."""
+
+    request_id: str
+    caller: Caller
+    surface: Surface
+    began_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    began: float = field(default_factory=time.monotonic)
+    agent: str = ""
+    streamed: bool = False
+    usage: Usage | None = None
+    is_whole: bool = False  # the answer came to its end
+    first_delta_at: float | None = None
+    client_gone: bool = False
+    capture: Capture | None = None
+    capture_always: bool = False
+
+    def first_delta(self) -> None:
+        """Now the answer has begun."""
+        if self.first_delta_at is None:
+            self.first_delta_at = time.monotonic()
+
+    def row(self, status: int, error: str) -> Row:
+        """`usage` is exact if the platform counted the whole answer, partial if it counted one
+        that broke off, unknown if it counted nothing."""
+        usage = self.usage or Usage()
+        kind = "unknown" if not usage.total else "exact" if self.is_whole else "partial"
+        first = self.first_delta_at
+        return (
+            f"{self.began_ms:012x}{secrets.token_hex(6)}",
+            self.request_id,
+            self.began_ms,
+            datetime.fromtimestamp(self.began_ms / 1000, UTC).strftime("%Y-%m-%d"),
+            "anonymous" if self.caller.is_anonymous else self.caller.id,
+            self.caller.key_id,
+            self.caller.user_id,
+            self.agent,
+            self.surface,
+            status,
+            int(self.streamed),
+            usage.prompt,
+            usage.completion,
+            usage.total,
+            kind,
+            None if first is None else int((first - self.began) * 1000),
+            int((time.monotonic() - self.began) * 1000),
+            int(self.client_gone),
+            _plain(error),
+        )
+
+    def bodies(self, row: Row) -> Row | None:
+        """(call id, began_ms, request, answer, their sizes), if they are to be kept."""
+        kept = self.capture
+        if kept is None or not (self.capture_always or row[-1]):
+            return None
+        texts = (_plain(bytes(b).decode("utf-8", "replace")) for b in (kept.request, kept.answer))
+        return (row[0], row[2], *texts, kept.request_size, kept.answer_size)
+
+
+def _plain(text: str) -> str:
+    """PostgreSQL keeps no NUL."""
+    return text.replace("\x00", "\ufffd")

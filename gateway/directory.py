@@ -1,0 +1,315 @@
+"""Every account and key in memory, so that no request has to wait for the database.
+
+A loop asks the database some times a second what has changed since the version it knows (the
+triggers of `sql/schema` count). So a revocation is seen within half a second by every replica, and
+what is not here does not exist. To be sure of that, a key that is not here waits for the next
+round: a thousand unknown keys cost one query, not a thousand. While the database is away known
+keys go on, and unknown ones are told 503, since nobody can know.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from gateway.config import KeyLimits, Permission
+from gateway.credentials import Caller, Quota, Role, is_secret, split_key
+from gateway.errors import DatabaseAway, StartError, Unauthorized
+from gateway.stores.database import Database, fetch
+
+log = logging.getLogger("gateway")
+
+INTERVAL_S = 0.4  # how often it asks
+_PAUSE_S = 0.05  # between two rounds, however many unknown keys ask for one
+_PATIENCE_S = 2.0  # how long an unknown key waits for a round
+_QUOTAS_S = 1.0
+_OVERLAP_MS = 30_000  # replicas' clocks may differ by so much
+_BATCH = 1000  # changes in a round; more are quicker read as a whole
+
+
+@dataclass(slots=True)
+class KnownUser:
+    id: str
+    username: str
+    role: Role
+    status: str
+    token_version: int
+    max_api_calls: int | None
+
+
+@dataclass(slots=True)
+class KnownKey:
+    id: str
+    owner_id: str
+    secret_sha256: str
+    permissions: str
+    agents: str
+    rate_limits: str
+    max_calls: int | None
+    expires_ms: int | None
+    revoked_ms: int | None
+    caller: Caller | None = None  # made when it is first used
+    made_in: int = -1  # the directory's generation by then
+
+
+class Directory:
+    """`prepare` brings the database to where it can be read; it runs once, before the first
+    round that succeeds."""
+
+    def __init__(
+        self, database: Database, prepare: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        self._database = database
+        self._prepare = prepare
+        self._sql = database.queries
+        self._users: dict[str, KnownUser] = {}
+        self._keys: dict[str, KnownKey] = {}
+        self._quotas: dict[tuple[str, str], Quota] = {}
+        self._month = ""
+        self._version = -1  # nothing has been read
+        self._generation = 0  # counts what may change a caller
+        self._quotas_read = 0.0
+        self._wake = asyncio.Event()
+        self._next: asyncio.Future[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.away: str | None = "not asked yet"  # why the database cannot be asked, or None
+        self.rounds = 0
+
+    # Life.
+
+    async def open(self, patience_s: float) -> None:
+        """Begin, and wait so long for the first round. Raises StartError.
+
+        A database that is away does not stop the start: the loop goes on asking.
+        """
+        self._next = asyncio.get_running_loop().create_future()
+        first = asyncio.ensure_future(self._round())
+        await asyncio.wait({first}, timeout=patience_s)
+        self._task = asyncio.ensure_future(self._run(first))
+        if first.done() and (error := first.exception()):
+            await self.close()
+            raise error
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait({self._task})
+            self._task = None
+
+    async def _run(self, first: "asyncio.Future[None]") -> None:
+        with contextlib.suppress(Exception):
+            await first
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(INTERVAL_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            try:
+                await self._round()
+            except StartError as error:
+                if self.away != str(error):
+                    log.error("The database cannot be used: %s", error)
+                self.away = str(error)
+            await asyncio.sleep(_PAUSE_S)
+
+    async def _round(self) -> None:
+        """Ask once, and tell those who waited for it. Raises StartError."""
+        waited, self._next = self._next, asyncio.get_running_loop().create_future()
+        assert waited is not None
+        self.rounds += 1
+        try:
+            await self._sync()
+        except DatabaseAway as error:
+            if self.away is None:
+                log.warning("The database does not answer: %r", error.__cause__)
+            self.away = "it does not answer"
+        except StartError:
+            raise
+        except Exception:
+            log.exception("Reading the accounts failed")
+            self.away = "reading it failed"
+        else:
+            if self.away and self.rounds > 1:
+                log.info("The database answers again")
+            self.away = None
+        finally:
+            if not waited.done():
+                waited.set_result(None)
+
+    # Reading.
+
+    async def _sync(self) -> None:
+        if self._prepare is not None:
+            await self._prepare()
+            self._prepare = None
+        month = datetime.now(UTC).strftime("%Y-%m")
+        async with self._database.transaction() as conn:
+            version = await self._sql.change_version(conn)
+            if version != self._version:
+                await self._read(conn, version)
+                self._version = version
+                self._generation += 1
+            if month != self._month:
+                self._month = month
+                for scope, period in [q for q in self._quotas if q[1] not in ("", month)]:
+                    del self._quotas[scope, period]
+                self._quotas_read = 0.0
+                self._generation += 1
+            if time.monotonic() - self._quotas_read > _QUOTAS_S:
+                await self._read_quotas(conn)
+
+    async def _read(self, conn: Any, version: int) -> None:
+        """What has changed, or all if it cannot be told what has."""
+        changes = []
+        if 0 <= self._version < version:
+            rows = self._sql.changes_after(conn, version=self._version, limit=_BATCH)
+            changes = await fetch(rows)
+        if not changes or len(changes) != version - self._version:
+            users = await fetch(self._sql.users_known(conn))
+            keys = await fetch(self._sql.api_keys_known(conn))
+            self._users = {row["id"]: KnownUser(**row) for row in users}
+            self._keys = {row["id"]: KnownKey(**row) for row in keys}
+            self._quotas_read = 0.0
+            return
+        for kind, id_ in {(change["kind"], change["id"]) for change in changes}:
+            if kind == "user":
+                row = await self._sql.user_known(conn, id=id_)
+                _put(self._users, id_, row and KnownUser(**dict(row)))
+            else:
+                row = await self._sql.api_key_known(conn, id=id_)
+                _put(self._keys, id_, row and KnownKey(**dict(row)))
+        self._quotas_read = 0.0
+
+    async def _read_quotas(self, conn: Any) -> None:
+        """How much of each quota is used. Counts only grow: an older reading changes nothing."""
+        began, first = time.monotonic(), not self._quotas_read
+        written_ms = 0 if first else int(time.time() * 1000) - _OVERLAP_MS
+        rows = self._sql.usage_totals_limited(conn, period=self._month, written_ms=written_ms)
+        for row in await fetch(rows):
+            quota = self._quota(row["scope"], row["period"])
+            quota.known = max(quota.known, row["calls"])
+        self._quotas_read = began
+
+    async def refresh(self) -> None:
+        """Wait for a round that begins from now on. Raises DatabaseAway."""
+        if self.away is not None or self._next is None:
+            raise DatabaseAway
+        waited = self._next
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_PATIENCE_S):
+                await asyncio.shield(waited)
+        if not waited.done() or self.away is not None:
+            raise DatabaseAway
+
+    # Asking.
+
+    async def caller(self, key: str) -> Caller | None:
+        """Whose key that is; None if it is no key of ours.
+
+        Raises Unauthorized for one that is no good any more, DatabaseAway where nobody can know.
+        """
+        parts = split_key(key)
+        if parts is None:
+            return None
+        if parts[0] not in self._keys:
+            await self.refresh()
+        return self.known_caller(key)
+
+    def known_caller(self, key: str) -> Caller | None:
+        """Like `caller`, from what is known already."""
+        parts = split_key(key)
+        known = self._keys.get(parts[0]) if parts else None
+        if parts is None or known is None or not is_secret(parts[1], known.secret_sha256):
+            return None
+        return self._valid(known)
+
+    def key_caller(self, key_id: str) -> Caller:
+        """The caller of a key by its id: what a web page's token stands for."""
+        known = self._keys.get(key_id)
+        if known is None:
+            raise Unauthorized("The API key behind this token is gone.")
+        return self._valid(known)
+
+    def _valid(self, key: KnownKey) -> Caller:
+        if key.revoked_ms is not None:
+            raise Unauthorized("This API key has been revoked.")
+        if key.expires_ms is not None and key.expires_ms <= time.time() * 1000:
+            raise Unauthorized("This API key has expired.")
+        owner = self._users.get(key.owner_id)
+        if owner is None or owner.status != "active":
+            raise Unauthorized("The account that this API key belongs to is not active.")
+        if key.caller is None or key.made_in != self._generation:
+            key.caller, key.made_in = self._caller_of(key, owner), self._generation
+        return key.caller
+
+    def _caller_of(self, key: KnownKey, owner: KnownUser) -> Caller:
+        permissions = set(orjson.loads(key.permissions))
+        if owner.role != "admin":
+            permissions.discard("admin")
+        agents = orjson.loads(key.agents or b"null")
+        quotas = self._quotas_of(owner)
+        if key.max_calls is not None:
+            quotas = (self._quota(f"key:{key.id}", "", key.max_calls), *quotas)
+        return Caller(
+            f"key-{key.id}",
+            frozenset(permissions),
+            key_id=key.id,
+            user_id=owner.id,
+            agents=None if agents is None else frozenset(name.lower() for name in agents),
+            limits=KeyLimits.model_validate(orjson.loads(key.rate_limits or b"{}") or {}),
+            quotas=quotas,
+        )
+
+    def login_caller(self, user_id: str, token_version: int) -> Caller:
+        """The caller behind a login's token. Raises Unauthorized."""
+        user = self._users.get(user_id)
+        if user is None:
+            raise Unauthorized("The account of this token is gone; log in again.")
+        if user.token_version != token_version:
+            raise Unauthorized("The password has changed since this login; log in again.")
+        if user.status != "active":
+            raise Unauthorized(f"This account is {user.status}.")
+        rights: set[Permission] = {"chat", "upload"}
+        if user.role == "admin":
+            rights.add("admin")
+        return Caller(
+            f"user-{user.id}",
+            frozenset(rights),
+            user_id=user.id,
+            role=user.role,
+            quotas=self._quotas_of(user),
+        )
+
+    def _quotas_of(self, user: KnownUser) -> tuple[Quota, ...]:
+        if user.max_api_calls is None:
+            return ()
+        return (self._quota(f"user:{user.id}", self._month, user.max_api_calls),)
+
+    def _quota(self, scope: str, period: str, limit: int | None = None) -> Quota:
+        """The one counter of that scope and period; without `limit` it keeps the one it has."""
+        quota = self._quotas.get((scope, period))
+        if quota is None:
+            quota = self._quotas[scope, period] = Quota(scope, period, limit or 0)
+        quota.limit = quota.limit if limit is None else limit
+        return quota
+
+    def calls_written(self, counts: dict[tuple[str, str], int]) -> None:
+        """So many calls of each (scope, period) have reached the database: they are known now."""
+        for which, number in counts.items():
+            if quota := self._quotas.get(which):
+                quota.pending = max(0, quota.pending - number)
+                quota.known += number
+
+
+def _put(known: dict[str, Any], id_: str, value: Any) -> None:
+    if value is None:
+        known.pop(id_, None)
+    else:
+        known[id_] = value

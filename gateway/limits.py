@@ -1,0 +1,159 @@
+"""What a caller may do how often: takes from buckets, and the answer when one is empty.
+
+    rate    a token bucket: `capacity` at once, `per_s` afterwards
+    tokens  the same, but spent after the answer, from its usage; it need only not be empty
+    slots   calls under way
+    quota   calls in all, or in a month
+
+A request takes from all the buckets it needs or from none. `stores/buckets` keeps them, in this
+process or in Redis.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Literal
+
+from gateway.config import Rate, RateLimits
+from gateway.credentials import Caller, Quota
+from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
+
+Class = Literal["chat", "upload", "agents", "login"]
+
+LEASE_S = 60.0  # after which a holder of a slot who died is taken for gone
+QUOTA_TTL_S = 86_400.0  # the database knows what was used; Redis is only quicker
+
+
+@dataclass(frozen=True, slots=True)
+class Take:
+    """One bucket of `tag` and what is taken from it. `a`, `b` and `c` as in `take_token.lua`."""
+
+    kind: Literal["rate", "tokens", "slots", "quota"]
+    tag: str
+    name: str
+    a: float
+    b: float
+    c: float | str
+    quota: Quota | None = None
+
+    @property
+    def key(self) -> str:
+        """The bucket's name; what is in braces decides where a Redis Cluster puts it."""
+        return f"{{{self.tag}}}:{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """What one bucket said. `wait_ms`: until it gives again; `full_ms`: until it is full."""
+
+    gives: bool
+    remains: int
+    wait_ms: int
+    full_ms: int
+
+
+def takes(limits: RateLimits, caller: Caller, class_: Class, request_id: str) -> Iterator[Take]:
+    """What a request of that class takes for `caller`, whose own limits come before the rest."""
+    tag, own = caller.tag, caller.limits
+    rate = getattr(own, class_, None) or getattr(limits, class_)
+    if rate is not None:
+        yield _rate(tag, f"{caller.id}:{class_}", rate)
+        if caller.end_user:
+            general = getattr(limits, class_)
+            if general is not None:
+                user = sha256(caller.end_user.encode()).hexdigest()[:16]
+                yield _rate(tag, f"{caller.id}:{class_}:{user}", general)
+    if class_ != "chat":
+        return
+    if budget := own.tokens or limits.tokens:
+        yield Take("tokens", tag, f"{caller.id}:tokens", budget.capacity, budget.per_s / 1000, 0)
+    if most := own.concurrency or limits.concurrency:
+        yield Take("slots", tag, f"{caller.id}:slots", most, LEASE_S * 1000, request_id)
+    for quota in caller.quotas:
+        name = f"{quota.scope}:{quota.period}:calls"
+        yield Take("quota", tag, name, quota.limit, QUOTA_TTL_S * 1000, quota.used, quota)
+
+
+def _rate(tag: str, name: str, rate: Rate) -> Take:
+    return Take("rate", tag, name, rate.capacity, rate.per_s / 1000, 1)
+
+
+def login_takes(limits: RateLimits, address: str, username: str | None) -> list[Take]:
+    """Attempts from one address, and at one name from anywhere."""
+    if limits.login is None:
+        return []
+    if username is None:
+        return [_rate(address, f"{address}:login", limits.login)]
+    name = sha256(username.encode("utf-8", "replace")).hexdigest()[:16]
+    return [_rate(f"name-{name}", f"name-{name}:login", limits.login)]
+
+
+def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
+    """The error for the bucket that keeps the caller waiting longest, or None."""
+    worst: tuple[Take, Given] | None = None
+    for take, said in zip(asked, given, strict=True):
+        if said.gives:
+            continue
+        if take.kind == "quota":
+            return _used_up(take)
+        if worst is None or said.wait_ms > worst[1].wait_ms:
+            worst = take, said
+    if worst is None:
+        return None
+    take, said = worst
+    wait_s = said.wait_ms / 1000
+    if take.kind == "slots":
+        words = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
+        return TooManyAtOnce(words, retry_after_s=1.0)
+    what = "tokens" if take.kind == "tokens" else "calls"
+    wait_s = max(wait_s, 0.001)
+    return RateLimited(
+        f"Rate limit reached: {int(take.a)} {what}, refilled at {_per(take.b)}."
+        f" Try again in {wait_s:.3g} s.",
+        retry_after_s=wait_s,
+    )
+
+
+def _used_up(take: Take) -> CallsUsedUp:
+    quota = take.quota
+    assert quota is not None
+    if quota.period:
+        words = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
+    else:
+        words = f"All {quota.limit} calls of this API key are used."
+    return CallsUsedUp(words + " Ask an administrator for more.")
+
+
+def _per(per_ms: float) -> str:
+    per_s = per_ms * 1000
+    for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        if per_s * seconds >= 1:
+            return f"{round(per_s * seconds, 1):.10g}/{unit}"
+    return f"{round(per_s * 86_400, 1):.10g}/day"
+
+
+def headers(asked: list[Take], given: list[Given]) -> dict[str, str]:
+    """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
+    out: dict[str, str] = {}
+    left: dict[str, int] = {}
+    for take, said in zip(asked, given, strict=True):
+        unit = {"rate": "requests", "tokens": "tokens"}.get(take.kind)
+        if unit is None or said.remains >= left.get(unit, said.remains + 1):
+            continue
+        left[unit] = said.remains
+        out[f"x-ratelimit-limit-{unit}"] = str(int(take.a))
+        out[f"x-ratelimit-remaining-{unit}"] = str(said.remains)
+        out[f"x-ratelimit-reset-{unit}"] = duration(said.full_ms)
+    return out
+
+
+def duration(ms: int) -> str:
+    """`120ms`, `1s`, `6m0s`: how OpenAI writes the time until a bucket is full."""
+    if ms < 1000:
+        return f"{ms}ms"
+    seconds = -(-ms // 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{seconds}s"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

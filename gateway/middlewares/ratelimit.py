@@ -1,0 +1,61 @@
+"""Take what a request costs from the caller's buckets, or refuse it."""
+
+from collections.abc import Mapping
+
+from aiohttp import web
+from aiohttp.typedefs import Handler, Middleware
+
+from gateway.access import Route
+from gateway.call import Call, Surface
+from gateway.credentials import Caller, by_address
+from gateway.keys import ADDRESS, BUCKETS, CALL, CALLER, LIMITS, REQUEST_ID, STATE, is_api
+from gateway.limits import Class, Take, headers, login_takes, refusal, takes
+
+
+def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
+    """`routes` says for each handler of which class it is."""
+
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        route = routes.get(request.match_info.handler)
+        if route is None or route.limit is None:
+            return await handler(request)
+        asked = _asked(request, route.limit)
+        await take(request, asked)
+        if route.limit != "chat":
+            return await handler(request)
+        surface: Surface = "chat" if is_api(request.path) else "openai"
+        call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
+        try:
+            return await handler(request)
+        finally:
+            buckets = request.app[BUCKETS]
+            buckets.release(asked)
+            if call.usage is not None:
+                buckets.spend(asked, call.usage.total)
+
+    return middleware
+
+
+def _asked(request: web.Request, class_: Class) -> list[Take]:
+    limits = request.app[STATE].now.config.rate_limits
+    if class_ == "login":
+        return login_takes(limits, by_address(request[ADDRESS]), None)
+    caller = request.get(CALLER)
+    if caller is None:
+        caller = Caller(by_address(request[ADDRESS]), frozenset(), is_anonymous=True)
+    return list(takes(limits, caller, class_, request[REQUEST_ID]))
+
+
+async def take(request: web.Request, asked: list[Take]) -> None:
+    """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
+    given = await request.app[BUCKETS].take(asked)
+    request[LIMITS] = headers(asked, given)
+    if error := refusal(asked, given):
+        raise error
+
+
+async def add_limits(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Signal handler: on answers, streams and errors alike."""
+    if limits := request.get(LIMITS):
+        response.headers.update(limits)

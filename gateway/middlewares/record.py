@@ -1,0 +1,35 @@
+"""Hand every call that was let in to the recorder when it is over."""
+
+import asyncio
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway.call import Call
+from gateway.keys import BOOKS, CALL, NOTED
+
+
+@web.middleware
+async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Calls that were refused for their key or their rate are in the log alone."""
+    status, response = 500, None
+    try:
+        response = await handler(request)
+        status = response.status
+        return response
+    except (asyncio.CancelledError, ConnectionError):
+        status = 499
+        raise
+    finally:
+        call = request.get(CALL)
+        if call is not None and (books := request.app.get(BOOKS)) is not None:
+            call.client_gone = status == 499
+            _add_body(call, response)
+            books.recorder.add(call, status, str(request[NOTED].get("error") or ""))
+
+
+def _add_body(call: Call, response: web.StreamResponse | None) -> None:
+    """What was not streamed is captured here, errors too."""
+    body = response.body if isinstance(response, web.Response) else None
+    if call.capture is not None and isinstance(body, bytes):
+        call.capture.add(body)

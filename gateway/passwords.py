@@ -1,0 +1,73 @@
+"""Passwords: argon2, in threads of their own, and never more than a few at once."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+from gateway.errors import InvalidRequest, Overloaded
+from gateway.secret import Secret
+
+SHORTEST, LONGEST = 8, 256
+_THREADS = 2  # each hash takes tens of MiB and of milliseconds
+_MAX_WAITING = 64
+
+
+class Passwords:
+    """Hash and check. An unknown user costs the same time as a wrong password."""
+
+    def __init__(self, hasher: PasswordHasher | None = None) -> None:
+        self._hasher = hasher or PasswordHasher()
+        self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
+        self._waiting = 0
+        self._nobodys: str | None = None  # the hash that an unknown user's password is held against
+
+    async def hash(self, password: Secret) -> str:
+        return str(await self._run(self._hasher.hash, password.reveal()))
+
+    async def check(self, stored: str | None, password: Secret) -> bool:
+        """Whether it is the password; `stored` is None for a user who does not exist."""
+        if self._nobodys is None:
+            self._nobodys = await self.hash(Secret("nobody's password"))
+        fits = await self._run(self._verify, stored or self._nobodys, password.reveal())
+        return bool(fits) and stored is not None
+
+    def is_outdated(self, stored: str) -> bool:
+        """Whether the hash was made with other parameters than today's."""
+        return self._hasher.check_needs_rehash(stored)
+
+    def close(self) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _verify(self, stored: str, password: str) -> bool:
+        try:
+            return self._hasher.verify(stored, password)
+        except (VerificationError, InvalidHashError):
+            return False
+
+    async def _run(self, function: Any, *args: str) -> Any:
+        if self._waiting >= _MAX_WAITING:
+            raise Overloaded("Too many logins at once; try again shortly.", retry_after_s=1.0)
+        self._waiting += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._threads, function, *args)
+        finally:
+            self._waiting -= 1
+
+
+def check_strength(password: Secret, username: str) -> None:
+    """Raises InvalidRequest for a password that cannot be taken."""
+    words = password.reveal()
+    if not SHORTEST <= len(words) <= LONGEST:
+        raise InvalidRequest(
+            f"The password must have {SHORTEST} to {LONGEST} characters.", param="password"
+        )
+    if words.casefold() == username.casefold():
+        raise InvalidRequest("The password must differ from the user name.", param="password")
+    try:
+        words.encode()
+    except UnicodeEncodeError:
+        raise InvalidRequest("The password is not valid text.", param="password") from None

@@ -1,0 +1,219 @@
+"""The writer of the record: calls in, batches out, nothing lost on the way.
+
+    add() → queue in memory → spool on disk (twice a second) → database → spool file removed
+
+Nothing waits for it. Killing the process loses what the queue holds, half a second at most; while
+the database is away the spool grows up to its bound, and is written in order afterwards. A batch
+whose commit was never confirmed comes again, and the calls' ids keep it from counting twice.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from gateway.call import Call
+from gateway.config import Record
+from gateway.errors import DatabaseAway
+from gateway.stores.calls import Calls
+from gateway.stores.database import ValueRefused
+from gateway.stores.spool import Segment, Spool
+
+log = logging.getLogger("gateway")
+
+INTERVAL_S = 0.5
+MAX_QUEUED = 100_000  # rows in memory
+_BATCH = 1000  # rows in one transaction
+_RETRY_S = 1.0
+_LAST_WORDS_S = 8.0
+_SWEEP_S = 3600.0
+_CHANGES_KEPT_MS = 86_400_000
+
+
+class Recorder:
+    """`written` tells the directory which quotas' calls have reached the database."""
+
+    def __init__(
+        self,
+        calls: Calls,
+        spool: Spool,
+        settings: Record,
+        written: Callable[[dict[tuple[str, str], int]], None] = lambda counts: None,
+    ) -> None:
+        self._calls = calls
+        self._spool = spool
+        self._settings = settings
+        self._told = written
+        self._queue: list[Any] = []
+        self._segments: deque[Segment] = deque()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._spooling = asyncio.Lock()
+        self._writing = asyncio.Lock()
+        self._more = asyncio.Event()
+        self._was_refused = 0.0
+        self.away = False
+        self.written = self.lost = self.rejected = 0
+
+    @property
+    def waiting(self) -> int:
+        """Calls that the database does not have yet."""
+        return len(self._queue) + sum(segment.count for segment in self._segments)
+
+    def add(self, call: Call, status: int, error: str) -> None:
+        """Keep a call that is over. Never waits and never raises."""
+        if len(self._queue) >= MAX_QUEUED:
+            self.lost += 1
+            return
+        row = call.row(status, error)
+        self._queue.append((row, call.bodies(row)))
+
+    async def open(self) -> None:
+        try:
+            self._segments += await asyncio.to_thread(self._spool.open)
+        except OSError as error:
+            log.warning("No spool: %s. Calls wait in memory while the database is away", error)
+        if self._segments:
+            log.info("%d calls left by an earlier process are written now", self.waiting)
+            self._more.set()
+        for loop in (self._spool_on, self._write_on, self._sweep_on):
+            self._tasks.append(asyncio.ensure_future(loop()))
+
+    async def close(self) -> None:
+        """Write what there is; what the database does not take stays in the spool."""
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+        with contextlib.suppress(DatabaseAway, TimeoutError):
+            async with asyncio.timeout(_LAST_WORDS_S):
+                await self.flush()
+        await self._to_spool()
+        if self.waiting:
+            log.warning("%d calls wait in the spool for the next start", self.waiting)
+        await asyncio.to_thread(self._spool.close)
+
+    async def flush(self) -> None:
+        """Everything recorded so far is in the database. Raises DatabaseAway."""
+        await self._to_spool()
+        await self._to_database()
+
+    # The loops.
+
+    async def _spool_on(self) -> None:
+        while True:
+            await asyncio.sleep(INTERVAL_S)
+            await self._to_spool()
+
+    async def _write_on(self) -> None:
+        while True:
+            await self._more.wait()
+            self._more.clear()
+            try:
+                await self._to_database()
+            except DatabaseAway:
+                await asyncio.sleep(_RETRY_S)
+                self._more.set()
+            except Exception:
+                log.exception("Writing the record failed")
+                await asyncio.sleep(_RETRY_S)
+                self._more.set()
+
+    async def _sweep_on(self) -> None:
+        while True:
+            try:
+                is_more = await self.sweep()
+            except DatabaseAway:
+                is_more = True
+            except Exception:
+                log.exception("Deleting old calls failed")
+                is_more = False
+            await asyncio.sleep(_RETRY_S if is_more else _SWEEP_S)
+
+    async def sweep(self) -> bool:
+        """Delete some of what is older than it shall be; whether there may be more."""
+        now = int(time.time() * 1000)
+        return await self._calls.expire(
+            now - int(self._settings.keep * 1000),
+            now - int(self._settings.keep_bodies * 1000),
+            now - _CHANGES_KEPT_MS,
+        )
+
+    # The steps.
+
+    async def _to_spool(self) -> None:
+        async with self._spooling:
+            rows, self._queue = self._queue, []
+            if not rows:
+                return
+            # While the database is away files are filled up; else each batch has its own.
+            last = self._segments[-1] if self.away and len(self._segments) > 1 else None
+            try:
+                segment = await asyncio.to_thread(self._spool.keep, rows, last)
+            except OSError as error:
+                self._refused(rows, error)
+            else:
+                if segment is not last:
+                    self._segments.append(segment)
+            if self.away:  # the files have them; only what has no file stays in memory
+                for segment in self._segments:
+                    if segment.path is not None:
+                        segment.rows = None
+            self._more.set()
+
+    def _refused(self, rows: list[Any], error: OSError) -> None:
+        """The disk does not take them: memory does, up to a bound."""
+        held = sum(segment.count for segment in self._segments if segment.path is None)
+        kept = rows[: max(0, MAX_QUEUED - held)]
+        self.lost += len(rows) - len(kept)
+        if kept:
+            self._segments.append(Segment(None, kept, len(kept)))
+        if time.monotonic() - self._was_refused > 60:
+            self._was_refused = time.monotonic()
+            log.error("The spool takes no calls (%s); %d calls lost so far", error, self.lost)
+
+    async def _to_database(self) -> None:
+        async with self._writing:
+            while self._segments:
+                segment = self._segments[0]
+                count, size = segment.count, segment.size
+                rows = await asyncio.to_thread(self._spool.read, segment)
+                try:
+                    await self._write(list(rows))
+                except DatabaseAway:
+                    if not self.away:
+                        log.warning("The database takes no calls; they wait in the spool")
+                    self.away = True
+                    raise
+                if self.away:
+                    log.info("The database takes calls again")
+                self.away = False
+                async with self._spooling:  # it may have grown since it was read
+                    if (segment.count, segment.size) == (count, size):
+                        self._segments.popleft()
+                        await asyncio.to_thread(self._spool.remove, segment)
+
+    async def _write(self, rows: list[Any]) -> None:
+        for start in range(0, len(rows), _BATCH):
+            await self._write_batch(rows[start : start + _BATCH])
+
+    async def _write_batch(self, rows: list[Any]) -> None:
+        """One transaction; if the database refuses it for what is in it, the halves, and in the
+        end the one row that is to blame is left out."""
+        calls = [tuple(row) for row, _ in rows]
+        bodies = [tuple(bodies) for _, bodies in rows if bodies]
+        try:
+            counts = await self._calls.write(calls, bodies, int(time.time() * 1000))
+        except ValueRefused as error:
+            if len(rows) == 1:
+                self.rejected += 1
+                log.error("The database refuses a call: %s", error)
+                return
+            middle = len(rows) // 2
+            await self._write_batch(rows[:middle])
+            await self._write_batch(rows[middle:])
+        else:
+            self.written += len(rows)
+            self._told(counts)

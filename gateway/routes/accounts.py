@@ -1,0 +1,233 @@
+"""/api/v1/login and /api/v1/auth: logging in, one's own account, and everybody's for admins."""
+
+import re
+from typing import Annotated, Any, Literal
+
+from aiohttp import web
+from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
+
+from gateway.body import check, choice, envelope, page_of, read_object
+from gateway.books import books_of, usage_of
+from gateway.errors import Conflict, Forbidden, InvalidRequest, WrongPassword
+from gateway.keys import ADDRESS, CALLER, NOTED, SIGNER, STATE, Books
+from gateway.limits import login_takes
+from gateway.middlewares.ratelimit import take
+from gateway.passwords import LONGEST, check_strength
+from gateway.secret import Secret
+from gateway.stores.accounts import User, name_key
+
+
+def _name(value: str) -> str:
+    """No @ and no spaces, so that a name cannot pass for an address or for another name."""
+    value = value.strip()
+    if not re.fullmatch(r"[^\s@/\\<>\"'\x00-\x1f\x7f]{1,64}", value) or not value.isprintable():
+        raise ValueError("must have 1 to 64 characters, without spaces, @, quotes or slashes")
+    return value
+
+
+def _email(value: str | None) -> str | None:
+    if value is None or not value.strip():
+        return None
+    value = value.strip()
+    if not re.fullmatch(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,190}", value) or not value.isprintable():
+        raise ValueError("must be an e-mail address")
+    return value
+
+
+UserName = Annotated[str, AfterValidator(_name)]
+Email = Annotated[str | None, AfterValidator(_email)]
+FullName = Annotated[str, Field(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+MaxCalls = Annotated[int | None, Field(ge=0, le=1_000_000_000)]
+
+
+class Body(BaseModel):
+    """Unknown members are ignored, so that what was read can be sent back changed."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+
+class Login(Body):
+    username: Annotated[str, Field(min_length=1, max_length=256)]
+    password: Annotated[Secret, Field(min_length=1, max_length=LONGEST)]
+
+
+class Register(Body):
+    username: UserName
+    password: Secret
+    email: Email = None
+    full_name: FullName = ""
+
+
+class Profile(Body):
+    email: Email = None
+    full_name: FullName = ""
+
+
+class NewUser(Register):
+    role: Literal["admin", "premium", "user"] = "user"
+    max_api_calls: MaxCalls = None
+
+
+class UserChanges(Profile):
+    """`null` for `max_api_calls` is no limit."""
+
+    role: Literal["admin", "premium", "user"] = "user"
+    status: Literal["active", "inactive", "suspended"] = "active"
+    max_api_calls: MaxCalls = None
+    password: Secret | None = None
+
+
+class NewPassword(Body):
+    old_password: Annotated[
+        Secret,
+        Field(validation_alias=AliasChoices("old_password", "current_password")),
+    ]
+    new_password: Secret
+
+
+async def login(request: web.Request) -> web.Response:
+    """One answer for a wrong name and a wrong password, after the same time."""
+    books = books_of(request)
+    body = check(Login, await _form_or_json(request))
+    limits = request.app[STATE].now.config.rate_limits
+    await take(request, login_takes(limits, request[ADDRESS], name_key(body.username)))
+    user = await books.accounts.user_by_login(body.username)
+    fits = await books.passwords.check(user.password_hash if user else None, body.password)
+    if user is None or not fits:
+        raise WrongPassword("The user name or the password is wrong.")
+    if user.status != "active":
+        raise Forbidden(f"This account is {user.status}; ask an administrator.")
+    rehashed = None
+    if books.passwords.is_outdated(user.password_hash):
+        rehashed = await books.passwords.hash(body.password)
+    await books.accounts.logged_in(user, rehashed)
+    request[NOTED]["caller"] = f"user-{user.id}"
+    return _given(request, await books.accounts.user(user.id))
+
+
+async def _form_or_json(request: web.Request) -> dict[str, Any]:
+    """Front ends written for OAuth's password grant send a form."""
+    if request.content_type == "application/x-www-form-urlencoded":
+        return dict(await request.post())
+    return await read_object(request)
+
+
+def _given(request: web.Request, user: User) -> web.Response:
+    """A token and whose it is, in `data` and at top level, for clients of either form."""
+    signer = request.app[SIGNER]
+    data = {
+        "access_token": signer.login(user.id, user.role, user.token_version),
+        "token_type": "bearer",
+        "expires_in": signer.ttl_s,
+        "user": user.public(),
+    }
+    return envelope(data, **data)
+
+
+async def register(request: web.Request) -> web.Response:
+    """A new account with the role `user`, where `auth.registration` is on."""
+    books = books_of(request)
+    if not request.app[STATE].now.config.auth.registration:
+        raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
+    user = await add_user(books, check(Register, await read_object(request)))
+    return _given(request, user)
+
+
+async def add_user(books: Books, body: Register, **more: Any) -> User:
+    """The new account, known to this replica when it returns."""
+    check_strength(body.password, body.username)
+    user = await books.accounts.add_user(
+        body.username,
+        await books.passwords.hash(body.password),
+        email=body.email,
+        full_name=body.full_name,
+        **more,
+    )
+    await books.directory.refresh()
+    return user
+
+
+async def me(request: web.Request) -> web.Response:
+    user = await books_of(request).accounts.user(request[CALLER].user_id)
+    return envelope(user.public())
+
+
+async def update_me(request: web.Request) -> web.Response:
+    """Name and address; role and status are an administrator's to change."""
+    body = check(Profile, await read_object(request))
+    changes = body.model_dump(exclude_unset=True)
+    user = await books_of(request).accounts.update_user(request[CALLER].user_id, changes)
+    return envelope(user.public())
+
+
+async def change_password(request: web.Request) -> web.Response:
+    """Ends all logins, and gives a new token for this one."""
+    books = books_of(request)
+    body = check(NewPassword, await read_object(request))
+    user = await books.accounts.user(request[CALLER].user_id)
+    if not await books.passwords.check(user.password_hash, body.old_password):
+        raise InvalidRequest("The old password is wrong.", param="old_password")
+    check_strength(body.new_password, user.username)
+    hashed = await books.passwords.hash(body.new_password)
+    user = await books.accounts.set_password(user.id, hashed)
+    await books.directory.refresh()
+    return _given(request, user)
+
+
+async def my_usage(request: web.Request) -> web.Response:
+    return await usage_of(request, "user", request[CALLER].user_id)
+
+
+# For administrators.
+
+
+async def list_users(request: web.Request) -> web.Response:
+    """`?page=&page_size=&role=&status=`."""
+    page, page_size = page_of(request)
+    role = choice(request, "role", ("admin", "premium", "user"))
+    status = choice(request, "status", ("active", "inactive", "suspended"))
+    users, total = await books_of(request).accounts.users(role, status, page, page_size)
+    data = {"total": total, "page": page, "page_size": page_size}
+    return envelope({**data, "users": [user.public() for user in users]})
+
+
+async def create_user(request: web.Request) -> web.Response:
+    body = check(NewUser, await read_object(request))
+    user = await add_user(books_of(request), body, role=body.role, max_api_calls=body.max_api_calls)
+    return envelope(user.public())
+
+
+async def get_user(request: web.Request) -> web.Response:
+    user = await books_of(request).accounts.user(request.match_info["id"])
+    return envelope(user.public())
+
+
+async def update_user(request: web.Request) -> web.Response:
+    """Members that are left out stay as they are. What is changed holds from the next request."""
+    books, id_ = books_of(request), request.match_info["id"]
+    body = check(UserChanges, await read_object(request))
+    changes = body.model_dump(exclude_unset=True, exclude={"password"})
+    if body.password is not None:
+        user = await books.accounts.user(id_)
+        check_strength(body.password, user.username)
+        await books.accounts.set_password(id_, await books.passwords.hash(body.password))
+    user = await books.accounts.update_user(id_, changes)
+    await books.directory.refresh()
+    return envelope(user.public())
+
+
+async def delete_user(request: web.Request) -> web.Response:
+    """With the account go its keys; what it used stays in the record."""
+    books, id_ = books_of(request), request.match_info["id"]
+    if id_ == request[CALLER].user_id:
+        raise Conflict("You cannot delete the account you are logged in with.")
+    await books.accounts.delete_user(id_)
+    await books.directory.refresh()
+    return envelope({"id": id_, "deleted": True})
+
+
+async def user_usage(request: web.Request) -> web.Response:
+    user = await books_of(request).accounts.user(request.match_info["id"])
+    return await usage_of(request, "user", user.id)

@@ -1,0 +1,189 @@
+"""/api/v1/api-keys: keys for programs, and /api/v1/tokens: what a web page gets in their place."""
+
+import time
+from typing import Annotated, Any, Literal
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from gateway.body import check, envelope, moment_ms, number, page_of, read_object
+from gateway.books import books_of, usage_of
+from gateway.config import KeyLimits, Permission
+from gateway.credentials import Caller
+from gateway.errors import Forbidden, InvalidRequest
+from gateway.keys import CALLER, SIGNER, STATE
+from gateway.routing import Routing
+from gateway.stores.accounts import iso
+
+_LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
+_MOST_AGENTS = 200
+_TOKEN_TTL_S, _LONGEST_TOKEN_S = 900, 3600
+
+AgentNames = Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=_MOST_AGENTS)]
+
+
+class KeySettings(BaseModel):
+    """What can be set when a key is made and changed later. Unknown members are ignored."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    description: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
+    expires_at: str | None = None
+    permissions: Annotated[list[Permission], Field(min_length=1)] = ["chat"]
+    agents: AgentNames | None = None
+    rate_limits: dict[str, Any] | None = None
+    max_calls: Annotated[int | None, Field(ge=1, le=1_000_000_000)] = None
+
+    @field_validator("rate_limits")
+    @classmethod
+    def _readable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            KeyLimits.model_validate(value)
+        return value
+
+
+class KeyChanges(KeySettings):
+    name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")] = "-"
+
+
+def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> dict[str, Any]:
+    """As the accounts store takes them. Raises InvalidRequest, Forbidden."""
+    out = body.model_dump(exclude_unset=only_given)
+    if "expires_at" in out:
+        text = out.pop("expires_at")
+        out["expires_ms"] = moment_ms(text, "expires_at") if text else None
+        if text and out["expires_ms"] <= time.time() * 1000:
+            raise InvalidRequest("'expires_at' is in the past.", param="expires_at")
+    if "permissions" in out:
+        out["permissions"] = [name for name in _LIST_ORDER if name in body.permissions]
+        if "admin" in body.permissions and request[CALLER].role != "admin":
+            raise Forbidden("Only administrators may give a key the permission 'admin'.")
+    if "rate_limits" in out:
+        out["rate_limits"] = out["rate_limits"] or {}
+    if out.get("agents") is not None:
+        _check_agents(request.app[STATE].now.routing, out["agents"])
+    return out
+
+
+def _check_agents(routing: Routing, names: list[str]) -> None:
+    for name in names:
+        routing.resolve(name, "agent")  # raises AgentNotFound, with a suggestion
+
+
+def _owner(request: web.Request) -> str:
+    """Whose keys the caller may see: their own, an administrator all ("")."""
+    caller: Caller = request[CALLER]
+    return "" if caller.role == "admin" else caller.user_id
+
+
+async def create_key(request: web.Request) -> web.Response:
+    """`full_key` is told here and never again."""
+    caller: Caller = request[CALLER]
+    if caller.role not in ("admin", "premium"):
+        raise Forbidden("Only administrators and premium users may make keys.")
+    books = books_of(request)
+    body = check(KeySettings, await read_object(request))
+    settings = _settings(request, body, only_given=False)
+    key, full = await books.accounts.add_key(caller.user_id, settings)
+    await books.directory.refresh()
+    return envelope({**key.public(), "full_key": full.reveal()})
+
+
+async def my_keys(request: web.Request) -> web.Response:
+    return await _keys(request, request[CALLER].user_id)
+
+
+async def all_keys(request: web.Request) -> web.Response:
+    return await _keys(request, "")
+
+
+async def _keys(request: web.Request, owner_id: str) -> web.Response:
+    page, page_size = page_of(request)
+    keys, total = await books_of(request).accounts.keys(owner_id, page, page_size)
+    data = {"total": total, "page": page, "page_size": page_size}
+    return envelope({**data, "api_keys": [key.public() for key in keys]})
+
+
+async def get_key(request: web.Request) -> web.Response:
+    key = await books_of(request).accounts.key(request.match_info["id"], _owner(request))
+    return envelope(key.public())
+
+
+async def update_key(request: web.Request) -> web.Response:
+    """Members that are left out stay as they are."""
+    books = books_of(request)
+    body = check(KeyChanges, await read_object(request))
+    settings = _settings(request, body, only_given=True)
+    key = await books.accounts.update_key(request.match_info["id"], _owner(request), settings)
+    await books.directory.refresh()
+    return envelope(key.public())
+
+
+async def revoke_key(request: web.Request) -> web.Response:
+    """For good; the key stays in the lists."""
+    books = books_of(request)
+    key = await books.accounts.revoke_key(request.match_info["id"], _owner(request))
+    await books.directory.refresh()
+    return envelope(key.public())
+
+
+async def delete_key(request: web.Request) -> web.Response:
+    books, id_ = books_of(request), request.match_info["id"]
+    await books.accounts.delete_key(id_, _owner(request))
+    await books.directory.refresh()
+    return envelope({"id": id_, "deleted": True})
+
+
+async def key_usage(request: web.Request) -> web.Response:
+    key = await books_of(request).accounts.key(request.match_info["id"], _owner(request))
+    return await usage_of(request, "key", key.id)
+
+
+async def clean_up(request: web.Request) -> web.Response:
+    """Delete keys that were revoked or ran out, `?older_than_days=` ago if that is given."""
+    books = books_of(request)
+    days = number(request, "older_than_days", 0, 3660)
+    ids = await books.accounts.clean_up_keys(days * 86_400.0)
+    await books.directory.refresh()
+    return envelope({"deleted": len(ids), "ids": ids})
+
+
+class TokenBody(BaseModel):
+    """`agents` as the key has them if left out; `expires_in` is seconds."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    user: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
+    agents: AgentNames | None = None
+    permissions: Annotated[list[Literal["chat", "upload"]], Field(min_length=1)] = ["chat"]
+    expires_in: Annotated[int, Field(ge=10, le=_LONGEST_TOKEN_S)] = _TOKEN_TTL_S
+
+
+async def create_token(request: web.Request) -> web.Response:
+    """A token for minutes that asks some agents as one end user: what a web page may hold."""
+    caller: Caller = request[CALLER]
+    if caller.role is not None or caller.is_anonymous or caller.end_user:
+        raise Forbidden("Tokens for web pages are made with an API key.")
+    body = check(TokenBody, await read_object(request))
+    routing = request.app[STATE].now.routing
+    for name in body.agents or ():
+        targets = routing.resolve(name, "agent")
+        caller.require_agent(name, [target.name for target in targets])
+    for permission in body.permissions:
+        caller.require(permission)
+    agents = None if body.agents is None else [name.strip().lower() for name in body.agents]
+    token = request.app[SIGNER].browser(
+        caller.id, body.user, agents, list(body.permissions), body.expires_in
+    )
+    return envelope(
+        {
+            "token": token,
+            "token_type": "bearer",
+            "expires_in": body.expires_in,
+            "expires_at": iso(int((time.time() + body.expires_in) * 1000)),
+            "user": body.user,
+            "agents": body.agents,
+            "permissions": body.permissions,
+        }
+    )

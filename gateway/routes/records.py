@@ -1,0 +1,101 @@
+"""GET /api/v1/usage and /api/v1/calls: what was used, and each call, for administrators."""
+
+import contextlib
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from aiohttp import web
+
+from gateway.body import choice, day, envelope, moment_ms, number
+from gateway.books import books_of
+from gateway.errors import DatabaseAway, InvalidRequest, NotFound
+from gateway.keys import Books
+from gateway.stores.accounts import iso
+from gateway.stores.calls import MAX_GROUPS
+
+_GROUPS = ("day", "agent", "caller", "key", "user")
+_PAGE, _LARGEST_PAGE = 50, 200
+_LAST = "g"  # after every id, which are hexadecimal
+_FAR_MS = 1 << 53
+
+
+async def usage(request: web.Request) -> web.Response:
+    """`?from=&to=` (days, the last 30 if left out) `&group_by=` some of day, agent, caller, key,
+    user. From the roll-ups."""
+    books = await _up_to_date(request)
+    today = datetime.now(UTC).date()
+    last = day(request, "to", today)
+    first = day(request, "from", last - timedelta(days=29))
+    if first > last:
+        raise InvalidRequest("'from' is after 'to'.", param="from")
+    by = [name.strip() for name in request.query.get("group_by", "day").split(",") if name.strip()]
+    if not set(by) <= set(_GROUPS) or len(set(by)) != len(by):
+        known = ", ".join(_GROUPS)
+        raise InvalidRequest(f"'group_by' must name some of {known}.", param="group_by")
+    rows = await books.calls.usage_by(first.isoformat(), last.isoformat(), by)
+    return envelope(
+        {
+            "from": first.isoformat(),
+            "to": last.isoformat(),
+            "group_by": by,
+            "usage": rows,
+            "is_complete": len(rows) < MAX_GROUPS,
+        }
+    )
+
+
+async def calls(request: web.Request) -> web.Response:
+    """The newest first. `next` of the answer, sent as `?before=`, gives the page that follows.
+
+    Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, surface, status,
+    only_errors=1.
+    """
+    query = request.query
+    limit = number(request, "limit", _PAGE, _LARGEST_PAGE)
+    filters: dict[str, Any] = {
+        "before_id": _text(request, "before") or _LAST,
+        "from_ms": moment_ms(query["from"], "from") if query.get("from") else 0,
+        "to_ms": moment_ms(query["to"], "to") if query.get("to") else _FAR_MS,
+        "surface": choice(request, "surface", ("chat", "openai", "passthrough")),
+        "status": number(request, "status", 0, 999),
+        "only_errors": int(query.get("only_errors", "") in ("1", "true")),
+    }
+    for name in ("request_id", "caller", "key_id", "user_id", "agent"):
+        filters[name] = _text(request, name)
+    books = await _up_to_date(request)
+    rows = await books.calls.page(limit, **filters)
+    following = rows[-1]["id"] if len(rows) == limit else None
+    return envelope({"calls": [_told(row) for row in rows], "next": following})
+
+
+async def call(request: web.Request) -> web.Response:
+    """One call; `bodies` if its agent's `capture` kept them."""
+    books = await _up_to_date(request)
+    found = await books.calls.call(_clean(request.match_info["id"]))
+    if found is None:
+        raise NotFound("There is no such call.")
+    return envelope(_told(found))
+
+
+async def _up_to_date(request: web.Request) -> Books:
+    """With this process's last calls written."""
+    books = books_of(request)
+    with contextlib.suppress(DatabaseAway):
+        await books.recorder.flush()
+    return books
+
+
+def _text(request: web.Request, name: str) -> str:
+    return _clean(request.query.get(name, ""))
+
+
+def _clean(text: str) -> str:
+    return text.replace("\x00", "")[:300]
+
+
+def _told(row: dict[str, Any]) -> dict[str, Any]:
+    flags = {name: bool(row[name]) for name in ("streamed", "client_gone")}
+    began = row["began_ms"]
+    out = {**row, **flags, "time": iso(began)}
+    del out["day"]
+    return out

@@ -1,0 +1,327 @@
+"""Where the buckets of `limits` are: in this process, or in a Redis that all replicas share.
+
+Redis that is slow or gone costs one request 50 ms; from then on this process's own buckets decide,
+until Redis answers again.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from hashlib import sha1
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from gateway.config import Redis
+from gateway.limits import LEASE_S, Given, Take
+
+log = logging.getLogger("gateway")
+
+DEADLINE_S = 0.05  # for one take; rule 6
+MAX_BUCKETS = 100_000
+_RETRY_S = 1.0  # how often Redis is asked whether it is back
+_RENEW_S = LEASE_S / 3
+_MAX_CONNECTIONS = 64
+_MAX_BACKGROUND = 10_000
+_HAIR = 1e-6  # fractions that add up to one may come to 0.999999
+SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
+
+
+class LocalBuckets:
+    """Buckets of this process. The least recently used are forgotten beyond `MAX_BUCKETS`."""
+
+    def __init__(
+        self, clock: Callable[[], float] = time.monotonic, most: int = MAX_BUCKETS
+    ) -> None:
+        self._clock = clock
+        self._most = most
+        self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (level, at ms)
+        self._holders: dict[str, set[str]] = {}
+
+    def take(self, asked: list[Take]) -> list[Given]:
+        """From all or from none; see `take_token.lua`, which does the same in Redis."""
+        now = self._clock() * 1000
+        given = [self._look(take, now) for take in asked]
+        if all(said.gives for said in given):
+            for take in asked:
+                self._commit(take, now)
+        return given
+
+    def _look(self, take: Take, now: float) -> Given:
+        if take.kind == "slots":
+            held = len(self._holders.get(take.key, ()))
+            return Given(held < take.a, max(0, int(take.a) - held - 1), 1000, 0)
+        if take.kind == "quota":
+            assert take.quota is not None
+            used = take.quota.used
+            return Given(used < take.a, max(0, int(take.a) - used - 1), 0, 0)
+        level, cost = self._level(take, now), float(take.c)
+        needed = max(cost, 1.0)
+        gives = level + _HAIR >= needed
+        left = level - cost if gives else level
+        wait_ms = 0 if gives else _ceil((needed - level) / take.b)
+        return Given(gives, max(0, int(left + _HAIR)), wait_ms, _ceil((take.a - left) / take.b))
+
+    def _level(self, take: Take, now: float) -> float:
+        kept = self._levels.get(take.key)
+        if kept is None:
+            return take.a
+        level, at = kept
+        return min(take.a, level + max(0.0, now - at) * take.b)
+
+    def _commit(self, take: Take, now: float) -> None:
+        if take.kind == "slots":
+            self._holders.setdefault(take.key, set()).add(str(take.c))
+        elif take.kind != "quota" and take.c:
+            self._put(take, self._level(take, now) - float(take.c), now)
+
+    def _put(self, take: Take, level: float, now: float) -> None:
+        self._levels[take.key] = (level, now)
+        self._levels.move_to_end(take.key)
+        if len(self._levels) > self._most:
+            self._levels.popitem(last=False)
+
+    def spend(self, take: Take, number: int) -> None:
+        """Take `number` tokens without asking; the level may fall below zero."""
+        now = self._clock() * 1000
+        self._put(take, self._level(take, now) - number, now)
+
+    def release(self, take: Take) -> None:
+        holders = self._holders.get(take.key, set())
+        holders.discard(str(take.c))
+        if not holders:
+            self._holders.pop(take.key, None)
+
+    def follow(self, asked: list[Take], given: list[Given]) -> None:
+        """Keep up with what Redis said, so that its going away gives nobody a fresh bucket."""
+        now = self._clock() * 1000
+        taken = all(said.gives for said in given)
+        for take, said in zip(asked, given, strict=True):
+            if take.kind in ("rate", "tokens"):
+                self._put(take, float(said.remains), now)
+            elif take.kind == "slots" and taken:
+                self._commit(take, now)
+
+
+def _ceil(value: float) -> int:
+    return int(-(-value // 1))
+
+
+class Buckets:
+    """The buckets in use: Redis's while it answers, else the process's own."""
+
+    def __init__(self, redis: "RedisBuckets | None" = None) -> None:
+        self._local = LocalBuckets()
+        self._redis = redis
+        self._background: set[asyncio.Task[Any]] = set()
+        self._held: dict[str, Take] = {}  # slots held in Redis
+        self.away = False  # Redis is configured but does not answer
+        self.failures = 0
+
+    @property
+    def is_configured(self) -> bool:
+        return self._redis is not None
+
+    @property
+    def is_shared(self) -> bool:
+        return self._redis is not None and not self.away
+
+    async def open(self) -> None:
+        """Begin with Redis if it answers, and go on asking if it does not."""
+        if self._redis is None:
+            return
+        try:
+            async with asyncio.timeout(_RETRY_S):
+                await self._redis.ping()
+        except Exception as error:
+            self._lost(error)
+        self._spawn(self._renew())
+
+    async def close(self) -> None:
+        for task in self._background:
+            task.cancel()
+        if self._background:
+            await asyncio.wait(self._background)
+        if self._redis is not None:
+            await self._redis.close()
+
+    async def take(self, asked: list[Take]) -> list[Given]:
+        """What each bucket says; nothing is taken unless all of them give."""
+        redis = self._redis
+        if redis is None or self.away or not asked:
+            given = self._local.take(asked)
+        else:
+            try:
+                async with asyncio.timeout(DEADLINE_S):
+                    given = await redis.take(asked)
+            except Exception as error:
+                self._lost(error)
+                given = self._local.take(asked)
+            else:
+                self._local.follow(asked, given)
+                if all(said.gives for said in given):
+                    self._held |= {str(t.c): t for t in asked if t.kind == "slots"}
+        if all(said.gives for said in given):
+            for take in asked:
+                if take.quota is not None:
+                    take.quota.pending += 1
+        return given
+
+    def release(self, asked: list[Take]) -> None:
+        """Give back the slots; nothing waits for it."""
+        for take in asked:
+            if take.kind == "slots":
+                self._local.release(take)
+                if self._held.pop(str(take.c), None) and self._redis is not None:
+                    self._spawn(self._quietly(self._redis.release(take)))
+
+    def spend(self, asked: list[Take], tokens: int) -> None:
+        """Take what an answer used from the buckets of tokens; nothing waits for it."""
+        for take in asked:
+            if take.kind == "tokens" and tokens:
+                self._local.spend(take, tokens)
+                if self._redis is not None and not self.away:
+                    self._spawn(self._quietly(self._redis.spend(take, tokens)))
+
+    # Redis that goes away and comes back.
+
+    def _lost(self, error: Exception) -> None:
+        self.failures += 1
+        if not self.away:
+            self.away = True
+            why = "too slow" if isinstance(error, TimeoutError) else type(error).__name__
+            log.warning("Redis: %s; each process limits by itself until it is back", why)
+            self._spawn(self._come_back())
+
+    async def _come_back(self) -> None:
+        assert self._redis is not None
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            with contextlib.suppress(Exception):
+                async with asyncio.timeout(_RETRY_S):
+                    await self._redis.ping()
+                self.away = False
+                log.info("Redis answers again; limits are shared")
+                return
+
+    async def _renew(self) -> None:
+        """Say that the slots held here are held still."""
+        assert self._redis is not None
+        while True:
+            await asyncio.sleep(_RENEW_S)
+            for take in list(self._held.values()):
+                if not self.away:
+                    await self._quietly(self._redis.renew(take))
+
+    async def _quietly(self, call: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with asyncio.timeout(_RETRY_S):
+                await call
+        except Exception as error:
+            self._lost(error)
+
+    def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
+        if len(self._background) >= _MAX_BACKGROUND:
+            call.close()
+            return
+        task = asyncio.ensure_future(call)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+class RedisBuckets:
+    """The script and what goes with it. Errors are redis-py's."""
+
+    def __init__(self, settings: Redis) -> None:
+        self._client = _client(settings)
+        self._prefix = settings.prefix
+        self._sha = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+    async def take(self, asked: list[Take]) -> list[Given]:
+        args: list[Any] = ["check"]
+        for take in asked:
+            kind = "rate" if take.kind == "tokens" else take.kind
+            args += (kind, _number(take.a), _number(take.b), take.c)
+        out = await self._run([self._key(take) for take in asked], args)
+        return [
+            Given(bool(out[i]), int(out[i + 1]), int(out[i + 2]), int(out[i + 3]))
+            for i in range(0, len(out), 4)
+        ]
+
+    async def spend(self, take: Take, number: int) -> None:
+        await self._run(
+            [self._key(take)], ["spend", "rate", _number(take.a), _number(take.b), number]
+        )
+
+    async def release(self, take: Take) -> None:
+        await self._client.zrem(self._key(take), take.c)
+
+    async def renew(self, take: Take) -> None:
+        seconds, _ = await self._client.time()
+        key = self._key(take)
+        await self._client.zadd(key, {str(take.c): (seconds + LEASE_S) * 1000}, xx=True)
+        await self._client.pexpire(key, int(take.b))
+
+    async def ping(self) -> None:
+        await self._client.ping()
+
+    async def close(self) -> None:
+        with contextlib.suppress(Exception):
+            await self._client.aclose()
+
+    async def _run(self, keys: list[str], args: list[Any]) -> list[Any]:
+        """EVALSHA, and EVAL where Redis does not have the script (or a proxy cannot keep one)."""
+        from redis.exceptions import NoScriptError
+
+        try:
+            return await self._client.evalsha(self._sha, len(keys), *keys, *args)  # type: ignore[no-any-return]
+        except NoScriptError:
+            return await self._client.eval(SCRIPT, len(keys), *keys, *args)  # type: ignore[no-any-return]
+
+    def _key(self, take: Take) -> str:
+        return f"{self._prefix}:{take.key}"
+
+
+def _number(value: float) -> str:
+    return repr(float(value))
+
+
+def _client(settings: Redis) -> Any:
+    """redis-py's client for one server, for sentinels or for a cluster."""
+    from redis import asyncio as aioredis
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    url = settings.url.reveal()
+    options: dict[str, Any] = {
+        "max_connections": _MAX_CONNECTIONS,
+        "socket_connect_timeout": 1.0,
+        "retry": Retry(NoBackoff(), 1),  # a connection that broke while it was idle
+    }
+    if settings.mode == "cluster":
+        return aioredis.RedisCluster.from_url(url, **options)
+    if settings.mode == "sentinel":
+        parts = urlsplit(url)
+        hosts = [_host(address) for address in parts.netloc.rpartition("@")[2].split(",")]
+        login = urlsplit(f"//{parts.netloc.rpartition('@')[0]}@host")
+        secret = settings.sentinel_password.reveal() or None
+        sentinel = aioredis.Sentinel(  # type: ignore[no-untyped-call]
+            hosts, sentinel_kwargs={"password": secret, "socket_connect_timeout": 1.0}
+        )
+        return sentinel.master_for(
+            settings.master,
+            username=login.username or None,
+            password=login.password or None,
+            db=int(parts.path.strip("/") or 0),
+            ssl=parts.scheme == "rediss",
+            **options,
+        )
+    return aioredis.from_url(url, **options)
+
+
+def _host(address: str) -> tuple[str, int]:
+    host, _, port = address.rpartition(":") if ":" in address else (address, "", "26379")
+    return host.strip("[]"), int(port)

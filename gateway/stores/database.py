@@ -1,0 +1,270 @@
+"""The database: open it, keep its schema current, and run transactions. SQLite or PostgreSQL.
+
+One set of queries (`sql/*.sql`, loaded by aiosql) serves both. Only this module owns connections
+and transactions; the other stores are given a connection by `transaction()`.
+"""
+
+import asyncio
+import contextlib
+import re
+import sqlite3
+from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiosql
+
+from gateway.call import COLUMNS, Row
+from gateway.errors import DatabaseAway, StartError
+
+SQL = Path(__file__).parent.parent.parent / "sql"
+TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock
+_MIGRATION_S = 600.0
+_LOCK = 0x6A77  # of PostgreSQL's advisory locks: migrations
+_WRITER_LOCK = 0x6A78  # batches of calls, so that two replicas' upserts cannot deadlock
+
+Connection = Any  # asyncpg's or aiosqlite's, which only aiosql's adapters tell apart
+Rows = list[dict[str, Any]]
+Errors = tuple[type[BaseException], ...]
+
+
+class ValueRefused(Exception):
+    """The database is there, but does not take a value; the same again would fail again."""
+
+
+class Database(Protocol):
+    """What the stores need. Every method raises DatabaseAway if the database does not answer."""
+
+    queries: Any  # aiosql's, a method per query
+
+    def transaction(self) -> contextlib.AbstractAsyncContextManager[Connection]:
+        """A connection whose work is kept as a whole at the end, or not at all."""
+
+    async def migrate(self) -> int:
+        """Bring the schema up to date; how many steps that took. Raises StartError."""
+
+    async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
+        """Put rows of `call.COLUMNS` into `calls_incoming`, a table of this transaction alone."""
+
+    async def close(self) -> None: ...
+
+
+def connect(url: str) -> Database:
+    """The database of that URL. Nothing is opened before the first use."""
+    if url.startswith("sqlite:"):
+        return SQLite(Path(url.removeprefix("sqlite:///")))
+    return PostgreSQL(url)
+
+
+async def fetch(rows: AsyncIterator[Any]) -> Rows:
+    """What a query of many rows gives, as dictionaries."""
+    return [dict(row) async for row in rows]
+
+
+def migrations(dialect: str) -> list[tuple[int, str]]:
+    """(number, SQL text) of every step, in order."""
+    files = sorted((SQL / "schema" / dialect).glob("[0-9]*.sql"))
+    return [(int(file.name.partition("_")[0]), file.read_text("utf-8")) for file in files]
+
+
+def pending(dialect: str, present: int) -> list[tuple[int, str]]:
+    """The steps that a database of version `present` lacks. Raises StartError if it is newer."""
+    steps = migrations(dialect)
+    newest = steps[-1][0]
+    if present > newest:
+        raise StartError(
+            f"the database has schema version {present}, and this gateway knows versions up to"
+            f" {newest}: start a gateway that is as new as the one that wrote the database"
+        )
+    return [step for step in steps if step[0] > present]
+
+
+_VERSIONS = (
+    "CREATE TABLE IF NOT EXISTS schema_version (version BIGINT PRIMARY KEY, applied_ms BIGINT)"
+)
+
+
+class SQLite:
+    """One connection for all, in a thread of its own; transactions take turns."""
+
+    _AWAY: Errors = (sqlite3.OperationalError, OSError)
+    _REFUSED: Errors = (
+        sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError,
+    )  # fmt: skip
+
+    def __init__(self, path: Path) -> None:
+        self.queries = _load("aiosqlite")
+        self._path = path
+        self._conn: Connection = None
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        async with self._turn:
+            with _translated(self._AWAY, self._REFUSED):
+                conn = await self._open()
+                await conn.execute("BEGIN IMMEDIATE")
+            try:
+                with _translated(self._AWAY, self._REFUSED):
+                    yield conn
+                    await conn.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    await conn.execute("ROLLBACK")
+                raise
+
+    async def _open(self) -> Connection:
+        if self._conn is None:
+            import aiosqlite
+
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._path.touch(mode=0o600)  # it holds the hashes of passwords
+            conn = await aiosqlite.connect(self._path, isolation_level=None, timeout=TIMEOUT_S)
+            conn.row_factory = sqlite3.Row
+            try:
+                await conn.execute("PRAGMA journal_mode = WAL")
+                await conn.execute("PRAGMA synchronous = NORMAL")
+                await conn.execute("PRAGMA foreign_keys = ON")
+                columns = ", ".join(COLUMNS)
+                await conn.execute(f"CREATE TEMP TABLE calls_incoming ({columns})")
+            except BaseException:
+                await conn.close()
+                raise
+            self._conn = conn
+        return self._conn
+
+    async def migrate(self) -> int:
+        async with self.transaction() as conn:
+            await conn.execute(_VERSIONS)
+            async with conn.execute("SELECT max(version) FROM schema_version") as cursor:
+                row = await cursor.fetchone()
+            steps = pending("sqlite", row[0] or 0)
+            for number, text in steps:
+                for statement in _statements(text):
+                    await conn.execute(statement)
+                await conn.execute(
+                    "INSERT INTO schema_version VALUES (?, unixepoch() * 1000)", (number,)
+                )
+        return len(steps)
+
+    async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
+        marks = ", ".join("?" * len(COLUMNS))
+        await conn.execute("DELETE FROM calls_incoming")
+        await conn.executemany(f"INSERT INTO calls_incoming VALUES ({marks})", rows)  # noqa: S608
+
+    async def close(self) -> None:
+        async with self._turn:
+            conn, self._conn = self._conn, None
+            if conn is not None:
+                await conn.close()
+
+
+def _statements(text: str) -> list[str]:
+    """The statements of a script; a trigger holds semicolons of its own."""
+    out, statement = [], ""
+    for line in text.splitlines():
+        if not statement and (not line.strip() or line.startswith("--")):
+            continue
+        statement += line + "\n"
+        if line.rstrip().endswith(";") and sqlite3.complete_statement(statement):
+            out.append(statement)
+            statement = ""
+    return out
+
+
+class PostgreSQL:
+    """A pool of connections that are made when they are needed."""
+
+    def __init__(self, url: str) -> None:
+        self.queries = _load("asyncpg")
+        # SQLAlchemy's form of the URL names the driver as well.
+        self._url = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", url)
+        self._pool: Any = None
+        self._opening = asyncio.Lock()
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        import asyncpg
+
+        away = (
+            asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.QueryCanceledError,
+            asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError,
+            asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError,
+            asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError,
+            OSError, TimeoutError,
+        )  # fmt: skip
+        refused = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+        with _translated(away, refused):
+            pool = await self._open()
+            conn = await pool.acquire(timeout=TIMEOUT_S)
+            try:
+                async with conn.transaction():
+                    yield conn
+            except away:
+                conn.terminate()  # it may hang at the next call as well
+                raise
+            finally:
+                await pool.release(conn, timeout=TIMEOUT_S)
+
+    async def _open(self) -> Any:
+        async with self._opening:
+            if self._pool is None:
+                import asyncpg
+
+                self._pool = await asyncpg.create_pool(
+                    self._url,
+                    min_size=0,
+                    max_size=10,
+                    timeout=TIMEOUT_S,
+                    command_timeout=TIMEOUT_S,
+                    server_settings={"application_name": "ai-gateway"},
+                )
+        return self._pool
+
+    async def migrate(self) -> int:
+        async with self.transaction() as conn:
+            # Two replicas that start at once take turns, and the second finds nothing to do.
+            await conn.execute(f"SELECT pg_advisory_xact_lock({_LOCK})", timeout=_MIGRATION_S)
+            await conn.execute(_VERSIONS)
+            present = await conn.fetchval("SELECT max(version) FROM schema_version")
+            steps = pending("postgresql", present or 0)
+            for number, text in steps:
+                await conn.execute(text, timeout=_MIGRATION_S)
+                await conn.execute(
+                    "INSERT INTO schema_version VALUES ($1, extract(epoch FROM now()) * 1000)",
+                    number,
+                )
+        return len(steps)
+
+    async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
+        await conn.execute(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
+        await conn.execute("CREATE TEMP TABLE calls_incoming (LIKE calls) ON COMMIT DROP")
+        await conn.copy_records_to_table("calls_incoming", records=rows, columns=COLUMNS)
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            try:
+                async with asyncio.timeout(TIMEOUT_S):
+                    await self._pool.close()
+            except TimeoutError:
+                self._pool.terminate()
+            self._pool = None
+
+
+def _load(driver: str) -> Any:
+    # The folder `schema` below is not queries, so the files are named one by one.
+    files = sorted(SQL.glob("*.sql"))
+    text = "\n".join(file.read_text("utf-8") for file in files)
+    return aiosql.from_str(text, driver)
+
+
+@contextlib.contextmanager
+def _translated(away: Errors, refused: Errors) -> Iterator[None]:
+    """A driver's ways to say that the database is not there, or does not take a value."""
+    try:
+        yield
+    except refused as error:
+        raise ValueRefused(f"{type(error).__name__}: {error}") from error
+    except away as error:
+        raise DatabaseAway from error

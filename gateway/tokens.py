@@ -1,0 +1,93 @@
+"""Signed tokens: what a login gives, and what a web page gets in place of a key.
+
+Both are HS256 JWTs. `use` tells them apart, so that one cannot pass for the other. Checking is
+aiohttp-jwt's work (`middlewares/auth`).
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jwt
+
+from gateway.config import SHORTEST_SECRET, Config
+from gateway.errors import StartError
+from gateway.secret import Secret
+
+ALGORITHM = "HS256"
+LOGIN, BROWSER = "login", "browser"
+_SHAPE = re.compile(r"eyJ[A-Za-z0-9_\-]{1,4096}\.[A-Za-z0-9_\-]{0,8192}\.[A-Za-z0-9_\-]{0,512}")
+
+
+def is_token(credential: str) -> bool:
+    """Whether it has a token's shape; no key of ours begins like one."""
+    return _SHAPE.fullmatch(credential) is not None
+
+
+class Signer:
+    """Makes tokens. `ttl_s` is how long a login lasts."""
+
+    def __init__(self, secret: Secret, ttl_s: float) -> None:
+        self.secret = secret
+        self.ttl_s = int(ttl_s)
+
+    def login(self, user_id: str, role: str, version: int) -> str:
+        """`version` counts the user's passwords: a token for an older one is refused."""
+        return self._sign(LOGIN, user_id, self.ttl_s, {"role": role, "ver": version})
+
+    def browser(
+        self, key: str, user: str, agents: Sequence[str] | None, permissions: list[str], ttl_s: int
+    ) -> str:
+        """A token in the place of `key` (the `id` of its caller), for one end user."""
+        claims = {"user": user, "agents": agents, "permissions": permissions}
+        return self._sign(BROWSER, key, ttl_s, claims)
+
+    def _sign(self, use: str, subject: str, ttl_s: int, claims: dict[str, Any]) -> str:
+        now = int(time.time())
+        claims = {
+            **claims,
+            "use": use,
+            "sub": subject,
+            "iat": now,
+            "exp": now + ttl_s,
+            "jti": secrets.token_hex(8),
+        }
+        return jwt.encode(claims, self.secret.reveal(), algorithm=ALGORITHM)
+
+
+def signing_secret(config: Config) -> Secret:
+    """The configured one; else one that is made once and kept beside the SQLite file.
+
+    Without a database it lasts as long as the process.
+    """
+    if config.auth.jwt_secret:
+        return config.auth.jwt_secret
+    fresh = secrets.token_hex(32)
+    if not config.sqlite_file:
+        return Secret(fresh)
+    path = Path(config.sqlite_file).parent / "jwt_secret"
+    if not path.exists():
+        _create(path, fresh)
+    found = path.read_text().strip()
+    if len(found) < SHORTEST_SECRET:
+        raise StartError(f"{path} holds no secret: delete it (which ends all logins)")
+    return Secret(found)
+
+
+def _create(path: Path, words: str) -> None:
+    """Of two gateways that start at once the second finds the first one's file, and whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".jwt_secret-{secrets.token_hex(4)}")
+    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(handle, "w") as file:
+            file.write(words)
+        with contextlib.suppress(FileExistsError):
+            os.link(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
