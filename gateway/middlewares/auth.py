@@ -11,6 +11,7 @@ from aiohttp.typedefs import Handler, Middleware
 from aiohttp_jwt import JWTMiddleware
 
 from gateway.access import Route
+from gateway.books import books_of
 from gateway.credentials import Caller, is_foreign, presented_key
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.keys import ADDRESS, BOOKS, CALLER, NOTED, STATE, State
@@ -79,6 +80,7 @@ async def _recognise(request: web.Request, verify: Verify) -> None:
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:
     """The account behind a login's token, as it is at this moment."""
+    directory = books_of(request).directory
     credential = presented_key(request.headers)
     if not credential:
         raise Unauthorized("Log in at POST /api/v1/login and send the access_token as Bearer.")
@@ -89,7 +91,6 @@ async def _logged_in(request: web.Request, verify: Verify) -> Caller:
     claims = await verify(request)
     if claims.get("use") != LOGIN:
         raise Forbidden("This token is for chats; log in at POST /api/v1/login.")
-    directory = request.app[BOOKS].directory
     await directory.refresh()  # what another replica changed before this request counts
     return directory.login_caller(str(claims["sub"]), claims["ver"])
 
