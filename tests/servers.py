@@ -79,11 +79,13 @@ class Redis(Server):
 
 
 class Sentinel(Redis):
-    def __init__(self, folder: Path, master: Redis) -> None:
+    def __init__(self, folder: Path, master: Redis, password: str) -> None:
         super().__init__(folder)
         self._file = folder / f"sentinel-{self.port}.conf"
         self._file.write_text(
-            f"port {self.port}\nbind 127.0.0.1\nsentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+            f"port {self.port}\nbind 127.0.0.1\n"
+            f"sentinel monitor mymaster 127.0.0.1 {master.port} 1\n"
+            f"sentinel auth-pass mymaster {password}\n"
         )
 
     def command(self) -> list[str]:

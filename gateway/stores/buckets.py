@@ -12,13 +12,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from hashlib import sha1
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from gateway.config import Redis
 from gateway.limits import LEASE_S, Given, Take
 
 log = logging.getLogger("gateway")
+
+T = TypeVar("T")
 
 DEADLINE_S = 0.05  # for one take; rule 6
 MAX_BUCKETS = 100_000
@@ -134,8 +136,7 @@ class Buckets:
         if self._redis is None:
             return
         try:
-            async with asyncio.timeout(_RETRY_S):
-                await self._redis.ping()
+            await self._within(_RETRY_S, self._redis.ping())
         except Exception as error:
             self._lost(error)
         self._spawn(self._renew())
@@ -155,8 +156,7 @@ class Buckets:
             given = self._local.take(asked)
         else:
             try:
-                async with asyncio.timeout(DEADLINE_S):
-                    given = await redis.take(asked)
+                given = await self._within(DEADLINE_S, redis.take(asked))
             except Exception as error:
                 self._lost(error)
                 given = self._local.take(asked)
@@ -201,8 +201,7 @@ class Buckets:
         while True:
             await asyncio.sleep(_RETRY_S)
             with contextlib.suppress(Exception):
-                async with asyncio.timeout(_RETRY_S):
-                    await self._redis.ping()
+                await self._within(_RETRY_S, self._redis.ping())
                 self.away = False
                 log.info("Redis answers again; limits are shared")
                 return
@@ -218,10 +217,24 @@ class Buckets:
 
     async def _quietly(self, call: Coroutine[Any, Any, None]) -> None:
         try:
-            async with asyncio.timeout(_RETRY_S):
-                await call
+            await self._within(_RETRY_S, call)
         except Exception as error:
             self._lost(error)
+
+    async def _within(self, seconds: float, call: Coroutine[Any, Any, T]) -> T:
+        """What `call` gives, or TimeoutError after so long, whatever becomes of it: a redis-py
+        that is connecting may swallow a cancellation and go on for seconds."""
+        task = asyncio.ensure_future(call)
+        self._background.add(task)
+        task.add_done_callback(self._forget)
+        try:
+            done, _ = await asyncio.wait({task}, timeout=seconds)
+        finally:
+            if not task.done():
+                task.cancel()
+        if not done:
+            raise TimeoutError
+        return task.result()
 
     def _spawn(self, call: Coroutine[Any, Any, None]) -> None:
         if len(self._background) >= _MAX_BACKGROUND:
@@ -229,15 +242,21 @@ class Buckets:
             return
         task = asyncio.ensure_future(call)
         self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # it has been dealt with, or came too late to matter
 
 
 class RedisBuckets:
     """The script and what goes with it. Errors are redis-py's."""
 
     def __init__(self, settings: Redis) -> None:
-        self._client = _client(settings)
+        self._client, self._sentinels = _client(settings)
         self._prefix = settings.prefix
+        self._room = asyncio.Semaphore(_MAX_CONNECTIONS)  # the client refuses more at once
         self._sha = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
     async def take(self, asked: list[Take]) -> list[Given]:
@@ -257,7 +276,8 @@ class RedisBuckets:
         )
 
     async def release(self, take: Take) -> None:
-        await self._client.zrem(self._key(take), take.c)
+        async with self._room:
+            await self._client.zrem(self._key(take), take.c)
 
     async def renew(self, take: Take) -> None:
         seconds, _ = await self._client.time()
@@ -269,17 +289,20 @@ class RedisBuckets:
         await self._client.ping()
 
     async def close(self) -> None:
-        with contextlib.suppress(Exception):
-            await self._client.aclose()
+        for client in (self._client, *self._sentinels):
+            with contextlib.suppress(Exception):
+                await client.aclose()
 
     async def _run(self, keys: list[str], args: list[Any]) -> list[Any]:
         """EVALSHA, and EVAL where Redis does not have the script (or a proxy cannot keep one)."""
         from redis.exceptions import NoScriptError
 
-        try:
-            return await self._client.evalsha(self._sha, len(keys), *keys, *args)  # type: ignore[no-any-return]
-        except NoScriptError:
-            return await self._client.eval(SCRIPT, len(keys), *keys, *args)  # type: ignore[no-any-return]
+        async with self._room:
+            try:
+                out = await self._client.evalsha(self._sha, len(keys), *keys, *args)
+            except NoScriptError:
+                out = await self._client.eval(SCRIPT, len(keys), *keys, *args)
+        return list(out)
 
     def _key(self, take: Take) -> str:
         return f"{self._prefix}:{take.key}"
@@ -289,8 +312,8 @@ def _number(value: float) -> str:
     return repr(float(value))
 
 
-def _client(settings: Redis) -> Any:
-    """redis-py's client for one server, for sentinels or for a cluster."""
+def _client(settings: Redis) -> tuple[Any, list[Any]]:
+    """redis-py's client for one server, for a cluster, or for what sentinels name; and theirs."""
     from redis import asyncio as aioredis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -299,10 +322,11 @@ def _client(settings: Redis) -> Any:
     options: dict[str, Any] = {
         "max_connections": _MAX_CONNECTIONS,
         "socket_connect_timeout": 1.0,
+        "socket_timeout": 1.0,
         "retry": Retry(NoBackoff(), 1),  # a connection that broke while it was idle
     }
     if settings.mode == "cluster":
-        return aioredis.RedisCluster.from_url(url, **options)
+        return aioredis.RedisCluster.from_url(url, **options), []
     if settings.mode == "sentinel":
         parts = urlsplit(url)
         hosts = [_host(address) for address in parts.netloc.rpartition("@")[2].split(",")]
@@ -311,7 +335,7 @@ def _client(settings: Redis) -> Any:
         sentinel = aioredis.Sentinel(  # type: ignore[no-untyped-call]
             hosts, sentinel_kwargs={"password": secret, "socket_connect_timeout": 1.0}
         )
-        return sentinel.master_for(
+        client = sentinel.master_for(
             settings.master,
             username=login.username or None,
             password=login.password or None,
@@ -319,7 +343,8 @@ def _client(settings: Redis) -> Any:
             ssl=parts.scheme == "rediss",
             **options,
         )
-    return aioredis.from_url(url, **options)
+        return client, sentinel.sentinels
+    return aioredis.from_url(url, **options), []
 
 
 def _host(address: str) -> tuple[str, int]:

@@ -1,0 +1,352 @@
+"""Token buckets: the same specification for those of the process and those of a real Redis."""
+
+import asyncio
+import itertools
+import signal
+
+import pytest
+import servers
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from gateway.config import Redis
+from gateway.credentials import Quota
+from gateway.limits import Take
+from gateway.stores.buckets import Buckets, LocalBuckets, RedisBuckets
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rate(capacity: int, per_s: float, name: str = "caller:chat", cost: int = 1) -> Take:
+    return Take("rate", "caller", name, capacity, per_s / 1000, cost)
+
+
+def slots(most: int, holder: str, lease_ms: float = 60_000) -> Take:
+    return Take("slots", "caller", "caller:slots", most, lease_ms, holder)
+
+
+def tokens(capacity: int, per_s: float) -> Take:
+    return Take("tokens", "caller", "caller:tokens", capacity, per_s / 1000, 0)
+
+
+def quota(limit: int, known: int = 0) -> Take:
+    counted = Quota("key:k", "", limit, known)
+    return Take("quota", "caller", "key:k::calls", limit, 60_000, known, counted)
+
+
+class Local:
+    """The process's buckets behind the interface of Redis's."""
+
+    def __init__(self) -> None:
+        self._buckets = LocalBuckets()
+
+    async def take(self, asked):
+        given = self._buckets.take(asked)
+        if all(said.gives for said in given):
+            for take in asked:
+                if take.quota:
+                    take.quota.pending += 1
+        return given
+
+    async def spend(self, take, number):
+        self._buckets.spend(take, number)
+
+    async def release(self, take):
+        self._buckets.release(take)
+
+
+@pytest.fixture(params=["local", "redis"])
+async def buckets(request):
+    if request.param == "local":
+        yield Local()
+        return
+    redis = RedisBuckets(Redis(url=request.getfixturevalue("redis_server").url))
+    yield redis
+    await redis.close()
+
+
+async def test_a_bucket_gives_its_capacity_and_then_says_how_long_to_wait(buckets):
+    said = [(await buckets.take([rate(3, 0.5)]))[0] for _ in range(4)]
+    assert [one.gives for one in said] == [True, True, True, False]
+    assert [one.remains for one in said] == [2, 1, 0, 0]
+    assert 1900 <= said[3].wait_ms <= 2000
+    assert 5900 <= said[3].full_ms <= 6000
+
+
+async def test_a_bucket_fills_up_again_with_time(buckets):
+    for _ in range(2):
+        await buckets.take([rate(2, 20)])
+    assert not (await buckets.take([rate(2, 20)]))[0].gives
+    await asyncio.sleep(0.06)
+    assert (await buckets.take([rate(2, 20)]))[0].gives
+
+
+async def test_from_all_or_from_none(buckets):
+    scarce, plenty = rate(1, 0.001, "a"), rate(10, 0.001, "b")
+    assert all(said.gives for said in await buckets.take([plenty, scarce]))
+    said = await buckets.take([plenty, scarce])
+    assert [one.gives for one in said] == [True, False]
+    assert (await buckets.take([plenty]))[0].remains == 8  # the refused one took nothing
+
+
+async def test_tokens_are_spent_afterwards_and_may_leave_a_debt(buckets):
+    budget = tokens(100, 1000)
+    assert (await buckets.take([budget]))[0].gives
+    await buckets.spend(budget, 150)
+    said = (await buckets.take([budget]))[0]
+    assert not said.gives
+    assert 30 <= said.wait_ms <= 51
+    await asyncio.sleep(0.07)
+    assert (await buckets.take([budget]))[0].gives
+
+
+async def test_slots_are_held_until_they_are_given_back(buckets):
+    assert (await buckets.take([slots(2, "a")]))[0].gives
+    assert (await buckets.take([slots(2, "b")]))[0].gives
+    assert not (await buckets.take([slots(2, "c")]))[0].gives
+    await buckets.release(slots(2, "a"))
+    assert (await buckets.take([slots(2, "c")]))[0].gives
+
+
+async def test_a_quota_counts_what_the_database_knows(buckets):
+    counted = quota(5, known=3)
+    given = []
+    for _ in range(4):
+        take = Take("quota", "caller", "key:k::calls", 5, 60_000, counted.quota.used, counted.quota)
+        given.append((await buckets.take([take]))[0].gives)
+    assert given == [True, True, False, False]
+
+
+async def test_a_dead_holders_slot_comes_free_in_redis(redis_server):
+    redis = RedisBuckets(Redis(url=redis_server.url))
+    assert (await redis.take([slots(1, "a", 100)]))[0].gives
+    assert not (await redis.take([slots(1, "b", 100)]))[0].gives
+    await asyncio.sleep(0.15)
+    assert (await redis.take([slots(1, "b", 100)]))[0].gives
+    await redis.renew(slots(1, "b", 100))
+    await redis.close()
+
+
+async def test_every_key_in_redis_runs_out_by_itself(redis_server):
+    redis = RedisBuckets(Redis(url=redis_server.url, prefix="pre"))
+    await redis.take([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
+    await redis.spend(tokens(5, 1), 3)
+    client = redis._client
+    names = await client.keys("*")
+    assert {name.split(b":")[0] for name in names} == {b"pre"}
+    assert {name.split(b":")[1] for name in names} == {b"{caller}"}
+    assert len(names) == 4
+    assert all([await client.pttl(name) > 0 for name in names])
+    await redis.close()
+
+
+async def test_a_redis_that_forgot_the_script_gets_it_again(redis_server):
+    redis = RedisBuckets(Redis(url=redis_server.url))
+    await redis.take([rate(3, 0.001)])
+    await redis._client.script_flush()
+    assert (await redis.take([rate(3, 0.001)]))[0].remains == 1
+    await redis.close()
+
+
+# However workers interleave, a bucket never gives more than capacity + rate x time.
+
+
+@given(
+    capacity=st.integers(1, 20),
+    per_s=st.floats(0.01, 100),
+    steps=st.lists(st.tuples(st.floats(0, 3), st.integers(1, 5)), max_size=60),
+)
+def test_a_local_bucket_never_gives_more_than_it_has(capacity, per_s, steps):
+    clock = Clock()
+    buckets = LocalBuckets(clock)
+    given_at: list[float] = []
+    for wait_s, calls in steps:
+        clock.now += wait_s
+        for _ in range(calls):
+            if buckets.take([rate(capacity, per_s)])[0].gives:
+                given_at.append(clock.now)
+    for i, first in enumerate(given_at):  # in every window, not only from the beginning
+        for j in range(i, len(given_at)):
+            assert j - i + 1 <= capacity + per_s * (given_at[j] - first) + 0.001
+
+
+unique = itertools.count()
+
+
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    capacity=st.integers(1, 30), per_s=st.floats(1, 200), workers=st.integers(1, 6), data=st.data()
+)
+async def test_workers_that_share_a_redis_get_no_more_than_one_bucket(
+    redis_server, capacity, per_s, workers, data
+):
+    name = f"caller:{next(unique)}"
+    pauses = data.draw(st.lists(st.floats(0, 0.02), min_size=10, max_size=10))
+    clients = [RedisBuckets(Redis(url=redis_server.url)) for _ in range(workers)]
+    loop = asyncio.get_running_loop()
+
+    async def work(client):
+        count = 0
+        for pause in pauses:
+            for _ in range(3):
+                count += (await client.take([rate(capacity, per_s, name)]))[0].gives
+            await asyncio.sleep(pause)
+        return count
+
+    began = loop.time()
+    granted = sum(await asyncio.gather(*(work(client) for client in clients)))
+    took = loop.time() - began
+    for client in clients:
+        await client.close()
+    assert granted <= capacity + per_s * (took + 0.002)
+    assert granted >= min(capacity, workers * 30)
+
+
+def test_the_process_forgets_the_bucket_that_was_used_longest_ago():
+    buckets = LocalBuckets(Clock(), most=3)
+    for name in "abcd":
+        buckets.take([rate(1, 0.001, name)])
+    assert buckets.take([rate(1, 0.001, "a")])[0].gives
+    assert not buckets.take([rate(1, 0.001, "d")])[0].gives
+    assert len(buckets._levels) <= 3
+
+
+# Redis that hangs, goes away and comes back.
+
+
+@pytest.fixture
+async def shared(redis_server):
+    buckets = Buckets(RedisBuckets(Redis(url=redis_server.url)))
+    await buckets.open()
+    yield buckets
+    redis_server.go_on()
+    await buckets.close()
+
+
+async def timed(buckets, *asked):
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    given = await buckets.take(list(asked))
+    return given, loop.time() - began
+
+
+async def until_shared(buckets, seconds):
+    async with asyncio.timeout(seconds):
+        while not buckets.is_shared:
+            await asyncio.sleep(0.05)
+
+
+async def test_a_redis_that_hangs_costs_one_call_some_milliseconds(shared, redis_server):
+    assert (await shared.take([rate(10, 0.001)]))[0].remains == 9
+    redis_server.pause()
+    given, took = await timed(shared, rate(10, 0.001))
+    assert given[0].remains == 8  # the process knows what Redis said last
+    assert took < 0.1
+    assert not shared.is_shared
+    for _ in range(20):
+        given, took = await timed(shared, rate(1000, 0.001, "other"))
+        assert took < 0.01
+    redis_server.go_on()
+    await until_shared(shared, 5)
+    assert (await shared.take([rate(1000, 0.001, "fresh")]))[0].remains == 999
+
+
+async def test_a_redis_that_dies_and_comes_back(shared, redis_server):
+    await shared.take([rate(10, 0.001), slots(5, "a")])
+    redis_server.stop(signal.SIGKILL)
+    given, took = await timed(shared, rate(10, 0.001), slots(5, "b"))
+    assert all(said.gives for said in given)
+    assert took < 0.1
+    shared.release([slots(5, "a"), slots(5, "b")])
+    shared.spend([tokens(5, 1)], 3)
+    redis_server.start()
+    await until_shared(shared, 5)
+
+
+async def test_a_redis_that_is_not_there_at_the_start_is_found_later(tmp_path):
+    server = servers.Redis(tmp_path)
+    buckets = Buckets(RedisBuckets(Redis(url=server.url)))
+    await buckets.open()
+    assert not buckets.is_shared
+    assert (await buckets.take([rate(1, 1)]))[0].gives
+    server.start()
+    await until_shared(buckets, 5)
+    await buckets.close()
+    server.stop()
+
+
+async def test_many_calls_at_once_when_redis_hangs_all_go_on(shared, redis_server):
+    redis_server.pause()
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    given = await asyncio.gather(*(shared.take([rate(60, 1)]) for _ in range(200)))
+    assert loop.time() - began < 0.3
+    assert sum(one[0].gives for one in given) == 60
+
+
+# Every kind of Redis.
+
+
+async def test_a_password_and_a_unix_socket(tmp_path):
+    server = servers.Redis(tmp_path, "--requirepass", "p@ss/word",
+                           "--unixsocket", str(tmp_path / "r.sock"))  # fmt: skip
+    server.start()
+    urls = [f"redis://:p%40ss%2Fword@127.0.0.1:{server.port}/0",
+            f"unix://:p%40ss%2Fword@{tmp_path}/r.sock?db=0"]  # fmt: skip
+    for url in urls:
+        redis = RedisBuckets(Redis(url=url))
+        assert (await redis.take([rate(1, 1, url)]))[0].gives
+        await redis.close()
+    wrong = Buckets(RedisBuckets(Redis(url=f"redis://:wrong@127.0.0.1:{server.port}/0")))
+    await wrong.open()
+    assert not wrong.is_shared
+    await wrong.close()
+    server.stop()
+
+
+async def test_a_cluster(tmp_path):
+    server = servers.Redis(tmp_path, "--cluster-enabled", "yes")
+    server.start()
+    redis = RedisBuckets(Redis(url=server.url))
+    await _all_slots(redis._client)
+    await redis.close()
+    redis = RedisBuckets(Redis(url=server.url, mode="cluster"))
+    async with asyncio.timeout(5):
+        while True:
+            try:
+                given = await redis.take([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
+                break
+            except Exception:
+                await asyncio.sleep(0.1)
+    assert all(said.gives for said in given)
+    await redis.spend(tokens(5, 1), 2)
+    await redis.renew(slots(2, "a"))
+    await redis.release(slots(2, "a"))
+    await redis.ping()
+    await redis.close()
+    server.stop()
+
+
+async def _all_slots(client):
+    for start in range(0, 16384, 2048):
+        await client.execute_command("CLUSTER", "ADDSLOTS", *range(start, start + 2048))
+
+
+async def test_sentinels(tmp_path):
+    (tmp_path / "s").mkdir()
+    master = servers.Redis(tmp_path, "--requirepass", "secret")
+    master.start()
+    sentinel = servers.Sentinel(tmp_path / "s", master, "secret")
+    sentinel.start()
+    url = f"redis://:secret@127.0.0.1:1,127.0.0.1:{sentinel.port}/0"
+    redis = RedisBuckets(Redis(url=url, mode="sentinel", master="mymaster"))
+    assert (await redis.take([rate(3, 1)]))[0].gives
+    await redis.close()
+    sentinel.stop()
+    master.stop()
