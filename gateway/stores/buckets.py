@@ -28,6 +28,8 @@ _RETRY_S = 1.0  # how often Redis is asked whether it is back
 _RENEW_S = LEASE_S / 3
 _MAX_CONNECTIONS = 64
 _MAX_BACKGROUND = 10_000
+_BATCH = 200  # takes in one round trip
+_LAPS = 5  # of the event loop, for an answer that came while the loop was busy with other things
 _HAIR = 1e-6  # fractions that add up to one may come to 0.999999
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 
@@ -228,11 +230,15 @@ class Buckets:
         self._background.add(task)
         task.add_done_callback(self._forget)
         try:
-            done, _ = await asyncio.wait({task}, timeout=seconds)
+            await asyncio.wait({task}, timeout=seconds)
+            for _ in range(_LAPS):
+                if task.done():
+                    break
+                await asyncio.sleep(0)
         finally:
             if not task.done():
                 task.cancel()
-        if not done:
+        if not task.done():
             raise TimeoutError
         return task.result()
 
@@ -257,6 +263,9 @@ class RedisBuckets:
         self._client, self._sentinels = _client(settings)
         self._prefix = settings.prefix
         self._room = asyncio.Semaphore(_MAX_CONNECTIONS)  # the client refuses more at once
+        self._is_cluster = settings.mode == "cluster"
+        self._queue: list[tuple[list[str], list[Any], asyncio.Future[list[Any]]]] = []
+        self._sending: asyncio.Task[None] | None = None
         self._sha = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
 
     async def take(self, asked: list[Take]) -> list[Given]:
@@ -289,20 +298,62 @@ class RedisBuckets:
         await self._client.ping()
 
     async def close(self) -> None:
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.wait({self._sending})
         for client in (self._client, *self._sentinels):
             with contextlib.suppress(Exception):
                 await client.aclose()
 
     async def _run(self, keys: list[str], args: list[Any]) -> list[Any]:
+        """The script's answer. What is asked at the same time goes in one round trip."""
+        if self._is_cluster:  # the keys of two callers may be on two servers
+            async with self._room:
+                return await self._run_alone(keys, args)
+        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._queue.append((keys, args, future))
+        if self._sending is None:
+            self._sending = asyncio.ensure_future(self._send())
+        return await future
+
+    async def _run_alone(self, keys: list[str], args: list[Any]) -> list[Any]:
         """EVALSHA, and EVAL where Redis does not have the script (or a proxy cannot keep one)."""
         from redis.exceptions import NoScriptError
 
-        async with self._room:
-            try:
-                out = await self._client.evalsha(self._sha, len(keys), *keys, *args)
-            except NoScriptError:
-                out = await self._client.eval(SCRIPT, len(keys), *keys, *args)
-        return list(out)
+        try:
+            return list(await self._client.evalsha(self._sha, len(keys), *keys, *args))
+        except NoScriptError:
+            return list(await self._client.eval(SCRIPT, len(keys), *keys, *args))
+
+    async def _send(self) -> None:
+        try:
+            while self._queue:
+                batch, self._queue = self._queue[:_BATCH], self._queue[_BATCH:]
+                try:
+                    await self._send_batch(batch)
+                except Exception as error:
+                    for _, _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
+        finally:
+            self._sending = None
+
+    async def _send_batch(self, batch: list[Any]) -> None:
+        from redis.exceptions import NoScriptError
+
+        async with self._client.pipeline(transaction=False) as pipe:
+            for keys, args, _ in batch:
+                pipe.evalsha(self._sha, len(keys), *keys, *args)
+            answers = await pipe.execute(raise_on_error=False)
+        for (keys, args, future), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, NoScriptError):
+                answer = await self._run_alone(keys, args)
+            if future.done():
+                continue  # whoever asked did not wait any longer
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
 
     def _key(self, take: Take) -> str:
         return f"{self._prefix}:{take.key}"
