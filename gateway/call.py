@@ -44,7 +44,7 @@ class Call:
     request_id: str
     caller: Caller
     surface: Surface
-    began_ms: int = field(default_factory=lambda: time.time_ns() // 1_000_000)
+    began_ns: int = field(default_factory=time.time_ns)  # since the epoch
     began: float = field(default_factory=time.monotonic)
     agent: str = ""
     streamed: bool = False
@@ -66,11 +66,12 @@ class Call:
         usage = self.usage or Usage()
         kind = "unknown" if not usage.total else "exact" if self.is_whole else "partial"
         first = self.first_delta_at
+        began_ms = self.began_ns // 1_000_000
         return (
-            f"{self.began_ms:012x}{secrets.token_hex(6)}",
+            first_id(self.began_ns) + secrets.token_hex(4),
             self.request_id,
-            self.began_ms,
-            datetime.fromtimestamp(self.began_ms / 1000, UTC).strftime("%Y-%m-%d"),
+            began_ms,
+            datetime.fromtimestamp(began_ms / 1000, UTC).strftime("%Y-%m-%d"),
             "anonymous" if self.caller.is_anonymous else self.caller.id,
             self.caller.key_id,
             self.caller.user_id,
@@ -95,6 +96,11 @@ class Call:
             return None
         texts = (_plain(bytes(b).decode("utf-8", "replace")) for b in (kept.request, kept.answer))
         return (row[0], row[2], *texts, kept.request_size, kept.answer_size)
+
+
+def first_id(began_ns: int) -> str:
+    """The id below those of all calls that began at that time or later."""
+    return f"{began_ns:016x}"
 
 
 def _plain(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The command line: serve, check, probe, schema."""
+"""The command line: serve, check, probe, schema, and what administers accounts."""
 
 import argparse
 import asyncio
@@ -20,6 +20,8 @@ from gateway.errors import StartError
 if TYPE_CHECKING:
     from gateway.config import Config
 
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
+
 log = logging.getLogger("gateway")
 
 
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit status."""
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
-    return command(args)
+    return administer(args) if hasattr(args, "administer") else command(args)
 
 
 _COMMANDS: dict[str, str] = {
@@ -49,7 +51,54 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=words, description=words)
         _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # leave what came before alone
         sub.set_defaults(command=globals()[name])
+    _add_admin_commands(commands)
     return parser
+
+
+def _add_admin_commands(commands: "_Commands") -> None:
+    """What they do is in `admin`, which only they load."""
+
+    def add(to: "_Commands", action: str, words: str) -> argparse.ArgumentParser:
+        sub = to.add_parser(action.rpartition(" ")[2], help=words, description=words)
+        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)
+        sub.set_defaults(administer=action)
+        return sub
+
+    def group(name: str, words: str) -> "_Commands":
+        parser = commands.add_parser(name, help=words, description=words)
+        _add_options(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+        return parser.add_subparsers(required=True)
+
+    users = group("users", "add, list, set-password, disable: the accounts")
+    sub = add(users, "users add", "a new account; its password is read from standard input")
+    sub.add_argument("name")
+    sub.add_argument("--role", choices=("admin", "premium", "user"), default="user")
+    sub.add_argument("--email")
+    add(users, "users list", "every account")
+    words = "a new password, read from standard input"
+    add(users, "users set-password", words).add_argument("name")
+    add(users, "users disable", "no logins and no calls any more").add_argument("name")
+
+    keys = group("keys", "create, list, revoke: the API keys")
+    sub = add(keys, "keys create", "a new key; it is printed this once")
+    sub.add_argument("name", help="what the key is for")
+    sub.add_argument("--user", default="admin", metavar="NAME", help="whose key it is")
+    sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
+    sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
+    sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
+    sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
+    sub = add(keys, "keys list", "every key, without its secret")
+    sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
+    add(keys, "keys revoke", "end a key for good").add_argument("id")
+
+    add(commands, "migrate", "bring the database's schema up to date, and exit")
+
+
+def administer(args: argparse.Namespace) -> int:
+    from gateway import admin
+
+    config = _load(args)
+    return 1 if config is None else admin.run(args, config)
 
 
 def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: object) -> None:

@@ -26,7 +26,7 @@ from gateway.stores.database import Database, fetch
 log = logging.getLogger("gateway")
 
 INTERVAL_S = 0.4  # how often it asks
-_PAUSE_S = 0.05  # between two rounds, however many unknown keys ask for one
+_PAUSE_S = 0.02  # between two rounds, however many unknown keys ask for one
 _PATIENCE_S = 2.0  # how long an unknown key waits for a round
 _QUOTAS_S = 1.0
 _OVERLAP_MS = 30_000  # replicas' clocks may differ by so much

@@ -152,7 +152,7 @@ class Recorder:
             last = self._segments[-1] if self.away and len(self._segments) > 1 else None
             try:
                 segment = await asyncio.to_thread(self._spool.keep, rows, last)
-            except OSError as error:
+            except (OSError, TypeError) as error:  # the disk, or a value that is no JSON
                 self._refused(rows, error)
             else:
                 if segment is not last:
@@ -163,7 +163,7 @@ class Recorder:
                         segment.rows = None
             self._more.set()
 
-    def _refused(self, rows: list[Any], error: OSError) -> None:
+    def _refused(self, rows: list[Any], error: Exception) -> None:
         """The disk does not take them: memory does, up to a bound."""
         held = sum(segment.count for segment in self._segments if segment.path is None)
         kept = rows[: max(0, MAX_QUEUED - held)]

@@ -71,9 +71,15 @@ def signing_secret(config: Config) -> Secret:
     if not config.sqlite_file:
         return Secret(fresh)
     path = Path(config.sqlite_file).parent / "jwt_secret"
-    if not path.exists():
-        _create(path, fresh)
-    found = path.read_text().strip()
+    try:
+        if not path.exists():
+            _create(path, fresh)
+        found = path.read_text().strip()
+    except OSError as error:
+        raise StartError(
+            f"{path}: {error.strerror}. The database is to be in that folder (DATABASE_URL); name a"
+            " file where this process may write, or none to do without accounts and the record"
+        ) from None
     if len(found) < SHORTEST_SECRET:
         raise StartError(f"{path} holds no secret: delete it (which ends all logins)")
     return Secret(found)

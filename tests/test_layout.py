@@ -7,7 +7,7 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 
 # Top to bottom. A folder's modules do not import each other, except the ones marked as shared.
 ORDER = [
-    "cli", "app", "routes", "middlewares", "access", "reply", "books", "body", "keys", "recorder",
+    "cli", "app", "admin", "routes", "middlewares", "access", "reply", "books", "body", "keys", "recorder",
     "directory", "health", "relay", "routing", "platforms", "upstream", "render", "passthrough",
     "thinking", "turns", "history", "explain", "exchange", "sse", "usage", "stores", "limits", "call",
     "messages", "tokens", "passwords", "configschema", "configfile", "credentials", "config", "secret",

@@ -55,7 +55,8 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
     """The error as an answer."""
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
-    if noted := request.get(NOTED):
+    noted = request.get(NOTED)
+    if noted is not None:
         noted["error"] = error.code or error.type
     told = headers(error)
     for name in ("agent", "attempts"):

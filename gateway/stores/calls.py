@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.call import Row
+from gateway.call import Row, first_id
 from gateway.stores.database import Database, Rows, fetch
 
 COUNTS = ("calls", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
@@ -101,7 +101,7 @@ class Calls:
         """Delete some of what is older; whether there may be more."""
         async with self._database.transaction() as conn:
             calls = self._sql.calls_expire(
-                conn, before_id=f"{calls_before_ms:012x}", limit=_EXPIRE_AT_ONCE
+                conn, before_id=first_id(calls_before_ms * 1_000_000), limit=_EXPIRE_AT_ONCE
             )
             bodies = self._sql.call_bodies_expire(
                 conn, before_ms=bodies_before_ms, limit=_EXPIRE_AT_ONCE

@@ -88,7 +88,7 @@ _VERSIONS = (
 class SQLite:
     """One connection for all, in a thread of its own; transactions take turns."""
 
-    _AWAY: Errors = (sqlite3.OperationalError, OSError)
+    _AWAY: Errors = (sqlite3.OperationalError, OSError, TimeoutError)
     _REFUSED: Errors = (
         sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError,
     )  # fmt: skip
@@ -123,7 +123,7 @@ class SQLite:
             conn = await aiosqlite.connect(self._path, isolation_level=None, timeout=TIMEOUT_S)
             conn.row_factory = sqlite3.Row
             try:
-                await conn.execute("PRAGMA journal_mode = WAL")
+                await _become_wal(conn)
                 await conn.execute("PRAGMA synchronous = NORMAL")
                 await conn.execute("PRAGMA foreign_keys = ON")
                 columns = ", ".join(COLUMNS)
@@ -158,6 +158,19 @@ class SQLite:
             conn, self._conn = self._conn, None
             if conn is not None:
                 await conn.close()
+
+
+async def _become_wal(conn: Connection) -> None:
+    """So that readers wait for nobody. SQLite does not wait for the lock that this takes."""
+    async with asyncio.timeout(TIMEOUT_S):
+        while True:
+            try:
+                await conn.execute("PRAGMA journal_mode = WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if "locked" not in str(error):
+                    raise
+            await asyncio.sleep(0.02)
 
 
 def _statements(text: str) -> list[str]:
@@ -267,4 +280,6 @@ def _translated(away: Errors, refused: Errors) -> Iterator[None]:
     except refused as error:
         raise ValueRefused(f"{type(error).__name__}: {error}") from error
     except away as error:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
+            raise  # the statement is wrong
         raise DatabaseAway from error

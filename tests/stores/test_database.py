@@ -1,0 +1,132 @@
+"""The database itself: migrations, and the two kinds behaving alike."""
+
+import asyncio
+import re
+import sqlite3
+
+import pytest
+
+from gateway.call import COLUMNS
+from gateway.errors import DatabaseAway, StartError
+from gateway.stores import database as module
+from gateway.stores.database import SQL, ValueRefused, connect, fetch, migrations
+
+
+@pytest.fixture
+async def database(database_url):
+    database = connect(database_url)
+    yield database
+    await database.close()
+
+
+async def test_replicas_that_start_at_once_migrate_once(database_url):
+    several = [connect(database_url) for _ in range(4)]
+    steps = await asyncio.gather(*(database.migrate() for database in several))
+    assert sorted(steps) == [0, 0, 0, len(migrations("sqlite"))]
+    for database in several:
+        await database.close()
+
+
+async def test_a_newer_schema_is_refused_with_a_clear_message(database):
+    await database.migrate()
+    async with database.transaction() as conn:
+        await conn.execute("INSERT INTO schema_version VALUES (999, 0)")
+    with pytest.raises(StartError, match=r"version 999.*versions up to 1.*as new as"):
+        await database.migrate()
+
+
+async def test_a_gateway_does_not_start_on_a_newer_schema(with_accounts, database_url):
+    database = connect(database_url)
+    await database.migrate()
+    async with database.transaction() as conn:
+        await conn.execute("INSERT INTO schema_version VALUES (999, 0)")
+    await database.close()
+    with pytest.raises(StartError, match="version 999"):
+        await with_accounts(database_url)
+
+
+async def test_a_step_that_fails_leaves_nothing_behind(database, monkeypatch):
+    steps = [*migrations("sqlite" if "SQLite" in type(database).__name__ else "postgresql")]
+    broken = (2, "CREATE TABLE half (id TEXT);\nCREATE TABLE half (id TEXT);\n")
+    monkeypatch.setattr(module, "migrations", lambda dialect: [*steps, broken])
+    with pytest.raises(Exception, match="half"):
+        await database.migrate()
+    monkeypatch.undo()
+    assert await database.migrate() == len(steps)
+
+
+async def test_what_fails_is_undone_as_a_whole(database):
+    await database.migrate()
+    with pytest.raises(RuntimeError):
+        async with database.transaction() as conn:
+            await conn.execute("INSERT INTO changes VALUES (7, 'user', 'x', 0)")
+            raise RuntimeError
+    async with database.transaction() as conn:
+        assert await fetch(database.queries.changes_after(conn, version=0, limit=10)) == []
+
+
+async def test_a_value_that_is_refused_is_told_from_a_database_that_is_away(database):
+    await database.migrate()
+    with pytest.raises(ValueRefused):
+        async with database.transaction() as conn:
+            for _ in range(2):
+                await conn.execute("INSERT INTO changes VALUES (7, 'user', 'x', 0)")
+
+
+async def test_a_sqlite_file_that_another_process_locks_counts_as_away(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
+    database = connect(f"sqlite:///{tmp_path}/g.db")
+    await database.migrate()
+    other = sqlite3.connect(tmp_path / "g.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(DatabaseAway):
+        async with database.transaction():
+            pass
+    other.execute("ROLLBACK")
+    other.close()
+    async with database.transaction():
+        pass
+    await database.close()
+
+
+async def test_a_transaction_that_is_cancelled_leaves_the_connection_usable(database):
+    await database.migrate()
+
+    async def slow():
+        async with database.transaction() as conn:
+            await conn.execute("INSERT INTO changes VALUES (7, 'user', 'x', 0)")
+            await asyncio.sleep(10)
+
+    for _ in range(3):
+        task = asyncio.ensure_future(slow())
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await asyncio.wait({task})
+    async with database.transaction() as conn:
+        assert await fetch(database.queries.changes_after(conn, version=0, limit=10)) == []
+
+
+def test_both_kinds_have_the_same_tables_and_columns():
+    def tables(dialect):
+        text = "\n".join(sql for _, sql in migrations(dialect))
+        found = re.findall(
+            r"CREATE TABLE (\w+) \((.*?)\n\)|CREATE TABLE (\w+) \((.*?)\);", text, re.S
+        )
+        return {a or c: re.findall(r"^\s*(\w+) ", b or d, re.M) for a, b, c, d in found}
+
+    assert tables("sqlite") == tables("postgresql")
+    assert tables("sqlite")["calls"] == list(COLUMNS)
+    assert [number for number, _ in migrations("sqlite")] == [
+        number for number, _ in migrations("postgresql")
+    ]
+
+
+def test_every_query_has_a_name_of_its_own_that_begins_with_its_noun():
+    names = re.findall(
+        r"-- name: (\w+)", "\n".join(f.read_text("utf-8") for f in SQL.glob("*.sql"))
+    )
+    assert len(names) == len(set(names))
+    nouns = {"sql/users.sql": "user", "sql/api_keys.sql": "api_key", "sql/changes.sql": "change"}
+    for file, noun in nouns.items():
+        for name in re.findall(r"-- name: (\w+)", (SQL.parent / file).read_text("utf-8")):
+            assert name.startswith(noun)

@@ -1,0 +1,233 @@
+"""The way from the queue over the spool to the database, and what can go wrong on it."""
+
+import asyncio
+import time
+
+import pytest
+
+from gateway.call import Call
+from gateway.config import Record
+from gateway.credentials import Caller
+from gateway.errors import DatabaseAway
+from gateway.messages import Usage
+from gateway.recorder import Recorder
+from gateway.stores.calls import Calls
+from gateway.stores.database import connect
+from gateway.stores.spool import Spool
+
+CALLER = Caller("key-abc", frozenset(("chat",)), key_id="abc", user_id="usr")
+
+
+def call(agent="dify", tokens=5, request_id="req"):
+    return Call(request_id, CALLER, "chat", agent=agent, is_whole=True, usage=Usage(2, 3, tokens))
+
+
+@pytest.fixture
+async def calls(database_url):
+    database = connect(database_url)
+    await database.migrate()
+    yield Calls(database)
+    await database.close()
+
+
+@pytest.fixture
+def make(calls, tmp_path):
+    def make(store=None, max_bytes=1 << 20, folder="spool", **kwargs):
+        return Recorder(store or calls, Spool(tmp_path / folder, max_bytes), Record(), **kwargs)
+
+    return make
+
+
+async def all_calls(calls):
+    nothing = dict.fromkeys(("request_id", "caller", "key_id", "user_id", "agent", "surface"), "")
+    return await calls.page(
+        100_000, before_id="g", from_ms=0, to_ms=1 << 53, status=0, only_errors=0, **nothing
+    )
+
+
+async def test_a_batch_that_comes_twice_counts_once(calls):
+    rows = [call().row(200, "") for _ in range(5)]
+    counts = await calls.write(rows[:3], [], 1)
+    assert counts == {("key:abc", ""): 3, ("user:usr", rows[0][3][:7]): 3}
+    assert (await calls.write(rows, [], 1))["key:abc", ""] == 2
+    assert await calls.write(rows, [], 1) == {}
+    assert len(await all_calls(calls)) == 5
+    usage = await calls.usage("key", "abc", rows[0][3])
+    assert usage["total"]["calls"] == usage["today"]["calls"] == 5
+    assert usage["total"]["total_tokens"] == 25
+
+
+async def test_roll_ups_equal_the_sum_of_the_rows(calls):
+    rows = [call(agent, n).row(200 if n else 502, "" if n else "x")
+            for n, agent in enumerate(["dify", "coze", "dify", "fastgpt"] * 50)]  # fmt: skip
+    await asyncio.gather(*(calls.write(rows[i : i + 20], [], 1) for i in range(0, 200, 20)))
+    by_agent = {
+        row["agent"]: row for row in await calls.usage_by("2000-01-01", "2999-01-01", ["agent"])
+    }
+    for agent in ("dify", "coze", "fastgpt"):
+        mine = [row for row in rows if row[7] == agent]
+        assert by_agent[agent]["calls"] == len(mine)
+        assert by_agent[agent]["total_tokens"] == sum(row[13] for row in mine)
+        assert by_agent[agent]["errors"] == sum(1 for row in mine if row[18])
+
+
+async def test_calls_are_written_in_order_and_the_spool_is_empty_afterwards(make, calls, tmp_path):
+    recorder = make()
+    await recorder.open()
+    for i in range(300):
+        recorder.add(call(request_id=f"req-{i}"), 200, "")
+        if i % 50 == 0:
+            await recorder.flush()
+    await recorder.close()
+    told = [row["request_id"] for row in reversed(await all_calls(calls))]
+    assert told == [f"req-{i}" for i in range(300)]
+    assert not list((tmp_path / "spool").rglob("*.jsonl"))
+    assert recorder.written == 300
+
+
+class Away:
+    """A store whose database is away until it is told otherwise."""
+
+    def __init__(self, calls):
+        self._calls = calls
+        self.is_away = True
+
+    async def write(self, *args):
+        if self.is_away:
+            raise DatabaseAway
+        return await self._calls.write(*args)
+
+
+async def test_what_waits_is_on_disk_and_is_written_when_the_database_is_back(
+    make, calls, tmp_path
+):
+    store = Away(calls)
+    recorder = make(store)
+    for i in range(120):
+        recorder.add(call(request_id=f"req-{i}"), 200, "")
+        if i % 10 == 9:
+            with pytest.raises(DatabaseAway):
+                await recorder.flush()
+    await recorder.open()
+    with pytest.raises(DatabaseAway):
+        await recorder.flush()
+    assert recorder.waiting == 120
+    assert recorder.away
+    store.is_away = False
+    await recorder.flush()
+    assert (recorder.waiting, recorder.away) == (0, False)
+    told = [row["request_id"] for row in reversed(await all_calls(calls))]
+    assert told == [f"req-{i}" for i in range(120)]
+    await recorder.close()
+
+
+async def test_few_files_hold_many_batches_while_the_database_is_away(make, calls, tmp_path):
+    recorder = make(Away(calls))
+    await recorder.open()
+    for _ in range(60):
+        recorder.add(call(), 200, "")
+        with pytest.raises(DatabaseAway):
+            await recorder.flush()
+    assert len(list((tmp_path / "spool").rglob("*.jsonl"))) <= 3
+    await recorder.close()
+
+
+async def test_another_process_takes_over_what_is_left_but_not_what_is_in_use(
+    make, calls, tmp_path
+):
+    first = make(Away(calls))
+    await first.open()
+    first.add(call(request_id="left"), 200, "")
+    await first.close()
+    using = make(Away(calls))
+    await using.open()  # takes over what `first` left
+    using.add(call(request_id="used"), 200, "")
+    with pytest.raises(DatabaseAway):
+        await using.flush()
+    second = make()
+    await second.open()
+    await second.flush()
+    assert await all_calls(calls) == []
+    await using.close()
+    third = make()
+    await third.open()
+    await third.flush()
+    assert [row["request_id"] for row in reversed(await all_calls(calls))] == ["left", "used"]
+    for recorder in (second, third):
+        await recorder.close()
+
+
+async def test_a_line_that_a_crash_cut_is_left_out(make, calls, tmp_path):
+    recorder = make(Away(calls))
+    await recorder.open()
+    for i in range(3):
+        recorder.add(call(request_id=f"req-{i}"), 200, "")
+    await recorder.close()
+    (file,) = (tmp_path / "spool").rglob("*.jsonl")
+    file.write_bytes(file.read_bytes()[:-20])
+    again = make()
+    await again.open()
+    await again.flush()
+    assert len(await all_calls(calls)) == 2
+    await again.close()
+
+
+async def test_a_full_spool_keeps_what_memory_holds_and_counts_what_it_cannot(
+    make, calls, monkeypatch
+):
+    monkeypatch.setattr("gateway.recorder.MAX_QUEUED", 50)
+    store = Away(calls)
+    recorder = make(store, max_bytes=1000)
+    await recorder.open()
+    for _ in range(200):
+        recorder.add(call(), 200, "")
+        with pytest.raises(DatabaseAway):
+            await recorder.flush()
+    assert recorder.lost + recorder.waiting == 200
+    assert 50 <= recorder.waiting < 60
+    store.is_away = False
+    await recorder.flush()
+    assert len(await all_calls(calls)) == 200 - recorder.lost
+    await recorder.close()
+
+
+async def test_without_a_folder_for_the_spool_calls_are_recorded_still(make, calls, tmp_path):
+    (tmp_path / "text").write_text("a file, not a folder")
+    recorder = make(folder="text/spool")
+    await recorder.open()
+    recorder.add(call(), 200, "")
+    await recorder.close()
+    assert len(await all_calls(calls)) == 1
+
+
+async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(make, calls):
+    recorder = make()
+    await recorder.open()
+    for i in range(9):
+        bad = call(request_id=f"req-{i}")
+        if i == 4:
+            bad.usage = Usage(1 << 70, 0, 1)  # no database has such a number
+        recorder.add(bad, 200, "")
+    await recorder.flush()
+    assert {row["request_id"] for row in await all_calls(calls)} == {
+        f"req-{i}" for i in range(9)
+    } - {"req-4"}
+    assert recorder.rejected == 1
+    await recorder.close()
+
+
+async def test_text_that_postgresql_cannot_hold_is_made_fit(make, calls):
+    recorder = make()
+    await recorder.open()
+    recorder.add(call(agent="dify"), 502, "bad\x00code")
+    await recorder.close()
+    assert (await all_calls(calls))[0]["error"] == "bad\ufffdcode"
+
+
+async def test_adding_a_call_costs_microseconds_and_waits_for_nothing(make):
+    recorder = make()
+    began = time.process_time()
+    for _ in range(2000):
+        recorder.add(call(), 200, "")
+    assert (time.process_time() - began) / 2000 < 0.001
+    assert recorder.waiting == 2000

@@ -1,0 +1,124 @@
+"""`run.py users`, `keys` and `migrate`, as an operator runs them, beside a gateway that serves."""
+
+import asyncio
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from test_cli import CLEAN, ROOT
+
+JWT = "0123456789abcdef0123456789abcdef"
+
+
+@pytest.fixture
+def run(tmp_path, database_url):
+    """`run("users", "list", given="a line")`: (exit status, output, errors)."""
+    config = tmp_path / "c.yaml"
+    config.write_text(yaml.safe_dump({"agents": {"dify": {"platform": "dify"}}}))
+
+    def run(*args: str, given: str = "") -> tuple[int, str, str]:
+        done = subprocess.run(
+            [sys.executable, "run.py", "--config", str(config), *args], cwd=ROOT, timeout=30,
+            env={**CLEAN, "DATABASE_URL": database_url, "JWT_SECRET": JWT}, input=given,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout, done.stderr
+
+    return run
+
+
+def test_users_are_added_listed_and_disabled(run):
+    assert run("users", "add", "小李", "--role", "premium", given="good enough password\n")[0] == 0
+    assert run("users", "add", "admin", "--role", "admin", given="good enough password")[0] == 0
+    status, out, _ = run("users", "list")
+    assert status == 0
+    assert [line.split("\t")[:3] for line in out.splitlines()] == [
+        ["小李", "premium", "active"], ["admin", "admin", "active"],
+    ]  # fmt: skip
+    assert run("users", "disable", "小李")[0] == 0
+    assert "inactive" in run("users", "list")[1]
+    status, _, told = run("users", "disable", "admin")
+    assert status == 1
+    assert "last active admin" in told
+
+
+@pytest.mark.parametrize(
+    ("args", "given", "words"),
+    [(("users", "add", "li"), "short", "8 to 256"), (("users", "add", "a b"), "good enough password", "username"),
+     (("users", "add", "li"), "", "8 to 256"), (("users", "set-password", "nobody"), "x" * 9, "no user"),
+     (("keys", "create", "k", "--user", "nobody"), "", "no user"), (("keys", "revoke", "nothing"), "", "no such"),
+     (("keys", "create", "k", "--permissions", "root"), "", "--permissions"),
+     (("keys", "create", "k", "--chat", "often"), "", "--chat")],
+)  # fmt: skip
+def test_what_cannot_be_done_is_told_in_a_line(run, args, given, words):
+    status, _, told = run(*args, given=given)
+    assert status == 1
+    assert words in told
+    assert len(told.splitlines()) == 1
+
+
+def test_migrate_is_a_step_of_its_own(run):
+    assert "step(s) applied" in run("migrate")[1]
+    assert "up to date" in run("migrate")[1]
+
+
+async def test_a_gateway_that_serves_sees_what_the_commands_do(run, with_accounts, database_url):
+    gw = await with_accounts(database_url)
+
+    def command(*args, given=""):
+        return asyncio.to_thread(run, *args, given=given)
+
+    await command("users", "add", "li", "--role", "premium", given="good enough password")
+    status, key, _ = await command("keys", "create", "web", "--user", "li", "--agents", "dify",
+                                   "--max-calls", "5", "--chat", "100/min")  # fmt: skip
+    assert status == 0
+    key = key.strip()
+    assert (await gw.ask(key))[0] == 200
+    assert (await gw.ask(key, "openai"))[0] == 403
+    token = await gw.login("li", "good enough password")
+    await command("users", "set-password", "li", given="quite another password")
+    assert (await gw.api("GET", "/auth/me", token))[0] == 401
+    assert await gw.login("li", "quite another password")
+    _, listed, _ = await command("keys", "list", "--user", "li")
+    assert key.split("-")[2] in listed
+    assert key.split("-")[3] not in listed
+    await command("keys", "revoke", key)
+    async with asyncio.timeout(1):
+        while (await gw.ask(key))[0] != 401:
+            await asyncio.sleep(0.05)
+
+
+def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
+    for url in ("sqlite:////proc/gateway.db", f"sqlite:///{tmp_path}/text/gateway.db"):
+        (tmp_path / "text").write_text("a file, not a folder")
+        for secret in ({}, {"JWT_SECRET": JWT}):
+            done = subprocess.run(
+                [sys.executable, "run.py", "--port", "0"], cwd=ROOT, capture_output=True, text=True,
+                env={**CLEAN, "DATABASE_URL": url, **secret}, timeout=20,
+            )  # fmt: skip
+            assert done.returncode == 1
+            assert "Traceback" not in done.stderr
+            assert "none to do without" in done.stderr
+
+
+def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):
+    from gateway.configfile import parse
+    from gateway.errors import StartError
+    from gateway.tokens import signing_secret
+
+    config = parse(
+        f"agents: {{a: {{platform: dify}}}}\ndatabase: 'sqlite:///{tmp_path}/d/g.db'", {}
+    )
+    first = signing_secret(config)
+    assert len(first) == 64
+    assert signing_secret(config) == first
+    file: Path = tmp_path / "d" / "jwt_secret"
+    assert os.stat(file).st_mode & 0o777 == 0o600
+    assert [path.name for path in file.parent.iterdir()] == ["jwt_secret"]
+    file.write_text("")
+    with pytest.raises(StartError, match="holds no secret"):
+        signing_secret(config)
