@@ -1,12 +1,13 @@
 """One call as the record keeps it: filled in while it runs, a row when it is over."""
 
-import secrets
 import time
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import date
+from functools import lru_cache
 from typing import Any, Literal
 
 from gateway.credentials import Caller
+from gateway.ids import new_id
 from gateway.messages import Usage
 
 Surface = Literal["chat", "openai", "passthrough"]
@@ -68,10 +69,10 @@ class Call:
         first = self.first_delta_at
         began_ms = self.began_ns // 1_000_000
         return (
-            first_id(self.began_ns) + secrets.token_hex(4),
+            first_id(self.began_ns) + new_id(8),
             self.request_id,
             began_ms,
-            datetime.fromtimestamp(began_ms / 1000, UTC).strftime("%Y-%m-%d"),
+            _day(began_ms // 86_400_000),
             "anonymous" if self.caller.is_anonymous else self.caller.id,
             self.caller.key_id,
             self.caller.user_id,
@@ -96,6 +97,12 @@ class Call:
             return None
         texts = (_plain(bytes(b).decode("utf-8", "replace")) for b in (kept.request, kept.answer))
         return (row[0], row[2], *texts, kept.request_size, kept.answer_size)
+
+
+@lru_cache(maxsize=4)
+def _day(number: int) -> str:
+    """YYYY-MM-DD of the day so many days after 1970-01-01."""
+    return date.fromordinal(date(1970, 1, 1).toordinal() + number).isoformat()
 
 
 def first_id(began_ns: int) -> str:

@@ -9,10 +9,9 @@ A request takes from all the buckets it needs or from none. `stores/buckets` kee
 process or in Redis.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from gateway.config import Rate, RateLimits
 from gateway.credentials import Caller, Quota
@@ -24,26 +23,19 @@ LEASE_S = 60.0  # after which a holder of a slot who died is taken for gone
 QUOTA_TTL_S = 86_400.0  # the database knows what was used; Redis is only quicker
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Take:
-    """One bucket of `tag` and what is taken from it. `a`, `b` and `c` as in `take_token.lua`."""
+    """One bucket and what is taken from it. `a`, `b` and `c` as in `take_token.lua`."""
 
     kind: Literal["rate", "tokens", "slots", "quota"]
-    tag: str
-    name: str
+    key: str  # what is in braces decides where a Redis Cluster puts it
     a: float
     b: float
     c: float | str
     quota: Quota | None = None
 
-    @property
-    def key(self) -> str:
-        """The bucket's name; what is in braces decides where a Redis Cluster puts it."""
-        return f"{{{self.tag}}}:{self.name}"
 
-
-@dataclass(frozen=True, slots=True)
-class Given:
+class Given(NamedTuple):
     """What one bucket said. `wait_ms`: until it gives again; `full_ms`: until it is full."""
 
     gives: bool
@@ -52,30 +44,30 @@ class Given:
     full_ms: int
 
 
-def takes(limits: RateLimits, caller: Caller, class_: Class, request_id: str) -> Iterator[Take]:
+def takes(limits: RateLimits, caller: Caller, class_: Class, request_id: str) -> list[Take]:
     """What a request of that class takes for `caller`, whose own limits come before the rest."""
-    tag, own = caller.tag, caller.limits
-    rate = getattr(own, class_, None) or getattr(limits, class_)
-    if rate is not None:
-        yield _rate(tag, f"{caller.id}:{class_}", rate)
-        if caller.end_user:
-            general = getattr(limits, class_)
-            if general is not None:
-                user = sha256(caller.end_user.encode()).hexdigest()[:16]
-                yield _rate(tag, f"{caller.id}:{class_}:{user}", general)
+    own, name = caller.limits, f"{{{caller.tag}}}:{caller.id}"
+    out = []
+    general: Rate | None = getattr(limits, class_)
+    if rate := getattr(own, class_, None) or general:
+        out.append(_rate(f"{name}:{class_}", rate))
+        if caller.end_user and general:
+            user = sha256(caller.end_user.encode()).hexdigest()[:16]
+            out.append(_rate(f"{name}:{class_}:{user}", general))
     if class_ != "chat":
-        return
+        return out
     if budget := own.tokens or limits.tokens:
-        yield Take("tokens", tag, f"{caller.id}:tokens", budget.capacity, budget.per_s / 1000, 0)
+        out.append(Take("tokens", f"{name}:tokens", budget.capacity, budget.per_s / 1000, 0))
     if most := own.concurrency or limits.concurrency:
-        yield Take("slots", tag, f"{caller.id}:slots", most, LEASE_S * 1000, request_id)
+        out.append(Take("slots", f"{name}:slots", most, LEASE_S * 1000, request_id))
     for quota in caller.quotas:
-        name = f"{quota.scope}:{quota.period}:calls"
-        yield Take("quota", tag, name, quota.limit, QUOTA_TTL_S * 1000, quota.used, quota)
+        key = f"{{{caller.tag}}}:{quota.scope}:{quota.period}:calls"
+        out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.used, quota))
+    return out
 
 
-def _rate(tag: str, name: str, rate: Rate) -> Take:
-    return Take("rate", tag, name, rate.capacity, rate.per_s / 1000, 1)
+def _rate(key: str, rate: Rate) -> Take:
+    return Take("rate", key, rate.capacity, rate.per_s / 1000, 1)
 
 
 def login_takes(limits: RateLimits, address: str, username: str | None) -> list[Take]:
@@ -83,9 +75,9 @@ def login_takes(limits: RateLimits, address: str, username: str | None) -> list[
     if limits.login is None:
         return []
     if username is None:
-        return [_rate(address, f"{address}:login", limits.login)]
+        return [_rate(f"{{{address}}}:login", limits.login)]
     name = sha256(username.encode("utf-8", "replace")).hexdigest()[:16]
-    return [_rate(f"name-{name}", f"name-{name}:login", limits.login)]
+    return [_rate(f"{{name-{name}}}:login", limits.login)]
 
 
 def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:

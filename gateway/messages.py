@@ -4,11 +4,11 @@ A surface (`/api/v1/chat`, `/v1/chat/completions`) makes a `ChatRequest`. A plat
 an upstream request and turns the upstream's bytes into deltas. `render` turns deltas into frames.
 """
 
-import secrets
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.errors import GatewayError
+from gateway.ids import new_id
 
 Role = Literal["system", "user", "assistant", "tool"]
 MediaKind = Literal["image", "file", "audio", "video"]
@@ -57,7 +57,7 @@ class ChatRequest:
     include_usage: bool = False
     raw: dict[str, Any] = field(default_factory=dict)
     verbatim: bool = False
-    call_id: str = field(default_factory=lambda: secrets.token_hex(16))
+    call_id: str = field(default_factory=lambda: new_id(32))
 
     @property
     def question(self) -> Message:

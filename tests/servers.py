@@ -1,8 +1,10 @@
 """Real servers for the tests: PostgreSQL and Redis, started here from packages on PyPI."""
 
+import contextlib
 import importlib.util
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -16,10 +18,11 @@ from pathlib import Path
 CACHE = Path(tempfile.gettempdir()) / "ai-gateway-tests"
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
+def free_port(below: int = 65536) -> int:
+    while True:
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", 0 if below == 65536 else random.randrange(20_000, below)))
+            return s.getsockname()[1]
 
 
 class Server:
@@ -64,7 +67,7 @@ class Server:
 
 class Redis(Server):
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
+        self.port = free_port(below=50_000)  # a cluster's nodes also listen 10,000 ports higher
         self._folder = folder
         self._options = options
 

@@ -11,7 +11,7 @@ ORDER = [
     "directory", "health", "relay", "routing", "platforms", "upstream", "render", "passthrough",
     "thinking", "turns", "history", "explain", "exchange", "sse", "usage", "stores", "limits", "call",
     "messages", "tokens", "passwords", "configschema", "configfile", "credentials", "config", "secret",
-    "alarm", "errors",
+    "alarm", "ids", "errors",
 ]  # fmt: skip
 SHARED = {
     "stores.database",

@@ -4,7 +4,6 @@ import asyncio
 import ipaddress
 import logging
 import re
-import secrets
 import time
 from datetime import UTC, datetime
 
@@ -13,6 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.errors import clean
+from gateway.ids import new_id
 from gateway.keys import ADDRESS, NOTED, REQUEST_ID, STATE
 
 log = logging.getLogger("gateway.access")
@@ -63,7 +63,9 @@ def _line(request: web.Request, status: int, ms: float) -> str:
 
 def _plain(text: str) -> str:
     """Short and printable, and without a key that somebody put there by mistake."""
-    shown = "".join(c if " " <= c <= "~" else "?" for c in text[:_LONGEST])
+    shown = text[:_LONGEST]
+    if not (shown.isascii() and shown.isprintable()):
+        shown = "".join(c if " " <= c <= "~" else "?" for c in shown)
     return clean(shown) if "-" in shown or "eyJ" in shown else shown
 
 
@@ -100,7 +102,7 @@ def _is_in(address: str, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Ne
 
 
 def new_request_id() -> str:
-    return f"req-{secrets.token_hex(12)}"
+    return f"req-{new_id(24)}"
 
 
 async def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -48,39 +48,43 @@ class LocalBuckets:
     def take(self, asked: list[Take]) -> list[Given]:
         """From all or from none; see `take_token.lua`, which does the same in Redis."""
         now = self._clock() * 1000
-        given = [self._look(take, now) for take in asked]
-        if all(said.gives for said in given):
-            for take in asked:
-                self._commit(take, now)
+        given, left = [], []
+        for take in asked:
+            said, level = self._look(take, now)
+            given.append(said)
+            left.append(level)
+        if all([said.gives for said in given]):
+            for take, level in zip(asked, left, strict=True):
+                if take.kind == "slots":
+                    self._holders.setdefault(take.key, set()).add(str(take.c))
+                elif take.kind == "rate":
+                    self._put(take, level, now)
         return given
 
-    def _look(self, take: Take, now: float) -> Given:
+    def _look(self, take: Take, now: float) -> tuple[Given, float]:
+        """What a bucket says, and the level at which it would be left."""
+        capacity = int(take.a)
         if take.kind == "slots":
             held = len(self._holders.get(take.key, ()))
-            return Given(held < take.a, max(0, int(take.a) - held - 1), 1000, 0)
-        if take.kind == "quota":
-            assert take.quota is not None
+            return Given(held < capacity, max(0, capacity - held - 1), 1000, 0), 0.0
+        if take.quota is not None:
             used = take.quota.used
-            return Given(used < take.a, max(0, int(take.a) - used - 1), 0, 0)
+            return Given(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
         level, cost = self._level(take, now), float(take.c)
-        needed = max(cost, 1.0)
+        needed = cost or 1.0
         gives = level + _HAIR >= needed
-        left = level - cost if gives else level
         wait_ms = 0 if gives else _ceil((needed - level) / take.b)
-        return Given(gives, max(0, int(left + _HAIR)), wait_ms, _ceil((take.a - left) / take.b))
+        if gives:
+            level -= cost
+        remains = int(level + _HAIR) if level > 0 else 0
+        return Given(gives, remains, wait_ms, _ceil((take.a - level) / take.b)), level
 
     def _level(self, take: Take, now: float) -> float:
         kept = self._levels.get(take.key)
         if kept is None:
             return take.a
-        level, at = kept
-        return min(take.a, level + max(0.0, now - at) * take.b)
-
-    def _commit(self, take: Take, now: float) -> None:
-        if take.kind == "slots":
-            self._holders.setdefault(take.key, set()).add(str(take.c))
-        elif take.kind != "quota" and take.c:
-            self._put(take, self._level(take, now) - float(take.c), now)
+        level = kept[0] + (now - kept[1]) * take.b
+        return level if level < take.a else take.a
 
     def _put(self, take: Take, level: float, now: float) -> None:
         self._levels[take.key] = (level, now)
@@ -107,7 +111,7 @@ class LocalBuckets:
             if take.kind in ("rate", "tokens"):
                 self._put(take, float(said.remains), now)
             elif take.kind == "slots" and taken:
-                self._commit(take, now)
+                self._holders.setdefault(take.key, set()).add(str(take.c))
 
 
 def _ceil(value: float) -> int:
@@ -166,7 +170,7 @@ class Buckets:
                 self._local.follow(asked, given)
                 if all(said.gives for said in given):
                     self._held |= {str(t.c): t for t in asked if t.kind == "slots"}
-        if all(said.gives for said in given):
+        if all([said.gives for said in given]):
             for take in asked:
                 if take.quota is not None:
                     take.quota.pending += 1

@@ -207,7 +207,11 @@ class PostgreSQL:
             asyncpg.InternalClientError, asyncpg.ReadOnlySQLTransactionError,
             OSError, TimeoutError,
         )  # fmt: skip
-        refused = (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError)
+        refused = (
+            asyncpg.DataError,
+            asyncpg.IntegrityConstraintViolationError,
+            OverflowError,
+        )
         with _translated(away, refused):
             pool = await self._open()
             conn = await pool.acquire(timeout=TIMEOUT_S)

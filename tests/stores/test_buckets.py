@@ -24,20 +24,20 @@ class Clock:
 
 
 def rate(capacity: int, per_s: float, name: str = "caller:chat", cost: int = 1) -> Take:
-    return Take("rate", "caller", name, capacity, per_s / 1000, cost)
+    return Take("rate", "{caller}:" + name, capacity, per_s / 1000, cost)
 
 
 def slots(most: int, holder: str, lease_ms: float = 60_000) -> Take:
-    return Take("slots", "caller", "caller:slots", most, lease_ms, holder)
+    return Take("slots", "{caller}:slots", most, lease_ms, holder)
 
 
 def tokens(capacity: int, per_s: float) -> Take:
-    return Take("tokens", "caller", "caller:tokens", capacity, per_s / 1000, 0)
+    return Take("tokens", "{caller}:tokens", capacity, per_s / 1000, 0)
 
 
 def quota(limit: int, known: int = 0) -> Take:
     counted = Quota("key:k", "", limit, known)
-    return Take("quota", "caller", "key:k::calls", limit, 60_000, known, counted)
+    return Take("quota", "{caller}:key:k::calls", limit, 60_000, known, counted)
 
 
 class Local:
@@ -118,7 +118,7 @@ async def test_a_quota_counts_what_the_database_knows(buckets):
     counted = quota(5, known=3)
     given = []
     for _ in range(4):
-        take = Take("quota", "caller", "key:k::calls", 5, 60_000, counted.quota.used, counted.quota)
+        take = Take("quota", "{caller}:key:k::calls", 5, 60_000, counted.quota.used, counted.quota)
         given.append((await buckets.take([take]))[0].gives)
     assert given == [True, True, False, False]
 

@@ -1,0 +1,10 @@
+"""Names for requests and calls: unique, and not secret."""
+
+import random
+
+_random = random.Random()  # noqa: S311 - seeded by the system; asking it each time costs a syscall
+
+
+def new_id(digits: int) -> str:
+    """So many random hexadecimal digits."""
+    return f"{_random.getrandbits(4 * digits):0{digits}x}"
