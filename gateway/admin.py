@@ -62,7 +62,10 @@ def _read_password() -> Secret:
 async def _named(accounts: Accounts, name: str) -> User:
     user = await accounts.user_by_login(name)
     if user is None:
-        raise InvalidRequest(f"There is no user {name!r}.")
+        hint = (
+            "" if await accounts.has_users() else " There is none yet: users add NAME --role admin."
+        )
+        raise InvalidRequest(f"There is no user {name!r}.{hint}")
     return user
 
 

@@ -140,9 +140,9 @@ def check(args: argparse.Namespace) -> int:
 
 def _lock_out(config: "Config") -> str:
     """A sentence if nobody could call, else ""."""
-    if config.anonymous or config.auth.keys:
+    if config.anonymous or config.auth.keys or config.database:
         return ""
-    return "nobody can call: there are no keys, and anonymous access is off; add auth.keys"
+    return "nobody can call: no database, no auth.keys, and anonymous access is off"
 
 
 def schema(args: argparse.Namespace) -> int:
