@@ -4,7 +4,7 @@ These models are the schema; `config/config.schema.json` is generated from them 
 """
 
 import re
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
@@ -88,6 +88,13 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _network(value: Any) -> Any:
+    try:
+        return ip_network(value)
+    except ValueError:
+        raise ValueError("must be an address or a network such as 10.0.0.0/8") from None
+
+
 def _empty_is_none(value: Any) -> Any:
     return None if value == "" else value
 
@@ -119,6 +126,11 @@ AnyRate = Annotated[
     BeforeValidator(parse_rate),
     WithJsonSchema({"type": "string", "description": "a rate such as 60/min, 5/s or 1000/day"}),
 ]
+Network = Annotated[
+    IPv4Network | IPv6Network,
+    BeforeValidator(_network),
+    WithJsonSchema({"type": "string", "description": "an address or a network: 10.0.0.0/8"}),
+]
 BaseUrl = Annotated[str, AfterValidator(_web_address)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
@@ -142,7 +154,7 @@ class Server(Model):
     drain_timeout: Duration = 120.0
     keepalive: Duration = 15.0
     cors_origins: list[str] = []
-    trusted_proxies: list[IPv4Network | IPv6Network] = []
+    trusted_proxies: list[Network] = []
 
 
 Permission = Literal["chat", "upload", "admin"]

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
@@ -108,6 +109,14 @@ def postgresql() -> Iterator[servers.PostgreSQL]:
     server.remove()
 
 
+@pytest.fixture(scope="session")
+def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Redis]:
+    server = servers.Redis(tmp_path_factory.mktemp("redis"))
+    server.start()
+    yield server
+    server.stop()
+
+
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[servers.Redis]:
     server = servers.Redis(tmp_path)
@@ -124,6 +133,8 @@ def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return request.getfixturevalue("postgresql").database()
 
 
+_unique = itertools.count()
+
 ADMIN_PASSWORD = "correct horse battery"
 
 
@@ -135,11 +146,15 @@ def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def with_accounts(gateway, demo, tmp_path, quick_passwords) -> Callable[..., Any]:
+def with_accounts(request, gateway, demo, tmp_path, quick_passwords) -> Callable[..., Any]:
     """`await with_accounts(url, **config)`: a gateway on that database, in front of a demo Dify
-    and a demo OpenAI; nobody may call without a key."""
+    and a demo OpenAI; nobody may call without a key. Beside PostgreSQL there is a Redis."""
+    prefix = f"gw{next(_unique)}"
 
     async def start(url: str, **config: Any) -> "Gateway":
+        if url.startswith("postgresql:"):
+            redis = request.getfixturevalue("shared_redis")
+            config = {"redis": {"url": redis.url, "prefix": prefix}, **config}
         dify, openai = await demo("dify"), await demo("openai", key="sk-upstream-key")
         settings = {
             "agents": {

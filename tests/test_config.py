@@ -216,3 +216,40 @@ def test_a_configuration_cannot_be_changed():
     with pytest.raises(ValueError, match="frozen"):
         config.database = "x"
     assert isinstance(config, Config)
+
+
+def test_postgresql_demands_a_secret_that_all_replicas_share():
+    text = AGENT + "database: postgresql://u:p@h/d"
+    assert [p.partition(":")[0] for p in problems(text)] == ["auth.jwt_secret"]
+    assert "32 characters" in problems(text, JWT_SECRET="short")[0]
+    assert parse(text, {"JWT_SECRET": "s" * 32})
+    assert parse(AGENT + "database: none", {}).database.reveal() == ""
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    ["rate_limits: {chat: 0/min}", "rate_limits: {chat: 5/year}", "rate_limits: {concurrency: 0}",
+     "redis: http://x", "redis: {url: 'redis://x', mode: many}", "redis: {url: 'redis://x', prefix: 'a{b'}",
+     "record: {keep: 0d}", "database: 'sqlite:///'", "server: {trusted_proxies: [10.0.0.1/8]}",
+     "auth: {keys: [{name: a, key: static-key, agents: [b]}]}",
+     "auth: {keys: [{name: a, key: static-key, rate_limits: {chatt: 1/s}}]}"],
+)  # fmt: skip
+def test_settings_of_limits_and_stores_that_cannot_be(wrong):
+    assert len(problems(AGENT + wrong)) == 1
+
+
+def test_a_rate_is_a_capacity_and_a_refill():
+    limits = parse(
+        AGENT + "rate_limits: {chat: 90/min, tokens: 3600/h, upload: null}", {}
+    ).rate_limits
+    assert limits.chat == (90, 1.5)
+    assert limits.tokens == (3600, 1.0)
+    assert limits.upload is None
+    assert limits.agents == (30, 0.5)
+
+
+def test_redis_may_be_a_url_or_a_mapping():
+    assert parse(AGENT, {"REDIS_URL": "redis://:pw@h/0"}).redis.url.reveal() == "redis://:pw@h/0"
+    redis = parse(AGENT + "redis: {url: 'rediss://h', mode: cluster}", {}).redis
+    assert (redis.mode, redis.prefix) == ("cluster", "gw")
+    assert "pw" not in repr(parse(AGENT, {"REDIS_URL": "redis://:pw@h/0"}))

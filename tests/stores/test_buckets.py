@@ -1,11 +1,18 @@
 """Token buckets: the same specification for those of the process and those of a real Redis."""
 
 import asyncio
+import contextlib
 import itertools
 import signal
+import ssl
+from datetime import UTC, datetime, timedelta
 
 import pytest
 import servers
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -308,6 +315,58 @@ async def test_a_password_and_a_unix_socket(tmp_path):
     assert not wrong.is_shared
     await wrong.close()
     server.stop()
+
+
+async def test_tls(redis_server, tmp_path):
+    """A real TLS connection, ended in front of a Redis that was built without it."""
+    certificate, key = self_signed(tmp_path)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+    tasks = set()
+
+    async def relay(reader, writer):
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
+
+        async def copy(source, sink):
+            with contextlib.suppress(ConnectionError):
+                while data := await source.read(65536):
+                    sink.write(data)
+            sink.close()
+
+        tasks.add(asyncio.ensure_future(copy(other_reader, writer)))
+        await copy(reader, other_writer)
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+    port = server.sockets[0].getsockname()[1]
+    good = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"))
+    assert (await good.take([rate(3, 1)]))[0].gives
+    await good.close()
+    distrusted = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0"))
+    with pytest.raises(Exception, match="certificate verify failed"):
+        await distrusted.take([rate(3, 1)])
+    await distrusted.close()
+    server.close()
+    await asyncio.gather(*tasks)
+
+
+def self_signed(folder):
+    """(certificate, key) for localhost, as PEM files."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    now = datetime.now(UTC)
+    made = (
+        x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+        .serial_number(1).not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )  # fmt: skip
+    (folder / "cert.pem").write_bytes(made.public_bytes(serialization.Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    ))  # fmt: skip
+    return folder / "cert.pem", folder / "key.pem"
 
 
 async def test_a_cluster(tmp_path):
