@@ -133,7 +133,7 @@ class _Stream:
         self._call.first_delta()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
-        await self._commit()
+        response, capture = await self._commit(), self._call.capture
         frames = renderer.feed(deltas)
         self._note_end(deltas, renderer)
         await self._write(frames)
@@ -144,7 +144,9 @@ class _Stream:
             if run.over:
                 self._note_end(batch or [], renderer)
             if frames:
-                await self._write(frames)
+                if capture is not None:
+                    capture.add(frames)
+                await response.write(frames)
                 beat_at = loop.time() + self._keepalive_s
 
     async def _write(self, frames: bytes) -> None:
