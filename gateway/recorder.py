@@ -50,6 +50,7 @@ class Recorder:
         self._queue: list[Any] = []
         self._segments: deque[Segment] = deque()
         self._tasks: list[asyncio.Task[None]] = []
+        self._flushes: set[asyncio.Task[None]] = set()
         self._spooling = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._more = asyncio.Event()
@@ -83,8 +84,9 @@ class Recorder:
 
     async def close(self) -> None:
         """Write what there is; what the database does not take stays in the spool."""
-        for task in self._tasks:
-            task.cancel()
+        async with self._spooling:  # not between the queue and the disk
+            for task in self._tasks:
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         with contextlib.suppress(DatabaseAway, TimeoutError):
@@ -96,9 +98,23 @@ class Recorder:
         await asyncio.to_thread(self._spool.close)
 
     async def flush(self) -> None:
-        """Everything recorded so far is in the database. Raises DatabaseAway."""
+        """Everything recorded so far is in the database. Raises DatabaseAway.
+
+        A caller who leaves meanwhile does not stop it: rows would be neither here nor there.
+        """
+        task = asyncio.ensure_future(self._flush())
+        self._flushes.add(task)
+        task.add_done_callback(self._flushed)
+        await asyncio.shield(task)
+
+    async def _flush(self) -> None:
         await self._to_spool()
         await self._to_database()
+
+    def _flushed(self, task: asyncio.Task[None]) -> None:
+        self._flushes.discard(task)
+        if not task.cancelled():
+            task.exception()  # told to whoever still waits
 
     # The loops.
 

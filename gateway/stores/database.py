@@ -51,8 +51,10 @@ class Database(Protocol):
 
 
 def connect(url: str) -> Database:
-    """The database of that URL. Nothing is opened before the first use."""
+    """The database of that URL. Nothing is opened before the first use. Raises StartError."""
     if url.startswith("sqlite:"):
+        if sqlite3.sqlite_version_info < (3, 38):
+            raise StartError(f"SQLite is {sqlite3.sqlite_version} here; 3.38 or newer is needed")
         return SQLite(Path(url.removeprefix("sqlite:///")))
     return PostgreSQL(url)
 
@@ -63,9 +65,13 @@ async def fetch(rows: AsyncIterator[Any]) -> Rows:
 
 
 def migrations(dialect: str) -> list[tuple[int, str]]:
-    """(number, SQL text) of every step, in order."""
-    files = sorted((SQL / "schema" / dialect).glob("[0-9]*.sql"))
-    return [(int(file.name.partition("_")[0]), file.read_text("utf-8")) for file in files]
+    """(number, SQL text) of every step, in order: what both databases share, then the own part."""
+    steps: dict[int, str] = {}
+    for folder in (SQL / "schema", SQL / "schema" / dialect):
+        for file in sorted(folder.glob("[0-9]*.sql")):
+            number = int(file.name.partition("_")[0])
+            steps[number] = steps.get(number, "") + file.read_text("utf-8") + "\n"
+    return sorted(steps.items())
 
 
 def pending(dialect: str, present: int) -> list[tuple[int, str]]:

@@ -106,19 +106,19 @@ async def test_a_transaction_that_is_cancelled_leaves_the_connection_usable(data
         assert await fetch(database.queries.changes_after(conn, version=0, limit=10)) == []
 
 
-def test_both_kinds_have_the_same_tables_and_columns():
-    def tables(dialect):
-        text = "\n".join(sql for _, sql in migrations(dialect))
-        found = re.findall(
-            r"CREATE TABLE (\w+) \((.*?)\n\)|CREATE TABLE (\w+) \((.*?)\);", text, re.S
-        )
-        return {a or c: re.findall(r"^\s*(\w+) ", b or d, re.M) for a, b, c, d in found}
-
-    assert tables("sqlite") == tables("postgresql")
-    assert tables("sqlite")["calls"] == list(COLUMNS)
-    assert [number for number, _ in migrations("sqlite")] == [
-        number for number, _ in migrations("postgresql")
-    ]
+async def test_both_kinds_have_the_tables_that_the_code_knows(database):
+    await database.migrate()
+    async with database.transaction() as conn:
+        await database.load_incoming(conn, [])
+        await database.queries.calls_keep(conn)
+        rows = database.queries.calls_page(
+            conn, before_id="g", from_ms=0, to_ms=1, request_id="", caller="", key_id="", user_id="",
+            agent="", surface="", status=0, only_errors=0, limit=1,
+        )  # fmt: skip
+        assert await fetch(rows) == []
+    text = migrations("sqlite")[0][1]
+    columns = re.search(r"CREATE TABLE calls \((.*?)\n\);", text, re.DOTALL)[1]
+    assert tuple(re.findall(r"^ +(\w+) ", columns, re.MULTILINE)) == COLUMNS
 
 
 def test_every_query_has_a_name_of_its_own_that_begins_with_its_noun():

@@ -1,3 +1,4 @@
+-- For both databases; what differs is in the folders beside this file.
 -- Times are milliseconds since the epoch, UTC; flags are 0 or 1; lists and objects are JSON text.
 
 CREATE TABLE users (
@@ -45,21 +46,6 @@ CREATE TABLE changes (
     id TEXT NOT NULL,
     changed_ms BIGINT NOT NULL
 );
-
-CREATE FUNCTION note_change() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    UPDATE change_counter SET version = version + 1;
-    INSERT INTO changes
-    SELECT version, TG_ARGV[0], coalesce(NEW.id, OLD.id), extract(epoch FROM now()) * 1000
-    FROM change_counter;
-    RETURN NULL;
-END $$;
-CREATE TRIGGER users_changed
-AFTER INSERT OR DELETE OR UPDATE OF id, username, token_version, role, status, max_api_calls
-ON users FOR EACH ROW EXECUTE FUNCTION note_change('user');
-CREATE TRIGGER api_keys_changed
-AFTER INSERT OR DELETE OR UPDATE
-ON api_keys FOR EACH ROW EXECUTE FUNCTION note_change('key');
 
 -- One row per call. The id begins with the time, so its order is that of the calls' beginnings.
 CREATE TABLE calls (
