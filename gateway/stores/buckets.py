@@ -29,7 +29,7 @@ _RENEW_S = LEASE_S / 3
 _MAX_CONNECTIONS = 64
 _MAX_BACKGROUND = 10_000
 _BATCH = 200  # takes in one round trip
-_LAPS = 5  # of the event loop, for an answer that came while the loop was busy with other things
+_LATE = 1.3  # times the deadline: when the loop notices it so late, it was itself too slow
 _HAIR = 1e-6  # fractions that add up to one may come to 0.999999
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 
@@ -234,11 +234,12 @@ class Buckets:
         self._background.add(task)
         task.add_done_callback(self._forget)
         try:
+            began = time.monotonic()
             await asyncio.wait({task}, timeout=seconds)
-            for _ in range(_LAPS):
-                if task.done():
-                    break
-                await asyncio.sleep(0)
+            if not task.done() and time.monotonic() - began > seconds * _LATE:
+                # The loop was busy with other things for longer than Redis had: the answer may
+                # have come and only not been read.
+                await asyncio.wait({task}, timeout=seconds)
         finally:
             if not task.done():
                 task.cancel()
