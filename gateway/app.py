@@ -14,7 +14,7 @@ from aiohttp.web_protocol import RequestHandler
 from gateway.config import Config
 from gateway.credentials import KeyRing
 from gateway.directory import Directory
-from gateway.errors import Conflict, InternalError, InvalidRequest, StartError
+from gateway.errors import Conflict, DatabaseAway, InternalError, InvalidRequest, StartError, clean
 from gateway.health import HealthCache
 from gateway.keys import (
     BOOKS,
@@ -41,7 +41,7 @@ from gateway.secret import Secret
 from gateway.stores.accounts import Accounts
 from gateway.stores.buckets import Buckets, RedisBuckets
 from gateway.stores.calls import Calls
-from gateway.stores.database import connect
+from gateway.stores.database import connect, is_locked
 from gateway.stores.spool import Spool
 from gateway.tokens import Signer, signing_secret
 from gateway.upstream import open_upstream
@@ -116,17 +116,19 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
         database = connect(config.database.reveal())
         accounts, calls, passwords = Accounts(database), Calls(database), Passwords()
 
+        made_up = Secret(secrets.token_urlsafe(12))
+
         async def prepare() -> None:
             if steps := await database.migrate():
                 log.info("The database's schema took %d step(s)", steps)
-            await _first_admin(accounts, passwords, config)
+            await _first_admin(accounts, passwords, config.auth.admin_password, made_up)
 
         directory = Directory(database, prepare)
         spool = Spool(Path(config.record.spool), config.record.max_spool)
-        recorder = Recorder(calls, spool, config.record, directory.calls_written)
+        recorder = Recorder(calls, spool, config.record, directory)
         try:
             await directory.open(_PATIENCE_S)
-            if directory.away and config.sqlite_file:
+            if directory.away and config.sqlite_file and not is_locked(directory.cause):
                 raise StartError(
                     f"database: {config.sqlite_file} cannot be opened or written; name another"
                     " file in DATABASE_URL, or none to do without accounts and the record"
@@ -145,25 +147,34 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     return open_books
 
 
-async def _first_admin(accounts: Accounts, passwords: Passwords, config: Config) -> None:
-    """An empty database gets the account `admin`. A password made up here is shown this once, on
-    the terminal and not in the log."""
+async def _first_admin(
+    accounts: Accounts, passwords: Passwords, given: Secret, made_up: Secret
+) -> None:
+    """An empty database gets the account `admin`, with the password `given` or else `made_up`,
+    which is shown this once, on the terminal and not in the log."""
     if await accounts.has_users():
         return
-    given = config.auth.admin_password
     if given:
         try:
             check_strength(given, "admin")
         except InvalidRequest as error:
             raise StartError(f"auth.admin_password (ADMIN_PASSWORD): {error.message}") from None
-    password = given or Secret(secrets.token_urlsafe(12))
+    hashed = await passwords.hash(given or made_up)
     try:
-        await accounts.add_user("admin", await passwords.hash(password), role="admin")
+        await accounts.add_user("admin", hashed, role="admin")
     except Conflict:
         return  # another replica was quicker
+    except DatabaseAway:
+        # It may have been made without our being told; then nobody would know the password.
+        if not given:
+            _show(made_up, "may have been made; if so, its password is")
+        raise
     if not given:
-        words = f"Account 'admin' was made; its password, shown only now: {password.reveal()}"
-        print(words, file=sys.stderr, flush=True)
+        _show(made_up, "was made; its password, shown only now:")
+
+
+def _show(password: Secret, words: str) -> None:
+    print(f"Account 'admin' {words} {password.reveal()}", file=sys.stderr, flush=True)
 
 
 def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -215,7 +226,8 @@ class _Connection(RequestHandler):
             error = InternalError("The gateway met an unexpected condition.")
             response = error_response(request, error)
         else:
-            words = " ".join((message or "").split())[:100]
+            # aiohttp quotes what it could not read, which may be somebody's key.
+            words = clean(" ".join((message or "").split()).partition(": b'")[0], 100)
             response = error_response(
                 request, InvalidRequest(f"The request is not valid HTTP: {words}")
             )

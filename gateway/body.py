@@ -9,10 +9,19 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import InvalidRequest, UnsupportedMediaType
+from gateway.stores.accounts import LATEST_MS
 
 MAX_PAGE = 100  # entries
 
 M = TypeVar("M", bound=BaseModel)
+
+
+async def read_bytes(request: web.Request) -> bytes:
+    """The body as it came. Raises InvalidRequest, or aiohttp's 413."""
+    try:
+        return await request.read()
+    except web.RequestPayloadError:
+        raise InvalidRequest("The body is not what its Content-Encoding says.") from None
 
 
 async def read_object(request: web.Request) -> dict[str, Any]:
@@ -22,10 +31,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """
     if request.content_type.startswith("multipart/"):
         raise UnsupportedMediaType("Send the body as JSON (Content-Type: application/json).")
-    try:
-        raw = await request.read()
-    except web.RequestPayloadError:
-        raise InvalidRequest("The body is not what its Content-Encoding says.") from None
+    raw = await read_bytes(request)
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # editors and shells on Windows put it there
     if not raw.strip():
         raise InvalidRequest("The request has no body; send a JSON object.")
@@ -107,7 +113,10 @@ def moment_ms(text: str, name: str) -> int:
         )
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
-        return int(moment.timestamp() * 1000)
+        ms = int(moment.timestamp() * 1000)
+        if not 0 <= ms < LATEST_MS:
+            raise ValueError
+        return ms
     except (ValueError, OverflowError):
         raise InvalidRequest(
             f"{name!r} must be a time such as 2026-12-31T23:59:59Z.", param=name

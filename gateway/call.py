@@ -1,6 +1,7 @@
 """One call as the record keeps it: filled in while it runs, a row when it is over."""
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -113,3 +114,13 @@ def first_id(began_ns: int) -> str:
 def _plain(text: str) -> str:
     """PostgreSQL keeps no NUL."""
     return text.replace("\x00", "\ufffd")
+
+
+def scopes(row: Row) -> Iterator[tuple[str, str]]:
+    """The (scope, period) of `usage_totals` in which a row counts; period "" is ever."""
+    _, _, _, day, _, key_id, user_id, *_ = row
+    if key_id:
+        yield f"key:{key_id}", ""
+    if user_id:
+        yield f"user:{user_id}", ""
+        yield f"user:{user_id}", day[:7]

@@ -67,7 +67,8 @@ def parse_rate(value: Any) -> Any:
     """`Rate` from `60/min`, `5/s` or `1000/day`."""
     if isinstance(value, Rate):
         return value
-    match = re.fullmatch(r"\s*([1-9]\d{0,8})\s*/\s*([a-z]{1,4})\s*", str(value))
+    text = value if isinstance(value, str) and len(value) <= 32 else ""
+    match = re.fullmatch(r"\s*([1-9][0-9]{0,8})\s*/\s*([a-z]{1,4})\s*", text)
     if not match or match[2] not in _PERIODS_S:
         raise ValueError("must be a rate such as 60/min, 5/s or 1000/day")
     return Rate(int(match[1]), int(match[1]) / _PERIODS_S[match[2]])

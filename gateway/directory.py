@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -28,6 +28,7 @@ log = logging.getLogger("gateway")
 INTERVAL_S = 0.4  # how often it asks
 _PAUSE_S = 0.02  # between two rounds, however many unknown keys ask for one
 _PATIENCE_S = 2.0  # how long an unknown key waits for a round
+_QUICK_S = 0.5
 _QUOTAS_S = 1.0
 _OVERLAP_MS = 30_000  # replicas' clocks may differ by so much
 _BATCH = 1000  # changes in a round; more are quicker read as a whole
@@ -74,11 +75,12 @@ class Directory:
         self._month = ""
         self._version = -1  # nothing has been read
         self._generation = 0  # counts what may change a caller
-        self._quotas_read = 0.0
+        self._quotas_read = 0.0  # when that was; seconds since the epoch
         self._wake = asyncio.Event()
         self._next: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
         self.away: str | None = "not asked yet"  # why the database cannot be asked, or None
+        self.cause: BaseException | None = None  # the driver's error behind `away`
         self.rounds = 0
 
     # Life.
@@ -128,7 +130,7 @@ class Directory:
         except DatabaseAway as error:
             if self.away is None:
                 log.warning("The database does not answer: %r", error.__cause__)
-            self.away = "it does not answer"
+            self.away, self.cause = "it does not answer", error.__cause__
         except StartError:
             raise
         except Exception:
@@ -148,21 +150,40 @@ class Directory:
         if self._prepare is not None:
             await self._prepare()
             self._prepare = None
-        month = datetime.now(UTC).strftime("%Y-%m")
+        self._turn_month()
+        version = await self._present_version()
+        is_due = time.time() - self._quotas_read > _QUOTAS_S
+        if version == self._version and not is_due:
+            return
         async with self._database.transaction() as conn:
-            version = await self._sql.change_version(conn)
             if version != self._version:
                 await self._read(conn, version)
                 self._version = version
                 self._generation += 1
-            if month != self._month:
-                self._month = month
-                for scope, period in [q for q in self._quotas if q[1] not in ("", month)]:
-                    del self._quotas[scope, period]
-                self._quotas_read = 0.0
-                self._generation += 1
-            if time.monotonic() - self._quotas_read > _QUOTAS_S:
+            if is_due:
                 await self._read_quotas(conn)
+
+    async def _present_version(self) -> int:
+        """The database's. A connection that hangs is given up soon, since a revocation waits for
+        the answer, and another one is asked with more patience."""
+        for patience_s in (_QUICK_S, None):
+            try:
+                async with asyncio.timeout(patience_s), self._database.transaction() as conn:
+                    return int(await self._sql.change_version(conn))
+            except TimeoutError:
+                pass
+        raise DatabaseAway
+
+    def _turn_month(self) -> None:
+        """A new month's quotas begin at once, whether or not the database is there."""
+        month = datetime.now(UTC).strftime("%Y-%m")
+        if month == self._month:
+            return
+        self._month = month
+        for scope, period in [q for q in self._quotas if q[1] not in ("", month)]:
+            del self._quotas[scope, period]
+        self._quotas_read = 0.0
+        self._generation += 1
 
     async def _read(self, conn: Any, version: int) -> None:
         """What has changed, or all if it cannot be told what has."""
@@ -188,8 +209,8 @@ class Directory:
 
     async def _read_quotas(self, conn: Any) -> None:
         """How much of each quota is used. Counts only grow: an older reading changes nothing."""
-        began, first = time.monotonic(), not self._quotas_read
-        written_ms = 0 if first else int(time.time() * 1000) - _OVERLAP_MS
+        began = time.time()
+        written_ms = max(0, int(self._quotas_read * 1000) - _OVERLAP_MS)
         rows = self._sql.usage_totals_limited(conn, period=self._month, written_ms=written_ms)
         for row in await fetch(rows):
             quota = self._quota(row["scope"], row["period"])
@@ -300,12 +321,20 @@ class Directory:
         quota.limit = quota.limit if limit is None else limit
         return quota
 
-    def calls_written(self, counts: dict[tuple[str, str], int]) -> None:
-        """So many calls of each (scope, period) have reached the database: they are known now."""
+    def calls_waiting(self, counts: Mapping[tuple[str, str], int]) -> None:
+        """So many calls of each (scope, period) are made, but not in the database: an earlier
+        process has left them."""
+        for (scope, period), number in counts.items():
+            self._quota(scope, period).pending += number
+
+    def calls_written(
+        self, counts: Mapping[tuple[str, str], int], totals: Mapping[tuple[str, str], int]
+    ) -> None:
+        """So many calls of each (scope, period) wait no longer, and these are the totals now."""
         for which, number in counts.items():
             if quota := self._quotas.get(which):
+                quota.known = max(quota.known, totals.get(which, 0))
                 quota.pending = max(0, quota.pending - number)
-                quota.known += number
 
 
 def _put(known: dict[str, Any], id_: str, value: Any) -> None:

@@ -16,11 +16,12 @@ from typing import Literal, NamedTuple
 from gateway.config import Rate, RateLimits
 from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
+from gateway.ids import new_id
 
 Class = Literal["chat", "upload", "agents", "login"]
 
 LEASE_S = 60.0  # after which a holder of a slot who died is taken for gone
-QUOTA_TTL_S = 86_400.0  # the database knows what was used; Redis is only quicker
+QUOTA_TTL_S = 3600.0  # the database knows what was used, Redis is only quicker; it starts anew
 
 
 @dataclass(slots=True)
@@ -44,7 +45,7 @@ class Given(NamedTuple):
     full_ms: int
 
 
-def takes(limits: RateLimits, caller: Caller, class_: Class, request_id: str) -> list[Take]:
+def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
     """What a request of that class takes for `caller`, whose own limits come before the rest."""
     own, name = caller.limits, f"{{{caller.tag}}}:{caller.id}"
     out = []
@@ -59,10 +60,10 @@ def takes(limits: RateLimits, caller: Caller, class_: Class, request_id: str) ->
     if budget := own.tokens or limits.tokens:
         out.append(Take("tokens", f"{name}:tokens", budget.capacity, budget.per_s / 1000, 0))
     if most := own.concurrency or limits.concurrency:
-        out.append(Take("slots", f"{name}:slots", most, LEASE_S * 1000, request_id))
+        out.append(Take("slots", f"{name}:slots", most, LEASE_S * 1000, new_id(24)))
     for quota in caller.quotas:
         key = f"{{{caller.tag}}}:{quota.scope}:{quota.period}:calls"
-        out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.used, quota))
+        out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.known, quota))
     return out
 
 

@@ -11,12 +11,13 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Iterable
 from typing import Any
 
-from gateway.call import Call
+from gateway.call import Call, scopes
 from gateway.config import Record
+from gateway.directory import Directory
 from gateway.errors import DatabaseAway
 from gateway.stores.calls import Calls
 from gateway.stores.database import ValueRefused
@@ -26,6 +27,7 @@ log = logging.getLogger("gateway")
 
 INTERVAL_S = 0.5
 MAX_QUEUED = 100_000  # rows in memory
+MAX_QUEUED_BYTES = 64 << 20  # of the bodies beside them; beyond that rows go without
 _BATCH = 1000  # rows in one transaction
 _RETRY_S = 1.0
 _LAST_WORDS_S = 8.0
@@ -34,19 +36,20 @@ _CHANGES_KEPT_MS = 86_400_000
 
 
 class Recorder:
-    """`written` tells the directory which quotas' calls have reached the database."""
+    """The directory is told which calls wait and which have reached the database, for quotas."""
 
     def __init__(
         self,
         calls: Calls,
         spool: Spool,
         settings: Record,
-        written: Callable[[dict[tuple[str, str], int]], None] = lambda counts: None,
+        directory: Directory | None = None,
     ) -> None:
         self._calls = calls
         self._spool = spool
         self._settings = settings
-        self._told = written
+        self._directory = directory
+        self._queued_bytes = 0  # of bodies
         self._queue: list[Any] = []
         self._segments: deque[Segment] = deque()
         self._tasks: list[asyncio.Task[None]] = []
@@ -69,7 +72,12 @@ class Recorder:
             self.lost += 1
             return
         row = call.row(status, error)
-        self._queue.append((row, call.bodies(row)))
+        bodies = call.bodies(row)
+        if bodies is not None:
+            self._queued_bytes += len(bodies[2]) + len(bodies[3])
+            if self._queued_bytes > MAX_QUEUED_BYTES:
+                bodies = None
+        self._queue.append((row, bodies))
 
     async def open(self) -> None:
         try:
@@ -78,9 +86,18 @@ class Recorder:
             log.warning("No spool: %s. Calls wait in memory while the database is away", error)
         if self._segments:
             log.info("%d calls left by an earlier process are written now", self.waiting)
+            await self._count_what_is_left()
             self._more.set()
         for loop in (self._spool_on, self._write_on, self._sweep_on):
             self._tasks.append(asyncio.ensure_future(loop()))
+
+    async def _count_what_is_left(self) -> None:
+        """What an earlier process has left counts in the quotas before it is written."""
+        for segment in self._segments:
+            with contextlib.suppress(OSError):
+                rows = await asyncio.to_thread(self._spool.read, segment)
+                if self._directory is not None:
+                    self._directory.calls_waiting(_counts(rows))
 
     async def close(self) -> None:
         """Write what there is; what the database does not take stays in the spool."""
@@ -89,9 +106,13 @@ class Recorder:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
-        with contextlib.suppress(DatabaseAway, TimeoutError):
+        try:
             async with asyncio.timeout(_LAST_WORDS_S):
                 await self.flush()
+        except (DatabaseAway, TimeoutError):
+            pass
+        except Exception:
+            log.exception("Writing the last calls failed")
         await self._to_spool()
         if self.waiting:
             log.warning("%d calls wait in the spool for the next start", self.waiting)
@@ -161,7 +182,10 @@ class Recorder:
 
     async def _to_spool(self) -> None:
         async with self._spooling:
-            rows, self._queue = self._queue, []
+            for segment in self._segments:
+                if segment.path is None:  # the disk refused it; perhaps it does so no longer
+                    await self._to_disk(segment)
+            rows, self._queue, self._queued_bytes = self._queue, [], 0
             if not rows:
                 return
             # While the database is away files are filled up; else each batch has its own.
@@ -179,10 +203,15 @@ class Recorder:
                         segment.rows = None
             self._more.set()
 
+    async def _to_disk(self, segment: Segment) -> None:
+        with contextlib.suppress(OSError, TypeError):
+            kept = await asyncio.to_thread(self._spool.keep, segment.rows or [], None)
+            segment.path, segment.size = kept.path, kept.size
+
     def _refused(self, rows: list[Any], error: Exception) -> None:
-        """The disk does not take them: memory does, up to a bound."""
+        """The disk does not take them: memory does, up to a bound and without bodies."""
         held = sum(segment.count for segment in self._segments if segment.path is None)
-        kept = rows[: max(0, MAX_QUEUED - held)]
+        kept = [(row, None) for row, _ in rows[: max(0, MAX_QUEUED - held)]]
         self.lost += len(rows) - len(kept)
         if kept:
             self._segments.append(Segment(None, kept, len(kept)))
@@ -195,7 +224,13 @@ class Recorder:
             while self._segments:
                 segment = self._segments[0]
                 count, size = segment.count, segment.size
-                rows = await asyncio.to_thread(self._spool.read, segment)
+                try:
+                    rows = await asyncio.to_thread(self._spool.read, segment)
+                except OSError as error:
+                    log.error("%d calls are lost with a file of the spool: %s", count, error)
+                    self.lost += count
+                    self._segments.popleft()
+                    continue
                 try:
                     await self._write(list(rows))
                 except DatabaseAway:
@@ -221,15 +256,24 @@ class Recorder:
         calls = [tuple(row) for row, _ in rows]
         bodies = [tuple(bodies) for _, bodies in rows if bodies]
         try:
-            counts = await self._calls.write(calls, bodies, int(time.time() * 1000))
+            totals = await self._calls.write(calls, bodies, int(time.time() * 1000))
         except ValueRefused as error:
             if len(rows) == 1:
                 self.rejected += 1
                 log.error("The database refuses a call: %s", error)
+                self._tell(rows, {})
                 return
             middle = len(rows) // 2
             await self._write_batch(rows[:middle])
             await self._write_batch(rows[middle:])
         else:
             self.written += len(rows)
-            self._told(counts)
+            self._tell(rows, totals)
+
+    def _tell(self, rows: list[Any], totals: dict[tuple[str, str], int]) -> None:
+        if self._directory is not None:
+            self._directory.calls_written(_counts(rows), totals)
+
+
+def _counts(rows: Iterable[Any]) -> Counter[tuple[str, str]]:
+    return Counter(which for row, _ in rows for which in scopes(row))

@@ -21,6 +21,10 @@ LIMIT :limit OFFSET :offset;
 -- name: api_keys_count(owner_id)$
 SELECT count(*) FROM api_keys WHERE CAST(:owner_id AS TEXT) = '' OR owner_id = :owner_id;
 
+-- name: api_keys_live(owner_id)$
+-- How many keys somebody has that are not over.
+SELECT count(*) FROM api_keys WHERE owner_id = :owner_id AND revoked_ms IS NULL;
+
 -- name: api_key_update(id, name, description, permissions, agents, rate_limits, max_calls, expires_ms)$
 UPDATE api_keys
 SET name = :name, description = :description, permissions = :permissions, agents = :agents,

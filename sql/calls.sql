@@ -2,10 +2,6 @@
 -- A batch comes again if the database went away while it was committing.
 DELETE FROM calls_incoming WHERE id IN (SELECT c.id FROM calls c JOIN calls_incoming i ON i.id = c.id);
 
--- name: calls_incoming_by_owner()
-SELECT key_id, user_id, substr(day, 1, 7) AS month, count(*) AS calls
-FROM calls_incoming WHERE key_id <> '' OR user_id <> '' GROUP BY 1, 2, 3;
-
 -- name: calls_keep()!
 INSERT INTO calls SELECT * FROM calls_incoming ORDER BY id;
 
@@ -21,7 +17,8 @@ ON CONFLICT (day, caller, key_id, user_id, agent) DO UPDATE SET
     completion_tokens = usage_days.completion_tokens + excluded.completion_tokens,
     total_tokens = usage_days.total_tokens + excluded.total_tokens;
 
--- name: calls_roll_up_totals(now_ms)!
+-- name: calls_roll_up_totals(now_ms)
+-- The totals as they are now of every scope in the batch.
 INSERT INTO usage_totals
 SELECT scope, period, count(*), sum(CASE WHEN error <> '' THEN 1 ELSE 0 END),
        sum(prompt_tokens), sum(completion_tokens), sum(total_tokens), max(began_ms), CAST(:now_ms AS BIGINT)
@@ -38,7 +35,8 @@ ON CONFLICT (scope, period) DO UPDATE SET
     prompt_tokens = usage_totals.prompt_tokens + excluded.prompt_tokens,
     completion_tokens = usage_totals.completion_tokens + excluded.completion_tokens,
     total_tokens = usage_totals.total_tokens + excluded.total_tokens,
-    last_ms = CASE WHEN excluded.last_ms > usage_totals.last_ms THEN excluded.last_ms ELSE usage_totals.last_ms END, written_ms = excluded.written_ms;
+    last_ms = CASE WHEN excluded.last_ms > usage_totals.last_ms THEN excluded.last_ms ELSE usage_totals.last_ms END, written_ms = excluded.written_ms
+RETURNING scope, period, calls;
 
 -- name: call_body_keep(call_id, began_ms, request, answer, request_size, answer_size)!
 INSERT INTO call_bodies (call_id, began_ms, request, answer, request_size, answer_size)

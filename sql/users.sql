@@ -11,10 +11,10 @@ FROM users u LEFT JOIN usage_totals t ON t.scope = 'user:' || u.id AND t.period 
 WHERE u.id = :id;
 
 -- name: user_by_login(name_key)^
--- By name or by address: a name holds no @, so one cannot pass for the other.
+-- By name, or by address if it is one: a name holds no @, so one cannot pass for the other.
 SELECT u.*, coalesce(t.calls, 0) AS calls
 FROM users u LEFT JOIN usage_totals t ON t.scope = 'user:' || u.id AND t.period = ''
-WHERE u.name_key = :name_key OR u.email_key = :name_key;
+WHERE (u.name_key = :name_key AND u.name_key NOT LIKE '%@%') OR u.email_key = :name_key;
 
 -- name: users_page(role, status, limit, offset)
 SELECT u.*, coalesce(t.calls, 0) AS calls

@@ -9,6 +9,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.errors import (
     BodyTooLarge,
+    Conflict,
     GatewayError,
     InternalError,
     InvalidRequest,
@@ -20,6 +21,7 @@ from gateway.errors import (
     openai_body,
 )
 from gateway.keys import NOTED, REQUEST_ID, header_value, is_api
+from gateway.stores.database import Taken, ValueRefused
 
 log = logging.getLogger("gateway")
 
@@ -38,6 +40,10 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         if caught.status < 400:
             raise
         error = translate(caught, request)
+    except Taken:
+        error = Conflict("Somebody else has just taken that name or address.")
+    except ValueRefused:
+        error = InvalidRequest("The request holds a value that cannot be kept, such as a NUL.")
     except ConnectionError:
         raise  # the caller's connection is gone; there is nobody to answer
     except Exception:

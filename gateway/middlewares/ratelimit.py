@@ -44,7 +44,7 @@ def _asked(request: web.Request, class_: Class) -> list[Take]:
     caller = request.get(CALLER)
     if caller is None:
         caller = Caller(by_address(request[ADDRESS]), frozenset(), is_anonymous=True)
-    return takes(limits, caller, class_, request[REQUEST_ID])
+    return takes(limits, caller, class_)
 
 
 async def take(request: web.Request, asked: list[Take]) -> None:

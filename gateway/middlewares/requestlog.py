@@ -72,7 +72,7 @@ def _plain(text: str) -> str:
 def _address(request: web.Request) -> str:
     """The client's address. `X-Forwarded-For` counts as far as trusted proxies have written it:
     the last address in it that is not one of theirs."""
-    address = request.remote or ""
+    address = _unmapped(request.remote or "")
     state = request.app.get(STATE)
     trusted = state.now.config.server.trusted_proxies if state is not None else []
     if not trusted or not _is_in(address, trusted):
@@ -83,9 +83,17 @@ def _address(request: web.Request) -> str:
             break
         if not _is_address(hop.strip()):
             break
-        address = hop.strip()
+        address = _unmapped(hop.strip())
         if not _is_in(address, trusted):
             break
+    return address
+
+
+def _unmapped(address: str) -> str:
+    """An IPv4 address as such, also where a socket for both kinds writes it as an IPv6 one."""
+    if address.startswith("::") and _is_address(address):
+        mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
+        return str(mapped or address)
     return address
 
 

@@ -1,12 +1,14 @@
 """/api/v1/login and /api/v1/auth: logging in, one's own account, and everybody's for admins."""
 
 import re
+import unicodedata
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
-from gateway.body import check, choice, envelope, page_of, read_object
+from gateway.body import check, choice, envelope, page_of, read_bytes, read_object
 from gateway.books import books_of, usage_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, WrongPassword
 from gateway.keys import ADDRESS, CALLER, NOTED, SIGNER, STATE, Books
@@ -19,7 +21,7 @@ from gateway.stores.accounts import User, name_key
 
 def _name(value: str) -> str:
     """No @ and no spaces, so that a name cannot pass for an address or for another name."""
-    value = value.strip()
+    value = unicodedata.normalize("NFKC", value).strip()  # as it is compared
     if not re.fullmatch(r"[^\s@/\\<>\"'\x00-\x1f\x7f]{1,64}", value) or not value.isprintable():
         raise ValueError("must have 1 to 64 characters, without spaces, @, quotes or slashes")
     return value
@@ -28,7 +30,7 @@ def _name(value: str) -> str:
 def _email(value: str | None) -> str | None:
     if value is None or not value.strip():
         return None
-    value = value.strip()
+    value = unicodedata.normalize("NFKC", value).strip()
     if not re.fullmatch(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,190}", value) or not value.isprintable():
         raise ValueError("must be an e-mail address")
     return value
@@ -49,7 +51,7 @@ class Body(BaseModel):
 
 
 class Login(Body):
-    username: Annotated[str, Field(min_length=1, max_length=256)]
+    username: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00]*$")]
     password: Annotated[Secret, Field(min_length=1, max_length=LONGEST)]
 
 
@@ -109,9 +111,10 @@ async def login(request: web.Request) -> web.Response:
 
 async def _form_or_json(request: web.Request) -> dict[str, Any]:
     """Front ends written for OAuth's password grant send a form."""
-    if request.content_type == "application/x-www-form-urlencoded":
-        return dict(await request.post())
-    return await read_object(request)
+    if request.content_type != "application/x-www-form-urlencoded":
+        return await read_object(request)
+    raw = await read_bytes(request)
+    return dict(parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20))
 
 
 def _given(request: web.Request, user: User) -> web.Response:
@@ -209,11 +212,11 @@ async def update_user(request: web.Request) -> web.Response:
     books, id_ = books_of(request), request.match_info["id"]
     body = check(UserChanges, await read_object(request))
     changes = body.model_dump(exclude_unset=True, exclude={"password"})
+    hashed = None
     if body.password is not None:
-        user = await books.accounts.user(id_)
-        check_strength(body.password, user.username)
-        await books.accounts.set_password(id_, await books.passwords.hash(body.password))
-    user = await books.accounts.update_user(id_, changes)
+        check_strength(body.password, (await books.accounts.user(id_)).username)
+        hashed = await books.passwords.hash(body.password)
+    user = await books.accounts.update_user(id_, changes, hashed)
     await books.directory.refresh()
     return envelope(user.public())
 

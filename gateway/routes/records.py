@@ -1,7 +1,7 @@
 """GET /api/v1/usage and /api/v1/calls: what was used, and each call, for administrators."""
 
 import contextlib
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 from aiohttp import web
@@ -17,6 +17,7 @@ _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200
 _LAST = "g"  # after every id, which are hexadecimal
 _FAR_MS = 1 << 53
+_FIRST_DAY = date(1970, 1, 30)
 
 
 async def usage(request: web.Request) -> web.Response:
@@ -25,7 +26,7 @@ async def usage(request: web.Request) -> web.Response:
     books = await _up_to_date(request)
     today = datetime.now(UTC).date()
     last = day(request, "to", today)
-    first = day(request, "from", last - timedelta(days=29))
+    first = day(request, "from", max(last, _FIRST_DAY) - timedelta(days=29))
     if first > last:
         raise InvalidRequest("'from' is after 'to'.", param="from")
     by = [name.strip() for name in request.query.get("group_by", "day").split(",") if name.strip()]

@@ -14,8 +14,10 @@ from gateway.errors import Conflict, NotFound
 from gateway.secret import Secret
 from gateway.stores.database import Database, fetch
 
+LATEST_MS = 253_370_764_800_000  # 9999-01-01, as far as Python's calendar goes
 MAX_USERS = 200_000  # every replica keeps them in memory
 MAX_KEYS = 200_000
+MAX_KEYS_EACH = 1000
 
 
 @dataclass(slots=True)
@@ -148,9 +150,12 @@ class Accounts:
             )
             return [_user(row) for row in await fetch(rows)], total
 
-    async def update_user(self, id_: str, changes: dict[str, Any]) -> User:
-        """Set the members named in `changes`. Raises NotFound, Conflict."""
+    async def update_user(
+        self, id_: str, changes: dict[str, Any], password_hash: str | None = None
+    ) -> User:
+        """Set the members named in `changes`, and the password. Raises NotFound, Conflict."""
         async with self._database.transaction() as conn:
+            await self._sql.change_lock(conn)
             user = _user(await self._sql.user_by_id(conn, id=id_))
             new = {**{name: getattr(user, name) for name in _CHANGEABLE}, **changes}
             if (new["role"], new["status"]) != ("admin", "active"):
@@ -163,11 +168,16 @@ class Accounts:
             await self._sql.user_update(
                 conn, id=id_, email_key=email and name_key(email), now_ms=now_ms(), **new
             )
+            if password_hash:
+                await self._sql.user_set_password(
+                    conn, id=id_, password_hash=password_hash, now_ms=now_ms()
+                )
             return _user(await self._sql.user_by_id(conn, id=id_))
 
     async def delete_user(self, id_: str) -> None:
         """With the user go the keys. Raises NotFound, Conflict."""
         async with self._database.transaction() as conn:
+            await self._sql.change_lock(conn)
             await self._keep_an_admin(conn, _user(await self._sql.user_by_id(conn, id=id_)))
             await self._sql.user_delete(conn, id=id_)
 
@@ -205,6 +215,8 @@ class Accounts:
         async with self._database.transaction() as conn:
             if await self._sql.api_keys_count(conn, owner_id="") >= MAX_KEYS:
                 raise Conflict(f"There are {MAX_KEYS} keys, which is the limit; clean up first.")
+            if await self._sql.api_keys_live(conn, owner_id=owner_id) >= MAX_KEYS_EACH:
+                raise Conflict(f"This account has {MAX_KEYS_EACH} keys; revoke some first.")
             await self._sql.api_key_insert(
                 conn, id=id_, owner_id=owner_id, secret_sha256=kept, now_ms=now_ms(),
                 **_as_columns({**_SETTINGS, **settings}),
@@ -311,6 +323,6 @@ def now_ms() -> int:
 
 def iso(ms: int | None) -> str | None:
     """ISO 8601 in UTC, or None."""
-    if ms is None:
+    if ms is None or not 0 <= ms < LATEST_MS:  # out of reach, if somebody changed it by hand
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

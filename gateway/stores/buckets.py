@@ -26,11 +26,13 @@ DEADLINE_S = 0.05  # for one take; rule 6
 MAX_BUCKETS = 100_000
 _RETRY_S = 1.0  # how often Redis is asked whether it is back
 _RENEW_S = LEASE_S / 3
+_PATIENCE_S = 1.0  # for what nobody waits for
 _MAX_CONNECTIONS = 64
 _MAX_BACKGROUND = 10_000
 _BATCH = 200  # takes in one round trip
 _LATE = 1.3  # times the deadline: when the loop notices it so late, it was itself too slow
 _HAIR = 1e-6  # fractions that add up to one may come to 0.999999
+_PROBE = Take("rate", "{probe}:rate", 1, 1000.0, 1)
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 
 
@@ -125,7 +127,8 @@ class Buckets:
         self._local = LocalBuckets()
         self._redis = redis
         self._background: set[asyncio.Task[Any]] = set()
-        self._held: dict[str, Take] = {}  # slots held in Redis
+        self._held: dict[str, Take] = {}  # slots of calls under way, by holder
+        self._owed: dict[str, Take] = {}  # slots that Redis may still hold for nobody
         self.away = False  # Redis is configured but does not answer
         self.failures = 0
 
@@ -142,12 +145,16 @@ class Buckets:
         if self._redis is None:
             return
         try:
-            await self._within(_RETRY_S, self._redis.ping())
+            await self._within(_PATIENCE_S, self._redis.ping())
         except Exception as error:
             self._lost(error)
-        self._spawn(self._renew())
+        self._spawn(self._look_after_slots())
 
     async def close(self) -> None:
+        """Slots that are given back at the end are given back in Redis too."""
+        if self._redis is not None and self._owed and not self.away:
+            with contextlib.suppress(Exception):
+                await self._within(_PATIENCE_S, self._give_back_owed())
         for task in self._background:
             task.cancel()
         if self._background:
@@ -162,18 +169,21 @@ class Buckets:
             given = self._local.take(asked)
         else:
             try:
-                given = await self._within(DEADLINE_S, redis.take(asked))
+                given = await self._within(
+                    DEADLINE_S, redis.take(asked), lambda late: self._too_late(asked, late)
+                )
             except Exception as error:
                 self._lost(error)
                 given = self._local.take(asked)
             else:
                 self._local.follow(asked, given)
-                if all(said.gives for said in given):
-                    self._held |= {str(t.c): t for t in asked if t.kind == "slots"}
         if all([said.gives for said in given]):
             for take in asked:
                 if take.quota is not None:
                     take.quota.pending += 1
+                elif take.kind == "slots" and redis is not None:
+                    self._held[str(take.c)] = take
+                    self._owed.pop(str(take.c), None)
         return given
 
     def release(self, asked: list[Take]) -> None:
@@ -181,8 +191,8 @@ class Buckets:
         for take in asked:
             if take.kind == "slots":
                 self._local.release(take)
-                if self._held.pop(str(take.c), None) and self._redis is not None:
-                    self._spawn(self._quietly(self._redis.release(take)))
+                if self._held.pop(str(take.c), None) is not None:
+                    self._owe(take)
 
     def spend(self, asked: list[Take], tokens: int) -> None:
         """Take what an answer used from the buckets of tokens; nothing waits for it."""
@@ -191,6 +201,50 @@ class Buckets:
                 self._local.spend(take, tokens)
                 if self._redis is not None and not self.away:
                     self._spawn(self._quietly(self._redis.spend(take, tokens)))
+
+    # Takes that nobody waits for any more, and slots.
+
+    def _too_late(self, asked: list[Take], given: list[Given] | None) -> None:
+        """A take whose caller has left, or went on without it, has ended: undo it.
+
+        `given` is None if nobody knows what Redis did with it.
+        """
+        for take in asked:
+            if take.kind == "slots" and str(take.c) not in self._held:
+                self._owe(take)
+        if given and all([said.gives for said in given]) and self._redis is not None:
+            for take in asked:
+                if take.kind == "quota":
+                    self._spawn(self._quietly(self._redis.uncount(take)))
+
+    def _owe(self, take: Take) -> None:
+        if len(self._owed) < _MAX_BACKGROUND:  # beyond that their leases end them
+            self._owed[str(take.c)] = take
+        if not self.away and len(self._owed) == 1:
+            self._spawn(self._quietly(self._give_back_owed()))
+
+    async def _give_back_owed(self) -> None:
+        """Until nothing is owed; what could not be given back stays owed."""
+        assert self._redis is not None
+        while self._owed:
+            slots = list(self._owed.values())
+            await self._redis.release(slots)
+            for take in slots:
+                self._owed.pop(str(take.c), None)
+
+    async def _look_after_slots(self) -> None:
+        """Say that the slots held here are held still, and give back what is owed."""
+        assert self._redis is not None
+        renewed = 0.0
+        while True:
+            await asyncio.sleep(_RETRY_S)
+            if self.away:
+                continue
+            if self._owed:
+                await self._quietly(self._give_back_owed())
+            if self._held and time.monotonic() - renewed > _RENEW_S:
+                await self._quietly(self._redis.hold(list(self._held.values())))
+                renewed = time.monotonic()
 
     # Redis that goes away and comes back.
 
@@ -203,36 +257,47 @@ class Buckets:
             self._spawn(self._come_back())
 
     async def _come_back(self) -> None:
+        """Redis is back when it does the script's work in time; to answer a ping is not enough."""
         assert self._redis is not None
         while True:
             await asyncio.sleep(_RETRY_S)
             with contextlib.suppress(Exception):
-                await self._within(_RETRY_S, self._redis.ping())
+                await self._within(_PATIENCE_S, self._redis.ping())  # which may have to connect
+                await self._within(DEADLINE_S, self._redis.take([_PROBE]))
+                if self._held:  # it may have lost them, or never had them
+                    await self._within(_PATIENCE_S, self._redis.hold(list(self._held.values())))
                 self.away = False
                 log.info("Redis answers again; limits are shared")
                 return
 
-    async def _renew(self) -> None:
-        """Say that the slots held here are held still."""
-        assert self._redis is not None
-        while True:
-            await asyncio.sleep(_RENEW_S)
-            for take in list(self._held.values()):
-                if not self.away:
-                    await self._quietly(self._redis.renew(take))
-
     async def _quietly(self, call: Coroutine[Any, Any, None]) -> None:
         try:
-            await self._within(_RETRY_S, call)
+            await self._within(_PATIENCE_S, call)
         except Exception as error:
             self._lost(error)
 
-    async def _within(self, seconds: float, call: Coroutine[Any, Any, T]) -> T:
+    async def _within(
+        self,
+        seconds: float,
+        call: Coroutine[Any, Any, T],
+        too_late: Callable[[T | None], None] = lambda late: None,
+    ) -> T:
         """What `call` gives, or TimeoutError after so long, whatever becomes of it: a redis-py
-        that is connecting may swallow a cancellation and go on for seconds."""
+        that is connecting may swallow a cancellation and go on for seconds.
+
+        So it is left to run, and if nobody waits any longer `too_late` gets what it gave.
+        """
         task = asyncio.ensure_future(call)
         self._background.add(task)
-        task.add_done_callback(self._forget)
+        is_waited_for = True
+
+        def ended(task: asyncio.Task[T]) -> None:
+            self._background.discard(task)
+            failed = task.cancelled() or task.exception() is not None
+            if not is_waited_for or failed:
+                too_late(None if failed else task.result())
+
+        task.add_done_callback(ended)
         try:
             began = time.monotonic()
             await asyncio.wait({task}, timeout=seconds)
@@ -240,10 +305,11 @@ class Buckets:
                 # The loop was busy with other things for longer than Redis had: the answer may
                 # have come and only not been read.
                 await asyncio.wait({task}, timeout=seconds)
-        finally:
-            if not task.done():
-                task.cancel()
+        except BaseException:
+            is_waited_for = False
+            raise
         if not task.done():
+            is_waited_for = False
             raise TimeoutError
         return task.result()
 
@@ -253,12 +319,7 @@ class Buckets:
             return
         task = asyncio.ensure_future(call)
         self._background.add(task)
-        task.add_done_callback(self._forget)
-
-    def _forget(self, task: asyncio.Task[Any]) -> None:
-        self._background.discard(task)
-        if not task.cancelled():
-            task.exception()  # it has been dealt with, or came too late to matter
+        task.add_done_callback(self._background.discard)
 
 
 class RedisBuckets:
@@ -267,11 +328,11 @@ class RedisBuckets:
     def __init__(self, settings: Redis) -> None:
         self._client, self._sentinels = _client(settings)
         self._prefix = settings.prefix
-        self._room = asyncio.Semaphore(_MAX_CONNECTIONS)  # the client refuses more at once
-        self._is_cluster = settings.mode == "cluster"
-        self._queue: list[tuple[list[str], list[Any], asyncio.Future[list[Any]]]] = []
-        self._sending: asyncio.Task[None] | None = None
         self._sha = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
+        self._is_cluster = settings.mode == "cluster"
+        self._room = asyncio.Semaphore(_MAX_CONNECTIONS - 8)  # the client refuses more at once
+        self._queue: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
+        self._sending: asyncio.Task[None] | None = None
 
     async def take(self, asked: list[Take]) -> list[Given]:
         args: list[Any] = ["check"]
@@ -285,19 +346,28 @@ class RedisBuckets:
         ]
 
     async def spend(self, take: Take, number: int) -> None:
-        await self._run(
-            [self._key(take)], ["spend", "rate", _number(take.a), _number(take.b), number]
+        args = ["spend", "rate", _number(take.a), _number(take.b), number]
+        await self._run([self._key(take)], args)
+
+    async def uncount(self, take: Take) -> None:
+        """Take back one call of a quota."""
+        await self._command("DECR", self._key(take))
+
+    async def release(self, slots: list[Take]) -> None:
+        await asyncio.gather(
+            *(self._command("ZREM", self._key(take), str(take.c)) for take in slots)
         )
 
-    async def release(self, take: Take) -> None:
-        async with self._room:
-            await self._client.zrem(self._key(take), take.c)
-
-    async def renew(self, take: Take) -> None:
-        seconds, _ = await self._client.time()
-        key = self._key(take)
-        await self._client.zadd(key, {str(take.c): (seconds + LEASE_S) * 1000}, xx=True)
-        await self._client.pexpire(key, int(take.b))
+    async def hold(self, slots: list[Take]) -> None:
+        """Hold these slots for another lease, also those that Redis has lost."""
+        seconds, _ = await self._command("TIME")
+        until = (int(seconds) + LEASE_S) * 1000
+        for take in slots:
+            key = self._key(take)
+            await asyncio.gather(
+                self._command("ZADD", key, until, str(take.c)),
+                self._command("PEXPIRE", key, int(take.b)),
+            )
 
     async def ping(self) -> None:
         await self._client.ping()
@@ -311,24 +381,25 @@ class RedisBuckets:
                 await client.aclose()
 
     async def _run(self, keys: list[str], args: list[Any]) -> list[Any]:
-        """The script's answer. What is asked at the same time goes in one round trip."""
-        if self._is_cluster:  # the keys of two callers may be on two servers
-            async with self._room:
-                return await self._run_alone(keys, args)
-        future: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
-        self._queue.append((keys, args, future))
-        if self._sending is None:
-            self._sending = asyncio.ensure_future(self._send())
-        return await future
-
-    async def _run_alone(self, keys: list[str], args: list[Any]) -> list[Any]:
-        """EVALSHA, and EVAL where Redis does not have the script (or a proxy cannot keep one)."""
+        """The script's answer: EVALSHA, and EVAL where Redis does not have the script (or a proxy
+        cannot keep one)."""
         from redis.exceptions import NoScriptError
 
         try:
-            return list(await self._client.evalsha(self._sha, len(keys), *keys, *args))
+            return list(await self._command("EVALSHA", self._sha, len(keys), *keys, *args))
         except NoScriptError:
-            return list(await self._client.eval(SCRIPT, len(keys), *keys, *args))
+            return list(await self._command("EVAL", SCRIPT, len(keys), *keys, *args))
+
+    async def _command(self, *command: Any) -> Any:
+        """What is asked at the same time goes in one round trip, over one connection."""
+        if self._is_cluster:  # the keys of two callers may be on two servers
+            async with self._room:
+                return await self._client.execute_command(*command)
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((command, future))
+        if self._sending is None:
+            self._sending = asyncio.ensure_future(self._send())
+        return await future
 
     async def _send(self) -> None:
         try:
@@ -337,24 +408,20 @@ class RedisBuckets:
                 try:
                     await self._send_batch(batch)
                 except Exception as error:
-                    for _, _, future in batch:
+                    for _, future in batch:
                         if not future.done():
                             future.set_exception(error)
         finally:
             self._sending = None
 
-    async def _send_batch(self, batch: list[Any]) -> None:
-        from redis.exceptions import NoScriptError
-
+    async def _send_batch(self, batch: list[tuple[tuple[Any, ...], asyncio.Future[Any]]]) -> None:
         async with self._client.pipeline(transaction=False) as pipe:
-            for keys, args, _ in batch:
-                pipe.evalsha(self._sha, len(keys), *keys, *args)
+            for command, _ in batch:
+                pipe.execute_command(*command)
             answers = await pipe.execute(raise_on_error=False)
-        for (keys, args, future), answer in zip(batch, answers, strict=True):
-            if isinstance(answer, NoScriptError):
-                answer = await self._run_alone(keys, args)
+        for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
-                continue  # whoever asked did not wait any longer
+                continue
             if isinstance(answer, Exception):
                 future.set_exception(answer)
             else:

@@ -1,6 +1,5 @@
 """The record of calls in the database: batches in, usage and pages of calls out."""
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,27 +23,20 @@ class Calls:
     ) -> dict[tuple[str, str], int]:
         """Keep a batch and add it to the roll-ups; rows that are there already change nothing.
 
-        Gives how many new calls were counted for each (scope, period) of `usage_totals`.
+        Gives the calls in all by now of each (scope, period) that the batch has changed.
         """
         async with self._database.transaction() as conn:
             await self._database.load_incoming(conn, rows)
             await self._sql.calls_forget_known(conn)
-            new = await fetch(self._sql.calls_incoming_by_owner(conn))
             await self._sql.calls_keep(conn)
             await self._sql.calls_roll_up_days(conn)
-            await self._sql.calls_roll_up_totals(conn, now_ms=now_ms)
+            totals = await fetch(self._sql.calls_roll_up_totals(conn, now_ms=now_ms))
             for call_id, began_ms, request, answer, request_size, answer_size in bodies:
                 await self._sql.call_body_keep(
                     conn, call_id=call_id, began_ms=began_ms, request=request, answer=answer,
                     request_size=request_size, answer_size=answer_size,
                 )  # fmt: skip
-        counts: Counter[tuple[str, str]] = Counter()
-        for row in new:
-            if row["key_id"]:
-                counts[f"key:{row['key_id']}", ""] += row["calls"]
-            if row["user_id"]:
-                counts[f"user:{row['user_id']}", row["month"]] += row["calls"]
-        return counts
+        return {(row["scope"], row["period"]): row["calls"] for row in totals}
 
     async def usage(self, kind: str, id_: str, today: str) -> dict[str, Any]:
         """Of one key or user: in all, today, this month, and this month's days by agent.

@@ -33,6 +33,10 @@ class ValueRefused(Exception):
     """The database is there, but does not take a value; the same again would fail again."""
 
 
+class Taken(ValueRefused):
+    """The value must be unique, and somebody else was quicker to have it."""
+
+
 class Database(Protocol):
     """What the stores need. Every method raises DatabaseAway if the database does not answer."""
 
@@ -103,6 +107,7 @@ class SQLite:
         self.queries = _load("aiosqlite")
         self._path = path
         self._conn: Connection = None
+        self._inode = 0
         self._turn = asyncio.Lock()
 
     @asynccontextmanager
@@ -110,18 +115,20 @@ class SQLite:
         async with self._turn:
             with _translated(self._AWAY, self._REFUSED):
                 conn = await self._open()
-                await conn.execute("BEGIN IMMEDIATE")
-            try:
-                with _translated(self._AWAY, self._REFUSED):
+                try:
+                    # If this is cancelled the thread begins all the same, so it is undone as well.
+                    await conn.execute("BEGIN IMMEDIATE")
                     yield conn
                     await conn.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    await conn.execute("ROLLBACK")
-                raise
+                except BaseException:
+                    with contextlib.suppress(sqlite3.Error):
+                        await conn.execute("ROLLBACK")
+                    raise
 
     async def _open(self) -> Connection:
-        if self._conn is None:
+        if self._conn is not None:
+            self._check_file()
+        else:
             import aiosqlite
 
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,8 +144,17 @@ class SQLite:
             except BaseException:
                 await conn.close()
                 raise
-            self._conn = conn
+            self._conn, self._inode = conn, self._path.stat().st_ino
         return self._conn
+
+    def _check_file(self) -> None:
+        """What is written into a file that somebody has removed or replaced would be lost."""
+        try:
+            is_there = self._path.stat().st_ino == self._inode
+        except OSError:
+            is_there = False
+        if not is_there:
+            raise OSError(f"{self._path} was removed or replaced; start again")
 
     async def migrate(self) -> int:
         async with self.transaction() as conn:
@@ -222,9 +238,16 @@ class PostgreSQL:
             pool = await self._open()
             conn = await pool.acquire(timeout=TIMEOUT_S)
             try:
-                async with conn.transaction():
+                # A gateway that hangs or whose network is gone must not hold its locks for ever.
+                await conn.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 10000")
+                try:
                     yield conn
-            except away:
+                except Exception:
+                    if not conn.is_closed():
+                        await conn.execute("ROLLBACK")
+                    raise
+                await conn.execute("COMMIT")
+            except (*away, asyncio.CancelledError):
                 conn.terminate()  # it may hang at the next call as well
                 raise
             finally:
@@ -288,8 +311,16 @@ def _translated(away: Errors, refused: Errors) -> Iterator[None]:
     try:
         yield
     except refused as error:
+        if "unique" in str(error).lower():
+            raise Taken(str(error)) from error
         raise ValueRefused(f"{type(error).__name__}: {error}") from error
     except away as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
             raise  # the statement is wrong
         raise DatabaseAway from error
+
+
+def is_locked(error: BaseException | None) -> bool:
+    """Whether another process has the SQLite file for itself at the moment."""
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -16,6 +16,8 @@ from typing import Any
 
 import orjson
 
+from gateway.call import COLUMNS
+
 MAX_SEGMENT = 1 << 20  # bytes; a file that is longer is not added to
 
 
@@ -42,16 +44,17 @@ class Spool:
 
     def open(self) -> list[Segment]:
         """Make this process's folder; gives what other processes have left behind."""
-        own = self._parent / f"{os.getpid()}-{secrets.token_hex(4)}"
-        own.mkdir(parents=True)
-        lock = _lock(own)
-        assert lock is not None
-        self._own, self._lock = own, lock
-        found: list[Segment] = []
-        for other in sorted(self._parent.iterdir()):
-            if other != own and other.is_dir() and (left := _lock(other)) is not None:
-                with left:
-                    found += self._take_over(other)
+        self._parent.mkdir(parents=True, exist_ok=True)
+        with open(self._parent / ".lock", "w") as door:
+            fcntl.flock(door, fcntl.LOCK_EX)  # processes that start at once come in one by one
+            own = self._parent / f"{os.getpid()}-{secrets.token_hex(4)}"
+            own.mkdir()
+            self._own, self._lock = own, _lock(own)
+            found: list[Segment] = []
+            for other in sorted(self._parent.iterdir()):
+                if other != own and other.is_dir() and (left := _lock(other)) is not None:
+                    with left:
+                        found += self._take_over(other)
         return found
 
     def _take_over(self, other: Path) -> Iterator[Segment]:
@@ -73,27 +76,35 @@ class Spool:
         data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
         if self._own is None or self.size + len(data) > self._max:
             raise OSError("the spool is full" if self._own else "there is no spool")
-        self.size += len(data)
         if last and last.path and last.size < MAX_SEGMENT:
             _append(last.path, data)
+            self.size += len(data)
             last.size += len(data)
             last.count += len(rows)
             last.rows = None
             return last
         self._number += 1
         path = self._own / f"{self._number:08d}.jsonl"
-        _append(path, data)
+        try:
+            _append(path, data)
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        self.size += len(data)
         return Segment(path, rows, len(rows), len(data))
 
     def read(self, segment: Segment) -> Iterable[Any]:
-        """The segment's rows. A last line that was cut by a crash is not one."""
+        """The segment's rows, each (row, bodies or None). What is no such line is left out: the
+        last one may have been cut by a crash. Raises OSError if the file is gone."""
         if segment.rows is not None:
             return segment.rows
         assert segment.path is not None
         rows = []
         for line in segment.path.read_bytes().splitlines():
-            with contextlib.suppress(orjson.JSONDecodeError):
-                rows.append(orjson.loads(line))
+            with contextlib.suppress(ValueError):
+                row, bodies = orjson.loads(line)
+                if len(row) == len(COLUMNS):
+                    rows.append((row, bodies))
         return rows
 
     def remove(self, segment: Segment) -> None:

@@ -3,7 +3,7 @@
 -- KEYS: the buckets, which share a hash tag. ARGV: 'check' or 'spend', then four values per bucket:
 --   rate   capacity, tokens per ms, how many to take (0: there must be one, none is taken)
 --   slots  how many at once, ms after which a holder who says nothing is gone, the holder's name
---   quota  how many in all, ms to keep the count, how many are known to be used already
+--   quota  how many in all, ms to keep the count, how many the database knows to be used
 -- 'spend' takes without asking, so a level may fall below zero.
 -- Returns four numbers per bucket: 1 if it gives, what remains, ms until it gives, ms until it is full.
 --
@@ -55,7 +55,8 @@ for i, key in ipairs(KEYS) do
         remains = math.max(0, a - used - 1)
         if gives then
             writes[i] = function()
-                redis.call('SET', key, string.format('%.0f', used + 1), 'PX', b)
+                local left = redis.call('PTTL', key)
+                redis.call('SET', key, string.format('%.0f', used + 1), 'PX', left > 0 and left or b)
             end
         end
     end

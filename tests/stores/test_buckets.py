@@ -64,8 +64,9 @@ class Local:
     async def spend(self, take, number):
         self._buckets.spend(take, number)
 
-    async def release(self, take):
-        self._buckets.release(take)
+    async def release(self, slots):
+        for take in slots:
+            self._buckets.release(take)
 
 
 @pytest.fixture(params=["local", "redis"])
@@ -117,7 +118,7 @@ async def test_slots_are_held_until_they_are_given_back(buckets):
     assert (await buckets.take([slots(2, "a")]))[0].gives
     assert (await buckets.take([slots(2, "b")]))[0].gives
     assert not (await buckets.take([slots(2, "c")]))[0].gives
-    await buckets.release(slots(2, "a"))
+    await buckets.release([slots(2, "a")])
     assert (await buckets.take([slots(2, "c")]))[0].gives
 
 
@@ -125,7 +126,7 @@ async def test_a_quota_counts_what_the_database_knows(buckets):
     counted = quota(5, known=3)
     given = []
     for _ in range(4):
-        take = Take("quota", "{caller}:key:k::calls", 5, 60_000, counted.quota.used, counted.quota)
+        take = Take("quota", "{caller}:key:k::calls", 5, 60_000, counted.quota.known, counted.quota)
         given.append((await buckets.take([take]))[0].gives)
     assert given == [True, True, False, False]
 
@@ -136,7 +137,7 @@ async def test_a_dead_holders_slot_comes_free_in_redis(redis_server):
     assert not (await redis.take([slots(1, "b", 100)]))[0].gives
     await asyncio.sleep(0.15)
     assert (await redis.take([slots(1, "b", 100)]))[0].gives
-    await redis.renew(slots(1, "b", 100))
+    await redis.hold([slots(1, "b", 100)])
     await redis.close()
 
 
@@ -385,8 +386,8 @@ async def test_a_cluster(tmp_path):
                 await asyncio.sleep(0.1)
     assert all(said.gives for said in given)
     await redis.spend(tokens(5, 1), 2)
-    await redis.renew(slots(2, "a"))
-    await redis.release(slots(2, "a"))
+    await redis.hold([slots(2, "a")])
+    await redis.release([slots(2, "a")])
     await redis.ping()
     await redis.close()
     server.stop()
