@@ -42,6 +42,7 @@ class Caller:
 
     `key_id` and `user_id` are those of the database, else "". `role` is set by a login alone: only
     that opens account routes. `agents` are the lower-case names that may be asked; None is all.
+    A web page's token is bound to its own `agents` and those of its key, `within`.
     `end_user` binds a web page's token to one user of the platform. `tag` is what all buckets of
     one owner share, so that a Redis Cluster keeps them together.
     """
@@ -53,6 +54,7 @@ class Caller:
     user_id: str = ""
     role: Role | None = None
     agents: frozenset[str] | None = None
+    within: frozenset[str] | None = None
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
@@ -65,19 +67,17 @@ class Caller:
         if permission not in self.permissions:
             raise Forbidden(f"This key has no {permission!r} permission.")
 
-    def may_ask(self, name: str, agents: Iterable[str] = ()) -> bool:
-        """Whether it may ask for `name`: an agent, a route over `agents`, or `agent/model`."""
-        if self.agents is None:
-            return True
-        wanted = name.strip().lower()
-        if wanted in self.agents or wanted.partition("/")[0] in self.agents:
-            return True
-        behind = [agent.lower() for agent in agents]
-        return bool(behind) and all(agent in self.agents for agent in behind)
+    def may_ask(self, name: str, agents: Iterable[str]) -> bool:
+        """Whether it may ask for `name`, behind which are `agents`."""
+        wanted, behind = name.strip().lower(), [agent.lower() for agent in agents]
+        return all(
+            allowed is None or wanted in allowed or (behind and allowed.issuperset(behind))
+            for allowed in (self.agents, self.within)
+        )
 
-    def require_agent(self, name: str, agents: Iterable[str] = ()) -> None:
+    def require_agent(self, name: str, agents: Iterable[str]) -> None:
         if not self.may_ask(name, agents):
-            allowed = ", ".join(sorted(self.agents or ())[:20])
+            allowed = ", ".join(sorted(self.agents or self.within or ())[:20])
             raise Forbidden(f"This key may not ask {name[:100]!r}; it may ask: {allowed}.")
 
     def user_of(self, given: str | None) -> str:

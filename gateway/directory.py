@@ -205,6 +205,8 @@ class Directory:
             else:
                 row = await self._sql.api_key_known(conn, id=id_)
                 _put(self._keys, id_, row and KnownKey(**dict(row)))
+                if row is None:
+                    self._quotas.pop((f"key:{id_}", ""), None)
         self._quotas_read = 0.0
 
     async def _read_quotas(self, conn: Any) -> None:

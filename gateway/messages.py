@@ -40,9 +40,11 @@ class ChatRequest:
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
     shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
     among the apps of a key that opens several. `is_routed`: several agents share the name that was
-    asked for, so the conversation's id tells the caller whose it is. `raw` is the caller's
-    body, kept for upstreams that speak the same protocol as the caller; `verbatim` says that their
-    answer may go back as it came. `call_id` is random and names this call through all attempts.
+    asked for, so the conversation's id tells the caller whose it is.
+    `is_bound`: the caller speaks for `user` alone and must not reach another one's
+    conversation. `raw` is the caller's body, kept for upstreams that speak the same protocol as
+    the caller; `verbatim` says that their answer may go back as it came. `call_id` is random
+    and names this call through all attempts.
     """
 
     model: str
@@ -53,6 +55,7 @@ class ChatRequest:
     conversation_id: str | None = None
     app_id: str | None = None
     is_routed: bool = False
+    is_bound: bool = False
     variables: dict[str, Any] = field(default_factory=dict)
     include_usage: bool = False
     raw: dict[str, Any] = field(default_factory=dict)

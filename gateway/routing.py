@@ -134,8 +134,10 @@ class Routing:
             yield name, "gateway"
 
     def behind(self, name: str) -> list[str]:
-        """The agents of a route; none for any other name."""
-        return [choice.agent for choice in self.routes.get(name, ())]
+        """The agents that answer under a name that `models` gives."""
+        if name in self.routes:
+            return [choice.agent for choice in self.routes[name]]
+        return [name if name in self.targets else name.partition("/")[0]]
 
     def _not_found(self, name: str, word: str, known: list[str]) -> AgentNotFound:
         near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)

@@ -107,12 +107,13 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
         if books is None:
             raise Unauthorized("The API key behind this token is gone.")
         key = books.directory.key_caller(subject.removeprefix("key-"))
-    agents = key.agents
-    if claims["agents"] is not None:
-        named = frozenset(claims["agents"])
-        agents = named if agents is None else named & agents
-    permissions = key.permissions & frozenset(claims["permissions"])
-    return replace(key, permissions=permissions, agents=agents, end_user=claims["user"])
+    return replace(
+        key,
+        permissions=key.permissions & frozenset(claims["permissions"]),
+        agents=None if claims["agents"] is None else frozenset(claims["agents"]),
+        within=key.agents,
+        end_user=claims["user"],
+    )
 
 
 def _refuse_foreign_page(request: web.Request, state: State, caller: Caller) -> None:

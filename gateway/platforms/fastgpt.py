@@ -5,6 +5,7 @@ Source: FastGPT's completions API, 4.6 to 4.16; the named events are those of `d
 
 import re
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from typing import Any, ClassVar
 
 from gateway.config import FastGPTAgent
@@ -117,8 +118,16 @@ class FastGPT:
 
 
 def _chat_id(chat: ChatRequest) -> str:
-    """The conversation's id: the caller's, or for a new one an id that only this call has."""
-    return chat.conversation_id or f"gw{chat.call_id}"
+    """The conversation's id: the caller's, or for a new one an id that only this call has.
+
+    FastGPT takes any id and asks nobody whose it is. So one of a caller who speaks for a single
+    user begins with that user's mark, and an id without it, such as another user's, gets it.
+    """
+    given = chat.conversation_id or f"gw{chat.call_id}"
+    if not chat.is_bound:
+        return given
+    mark = f"u{sha256(chat.user.encode('utf-8', 'replace')).hexdigest()[:16]}-"
+    return given if given.startswith(mark) else mark + given
 
 
 def _message(turn: Message) -> dict[str, Any]:

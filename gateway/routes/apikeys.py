@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.body import check, envelope, moment_ms, number, page_of, read_object
 from gateway.books import books_of, usage_of
-from gateway.config import KeyLimits, Permission
+from gateway.config import KeyLimits, Permission, Rate, RateLimits
 from gateway.credentials import Caller
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.keys import CALLER, SIGNER, STATE
@@ -17,6 +17,7 @@ from gateway.stores.accounts import iso
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
 _MOST_AGENTS = 200
+_LONGEST_HEADER = 7000  # bytes that servers and proxies take
 _TOKEN_TTL_S, _LONGEST_TOKEN_S = 900, 3600
 
 AgentNames = Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=_MOST_AGENTS)]
@@ -61,9 +62,26 @@ def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> d
             raise Forbidden("Only administrators may give a key the permission 'admin'.")
     if "rate_limits" in out:
         out["rate_limits"] = out["rate_limits"] or {}
+        if request[CALLER].role != "admin":
+            _check_limits(request.app[STATE].now.config.rate_limits, out["rate_limits"])
     if out.get("agents") is not None:
+        out["agents"] = [name.strip() for name in out["agents"]]
         _check_agents(request.app[STATE].now.routing, out["agents"])
     return out
+
+
+def _check_limits(general: RateLimits, wanted: dict[str, Any]) -> None:
+    """Who is held to limits may set narrower ones, and not lift them."""
+    for name, value in KeyLimits.model_validate(wanted):
+        most = getattr(general, name)
+        if value is None or most is None:
+            continue
+        sizes = zip(value, most, strict=True) if isinstance(value, Rate) else [(value, most)]
+        if any(own > allowed for own, allowed in sizes):
+            raise Forbidden(
+                f"Only administrators may give a key more than the general limit of {name!r}.",
+                param="rate_limits",
+            )
 
 
 def _check_agents(routing: Routing, names: list[str]) -> None:
@@ -176,6 +194,8 @@ async def create_token(request: web.Request) -> web.Response:
     token = request.app[SIGNER].browser(
         caller.id, body.user, agents, list(body.permissions), body.expires_in
     )
+    if len(token) > _LONGEST_HEADER:
+        raise InvalidRequest("That are too many agents for a token; name fewer.", param="agents")
     return envelope(
         {
             "token": token,

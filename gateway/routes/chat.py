@@ -9,6 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.body import check, read_object
 from gateway.config import FastGPTAgent
+from gateway.credentials import Caller
 from gateway.errors import Forbidden, InvalidRequest
 from gateway.keys import CALLER, STATE
 from gateway.messages import ChatRequest, Media, MediaKind, Message
@@ -88,16 +89,19 @@ async def chat(request: web.Request) -> web.StreamResponse:
     given = body.conversation_id or body.chat_id or None
     _check_id(given)
     is_routed = len(targets) > 1
+    for user in (body.user, body.uid):
+        caller.user_of(user)  # raises if the token is for another one
     targets, conversation = pin(targets, given)
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
         messages=(Message("user", body.query, media),),
         user=caller.user_of(body.user or body.uid),
+        is_bound=bool(caller.end_user),
         stream=body.stream,
         detail=body.detail,
         conversation_id=conversation,
         is_routed=is_routed,
-        variables=_variables(body),
+        variables=_variables(body, caller),
     )
     if body.app_id:
         question = _for_app(question, body.app_id, targets)
@@ -116,8 +120,9 @@ def _check_id(conversation: str | None) -> None:
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
 
 
-def _variables(body: ChatBody) -> dict[str, Any]:
-    return {**body.variables, **({"uid": body.uid} if body.uid else {})}
+def _variables(body: ChatBody, caller: Caller) -> dict[str, Any]:
+    uid = caller.end_user if "uid" in body.variables and caller.end_user else body.uid
+    return {**body.variables, **({"uid": uid} if uid else {})}
 
 
 def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatRequest:

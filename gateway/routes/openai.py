@@ -11,7 +11,7 @@ from aiohttp import web
 
 from gateway.body import read_object
 from gateway.call import Capture
-from gateway.errors import GatewayError, InvalidRequest, NotFound, UpstreamTimeout
+from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.keys import CALL, CALLER, NOTED, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
@@ -43,6 +43,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         model=model,
         messages=_turns(body, targets),
         user=caller.user_of(_text(body, "user")),
+        is_bound=bool(caller.end_user),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
         conversation_id=conversation,
@@ -113,8 +114,8 @@ async def model(request: web.Request) -> web.Response:
     for name, owner in _visible(request):
         if name.lower() == wanted.lower():
             return web.json_response(_model(name, owner, state.since), dumps=_dumps)
-    request[CALLER].require_agent(wanted)
-    state.routing.resolve(wanted)  # raises for what is not there; `agent/any-model` is
+    targets = state.routing.resolve(wanted)  # raises for what is not there; `agent/any-model` is
+    request[CALLER].require_agent(wanted, [target.name for target in targets])
     return web.json_response(_model(wanted, "openai", state.since), dumps=_dumps)
 
 
@@ -148,7 +149,8 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
     target, platform = _openai_target(request.app[STATE].now.routing, asked, path)
     request[CALLER].require_agent(asked, [target.name])
-    request[CALLER].user_of(_text(body, "user"))  # raises if the token is for another one
+    if request[CALLER].end_user:
+        raise Forbidden("A web page's token opens chats only.")
     call = request[CALL]
     call.surface, call.agent = "passthrough", target.name
     if target.agent.capture != "off":
@@ -191,13 +193,14 @@ async def _copy(
     """The upstream's answer as it comes, but for its errors and its own headers."""
     timeouts = target.agent.timeouts
     exchange: Exchange | None = None
+    tail = b""
     try:
         exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect)
         if exchange.status != 200:
             raise _refusal(await exchange.reply())
         await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
-        call, tail = request[CALL], b""
+        call = request[CALL]
         call.streamed = kind.startswith("text/event-stream")
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
@@ -212,9 +215,10 @@ async def _copy(
                 call.capture.add(chunk)
             await response.write(chunk)
         await response.write_eof()
-        call.usage, call.is_whole = usage_at_end(tail), True
+        call.is_whole = True
         return response
     finally:
+        request[CALL].usage = usage_at_end(tail)
         if exchange is not None:
             exchange.close()
 
