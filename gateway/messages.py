@@ -40,11 +40,11 @@ class ChatRequest:
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
     shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
     among the apps of a key that opens several. `is_routed`: several agents share the name that was
-    asked for, so the conversation's id tells the caller whose it is.
-    `is_bound`: the caller speaks for `user` alone and must not reach another one's
-    conversation. `raw` is the caller's body, kept for upstreams that speak the same protocol as
-    the caller; `verbatim` says that their answer may go back as it came. `call_id` is random
-    and names this call through all attempts.
+    asked for, so the conversation's id tells the caller whose it is. `is_bound`: the caller speaks
+    for `user` alone and must not reach another one's conversation. `count_tokens`: the usage must
+    be known, since tokens are limited. `raw` is the caller's body, kept for upstreams that speak
+    the same protocol as the caller; `verbatim` says that their answer may go back as it came.
+    `call_id` is random and names this call through all attempts.
     """
 
     model: str
@@ -58,6 +58,7 @@ class ChatRequest:
     is_bound: bool = False
     variables: dict[str, Any] = field(default_factory=dict)
     include_usage: bool = False
+    count_tokens: bool = False
     raw: dict[str, Any] = field(default_factory=dict)
     verbatim: bool = False
     call_id: str = field(default_factory=lambda: new_id(32))

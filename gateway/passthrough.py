@@ -36,11 +36,13 @@ class PassThrough:
     `explain` makes an error of the upstream's `error` member.
     """
 
-    def __init__(self, explain: Explain) -> None:
+    def __init__(self, explain: Explain, hides_usage: bool = False) -> None:
+        """`hides_usage`: the event that has nothing but the usage is not for the caller."""
         self.done = False
         self.ending = False
         self.conversation_id = ""
         self._explain = explain
+        self._hides_usage = hides_usage
         self._held: list[bytes] = []  # the unfinished event
         self._held_size = 0
         self._opening = b""  # events before the first that says something
@@ -79,6 +81,8 @@ class PassThrough:
             data, failed = self._look_closer(data)
         if b'"usage"' in data and _USAGE.search(data):
             self._usage = _last_usage(data) or self._usage
+            if self._hides_usage:
+                data = _without_usage(data)
         if b'"finish_reason":"' in data or b'"finish_reason": "' in data:
             self._finished = self._finished or bool(_FINISH.search(data))
         if not self._begun:
@@ -216,6 +220,17 @@ def _last_usage(data: bytes) -> Usage | None:
         if _USAGE.search(event.data):
             found = read_usage(_object(event.data).get("usage")) or found
     return found
+
+
+def _without_usage(data: bytes) -> bytes:
+    """The events but for those that hold the usage and no choice."""
+    kept = []
+    for match in _BLOCK.finditer(data):
+        events = Parser(len(data) + 2).feed(match[0])
+        told = _object(events[0].data) if events else {}
+        if not told.get("usage") or told.get("choices"):
+            kept.append(match[0])
+    return b"".join(kept)
 
 
 def _is_whole(block: bytes) -> bool:

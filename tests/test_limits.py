@@ -6,7 +6,7 @@ import contextlib
 import aiohttp
 import pytest
 import yaml
-from conftest import AGENTS, UNLIMITED, Script
+from conftest import AGENTS, UNLIMITED, Script, streamed
 from test_cli import serving
 
 from gateway.keys import BUCKETS
@@ -141,6 +141,21 @@ async def test_tokens_are_counted_from_the_answers_usage(limited):
     assert "tokens" in (await again.json())["msg"]
     assert int(again.headers["Retry-After"]) > 60
     assert again.headers["x-ratelimit-remaining-tokens"] == "0"
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_streams_are_counted_too_and_show_usage_only_to_those_who_ask(limited, asks):
+    gw = await limited(tokens="50/hour")
+    headers = {"Authorization": f"Bearer {KEY}"}
+    body = {"model": "openai", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    if asks:
+        body["stream_options"] = {"include_usage": True}
+    answer = await gw.post("/v1/chat/completions", body, headers=headers)
+    got = streamed(await answer.read())
+    assert got["done"]
+    assert got["finish"] == ["stop"]
+    assert bool(got["usage"]) is asks
+    assert (await gw.post("/v1/chat/completions", body, headers=headers)).status == 429
 
 
 async def test_only_so_many_calls_at_once(gateway, scripted):

@@ -51,6 +51,11 @@ from gateway.platforms.base import (
 from gateway.usage import read_usage
 
 
+def _hides_usage(chat: ChatRequest) -> bool:
+    """Whether the usage is asked for our own sake, and not shown to a caller who did not."""
+    return chat.count_tokens and chat.stream and not chat.include_usage
+
+
 class OpenAICompatible:
     kind = "openai"
     takes_files = True
@@ -72,7 +77,15 @@ class OpenAICompatible:
     def body(self, chat: ChatRequest) -> dict[str, Any]:
         """The request's JSON: the caller's own with another model, or one made from the turns."""
         if chat.verbatim:
-            return {**chat.raw, "model": self.model(chat.model)}
+            body = {**chat.raw, "model": self.model(chat.model)}
+            if chat.is_bound:
+                body["user"] = chat.user
+            if _hides_usage(chat):
+                body["stream_options"] = {
+                    **as_object(chat.raw.get("stream_options")),
+                    "include_usage": True,
+                }
+            return body
         return {
             "model": self.model(chat.model),
             "messages": [message(turn) for turn in chat.messages],
@@ -99,7 +112,9 @@ class OpenAICompatible:
     def decoder(self, chat: ChatRequest) -> Decoder:
         if not chat.verbatim:
             return ChunkDecoder()
-        return PassThrough(_explain_member) if chat.stream else WholeBody(_explain_member)
+        if not chat.stream:
+            return WholeBody(_explain_member)
+        return PassThrough(_explain_member, hides_usage=_hides_usage(chat))
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise explain("The upstream", reply, own_model="/" in chat.model)

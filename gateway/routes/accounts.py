@@ -114,7 +114,10 @@ async def _form_or_json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/x-www-form-urlencoded":
         return await read_object(request)
     raw = await read_bytes(request)
-    return dict(parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20))
+    try:
+        return dict(parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20))
+    except ValueError:
+        raise InvalidRequest("The form has too many fields.") from None
 
 
 def _given(request: web.Request, user: User) -> web.Response:

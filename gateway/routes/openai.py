@@ -44,6 +44,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         messages=_turns(body, targets),
         user=caller.user_of(_text(body, "user")),
         is_bound=bool(caller.end_user),
+        count_tokens=bool(caller.limits.tokens or state.config.rate_limits.tokens),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
         conversation_id=conversation,

@@ -101,7 +101,7 @@ class Spool:
         assert segment.path is not None
         rows = []
         for line in segment.path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, TypeError):
                 row, bodies = orjson.loads(line)
                 if len(row) == len(COLUMNS):
                     rows.append((row, bodies))

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from redis import asyncio as aioredis
 
 from gateway.config import Redis
 from gateway.credentials import Quota
@@ -410,3 +411,94 @@ async def test_sentinels(tmp_path):
     await redis.close()
     sentinel.stop()
     master.stop()
+
+
+# Slots in a Redis that comes and goes.
+
+
+async def count(server):
+    client = aioredis.from_url(server.url)
+    number = await client.zcard("gw:{caller}:slots")
+    await client.aclose()
+    return number
+
+
+async def until(condition, seconds=5):
+    async with asyncio.timeout(seconds):
+        while not await condition():
+            await asyncio.sleep(0.05)
+
+
+async def test_slots_given_back_while_redis_is_away_are_free_when_it_is_back(shared, redis_server):
+    for holder in "abc":
+        assert (await shared.take([slots(3, holder)]))[0].gives
+    redis_server.pause()
+    await shared.take([rate(10, 1)])
+    assert not shared.is_shared
+    shared.release([slots(3, holder) for holder in "abc"])
+    redis_server.go_on()
+    await until_shared(shared, 5)
+
+    async def is_free():
+        return await count(redis_server) == 0
+
+    await until(is_free)
+
+
+async def test_takes_that_came_too_late_hold_nothing(shared, redis_server):
+    redis_server.pause()
+    tasks = [asyncio.ensure_future(shared.take([slots(3, h)])) for h in "abc"]
+    await asyncio.wait(tasks)
+    shared.release([slots(3, holder) for holder in "abc"])
+    redis_server.go_on()
+    await until_shared(shared, 5)
+
+    async def is_free():
+        return await count(redis_server) == 0
+
+    await until(is_free)
+
+
+async def test_slots_are_held_again_in_a_redis_that_lost_them(shared, redis_server):
+    for holder in "ab":
+        assert (await shared.take([slots(2, holder)]))[0].gives
+    redis_server.stop(signal.SIGKILL)
+    await shared.take([rate(10, 1)])
+    redis_server.start()
+    await until_shared(shared, 5)
+    assert not (await shared.take([slots(2, "c")]))[0].gives
+    shared.release([slots(2, "a")])
+    await asyncio.sleep(0.2)
+    assert (await shared.take([slots(2, "c")]))[0].gives
+
+
+async def test_slots_given_back_at_the_very_end_are_free(redis_server):
+    buckets = Buckets(RedisBuckets(Redis(url=redis_server.url)))
+    await buckets.open()
+    for holder in "abc":
+        await buckets.take([slots(3, holder)])
+    buckets.release([slots(3, holder) for holder in "abc"])
+    await buckets.close()
+    assert await count(redis_server) == 0
+
+
+async def test_a_burst_of_releases_does_not_make_redis_look_away(shared):
+    for i in range(300):
+        assert (await shared.take([slots(300, f"h{i}")]))[0].gives
+    shared.release([slots(300, f"h{i}") for i in range(300)])
+    await asyncio.gather(*(shared.take([rate(1000, 1)]) for _ in range(50)))
+    assert shared.is_shared
+
+
+async def test_a_redis_that_answers_pings_but_takes_no_writes_stays_away(shared, redis_server):
+    client = aioredis.from_url(redis_server.url)
+    await client.config_set("maxmemory", "1")
+    await shared.take([rate(10, 1)])
+    assert not shared.is_shared
+    failures = shared.failures
+    await asyncio.sleep(2.5)
+    assert not shared.is_shared
+    assert shared.failures == failures
+    await client.config_set("maxmemory", "0")
+    await client.aclose()
+    await until_shared(shared, 5)

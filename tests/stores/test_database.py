@@ -130,3 +130,23 @@ def test_every_query_has_a_name_of_its_own_that_begins_with_its_noun():
     for file, noun in nouns.items():
         for name in re.findall(r"-- name: (\w+)", (SQL.parent / file).read_text("utf-8")):
             assert name.startswith(noun)
+
+
+async def test_a_sqlite_file_that_is_removed_or_replaced_takes_nothing_more(tmp_path):
+    database = connect(f"sqlite:///{tmp_path}/g.db")
+    await database.migrate()
+    for change in (lambda f: f.unlink(), lambda f: f.write_bytes(b"")):
+        change(tmp_path / "g.db")
+        with pytest.raises(DatabaseAway):
+            async with database.transaction():
+                pass
+    await database.close()
+
+
+async def test_a_writer_that_hangs_does_not_hold_its_locks_for_ever(postgresql):
+    database = connect(postgresql.database())
+    await database.migrate()
+    async with database.transaction() as conn:
+        limit = await conn.fetchval("SHOW idle_in_transaction_session_timeout")
+    assert limit == "10s"
+    await database.close()

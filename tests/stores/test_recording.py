@@ -8,6 +8,7 @@ import pytest
 from gateway.call import Call
 from gateway.config import Record
 from gateway.credentials import Caller
+from gateway.directory import Directory
 from gateway.errors import DatabaseAway
 from gateway.messages import Usage
 from gateway.recorder import Recorder
@@ -232,3 +233,124 @@ async def test_adding_a_call_costs_microseconds_and_waits_for_nothing(make):
         recorder.add(call(), 200, "")
     assert (time.process_time() - began) / 2000 < 0.001
     assert recorder.waiting == 2000
+
+
+async def test_a_file_of_the_spool_that_vanished_holds_up_nothing(make, calls, tmp_path):
+    store = Away(calls)
+    recorder = make(store)
+    await recorder.open()
+    for i in range(3):
+        recorder.add(call(request_id=f"req-{i}"), 200, "")
+        with pytest.raises(DatabaseAway):
+            await recorder.flush()
+    next((tmp_path / "spool").rglob("00000001.jsonl")).unlink()
+    store.is_away = False
+    recorder.add(call(request_id="after"), 200, "")
+    await recorder.flush()
+    told = [row["request_id"] for row in reversed(await all_calls(calls))]
+    assert told == ["req-1", "req-2", "after"]
+    assert recorder.lost == 1
+    await recorder.close()
+
+
+async def test_lines_that_are_no_calls_are_left_out(make, calls, tmp_path):
+    left = tmp_path / "spool" / "1-dead"
+    left.mkdir(parents=True)
+    (left / "00000001.jsonl").write_bytes(b'{"a": 1}\n[1]\n[[1, 2], null]\n\xff\n[]\n5\n')
+    recorder = make()
+    await recorder.open()
+    recorder.add(call(), 200, "")
+    await recorder.close()
+    assert len(await all_calls(calls)) == 1
+
+
+async def test_a_disk_that_was_full_for_a_while_takes_the_rows_afterwards(
+    make, calls, tmp_path, monkeypatch
+):
+    def full(path, data):
+        raise OSError(28, "No space left on device")
+
+    recorder = make(Away(calls))
+    await recorder.open()
+    monkeypatch.setattr("gateway.stores.spool._append", full)
+    for _ in range(3):
+        recorder.add(call(), 200, "")
+        with pytest.raises(DatabaseAway):
+            await recorder.flush()
+    assert recorder._spool.size == 0
+    monkeypatch.undo()
+    await recorder.close()
+    again = make()
+    await again.open()
+    await again.flush()
+    assert len(await all_calls(calls)) == 3
+    await again.close()
+
+
+async def test_processes_that_start_at_once_share_the_folder(tmp_path):
+    for round_ in range(30):
+        spools = [Spool(tmp_path / f"s{round_}", 1000) for _ in range(3)]
+        await asyncio.gather(*(asyncio.to_thread(spool.open) for spool in spools))
+        for spool in spools:
+            spool.close()
+
+
+async def test_calls_that_an_earlier_process_left_count_in_the_quotas(make, calls):
+    first = make(Away(calls))
+    await first.open()
+    for _ in range(4):
+        first.add(call(), 200, "")
+    await first.close()
+    directory = Directory(calls._database)
+    quota = directory._quota("key:abc", "", 5)
+    second = make(directory=directory)
+    await second.open()
+    assert quota.used == 4
+    await second.flush()
+    assert (quota.known, quota.pending) == (4, 0)
+    await second.close()
+
+
+async def test_a_quota_counts_a_batch_once_though_it_comes_twice(make, calls):
+    class Forgetful(Away):
+        """The commit is done, and its confirmation lost."""
+
+        async def write(self, *args):
+            totals = await self._calls.write(*args)
+            if self.is_away:
+                self.is_away = False
+                raise DatabaseAway
+            return totals
+
+    directory = Directory(calls._database)
+    quota = directory._quota("key:abc", "", 20)
+    recorder = make(Forgetful(calls), directory=directory)
+    await recorder.open()
+    for _ in range(10):
+        quota.pending += 1
+        recorder.add(call(), 200, "")
+    with pytest.raises(DatabaseAway):
+        await recorder.flush()
+    await recorder.flush()
+    async with calls._database.transaction() as conn:
+        await directory._read_quotas(conn)
+    assert quota.pending == 0
+    assert len(await all_calls(calls)) == 10
+    assert (await calls.usage("key", "abc", "2999-01-01"))["total"]["calls"] == 10
+    await recorder.close()
+
+
+async def test_a_new_month_begins_though_the_database_is_away(calls, monkeypatch):
+    directory = Directory(calls._database)
+    directory._month = "2001-01"
+    old = directory._quota("user:usr", "2001-01", 5)
+    old.known = 5
+
+    async def away():
+        raise DatabaseAway
+
+    monkeypatch.setattr(directory, "_present_version", away)
+    with pytest.raises(DatabaseAway):
+        await directory._sync()
+    assert directory._month != "2001-01"
+    assert ("user:usr", "2001-01") not in directory._quotas
