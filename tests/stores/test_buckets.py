@@ -260,7 +260,7 @@ async def test_a_redis_that_hangs_costs_one_call_some_milliseconds(shared, redis
     assert not shared.is_shared
     for _ in range(20):
         given, took = await timed(shared, rate(1000, 0.001, "other"))
-        assert took < 0.01
+        assert took < 0.04  # nobody asks Redis, or it would be 50 ms
     redis_server.go_on()
     await until_shared(shared, 5)
     assert (await shared.take([rate(1000, 0.001, "fresh")]))[0].remains == 999
