@@ -51,6 +51,10 @@ async def test_a_form_logs_in_too(gw):
     form = {"username": "admin", "password": ADMIN_PASSWORD, "grant_type": "password"}
     answer = await gw.client.post(f"{gw.url}/api/v1/login", data=form)
     assert (await answer.json())["access_token"]
+    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says of any body
+    body = {"username": "admin", "password": ADMIN_PASSWORD}
+    answer = await gw.post("/api/v1/login", body, headers=form)
+    assert (await answer.json())["access_token"]
 
 
 async def test_a_wrong_name_and_a_wrong_password_look_the_same(gw):

@@ -18,6 +18,8 @@ from gateway.keys import ADDRESS, BOOKS, CALLER, NOTED, STATE, State
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
+_LOG_IN = "Log in at POST /api/v1/login and send the access_token as Bearer."
+
 Verify = Callable[[web.Request], Awaitable[dict[str, Any]]]
 
 
@@ -47,6 +49,8 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
             caller = await _identify(request, state, verify)
             _refuse_foreign_page(request, state, caller)
             request[NOTED]["caller"] = caller.id
+            if caller.is_anonymous and route.access == "admin":
+                raise Unauthorized(_LOG_IN)
             caller.require(route.access)  # type: ignore[arg-type]
         request[NOTED]["caller"] = caller.id
         request[CALLER] = caller
@@ -83,7 +87,7 @@ async def _logged_in(request: web.Request, verify: Verify) -> Caller:
     directory = books_of(request).directory
     credential = presented_key(request.headers)
     if not credential:
-        raise Unauthorized("Log in at POST /api/v1/login and send the access_token as Bearer.")
+        raise Unauthorized(_LOG_IN)
     if not is_token(credential):
         raise Forbidden(
             "API keys do not open accounts: log in at POST /api/v1/login and send the access_token."

@@ -110,10 +110,11 @@ async def login(request: web.Request) -> web.Response:
 
 
 async def _form_or_json(request: web.Request) -> dict[str, Any]:
-    """Front ends written for OAuth's password grant send a form."""
-    if request.content_type != "application/x-www-form-urlencoded":
-        return await read_object(request)
+    """Front ends written for OAuth's password grant send a form; `curl -d` only says so."""
     raw = await read_bytes(request)
+    is_form = request.content_type == "application/x-www-form-urlencoded"
+    if not is_form or raw.lstrip().startswith(b"{"):
+        return await read_object(request)
     try:
         return dict(parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20))
     except ValueError:
