@@ -181,6 +181,8 @@ def by_address(address: str) -> str:
 
 def masked(key: str) -> str:
     """Enough of a key to tell which one it was; nothing of a short one."""
+    if parts := split_key(key):
+        return f"{OUR_PREFIX}{parts[0]}-****"
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in key)
     return f"{shown[:3]}****{shown[-4:]}" if len(shown) >= 16 else "****"
 
