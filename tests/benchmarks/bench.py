@@ -156,13 +156,15 @@ def cost_us(pid: int, url: str, body: str, streams: int, rounds: int) -> list[fl
 
 
 def table(streams: int, rounds: int) -> None:
-    config = f"auth: {{anonymous: false, keys: [{{name: bench, key: {KEY}}}]}}\nagents:\n"
+    config = f"auth: {{anonymous: false, keys: [{{name: bench, key: {KEY}}}]}}\n"
+    config += "rate_limits: {chat: 1000000/s}\nagents:\n"
     for name in EVENTS:
         more = {"dify": "mode: chat", "coze": "bot_id: '1'", "openai": "model: m"}.get(name, "")
         config += f"  {name}: {{platform: {name}, base_url: 'http://127.0.0.1:{UPSTREAM}', api_key: bench-key, concurrency: 10000, {more}}}\n"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "bench.yaml"
-        path.write_text(config, "utf-8")
+        record = f"database: 'sqlite:///{folder}/gateway.db'\nrecord: {{spool: '{folder}/spool'}}\n"
+        path.write_text(config + record, "utf-8")
         gateway = ["run.py", "--config", str(path), "--port", str(GATEWAY)]
         with (
             started(__file__, "upstream", port=UPSTREAM),
