@@ -31,6 +31,7 @@ _PATIENCE_S = 2.0  # how long an unknown key waits for a round
 _QUICK_S = 0.5
 _QUOTAS_S = 1.0
 _OVERLAP_MS = 30_000  # replicas' clocks may differ by so much
+_UNREADABLE = "reading it failed; the log says why"
 _BATCH = 1000  # changes in a round; more are quicker read as a whole
 
 
@@ -134,8 +135,9 @@ class Directory:
         except StartError:
             raise
         except Exception:
-            log.exception("Reading the accounts failed")
-            self.away = "reading it failed"
+            if self.away != _UNREADABLE:  # once, not at every round
+                log.exception("Reading the accounts failed")
+            self.away = _UNREADABLE
         else:
             if self.away and self.rounds > 1:
                 log.info("The database answers again")
