@@ -17,6 +17,7 @@ from gateway.stores.database import connect
 
 _PERMISSIONS = ("chat", "upload", "admin")
 _PAGE = 1000
+_WITH_PASSWORD = ("users add", "users set-password")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
@@ -25,7 +26,11 @@ def run(args: argparse.Namespace, config: Config) -> int:
         print("There is no database (database: none).", file=sys.stderr)
         return 1
     try:
+        if args.administer in _WITH_PASSWORD:  # before there is a loop, so that Ctrl-C works
+            args.password = _read_password()
         asyncio.run(_run(args, config))
+    except (KeyboardInterrupt, EOFError):
+        print("Nothing was changed.", file=sys.stderr)
     except DatabaseAway as error:
         why = error.__cause__ or "no answer in time"
         print(f"The database cannot be used: {why}", file=sys.stderr)
@@ -46,17 +51,29 @@ async def _run(args: argparse.Namespace, config: Config) -> None:
         if args.administer == "migrate":
             print(f"{steps} step(s) applied" if steps else "the schema is up to date")
         else:
+            _check_agents(config, getattr(args, "agents", None))
             await ACTIONS[args.administer](args, Accounts(database), passwords)
     finally:
         passwords.close()
         await database.close()
 
 
+def _check_agents(config: Config, names: str | None) -> None:
+    known = {name.lower() for name in (*config.agents, *config.routes)}
+    for name in (names or "").split(","):
+        if name.strip() and name.strip().lower().partition("/")[0] not in known:
+            shown = ", ".join(sorted(known))
+            raise InvalidRequest(f"--agents: there is no {name.strip()!r}; there are: {shown}.")
+
+
 def _read_password() -> Secret:
-    """From a prompt, or the first line of what is piped in."""
-    if sys.stdin.isatty():
-        return Secret(getpass.getpass("Password: "))
-    return Secret(sys.stdin.readline().rstrip("\r\n"))
+    """From a prompt, twice, or the first line of what is piped in."""
+    if not sys.stdin.isatty():
+        return Secret(sys.stdin.readline().rstrip("\r\n"))
+    password = getpass.getpass("Password: ")
+    if getpass.getpass("Once more: ") != password:
+        raise InvalidRequest("The two are not the same.")
+    return Secret(password)
 
 
 async def _named(accounts: Accounts, name: str) -> User:
@@ -70,7 +87,7 @@ async def _named(accounts: Accounts, name: str) -> User:
 
 
 async def _add_user(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
-    password = _read_password()
+    password: Secret = args.password
     body = check(Register, {"username": args.name, "password": password, "email": args.email})
     check_strength(password, body.username)
     hashed = await passwords.hash(password)
@@ -89,7 +106,7 @@ async def _list_users(args: argparse.Namespace, accounts: Accounts, passwords: P
 
 async def _set_password(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
     user = await _named(accounts, args.name)
-    password = _read_password()
+    password: Secret = args.password
     check_strength(password, user.username)
     await accounts.set_password(user.id, await passwords.hash(password))
     print(f"the password of {user.username} was set; earlier logins have ended")
@@ -99,6 +116,12 @@ async def _disable(args: argparse.Namespace, accounts: Accounts, passwords: Pass
     user = await _named(accounts, args.name)
     await accounts.update_user(user.id, {"status": "inactive"})
     print(f"{user.username} is inactive; so are the keys of this account")
+
+
+async def _enable(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
+    user = await _named(accounts, args.name)
+    await accounts.update_user(user.id, {"status": "active"})
+    print(f"{user.username} is active")
 
 
 async def _create_key(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
@@ -146,6 +169,7 @@ ACTIONS: dict[str, Callable[[argparse.Namespace, Accounts, Passwords], Awaitable
     "users list": _list_users,
     "users set-password": _set_password,
     "users disable": _disable,
+    "users enable": _enable,
     "keys create": _create_key,
     "keys list": _list_keys,
     "keys revoke": _revoke_key,

@@ -1,5 +1,6 @@
 """Bodies: a request's bytes to a checked model, an answer's data into the envelope."""
 
+import difflib
 import re
 from datetime import UTC, date, datetime
 from typing import Any, TypeVar
@@ -59,6 +60,15 @@ def check(model: type[M], value: dict[str, Any]) -> M:
         more = f" ({len(problems)} problems in all)" if len(problems) > 1 else ""
         words = first["msg"].removeprefix("Value error, ")
         raise InvalidRequest(f"{path!r}: {words}{more}", param=path or None) from None
+
+
+def check_changes(model: type[M], value: dict[str, Any]) -> M:
+    """Like `check`. Members that are not known are ignored, so that what was read can be sent back
+    changed, but not those that are nearly known: a misspelt restriction would restrict nothing."""
+    for name in value.keys() - model.model_fields.keys():
+        if near := difflib.get_close_matches(name, list(model.model_fields), 1, 0.8):
+            raise InvalidRequest(f"{name!r} is not known; did you mean {near[0]!r}?", param=name)
+    return check(model, value)
 
 
 def envelope(data: Any, **beside: Any) -> web.Response:

@@ -118,7 +118,9 @@ def _plain(text: str) -> str:
 
 def scopes(row: Row) -> Iterator[tuple[str, str]]:
     """The (scope, period) of `usage_totals` in which a row counts; period "" is ever."""
-    _, _, _, day, _, key_id, user_id, *_ = row
+    _, _, _, day, _, key_id, user_id, agent, *_ = row
+    if not agent:  # refused before one was asked
+        return
     if key_id:
         yield f"key:{key_id}", ""
     if user_id:

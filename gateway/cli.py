@@ -69,7 +69,7 @@ def _add_admin_commands(commands: "_Commands") -> None:
         _add_options(parser, argparse.SUPPRESS, argparse.SUPPRESS)
         return parser.add_subparsers(required=True)
 
-    users = group("users", "add, list, set-password, disable: the accounts")
+    users = group("users", "add, list, set-password, disable, enable: the accounts")
     sub = add(users, "users add", "a new account; its password is read from standard input")
     sub.add_argument("name")
     sub.add_argument("--role", choices=("admin", "premium", "user"), default="user")
@@ -78,6 +78,7 @@ def _add_admin_commands(commands: "_Commands") -> None:
     words = "a new password, read from standard input"
     add(users, "users set-password", words).add_argument("name")
     add(users, "users disable", "no logins and no calls any more").add_argument("name")
+    add(users, "users enable", "logins and calls again").add_argument("name")
 
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
@@ -89,7 +90,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
     sub = add(keys, "keys list", "every key, without its secret")
     sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
-    add(keys, "keys revoke", "end a key for good").add_argument("id")
+    sub = add(keys, "keys revoke", "end a key for good")
+    sub.add_argument("id", help="the first column of `keys list`, or the whole key")
 
     add(commands, "migrate", "bring the database's schema up to date, and exit")
 
@@ -142,7 +144,10 @@ def _lock_out(config: "Config") -> str:
     """A sentence if nobody could call, else ""."""
     if config.anonymous or config.auth.keys or config.database:
         return ""
-    return "nobody can call: no database, no auth.keys, and anonymous access is off"
+    return (
+        "nobody can call: no database, no auth.keys, and anonymous access is off; add for instance"
+        ' auth: {keys: [{name: web, key: "${WEB_KEY}"}]}'
+    )
 
 
 def schema(args: argparse.Namespace) -> int:
@@ -274,3 +279,5 @@ def _greet(config: "Config", port: int) -> None:
         log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
     elif warning := _lock_out(config):
         log.warning("  %s", warning)
+    elif config.database:
+        log.info("  calls need a key; make one with: python run.py keys create web")

@@ -65,7 +65,8 @@ class Caller:
 
     def require(self, permission: Permission) -> None:
         if permission not in self.permissions:
-            raise Forbidden(f"This key has no {permission!r} permission.")
+            who = "This account" if self.role else "This token" if self.end_user else "This key"
+            raise Forbidden(f"{who} has no {permission!r} permission.")
 
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
         """Whether it may ask for `name`, behind which are `agents`."""
@@ -78,7 +79,8 @@ class Caller:
     def require_agent(self, name: str, agents: Iterable[str]) -> None:
         if not self.may_ask(name, agents):
             allowed = ", ".join(sorted(self.agents or self.within or ())[:20])
-            raise Forbidden(f"This key may not ask {name[:100]!r}; it may ask: {allowed}.")
+            who = "This token" if self.end_user else "This key"
+            raise Forbidden(f"{who} may not ask {name[:100]!r}; it may ask: {allowed}.")
 
     def user_of(self, given: str | None) -> str:
         """The end user as the platform shall see it; `given` is what the body says."""

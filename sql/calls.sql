@@ -6,10 +6,11 @@ DELETE FROM calls_incoming WHERE id IN (SELECT c.id FROM calls c JOIN calls_inco
 INSERT INTO calls SELECT * FROM calls_incoming ORDER BY id;
 
 -- name: calls_roll_up_days()!
+-- Usage is of agents: what was refused before one was asked is in `calls` alone.
 INSERT INTO usage_days
 SELECT day, caller, key_id, user_id, agent, count(*), sum(CASE WHEN error <> '' THEN 1 ELSE 0 END),
        sum(prompt_tokens), sum(completion_tokens), sum(total_tokens)
-FROM calls_incoming WHERE true
+FROM calls_incoming WHERE agent <> ''
 GROUP BY day, caller, key_id, user_id, agent
 ON CONFLICT (day, caller, key_id, user_id, agent) DO UPDATE SET
     calls = usage_days.calls + excluded.calls, errors = usage_days.errors + excluded.errors,
@@ -23,11 +24,11 @@ INSERT INTO usage_totals
 SELECT scope, period, count(*), sum(CASE WHEN error <> '' THEN 1 ELSE 0 END),
        sum(prompt_tokens), sum(completion_tokens), sum(total_tokens), max(began_ms), CAST(:now_ms AS BIGINT)
 FROM (
-    SELECT 'key:' || key_id AS scope, '' AS period, i.* FROM calls_incoming i WHERE key_id <> ''
+    SELECT 'key:' || key_id AS scope, '' AS period, i.* FROM calls_incoming i WHERE key_id <> '' AND agent <> ''
     UNION ALL
-    SELECT 'user:' || user_id, '', i.* FROM calls_incoming i WHERE user_id <> ''
+    SELECT 'user:' || user_id, '', i.* FROM calls_incoming i WHERE user_id <> '' AND agent <> ''
     UNION ALL
-    SELECT 'user:' || user_id, substr(day, 1, 7), i.* FROM calls_incoming i WHERE user_id <> ''
+    SELECT 'user:' || user_id, substr(day, 1, 7), i.* FROM calls_incoming i WHERE user_id <> '' AND agent <> ''
 ) AS counted WHERE true
 GROUP BY scope, period
 ON CONFLICT (scope, period) DO UPDATE SET

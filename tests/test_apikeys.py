@@ -101,7 +101,7 @@ async def test_only_admins_and_premium_users_make_keys(gw, admin):
     [{"name": ""}, {"name": None}, {"name": "x" * 200}, {"name": "a\nb"}, {"permissions": []},
      {"permissions": ["chat", "root"]}, {"permissions": "chat"}, {"expires_at": "soon"},
      {"expires_at": "2001-01-01"}, {"expires_at": 5}, {"max_calls": 0}, {"max_calls": -1},
-     {"max_calls": "many"}, {"agents": "dify"}, {"rate_limits": {"chat": "often"}},
+     {"max_calls": "many"}, {"agents": "dify"}, {"agents": []}, {"agent": ["dify"]}, {"rate_limits": {"chat": "often"}},
      {"rate_limits": {"chatt": "1/min"}}, {"rate_limits": {"concurrency": 0}}, {"rate_limits": []}],
 )  # fmt: skip
 async def test_settings_that_cannot_be_are_400(gw, admin, wrong):
@@ -112,7 +112,8 @@ async def test_settings_that_cannot_be_are_400(gw, admin, wrong):
 
 async def test_an_agent_that_does_not_exist_is_told_with_a_suggestion(gw, admin):
     status, answer = await gw.api("POST", "/api-keys", admin, {"name": "k", "agents": ["dfy"]})
-    assert status == 404
+    assert status == 400
+    assert answer["detail"]["param"] == "agents"
     assert "Did you mean 'dify'?" in answer["msg"]
 
 

@@ -317,3 +317,17 @@ async def test_a_redis_that_hangs_and_comes_back_while_people_chat(limited, redi
         while not gw.app[BUCKETS].is_shared:
             await asyncio.sleep(0.05)
     assert (await (await gw.get("/readyz")).json())["degraded"] == []
+
+
+async def test_what_no_agent_was_asked_for_uses_up_no_quota(with_accounts, database_url):
+    gw = await with_accounts(database_url)
+    admin = await gw.login()
+    id_, key = await gw.key(admin, max_calls=2, agents=["dify"])
+    for _ in range(3):
+        assert (await gw.ask(key, "openai"))[0] == 403
+        assert (await gw.ask(key, query=""))[0] == 400
+        assert (await gw.ask(key, "nobody"))[0] == 404
+    assert [(await gw.ask(key))[0] for _ in range(3)] == [200, 200, 429]
+    usage = (await gw.api("GET", f"/api-keys/{id_}/usage", admin))[1]["data"]
+    assert usage["total"]["calls"] == 2
+    assert len((await gw.api("GET", f"/calls?key_id={id_}", admin))[1]["data"]["calls"]) == 11

@@ -15,6 +15,7 @@ _EXPOSED = ", ".join(
         "x-request-id", "retry-after", "retry-after-ms", "x-should-retry", "x-conversation-id",
         "x-gateway-agent", "x-gateway-attempts", "x-ratelimit-limit-requests",
         "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
+        "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
     )
 )  # fmt: skip
 _ALLOWED = "authorization, content-type, accept, agent, api-key, x-api-key, x-request-id"

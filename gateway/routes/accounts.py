@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
-from gateway.body import check, choice, envelope, page_of, read_bytes, read_object
+from gateway.body import check, check_changes, choice, envelope, page_of, read_bytes, read_object
 from gateway.books import books_of, usage_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, WrongPassword
 from gateway.keys import ADDRESS, CALLER, NOTED, SIGNER, STATE, Books
@@ -138,7 +138,7 @@ async def register(request: web.Request) -> web.Response:
     books = books_of(request)
     if not request.app[STATE].now.config.auth.registration:
         raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
-    user = await add_user(books, check(Register, await read_object(request)))
+    user = await add_user(books, check_changes(Register, await read_object(request)))
     return _given(request, user)
 
 
@@ -163,7 +163,7 @@ async def me(request: web.Request) -> web.Response:
 
 async def update_me(request: web.Request) -> web.Response:
     """Name and address; role and status are an administrator's to change."""
-    body = check(Profile, await read_object(request))
+    body = check_changes(Profile, await read_object(request))
     changes = body.model_dump(exclude_unset=True)
     user = await books_of(request).accounts.update_user(request[CALLER].user_id, changes)
     return envelope(user.public())
@@ -201,7 +201,7 @@ async def list_users(request: web.Request) -> web.Response:
 
 
 async def create_user(request: web.Request) -> web.Response:
-    body = check(NewUser, await read_object(request))
+    body = check_changes(NewUser, await read_object(request))
     user = await add_user(books_of(request), body, role=body.role, max_api_calls=body.max_api_calls)
     return envelope(user.public())
 
@@ -214,7 +214,7 @@ async def get_user(request: web.Request) -> web.Response:
 async def update_user(request: web.Request) -> web.Response:
     """Members that are left out stay as they are. What is changed holds from the next request."""
     books, id_ = books_of(request), request.match_info["id"]
-    body = check(UserChanges, await read_object(request))
+    body = check_changes(UserChanges, await read_object(request))
     changes = body.model_dump(exclude_unset=True, exclude={"password"})
     hashed = None
     if body.password is not None:

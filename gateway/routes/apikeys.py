@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.body import check, envelope, moment_ms, number, page_of, read_object
+from gateway.body import check_changes, envelope, moment_ms, number, page_of, read_object
 from gateway.books import books_of, usage_of
 from gateway.config import KeyLimits, Permission, Rate, RateLimits
 from gateway.credentials import Caller
-from gateway.errors import Forbidden, InvalidRequest
+from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.keys import CALLER, SIGNER, STATE
 from gateway.routing import Routing
 from gateway.stores.accounts import iso
@@ -20,7 +20,9 @@ _MOST_AGENTS = 200
 _LONGEST_HEADER = 7000  # bytes that servers and proxies take
 _TOKEN_TTL_S, _LONGEST_TOKEN_S = 900, 3600
 
-AgentNames = Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=_MOST_AGENTS)]
+AgentNames = Annotated[
+    list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=_MOST_AGENTS)
+]
 
 
 class KeySettings(BaseModel):
@@ -86,7 +88,10 @@ def _check_limits(general: RateLimits, wanted: dict[str, Any]) -> None:
 
 def _check_agents(routing: Routing, names: list[str]) -> None:
     for name in names:
-        routing.resolve(name, "agent")  # raises AgentNotFound, with a suggestion
+        try:
+            routing.resolve(name, "agent")
+        except AgentNotFound as error:
+            raise InvalidRequest(error.message, param="agents") from None
 
 
 def _owner(request: web.Request) -> str:
@@ -101,7 +106,7 @@ async def create_key(request: web.Request) -> web.Response:
     if caller.role not in ("admin", "premium"):
         raise Forbidden("Only administrators and premium users may make keys.")
     books = books_of(request)
-    body = check(KeySettings, await read_object(request))
+    body = check_changes(KeySettings, await read_object(request))
     settings = _settings(request, body, only_given=False)
     key, full = await books.accounts.add_key(caller.user_id, settings)
     await books.directory.refresh()
@@ -131,7 +136,7 @@ async def get_key(request: web.Request) -> web.Response:
 async def update_key(request: web.Request) -> web.Response:
     """Members that are left out stay as they are."""
     books = books_of(request)
-    body = check(KeyChanges, await read_object(request))
+    body = check_changes(KeyChanges, await read_object(request))
     settings = _settings(request, body, only_given=True)
     key = await books.accounts.update_key(request.match_info["id"], _owner(request), settings)
     await books.directory.refresh()
@@ -183,8 +188,9 @@ async def create_token(request: web.Request) -> web.Response:
     caller: Caller = request[CALLER]
     if caller.role is not None or caller.is_anonymous or caller.end_user:
         raise Forbidden("Tokens for web pages are made with an API key.")
-    body = check(TokenBody, await read_object(request))
+    body = check_changes(TokenBody, await read_object(request))
     routing = request.app[STATE].now.routing
+    _check_agents(routing, body.agents or [])
     for name in body.agents or ():
         targets = routing.resolve(name, "agent")
         caller.require_agent(name, [target.name for target in targets])

@@ -194,6 +194,14 @@ class Buckets:
                 if self._held.pop(str(take.c), None) is not None:
                     self._owe(take)
 
+    def uncount(self, asked: list[Take]) -> None:
+        """Give back a call of each quota; nothing waits for it."""
+        for take in asked:
+            if take.quota is not None:
+                take.quota.pending = max(0, take.quota.pending - 1)
+                if self._redis is not None and not self.away:
+                    self._spawn(self._quietly(self._redis.uncount(take)))
+
     def spend(self, asked: list[Take], tokens: int) -> None:
         """Take what an answer used from the buckets of tokens; nothing waits for it."""
         for take in asked:
