@@ -115,12 +115,10 @@ def day(request: web.Request, name: str, default: date) -> date:
 def moment_ms(text: str, name: str) -> int:
     """Milliseconds since the epoch from ISO 8601; without an offset it is UTC.
 
-    Python's reader also takes what a `+` becomes in a URL that was not encoded: a space.
+    In a query a `+` that was not encoded comes as a space, so one before an offset is a plus.
     """
     try:
-        moment = datetime.fromisoformat(
-            text.strip().replace(" 0", "+0", 1) if "T" in text else text
-        )
+        moment = datetime.fromisoformat(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", text.strip()))
         if moment.tzinfo is None:
             moment = moment.replace(tzinfo=UTC)
         ms = int(moment.timestamp() * 1000)

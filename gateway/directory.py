@@ -162,7 +162,7 @@ class Directory:
                 await self._read(conn, version)
                 self._version = version
                 self._generation += 1
-            if is_due:
+            if is_due or not self._quotas_read:  # a quota may be new, and much of it used
                 await self._read_quotas(conn)
 
     async def _present_version(self) -> int:
@@ -243,15 +243,11 @@ class Directory:
         parts = split_key(key)
         if parts is None:
             return None
-        if parts[0] not in self._keys:
+        id_, secret = parts
+        if id_ not in self._keys:
             await self.refresh()
-        return self.known_caller(key)
-
-    def known_caller(self, key: str) -> Caller | None:
-        """Like `caller`, from what is known already."""
-        parts = split_key(key)
-        known = self._keys.get(parts[0]) if parts else None
-        if parts is None or known is None or not is_secret(parts[1], known.secret_sha256):
+        known = self._keys.get(id_)
+        if known is None or not is_secret(secret, known.secret_sha256):
             return None
         return self._valid(known)
 

@@ -26,7 +26,12 @@ QUOTA_TTL_S = 3600.0  # the database knows what was used, Redis is only quicker;
 
 @dataclass(slots=True)
 class Take:
-    """One bucket and what is taken from it. `a`, `b` and `c` as in `take_token.lua`."""
+    """One bucket and what is taken from it, as `take_token.lua` takes it:
+
+    rate, tokens   `a` capacity, `b` tokens per ms, `c` how many to take (0 of tokens: afterwards)
+    slots          `a` how many at once, `b` ms of the lease, `c` the holder's name
+    quota          `a` how many in all, `b` ms to keep the count, `c` how many are known to be used
+    """
 
     kind: Literal["rate", "tokens", "slots", "quota"]
     key: str  # what is in braces decides where a Redis Cluster puts it

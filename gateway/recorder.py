@@ -229,7 +229,8 @@ class Recorder:
                 except OSError as error:
                     log.error("%d calls are lost with a file of the spool: %s", count, error)
                     self.lost += count
-                    self._segments.popleft()
+                    async with self._spooling:
+                        await self._drop_first()
                     continue
                 try:
                     await self._write(list(rows))
@@ -243,8 +244,11 @@ class Recorder:
                 self.away = False
                 async with self._spooling:  # it may have grown since it was read
                     if (segment.count, segment.size) == (count, size):
-                        self._segments.popleft()
-                        await asyncio.to_thread(self._spool.remove, segment)
+                        await self._drop_first()
+
+    async def _drop_first(self) -> None:
+        """Forget the first segment and its file. Only for who holds `_spooling`."""
+        await asyncio.to_thread(self._spool.remove, self._segments.popleft())
 
     async def _write(self, rows: list[Any]) -> None:
         for start in range(0, len(rows), _BATCH):

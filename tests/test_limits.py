@@ -331,3 +331,22 @@ async def test_what_no_agent_was_asked_for_uses_up_no_quota(with_accounts, datab
     usage = (await gw.api("GET", f"/api-keys/{id_}/usage", admin))[1]["data"]
     assert usage["total"]["calls"] == 2
     assert len((await gw.api("GET", f"/calls?key_id={id_}", admin))[1]["data"]["calls"]) == 11
+
+
+async def test_a_quota_that_is_set_later_counts_what_was_used_before(with_accounts, database_url):
+    gw = await with_accounts(database_url)
+    admin = await gw.login()
+    id_, key = await gw.key(admin)
+    for _ in range(3):
+        assert (await gw.ask(key))[0] == 200
+    await gw.api("GET", f"/api-keys/{id_}/usage", admin)
+    await gw.api("PUT", f"/api-keys/{id_}", admin, {"max_calls": 3})
+    assert (await gw.ask(key))[0] == 429
+
+
+async def test_times_in_a_query_may_have_offsets_that_were_not_encoded(with_accounts, tmp_path):
+    gw = await with_accounts(f"sqlite:///{tmp_path}/g")
+    admin = await gw.login()
+    for offset in ("+08:00", "%2B08:00", "+10:00", "Z", "", "-05:00", "+0530"):
+        query = f"?from=2026-11-23T00:00:00{offset}"
+        assert (await gw.api("GET", f"/calls{query}", admin))[0] == 200, offset

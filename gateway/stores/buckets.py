@@ -358,8 +358,8 @@ class RedisBuckets:
         await self._run([self._key(take)], args)
 
     async def uncount(self, take: Take) -> None:
-        """Take back one call of a quota."""
-        await self._command("DECR", self._key(take))
+        """Give back one call of a quota."""
+        await self._run([self._key(take)], ["spend", "quota", _number(take.a), take.b, -1])
 
     async def release(self, slots: list[Take]) -> None:
         await asyncio.gather(

@@ -4,7 +4,8 @@
 --   rate   capacity, tokens per ms, how many to take (0: there must be one, none is taken)
 --   slots  how many at once, ms after which a holder who says nothing is gone, the holder's name
 --   quota  how many in all, ms to keep the count, how many the database knows to be used
--- 'spend' takes without asking, so a level may fall below zero.
+-- 'spend' takes without asking: so many tokens, so that a level may fall below zero, or (quota) so
+-- many calls, below zero to give them back; a count that is not there stays so.
 -- Returns four numbers per bucket: 1 if it gives, what remains, ms until it gives, ms until it is full.
 --
 -- The time is Redis's own, so that replicas whose clocks differ agree.
@@ -48,6 +49,10 @@ for i, key in ipairs(KEYS) do
             end
         else
             wait = 1000
+        end
+    elseif force then
+        writes[i] = function()
+            if redis.call('EXISTS', key) == 1 then redis.call('INCRBY', key, c) end
         end
     else
         local used = math.max(tonumber(redis.call('GET', key) or '0'), tonumber(c))

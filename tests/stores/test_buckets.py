@@ -502,3 +502,18 @@ async def test_a_redis_that_answers_pings_but_takes_no_writes_stays_away(shared,
     await client.config_set("maxmemory", "0")
     await client.aclose()
     await until_shared(shared, 5)
+
+
+async def test_a_call_given_back_to_a_quota_leaves_no_key_behind(redis_server):
+    redis = RedisBuckets(Redis(url=redis_server.url))
+    client = aioredis.from_url(redis_server.url)
+    await redis.uncount(quota(5))
+    assert await client.keys("*") == []
+    await redis.take([quota(5)])
+    await redis.take([quota(5)])
+    await redis.uncount(quota(5))
+    (name,) = await client.keys("*")
+    assert await client.get(name) == b"1"
+    assert await client.pttl(name) > 0
+    await client.aclose()
+    await redis.close()
