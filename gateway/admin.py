@@ -12,8 +12,9 @@ from gateway.errors import DatabaseAway, GatewayError, InvalidRequest, StartErro
 from gateway.passwords import Passwords, check_strength
 from gateway.routes.accounts import Register
 from gateway.secret import Secret
-from gateway.stores.accounts import Accounts, User, iso
+from gateway.stores.accounts import Accounts, User
 from gateway.stores.database import connect
+from gateway.times import iso
 
 _PERMISSIONS = ("chat", "upload", "admin")
 _PAGE = 1000

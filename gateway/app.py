@@ -39,9 +39,10 @@ from gateway.routes import OPS, add_to, all_routes
 from gateway.routing import Routing
 from gateway.secret import Secret
 from gateway.stores.accounts import Accounts
-from gateway.stores.buckets import Buckets, RedisBuckets
+from gateway.stores.buckets import Buckets
 from gateway.stores.calls import Calls
 from gateway.stores.database import connect, is_locked
+from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.spool import Spool
 from gateway.tokens import Signer, signing_secret
 from gateway.upstream import open_upstream

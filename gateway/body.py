@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from datetime import UTC, date, datetime
+from datetime import date
 from typing import Any, TypeVar
 
 import orjson
@@ -10,7 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import InvalidRequest, UnsupportedMediaType
-from gateway.stores.accounts import LATEST_MS
+from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries
 
@@ -113,19 +113,10 @@ def day(request: web.Request, name: str, default: date) -> date:
 
 
 def moment_ms(text: str, name: str) -> int:
-    """Milliseconds since the epoch from ISO 8601; without an offset it is UTC.
-
-    In a query a `+` that was not encoded comes as a space, so one before an offset is a plus.
-    """
+    """Milliseconds since the epoch from ISO 8601. Raises InvalidRequest that names the member."""
     try:
-        moment = datetime.fromisoformat(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", text.strip()))
-        if moment.tzinfo is None:
-            moment = moment.replace(tzinfo=UTC)
-        ms = int(moment.timestamp() * 1000)
-        if not 0 <= ms < LATEST_MS:
-            raise ValueError
-        return ms
-    except (ValueError, OverflowError):
+        return read_iso(text)
+    except ValueError:
         raise InvalidRequest(
             f"{name!r} must be a time such as 2026-12-31T23:59:59Z.", param=name
         ) from None

@@ -11,11 +11,12 @@ ORDER = [
     "directory", "health", "relay", "routing", "platforms", "upstream", "render", "passthrough",
     "thinking", "turns", "history", "explain", "exchange", "sse", "usage", "stores", "limits", "call",
     "messages", "tokens", "passwords", "configschema", "configfile", "credentials", "config", "secret",
-    "alarm", "ids", "errors",
+    "alarm", "ids", "times", "errors",
 ]  # fmt: skip
 SHARED = {
     "stores.database",
     "stores.calls",
+    "stores.redisbuckets",
     "platforms.base",
     "platforms.openai_compatible",
     "demo.stage",

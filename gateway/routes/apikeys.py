@@ -13,7 +13,7 @@ from gateway.credentials import Caller
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.keys import CALLER, SIGNER, STATE
 from gateway.routing import Routing
-from gateway.stores.accounts import iso
+from gateway.times import iso
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
 _MOST_AGENTS = 200

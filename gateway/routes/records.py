@@ -10,8 +10,8 @@ from gateway.body import choice, day, envelope, moment_ms, number
 from gateway.books import books_of
 from gateway.errors import DatabaseAway, InvalidRequest, NotFound
 from gateway.keys import Books
-from gateway.stores.accounts import iso
 from gateway.stores.calls import MAX_GROUPS
+from gateway.times import iso
 
 _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200

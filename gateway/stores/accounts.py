@@ -1,9 +1,7 @@
 """Users and API keys in the database."""
 
-import time
 import unicodedata
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import orjson
@@ -13,8 +11,8 @@ from gateway.credentials import OUR_PREFIX, Role, new_id, new_key
 from gateway.errors import Conflict, NotFound
 from gateway.secret import Secret
 from gateway.stores.database import Database, fetch
+from gateway.times import iso, now_ms
 
-LATEST_MS = 253_370_764_800_000  # 9999-01-01, as far as Python's calendar goes
 MAX_USERS = 200_000  # every replica keeps them in memory
 MAX_KEYS = 200_000
 MAX_KEYS_EACH = 1000
@@ -315,14 +313,3 @@ def _no_key() -> NotFound:
 def name_key(name: str) -> str:
     """Names that look alike are one name: case and forms of the same characters do not count."""
     return unicodedata.normalize("NFKC", name).casefold()
-
-
-def now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-def iso(ms: int | None) -> str | None:
-    """ISO 8601 in UTC, or None."""
-    if ms is None or not 0 <= ms < LATEST_MS:  # out of reach, if somebody changed it by hand
-        return None
-    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")

@@ -20,7 +20,8 @@ from redis import asyncio as aioredis
 from gateway.config import Redis
 from gateway.credentials import Quota
 from gateway.limits import Take
-from gateway.stores.buckets import Buckets, LocalBuckets, RedisBuckets
+from gateway.stores.buckets import Buckets, LocalBuckets
+from gateway.stores.redisbuckets import RedisBuckets
 
 
 class Clock:

@@ -1,0 +1,35 @@
+"""Moments: milliseconds since the epoch inside, ISO 8601 outside, UTC everywhere."""
+
+import re
+import time
+from datetime import UTC, datetime
+
+LATEST_MS = 253_370_764_800_000  # 9999-01-01, as far as Python's calendar goes
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def iso(ms: int | None) -> str | None:
+    """ISO 8601, or None for no time and for one out of reach."""
+    if ms is None or not 0 <= ms < LATEST_MS:
+        return None
+    return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def read_iso(text: str) -> int:
+    """Milliseconds since the epoch; without an offset it is UTC. Raises ValueError.
+
+    In a query a `+` that was not encoded comes as a space, so one before an offset is a plus.
+    """
+    moment = datetime.fromisoformat(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", text.strip()))
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    try:
+        ms = int(moment.timestamp() * 1000)
+    except OverflowError:
+        raise ValueError("out of reach") from None
+    if not 0 <= ms < LATEST_MS:
+        raise ValueError("out of reach")
+    return ms
