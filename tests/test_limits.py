@@ -303,12 +303,13 @@ async def test_a_redis_that_hangs_and_comes_back_while_people_chat(limited, redi
         return loop.time() - began
 
     await timed()
-    usual = max([await timed() for _ in range(5)])
+    usual = min([await timed() for _ in range(5)])
     ready = await (await gw.get("/readyz")).json()
     assert (ready["detail"]["redis"], ready["degraded"]) == ("ok", [])
     redis_server.pause()
-    assert await timed() < usual + 0.1
-    assert min([await timed() for _ in range(5)]) <= usual
+    assert await timed() < usual + 0.5  # a busy machine; unlimited, it would hang for seconds
+    # Nobody asks Redis any more: each question would cost its 50 ms.
+    assert min([await timed() for _ in range(5)]) < usual + 0.04
     ready = await gw.get("/readyz")
     assert ready.status == 200
     assert (await ready.json())["degraded"] == ["redis"]

@@ -320,7 +320,7 @@ async def test_nothing_is_lost_while_postgresql_is_away(with_accounts, postgresq
     postgresql.stop()
     try:
         during = await ask_for(3)
-        assert during < max(0.5, usual * 10)
+        assert during < max(2, usual * 10)  # waiting for the database would be 5 s
         status, answer = await gw.ask(new_key()[1].reveal())
         assert (status, answer["detail"]["error"]) == (503, "database_unavailable")
         assert (await gw.ask("sk-not-ours"))[0] == 401
