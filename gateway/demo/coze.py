@@ -2,13 +2,14 @@
 
 import asyncio
 import time
+from collections.abc import Callable, Collection
 from typing import Any
 
 import orjson
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
-from gateway.demo.stage import Broken, Demo, Stream, digits, dumps, json
+from gateway.demo.mind import Speech, file_name, speak
+from gateway.demo.stage import Broken, Demo, Form, Stream, Upload, digits, dumps, json
 
 _BOT = "7553210987654300001"
 
@@ -16,8 +17,16 @@ _BOT = "7553210987654300001"
 class CozeDemo(Demo):
     platform = "Coze"
 
-    def __init__(self, key: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        key: str = "",
+        max_file_mb: int = 512,
+        refused_extensions: Collection[str] = ("exe",),
+        **kwargs: Any,
+    ) -> None:
         super().__init__(key, **kwargs)
+        self.max_file_mb = max_file_mb
+        self.refused_extensions = refused_extensions
         self.tokens: set[str] = set()  # given out for a signed claim
         self._chats: dict[str, dict[str, Any]] = {}  # finished chats, for those who poll
         self._messages: dict[str, list[dict[str, Any]]] = {}
@@ -31,6 +40,8 @@ class CozeDemo(Demo):
             ("POST", "/v3/chat/cancel", self.cancel),
             ("POST", "/v3/chat/submit_tool_outputs", self.submit),
             ("POST", "/v1/workflows/chat", self.workflow_chat),
+            ("POST", "/v1/files/upload", self.upload),
+            ("GET", "/v1/files/retrieve", self.retrieve_file),
             ("POST", "/v1/conversation/create", self.create_conversation),
             ("GET", "/v1/bots/{bot}", self.bot),
             ("GET", "/v1/bot/get_online_info", self.bot),
@@ -63,6 +74,34 @@ class CozeDemo(Demo):
             "model_info": {"model_id": "demo", "model_name": "demo"},
         }  # fmt: skip
         return json({"code": 0, "msg": "", "data": bot})
+
+    async def upload(self, request: web.Request) -> web.Response:
+        if not self.knows_key(request):
+            return _envelope(4100, "access token invalid", 401)
+        form = await self.form(request, digits)
+        if problem := self._upload_problem(form):
+            return _envelope(*problem)
+        return _uploaded(self.take(form.files[0][1]))
+
+    def _upload_problem(self, form: Form) -> tuple[int, str] | None:
+        if form.broken:
+            return 4304, "the file is broken"
+        if len(form.files) > 1:
+            return 4301, "only one file can be uploaded at a time"
+        name, file = form.files[0] if form.files else ("", None)
+        if name != "file" or not file or not file.size:
+            return 4300, "the file is empty"
+        if file.size > self.max_file_mb << 20:
+            return 4302, f"the file is larger than {self.max_file_mb} MB"
+        if file.name.rpartition(".")[2].lower() in self.refused_extensions:
+            return 4303, "the file type is not supported"
+        return None
+
+    async def retrieve_file(self, request: web.Request) -> web.Response:
+        if not self.knows_key(request):
+            return _envelope(4100, "access token invalid", 401)
+        file = self.file(request.query.get("file_id"))
+        return _uploaded(file) if file else _envelope(4000, "file not found")
 
     async def create_conversation(self, request: web.Request) -> web.Response:
         body = await self.body(request)
@@ -100,7 +139,10 @@ class CozeDemo(Demo):
         if given and self.conversation(given) is None:
             return _envelope(4002, "conversation not found")
         conversation = given or digits()
-        question, files = _question(body.get("additional_messages") or [])
+        try:
+            question, files = _question(body.get("additional_messages") or [], self.file)
+        except _BadContent as problem:
+            return _envelope(4000, f"invalid content: {problem}")
         speech = speak("Coze", question, self.remember(conversation, question), files)
         ids = {"conversation_id": conversation, "bot_id": str(body.get("bot_id") or _BOT)}
         if speech.fault == "limit":
@@ -227,18 +269,74 @@ class _Run:
         await send("conversation.chat.completed", self.chat("completed"))
 
 
-def _question(messages: list[Any]) -> tuple[str, int]:
-    """The last text among the messages, and how many files come with it."""
-    text, files = "", 0
-    for message in messages:
+class _BadContent(Exception):
+    """A message whose `object_string` Coze refuses."""
+
+
+def _question(messages: list[Any], find: Callable[[Any], Upload | None]) -> tuple[str, list[str]]:
+    """The last text among the messages, and the names of the files that come with it."""
+    messages = [message for message in messages if isinstance(message, dict)]
+    text, files = "", []
+    for i, message in enumerate(messages):
         content = str(message.get("content") or "")
         if message.get("content_type") == "object_string":
-            items = orjson.loads(content)
-            files += sum(item.get("type") != "text" for item in items)
-            content = " ".join(item["text"] for item in items if item.get("type") == "text")
+            items = _items(content)
+            media = [item for item in items if item["type"] != "text"]
+            neighbours = [*messages[max(i - 1, 0) : i], *messages[i + 1 : i + 2]]
+            _check_texts(len(items) - len(media), len(media), neighbours)
+            files += [_file(item, find) for item in media]
+            content = " ".join(str(i["text"]) for i in items if i["type"] == "text")
         if message.get("role") == "user" and content:
             text = content
     return text, files
+
+
+def _items(content: str) -> list[dict[str, Any]]:
+    try:
+        items = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
+        raise _BadContent("an object_string is the JSON text of an array of objects")
+    for item in items:
+        if item.get("type") not in ("text", "image", "file", "audio"):
+            raise _BadContent(f"unknown type {item.get('type')}")
+        if item["type"] == "text" and not item.get("text"):
+            raise _BadContent("a text item needs text")
+    return items
+
+
+def _check_texts(texts: int, media: int, neighbours: list[dict[str, Any]]) -> None:
+    if texts > 1:
+        raise _BadContent("at most one text item")
+    if not media:
+        raise _BadContent("text alone needs content_type text")
+    if not texts and not any(map(_is_question, neighbours)):
+        raise _BadContent("a file without text needs a text message directly beside it")
+
+
+def _is_question(message: dict[str, Any]) -> bool:
+    is_text = message.get("content_type", "text") == "text"
+    return is_text and message.get("role") == "user" and bool(message.get("content"))
+
+
+def _file(item: dict[str, Any], find: Callable[[Any], Upload | None]) -> str:
+    """The name of an item's file."""
+    if url := item.get("file_url"):
+        if not str(url).startswith(("http://", "https://")):
+            raise _BadContent("file_url must be http or https")
+        return file_name(str(url))
+    upload = find(item.get("file_id"))
+    if upload is None:
+        raise _BadContent(f"unknown file_id {item.get('file_id')}")
+    return upload.name
+
+
+def _uploaded(file: Upload) -> web.Response:
+    data = {
+        "id": file.id, "bytes": file.size, "created_at": file.created_at, "file_name": file.name,
+    }  # fmt: skip
+    return json({"code": 0, "msg": "", "data": data, "detail": {"logid": digits()}})
 
 
 def _envelope(code: int, message: str, status: int = 200) -> web.Response:

@@ -1,10 +1,19 @@
 """A Dify server of one app, with the framing and key order of 1.16."""
 
 import time
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 from aiohttp import web
 
+from gateway.demo.difyfiles import (
+    FileCheck,
+    GivenFile,
+    RefusedInput,
+    upload_answer,
+    upload_problem,
+)
+from gateway.demo.difysettings import FILE_TYPES, LIMITS_MB, Settings
 from gateway.demo.mind import Speech, speak
 from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
 
@@ -14,18 +23,33 @@ _KIND = "text/event-stream; charset=utf-8"
 class DifyDemo(Demo):
     platform = "Dify"
 
-    def __init__(self, key: str = "", mode: str = "chat", **kwargs: Any) -> None:
-        """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow."""
+    def __init__(
+        self,
+        key: str = "",
+        mode: str = "chat",
+        file_types: Sequence[str] = FILE_TYPES,
+        file_limit: int = 3,
+        limits_mb: Mapping[str, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow.
+
+        With no `file_types` the app takes no files; otherwise at most `file_limit` per question.
+        `limits_mb` replaces some of the greatest sizes of: image, video, audio, other.
+        """
         super().__init__(key, **kwargs)
         self.mode = mode
+        sizes = {**LIMITS_MB, **(limits_mb or {})}
+        self.settings = Settings(mode, list(file_types), file_limit, sizes)
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [
             ("GET", "/v1/info", self.info),
             ("GET", "/v1/parameters", self.parameters),
-            ("POST", "/v1/chat-messages", self.chat),
-            ("POST", "/v1/completion-messages", self.completion),
-            ("POST", "/v1/workflows/run", self.workflow),
+            ("POST", "/v1/files/upload", self.upload),
+            ("POST", "/v1/chat-messages", self._asking(self.chat)),
+            ("POST", "/v1/completion-messages", self._asking(self.completion)),
+            ("POST", "/v1/workflows/run", self._asking(self.workflow)),
             ("POST", "/v1/chat-messages/{task}/stop", self.stop),
             ("POST", "/v1/completion-messages/{task}/stop", self.stop),
             ("POST", "/v1/workflows/tasks/{task}/stop", self.stop),
@@ -41,9 +65,16 @@ class DifyDemo(Demo):
         return self._refusal(request) or json({**about, "author_name": "AI Gateway"})
 
     async def parameters(self, request: web.Request) -> web.Response:
-        field = {"label": "问题", "variable": "query", "required": True, "default": ""}
-        form = [{"paragraph": field}] if self.mode in ("workflow", "completion") else []
-        return self._refusal(request) or json({"opening_statement": "", "user_input_form": form})
+        return self._refusal(request) or json(self.settings.parameters())
+
+    async def upload(self, request: web.Request) -> web.Response:
+        if refusal := self._refusal(request):
+            return refusal
+        form = await self.form(request, new_id)
+        if problem := upload_problem(form, self.settings.limits_mb):
+            return _error(*problem)
+        file = next(file for name, file in form.files if name == "file")
+        return json(upload_answer(self.take(file), _origin(request)), 201)
 
     async def stop(self, request: web.Request) -> web.Response:
         body = await self.body(request)
@@ -52,10 +83,21 @@ class DifyDemo(Demo):
         self.stopped.append(request.match_info["task"])
         return json({"result": "success"})
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        body = await self.body(request)
-        if refusal := self._refusal(request):
-            return refusal
+    def _asking(self, handler: Any) -> Any:
+        """What all questions have in common: a body, a key, and inputs that can be refused."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            body = await self.body(request)
+            if refusal := self._refusal(request):
+                return refusal
+            try:
+                return cast(web.StreamResponse, await handler(request, body))
+            except RefusedInput as refused:
+                return await self._refuse(request, body, str(refused))
+
+        return handle
+
+    async def chat(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode in ("completion", "workflow"):
             words = "Please check if your app mode matches the right API route."
             return _error(400, "not_chat_app", words)
@@ -65,37 +107,76 @@ class DifyDemo(Demo):
         owner = f"{body['user']}/{conversation}"
         if body.get("conversation_id") and self.conversation(owner) is None:
             return _error(404, "not_found", "Conversation Not Exists.")
+        files = self._given(body)
         earlier = self.remember(owner, body["query"])
-        speech = speak("Dify", body["query"], earlier, len(body.get("files") or []))
-        return await self._answer(request, body, speech, {"conversation_id": conversation})
+        speech = speak("Dify", body["query"], earlier, [file.name for file in files])
+        return await self._answer(request, body, speech, {"conversation_id": conversation}, files)
 
-    async def completion(self, request: web.Request) -> web.StreamResponse:
-        body = await self.body(request)
-        if refusal := self._refusal(request):
-            return refusal
+    async def completion(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode != "completion":
             words = "App unavailable, please check your app configurations."
             return _error(400, "app_unavailable", words)
         if problem := _missing(body):
             return problem
-        speech = speak("Dify", str(body["inputs"].get("query") or ""), [])
-        return await self._answer(request, body, speech, {})
+        files = self._given(body)
+        question = str(body["inputs"].get("query") or "")
+        speech = speak("Dify", question, [], [file.name for file in files])
+        return await self._answer(request, body, speech, {}, files)
 
-    async def workflow(self, request: web.Request) -> web.StreamResponse:
-        body = await self.body(request)
-        if refusal := self._refusal(request):
-            return refusal
+    async def workflow(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode != "workflow":
             words = "Please check if your app mode matches the right API route."
             return _error(400, "not_workflow_app", words)
         if problem := _missing(body):
             return problem
         if not body["inputs"].get("query"):
-            return _error(400, "invalid_param", "query is required in input form")
-        return await self._run(request, body, speak("Dify", str(body["inputs"]["query"]), []))
+            raise RefusedInput("query is required in input form")
+        files = self._given(body)
+        names = [file.name for file in files]
+        speech = speak("Dify", str(body["inputs"]["query"]), [], names)
+        return await self._run(request, body, speech)
+
+    def _given(self, body: dict[str, Any]) -> list[GivenFile]:
+        """The files of a question; raises RefusedInput."""
+        if not self.settings.file_types:
+            return []  # Dify drops them in silence
+        check = FileCheck(self.settings, self.file, str(body["user"]))
+        if self.mode != "workflow":
+            return check.all(body.get("files"))
+        value = body["inputs"].get("file")
+        if value and not isinstance(value, dict):
+            raise RefusedInput("file in input form must be a file")
+        return [check.one(value)] if value else []
+
+    async def _refuse(
+        self, request: web.Request, body: dict[str, Any], words: str
+    ) -> web.StreamResponse:
+        """A chatflow or workflow that streams has answered 200 before it looks at its inputs."""
+        if self.settings.is_easy or body.get("response_mode") != "streaming":
+            return _error(400, "invalid_param", words)
+        run, workflow, now = new_id(), new_id(), int(time.time())
+        ids = {"task_id": run, "workflow_run_id": run}
+        started = {"id": run, "workflow_id": workflow, "inputs": {}, "created_at": now}
+        finished: dict[str, Any] = {
+            "id": run, "workflow_id": workflow, "status": "failed", "outputs": None,
+            "error": words, "elapsed_time": 0.0, "total_tokens": 0, "total_steps": 0,
+            "created_by": {}, "created_at": now, "finished_at": now, "exceptions_count": 1,
+            "files": [],
+        }  # fmt: skip
+        stream = await Stream.open(request, _KIND)
+        await stream.write(b"event: ping\n\n")
+        data = {**started, "reason": "initial"}
+        await stream.write(_frame({"event": "workflow_started", **ids, "data": data}))
+        await stream.write(_frame({"event": "workflow_finished", **ids, "data": finished}))
+        return await stream.close()
 
     async def _answer(
-        self, request: web.Request, body: dict[str, Any], speech: Speech, ids: dict[str, str]
+        self,
+        request: web.Request,
+        body: dict[str, Any],
+        speech: Speech,
+        ids: dict[str, str],
+        files: list[GivenFile],
     ) -> web.StreamResponse:
         """An easy app: message deltas, then `message_end`."""
         if speech.fault == "limit":
@@ -131,7 +212,11 @@ class DifyDemo(Demo):
                 frame = {"event": event, **envelope, "id": message, "answer": piece}
                 await stream.write(_frame({**frame, "from_variable_selector": []}))
             end = {"event": "message_end", **envelope, "id": message, "metadata": metadata}
-            await stream.write(_frame({**end, "files": []}))
+            # An easy app tells its caller's own files here; a chatflow only those that it made.
+            shown = (
+                [file.shown(_origin(request)) for file in files] if self.settings.is_easy else []
+            )
+            await stream.write(_frame({**end, "files": shown}))
         except Broken:
             if not stream.is_cut:
                 fault: dict[str, Any] = {"code": "completion_request_error", "status": 400}
@@ -175,6 +260,10 @@ class DifyDemo(Demo):
         if not stream.is_cut:
             await stream.write(_frame({"event": "workflow_finished", **ids, "data": data}))
         return await stream.close()
+
+
+def _origin(request: web.Request) -> str:
+    return f"{request.scheme}://{request.host}"
 
 
 def _frame(value: dict[str, Any]) -> bytes:

@@ -5,6 +5,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.demo.mind import Speech, speak
+from gateway.demo.openai import files, text
 from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1}  # FastGPT's constants
@@ -39,10 +40,11 @@ class FastGPTDemo(Demo):
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             return json({"code": 500, "statusText": "error", "message": "messages is empty"}, 500)
-        question, files = _question(messages[-1])
+        asked = messages[-1] if isinstance(messages[-1], dict) else {}
+        question = text(asked)
         chat_id = str(body.get("chatId") or new_id())
         earlier = self.remember(chat_id, question)
-        speech = speak("FastGPT", question, earlier, files)
+        speech = speak("FastGPT", question, earlier, files(asked))
         if speech.fault == "limit":
             words = "Rate limit exceeded. Please try again in 3 seconds."
             return json({"code": 429, "statusText": "error", "message": words, "data": None}, 429)
@@ -98,16 +100,6 @@ async def _fail(request: web.Request, error: dict[str, Any]) -> web.StreamRespon
     stream = await Stream.open(request, "text/event-stream;charset=utf-8")
     await stream.write(b"event: error\ndata: " + dumps(error) + b"\n\n")
     return await stream.close()
-
-
-def _question(message: Any) -> tuple[str, int]:
-    """The text of a message and how many files come with it."""
-    content = message.get("content") if isinstance(message, dict) else ""
-    if isinstance(content, str):
-        return content, 0
-    parts = [part for part in content or [] if isinstance(part, dict)]
-    texts = [str(part.get("text", "")) for part in parts if part.get("type") == "text"]
-    return "\n".join(texts), len(parts) - len(texts)
 
 
 def _chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:

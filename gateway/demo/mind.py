@@ -6,7 +6,9 @@ silence, `#limit` a rate limit, `#long` a long answer.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from urllib.parse import unquote, unquote_to_bytes
 
 _ZH = re.compile(r"[\u4e00-\u9fff]")
 _JA = re.compile(r"[\u3040-\u30ff]")
@@ -44,11 +46,16 @@ class Speech:
         return len(self.pieces) + len(self.reasoning)
 
 
-def speak(platform: str, question: str, earlier: list[str], files: int = 0) -> Speech:
-    """The answer to `question` in a conversation whose questions so far were `earlier`."""
+def speak(platform: str, question: str, earlier: list[str], files: Sequence[str] = ()) -> Speech:
+    """The answer to `question` in a conversation whose questions so far were `earlier`.
+
+    `files` are the names of the files that came with the question.
+    """
     asked = " ".join(question.split())
     language = "ja" if _JA.search(asked) else "zh" if _ZH.search(asked) else "en"
-    text = _WORDS[language](platform, asked[:200], earlier[-1][:100] if earlier else "", files)
+    before = earlier[-1][:100] if earlier else ""
+    names = [" ".join(name.split())[:100] for name in files]
+    text = _WORDS[language](platform, asked[:200], before, names)
     if "#long" in question:
         text = f"{text}\n" * 20
     thought = _THOUGHTS[language] if _THINK.search(question) else ""
@@ -57,9 +64,9 @@ def speak(platform: str, question: str, earlier: list[str], files: int = 0) -> S
     return Speech(_pieces(text), _pieces(thought), fault, prompt_tokens)
 
 
-def _chinese(platform: str, asked: str, before: str, files: int) -> str:
+def _chinese(platform: str, asked: str, before: str, files: list[str]) -> str:
     memory = f"你上一个问题是“{before}”。" if before else ""
-    seen = f"我收到了 {files} 个文件。" if files else ""
+    seen = f"我收到了 {len(files)} 个文件：{'、'.join(files)}。" if files else ""
     return (
         f"你好！我是 {platform} 的演示机器人（demo）🤖。你问的是：“{asked}”。{memory}{seen}"
         f"我不是真正的 {platform}，只会照着它的协议说话：AI Gateway 把 FastGPT、Dify、Coze、智谱和"
@@ -68,9 +75,9 @@ def _chinese(platform: str, asked: str, before: str, files: int) -> str:
     )
 
 
-def _english(platform: str, asked: str, before: str, files: int) -> str:
+def _english(platform: str, asked: str, before: str, files: list[str]) -> str:
     memory = f' Your previous question was "{before}".' if before else ""
-    seen = f" I received {files} file(s)." if files else ""
+    seen = f" I received {len(files)} file(s): {', '.join(files)}." if files else ""
     return (
         f'Hello! I am a demo of {platform} 🤖. You asked: "{asked}".{memory}{seen}'
         f" I am not the real {platform}, I only speak its protocol: AI Gateway puts FastGPT, Dify,"
@@ -79,9 +86,9 @@ def _english(platform: str, asked: str, before: str, files: int) -> str:
     )
 
 
-def _japanese(platform: str, asked: str, before: str, files: int) -> str:
+def _japanese(platform: str, asked: str, before: str, files: list[str]) -> str:
     memory = f"前の質問は「{before}」でした。" if before else ""
-    seen = f"ファイルを {files} 件受け取りました。" if files else ""
+    seen = f"ファイルを {len(files)} 件受け取りました：{'、'.join(files)}。" if files else ""
     return (
         f"こんにちは！{platform} のデモ（demo）ボットです🤖。ご質問は「{asked}」ですね。"
         f"{memory}{seen}"
@@ -96,6 +103,27 @@ _THOUGHTS = {
     "en": "The user wants to see me think 🤔. I am a demo, so I say that and repeat the question.",
     "ja": "ユーザーは考える過程を見たい🤔。デモなので、そう伝えて質問を繰り返す。",
 }
+
+
+def file_name(url: str) -> str:
+    """What to call a file that came as a URL: its last segment, or what a `data:` URL holds."""
+    if url.startswith("data:"):
+        head, _, content = url[5:].partition(",")
+        mime, _, options = head.partition(";")
+        if options.endswith("base64"):
+            return data_name(mime, content)
+        return _named_by_size(mime, len(unquote_to_bytes(content)))
+    path = url.partition("?")[0].partition("#")[0].rstrip("/")
+    return unquote(path.rpartition("/")[2])
+
+
+def data_name(mime: str, base64: str) -> str:
+    """What to call a file that came as its bytes."""
+    return _named_by_size(mime, len(base64.rstrip("=")) * 3 // 4)
+
+
+def _named_by_size(mime: str, size: int) -> str:
+    return f"{mime or 'text/plain'} ({size} bytes)"
 
 
 def _pieces(text: str) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
+from gateway.demo.mind import Speech, data_name, file_name, speak
 from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
 
 MODELS = ("gpt-4o-mini", "gpt-4o", "text-embedding-3-small")
@@ -58,8 +58,9 @@ class OpenAIDemo(Demo):
         if not messages:
             words = "'messages' must be a non-empty array."
             return error(400, words, "invalid_request_error", "invalid_value")
-        questions = [text(m) for m in messages if m.get("role") == "user"] or [""]
-        speech = speak(self.platform, questions[-1], questions[:-1])
+        asked = [m for m in messages if m.get("role") == "user"] or [{}]
+        earlier = [text(m) for m in asked[:-1]]
+        speech = speak(self.platform, text(asked[-1]), earlier, files(asked[-1]))
         if speech.fault == "limit":
             response = error(429, "Rate limit reached.", "rate_limit_error", "rate_limit_exceeded")
             response.headers["Retry-After"] = "7"
@@ -160,6 +161,30 @@ def text(message: dict[str, Any]) -> str:
         return content
     parts = [part for part in content or [] if isinstance(part, dict)]
     return "\n".join(str(part.get("text", "")) for part in parts if part.get("type") == "text")
+
+
+def files(message: dict[str, Any]) -> list[str]:
+    """What to call each file among the parts of a message."""
+    content = message.get("content")
+    parts = content if isinstance(content, list) else []
+    return [
+        _file(part, str(part.get("type")))
+        for part in parts
+        if isinstance(part, dict) and part.get("type") not in ("text", "input_text")
+    ]
+
+
+def _file(part: dict[str, Any], kind: str) -> str:
+    inner = part.get(kind)  # {"type": "image_url", "image_url": {…}}, or the URL alone
+    if not isinstance(inner, dict):
+        inner = {"url": inner, **part}  # FastGPT's name and URL stand in the part itself
+    if name := inner.get("filename") or inner.get("name"):
+        return str(name)
+    if url := inner.get("url") or inner.get("file_data"):
+        return file_name(str(url))
+    if data := inner.get("data"):
+        return data_name(f"audio/{inner.get('format')}", str(data))
+    return str(inner.get("file_id") or kind)
 
 
 def usage(speech: Speech) -> dict[str, int]:

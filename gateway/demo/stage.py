@@ -1,18 +1,50 @@
-"""What the simulators share: an application, a pace, conversations they remember, and SSE."""
+"""What the simulators share: an application, a pace, conversations and files they remember, SSE."""
 
 import asyncio
+import hashlib
+import time
 import uuid
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import orjson
-from aiohttp import web
+from aiohttp import BodyPartReader, web
+from aiohttp.http import HttpProcessingError
 
 from gateway.demo.mind import Speech
 
 MAX_CONVERSATIONS = 1000
 MAX_TURNS = 50
+MAX_FILES = 10_000
+MAX_PARTS = 100
+MAX_FIELD_BYTES = 4 << 10
+_CHUNK_BYTES = 64 << 10
+_HEAD_BYTES = 64
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that arrived. Its content is gone; what is left tells which file it was."""
+
+    id: str
+    name: str
+    mime: str  # as declared; empty if it was not
+    size: int
+    sha256: str
+    fields: dict[str, str]  # the form's other fields
+    head: bytes = b""  # the first bytes
+    created_at: int = 0
+
+
+@dataclass
+class Form:
+    """What a multipart request held. A broken one is not a form, and holds nothing."""
+
+    fields: dict[str, str] = field(default_factory=dict)
+    files: list[tuple[str, Upload]] = field(default_factory=list)  # (name of the field, file)
+    broken: bool = False
 
 
 class Demo:
@@ -29,6 +61,9 @@ class Demo:
         self.silence_s = silence_s
         self.requests: list[tuple[str, Any]] = []  # (path, body) of the latest calls
         self.stopped: list[str] = []  # ids of runs that were told to stop
+        self.uploads: list[Upload] = []  # the latest files that were taken
+        self.aborted_uploads = 0  # uploads whose sender left before their end
+        self._files: OrderedDict[str, Upload] = OrderedDict()
         self._conversations: OrderedDict[str, list[str]] = OrderedDict()
 
     def app(self) -> web.Application:
@@ -54,6 +89,36 @@ class Demo:
         self.requests.append((request.path_qs, value))
         del self.requests[:-200]
         return value if isinstance(value, dict) else {}
+
+    async def form(self, request: web.Request, id_: Callable[[], str]) -> Form:
+        """A multipart body, read piece by piece; its files are not taken yet (see `take`)."""
+        if request.content_type != "multipart/form-data":
+            return Form(broken=True)
+        form = Form()
+        try:
+            async for part in await request.multipart():
+                if len(form.fields) + len(form.files) == MAX_PARTS:
+                    return Form(broken=True)
+                if isinstance(part, BodyPartReader):
+                    await _read_part(part, form, id_)
+        except (ValueError, RuntimeError, HttpProcessingError):  # aiohttp's, of a malformed form
+            return Form(broken=True)
+        except (asyncio.CancelledError, ConnectionError, web.RequestPayloadError):
+            self.aborted_uploads += 1
+            raise
+        return form
+
+    def take(self, upload: Upload) -> Upload:
+        """Remember a file, so that a question can refer to it."""
+        self.uploads.append(upload)
+        del self.uploads[:-200]
+        self._files[upload.id] = upload
+        while len(self._files) > MAX_FILES:
+            self._files.popitem(last=False)
+        return upload
+
+    def file(self, id_: Any) -> Upload | None:
+        return self._files.get(id_) if isinstance(id_, str) else None
 
     def conversation(self, id_: str) -> list[str] | None:
         """The questions asked so far, or None for an unknown conversation."""
@@ -85,6 +150,32 @@ class Demo:
                 stream.cut()
                 raise Broken
             yield "say", piece
+
+
+async def _read_part(part: BodyPartReader, form: Form, id_: Callable[[], str]) -> None:
+    """Add one part to a form: a file if it has a file name, be it empty, and else a field."""
+    size, digest, head = 0, hashlib.sha256(), b""
+    keep = MAX_FIELD_BYTES if part.filename is None else _HEAD_BYTES
+    while not part.at_eof():
+        chunk = await part.read_chunk(_CHUNK_BYTES)
+        size += len(chunk)
+        digest.update(chunk)
+        head += chunk[: keep - len(head)]
+    name = _clean(part.name or "")
+    if part.filename is None:
+        form.fields[name] = head.decode("utf-8", "replace")
+        return
+    # `fields` is the form's own dict, because a field may come after the file.
+    upload = Upload(
+        id_(), _clean(part.filename), _clean(part.headers.get("Content-Type", "")), size,
+        digest.hexdigest(), form.fields, head, int(time.time()),
+    )  # fmt: skip
+    form.files.append((name, upload))
+
+
+def _clean(header: str) -> str:
+    """A header's text without the surrogates that aiohttp makes of bytes that are not UTF-8."""
+    return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 @web.middleware

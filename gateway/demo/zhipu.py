@@ -6,8 +6,8 @@ from typing import Any
 from aiohttp import web
 
 from gateway.demo.mind import Speech, speak
-from gateway.demo.openai import OpenAIDemo, text, usage
-from gateway.demo.stage import Broken, Stream, digits, dumps, json, new_id
+from gateway.demo.openai import OpenAIDemo, files, text, usage
+from gateway.demo.stage import Broken, Stream, Upload, digits, dumps, json, new_id
 
 _GLMS = "/chatglm/assistant-api/v1"
 _APPS = "/api/llm-application/open"
@@ -27,6 +27,7 @@ class ZhipuDemo(OpenAIDemo):
             ("POST", f"{self.prefix}/chat/completions", self.ask_model),
             ("GET", f"{self.prefix}/models", self.models),
             ("POST", f"{_GLMS}/get_token", self.get_token),
+            ("POST", f"{_GLMS}/file_upload", self.upload),
             ("POST", f"{_GLMS}/stream", self.ask_assistant),
             ("POST", f"{_APPS}/v2/application/{{app}}/conversation", self.new_conversation),
             ("GET", f"{_APPS}/v2/application/{{app}}/variables", self.variables),
@@ -41,10 +42,11 @@ class ZhipuDemo(OpenAIDemo):
         if refusal := self.refusal(request):
             return refusal
         messages = [m for m in body.get("messages") or [] if isinstance(m, dict)]
-        questions = [text(m) for m in messages if m.get("role") == "user"]
-        if not questions:
+        asked = [m for m in messages if m.get("role") == "user"]
+        if not asked:
             return _error(400, "1214", "messages 参数非法。请检查文档。")
-        speech = speak("Zhipu", questions[-1], questions[:-1])
+        earlier = [text(m) for m in asked[:-1]]
+        speech = speak("Zhipu", text(asked[-1]), earlier, files(asked[-1]))
         if speech.fault == "limit":
             return _error(429, "1302", "您当前使用该 API 的并发数过高。")
         if speech.fault == "fail":
@@ -84,18 +86,44 @@ class ZhipuDemo(OpenAIDemo):
         result = {"access_token": token, "expires_in": self.token_life_s, "token_expires": expires}
         return json({"message": "success", "status": 0, "result": result})
 
+    def _token_refusal(self, request: web.Request) -> web.Response | None:
+        if request.headers.get("Authorization", "").removeprefix("Bearer ") in self.tokens:
+            return None
+        return _glms_error(401, "token invalid", 401)
+
+    async def upload(self, request: web.Request) -> web.Response:
+        """The contract says only that the whole `result` goes into `file_list`: its shape is ours.
+
+        `{"file_id": 24 hex digits, "file_name", "file_size": bytes, "file_url", "order": 0}`
+        """
+        if refusal := self._token_refusal(request):
+            return refusal
+        form = await self.form(request, _short_id)
+        given = [file for name, file in form.files if name == "file"]
+        if not given or not given[0].size:
+            return _glms_error(10020, "file is empty")
+        file = self.take(given[0])
+        url = f"{request.scheme}://{request.host}/files/{file.id}"
+        result = {"file_id": file.id, "file_name": file.name, "file_size": file.size}
+        result |= {"file_url": url, "order": 0}
+        return json({"message": "success", "status": 0, "result": result})
+
     async def ask_assistant(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)
-        if request.headers.get("Authorization", "").removeprefix("Bearer ") not in self.tokens:
-            return json({"message": "token invalid", "status": 401, "result": {}}, 401)
+        if refusal := self._token_refusal(request):
+            return refusal
         given = str(body.get("conversation_id") or "")
         if given and self.conversation(given) is None:
-            return json({"message": "conversation not found", "status": 10050, "result": {}})
-        conversation = given or new_id().replace("-", "")[:24]
+            return _glms_error(10050, "conversation not found")
+        uploads = [self._listed(item) for item in body.get("file_list") or []]
+        names = [upload.name for upload in uploads if upload]
+        if len(names) < len(uploads):
+            return _glms_error(10021, "file not found")
+        conversation = given or _short_id()
         question = str(body.get("prompt") or "")
-        speech = speak("Zhipu", question, self.remember(conversation, question))
+        speech = speak("Zhipu", question, self.remember(conversation, question), names)
         if speech.fault in ("fail", "limit"):
-            return json({"message": "the failure you asked for", "status": 10500, "result": {}})
+            return _glms_error(10500, "the failure you asked for")
         stream = await Stream.open(request, "text/event-stream")
         so_far = ""
         try:
@@ -106,6 +134,10 @@ class ZhipuDemo(OpenAIDemo):
         except Broken:
             stream.cut()
         return await stream.close()
+
+    def _listed(self, item: Any) -> Upload | None:
+        """The upload whose result stands in a `file_list`."""
+        return self.file(item.get("file_id")) if isinstance(item, dict) else None
 
     # Applications
 
@@ -168,6 +200,15 @@ def _glms_frame(conversation: str, so_far: str, status: str) -> bytes:
     ids = {"history_id": conversation, "conversation_id": conversation}
     frame = {**ids, "message": message, "status": status, "last_error": {}}
     return b"event:message\ndata:" + dumps(frame) + b"\n\n"
+
+
+def _glms_error(code: int, message: str, status: int = 200) -> web.Response:
+    return json({"message": message, "status": code, "result": {}}, status)
+
+
+def _short_id() -> str:
+    """24 hex digits."""
+    return new_id().replace("-", "")[:24]
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

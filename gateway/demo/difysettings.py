@@ -1,0 +1,73 @@
+"""How the app of a Dify server is set up, and what `/v1/parameters` tells about it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FILE_TYPES = ("image", "document", "audio", "video")
+LIMITS_MB = {"image": 10, "video": 100, "audio": 50, "other": 15}
+_METHODS = ["remote_url", "local_file"]
+_OFF = {"enabled": False}
+
+
+@dataclass(frozen=True)
+class Settings:
+    mode: str
+    file_types: list[str]
+    file_limit: int
+    limits_mb: Mapping[str, int]
+
+    @property
+    def is_easy(self) -> bool:
+        """Has a model of its own instead of a graph of nodes."""
+        return self.mode in ("chat", "agent-chat", "completion")
+
+    def parameters(self) -> dict[str, Any]:
+        moderation = {"configs": [], **_OFF, "type": ""} if self.is_easy else _OFF
+        return {
+            "opening_statement": "", "suggested_questions": [],
+            "suggested_questions_after_answer": _OFF, "speech_to_text": _OFF,
+            "text_to_speech": {**_OFF, "language": "", "voice": ""},
+            "retriever_resource": {"enabled": True}, "annotation_reply": _OFF,
+            "more_like_this": _OFF, "user_input_form": self._form(),
+            "sensitive_word_avoidance": moderation, "file_upload": self._file_upload(),
+            "system_parameters": self._system_parameters(),
+        }  # fmt: skip
+
+    def _form(self) -> list[dict[str, Any]]:
+        """The app's input variables."""
+        if self.mode == "completion":
+            field = {"default": "", "label": "问题", "required": True, "variable": "query"}
+            return [{"paragraph": field}]
+        if self.mode != "workflow":
+            return []
+        query = {
+            "label": "问题", "max_length": 200_000, "options": [], "required": True,
+            "type": "paragraph", "variable": "query",
+        }  # fmt: skip
+        file = {
+            "allowed_file_extensions": [], "allowed_file_types": self.file_types,
+            "allowed_file_upload_methods": _METHODS, "label": "文件", "max_length": 200_000,
+            "options": [], "required": False, "type": "file", "variable": "file",
+        }  # fmt: skip
+        form: list[dict[str, Any]] = [{"paragraph": query}]
+        return [*form, {"file": file}] if self.file_types else form
+
+    def _file_upload(self) -> dict[str, Any]:
+        enabled, limit = bool(self.file_types), self.file_limit
+        image = {
+            "detail": "high", "enabled": enabled, "number_limits": limit,
+            "transfer_methods": _METHODS,
+        }  # fmt: skip
+        return {
+            "allowed_file_extensions": [], "allowed_file_types": self.file_types,
+            "allowed_file_upload_methods": _METHODS, "enabled": enabled,
+            **({"image": image} if self.is_easy else {}), "number_limits": limit,
+        }  # fmt: skip
+
+    def _system_parameters(self) -> dict[str, int]:
+        kinds = ("image", "video", "audio")
+        sizes = {f"{kind}_file_size_limit": self.limits_mb[kind] for kind in kinds}
+        return {
+            **sizes, "file_size_limit": self.limits_mb["other"], "workflow_file_upload_limit": 10,
+        }  # fmt: skip
