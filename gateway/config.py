@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
 from gateway.secret import Secret
 
 DEMO = "demo:"
@@ -94,6 +95,10 @@ def _network(value: Any) -> Any:
         return ip_network(value)
     except ValueError:
         raise ValueError("must be an address or a network such as 10.0.0.0/8") from None
+
+
+def _lower(value: Any) -> Any:
+    return value.lower().removeprefix(".") if isinstance(value, str) else value
 
 
 def _empty_is_none(value: Any) -> Any:
@@ -203,16 +208,65 @@ class Auth(Model):
         return secret
 
 
+Extension = Annotated[str, BeforeValidator(_lower), Field(pattern=r"^[a-z0-9]{1,10}$")]
+
+
+class S3(Model):
+    """A bucket and how to get at it. Empty keys: what the machine itself may do (AWS_*, roles).
+    `addressing` auto: `path` (endpoint/bucket/key) where an endpoint is given, as MinIO wants it;
+    OSS and COS want `virtual`."""
+
+    endpoint: Annotated[BaseUrl | None, BeforeValidator(_empty_is_none)] = None
+    access_key: Secret = Secret("")
+    secret_key: Secret = Secret("")
+    bucket: str = ""
+    region: str = ""
+    key_prefix: str = ""
+    acl: OptionalText = None
+    addressing: Literal["auto", "path", "virtual"] = "auto"
+
+
 class Storage(Model):
-    url: str = "file:data/uploads"
-    public_base_url: OptionalText = None
+    """Where uploads lie, which ones are taken and for how long they are kept (null: for ever).
+    `url` empty: the bucket in `s3`, if one is named there, else a folder. `public_base_url` is
+    where others reach the files; without one links to a bucket are signed and last `link_ttl`."""
+
+    url: str = ""
+    public_base_url: Annotated[BaseUrl | None, BeforeValidator(_empty_is_none)] = None
+    max_size: Size = 100 * 1000 * 1000
+    extensions: list[Extension] = list(DEFAULT_EXTENSIONS)
+    keep: Age | None = None
+    link_ttl: Annotated[Duration, Field(le=7 * 86_400)] = 7 * 86_400.0
+    s3: S3 = S3()
 
     @field_validator("url")
     @classmethod
     def _known_scheme(cls, url: str) -> str:
-        if not url.startswith(("file:", "s3://")):
-            raise ValueError("must begin with file: or s3://")
+        if url and (not url.startswith(("file:", "s3://")) or url in ("file:", "s3://")):
+            raise ValueError("must begin with file: or s3:// and name a folder or a bucket")
         return url
+
+    @property
+    def folder(self) -> str:
+        """The path of the folder, or "" where it is a bucket."""
+        if self.url.startswith("file:"):
+            return re.sub("^//(?=/)", "", self.url.removeprefix("file:"))
+        return "" if self.url or self.s3.bucket else "data/uploads"
+
+    @property
+    def bucket(self) -> tuple[str, str]:
+        """(bucket, prefix of its keys)."""
+        bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        return bucket or self.s3.bucket, prefix or self.s3.key_prefix
+
+
+class Fetch(Model):
+    """What the gateway itself fetches when a caller names a URL: never from private networks,
+    but for those in `allow`. `timeout` is for the whole of it."""
+
+    allow: list[Network] = []
+    max_size: Size = 100 * 1000 * 1000
+    timeout: Duration = 60.0
 
 
 class RateLimits(Model):
@@ -284,6 +338,7 @@ class Agent(Model):
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
+    accepts: list[MediaKind] | None = None  # kinds of files; null: what the platform is known for
     headers: dict[str, HeaderValue] = {}
 
     @property
@@ -392,6 +447,7 @@ class Config(Model):
     database: Secret = Secret("sqlite:///data/gateway.db")
     redis: AnyRedis = Redis()
     storage: Storage = Storage()
+    fetch: Fetch = Fetch()
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]

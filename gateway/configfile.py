@@ -10,7 +10,7 @@ from typing import Any, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from gateway.config import DEMO, AnyAgent, Config, RouteTarget
+from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
 
 
 class ConfigError(Exception):
@@ -59,6 +59,7 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
     problems += _check_names(tree)
     if config is not None:
         problems += _check_access(config)
+        problems += _check_files(config)
     if problems or config is None:
         raise ConfigError(list(dict.fromkeys(problems)))
     return config
@@ -73,6 +74,23 @@ def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, variable in (("jwt_secret", "JWT_SECRET"), ("admin_password", "ADMIN_PASSWORD")):
         if isinstance(auth, dict) and environ.get(variable):
             auth.setdefault(name, environ[variable])
+    storage = tree.setdefault("storage", {})
+    if isinstance(storage, dict):
+        _fill_in_storage(storage, environ)
+
+
+def _fill_in_storage(storage: dict[str, Any], environ: Mapping[str, str]) -> None:
+    if environ.get("STORAGE_URL"):
+        storage.setdefault("url", environ["STORAGE_URL"])
+    s3 = storage.setdefault("s3", {})
+    for name in S3.model_fields if isinstance(s3, dict) else ():
+        if environ.get(f"S3_{name.upper()}"):
+            s3.setdefault(name, environ[f"S3_{name.upper()}"])
+    is_bucket = str(storage.get("url") or "").startswith("s3:") or (
+        isinstance(s3, dict) and s3.get("bucket") and not storage.get("url")
+    )
+    if is_bucket and environ.get("S3_PUBLIC_BASE_URL"):
+        storage["public_base_url"] = storage.get("public_base_url") or environ["S3_PUBLIC_BASE_URL"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -327,6 +345,16 @@ def _lacks_key(agent: dict[str, Any]) -> bool:
     """A model server of one's own often has no key; the platforms always ask for one."""
     has_one = agent.get("api_key") or agent.get("oauth") or agent.get("platform") == "openai"
     return agent.get("base_url", DEMO) != DEMO and not has_one
+
+
+def _check_files(config: Config) -> Iterator[str]:
+    s3 = config.storage.s3
+    if bool(s3.access_key) != bool(s3.secret_key):
+        yield "storage.s3: give access_key and secret_key together (S3_ACCESS_KEY, S3_SECRET_KEY)"
+    for name, agent in config.agents.items():
+        is_glms = isinstance(agent, ZhipuAgent) and agent.api == "glms"
+        if agent.upload == "platform" and not (is_glms or agent.platform in ("dify", "coze")):
+            yield f"agents.{name}.upload: this platform keeps no files; use gateway"
 
 
 def _check_access(config: Config) -> Iterator[str]:

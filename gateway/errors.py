@@ -5,10 +5,11 @@
     │                     WrongPassword Forbidden NotFound AgentNotFound ConversationNotFound
     │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
     │                     UnsupportedMediaType RateLimited TooManyAtOnce CallsUsedUp
+    │                     KindNotTaken FileNotFound SenderTooSlow
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable
-    └── ours:             InternalError DatabaseAway Overloaded
+    └── ours:             InternalError DatabaseAway Overloaded StorageAway StorageFull
 
 Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
 """
@@ -77,6 +78,13 @@ class ContentRefused(InvalidRequest):
     code = "content_filter"
 
 
+class KindNotTaken(InvalidRequest):
+    """The agent cannot take a file of that kind; another target of the route may well."""
+
+    code = "unsupported_file_kind"
+    elsewhere = True
+
+
 class Unauthorized(GatewayError):
     """The caller's own key is missing or wrong. Never used for an upstream's key."""
 
@@ -113,10 +121,22 @@ class ConversationNotFound(NotFound):
     code = "conversation_not_found"
 
 
+class FileNotFound(NotFound):
+    """No such file, or it is another caller's."""
+
+    code = "file_not_found"
+
+
 class MethodNotAllowed(GatewayError):
     """The path exists, but not with this method."""
 
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+
+class SenderTooSlow(GatewayError):
+    """The caller stopped sending in the middle of its request."""
+
+    status, type, code = 408, "invalid_request_error", "request_timeout"
 
 
 class ConversationBusy(GatewayError):
@@ -181,6 +201,24 @@ class DatabaseAway(GatewayError):
 
     def __init__(self, message: str = "The database does not answer; try again shortly.") -> None:
         super().__init__(message, retry_after_s=2.0)
+
+
+class StorageAway(GatewayError):
+    """Where files are kept does not answer, or does not let us in."""
+
+    status, type, code = 503, "server_error", "storage_unavailable"
+
+    def __init__(self, message: str = "The file store does not answer; try again shortly.") -> None:
+        super().__init__(message, retry_after_s=2.0)
+
+
+class StorageFull(GatewayError):
+    """There is no room left where files are kept."""
+
+    status, type, code = 507, "server_error", "insufficient_storage"
+
+    def __init__(self) -> None:
+        super().__init__("The file store is full; tell the operator.")
 
 
 class Overloaded(GatewayError):

@@ -1,6 +1,6 @@
 """One HTTP exchange with an upstream, described: what to send and what came back whole."""
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,16 @@ class UpstreamRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UploadRequest:
+    """One file to send as a multipart form, in the part `file`. `user_field` is the form's field
+    for the end user, if it has one."""
+
+    url: str
+    headers: Mapping[str, str]
+    user_field: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,3 +47,13 @@ class UpstreamReply:
         """The parsed body if it is a JSON object, else an empty one."""
         value = self.json()
         return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A file's bytes as they come. `size` None: known only at the end. `mime` may be ""."""
+
+    name: str
+    mime: str
+    size: int | None
+    chunks: AsyncIterator[bytes]

@@ -8,19 +8,29 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from gateway.errors import GatewayError
+from gateway.filetypes import MediaKind
 from gateway.ids import new_id
 
 Role = Literal["system", "user", "assistant", "tool"]
-MediaKind = Literal["image", "file", "audio", "video"]
 
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A file beside the text. `url` is http(s) or `data:`; `name` may be empty."""
+    """A file beside the text. `url` is http(s) or `data:`; `name` may be empty.
+
+    `stored` names it in the gateway's own store; `url` is then a link that others can follow, or
+    "" if they cannot. `uploaded` is its id with the platform itself, which is all that one needs.
+    """
 
     kind: MediaKind
     url: str
     name: str = ""
+    stored: str = ""
+    uploaded: str = ""
+
+    @property
+    def is_data(self) -> bool:
+        return self.url[:5].lower() == "data:"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,120 @@
+"""What a file is: by its name's ending, and by its first bytes."""
+
+import mimetypes
+from collections.abc import Collection
+from typing import Literal
+
+import filetype
+
+from gateway.errors import UnsupportedMediaType
+
+MediaKind = Literal["image", "file", "audio", "video"]
+KINDS: tuple[MediaKind, ...] = ("image", "file", "audio", "video")
+
+HEAD = 8192  # bytes at a file's beginning that tell what it is
+
+_TYPES = {
+    "jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "gif": "image/gif",
+    "webp": "image/webp", "svg": "image/svg+xml", "bmp": "image/bmp",
+    "pdf": "application/pdf", "doc": "application/msword", "txt": "text/plain",
+    "md": "text/markdown", "csv": "text/csv",
+    "docx": "application/vnd.openxmlformats-officedocument.wordprocessingml.document",
+    "xlsx": "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet",
+    "pptx": "application/vnd.openxmlformats-officedocument.presentationml.presentation",
+    "mp3": "audio/mpeg", "wav": "audio/wav", "ogg": "audio/ogg", "flac": "audio/flac",
+    "m4a": "audio/mp4",
+    "mp4": "video/mp4", "avi": "video/x-msvideo", "mov": "video/quicktime",
+    "wmv": "video/x-ms-wmv", "webm": "video/webm",
+    "zip": "application/zip", "rar": "application/vnd.rar", "7z": "application/x-7z-compressed",
+}  # fmt: skip
+DEFAULT_EXTENSIONS = tuple(ending for ending in _TYPES if ending not in ("bmp", "webm"))
+
+_EXTENSIONS = {mime: ending for ending, mime in reversed(_TYPES.items())}
+_EXTENSIONS |= {"audio/x-wav": "wav", "audio/wave": "wav", "image/jpg": "jpg", "audio/mp3": "mp3"}
+# Python's own table, not the machine's: the same file must have the same type everywhere.
+_OTHERS = mimetypes.MimeTypes(filenames=())
+_ZIPPED = {"docx", "xlsx", "pptx", "odt", "ods", "odp", "epub"}
+_PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<iframe", b"<?php", b"#!")
+# What browsers show without running anything in it.
+_HARMLESS = ("image/", "audio/", "video/", "text/plain", "application/pdf")
+
+
+def extension_of(name: str) -> str:
+    """The ending in lower case without its dot, or ""."""
+    stem, dot, ending = name.rpartition(".")
+    ending = ending.lower()
+    return ending if dot and stem and ending.isascii() and ending.isalnum() else ""
+
+
+def mime_of(extension: str) -> str:
+    """The media type that files of that ending are served as."""
+    known = _TYPES.get(extension) or _OTHERS.guess_type(f"x.{extension}")[0]
+    return known or "application/octet-stream"
+
+
+def extension_for(mime: str) -> str:
+    """The usual ending of a media type, or ""."""
+    mime = mime.partition(";")[0].strip().lower()
+    return _EXTENSIONS.get(mime) or (_OTHERS.guess_extension(mime) or "").removeprefix(".")
+
+
+def kind_of(mime: str) -> MediaKind:
+    """What a platform would call it."""
+    family = mime.partition("/")[0].strip().lower()
+    return next((kind for kind in KINDS if kind == family), "file")
+
+
+def is_shown(mime: str) -> bool:
+    """Whether a browser may show it at our address; scripts run in SVG and HTML."""
+    return mime.startswith(_HARMLESS) and mime != "image/svg+xml"
+
+
+def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
+    """The ending to keep a file under, from its name and its first bytes.
+
+    Raises UnsupportedMediaType for an ending, or a content, that is not in `allowed`. A picture
+    that is named as another sort of picture gets the right ending.
+    """
+    extension = extension_of(name)
+    if extension not in allowed:
+        shown = f"'.{extension}'" if extension else "without an ending"
+        known = ", ".join(allowed)
+        raise UnsupportedMediaType(
+            f"Files {shown} are not taken here. Allowed: {known}.", param="file"
+        )
+    family = mime_of(extension).partition("/")[0]
+    found = None if _is_text(head) else filetype.guess(head)
+    if found is not None:
+        if found.mime.startswith("image/") and family == "image" and found.extension in allowed:
+            return extension if (extension, found.extension) == ("jpeg", "jpg") else found.extension
+        if not _fits(extension, family, found):
+            raise _not_what_it_seems(extension, found.mime)
+    elif family == "image" and extension in _TYPES and extension != "svg":
+        raise _not_what_it_seems(extension, "no picture")
+    elif family == "text" and not _is_text(head):
+        raise _not_what_it_seems(extension, "not text")
+    elif family not in ("image", "text") and head.lstrip().lower().startswith(_PAGES):
+        raise _not_what_it_seems(extension, "a page or a script")
+    return extension
+
+
+def _fits(extension: str, family: str, found: filetype.Type) -> bool:
+    """Whether a content of the type `found` may have that ending. Sounds and films share boxes."""
+    if family in ("audio", "video"):
+        return str(found.mime).startswith(("audio/", "video/"))
+    boxes = {"zip", *_ZIPPED}
+    return bool(found.extension == extension) or {extension, found.extension} <= boxes
+
+
+def _is_text(head: bytes) -> bool:
+    """UTF-8, perhaps cut inside a character, or UTF-16 that says so; other encodings have no NUL
+    either, and are text if they have no other control characters."""
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return True
+    return not any(byte < 32 and byte not in (9, 10, 12, 13, 27) for byte in head)
+
+
+def _not_what_it_seems(extension: str, found: str) -> UnsupportedMediaType:
+    return UnsupportedMediaType(
+        f"The file is named '.{extension}' but its content is {found}.", param="file"
+    )

@@ -1,0 +1,326 @@
+"""The guard: the one way by which the gateway fetches a URL that a caller chose.
+
+A caller must not reach, through us, what only we can reach. So a host is resolved once per hop,
+every address it has is judged, and the connection goes to these very addresses: there is no second
+look-up that could answer otherwise. A refusal comes before any connection is made, and so tells
+nothing of what listens inside. Redirects are followed by hand, each judged like the first URL.
+"""
+
+import asyncio
+import re
+import socket
+import unicodedata
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from contextvars import ContextVar
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from urllib.parse import urljoin
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.http_exceptions import HttpProcessingError
+from yarl import URL
+
+from gateway.config import Fetch
+from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.exchange import Source
+
+MAX_URL = 8192  # characters
+MAX_REDIRECTS = 3
+_REDIRECTS = (301, 302, 303, 307, 308)
+
+# Lists of our own, as Python's `is_global` differs between its releases. All of IPv4 is public but
+# these (IANA's special-purpose registry); 168.63.129.16 is the host below an Azure machine.
+_SPECIAL_V4 = [ip_network(network) for network in (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32",
+    "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24",
+    "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",
+    "240.0.0.0/4",
+)]  # fmt: skip
+# Nothing of IPv6 is public but this, less the protocol assignments (Teredo among them) and the
+# documentation in it. Two more forms hold an IPv4 address, which is what they reach.
+_GLOBAL_V6 = ip_network("2000::/3")
+_SPECIAL_V6 = [ip_network(n) for n in ("2001::/23", "2001:db8::/32", "3fff::/20")]
+_NAT64 = ip_network("64:ff9b::/96")
+_SIX_TO_FOUR = ip_network("2002::/16")
+
+_AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
+_HOST_AND_PORT = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as a host's last label: not a name for any parser
+
+_pinned: ContextVar[list[ResolveResult]] = ContextVar("pinned")
+
+
+class Guard:
+    """Fetches what callers name. Opens its connections on first use; `close` ends them."""
+
+    def __init__(self, config: Fetch, resolver: AbstractResolver | None = None) -> None:
+        self._config = config
+        self._resolver = resolver
+        self._session: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    @asynccontextmanager
+    async def open(self, url: str) -> AsyncIterator[Source]:
+        """The file at `url`. Its `chunks` can be read once and within the block only.
+
+        Raises InvalidRequest for a URL that may not or cannot be fetched and BodyTooLarge for a
+        file over `max_size` bytes. Reading `chunks` raises these too; a file that ends is whole.
+        """
+        deadline = asyncio.get_running_loop().time() + self._config.timeout
+        first = self.check(url)
+        response = await self._follow(first, deadline)
+        try:
+            size = _size(response)
+            self._check_size(size or 0)
+            mime = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            async with aclosing(self._chunks(response, deadline)) as chunks:
+                yield Source(_file_name(first), mime, size, chunks)
+        finally:
+            response.close()
+
+    @staticmethod
+    def check(url: str) -> URL:
+        """`url` parsed; what addresses its host has is not looked at.
+
+        Raises InvalidRequest if it is not http(s), holds a user name, or writes its host in a form
+        that different parsers read as different hosts.
+        """
+        if len(url) > MAX_URL:
+            raise InvalidRequest(f"The URL is longer than {MAX_URL} characters; use a shorter one.")
+        if not url.isprintable() or " " in url or "\\" in url:
+            raise InvalidRequest(
+                "The URL contains spaces, control characters or backslashes; percent-encode them."
+            )
+        match = _AUTHORITY.match(url)
+        if match is None:
+            raise InvalidRequest("The URL must begin with http:// or https://.")
+        if "@" in match[1]:
+            raise InvalidRequest("The URL contains a user name or password; leave them out.")
+        _check_authority(match[1])
+        try:
+            parsed = URL(url)
+        except ValueError:
+            raise _bad_host() from None
+        _check_host(parsed.raw_host or "")
+        return parsed
+
+    def is_forbidden(self, ip: IPv4Address | IPv6Address) -> bool:
+        """Whether `ip` is neither public unicast nor in `fetch.allow`.
+
+        An IPv6 address that holds an IPv4 address is no better than that one.
+        """
+        if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
+            ip = ip.ipv4_mapped
+        return not _is_public(ip) and not any(ip in network for network in self._config.allow)
+
+    async def _follow(self, url: URL, deadline: float) -> aiohttp.ClientResponse:
+        """The first answer that is no redirect. The bodies of redirects are not read."""
+        for _ in range(MAX_REDIRECTS + 1):
+            response = await self._get(url, deadline)
+            location = response.headers.get("Location")
+            if response.status not in _REDIRECTS or location is None:
+                return response
+            response.close()
+            url = self._target(url, location)
+        raise InvalidRequest(
+            f"The URL redirects more than {MAX_REDIRECTS} times; use the one it leads to."
+        )
+
+    def _target(self, url: URL, location: str) -> URL:
+        """Where a redirect from `url` leads; raises InvalidRequest if it may not be followed."""
+        try:
+            target = self.check(urljoin(str(url), location))
+        except ValueError:
+            raise _bad_host() from None
+        if (url.scheme, target.scheme) == ("https", "http"):
+            raise InvalidRequest("The URL redirects from https to http; use one that does not.")
+        return target
+
+    async def _get(self, url: URL, deadline: float) -> aiohttp.ClientResponse:
+        """The answer of one hop, its body unread."""
+        async with self._network(deadline):
+            _pinned.set(await self._addresses(url))
+            return await self._client().get(url, allow_redirects=False)
+
+    async def _addresses(self, url: URL) -> list[ResolveResult]:
+        """Where a name is to be found, or [] for an address, for which aiohttp asks no resolver.
+
+        Raises InvalidRequest if any of the addresses is forbidden: a host that has a private one
+        is not a public host, and which of them would be connected to is chance.
+        """
+        host, port = url.raw_host or "", url.port or 0
+        answer: list[ResolveResult] = []
+        try:
+            if (literal := _literal(host)) is not None:
+                found = [literal]
+            else:
+                self._resolver = self._resolver or aiohttp.ThreadedResolver()
+                answer = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
+                found = [ip_address(result["host"]) for result in answer]
+        except (OSError, ValueError):
+            found = []
+        if not found:
+            raise InvalidRequest(f"The URL's host {host} cannot be resolved; check its name.")
+        if any(self.is_forbidden(ip) for ip in found):
+            raise InvalidRequest(
+                f"The URL's host {host} is in a private or reserved network;"
+                " the operator can allow it in fetch.allow."
+            )
+        return answer
+
+    def _client(self) -> aiohttp.ClientSession:
+        """Connections are not kept, so that none outlives the judgement it was made on."""
+        if self._session is None:
+            self._session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(
+                    resolver=_Pinned(), use_dns_cache=False, force_close=True, limit=0
+                ),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                headers={"User-Agent": "ai-gateway", "Accept-Encoding": "identity"},
+                timeout=aiohttp.ClientTimeout(total=None),  # `_network` keeps the time
+                auto_decompress=False,
+                trust_env=False,
+            )
+        return self._session
+
+    async def _chunks(
+        self, response: aiohttp.ClientResponse, deadline: float
+    ) -> AsyncGenerator[bytes, None]:
+        """The body as it comes. aiohttp raises if it ends before its length or its last chunk."""
+        read = 0
+        while True:
+            async with self._network(deadline):
+                chunk = await response.content.readany()
+            if not chunk:
+                return
+            read += len(chunk)
+            self._check_size(read)
+            yield chunk
+
+    def _check_size(self, size: int) -> None:
+        limit = self._config.max_size
+        if size > limit:
+            raise BodyTooLarge(f"The URL's file is larger than {limit} bytes; use a smaller one.")
+
+    @asynccontextmanager
+    async def _network(self, deadline: float) -> AsyncIterator[None]:
+        """Makes InvalidRequest of what the network does in this block, and of too late an end.
+
+        `deadline` is in the loop's time. Only our own waiting is cut off at it, and never what
+        whoever reads the file does in between.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise TimeoutError  # reading what is buffered would never be interrupted
+                yield
+        except TimeoutError:
+            raise InvalidRequest(
+                f"The URL took longer than {self._config.timeout:g} s; use a faster server."
+            ) from None
+        except _NETWORK_ERRORS as error:
+            raise InvalidRequest(_explain(error)) from None
+
+
+class _Pinned(AbstractResolver):
+    """Gives aiohttp the addresses that were judged for the hop under way, and no others."""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
+    ) -> list[ResolveResult]:
+        return _pinned.get()
+
+    async def close(self) -> None:
+        pass
+
+
+def _check_authority(text: str) -> None:
+    """Raises InvalidRequest unless `text` is a host, perhaps with a port, in one plain form.
+
+    Full-width and other look-alike digits and dots would become others in the parsed URL.
+    """
+    match = _HOST_AND_PORT.fullmatch(text)
+    is_plain = "%" not in text and "。" not in text and unicodedata.is_normalized("NFKC", text)
+    if match is None or not is_plain:
+        raise _bad_host()
+    if match[2] and not 1 <= int(match[2]) <= 65_535:
+        raise InvalidRequest("The URL's port must be between 1 and 65535.")
+
+
+def _check_host(host: str) -> None:
+    """Raises InvalidRequest unless `host` is a canonical address or cannot be one."""
+    if _literal(host) is not None:
+        return
+    if not _NAME.fullmatch(host) or _NUMERIC.fullmatch(host.rpartition(".")[2]):
+        raise _bad_host()
+    if host == "localhost" or host.endswith(".localhost"):
+        raise InvalidRequest("The URL's host is the gateway's own machine; use another host.")
+
+
+def _bad_host() -> InvalidRequest:
+    return InvalidRequest(
+        "The URL's host is not valid; write it plainly, such as example.com or 8.8.8.8."
+    )
+
+
+def _literal(host: str) -> IPv4Address | IPv6Address | None:
+    """The address that `host` is; None for a name and for an address in another form."""
+    try:
+        return ip_address(host)
+    except ValueError:
+        return None
+
+
+def _is_public(ip: IPv4Address | IPv6Address) -> bool:
+    if isinstance(ip, IPv4Address):
+        return not any(ip in network for network in _SPECIAL_V4)
+    if ip in _NAT64:
+        return _is_public(IPv4Address(int(ip) & 0xFFFF_FFFF))
+    if ip in _SIX_TO_FOUR:
+        return _is_public(IPv4Address(int(ip) >> 80 & 0xFFFF_FFFF))
+    return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
+
+
+def _size(response: aiohttp.ClientResponse) -> int | None:
+    """The bytes that the file will have; None if it comes in HTTP's chunks.
+
+    Raises InvalidRequest for an answer that is no file, is compressed (a bomb may be in it), or
+    ends with its connection: of that one could not tell whether it is whole.
+    """
+    if response.status != 200:
+        raise InvalidRequest(f"The URL's server answers {response.status}, not 200; check the URL.")
+    coding = ",".join(response.headers.getall("Content-Encoding", [])).strip().lower()
+    framing = ",".join(response.headers.getall("Transfer-Encoding", [])).strip().lower()
+    if coding not in ("", "identity") or framing not in ("", "chunked"):
+        raise InvalidRequest("The URL's file comes compressed; use one that is sent as it is.")
+    if framing:
+        return None
+    if response.content_length is None:
+        raise InvalidRequest("The URL's server does not tell the file's length; use another one.")
+    return response.content_length
+
+
+def _file_name(url: URL) -> str:
+    """What follows the path's last slash, an encoded one too; "" if that is no name."""
+    name = "".join(c for c in url.name if c.isprintable())
+    name = name.replace("\\", "/").rpartition("/")[2]
+    return name if name.strip(". ") else ""
+
+
+# RuntimeError is what uvloop raises for a transport that has just closed.
+_NETWORK_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError, ValueError)
+
+
+def _explain(error: Exception) -> str:
+    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError):
+        return "The TLS certificate of the URL's server is not accepted; use another server."
+    if isinstance(error, aiohttp.ClientConnectorError):
+        return "No connection to the URL's server; check the URL."
+    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+        return "The URL's server does not answer in valid HTTP; check the URL."
+    return "The URL's server broke off the connection; try again."
