@@ -11,14 +11,19 @@ from typing import Any
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
+from gateway.attachments import Attachments
 from gateway.config import Config
 from gateway.credentials import KeyRing
 from gateway.directory import Directory
 from gateway.errors import Conflict, DatabaseAway, InternalError, InvalidRequest, StartError, clean
+from gateway.files import open_files
+from gateway.guard import Guard
 from gateway.health import HealthCache
 from gateway.keys import (
+    ATTACHMENTS,
     BOOKS,
     BUCKETS,
+    FILES,
     MAIN,
     SIGNER,
     STATE,
@@ -79,6 +84,7 @@ def build(config: Config) -> web.Application:
     app.cleanup_ctx.append(_books(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
+    app.cleanup_ctx.append(_files(config))
     app.cleanup_ctx.append(_state(config))
     return app
 
@@ -96,6 +102,18 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
     async with open_upstream() as upstream:
         app[UPSTREAM] = upstream
         yield
+
+
+def _files(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def open_both(app: web.Application) -> AsyncIterator[None]:
+        files, guard = open_files(config.storage), Guard(config.fetch)
+        app[FILES], app[ATTACHMENTS] = files, Attachments(files, guard)
+        await files.open()
+        yield
+        await files.close()
+        await guard.close()
+
+    return open_both
 
 
 def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:

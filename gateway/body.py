@@ -4,6 +4,7 @@ import difflib
 import re
 from datetime import date
 from typing import Any, TypeVar
+from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
@@ -77,7 +78,13 @@ def envelope(data: Any, **beside: Any) -> web.Response:
     return web.json_response(body, dumps=lambda value: orjson.dumps(value).decode())
 
 
-# Queries.
+# Headers and queries.
+
+
+def agent_name(request: web.Request) -> str:
+    """The header `Agent`; clients send names outside ASCII raw or percent-encoded."""
+    raw = request.headers.get("Agent", "").strip()
+    return unquote(raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def page_of(request: web.Request) -> tuple[int, int]:

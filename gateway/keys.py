@@ -4,10 +4,12 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.attachments import Attachments
 from gateway.call import Call
 from gateway.config import Config
 from gateway.credentials import Caller, KeyRing
 from gateway.directory import Directory
+from gateway.files import Files
 from gateway.health import HealthCache
 from gateway.passwords import Passwords
 from gateway.recorder import Recorder
@@ -51,6 +53,8 @@ class Books:
 
 STATE: web.AppKey[StateHolder] = web.AppKey("state", StateHolder)
 UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
+FILES: web.AppKey[Files] = web.AppKey("files", Files)
+ATTACHMENTS: web.AppKey[Attachments] = web.AppKey("attachments", Attachments)
 MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
 BOOKS: web.AppKey[Books] = web.AppKey("books", Books)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
@@ -58,6 +62,7 @@ SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 ADDRESS = web.RequestKey("address", str)  # the client's, behind trusted proxies
+ORIGIN = web.RequestKey("origin", str)  # how the client reached us, behind trusted proxies
 CALLER = web.RequestKey("caller", Caller)
 CALL = web.RequestKey("call", Call)  # of chats only
 LIMITS = web.RequestKey("limits", dict[str, str])  # headers that tell what is left

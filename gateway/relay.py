@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import logging
 import random
+from functools import partial
 
 from gateway.alarm import Alarm
+from gateway.attachments import Attachments
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
-from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.exchange import UpstreamRequest
+from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
@@ -15,14 +18,12 @@ from gateway.upstream import Exchange, Upstream, translate
 
 log = logging.getLogger("gateway")
 
-MAX_STEPS = 8  # preliminary calls and second tries of one attempt
 MAX_ANSWER = 64 << 20  # bytes read from an upstream for one answer
 MAX_EARLY = 5000  # deltas before the first with content
 MAX_WAIT_S = 2.0  # a longer `Retry-After` is the caller's to wait for
 GRACE_S = 2.0  # how long a complete answer waits for what may follow it
 # aiohttp does not always wake a reader whose connection broke: look after so much silence.
 LOOK_S = 1.0
-_FETCH_S = 30.0
 _EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")  # what an event stream begins with
 _STOP_S = 10.0
 
@@ -33,9 +34,17 @@ class Run:
     Leaving early closes the upstream's connection and sends the platform's stop call.
     """
 
-    def __init__(self, upstream: Upstream, chat: ChatRequest, targets: list[Target]) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        attachments: Attachments,
+        chat: ChatRequest,
+        targets: list[Target],
+    ) -> None:
         self._upstream = upstream
         self.chat = chat
+        self._asked = chat  # the same with its files as the present target takes them
+        self._handover = Handover(upstream, attachments, chat)
         self._targets = targets
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
@@ -133,34 +142,28 @@ class Run:
 
     async def _ask(self, target: Target, patience: asyncio.Timeout) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
-        step: Step = target.platform.prepare(self.chat)
+        if self._handover.is_needed:
+            wait_s = target.agent.timeouts.first_delta
+            patience.reschedule(None)  # of a large file only `total` holds
+            self._asked = await self._handover.prepare(target)
+            patience.reschedule(self._loop.time() + wait_s)
+        step: Step = target.platform.prepare(self._asked)
         for _ in range(MAX_STEPS):
             if isinstance(step, First):
-                step = await self._learn(target, step)
+                again = partial(target.platform.prepare, self._asked)
+                step = await learn(self._upstream, target, step, again)
                 continue
             if not step.stream:  # a whole answer begins when it is whole: only `total` holds
                 patience.reschedule(None)
             exchange = await self._upstream.send(step, target.agent.timeouts.connect)
             self._exchange = exchange
             if await _is_answer(step, exchange):
-                self.decoder = target.platform.decoder(self.chat)
+                self.decoder = target.platform.decoder(self._asked)
                 return exchange
             reply = await exchange.reply()
             exchange.close()
-            step = target.platform.refused(reply, self.chat)
+            step = target.platform.refused(reply, self._asked)
         raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
-
-    async def _learn(self, target: Target, step: First) -> Step:
-        if not step.shared:
-            return step.learn(await self._fetch(target, step.request))
-        async with target.learning:
-            again = target.platform.prepare(self.chat)  # another call may have learned it by now
-            if not isinstance(again, First):
-                return again
-            return again.learn(await self._fetch(target, again.request))
-
-    async def _fetch(self, target: Target, request: UpstreamRequest) -> UpstreamReply:
-        return await self._upstream.fetch(request, target.agent.timeouts.connect, _FETCH_S)
 
     # After it.
 
@@ -270,7 +273,7 @@ class Run:
         exchange.close()
         if self.decoder is None or self._ended:
             return
-        if stop := self.target.platform.stop(self.chat, self.decoder):
+        if stop := self.target.platform.stop(self._asked, self.decoder):
             self._upstream.spawn(self._stop(self.target, stop))
 
     async def _stop(self, target: Target, request: UpstreamRequest) -> None:

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.call import Call, Capture
 from gateway.errors import GatewayError, InternalError, UpstreamTimeout
-from gateway.keys import CALL, NOTED, STATE, UPSTREAM, header_value
+from gateway.keys import ATTACHMENTS, CALL, NOTED, STATE, UPSTREAM, header_value
 from gateway.messages import ChatRequest, Delta, Failed
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -45,7 +45,7 @@ async def reply(
     if any(target.agent.capture != "off" for target in targets):
         limit = request.app[STATE].now.config.record.max_body
         call.capture = Capture(limit, await request.read())  # which has been read already
-    async with Run(request.app[UPSTREAM], chat, targets) as run:
+    async with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets) as run:
         try:
             if not chat.stream:
                 return await _whole(run, chat, conversational, call)

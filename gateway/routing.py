@@ -9,6 +9,7 @@ from zlib import crc32
 
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
 from gateway.errors import AgentNotFound, GatewayError, UpstreamUnavailable, shorten
+from gateway.filetypes import MediaKind
 from gateway.platforms import PLATFORMS, Platform
 
 _SECRET_LENGTH = 6  # shorter ones are words of the language
@@ -24,6 +25,12 @@ class Target:
     platform: Platform
     running: int = 0
     learning: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def kinds(self) -> frozenset[MediaKind]:
+        """The kinds of files that a question may bring along; the operator knows best."""
+        told = self.agent.accepts
+        return self.platform.kinds if told is None else frozenset(told)
 
     def enter(self) -> None:
         """Take one of the agent's places. Raises UpstreamUnavailable if all are taken."""

@@ -1,5 +1,6 @@
-"""OpenAI's `messages` as turns of the neutral form."""
+"""OpenAI's `messages` as turns of the neutral form, and back."""
 
+from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import InvalidRequest
@@ -88,22 +89,53 @@ def _part(part: Any, path: str) -> str | Media:
 
 
 def _file(part: dict[str, Any], kind: str, path: str) -> Media:
-    if kind == "file_url":  # FastGPT's own form
-        name = part.get("name")
-        return Media(
-            "file", _url(part.get("url"), f"{path}.url"), name if isinstance(name, str) else ""
-        )
+    if kind == "file_url":  # FastGPT's own form, or Zhipu's
+        name, given = part.get("name"), part.get("file_url")
+        url = part.get("url") or (given.get("url") if isinstance(given, dict) else given)
+        return Media("file", _url(url, f"{path}.url"), name if isinstance(name, str) else "")
     file = part.get("file")
     file = file if isinstance(file, dict) else {}
-    if file.get("file_id"):
-        raise InvalidRequest(
-            f"{path}.file.file_id: uploaded files cannot be referred to by id here; send file_data"
-            " or a URL.",
-            param=f"{path}.file.file_id",
-        )
     name = file.get("filename")
+    if file.get("file_id"):
+        id_ = _string(file["file_id"], f"{path}.file.file_id")
+        return Media("file", "", name if isinstance(name, str) else "", uploaded=id_)
     url = file.get("file_data") or file.get("file_url") or file.get("url")
     return Media("file", _url(url, f"{path}.file.file_data"), name if isinstance(name, str) else "")
+
+
+def media_part(media: Media) -> dict[str, Any]:
+    """The part of a message that carries a file."""
+    if media.kind in ("image", "video"):
+        kind = f"{media.kind}_url"
+        return {"type": kind, kind: {"url": media.url}}
+    if media.uploaded:
+        return {"type": "file", "file": {"file_id": media.uploaded}}
+    if media.kind == "audio" and media.is_data:
+        head, _, data = media.url.partition(",")
+        subtype = head[5:].partition(";")[0].rpartition("/")[2]
+        format_ = {"mpeg": "mp3", "x-wav": "wav", "wave": "wav"}.get(subtype, subtype)
+        return {"type": "input_audio", "input_audio": {"data": data, "format": format_}}
+    return {"type": "file", "file": {"filename": media.name or "file", "file_data": media.url}}
+
+
+def put_back(messages: list[Any], turns: tuple[Message, ...]) -> list[Any]:
+    """A caller's own messages with those files replaced that are another thing in `turns`, which
+    were read from them."""
+    out = []
+    for item, turn in zip(messages, turns, strict=True):
+        if turn.media:
+            media = iter(turn.media)
+            item = {**item, "content": [_put_back(part, media) for part in item["content"]]}
+        out.append(item)
+    return out
+
+
+def _put_back(part: Any, media: Iterator[Media]) -> Any:
+    was = _part(part, "")
+    if not isinstance(was, Media):
+        return part
+    now = next(media)
+    return part if (now.url, now.uploaded) == (was.url, was.uploaded) else media_part(now)
 
 
 def _string(value: Any, path: str) -> str:

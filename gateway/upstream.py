@@ -1,7 +1,8 @@
 """One exchange with an upstream: send, yield bytes, and translate every aiohttp error."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+import re
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,6 +11,7 @@ import aiohttp.http_exceptions
 
 from gateway.errors import (
     GatewayError,
+    InternalError,
     UpstreamConnectTimeout,
     UpstreamCut,
     UpstreamFailed,
@@ -17,11 +19,13 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.ids import new_id
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
 MAX_BACKGROUND = 10_000
 _DRAIN_S = 1.0
+_MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
 
 
 class Exchange:
@@ -132,6 +136,42 @@ class Upstream:
         except TimeoutError:
             raise UpstreamTimeout(f"The upstream did not answer within {total_s:g} s.") from None
 
+    async def send_file(
+        self,
+        request: UploadRequest,
+        source: Source,
+        user: Callable[[], str],
+        connect_s: float,
+        total_s: float,
+    ) -> UpstreamReply:
+        """Send a file as it comes; `user` is asked when all of it has been sent.
+
+        Raises what `source` or `user` raise, and then the upstream never has the whole form.
+        """
+        form = _FileForm(request, source, user)
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+        try:
+            async with asyncio.timeout(total_s):
+                response = await self._session.post(
+                    request.url,
+                    data=form.body(),
+                    headers=form.headers(),
+                    timeout=timeout,
+                    allow_redirects=False,
+                )
+                exchange = Exchange(response)
+                try:
+                    return await exchange.reply()
+                finally:
+                    exchange.close()
+        except TimeoutError:
+            words = f"The upstream did not take the file within {total_s:g} s."
+            raise UpstreamTimeout(words) from None
+        except Exception as error:
+            if form.failure is not None:
+                raise form.failure from None
+            raise translate(error) from None
+
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` beside the requests. Bounded: past the limit it is dropped."""
         if len(self._background) >= MAX_BACKGROUND:
@@ -147,6 +187,55 @@ class Upstream:
             await asyncio.wait(self._background, timeout=2)
         for task in list(self._background):
             task.cancel()
+
+
+class _FileForm:
+    """The multipart body of an upload. `failure` is what its source raised."""
+
+    def __init__(self, request: UploadRequest, source: Source, user: Callable[[], str]) -> None:
+        self._request = request
+        self._source = source
+        self._user = user
+        self._boundary = f"gateway-{new_id(32)}"
+        name = source.name.replace('"', "%22").replace("\r", "").replace("\n", "")
+        mime = source.mime if _MIME.fullmatch(source.mime) else "application/octet-stream"
+        self._head = (
+            f'--{self._boundary}\r\nContent-Disposition: form-data; name="file";'
+            f' filename="{name}"\r\nContent-Type: {mime}\r\n\r\n'
+        ).encode("utf-8", "replace")
+        self.failure: Exception | None = None
+
+    def _tail(self) -> bytes:
+        fields = ""
+        if self._request.user_field:
+            fields = (
+                f"\r\n--{self._boundary}\r\nContent-Disposition: form-data;"
+                f' name="{self._request.user_field}"\r\n\r\n{self._user()}'
+            )
+        return f"{fields}\r\n--{self._boundary}--\r\n".encode("utf-8", "replace")
+
+    def headers(self) -> dict[str, str]:
+        """Without a size the body goes in chunks, which not all servers like."""
+        out = dict(self._request.headers)
+        out["Content-Type"] = f"multipart/form-data; boundary={self._boundary}"
+        if self._source.size is not None:
+            out["Content-Length"] = str(len(self._head) + self._source.size + len(self._tail()))
+        return out
+
+    async def body(self) -> AsyncIterator[bytes]:
+        sent = 0
+        try:
+            yield self._head
+            async for chunk in self._source.chunks:
+                sent += len(chunk)
+                yield chunk
+            if self._source.size not in (None, sent):
+                raise InternalError("A file is not as long as it was said to be.")
+            tail = self._tail()
+        except Exception as error:
+            self.failure = error
+            raise
+        yield tail
 
 
 @asynccontextmanager

@@ -3,11 +3,13 @@
 import asyncio
 import io
 import itertools
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import aiohttp
@@ -88,17 +90,19 @@ UNLIMITED = dict.fromkeys(("chat", "upload", "agents", "login"))
 @asynccontextmanager
 async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = None):
     """A gateway of this config.yaml on a free port; no database and no limits unless it says so."""
-    config = {"database": "none", "rate_limits": UNLIMITED, **config}
-    loaded = configfile.parse(yaml.safe_dump(config, sort_keys=False), environ or {})
-    app = build(loaded)
-    runner = Runner(app, shutdown_timeout=0.2)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, "127.0.0.1", 0).start()
-        async with aiohttp.ClientSession() as client:
-            yield Gateway(f"http://127.0.0.1:{runner.addresses[0][1]}", app, client)
-    finally:
-        await runner.cleanup()
+    with TemporaryDirectory(prefix="ai-gateway-files-") as folder:
+        storage = {"url": f"file:{folder}"}
+        config = {"database": "none", "rate_limits": UNLIMITED, "storage": storage, **config}
+        loaded = configfile.parse(yaml.safe_dump(config, sort_keys=False), environ or {})
+        app = build(loaded)
+        runner = Runner(app, shutdown_timeout=0.2)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, "127.0.0.1", 0).start()
+            async with aiohttp.ClientSession() as client:
+                yield Gateway(f"http://127.0.0.1:{runner.addresses[0][1]}", app, client)
+        finally:
+            await runner.cleanup()
 
 
 @pytest.fixture(scope="session")
@@ -115,6 +119,23 @@ def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.R
     server.start()
     yield server
     server.stop()
+
+
+@pytest.fixture(scope="session")
+def shared_s3() -> Iterator[servers.S3]:
+    server = servers.S3()
+    server.start()
+    yield server
+    server.stop(signal.SIGKILL)
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
+    """`storage` of a config.yaml, empty: the same tests run on both kinds."""
+    if request.param == "folder":
+        return {"url": f"file:{tmp_path}/uploads"}
+    s3 = request.getfixturevalue("shared_s3")
+    return s3.storage(s3.bucket(f"bucket-{next(_unique)}"))
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Real servers for the tests: PostgreSQL and Redis, started here from packages on PyPI."""
+"""Real servers for the tests: PostgreSQL, Redis and S3, started here from packages on PyPI."""
 
 import contextlib
 import importlib.util
@@ -14,6 +14,7 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 CACHE = Path(tempfile.gettempdir()) / "ai-gateway-tests"
 
@@ -93,6 +94,30 @@ class Sentinel(Redis):
 
     def command(self) -> list[str]:
         return [redis_server(), str(self._file), "--sentinel"]
+
+
+class S3(Server):
+    """moto's S3 server. It keeps everything in memory: after `stop` and `start` it is empty."""
+
+    def __init__(self) -> None:
+        self.port = free_port()
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)]
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def bucket(self, name: str) -> str:
+        """A new bucket."""
+        urlopen(Request(f"{self.url}/{name}", method="PUT"), timeout=10).close()
+        return name
+
+    def storage(self, bucket: str, **more: object) -> dict[str, object]:
+        """`storage` of a config.yaml for that bucket."""
+        keys = {"access_key": "AKIATESTTESTTESTTEST", "secret_key": "test-secret-of-s3"}
+        return {"url": f"s3://{bucket}/gw", "s3": {"endpoint": self.url, **keys}, **more}
 
 
 def redis_server() -> str:

@@ -7,14 +7,16 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 
 # Top to bottom. A folder's modules do not import each other, except the ones marked as shared.
 ORDER = [
-    "cli", "app", "admin", "routes", "middlewares", "access", "reply", "books", "body", "keys", "recorder",
-    "directory", "health", "relay", "routing", "platforms", "upstream", "render", "passthrough",
-    "thinking", "turns", "history", "explain", "exchange", "sse", "usage", "stores", "limits", "call",
-    "messages", "tokens", "passwords", "configschema", "configfile", "credentials", "config", "secret",
-    "alarm", "ids", "times", "errors",
+    "cli", "app", "admin", "routes", "middlewares", "access", "reply", "books", "form", "body", "keys",
+    "recorder", "directory", "health", "relay", "handover", "routing", "platforms", "attachments",
+    "files", "guard", "upstream", "render", "passthrough", "thinking", "turns", "history", "explain",
+    "sse", "usage", "stores", "limits", "call", "messages", "exchange", "tokens", "passwords",
+    "configschema", "configfile", "credentials", "config", "filetypes", "secret", "alarm", "ids",
+    "times", "errors",
 ]  # fmt: skip
 SHARED = {
     "stores.database",
+    "stores.files",
     "stores.calls",
     "stores.redisbuckets",
     "platforms.base",

@@ -13,13 +13,16 @@ from aiohttp.typedefs import Handler
 
 from gateway.errors import clean
 from gateway.ids import new_id
-from gateway.keys import ADDRESS, NOTED, REQUEST_ID, STATE
+from gateway.keys import ADDRESS, NOTED, ORIGIN, REQUEST_ID, STATE
 
 log = logging.getLogger("gateway.access")
 
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
+_HOST = re.compile(r"[A-Za-z0-9.\-_]{1,255}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
 _LONGEST = 200  # characters of a path or of a client's name for itself
+
+Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
 
 @web.middleware
@@ -29,6 +32,7 @@ async def requestlog(request: web.Request, handler: Handler) -> web.StreamRespon
     request[REQUEST_ID] = given if _SANE.fullmatch(given) else new_request_id()
     request[NOTED] = {}
     request[ADDRESS] = _address(request)
+    request[ORIGIN] = _origin(request)
     began = time.monotonic()
     status = 500
     try:
@@ -69,12 +73,27 @@ def _plain(text: str) -> str:
     return clean(shown) if "-" in shown or "eyJ" in shown else shown
 
 
+def _origin(request: web.Request) -> str:
+    """`http://host:port` as the client knows us; a trusted proxy tells it where it stands before
+    us."""
+    scheme, host = request.scheme, request.host
+    if _is_in(_unmapped(request.remote or ""), _trusted(request)):
+        told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+        scheme = told if told in ("http", "https") else scheme
+        host = request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip() or host
+    return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
+
+
+def _trusted(request: web.Request) -> Networks:
+    state = request.app.get(STATE)
+    return state.now.config.server.trusted_proxies if state is not None else []
+
+
 def _address(request: web.Request) -> str:
     """The client's address. `X-Forwarded-For` counts as far as trusted proxies have written it:
     the last address in it that is not one of theirs."""
     address = _unmapped(request.remote or "")
-    state = request.app.get(STATE)
-    trusted = state.now.config.server.trusted_proxies if state is not None else []
+    trusted = _trusted(request)
     if not trusted or not _is_in(address, trusted):
         return address
     hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
@@ -105,8 +124,10 @@ def _is_address(text: str) -> bool:
     return True
 
 
-def _is_in(address: str, networks: list[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
-    return _is_address(address) and any(ipaddress.ip_address(address) in net for net in networks)
+def _is_in(address: str, networks: Networks) -> bool:
+    if not networks or not _is_address(address):
+        return False
+    return any(ipaddress.ip_address(address) in net for net in networks)
 
 
 def new_request_id() -> str:

@@ -10,15 +10,16 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 import orjson
 
 from gateway import sse
 from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Delta, Failed, Usage
+from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.filetypes import MediaKind
+from gateway.messages import ChatRequest, Delta, Failed, Media, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +32,13 @@ class First:
     """
 
     request: UpstreamRequest
-    learn: "Callable[[UpstreamReply], Step]"
+    learn: "Callable[[UpstreamReply], Any]"  # a Step, or an UploadStep
     shared: bool = False
 
 
 Step = UpstreamRequest | First
+UploadStep = UploadRequest | First  # a First whose end is an UploadRequest
+Carriage = Literal["as it is", "data", "upload"]
 
 
 class Decoder(Protocol):
@@ -59,7 +62,27 @@ class Platform(Protocol):
     """One configured agent of one kind of upstream."""
 
     kind: str
-    takes_files: bool  # whether a question may come with images or files
+    keeps_files: bool  # whether it has `upload`, and knows files by ids of its own
+
+    def sends_turns(self, chat: ChatRequest) -> bool:
+        """Whether earlier turns go along, and their files with them."""
+
+    @property
+    def kinds(self) -> frozenset[MediaKind]:
+        """The kinds of files that a question may bring along, as far as is known."""
+
+    def learn_kinds(self) -> First | None:
+        """What must be asked before `kinds` can be relied upon, if it has not been already."""
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        """How a file shall reach the platform: as the link that it is, inside the request as a
+        `data:` URL, or by `upload` before the question. Raises KindNotTaken."""
+
+    def upload(self) -> UploadStep:
+        """Where the platform takes files. Raises InvalidRequest if it has no such place."""
+
+    def uploaded(self, reply: UpstreamReply) -> str:
+        """The id of a file that was sent there, or raise what the platform says instead."""
 
     @property
     def token(self) -> str:
@@ -82,6 +105,37 @@ class Platform(Protocol):
 
     def verdict(self, reply: UpstreamReply) -> str:
         """What the probe's reply says of the bot, or raise what is wrong with it."""
+
+
+class TextOnly:
+    """What a platform has to say of files if it takes none; others override it."""
+
+    keeps_files = False
+
+    def sends_turns(self, chat: ChatRequest) -> bool:
+        return False
+
+    @property
+    def kinds(self) -> frozenset[MediaKind]:
+        return frozenset()
+
+    def learn_kinds(self) -> First | None:
+        return None
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        return "as it is"
+
+    def upload(self) -> UploadStep:
+        raise InvalidRequest("This agent's platform keeps no files.", param="Agent")
+
+    def uploaded(self, reply: UpstreamReply) -> str:
+        raise NotImplementedError  # there is no `upload` whose reply this could be
+
+
+def carry_inside(media: Media) -> Carriage:
+    """For platforms that take links and `data:` URLs: ours go inside if nobody could follow
+    their link."""
+    return "data" if media.stored and not media.url else "as it is"
 
 
 class EventDecoder(ABC):
@@ -225,6 +279,13 @@ def json_headers(bearer: str, extra: Mapping[str, str]) -> dict[str, str]:
     if bearer:
         out["Authorization"] = f"Bearer {bearer}"
     return out | dict(extra)
+
+
+def form_headers(bearer: str, extra: Mapping[str, str]) -> dict[str, str]:
+    """Headers of an upload; the form names its own content type."""
+    out = json_headers(bearer, extra)
+    del out["Content-Type"]
+    return out | {"Accept": "application/json"}
 
 
 def base_url(url: str, *tails: str, then: str = "") -> str:

@@ -15,6 +15,7 @@ import orjson
 
 from gateway.config import CozeAgent
 from gateway.errors import (
+    BodyTooLarge,
     ContentRefused,
     ContextTooLong,
     ConversationBusy,
@@ -23,14 +24,16 @@ from gateway.errors import (
     InvalidRequest,
     QuotaExhausted,
     RateLimited,
+    UnsupportedMediaType,
     UpstreamCut,
     UpstreamFailed,
     UpstreamMisconfigured,
     UpstreamUnavailable,
     clean,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.explain import RETRY_AFTER_S, explain_http
+from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
     Begin,
@@ -46,17 +49,21 @@ from gateway.messages import (
     Usage,
 )
 from gateway.platforms.base import (
+    Carriage,
     Decoder,
     EventDecoder,
     First,
     Step,
+    TextOnly,
     Token,
+    UploadStep,
     as_id,
     as_list,
     as_object,
     as_text,
     base_url,
     dump,
+    form_headers,
     json_headers,
     parse_object,
 )
@@ -69,9 +76,9 @@ _TOKEN_MARGIN_S = 60
 _EXPIRED = {4100, 700012006}
 
 
-class Coze:
+class Coze(TextOnly):
     kind = "coze"
-    takes_files = True
+    keeps_files = True
 
     def __init__(
         self, name: str, agent: CozeAgent, url: str, clock: Callable[[], float] = time.time
@@ -135,12 +142,39 @@ class Coze:
         body = dump({"tool_outputs": outputs, "stream": True})
         return UpstreamRequest("POST", url, self._headers(), body, stream=True)
 
+    # Files.
+
+    @property
+    def kinds(self) -> frozenset[MediaKind]:
+        """Messages to a chatflow are text."""
+        return frozenset(KINDS if self._agent.mode == "chat" else ())
+
+    def sends_turns(self, chat: ChatRequest) -> bool:
+        return not chat.conversation_id
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        """Coze fetches links; what it could not reach is uploaded."""
+        return "upload" if media.is_data or (media.stored and not media.url) else "as it is"
+
+    def upload(self) -> UploadStep:
+        if self._token.is_over:
+            return self._renew(self.upload)
+        headers = form_headers(self.token, self._agent.headers)
+        return UploadRequest(f"{self._api}/v1/files/upload", headers)
+
+    def uploaded(self, reply: UpstreamReply) -> str:
+        body = reply.object()
+        id_ = as_id(as_object(body.get("data")).get("id"))
+        if reply.status != 200 or body.get("code") != 0 or not id_:
+            raise _explain(reply)
+        return id_
+
     # OAuth of the JWT kind: a signed claim is exchanged for a token, again and again.
 
-    def _renew(self, then: Callable[[], Step]) -> First:
+    def _renew(self, then: Callable[[], Any]) -> First:
         """Fetch a token, then go on with `then`."""
 
-        def learn(reply: UpstreamReply) -> Step:
+        def learn(reply: UpstreamReply) -> Any:
             self._keep_token(reply)
             return then()
 
@@ -259,14 +293,9 @@ def _entries(text: str, media: tuple[Media, ...]) -> list[dict[str, str]]:
         return [_text_entry(text)]
     items: list[dict[str, str]] = [{"type": "text", "text": text}] if text else []
     for item in media:
-        if item.url.startswith("data:"):
-            raise InvalidRequest(
-                f"Coze does not take {item.kind} data; give it as an http(s) URL that Coze"
-                " can reach.",
-                param="messages",
-            )
         kind = item.kind if item.kind in ("image", "audio") else "file"
-        items.append({"type": kind, "file_url": item.url})
+        where = {"file_id": item.uploaded} if item.uploaded else {"file_url": item.url}
+        items.append({"type": kind, **where})
     content = orjson.dumps(items).decode()
     entry = {**_text_entry(content), "content_type": "object_string"}
     # Media without words needs a plain text message beside it.
@@ -524,7 +553,15 @@ _OPERATOR = {
     6003: "Coze asks for a paid plan for this.",
 }
 _QUOTA = {4008, 4011, 4019, 4022, 4028}
-_CALLER = {4003, 4004, 4005, 4300, 4301, 4302, 4303, 4304}
+_NOT_ACCEPTED = (InvalidRequest, "Coze does not accept the request.")
+_MODERATED = (ContentRefused, "Coze's moderation refused the question.")
+_CALLER: dict[int, tuple[type[GatewayError], str]] = {
+    **dict.fromkeys((4000, 4003, 4004, 4005, 4300, 4301, 4304), _NOT_ACCEPTED),
+    **dict.fromkeys((4014, 4102, 4105), _MODERATED),
+    4010: (ContextTooLong, "The conversation is too long for the bot's model."),
+    4302: (BodyTooLarge, "The file is too large for Coze."),
+    4303: (UnsupportedMediaType, "Coze does not take a file of this type."),
+}
 
 
 def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:

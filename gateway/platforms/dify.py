@@ -3,8 +3,9 @@
 Source: Dify's service API and captures of real servers (tests/platforms/captures/dify).
 """
 
+import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from gateway.errors import (
     ConversationNotFound,
     GatewayError,
     InvalidRequest,
+    KindNotTaken,
     QuotaExhausted,
     RateLimited,
     UnsupportedMediaType,
@@ -24,8 +26,9 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
     Begin,
@@ -40,16 +43,20 @@ from gateway.messages import (
     Usage,
 )
 from gateway.platforms.base import (
+    Carriage,
     Decoder,
     EventDecoder,
     First,
     Step,
+    TextOnly,
+    UploadStep,
     as_id,
     as_list,
     as_object,
     as_text,
     base_url,
     dump,
+    form_headers,
     json_headers,
     json_text,
     parse_object,
@@ -84,20 +91,32 @@ _REFUSED_MODE = {
 }
 _FORM_TEXT = ("paragraph", "text-input")
 _FORM_FILE = ("file", "file-list")
+_USERS = ("local_file", "remote_url")  # how files come from users; a tool's are `tool_file`
 
 
-class Dify:
+_TYPES: dict[str, MediaKind] = {
+    "image": "image", "document": "file", "audio": "audio", "video": "video", "custom": "file",
+}  # fmt: skip
+_FRESH_S = 300.0  # how long what an app said of its files is relied upon
+
+
+class Dify(TextOnly):
     kind = "dify"
-    takes_files = True
+    keeps_files = True
 
-    def __init__(self, name: str, agent: DifyAgent, url: str) -> None:
+    def __init__(
+        self, name: str, agent: DifyAgent, url: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._agent = agent
+        self._now = clock
         self.token = agent.api_key.reveal()
         self._api = base_url(url, *_PATHS.values(), "/v1", then="/v1")
         self._headers = json_headers(self.token, agent.headers)
         self._mode: str | None = None if agent.mode == "auto" else agent.mode
         self._refused_modes: set[str] = set()
         self._form: list[dict[str, Any]] | None = None  # a workflow's input fields, once asked for
+        self._rules = _FileRules()
+        self._rules_at: float | None = None  # when they were asked for
 
     # What must be known before the first question: the app's mode, and a workflow's input.
 
@@ -107,8 +126,7 @@ class Dify:
             return First(
                 self._get("/info"), lambda reply: self._learn_mode(reply, chat), shared=True
             )
-        needs_form = not self._agent.input_variable or bool(chat.question.media)
-        if self._mode == "workflow" and needs_form and self._form is None:
+        if self._mode == "workflow" and not self._agent.input_variable and self._form is None:
             request = self._get("/parameters")
             return First(request, lambda reply: self._learn_form(reply, chat), shared=True)
         return self._ask(chat, self._mode, self._form or [])
@@ -117,25 +135,82 @@ class Dify:
         return UpstreamRequest("GET", self._api + path, self._headers)
 
     def _learn_mode(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        self._keep_mode(reply)
+        if self._mode is None:  # nothing learned: the next call asks again
+            return self._ask(chat, "chat", [])
+        return self.prepare(chat)
+
+    def _keep_mode(self, reply: UpstreamReply) -> None:
         """Servers before 1.4 do not tell their mode; there the first refusal will."""
         if reply.status in (401, 403):
             raise _explain(reply)
-        if reply.status not in (200, 404):  # nothing learned: the next call asks again
-            return self._ask(chat, "chat", [])
-        self._mode = _APP_MODES.get(as_text(reply.object().get("mode")), "chat")
-        return self.prepare(chat)
+        if reply.status in (200, 404):
+            self._mode = _APP_MODES.get(as_text(reply.object().get("mode")), "chat")
 
     def _learn_form(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         if reply.status in (401, 403):
             raise _explain(reply)
-        entries = [as_object(entry) for entry in as_list(reply.object().get("user_input_form"))]
-        form = [
+        self._keep_parameters(reply)
+        if self._form is None:  # nothing learned: the next call asks again
+            return self._ask(chat, "workflow", [])
+        return self.prepare(chat)
+
+    def _keep_parameters(self, reply: UpstreamReply) -> None:
+        if reply.status not in (200, 404):
+            return
+        told = reply.object()
+        entries = [as_object(entry) for entry in as_list(told.get("user_input_form"))]
+        self._form = [
             {**as_object(field), "kind": kind} for entry in entries for kind, field in entry.items()
         ]
-        if reply.status not in (200, 404):  # nothing learned: the next call asks again
-            return self._ask(chat, "workflow", form)
-        self._form = form
-        return self.prepare(chat)
+        self._rules = _file_rules(told, self._mode, self._form)
+        self._rules_at = self._now()
+
+    # Files. Which ones an app takes is for its maker to set; chatflows drop others silently.
+
+    @property
+    def kinds(self) -> frozenset[MediaKind]:
+        return self._rules.kinds
+
+    def learn_kinds(self) -> First | None:
+        if self._mode is None:
+            return First(self._get("/info"), self._learn_mode_for_files, shared=True)
+        if self._rules_at is not None and self._now() - self._rules_at < _FRESH_S:
+            return None
+        return First(self._get("/parameters"), self._learn_rules, shared=True)
+
+    def _learn_mode_for_files(self, reply: UpstreamReply) -> First | None:
+        self._keep_mode(reply)
+        return self.learn_kinds() if self._mode else None
+
+    def _learn_rules(self, reply: UpstreamReply) -> None:
+        """What could not be learned is left for the platform to refuse."""
+        if reply.status in (401, 403):
+            raise _explain(reply)
+        self._keep_parameters(reply)
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        """Dify fetches links if the app allows it; all else is uploaded."""
+        is_link = bool(media.url) and not media.is_data
+        if is_link and (self._rules.takes_links or not self._rules.takes_uploads):
+            return "as it is"
+        if not self._rules.takes_uploads:
+            raise KindNotTaken(
+                f"This Dify app takes files by URL only: give the {media.kind} as an http(s) URL"
+                " that Dify can reach, or allow local uploads in the app.",
+                param="files",
+            )
+        return "upload"
+
+    def upload(self) -> UploadStep:
+        headers = form_headers(self.token, self._agent.headers)
+        return UploadRequest(f"{self._api}/files/upload", headers, user_field="user")
+
+    def uploaded(self, reply: UpstreamReply) -> str:
+        id_ = as_id(reply.object().get("id"))
+        if reply.status not in (200, 201) or not id_:
+            raise _explain(reply)
+        return id_
 
     def _ask(self, chat: ChatRequest, mode: str, form: list[dict[str, Any]]) -> UpstreamRequest:
         question = as_prompt(chat)
@@ -212,20 +287,52 @@ def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, An
         return
     name = _field(form, _FORM_FILE, "")
     if not name:
-        raise InvalidRequest("This Dify workflow has no input for files.", param="files")
+        raise KindNotTaken("This Dify workflow has no input for files.", param="files")
     takes_list = any(f["kind"] == "file-list" for f in form if f.get("variable") == name)
+    if not takes_list and len(files) > 1:
+        raise InvalidRequest(f"This Dify workflow takes one file, in {name!r}.", param="files")
     inputs.setdefault(name, files if takes_list else files[0])
 
 
 def _file(media: Media) -> dict[str, Any]:
-    if media.url.startswith("data:"):
-        raise InvalidRequest(
-            f"Dify does not take {media.kind} data; give it as an http(s) URL"
-            " that the Dify server can reach.",
-            param="messages",
-        )
     kind = "document" if media.kind == "file" else media.kind
+    if media.uploaded:
+        return {"type": kind, "transfer_method": "local_file", "upload_file_id": media.uploaded}
     return {"type": kind, "transfer_method": "remote_url", "url": media.url}
+
+
+@dataclass(frozen=True, slots=True)
+class _FileRules:
+    """What an app says of the files it takes; before it has been asked, all of them."""
+
+    kinds: frozenset[MediaKind] = frozenset(KINDS)
+    takes_links: bool = True
+    takes_uploads: bool = True
+
+
+def _file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any]]) -> _FileRules:
+    """From `/parameters`: of a workflow the field for files tells them, else `file_upload`, which
+    apps made before 0.10 have for pictures alone."""
+    if mode == "workflow":
+        name = _field(form, _FORM_FILE, "")
+        rules = next((f for f in form if name and f.get("variable") == name), {})
+        is_on = bool(rules)
+    else:
+        rules = as_object(told.get("file_upload"))
+        is_on = rules.get("enabled") is True
+        image = as_object(rules.get("image"))
+        if not is_on and image.get("enabled") is True:
+            methods = image.get("transfer_methods")
+            rules = {"allowed_file_types": ["image"], "allowed_file_upload_methods": methods}
+            is_on = True
+    if "file_upload" not in told and mode != "workflow":
+        return _FileRules()  # it does not say
+    types = [t for t in as_list(rules.get("allowed_file_types")) if isinstance(t, str)]
+    kinds = frozenset(_TYPES[t] for t in types if t in _TYPES) if types else frozenset(KINDS)
+    methods = as_list(rules.get("allowed_file_upload_methods")) or ["remote_url", "local_file"]
+    return _FileRules(
+        kinds if is_on else frozenset(), "remote_url" in methods, "local_file" in methods
+    )
 
 
 class DifyDecoder(EventDecoder):
@@ -396,7 +503,10 @@ class DifyDecoder(EventDecoder):
         metadata = as_object(event.get("metadata"))
         if sources := as_list(metadata.get("retriever_resources")):
             out.append(Note("citations", [_citation(as_object(source)) for source in sources]))
-        self._add_files(event.get("files"), out)
+        files = as_list(event.get("files"))
+        if not self._runs_workflow:  # from 1.13 on easy apps list the user's own files as well
+            files = [f for f in files if as_object(f).get("transfer_method") not in _USERS]
+        self._add_files(files, out)
         if self._finished or not self._runs_workflow:
             self._end(out)
         else:
@@ -615,6 +725,12 @@ def _explain_code(code: str, words: str) -> GatewayError | None:
         if "invokeerror" in low or type(error) is not UpstreamFailed:
             return error  # the words say more than the code
         return InvalidRequest(f"Dify does not accept the request: {said}")
+    return _explain_file(code, said)
+
+
+def _explain_file(code: str, said: str) -> GatewayError | None:
+    if code in ("no_file_uploaded", "too_many_files", "filename_not_exists_error"):
+        return InvalidRequest(f"Dify does not accept the file: {said}", param="file")
     if code in ("unsupported_media_type", "unsupported_file_type"):
         return UnsupportedMediaType("Dify does not take a file of this type.")
     if code == "file_too_large":

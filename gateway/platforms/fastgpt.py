@@ -14,6 +14,7 @@ from gateway.errors import (
     ConversationNotFound,
     GatewayError,
     InvalidRequest,
+    KindNotTaken,
     QuotaExhausted,
     RateLimited,
     UpstreamCut,
@@ -29,6 +30,7 @@ from gateway.messages import (
     ChatRequest,
     Delta,
     Finish,
+    Media,
     Message,
     Note,
     Reasoning,
@@ -36,12 +38,15 @@ from gateway.messages import (
     Usage,
 )
 from gateway.platforms.base import (
+    Carriage,
     EventDecoder,
     Step,
+    TextOnly,
     as_list,
     as_object,
     as_text,
     base_url,
+    carry_inside,
     dump,
     json_headers,
     json_text,
@@ -53,9 +58,10 @@ from gateway.usage import as_count
 MAX_CHAT_ID = 250
 
 
-class FastGPT:
+class FastGPT(TextOnly):
     kind = "fastgpt"
-    takes_files = True
+    # Sounds and films reach the bots of 4.15 and later alone; `accepts` says where they may.
+    kinds = frozenset(("image", "file"))
 
     def __init__(self, name: str, agent: FastGPTAgent, url: str) -> None:
         self._name = name
@@ -87,6 +93,21 @@ class FastGPT:
             body["appId"] = app_id
         url = f"{self._api}/v1/chat/completions"
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
+
+    def sends_turns(self, chat: ChatRequest) -> bool:
+        return not chat.conversation_id
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        """Pictures may go inside; all else FastGPT fetches, so it needs a link to follow."""
+        if media.kind == "image":
+            return carry_inside(media)
+        if media.is_data or (media.stored and not media.url):
+            raise KindNotTaken(
+                f"FastGPT fetches files by itself: give the {media.kind} as an http(s) URL that it"
+                " can reach, or set storage.public_base_url to have uploads reached.",
+                param="files",
+            )
+        return "as it is"
 
     def decoder(self, chat: ChatRequest) -> "FastGPTDecoder":
         return FastGPTDecoder(_chat_id(chat), chat.detail)
@@ -137,15 +158,10 @@ def _message(turn: Message) -> dict[str, Any]:
     for media in turn.media:
         if media.kind == "image":
             parts.append({"type": "image_url", "image_url": {"url": media.url}})
-        elif media.url.startswith("data:"):
-            raise InvalidRequest(
-                f"FastGPT fetches files by itself: give the {media.kind} as an http(s) URL,"
-                " not as data.",
-                param="messages",
-            )
         else:
             name = media.name or media.url.partition("?")[0].rpartition("/")[2] or "file"
-            parts.append({"type": "file_url", "name": name, "url": media.url})
+            part = {"type": "file_url", "name": name, "url": media.url}
+            parts.append(part if media.kind == "file" else {**part, "fileType": media.kind})
     return {"role": _ROLES[turn.role], "content": parts}
 
 

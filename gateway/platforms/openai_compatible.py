@@ -22,11 +22,13 @@ from gateway.errors import (
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.explain import explain_http, explain_words
+from gateway.filetypes import KINDS
 from gateway.messages import (
     Begin,
     ChatRequest,
     Delta,
     Finish,
+    Media,
     Message,
     Reasoning,
     Text,
@@ -35,19 +37,23 @@ from gateway.messages import (
 )
 from gateway.passthrough import PassThrough, WholeBody
 from gateway.platforms.base import (
+    Carriage,
     Decoder,
     EventDecoder,
     Step,
+    TextOnly,
     as_id,
     as_list,
     as_object,
     as_text,
     base_url,
+    carry_inside,
     dump,
     json_headers,
     json_text,
     parse_object,
 )
+from gateway.turns import media_part, put_back
 from gateway.usage import read_usage
 
 
@@ -56,9 +62,9 @@ def _hides_usage(chat: ChatRequest) -> bool:
     return chat.count_tokens and chat.stream and not chat.include_usage
 
 
-class OpenAICompatible:
+class OpenAICompatible(TextOnly):
     kind = "openai"
-    takes_files = True
+    kinds = frozenset(KINDS)  # it is the upstream's to judge
 
     def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:
         self._name = name
@@ -74,10 +80,20 @@ class OpenAICompatible:
             "POST", f"{self.api}/chat/completions", self.headers, dump(body), stream=stream
         )
 
+    def sends_turns(self, chat: ChatRequest) -> bool:
+        return True
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        """Callers of `/v1` know what their upstream takes. For others it is spelled out: OpenAI
+        itself follows links to pictures only."""
+        if not chat.verbatim and media.kind in ("file", "audio") and not media.is_data:
+            return "data"
+        return carry_inside(media)
+
     def body(self, chat: ChatRequest) -> dict[str, Any]:
         """The request's JSON: the caller's own with another model, or one made from the turns."""
         if chat.verbatim:
-            body = {**chat.raw, "model": self.model(chat.model)}
+            body = {**chat.raw, "model": self.model(chat.model), **raw_messages(chat)}
             if chat.is_bound:
                 body["user"] = chat.user
             if _hides_usage(chat):
@@ -141,32 +157,22 @@ def _api(url: str) -> str:
     return url if "/" in url.partition("://")[2] else f"{url}/v1"
 
 
+def raw_messages(chat: ChatRequest) -> dict[str, Any]:
+    """`messages` as the caller wrote them, with the files that were put inside."""
+    given = chat.raw.get("messages")
+    if not any(turn.media for turn in chat.messages) or not isinstance(given, list):
+        return {"messages": given} if "messages" in chat.raw else {}
+    return {"messages": put_back(given, chat.messages)}
+
+
 def message(turn: Message) -> dict[str, Any]:
     """One turn as OpenAI's clients write it."""
     out: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.tool_call_id:
         out["tool_call_id"] = turn.tool_call_id
     if turn.media:
-        parts: list[dict[str, Any]] = [{"type": "text", "text": turn.text}] if turn.text else []
-        for media in turn.media:
-            if media.kind == "image":
-                parts.append({"type": "image_url", "image_url": {"url": media.url}})
-            elif media.url.startswith("data:") and media.kind == "file":
-                file = {"filename": media.name or "file", "file_data": media.url}
-                parts.append({"type": "file", "file": file})
-            elif media.url.startswith("data:audio/") and media.kind == "audio":
-                head, _, data = media.url.partition(",")
-                format_ = "mp3" if "mp3" in head or "mpeg" in head else "wav"
-                parts.append(
-                    {"type": "input_audio", "input_audio": {"data": data, "format": format_}}
-                )
-            else:
-                raise InvalidRequest(
-                    f"An OpenAI-compatible upstream takes no {media.kind} by URL;"
-                    " send it as data, or an image.",
-                    param="files",
-                )
-        out["content"] = parts
+        text = [{"type": "text", "text": turn.text}] if turn.text else []
+        out["content"] = [*text, *map(media_part, turn.media)]
     return out
 
 

@@ -7,6 +7,7 @@ OpenAI's; the assistants send the whole text again in every frame; applications 
 import hashlib
 import re
 import time
+from base64 import urlsafe_b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -17,6 +18,7 @@ from gateway.errors import (
     GatewayError,
     InternalError,
     InvalidRequest,
+    KindNotTaken,
     QuotaExhausted,
     RateLimited,
     UpstreamCut,
@@ -24,39 +26,46 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
-from gateway.messages import Begin, ChatRequest, Delta, Finish, Note, Text, Usage
+from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
 from gateway.platforms.base import (
+    BadEvent,
+    Carriage,
     Decoder,
     EventDecoder,
     First,
     Step,
+    TextOnly,
     Token,
+    UploadStep,
     as_id,
     as_list,
     as_object,
     as_text,
     base_url,
+    carry_inside,
     dump,
+    form_headers,
     json_headers,
     parse_object,
 )
-from gateway.platforms.openai_compatible import ChunkDecoder, message
+from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
 from gateway.usage import as_count
 
 _TOKEN_MARGIN_S = 600
 
 
-class Zhipu:
+class Zhipu(TextOnly):
     kind = "zhipu"
 
     def __init__(
         self, name: str, agent: ZhipuAgent, url: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._agent = agent
-        self.takes_files = agent.api == "models"
+        self.keeps_files = agent.api == "glms"
         key = agent.api_key.reveal()
         self._key = key
         # Of the assistants; the others take the key itself.
@@ -91,12 +100,31 @@ class Zhipu:
         if self._agent.api == "models":
             return self._ask_model(chat)
         require_question(chat)
-        for media in chat.question.media:
-            raise InvalidRequest(
-                f"This Zhipu agent takes text only; it cannot be sent a {media.kind}.",
-                param="messages",
-            )
         return self._ask_glms(chat) if self._agent.api == "glms" else self._ask_application(chat)
+
+    @property
+    def kinds(self) -> frozenset[MediaKind]:
+        kinds: dict[str, frozenset[MediaKind]] = {
+            "models": frozenset(KINDS),  # it is the model's to judge
+            "glms": frozenset(("image", "file")),
+        }
+        return kinds.get(self._agent.api, frozenset())
+
+    def sends_turns(self, chat: ChatRequest) -> bool:
+        return self._agent.api == "models"
+
+    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+        if self._agent.api == "glms":
+            return "upload"
+        if media.kind == "file" and (media.is_data or (media.stored and not media.url)):
+            raise KindNotTaken(
+                "Zhipu's models fetch files by themselves: give the file as an http(s) URL that"
+                " Zhipu can reach, or set storage.public_base_url to have uploads reached.",
+                param="files",
+            )
+        if media.kind == "audio" and not media.is_data:
+            return "data"
+        return carry_inside(media)
 
     # The model API.
 
@@ -143,8 +171,30 @@ class Zhipu:
             body["conversation_id"] = chat.conversation_id
         if chat.variables:
             body["meta_data"] = chat.variables
+        if chat.question.media:
+            body["prompt"] = body["prompt"] or "请看附件。"
+            body["file_list"] = [_read_file_id(media.uploaded) for media in chat.question.media]
         headers = json_headers(self.token, self._agent.headers)
         return UpstreamRequest("POST", f"{self._api}/stream", headers, dump(body), stream=True)
+
+    def upload(self) -> UploadStep:
+        if self._agent.api != "glms":
+            return super().upload()
+        if self._token.is_over:
+            return First(self._token_request(), self._learn_token_to_upload, shared=True)
+        headers = form_headers(self.token, self._agent.headers)
+        return UploadRequest(f"{self._api}/file_upload", headers)
+
+    def _learn_token_to_upload(self, reply: UpstreamReply) -> UploadStep:
+        self._keep_token(reply)
+        return self.upload()
+
+    def uploaded(self, reply: UpstreamReply) -> str:
+        """A question needs all that is told of a file here, so all of it is the file's id."""
+        result = as_object(reply.object().get("result"))
+        if reply.status != 200 or as_count(reply.object().get("status")) or not result:
+            raise _explain_glms(reply)
+        return _FILE_ID + urlsafe_b64encode(dump(result)).decode().rstrip("=")
 
     def _token_request(self) -> UpstreamRequest:
         id_, _, secret = self._key.partition(".")
@@ -246,6 +296,20 @@ class Zhipu:
         return "the key is accepted"
 
 
+_FILE_ID = "glms-"
+
+
+def _read_file_id(id_: str) -> dict[str, Any]:
+    """What `uploaded` made an id of."""
+    try:
+        text = id_.removeprefix(_FILE_ID)
+        return parse_object(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+    except (ValueError, BadEvent):
+        raise InvalidRequest(
+            f"{id_[:40]!r} is no id of a file that was uploaded for this agent.", param="files"
+        ) from None
+
+
 def _ask_for_json(body: dict[str, Any], wanted: dict[str, Any]) -> None:
     """Zhipu knows JSON but no schema, which is therefore put into words."""
     if not as_text(wanted.get("type")).startswith("json"):
@@ -265,9 +329,9 @@ def _user_id(user: str) -> str:
 
 def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
     """The caller's own messages where they are OpenAI's, with what Zhipu refuses put right."""
-    given = chat.raw.get("messages")
+    given = raw_messages(chat).get("messages")
     if not isinstance(given, list):
-        return [message(turn) for turn in chat.messages]
+        given = [message(turn) for turn in chat.messages]
     out = []
     for turn in given:
         turn = dict(turn)
@@ -276,10 +340,20 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
         if turn.get("tool_calls") and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
         parts = turn.get("content")
-        if isinstance(parts, list) and not any(as_object(p).get("type") == "text" for p in parts):
-            turn["content"] = [*parts, {"type": "text", "text": "请看附件。"}]  # nor without words
+        if isinstance(parts, list):
+            turn["content"] = [_part(as_object(part)) for part in parts]
+            if not any(part.get("type") == "text" for part in turn["content"]):
+                turn["content"].append({"type": "text", "text": "请看附件。"})  # nor without words
         out.append(turn)
     return out
+
+
+def _part(part: dict[str, Any]) -> dict[str, Any]:
+    """A part of OpenAI's as Zhipu writes it: files are links here."""
+    url = as_text(as_object(part.get("file")).get("file_data"))
+    if part.get("type") == "file" and url.startswith("http"):
+        return {"type": "file_url", "file_url": {"url": url}}
+    return part
 
 
 class ModelDecoder(ChunkDecoder):

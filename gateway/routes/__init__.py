@@ -7,7 +7,7 @@ from aiohttp import web
 from gateway.access import Route
 from gateway.errors import InvalidRequest
 from gateway.middlewares.errors import error_response
-from gateway.routes import accounts, agents, apikeys, chat, health, openai, records
+from gateway.routes import accounts, agents, apikeys, chat, files, health, openai, records
 
 OPS = [
     Route("GET", "/health", health.health),
@@ -18,6 +18,7 @@ OPS = [
 
 _AUTH = "/api/v1/auth"
 _KEYS = "/api/v1/api-keys"
+_LINK = "/files/{name:uploads/.+}"
 
 _API = [
     Route("GET", "/", health.root),
@@ -49,6 +50,10 @@ _API = [
     Route("POST", f"{_KEYS}/{{id}}/revoke", apikeys.revoke_key, "login"),
     Route("GET", f"{_KEYS}/{{id}}/usage", apikeys.key_usage, "login"),
     Route("POST", "/api/v1/tokens", apikeys.create_token, "chat"),
+    Route("POST", "/api/v1/upload", files.upload, "upload", "upload"),
+    Route("GET", "/api/v1/upload/agents", files.agents, "upload", "agents"),
+    Route("GET", _LINK, files.served),
+    Route("HEAD", _LINK, files.served),
     Route("GET", "/api/v1/usage", records.usage, "admin"),
     Route("GET", "/api/v1/calls", records.calls, "admin"),
     Route("GET", "/api/v1/calls/{id}", records.call, "admin"),
@@ -66,7 +71,12 @@ def all_routes() -> Iterator[Route]:
             path = f"{prefix}/chat/completions{slash}"
             yield Route("POST", path, openai.chat_completions, "chat", "chat")
             yield Route("GET", f"{prefix}/models{slash}", openai.models, "chat")
+            yield Route("POST", f"{prefix}/files{slash}", files.create, "upload", "upload")
+            yield Route("GET", f"{prefix}/files{slash}", files.list_files, "upload", "agents")
         yield Route("GET", f"{prefix}/models/{{id:.+}}", openai.model, "chat")
+        yield Route("GET", f"{prefix}/files/{{id}}", files.retrieve, "upload")
+        yield Route("DELETE", f"{prefix}/files/{{id}}", files.delete, "upload")
+        yield Route("GET", f"{prefix}/files/{{id}}/content", files.content, "upload")
     for prefix in ("/v1/v1", "/v1"):
         yield Route("POST", f"{prefix}/{{path:.+}}", openai.pass_on, "chat", "chat")
 

@@ -47,5 +47,7 @@ def _described(target: Target) -> dict[str, Any]:
     }
 
 
-def _capabilities(target: Target) -> dict[str, bool]:
-    return {"streaming": True, "file_upload": target.platform.takes_files}
+def _capabilities(target: Target) -> dict[str, Any]:
+    """`file_kinds` are those that a question may bring along."""
+    kinds = sorted(target.kinds)
+    return {"streaming": True, "file_upload": bool(kinds), "file_kinds": kinds}

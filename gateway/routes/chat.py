@@ -1,22 +1,26 @@
 """POST /api/v1/chat: one question to the agent named in the `Agent` header."""
 
+import re
 from dataclasses import replace
 from typing import Annotated, Any, Literal
-from urllib.parse import unquote
 
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from gateway.body import check, read_object
+from gateway.attachments import Attachments
+from gateway.body import agent_name, check, read_object
 from gateway.config import FastGPTAgent
 from gateway.credentials import Caller
 from gateway.errors import Forbidden, InvalidRequest
-from gateway.keys import CALLER, STATE
-from gateway.messages import ChatRequest, Media, MediaKind, Message
+from gateway.files import name_of, owner_of
+from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
+from gateway.keys import ATTACHMENTS, CALLER, STATE
+from gateway.messages import ChatRequest, Media, Message
 from gateway.reply import reply
 from gateway.routing import Target, pin
 
 Id = Annotated[str, Field(max_length=1024)]
+_URL = r"^(?i:https?://|data:)\S+$"
 
 
 def _or(default: Any) -> BeforeValidator:
@@ -36,13 +40,16 @@ def _at_most(most: int) -> BeforeValidator:
 
 
 class File(BaseModel):
-    """A file by URL. `type` is guessed from the name if it is not given."""
+    """A file by URL, or by the id that an upload gave. Whoever sends back the whole answer of an
+    upload says enough: `type` is guessed from the rest if it is not given."""
 
-    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, coerce_numbers_to_str=True)
 
-    url: Annotated[str, Field(pattern=r"^(?i:https?://|data:)\S+$")]
+    url: Annotated[str | None, Field(pattern=_URL)] = None
+    id: Annotated[str | None, Field(max_length=8192)] = None
     type: Literal["image", "file", "document", "audio", "video"] | None = None
-    name: str = ""
+    name: Annotated[str, _or("")] = ""
+    mime_type: Annotated[str, _or("")] = ""
 
 
 class ChatBody(BaseModel):
@@ -62,16 +69,9 @@ class ChatBody(BaseModel):
     variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
 
 
-_KINDS: dict[MediaKind, tuple[str, ...]] = {
-    "image": ("jpg", "jpeg", "png", "gif", "webp", "svg", "bmp"),
-    "audio": ("mp3", "wav", "ogg", "flac", "m4a"),
-    "video": ("mp4", "avi", "mov", "wmv", "webm"),
-}
-
-
 async def chat(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE].now
-    name = _agent_name(request)
+    name = agent_name(request)
     if not name:
         known = ", ".join(state.routing.targets)
         raise InvalidRequest(
@@ -83,7 +83,8 @@ async def chat(request: web.Request) -> web.StreamResponse:
     caller = request[CALLER]
     caller.require_agent(name, [target.name for target in targets])
     body = check(ChatBody, await read_object(request))
-    media = tuple(_media(file) for file in body.files)
+    attachments = request.app[ATTACHMENTS]
+    media = tuple(_media(file, attachments) for file in body.files)
     if not body.query.strip() and not media:
         raise InvalidRequest("'query' is missing: put the question there.", param="query")
     given = body.conversation_id or body.chat_id or None
@@ -92,9 +93,11 @@ async def chat(request: web.Request) -> web.StreamResponse:
     for user in (body.user, body.uid):
         caller.user_of(user)  # raises if the token is for another one
     targets, conversation = pin(targets, given)
+    messages: tuple[Message, ...] = (Message("user", body.query, media),)
+    messages = await attachments.resolve(messages, owner_of(caller))
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
-        messages=(Message("user", body.query, media),),
+        messages=messages,
         user=caller.user_of(body.user or body.uid),
         is_bound=bool(caller.end_user),
         stream=body.stream,
@@ -107,12 +110,6 @@ async def chat(request: web.Request) -> web.StreamResponse:
         question = _for_app(question, body.app_id, targets)
     keepalive_s = state.config.server.keepalive
     return await reply(request, question, targets, conversational=True, keepalive_s=keepalive_s)
-
-
-def _agent_name(request: web.Request) -> str:
-    """The header's value; clients send names outside ASCII raw or percent-encoded."""
-    raw = request.headers.get("Agent", "").strip()
-    return unquote(raw.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
 
 
 def _check_id(conversation: str | None) -> None:
@@ -135,24 +132,32 @@ def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatReque
     return replace(chat, app_id=app_id)
 
 
-def _media(file: str | File) -> Media:
+def _media(file: str | File, attachments: Attachments) -> Media:
     if isinstance(file, str):
-        try:
-            file = check(File, {"url": file})
-        except InvalidRequest:
-            raise InvalidRequest(
-                "'files' must hold http(s) or data: URLs.", param="files"
-            ) from None
-    return Media(_kind(file), file.url, file.name)
+        file = File(url=file) if re.match(_URL, file) else File(id=file[:8193])
+    link, id_ = file.url, file.id or ""
+    if not link and re.match(_URL, id_):  # our own uploads have their URL for an id
+        link, id_ = id_, ""
+    if link:
+        return Media(_kind(file, link), link, file.name)
+    if not id_:
+        raise InvalidRequest("Each of 'files' needs a 'url' or an 'id'.", param="files")
+    kind = _kind(file, "") if file.type or file.name or file.mime_type else None
+    kind = kind or ("file" if name_of(id_) else attachments.remembered(id_))
+    if kind is None:
+        raise InvalidRequest(
+            f"What kind of file is {id_[:80]!r}? Say it: {{'id': …, 'type': 'image'}}, or send the"
+            " whole answer of the upload.",
+            param="files",
+        )
+    return Media(kind, "", file.name, uploaded=id_)
 
 
-def _kind(file: File) -> MediaKind:
-    """As the caller says, else by the media type of a `data:` URL, else by the name's ending."""
+def _kind(file: File, link: str) -> MediaKind:
+    """As the caller says, else by the media type, else by the ending of the name or the link."""
     if file.type is not None:
         return "file" if file.type == "document" else file.type
-    if file.url.startswith("data:"):
-        given = file.url[5:].partition("/")[0]
-        return next((kind for kind in _KINDS if kind == given), "file")
-    path = (file.name or file.url).partition("?")[0].partition("#")[0].lower()
-    ending = path.rpartition(".")[2]
-    return next((kind for kind, endings in _KINDS.items() if ending in endings), "file")
+    if link[:5].lower() == "data:":
+        return kind_of(link[5:])
+    path = file.name or link.partition("?")[0].partition("#")[0]
+    return kind_of(file.mime_type or mime_of(extension_of(path.rpartition("/")[2])))

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.keys import BOOKS, BUCKETS, MAIN
+from gateway.keys import BOOKS, BUCKETS, FILES, MAIN
 
 
 async def root(request: web.Request) -> web.Response:
@@ -55,6 +55,10 @@ async def readyz(request: web.Request) -> web.Response:
             detail["redis"] = "ok"
         else:
             degraded.append("redis")
+    files = app[FILES]
+    detail["storage"] = files.away or "ok"
+    if files.away:
+        degraded.append("storage")
     return web.json_response(
         {"status": "ready", "timestamp": _now(), "degraded": degraded, "detail": detail}
     )

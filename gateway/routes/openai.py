@@ -13,7 +13,8 @@ from gateway.body import read_object
 from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.keys import CALL, CALLER, NOTED, STATE, UPSTREAM
+from gateway.files import owner_of
+from gateway.keys import ATTACHMENTS, CALL, CALLER, NOTED, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
@@ -39,9 +40,11 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     is_routed = len(targets) > 1
     targets, conversation = pin(targets, _conversation(request, body))
     options = body.get("stream_options")
+    messages = _turns(body, targets)
+    messages = await request.app[ATTACHMENTS].resolve(messages, owner_of(caller))
     chat = ChatRequest(
         model=model,
-        messages=_turns(body, targets),
+        messages=messages,
         user=caller.user_of(_text(body, "user")),
         is_bound=bool(caller.end_user),
         count_tokens=bool(caller.limits.tokens or state.config.rate_limits.tokens),

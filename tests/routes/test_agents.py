@@ -11,7 +11,9 @@ async def test_the_list_is_public_and_has_the_designs_members(all_five):
     for agent in body["data"]["agents"]:
         assert agent["type"] == agent["name"]
         assert agent["module"].startswith("gateway.platforms.")
-        assert agent["capabilities"] == {"streaming": True, "file_upload": True}
+        assert set(agent["capabilities"]) == {"streaming", "file_upload", "file_kinds"}
+        assert agent["capabilities"]["file_upload"] is True
+        assert "image" in agent["capabilities"]["file_kinds"]
 
 
 async def test_one_agent_and_an_unknown_one(all_five):

@@ -211,10 +211,10 @@ async def test_files_reach_each_platform_in_its_form(all_five):
 
 async def test_a_file_that_a_platform_cannot_take_is_400_and_named(gateway, demo):
     served = await demo("zhipu")
-    agent = {"platform": "zhipu", "api": "glms", "assistant_id": "a", "base_url": served.url,
+    agent = {"platform": "zhipu", "api": "application", "app_id": "a", "base_url": served.url,
              "api_key": "id.secret"}  # fmt: skip
-    gw = await gateway(agents={"glms": agent})
-    answer = await gw.chat("glms", files=["https://x.test/a.png"])
+    gw = await gateway(agents={"app": agent})
+    answer = await gw.chat("app", files=["https://x.test/a.png"])
     assert answer.status == 400
     assert "image" in (await answer.json())["msg"]
 

@@ -1,0 +1,129 @@
+"""Files that come with a question: which ones are ours, and where their bytes are."""
+
+import base64
+import binascii
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from urllib.parse import unquote_to_bytes
+
+from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest
+from gateway.exchange import Source
+from gateway.files import Files, name_of
+from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, mime_of
+from gateway.guard import Guard
+from gateway.messages import Media, Message
+
+MAX_DATA = 20 * 1024 * 1024  # bytes of a file that goes inside a request
+MAX_REMEMBERED = 10_000
+_BLOCK = 64 * 1024
+
+
+class Attachments:
+    """The gateway's own files, `data:` URLs, and what must be fetched, under one roof."""
+
+    def __init__(self, files: Files, guard: Guard) -> None:
+        self._files = files
+        self._guard = guard
+        self._kinds: OrderedDict[str, MediaKind] = OrderedDict()  # of files that platforms keep
+
+    def remember(self, id_: str, kind: MediaKind) -> None:
+        """The platform knows the file by its id alone, but wants to be told the kind again."""
+        self._kinds[id_] = kind
+        while len(self._kinds) > MAX_REMEMBERED:
+            self._kinds.popitem(last=False)
+
+    def remembered(self, id_: str) -> MediaKind | None:
+        return self._kinds.get(id_)
+
+    async def resolve(self, messages: tuple[Message, ...], owner: str) -> tuple[Message, ...]:
+        """The same messages; ids and links of our own files are replaced by what they stand for.
+
+        Raises FileNotFound for an id of ours that is not there or not the owner's.
+        """
+        if not any(message.media for message in messages):
+            return messages
+        out = []
+        for message in messages:
+            media = [await self._resolve(media, owner) for media in message.media]
+            out.append(replace(message, media=tuple(media)))
+        return tuple(out)
+
+    async def _resolve(self, media: Media, owner: str) -> Media:
+        if name_of(media.uploaded):
+            file = await self._files.get(media.uploaded, owner)
+        elif media.uploaded:
+            return replace(media, kind=self.remembered(media.uploaded) or media.kind)
+        elif not media.is_data and (name := self._files.name_in(media.url)):
+            try:
+                file = await self._files.find(name)
+            except FileNotFound:
+                return media  # a link of another gateway looks the same
+        else:
+            return media
+        link = await self._files.public_link(file)
+        return Media(kind_of(file.mime), link, media.name or file.title, stored=file.name)
+
+    @asynccontextmanager
+    async def open(self, media: Media) -> AsyncIterator[Source]:
+        """The bytes of a file as they come. Raises what keeps them from coming."""
+        if media.stored:
+            file = await self._files.find(media.stored)
+            async with self._files.source(file) as source:
+                yield replace(source, name=media.name or source.name)
+        elif media.is_data:
+            mime, data = read_data(media.url)
+            yield Source(media.name or _name_for(media, mime), mime, len(data), _blocks(data))
+        else:
+            async with self._guard.open(media.url) as source:
+                name = media.name or source.name
+                if not extension_of(name):
+                    name = _name_for(media, source.mime)
+                yield replace(source, name=name, mime=source.mime or mime_of(extension_of(name)))
+
+    async def as_data(self, media: Media) -> Media:
+        """The same file inside a `data:` URL. Raises BodyTooLarge over MAX_DATA bytes."""
+        data = bytearray()
+        async with self.open(media) as source:
+            async for block in source.chunks:
+                data += block
+                if len(data) > MAX_DATA:
+                    raise BodyTooLarge(
+                        f"The file {source.name!r} is larger than {MAX_DATA} bytes, which is the"
+                        " most that this agent can be sent; give a public URL instead."
+                    )
+            mime = source.mime or "application/octet-stream"
+            url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
+            return Media(media.kind, url, source.name)
+
+
+def read_data(url: str) -> tuple[str, bytes]:
+    """(media type, content) of a `data:` URL. Raises InvalidRequest."""
+    head, comma, body = url.partition(",")
+    mime = head[5:].partition(";")[0].strip().lower()
+    if not comma:
+        raise InvalidRequest("A data: URL has no comma, so no data.", param="files")
+    if not head.lower().endswith(";base64"):
+        return mime or "text/plain", unquote_to_bytes(body)
+    body = "".join(body.split()).translate(_URL_SAFE).rstrip("=")
+    try:
+        data = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidRequest("A data: URL is not valid base64.", param="files") from None
+    if not data:
+        raise InvalidRequest("A data: URL is empty.", param="files")
+    return mime or "application/octet-stream", data
+
+
+_URL_SAFE = str.maketrans("-_", "+/")
+
+
+def _name_for(media: Media, mime: str) -> str:
+    extension = extension_for(mime)
+    return f"{media.kind}.{extension}" if extension else media.kind
+
+
+async def _blocks(data: bytes) -> AsyncIterator[bytes]:
+    for start in range(0, len(data), _BLOCK):
+        yield data[start : start + _BLOCK]

@@ -1,0 +1,331 @@
+"""Uploaded files: their names and owners, what is known of them, and how long they are kept.
+
+Beside each file lies a small one that tells about it, so that a bucket or a folder is all there is
+to back up, replicas share files by sharing it, and no database stands between a chat and its files.
+"""
+
+import asyncio
+import contextlib
+import logging
+import re
+import secrets
+import string
+import time
+import unicodedata
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import orjson
+
+from gateway.config import Storage
+from gateway.credentials import Caller
+from gateway.errors import FileNotFound, GatewayError, InvalidRequest
+from gateway.exchange import Source
+from gateway.filetypes import extension_of, is_shown, mime_of
+from gateway.stores.files import Chunks, Store
+from gateway.stores.localfiles import LocalFiles
+from gateway.stores.s3files import S3Files
+
+log = logging.getLogger("gateway")
+
+MAX_TITLE = 200  # characters of a client's name that are kept
+MAX_LISTED = 1000
+CHECK_S = 15.0
+SWEEP_S = 3600.0
+_LEFTOVER_S = 86_400.0
+_PATIENCE_S = 10.0
+_ALPHABET = string.ascii_letters + string.digits
+
+# The owner's mark, the time of day in ms, and chance: nobody guesses it, order is that of time.
+_CORE = r"(?P<core>[0-9a-f]{10}[0-9a-f]{7}[0-9A-Za-z]{22})"
+NAME = re.compile(rf"uploads/(?P<day>\d{{4}}/\d\d/\d\d)/{_CORE}\.(?P<ending>[a-z0-9]{{1,10}})")
+_ID = re.compile(rf"file-(?P<day>\d{{8}})-{_CORE}-(?P<ending>[a-z0-9]{{1,10}})")
+_ABOUT = ".about.json"
+_PATH = "/files/"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredFile:
+    """`name` is the store's, `title` the client's own. `size` is in bytes."""
+
+    name: str
+    title: str
+    size: int
+    created_by: str
+    created_ms: int
+    purpose: str
+
+    @property
+    def id(self) -> str:
+        """What the OpenAI form calls it: everything that is needed to find it again."""
+        found = NAME.fullmatch(self.name)
+        assert found is not None
+        return f"file-{found['day'].replace('/', '')}-{found['core']}-{found['ending']}"
+
+    @property
+    def extension(self) -> str:
+        return self.name.rpartition(".")[2]
+
+    @property
+    def mime(self) -> str:
+        return mime_of(self.extension)
+
+
+class Files:
+    """The store with what is ours about it. `clock` gives seconds since the epoch."""
+
+    def __init__(
+        self, store: Store, config: Storage, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._store = store
+        self._config = config
+        self._clock = clock
+        self._tasks: list[asyncio.Task[None]] = []
+        self.away = ""  # what keeps the store from being used, in words
+
+    async def open(self) -> None:
+        await self._store.open()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):  # a bucket that hangs must not hold up the start
+                await self._check()
+        loop = asyncio.get_running_loop()
+        self._tasks.append(loop.create_task(self._every(CHECK_S, self._check)))
+        self._tasks.append(loop.create_task(self._every(SWEEP_S, self.sweep)))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._store.close()
+
+    async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
+        while True:
+            try:
+                await work()
+            except GatewayError as error:
+                log.warning("Files: %s", error.message)
+            except Exception:
+                log.exception("Unexpected error in the care for files")
+            await asyncio.sleep(seconds)
+
+    async def _check(self) -> None:
+        away = self.away
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                await self._store.check()
+            self.away = ""
+        except TimeoutError:
+            self.away = "The file store does not answer."
+        except GatewayError as error:
+            self.away = error.message
+        if self.away != away:
+            log.warning("Files: %s", self.away or "the store is back")
+
+    # One file.
+
+    async def add(
+        self,
+        owner: str,
+        title: str,
+        extension: str,
+        chunks: Chunks,
+        finish: Callable[[], Awaitable[tuple[str, str]]],
+    ) -> StoredFile:
+        """Keep a file as it comes, wholly or not at all.
+
+        `finish` is awaited behind the last chunk and gives (created_by, purpose): a form may name
+        them after the file. What it or `chunks` raises goes through, and nothing is kept.
+        """
+        now = datetime.fromtimestamp(self._clock(), UTC)
+        name = f"uploads/{now:%Y/%m/%d}/{_new_core(owner, now)}.{extension}"
+        mime, told = mime_of(extension), ("", "")
+
+        async def whole() -> AsyncIterator[bytes]:
+            nonlocal told
+            async for chunk in chunks:
+                yield chunk
+            told = await finish()
+
+        size = await self._store.put(name, whole(), mime, disposition(title, mime))
+        file = StoredFile(name, title, size, told[0], int(now.timestamp() * 1000), told[1])
+        try:
+            await self._store.write(_about(name), orjson.dumps(asdict(file)))
+        except BaseException:
+            with contextlib.suppress(GatewayError):
+                await asyncio.shield(self._store.delete([name]))
+            raise
+        return file
+
+    async def find(self, name: str) -> StoredFile:
+        """What is known of a file, whoever asks. Raises FileNotFound."""
+        try:
+            file = StoredFile(**orjson.loads(await self._store.read(_about(name))))
+        except (FileNotFoundError, ValueError, TypeError):
+            file = None
+        if file is None or file.name != name:  # another ending leads to the same description
+            raise FileNotFound("There is no such file, or no longer.")
+        return file
+
+    async def get(self, id_: str, owner: str) -> StoredFile:
+        """The owner's file of that id. Raises FileNotFound, also for another owner's."""
+        name = name_of(id_)
+        if not name or not name.rpartition("/")[2].startswith(_mark(owner)):
+            raise FileNotFound(f"There is no file {id_[:120]!r}.", param="file_id")
+        return await self.find(name)
+
+    async def delete(self, file: StoredFile) -> None:
+        await self._store.delete([file.name, _about(file.name)])
+
+    @asynccontextmanager
+    async def source(self, file: StoredFile) -> AsyncIterator[Source]:
+        """Its bytes as they come. Raises FileNotFound."""
+        try:
+            async with self._store.source(file.name) as source:
+                yield replace(source, name=file.title, mime=file.mime)
+        except FileNotFoundError:
+            raise FileNotFound("There is no such file, or no longer.") from None
+
+    # Links.
+
+    async def link(self, file: StoredFile, origin: str) -> str:
+        """The URL for the client; `origin` is how it reached us: `http://host:port`."""
+        base = self._config.public_base_url or origin
+        return await self._store.link(file.name) or f"{base}{_PATH}{quote(file.name)}"
+
+    async def public_link(self, file: StoredFile) -> str:
+        """A URL that a platform elsewhere can follow, or ""."""
+        if self._config.public_base_url or self._store.has_public_links:
+            return await self.link(file, "")
+        return ""
+
+    def name_in(self, url: str) -> str:
+        """The name of our file behind a URL of ours, however the client reached us, or ""."""
+        if name := self._store.name_in(url):
+            return name
+        try:
+            path = unquote(urlsplit(url).path)
+        except ValueError:
+            return ""
+        name = path[len(_PATH) :] if path.startswith(_PATH) else ""
+        return name if NAME.fullmatch(name) else ""
+
+    def local_path(self, file: StoredFile) -> Path | None:
+        """Where the file lies on this machine, if it does."""
+        return self._store.path(file.name) if isinstance(self._store, LocalFiles) else None
+
+    # Many files.
+
+    async def page(
+        self, owner: str, limit: int, after: str, *, newest_first: bool, purpose: str = ""
+    ) -> tuple[list[StoredFile], bool]:
+        """An owner's files behind the one of the id `after`, and whether there are more."""
+        found: list[StoredFile] = []
+        start = name_of(after)
+        days = await self._store.days()
+        for day in days if newest_first else reversed(days):
+            if start and (day > start[8:18] if newest_first else day < start[8:18]):
+                continue
+            names = await self._store.names(day, _mark(owner))
+            names = [name for name in names if NAME.fullmatch(name)]
+            for name in reversed(names) if newest_first else names:
+                if start and (name >= start if newest_first else name <= start):
+                    continue
+                with contextlib.suppress(FileNotFound):  # deleted just now
+                    file = await self.find(name)
+                    if not purpose or file.purpose == purpose:
+                        found.append(file)
+                if len(found) > limit:
+                    return found[:limit], True
+        return found, False
+
+    async def sweep(self) -> None:
+        """Remove the days that are too old, and what uploads have left that broke off."""
+        await self._store.sweep(_LEFTOVER_S)
+        if self._config.keep is None:
+            return
+        last = datetime.fromtimestamp(self._clock() - self._config.keep, UTC)
+        for day in await self._store.days():
+            if day < f"{last:%Y/%m/%d}":
+                await self._store.delete(await self._store.names(day))
+
+
+def open_files(config: Storage) -> Files:
+    """The files that `storage` in config.yaml speaks of."""
+    if config.folder:
+        return Files(LocalFiles(Path(config.folder)), config)
+    bucket, prefix = config.bucket
+    base = config.public_base_url or ""
+    return Files(S3Files(config.s3, bucket, prefix, base, config.link_ttl), config)
+
+
+def owner_of(caller: Caller) -> str:
+    """Whose a caller's files are: a user's keys share them, each user of a web page has its own."""
+    return f"{caller.tag}/{caller.end_user}" if caller.end_user else caller.tag
+
+
+def name_of(id_: str) -> str:
+    """The store's name of the file with that id, or "" if it is none of ours."""
+    found = _ID.fullmatch(id_)
+    if found is None:
+        return ""
+    day = found["day"]
+    return f"uploads/{day[:4]}/{day[4:6]}/{day[6:]}/{found['core']}.{found['ending']}"
+
+
+def _about(name: str) -> str:
+    return name.rpartition(".")[0] + _ABOUT
+
+
+def _mark(owner: str) -> str:
+    return sha256(owner.encode("utf-8", "replace")).hexdigest()[:10]
+
+
+def _new_core(owner: str, now: datetime) -> str:
+    of_day = ((now.hour * 60 + now.minute) * 60 + now.second) * 1000 + now.microsecond // 1000
+    chance = "".join(secrets.choice(_ALPHABET) for _ in range(22))
+    return f"{_mark(owner)}{of_day:07x}{chance}"
+
+
+def clean_title(given: str) -> str:
+    """A client's name for a file, fit to be shown and sent back: no folders, no controls."""
+    text = given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = unicodedata.normalize("NFC", text.replace("%22", '"'))
+    text = re.split(r"[/\\]", text)[-1]
+    text = "".join(c for c in text if c.isprintable()).strip().strip(".") or "file"
+    if len(text) > MAX_TITLE:
+        ending = extension_of(text)
+        text = text[: MAX_TITLE - len(ending) - 1] + f".{ending}" if ending else text[:MAX_TITLE]
+    return text
+
+
+def disposition(title: str, mime: str) -> str:
+    """`Content-Disposition` that keeps a name of any script; what could run is never shown."""
+    how = "inline" if is_shown(mime) else "attachment"
+    plain = re.sub(r'[^ -~]|["\\%]', "_", title)
+    return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(title, safe='')}"
+
+
+def described(file: StoredFile) -> dict[str, Any]:
+    """OpenAI's file object."""
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.size,
+        "created_at": file.created_ms // 1000,
+        "filename": file.title,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+        "expires_at": None,
+    }
+
+
+def require_content(size: int) -> None:
+    if not size:
+        raise InvalidRequest("The file is empty.", param="file")

@@ -1,0 +1,139 @@
+"""A multipart form with one file in it, read in the order in which it comes and never kept."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from gateway.config import Storage
+from gateway.errors import BodyTooLarge, InvalidRequest, SenderTooSlow
+from gateway.files import clean_title
+from gateway.filetypes import HEAD, checked
+
+MAX_FIELDS = 20
+MAX_FIELD = 8192  # bytes
+SILENCE_S = 60.0  # how long a sender may pause
+SLOWEST = 4096  # bytes per second that it must reach after that time
+_CHUNK = 64 * 1024
+_FRAME = 1024 * 1024  # bytes that a form may have around its file
+
+
+class UploadForm:
+    """`await begin()`, read `chunks()` to their end, then `await finish()`.
+
+    `fields` holds the text fields that have come so far: all of them only after `finish`.
+    """
+
+    def __init__(
+        self, request: web.Request, config: Storage, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._request = request
+        self._config = config
+        self._clock = clock
+        self._began = clock()
+        self._reader: Any = None
+        self._part: Any = None
+        self._head = b""
+        self.fields: dict[str, str] = {}
+        self.title = ""
+        self.extension = ""
+        self.size = 0  # bytes of the file that have come
+
+    async def begin(self) -> None:
+        """Read as far as the file's first bytes.
+
+        Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow.
+        """
+        if not self._request.content_type.startswith("multipart/"):
+            raise InvalidRequest(
+                "Send the file as multipart/form-data, in a part named 'file'.", param="file"
+            )
+        most = self._config.max_size
+        if (self._request.content_length or 0) > most + _FRAME:
+            raise self._too_large()
+        async with _reading():
+            self._reader = await self._request.multipart()
+            while (part := await self._next()) is not None:
+                if part.name == "file":
+                    break
+                await self._field(part)
+        if part is None:
+            came = f" (it has {', '.join(map(repr, self.fields))})" if self.fields else ""
+            raise InvalidRequest(f"The form has no part named 'file'{came}.", param="file")
+        self._part = part
+        self.title = clean_title(part.filename or "")
+        if part.filename is None:
+            raise InvalidRequest("The part 'file' is no file: it has no filename.", param="file")
+        while len(self._head) < HEAD and (chunk := await self._read()):
+            self._head += chunk
+        if not self._head:
+            raise InvalidRequest("The file is empty.", param="file")
+        self.extension = checked(self.title, self._head[:HEAD], self._config.extensions)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        """The file's bytes. Raises BodyTooLarge and what is wrong with the form."""
+        chunk, self._head = self._head, b""
+        while chunk:
+            self.size += len(chunk)
+            if self.size > self._config.max_size:
+                raise self._too_large()
+            if self._clock() - self._began > SILENCE_S + self.size / SLOWEST:
+                raise SenderTooSlow("The file comes too slowly; send it over a better line.")
+            yield chunk
+            chunk = await self._read()
+
+    async def finish(self) -> None:
+        """Read what follows the file."""
+        async with _reading():
+            while (part := await self._next()) is not None:
+                if part.name == "file" or part.filename is not None:
+                    raise InvalidRequest("Send one file per upload.", param="file")
+                await self._field(part)
+
+    async def _read(self) -> bytes:
+        async with _reading():
+            chunk: bytes = await self._part.read_chunk(_CHUNK)
+        return chunk
+
+    async def _next(self) -> Any:
+        part = await self._reader.next()
+        if part is not None and not isinstance(part, BodyPartReader):
+            raise InvalidRequest("The form holds another form; send plain parts.")
+        coding = part.headers.get("Content-Transfer-Encoding", "binary") if part else "binary"
+        if coding.lower() not in ("binary", "8bit", "7bit"):
+            raise InvalidRequest(f"The form's parts must be binary, not {coding[:20]!r}.")
+        return part
+
+    async def _field(self, part: Any) -> None:
+        if len(self.fields) >= MAX_FIELDS:
+            raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
+        value = bytearray()
+        while chunk := await part.read_chunk(_CHUNK):
+            value += chunk
+            if len(value) > MAX_FIELD:
+                raise InvalidRequest(f"The form's field {str(part.name)[:40]!r} is too long.")
+        self.fields[str(part.name)[:100]] = value.decode("utf-8", "replace")
+
+    def _too_large(self) -> BodyTooLarge:
+        most = self._config.max_size
+        return BodyTooLarge(
+            f"The file is larger than {most} bytes (storage.max_size).", param="file"
+        )
+
+
+@asynccontextmanager
+async def _reading() -> AsyncIterator[None]:
+    """aiohttp's ways to say that a form is malformed or its sender has stopped."""
+    try:
+        async with asyncio.timeout(SILENCE_S):
+            yield
+    except TimeoutError:
+        raise SenderTooSlow(f"Nothing came for {SILENCE_S:g} s; send the file again.") from None
+    except (ValueError, HttpProcessingError, web.RequestPayloadError, AssertionError):
+        raise InvalidRequest(
+            "The form is not valid multipart/form-data, or it ends too early."
+        ) from None

@@ -1,0 +1,113 @@
+"""Before the question: what a platform must be asked first, and the files it must be given."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from gateway.attachments import Attachments
+from gateway.errors import FileNotFound, KindNotTaken, UpstreamFailed
+from gateway.exchange import Source, UploadRequest
+from gateway.messages import ChatRequest, Media
+from gateway.platforms.base import First
+from gateway.routing import Target
+from gateway.upstream import Upstream
+
+MAX_STEPS = 8  # preliminary calls
+_FETCH_S = 30.0
+
+
+async def learn(
+    upstream: Upstream, target: Target, step: First, again: Callable[[], Any] | None
+) -> Any:
+    """Ask what `step` asks and give what follows from the reply.
+
+    What serves every call is asked by one of them; the others wait and then call `again`.
+    """
+
+    async def ask(step: First) -> Any:
+        connect_s = target.agent.timeouts.connect
+        return step.learn(await upstream.fetch(step.request, connect_s, _FETCH_S))
+
+    if not step.shared or again is None:
+        return await ask(step)
+    async with target.learning:
+        step = again()  # another call may have learned it by now
+        return await ask(step) if isinstance(step, First) else step
+
+
+class Handover:
+    """The files of one question, for one target after the other."""
+
+    def __init__(self, upstream: Upstream, attachments: Attachments, chat: ChatRequest) -> None:
+        self._upstream = upstream
+        self._attachments = attachments
+        self._chat = chat
+        self._given: dict[tuple[str, Media], str] = {}  # ids of what a target has already
+
+    @property
+    def is_needed(self) -> bool:
+        return any(message.media for message in self._chat.messages)
+
+    async def prepare(self, target: Target) -> ChatRequest:
+        """The question with its files as this target's platform takes them.
+
+        Raises KindNotTaken, and what keeps a file from being read or given away.
+        """
+        await self._learn_kinds(target)
+        chat = self._chat
+        start = 0 if target.platform.sends_turns(chat) else len(chat.messages) - 1
+        messages = list(chat.messages)
+        for i, message in enumerate(messages[start:], start):
+            media = [await self._carried(target, media) for media in message.media]
+            messages[i] = replace(message, media=tuple(media))
+        return replace(chat, messages=tuple(messages))
+
+    async def _learn_kinds(self, target: Target) -> None:
+        step = target.platform.learn_kinds()
+        for _ in range(MAX_STEPS):
+            if step is None:
+                return
+            step = await learn(self._upstream, target, step, target.platform.learn_kinds)
+
+    async def _carried(self, target: Target, media: Media) -> Media:
+        platform = target.platform
+        if media.uploaded:
+            if not (platform.keeps_files or (self._chat.verbatim and platform.kind == "openai")):
+                raise FileNotFound(f"There is no file {media.uploaded[:120]!r}.", param="files")
+            return media
+        require_kind(target, media)
+        how = platform.carry(media, self._chat)
+        if how == "data":
+            return await self._attachments.as_data(media)
+        if how == "upload":
+            id_ = self._given.get((target.name, media))
+            if id_ is None:
+                async with self._attachments.open(media) as source:
+                    id_ = await give(self._upstream, target, source, lambda: self._chat.user)
+                self._given[target.name, media] = id_
+            return Media(media.kind, "", media.name, uploaded=id_)
+        return media
+
+
+def require_kind(target: Target, media: Media) -> None:
+    """Raises KindNotTaken."""
+    if media.kind in target.kinds:
+        return
+    kinds = ", ".join(sorted(target.kinds))
+    takes = f"text and these: {kinds}" if kinds else "text only"
+    raise KindNotTaken(
+        f"Agent {target.name!r} takes no files of the kind {media.kind!r}; it takes {takes}.",
+        param="files",
+    )
+
+
+async def give(upstream: Upstream, target: Target, source: Source, user: Callable[[], str]) -> str:
+    """Send a file to the target's platform as it comes; gives its id there."""
+    step = target.platform.upload()
+    for _ in range(MAX_STEPS):
+        if isinstance(step, UploadRequest):
+            timeouts = target.agent.timeouts
+            reply = await upstream.send_file(step, source, user, timeouts.connect, timeouts.total)
+            return target.platform.uploaded(reply)
+        step = await learn(upstream, target, step, target.platform.upload)
+    raise UpstreamFailed("The upstream keeps asking for preliminary calls.")

@@ -1,0 +1,209 @@
+"""Files: uploads of front ends, OpenAI's `/v1/files`, and the links to what is kept here.
+
+An upload is kept by the gateway, or handed to the agent's platform as it comes.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import orjson
+from aiohttp import web
+
+from gateway.body import agent_name, choice, envelope, number
+from gateway.credentials import Caller
+from gateway.errors import FileNotFound, GatewayError
+from gateway.exchange import Source
+from gateway.files import MAX_LISTED, NAME, StoredFile, described, disposition, owner_of
+from gateway.filetypes import kind_of, mime_of
+from gateway.form import UploadForm
+from gateway.handover import give, require_kind
+from gateway.keys import ATTACHMENTS, CALLER, FILES, ORIGIN, STATE, UPSTREAM
+from gateway.messages import Media
+from gateway.routing import Target
+
+MAX_CREATED_BY = 1024  # characters
+MAX_PURPOSE = 64
+
+
+async def upload(request: web.Request) -> web.Response:
+    state, caller = request.app[STATE].now, request[CALLER]
+    target = _target(request)
+    form = UploadForm(request, state.config.storage)
+    await form.begin()
+    mime = mime_of(form.extension)
+    if target is not None:
+        require_kind(target, Media(kind_of(mime), "", form.title))
+    if target is not None and target.agent.upload == "platform":
+        data = await _to_platform(request, target, form)
+    else:
+        file = await _keep(request, form)
+        data = _described(file, await request.app[FILES].link(file, request[ORIGIN]))
+    created_by = _created_by(form, caller)
+    return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
+
+
+async def _keep(request: web.Request, form: UploadForm, purpose: str = "") -> StoredFile:
+    """The form's file in the gateway's own store."""
+    caller = request[CALLER]
+
+    async def finish() -> tuple[str, str]:
+        await form.finish()
+        return _created_by(form, caller), form.fields.get("purpose", purpose)[:MAX_PURPOSE]
+
+    files, owner = request.app[FILES], owner_of(caller)
+    return await files.add(owner, form.title, form.extension, form.chunks(), finish)
+
+
+async def _to_platform(request: web.Request, target: Target, form: UploadForm) -> dict[str, Any]:
+    """The form's file handed on, never kept here. A form that breaks off is not completed there."""
+    caller, failures = request[CALLER], list[GatewayError]()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        try:
+            async for chunk in form.chunks():
+                yield chunk
+            await form.finish()
+        except GatewayError as error:
+            failures.append(error)
+            raise
+
+    mime = mime_of(form.extension)
+    source = Source(form.title, mime, None, chunks())
+    target.enter()
+    try:
+        id_ = await give(request.app[UPSTREAM], target, source, lambda: _created_by(form, caller))
+    except GatewayError as error:
+        raise (error if error in failures else target.explain(error)) from None
+    finally:
+        target.leave()
+    request.app[ATTACHMENTS].remember(id_, kind_of(mime))
+    return {
+        "id": id_,
+        "name": form.title,
+        "size": form.size,
+        "extension": form.extension,
+        "mime_type": mime,
+        "created_at": int(time.time()),
+    }
+
+
+def _described(file: StoredFile, link: str) -> dict[str, Any]:
+    return {
+        "id": link,
+        "file_id": file.id,
+        "name": file.title,
+        "size": file.size,
+        "extension": file.extension,
+        "mime_type": file.mime,
+        "created_at": file.created_ms // 1000,
+    }
+
+
+def _created_by(form: UploadForm, caller: Caller) -> str:
+    """The end user the file is for: platforms give it back to that one alone."""
+    return caller.user_of(form.fields.get("created_by", "").strip()[:MAX_CREATED_BY])
+
+
+def _target(request: web.Request) -> Target | None:
+    """The agent that the file is meant for, if the caller says so. Of a route's agents none is:
+    whichever answers is given the file then."""
+    name = agent_name(request)
+    if not name:
+        return None
+    targets = request.app[STATE].now.routing.resolve(name, "agent")
+    request[CALLER].require_agent(name, [target.name for target in targets])
+    return targets[0] if len(targets) == 1 else None
+
+
+async def agents(request: web.Request) -> web.Response:
+    """The agents that take files."""
+    caller = request[CALLER]
+    names = [
+        target.name
+        for target in request.app[STATE].now.routing.targets.values()
+        if target.kinds and caller.may_ask(target.name, [target.name])
+    ]
+    return envelope({"supported_agents": names, "count": len(names)})
+
+
+# OpenAI's form. The files of a web page's token are its user's own; listing is for programs.
+
+
+async def create(request: web.Request) -> web.Response:
+    form = UploadForm(request, request.app[STATE].now.config.storage)
+    await form.begin()
+    return _json(described(await _keep(request, form, "user_data")))
+
+
+async def list_files(request: web.Request) -> web.Response:
+    limit = number(request, "limit", MAX_LISTED // 10, 10_000)
+    order = choice(request, "order", ("asc", "desc")) or "desc"
+    files, has_more = await request.app[FILES].page(
+        owner_of(request[CALLER]),
+        min(limit, MAX_LISTED),
+        request.query.get("after", ""),
+        newest_first=order == "desc",
+        purpose=request.query.get("purpose", ""),
+    )
+    data = [described(file) for file in files]
+    ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+    return _json({"object": "list", "data": data, "has_more": has_more, **ends})
+
+
+async def retrieve(request: web.Request) -> web.Response:
+    return _json(described(await _own(request)))
+
+
+async def delete(request: web.Request) -> web.Response:
+    file = await _own(request)
+    await request.app[FILES].delete(file)
+    return _json({"id": file.id, "object": "file", "deleted": True})
+
+
+async def content(request: web.Request) -> web.StreamResponse:
+    return await _sent(request, await _own(request))
+
+
+async def _own(request: web.Request) -> StoredFile:
+    return await request.app[FILES].get(request.match_info["id"], owner_of(request[CALLER]))
+
+
+def _json(value: Any) -> web.Response:
+    return web.Response(body=orjson.dumps(value), content_type="application/json")
+
+
+# Links. Whoever has one may follow it: its name cannot be guessed.
+
+
+async def served(request: web.Request) -> web.StreamResponse:
+    """Files of a folder are sent from here; a bucket sends its own."""
+    files = request.app[FILES]
+    name = request.match_info["name"]
+    if not NAME.fullmatch(name):
+        raise FileNotFound("There is no such file.")
+    file = await files.find(name)
+    if files.local_path(file) is None:
+        raise web.HTTPFound(await files.link(file, ""))
+    return await _sent(request, file)
+
+
+async def _sent(request: web.Request, file: StoredFile) -> web.StreamResponse:
+    headers = {
+        "Content-Type": file.mime + ("; charset=utf-8" if file.mime.startswith("text/") else ""),
+        "Content-Disposition": disposition(file.title, file.mime),
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "default-src 'none'; sandbox",
+        "Cache-Control": "private, max-age=3600",
+    }
+    path = request.app[FILES].local_path(file)
+    if path is not None:
+        return web.FileResponse(path, headers=headers)  # with ranges
+    async with request.app[FILES].source(file) as source:
+        response = web.StreamResponse(headers=headers)
+        response.content_length = source.size
+        await response.prepare(request)
+        async for block in source.chunks:
+            await response.write(block)
+        await response.write_eof()
+    return response

@@ -1,0 +1,172 @@
+"""Files in a folder of this machine."""
+
+import asyncio
+import contextlib
+import errno
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import IO, TypeVar
+
+from gateway.errors import StorageAway, StorageFull
+from gateway.exchange import Source
+from gateway.stores.files import BLOCK, Chunks
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DAY = re.compile(r"\d{4}/\d\d/\d\d")
+_PARTS = ".parts"
+
+T = TypeVar("T")
+
+
+class LocalFiles:
+    """The folder is the `uploads` of the names. Disks stall, so threads write and read."""
+
+    has_public_links = False
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._threads = ThreadPoolExecutor(4, "files")
+
+    def path(self, name: str) -> Path:
+        return self._folder / name.removeprefix("uploads/")
+
+    async def open(self) -> None:
+        with contextlib.suppress(StorageAway, StorageFull):  # `check` will say it
+            await self._run(lambda: (self._folder / _PARTS).mkdir(parents=True, exist_ok=True))
+
+    async def close(self) -> None:
+        self._threads.shutdown()
+
+    async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
+        file = await self._run(self._begin)
+        try:
+            size, waiting, block = 0, 0, list[bytes]()
+            async for chunk in chunks:
+                block.append(chunk)
+                waiting += len(chunk)
+                if waiting >= BLOCK:
+                    await self._run(partial(file.writelines, block))
+                    block, waiting = [], 0
+                size += len(chunk)
+            await self._run(lambda: self._finish(file, block, self.path(name)))
+        except BaseException:
+            await asyncio.shield(self._run(lambda: _discard(file)))
+            raise
+        return size
+
+    def _begin(self) -> IO[bytes]:
+        parts = self._folder / _PARTS
+        parts.mkdir(parents=True, exist_ok=True)
+        return tempfile.NamedTemporaryFile(dir=parts, delete=False)
+
+    def _finish(self, file: IO[bytes], block: list[bytes], path: Path) -> None:
+        """What is confirmed must outlive a power cut."""
+        file.writelines(block)
+        file.flush()
+        os.fsync(file.fileno())
+        file.close()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(file.name, path)
+
+    async def write(self, name: str, data: bytes) -> None:
+        async def one() -> AsyncIterator[bytes]:
+            yield data
+
+        await self.put(name, one(), "", "")
+
+    async def read(self, name: str) -> bytes:
+        return await self._run(self.path(name).read_bytes)
+
+    @asynccontextmanager
+    async def source(self, name: str) -> AsyncIterator[Source]:
+        path = self.path(name)
+        file = await self._run(lambda: path.open("rb"))
+        try:
+            yield Source(path.name, "", os.fstat(file.fileno()).st_size, self._blocks(file))
+        finally:
+            file.close()
+
+    async def _blocks(self, file: IO[bytes]) -> AsyncIterator[bytes]:
+        while block := await self._run(lambda: file.read(BLOCK)):
+            yield block
+
+    async def delete(self, names: Iterable[str]) -> None:
+        def unlink() -> None:
+            for name in names:
+                self.path(name).unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # another file is there
+                    self.path(name).parent.rmdir()
+
+        await self._run(unlink)
+
+    async def days(self) -> list[str]:
+        def walk() -> list[str]:
+            found = self._folder.glob("[0-9]*/[0-9]*/[0-9]*")
+            days = (day.relative_to(self._folder).as_posix() for day in found)
+            return sorted((day for day in days if _DAY.fullmatch(day)), reverse=True)
+
+        return await self._run(walk)
+
+    async def names(self, day: str, begins: str = "") -> list[str]:
+        def walk() -> list[str]:
+            found = os.listdir(self._folder / day)
+            return sorted(f"uploads/{day}/{name}" for name in found if name.startswith(begins))
+
+        try:
+            return await self._run(walk)
+        except FileNotFoundError:
+            return []
+
+    async def sweep(self, older_than_s: float) -> None:
+        def remove() -> None:
+            for file in (self._folder / _PARTS).glob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if time.time() - file.stat().st_mtime > older_than_s:
+                        file.unlink()
+
+        await self._run(remove)
+
+    async def link(self, name: str) -> str:
+        return ""
+
+    def name_in(self, url: str) -> str:
+        return ""
+
+    async def check(self) -> None:
+        def try_it() -> None:
+            file = self._begin()
+            _discard(file)
+            if shutil.disk_usage(self._folder).free < BLOCK:
+                raise StorageFull
+
+        await self._run(try_it)
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """In a thread. Who is cancelled waits for it all the same: its file is still in use."""
+        running = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(running)
+        except asyncio.CancelledError:
+            await asyncio.wait([running])
+            raise
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StorageFull from error
+            words = f"The folder for files cannot be used: {error.strerror}."
+            raise StorageAway(words) from error
+
+
+def _discard(file: IO[bytes]) -> None:
+    file.close()
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(file.name)
