@@ -91,7 +91,7 @@ def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
             raise _not_what_it_seems(extension, found.mime)
     elif family == "image" and extension in _TYPES and extension != "svg":
         raise _not_what_it_seems(extension, "no picture")
-    elif family == "text" and not _is_text(head):
+    elif (family == "text" or extension == "svg") and not _is_text(head):
         raise _not_what_it_seems(extension, "not text")
     elif family not in ("image", "text") and head.lstrip().lower().startswith(_PAGES):
         raise _not_what_it_seems(extension, "a page or a script")

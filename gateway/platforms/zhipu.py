@@ -7,7 +7,7 @@ OpenAI's; the assistants send the whole text again in every frame; applications 
 import hashlib
 import re
 import time
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -301,13 +301,16 @@ _FILE_ID = "glms-"
 
 def _read_file_id(id_: str) -> dict[str, Any]:
     """What `uploaded` made an id of."""
+    text = id_.removeprefix(_FILE_ID)
     try:
-        text = id_.removeprefix(_FILE_ID)
-        return parse_object(urlsafe_b64decode(text + "=" * (-len(text) % 4)))
+        told = parse_object(b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
     except (ValueError, BadEvent):
+        told = {}
+    if not told:
         raise InvalidRequest(
             f"{id_[:40]!r} is no id of a file that was uploaded for this agent.", param="files"
-        ) from None
+        )
+    return told
 
 
 def _ask_for_json(body: dict[str, Any], wanted: dict[str, Any]) -> None:

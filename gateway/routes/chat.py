@@ -52,6 +52,13 @@ class File(BaseModel):
     mime_type: Annotated[str, _or("")] = ""
 
 
+def _named(value: Any) -> Any:
+    """A file may also be given by its URL or id alone."""
+    if not isinstance(value, str):
+        return value
+    return {"url": value} if re.match(_URL, value) else {"id": value}
+
+
 class ChatBody(BaseModel):
     """The body of the call. Unknown members are ignored."""
 
@@ -65,7 +72,7 @@ class ChatBody(BaseModel):
     conversation_id: Id | None = None
     chat_id: Id | None = None
     app_id: Id | None = None
-    files: Annotated[list[str | File], _or([]), _at_most(50)] = []
+    files: Annotated[list[Annotated[File, BeforeValidator(_named)]], _or([]), _at_most(50)] = []
     variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
 
 
@@ -132,16 +139,17 @@ def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatReque
     return replace(chat, app_id=app_id)
 
 
-def _media(file: str | File, attachments: Attachments) -> Media:
-    if isinstance(file, str):
-        file = File(url=file) if re.match(_URL, file) else File(id=file[:8193])
+def _media(file: File, attachments: Attachments) -> Media:
     link, id_ = file.url, file.id or ""
     if not link and re.match(_URL, id_):  # our own uploads have their URL for an id
         link, id_ = id_, ""
     if link:
         return Media(_kind(file, link), link, file.name)
-    if not id_:
-        raise InvalidRequest("Each of 'files' needs a 'url' or an 'id'.", param="files")
+    if not id_ or "://" in id_:
+        raise InvalidRequest(
+            "Each of 'files' needs an http(s) or data: 'url', or the 'id' of an upload.",
+            param="files",
+        )
     kind = _kind(file, "") if file.type or file.name or file.mime_type else None
     kind = kind or ("file" if name_of(id_) else attachments.remembered(id_))
     if kind is None:
