@@ -253,3 +253,79 @@ def test_redis_may_be_a_url_or_a_mapping():
     redis = parse(AGENT + "redis: {url: 'rediss://h', mode: cluster}", {}).redis
     assert (redis.mode, redis.prefix) == ("cluster", "gw")
     assert "pw" not in repr(parse(AGENT, {"REDIS_URL": "redis://:pw@h/0"}))
+
+
+# Storage.
+
+S3_ENVIRON = {
+    "S3_ENDPOINT": "http://minio:9000", "S3_ACCESS_KEY": "access", "S3_SECRET_KEY": "hush-hush",
+    "S3_BUCKET": "files", "S3_REGION": "cn-north-1", "S3_KEY_PREFIX": "gw/", "S3_ACL": "private",
+    "S3_PUBLIC_BASE_URL": "https://cdn.example.com/files/",
+}  # fmt: skip
+
+
+def test_files_lie_in_a_folder_unless_a_bucket_is_named():
+    assert parse(AGENT, {}).storage.folder == "data/uploads"
+    assert parse(AGENT, {"STORAGE_URL": "file:/srv/up"}).storage.folder == "/srv/up"
+    assert parse(AGENT, {"STORAGE_URL": "file:///srv/up"}).storage.folder == "/srv/up"
+    storage = parse(AGENT, {"STORAGE_URL": "s3://b/some/prefix"}).storage
+    assert (storage.folder, storage.bucket) == ("", ("b", "some/prefix"))
+    assert parse(AGENT, {**S3_ENVIRON, "STORAGE_URL": "file:up"}).storage.folder == "up"
+
+
+@pytest.mark.parametrize("text", [AGENT, AGENT + 'storage: {url: ""}\n'])
+def test_the_s3_variables_are_honoured(text):
+    storage = parse(text, S3_ENVIRON).storage
+    assert (storage.folder, storage.bucket) == ("", ("files", "gw/"))
+    assert storage.public_base_url == "https://cdn.example.com/files"
+    s3 = storage.s3
+    assert (s3.endpoint, s3.region, s3.acl) == ("http://minio:9000", "cn-north-1", "private")
+    assert (s3.access_key.reveal(), s3.secret_key.reveal()) == ("access", "hush-hush")
+    assert "hush" not in repr(storage)
+
+
+def test_what_the_file_says_of_s3_wins_over_the_variables():
+    text = AGENT + "storage: {url: 's3://mine', public_base_url: 'https://a.b', s3: {region: eu}}"
+    storage = parse(text, S3_ENVIRON).storage
+    assert (storage.bucket[0], storage.s3.region) == ("mine", "eu")
+    assert storage.public_base_url == "https://a.b"
+
+
+def test_the_public_address_of_a_bucket_is_not_that_of_a_folder():
+    storage = parse(AGENT, {"S3_PUBLIC_BASE_URL": "https://cdn.example.com"}).storage
+    assert storage.public_base_url is None
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("storage: {url: 'ftp://x'}", "storage.url: must begin with file: or s3://"),
+        ("storage: {url: 's3://'}", "storage.url"),
+        ("storage: {max_size: 0}", "storage.max_size"),
+        ("storage: {keep: forever}", "storage.keep"),
+        ("storage: {link_ttl: 8d}", "storage.link_ttl"),
+        ("storage: {extensions: ['a b']}", "storage.extensions[0]"),
+        ("storage: {public_base_url: 'nowhere'}", "storage.public_base_url"),
+        (
+            "storage: {s3: {access_key: only}}",
+            "storage.s3: give access_key and secret_key together",
+        ),
+        ("storage: {s3: {acces_key: x}}", "did you mean access_key"),
+        ("fetch: {allow: [everywhere]}", "fetch.allow[0]"),
+    ],
+)
+def test_mistakes_in_storage_are_named(text, problem):
+    assert problem in "\n".join(problems(AGENT + text))
+
+
+@pytest.mark.parametrize(
+    "agent",
+    ["{platform: fastgpt, upload: platform}", "{platform: openai, upload: platform}",
+     "{platform: zhipu, upload: platform}", "{platform: zhipu, api: application, upload: platform}"],
+)  # fmt: skip
+def test_a_platform_that_keeps_no_files_cannot_be_given_uploads(agent):
+    assert "agents.x.upload: this platform keeps no files" in problems(f"agents: {{x: {agent}}}")[0]
+
+
+def test_what_an_agent_accepts_are_kinds_of_files():
+    assert "agents.x.accepts[0]" in problems("agents: {x: {platform: dify, accepts: [smell]}}")[0]

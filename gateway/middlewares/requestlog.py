@@ -20,6 +20,8 @@ log = logging.getLogger("gateway.access")
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,255}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
+# Whoever knows all of a file's name may read the file.
+_GUESSLESS = re.compile(r"([0-9a-f]{17})[0-9A-Za-z]{22}(?![0-9A-Za-z])")
 _LONGEST = 200  # characters of a path or of a client's name for itself
 
 Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
@@ -55,7 +57,7 @@ def _line(request: web.Request, status: int, ms: float) -> str:
         "message": "request",
         "request_id": request[REQUEST_ID],
         "method": request.method[:16],
-        "path": _plain(request.rel_url.raw_path),
+        "path": _plain(_GUESSLESS.sub(r"\1***", request.rel_url.raw_path)),
         "status": status,
         "ms": round(ms, 1),
         "address": request[ADDRESS],

@@ -18,10 +18,11 @@ from gateway.files import MAX_LISTED, NAME, StoredFile, described, disposition, 
 from gateway.filetypes import kind_of, mime_of
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
-from gateway.keys import ATTACHMENTS, CALLER, FILES, ORIGIN, STATE, UPSTREAM
+from gateway.keys import ATTACHMENTS, CALLER, FILES, NOTED, ORIGIN, STATE, UPSTREAM
 from gateway.messages import Media
 from gateway.routing import Target
 
+_NO_SCRIPTS = "default-src 'none'; img-src 'self'; media-src 'self'; sandbox"
 MAX_CREATED_BY = 1024  # characters
 MAX_PURPOSE = 64
 
@@ -33,6 +34,7 @@ async def upload(request: web.Request) -> web.Response:
     await form.begin()
     mime = mime_of(form.extension)
     if target is not None:
+        request[NOTED]["agent"] = target.name
         require_kind(target, Media(kind_of(mime), "", form.title))
     if target is not None and target.agent.upload == "platform":
         data = await _to_platform(request, target, form)
@@ -40,6 +42,7 @@ async def upload(request: web.Request) -> web.Response:
         file = await _keep(request, form)
         data = _described(file, await request.app[FILES].link(file, request[ORIGIN]))
     created_by = _created_by(form, caller)
+    request[NOTED]["file_bytes"] = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
 
 
@@ -133,7 +136,9 @@ async def agents(request: web.Request) -> web.Response:
 async def create(request: web.Request) -> web.Response:
     form = UploadForm(request, request.app[STATE].now.config.storage)
     await form.begin()
-    return _json(described(await _keep(request, form, "user_data")))
+    file = await _keep(request, form, "user_data")
+    request[NOTED]["file_bytes"] = file.size
+    return _json(described(file))
 
 
 async def list_files(request: web.Request) -> web.Response:
@@ -193,9 +198,10 @@ async def _sent(request: web.Request, file: StoredFile) -> web.StreamResponse:
         "Content-Type": file.mime + ("; charset=utf-8" if file.mime.startswith("text/") else ""),
         "Content-Disposition": disposition(file.title, file.mime),
         "X-Content-Type-Options": "nosniff",
-        "Content-Security-Policy": "default-src 'none'; sandbox",
         "Cache-Control": "private, max-age=3600",
     }
+    if file.mime != "application/pdf":  # browsers' viewers of those do not run in a sandbox
+        headers["Content-Security-Policy"] = _NO_SCRIPTS
     path = request.app[FILES].local_path(file)
     if path is not None:
         return web.FileResponse(path, headers=headers)  # with ranges

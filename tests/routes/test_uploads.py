@@ -90,6 +90,7 @@ async def test_odd_names_come_back_and_never_become_paths(gw, given, name):
     assert data["name"] == name
     assert re.fullmatch(r"[0-9A-Za-z.:/?&=_%+-]+", data["id"])
     answer = await gw.get(f"/v1/files/{data['file_id']}/content")
+    assert await answer.read() == b"hello"
     disposition = answer.headers["Content-Disposition"]
     _, params = aiohttp.multipart.parse_content_disposition(disposition)
     assert aiohttp.multipart.content_disposition_filename(params) == name
@@ -512,3 +513,23 @@ async def test_an_upload_for_an_agent_is_checked_against_it(gateway, tmp_path):
     answer = await upload(gw, ("file", b"ID3" + bytes(99), "a.mp3"), Agent="eyes")
     assert (await answer.json())["detail"]["error"] == "unsupported_file_kind"
     assert len(await kept(gw)) == 2
+
+
+async def test_a_files_name_which_opens_it_is_not_logged_whole(gateway, tmp_path, caplog):
+    caplog.set_level("INFO", logger="gateway.access")
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
+    data = (await (await upload(gw, png(), Agent="dify")).json())["data"]
+    await gw.client.get(data["id"])
+    await gw.get(f"/v1/files/{data['file_id']}")
+    core = re.search(r"[0-9A-Za-z]{39}", data["id"])[0]
+    assert core not in caplog.text
+    assert caplog.text.count(core[:17] + "***") == 2
+    assert '"file_bytes":74' in caplog.text
+
+
+async def test_a_pdf_may_be_shown_by_a_browsers_viewer(gateway, tmp_path):
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
+    data = (await (await upload(gw, ("file", b"%PDF-1.7", "a.pdf"))).json())["data"]
+    answer = await gw.client.get(data["id"])
+    assert "Content-Security-Policy" not in answer.headers
+    assert answer.headers["Content-Type"] == "application/pdf"

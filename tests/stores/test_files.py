@@ -348,6 +348,7 @@ async def test_the_bucket_serves_the_right_type_and_a_chinese_name(shared_s3):
         file = await files.add("a", "矢量 图.svg", "svg", pieces(b"<svg/>"), told)
         async with aiohttp.ClientSession() as client:
             answer = await client.get(await files.link(file, ""))
+            assert await answer.read() == b"<svg/>"
             assert answer.headers["Content-Type"] == "image/svg+xml"
             told_name = answer.headers["Content-Disposition"]
             assert told_name.startswith("attachment;")
