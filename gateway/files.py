@@ -25,7 +25,7 @@ import orjson
 
 from gateway.config import Storage
 from gateway.credentials import Caller
-from gateway.errors import FileNotFound, GatewayError, InvalidRequest
+from gateway.errors import FileNotFound, GatewayError
 from gateway.exchange import Source
 from gateway.filetypes import extension_of, is_shown, mime_of
 from gateway.stores.files import Chunks, Store
@@ -191,6 +191,21 @@ class Files:
         except FileNotFoundError:
             raise FileNotFound("There is no such file, or no longer.") from None
 
+    def described(self, file: StoredFile) -> dict[str, Any]:
+        """OpenAI's file object."""
+        created, keep = file.created_ms // 1000, self._config.keep
+        return {
+            "id": file.id,
+            "object": "file",
+            "bytes": file.size,
+            "created_at": created,
+            "filename": file.title,
+            "purpose": file.purpose,
+            "status": "processed",
+            "status_details": None,
+            "expires_at": None if keep is None else created + int(keep),
+        }
+
     # Links.
 
     async def link(self, file: StoredFile, origin: str) -> str:
@@ -309,23 +324,3 @@ def disposition(title: str, mime: str) -> str:
     how = "inline" if is_shown(mime) else "attachment"
     plain = re.sub(r'[^ -~]|["\\%]', "_", title)
     return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(title, safe='')}"
-
-
-def described(file: StoredFile) -> dict[str, Any]:
-    """OpenAI's file object."""
-    return {
-        "id": file.id,
-        "object": "file",
-        "bytes": file.size,
-        "created_at": file.created_ms // 1000,
-        "filename": file.title,
-        "purpose": file.purpose,
-        "status": "processed",
-        "status_details": None,
-        "expires_at": None,
-    }
-
-
-def require_content(size: int) -> None:
-    if not size:
-        raise InvalidRequest("The file is empty.", param="file")

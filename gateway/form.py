@@ -2,11 +2,17 @@
 
 import asyncio
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from aiohttp import BodyPartReader, web
+from aiohttp import (
+    BadContentDispositionHeader,
+    BadContentDispositionParam,
+    BodyPartReader,
+    web,
+)
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config import Storage
@@ -19,6 +25,7 @@ MAX_FIELD = 8192  # bytes
 SILENCE_S = 60.0  # how long a sender may pause
 SLOWEST = 4096  # bytes per second that it must reach after that time
 _CHUNK = 64 * 1024
+_GRUMBLES = (BadContentDispositionHeader, BadContentDispositionParam)
 _FRAME = 1024 * 1024  # bytes that a form may have around its file
 
 
@@ -48,6 +55,8 @@ class UploadForm:
 
         Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow.
         """
+        for category in _GRUMBLES:
+            warnings.simplefilter("ignore", category)  # a part without a name is enough to be told
         if not self._request.content_type.startswith("multipart/"):
             raise InvalidRequest(
                 "Send the file as multipart/form-data, in a part named 'file'.", param="file"

@@ -14,7 +14,7 @@ from gateway.body import agent_name, choice, envelope, number
 from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError
 from gateway.exchange import Source
-from gateway.files import MAX_LISTED, NAME, StoredFile, described, disposition, owner_of
+from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
@@ -138,7 +138,7 @@ async def create(request: web.Request) -> web.Response:
     await form.begin()
     file = await _keep(request, form, "user_data")
     request[NOTED]["file_bytes"] = file.size
-    return _json(described(file))
+    return _json(request.app[FILES].described(file))
 
 
 async def list_files(request: web.Request) -> web.Response:
@@ -151,13 +151,13 @@ async def list_files(request: web.Request) -> web.Response:
         newest_first=order == "desc",
         purpose=request.query.get("purpose", ""),
     )
-    data = [described(file) for file in files]
+    data = [request.app[FILES].described(file) for file in files]
     ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
     return _json({"object": "list", "data": data, "has_more": has_more, **ends})
 
 
 async def retrieve(request: web.Request) -> web.Response:
-    return _json(described(await _own(request)))
+    return _json(request.app[FILES].described(await _own(request)))
 
 
 async def delete(request: web.Request) -> web.Response:

@@ -214,6 +214,24 @@ async def test_a_body_that_is_no_form_is_400_and_says_what_to_send(gw):
     assert await kept(gw) == []
 
 
+async def test_a_form_that_is_cut_anywhere_is_refused_and_leaves_nothing(gateway, tmp_path):
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
+    whole = form(("created_by", b"u", None), png(), ("purpose", b"vision", None))
+    kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    for end in range(0, len(whole) - 4, 5):  # the last bytes are `--` and the line's end
+        answer = await gw.post("/api/v1/upload", whole[:end], headers=kind)
+        assert answer.status in (400, 415), whole[:end]  # the beginning of a picture is none
+    assert await kept(gw) == []
+    assert (await gw.post("/api/v1/upload", whole, headers=kind)).status == 200
+
+
+async def test_when_uploads_are_deleted_is_told(gateway, tmp_path):
+    storage = {"url": f"file:{tmp_path}", "keep": "30d"}
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage=storage)
+    file = await (await upload(gw, png(), path="/v1/files")).json()
+    assert file["expires_at"] == file["created_at"] + 30 * 86_400
+
+
 async def test_a_picture_under_another_pictures_name_gets_the_right_ending(gw):
     data = (await (await upload(gw, png("photo.jpg"))).json())["data"]
     assert (data["extension"], data["mime_type"], data["name"]) == ("png", "image/png", "photo.jpg")
