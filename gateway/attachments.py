@@ -37,31 +37,36 @@ class Attachments:
     def remembered(self, id_: str) -> MediaKind | None:
         return self._kinds.get(id_)
 
-    async def resolve(self, messages: tuple[Message, ...], owner: str) -> tuple[Message, ...]:
+    async def resolve(
+        self, messages: tuple[Message, ...], owner: str, origin: str
+    ) -> tuple[Message, ...]:
         """The same messages; ids and links of our own files are replaced by what they stand for.
 
-        Raises FileNotFound for an id of ours that is not there or not the owner's.
+        `origin` is how the client reached us. Raises FileNotFound for a file of ours that is not
+        there, or an id that is not the owner's.
         """
         if not any(message.media for message in messages):
             return messages
         out = []
         for message in messages:
-            media = [await self._resolve(media, owner) for media in message.media]
+            media = [await self._resolve(media, owner, origin) for media in message.media]
             out.append(replace(message, media=tuple(media)))
         return tuple(out)
 
-    async def _resolve(self, media: Media, owner: str) -> Media:
+    async def _resolve(self, media: Media, owner: str, origin: str) -> Media:
         if name_of(media.uploaded):
             file = await self._files.get(media.uploaded, owner)
         elif media.uploaded:
             return replace(media, kind=self.remembered(media.uploaded) or media.kind)
-        elif not media.is_data and (name := self._files.name_in(media.url)):
-            try:
-                file = await self._files.find(name)
-            except FileNotFound:
-                return media  # a link of another gateway looks the same
-        else:
+        elif media.is_data:
             return media
+        else:
+            try:
+                file = await self._files.find(self._files.name_in(media.url))
+            except FileNotFound:
+                if self._files.is_ours(media.url, origin):
+                    raise
+                return media  # a link of another gateway may look the same
         link = await self._files.public_link(file)
         return Media(kind_of(file.mime), link, media.name or file.title, stored=file.name)
 

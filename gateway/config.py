@@ -38,7 +38,7 @@ def _duration(value: Any) -> Any:
     if isinstance(value, str):
         match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value)
         if not match:
-            raise ValueError("must be a duration such as 500ms, 30s, 5m or 2h")
+            raise ValueError("must be a duration such as 500ms, 30s, 5m, 2h or 30d")
         return float(match[1]) * _UNITS_S[match[2] or "s"]
     return value
 
@@ -97,6 +97,24 @@ def _network(value: Any) -> Any:
         raise ValueError("must be an address or a network such as 10.0.0.0/8") from None
 
 
+def _a_day_or_more(value: float) -> float:
+    if value < 86_400:
+        raise ValueError("must be a day or more (1d): files are deleted by whole days")
+    return value
+
+
+def _public_address(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
+        raise ValueError("must be an http:// or https:// address without a query")
+    return value.rstrip("/")
+
+
+def _kind_name(value: Any) -> Any:
+    """Chats call it a document as well."""
+    return "file" if value == "document" else value
+
+
 def _lower(value: Any) -> Any:
     return value.lower().removeprefix(".") if isinstance(value, str) else value
 
@@ -137,6 +155,7 @@ Network = Annotated[
     BeforeValidator(_network),
     WithJsonSchema({"type": "string", "description": "an address or a network: 10.0.0.0/8"}),
 ]
+PublicAddress = Annotated[str, AfterValidator(_public_address)]
 BaseUrl = Annotated[str, AfterValidator(_web_address)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
@@ -216,7 +235,7 @@ class S3(Model):
     `addressing` auto: `path` (endpoint/bucket/key) where an endpoint is given, as MinIO wants it;
     OSS and COS want `virtual`."""
 
-    endpoint: Annotated[BaseUrl | None, BeforeValidator(_empty_is_none)] = None
+    endpoint: Annotated[PublicAddress | None, BeforeValidator(_empty_is_none)] = None
     access_key: Secret = Secret("")
     secret_key: Secret = Secret("")
     bucket: str = ""
@@ -232,11 +251,11 @@ class Storage(Model):
     where others reach the files; without one links to a bucket are signed and last `link_ttl`."""
 
     url: str = ""
-    public_base_url: Annotated[BaseUrl | None, BeforeValidator(_empty_is_none)] = None
+    public_base_url: Annotated[PublicAddress | None, BeforeValidator(_empty_is_none)] = None
     max_size: Size = 100 * 1000 * 1000
     extensions: list[Extension] = list(DEFAULT_EXTENSIONS)
-    keep: Age | None = None
-    link_ttl: Annotated[Duration, Field(le=7 * 86_400)] = 7 * 86_400.0
+    keep: Annotated[Age, AfterValidator(_a_day_or_more)] | None = None
+    link_ttl: Duration = 7 * 86_400.0  # which is also the most that S3 signs for
     s3: S3 = S3()
 
     @field_validator("url")
@@ -338,7 +357,9 @@ class Agent(Model):
     on_disconnect: Literal["cancel", "drain"] = "cancel"
     capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
-    accepts: list[MediaKind] | None = None  # kinds of files; null: what the platform is known for
+    accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (
+        None  # kinds of files; null: what the platform is known for
+    )
     headers: dict[str, HeaderValue] = {}
 
     @property

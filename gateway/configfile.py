@@ -351,6 +351,8 @@ def _check_files(config: Config) -> Iterator[str]:
     s3 = config.storage.s3
     if bool(s3.access_key) != bool(s3.secret_key):
         yield "storage.s3: give access_key and secret_key together (S3_ACCESS_KEY, S3_SECRET_KEY)"
+    if (s3.endpoint or s3.access_key) and not (config.storage.url or s3.bucket):
+        yield "storage.s3.bucket: is missing; name it (S3_BUCKET), or set storage.url"
     for name, agent in config.agents.items():
         is_glms = isinstance(agent, ZhipuAgent) and agent.api == "glms"
         if agent.upload == "platform" and not (is_glms or agent.platform in ("dify", "coze")):

@@ -66,7 +66,9 @@ class Caller:
     def require(self, permission: Permission) -> None:
         if permission not in self.permissions:
             who = "This account" if self.role else "This token" if self.end_user else "This key"
-            raise Forbidden(f"{who} has no {permission!r} permission.")
+            raise Forbidden(
+                f"{who} has no {permission!r} permission; use one that was made with it."
+            )
 
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
         """Whether it may ask for `name`, behind which are `agents`."""

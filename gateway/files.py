@@ -27,7 +27,7 @@ from gateway.config import Storage
 from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError
 from gateway.exchange import Source
-from gateway.filetypes import extension_of, is_shown, mime_of
+from gateway.filetypes import extension_of, is_shown, mime_of, served_as
 from gateway.stores.files import Chunks, Store
 from gateway.stores.localfiles import LocalFiles
 from gateway.stores.s3files import S3Files
@@ -152,7 +152,8 @@ class Files:
                 yield chunk
             told = await finish()
 
-        size = await self._store.put(name, whole(), mime, disposition(title, mime))
+        how = disposition(title, mime)
+        size = await self._store.put(name, whole(), served_as(mime), how)
         file = StoredFile(name, title, size, told[0], int(now.timestamp() * 1000), told[1])
         try:
             await self._store.write(_about(name), orjson.dumps(asdict(file)))
@@ -164,6 +165,8 @@ class Files:
 
     async def find(self, name: str) -> StoredFile:
         """What is known of a file, whoever asks. Raises FileNotFound."""
+        if not name:
+            raise FileNotFound("There is no such file, or no longer.")
         try:
             file = StoredFile(**orjson.loads(await self._store.read(_about(name))))
         except (FileNotFoundError, ValueError, TypeError):
@@ -229,6 +232,13 @@ class Files:
             return ""
         name = path[len(_PATH) :] if path.startswith(_PATH) else ""
         return name if NAME.fullmatch(name) else ""
+
+    def is_ours(self, url: str, origin: str) -> bool:
+        """Whether a URL can only mean a file of ours, be it there or not."""
+        if self._store.name_in(url):
+            return True
+        bases = (self._config.public_base_url, origin)
+        return any(base and url.startswith(f"{base}{_PATH}") for base in bases)
 
     def local_path(self, file: StoredFile) -> Path | None:
         """Where the file lies on this machine, if it does."""

@@ -52,6 +52,11 @@ def mime_of(extension: str) -> str:
     return known or "application/octet-stream"
 
 
+def served_as(mime: str) -> str:
+    """`Content-Type` of a file: text is UTF-8 unless a browser is told otherwise."""
+    return f"{mime}; charset=utf-8" if mime.startswith("text/") else mime
+
+
 def extension_for(mime: str) -> str:
     """The usual ending of a media type, or ""."""
     mime = mime.partition(";")[0].strip().lower()

@@ -130,7 +130,7 @@ class UploadForm:
     def _too_large(self) -> BodyTooLarge:
         most = self._config.max_size
         return BodyTooLarge(
-            f"The file is larger than {most} bytes (storage.max_size).", param="file"
+            f"The file is larger than {most / 1e6:g} MB (storage.max_size).", param="file"
         )
 
 

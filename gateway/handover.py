@@ -73,7 +73,11 @@ class Handover:
         platform = target.platform
         if media.uploaded:
             if not (platform.keeps_files or (self._chat.verbatim and platform.kind == "openai")):
-                raise FileNotFound(f"There is no file {media.uploaded[:120]!r}.", param="files")
+                raise FileNotFound(
+                    f"Agent {target.name!r} knows no file {media.uploaded[:120]!r}: ids of another"
+                    " agent's platform mean nothing to it.",
+                    param="files",
+                )
             return media
         require_kind(target, media)
         how = platform.carry(media, self._chat)

@@ -312,6 +312,10 @@ def test_the_public_address_of_a_bucket_is_not_that_of_a_folder():
         ),
         ("storage: {s3: {acces_key: x}}", "did you mean access_key"),
         ("fetch: {allow: [everywhere]}", "fetch.allow[0]"),
+        ("storage: {keep: 5m}", "must be a day or more"),
+        ("storage: {keep: 30 days}", "30d"),
+        ("storage: {public_base_url: 'https://a.cn/x?y=1'}", "without a query"),
+        ("storage: {s3: {endpoint: 'http://minio:9000'}}", "storage.s3.bucket: is missing"),
     ],
 )
 def test_mistakes_in_storage_are_named(text, problem):

@@ -575,6 +575,8 @@ async def test_a_file_is_uploaded_once_for_all_attempts(gateway, scripted):
         ("data:image/png", "comma"),
         ("file-20261122-" + "a" * 39 + "-png", "no file"),
         ("not a url", "type"),
+        ("file-nope", "no file 'file-nope'"),
+        (12, "a URL, the id of an upload, or an object"),
     ],
 )
 async def test_a_file_that_is_none_is_400_or_404_and_says_why(many, file, words):
@@ -585,11 +587,29 @@ async def test_a_file_that_is_none_is_400_or_404_and_says_why(many, file, words)
     assert not [path for path, _ in demos["dify"].requests if "chat-messages" in path]
 
 
-async def test_a_link_of_ours_whose_file_is_gone_goes_as_any_link(many):
+async def test_a_link_of_ours_whose_file_is_gone_is_404_and_not_left_for_the_platform(many):
     gw, demos = many
-    link = f"{gw.url}/files/uploads/2026/11/22/{'a' * 39}.png"
+    data = await put(gw)
+    await gw.client.delete(f"{gw.url}/v1/files/{data['file_id']}")
+    for link in (data["id"], f"{gw.url}/files/uploads/2026/11/22/mistyped.png"):
+        answer = await ask(gw, "dify", link, status=404)
+        assert answer["detail"]["error"] == "file_not_found"
+    assert demos["dify"].requests == []
+
+
+async def test_a_link_of_another_gateway_goes_as_any_link(many):
+    gw, demos = many
+    link = f"https://other.example.com/files/uploads/2026/11/22/{'a' * 39}.png"
     await ask(gw, "dify", link)
     assert asked(demos["dify"])["files"][0]["url"] == link
+
+
+async def test_a_link_of_ours_is_known_by_its_name_whichever_way_it_leads_here(many):
+    gw, demos = many
+    data = await put(gw)
+    link = data["id"].replace(gw.url, "https://inside.example.com")
+    await ask(gw, "dify", link)
+    assert len(demos["dify"].uploads) == 1
 
 
 async def test_a_file_too_large_to_go_inside_a_request_is_413(many, monkeypatch):

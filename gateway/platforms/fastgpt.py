@@ -103,8 +103,9 @@ class FastGPT(TextOnly):
             return carry_inside(media)
         if media.is_data or (media.stored and not media.url):
             raise KindNotTaken(
-                f"FastGPT fetches files by itself: give the {media.kind} as an http(s) URL that it"
-                " can reach, or set storage.public_base_url to have uploads reached.",
+                f"FastGPT fetches files by itself, and cannot reach this {media.kind}: give an"
+                " http(s) URL that it can reach, or have uploads reached by setting"
+                " storage.public_base_url (for a bucket S3_PUBLIC_BASE_URL).",
                 param="files",
             )
         return "as it is"

@@ -118,8 +118,9 @@ class Zhipu(TextOnly):
             return "upload"
         if media.kind == "file" and (media.is_data or (media.stored and not media.url)):
             raise KindNotTaken(
-                "Zhipu's models fetch files by themselves: give the file as an http(s) URL that"
-                " Zhipu can reach, or set storage.public_base_url to have uploads reached.",
+                "Zhipu's models fetch files by themselves, and cannot reach this one: give an"
+                " http(s) URL that they can reach, or have uploads reached by setting"
+                " storage.public_base_url (for a bucket S3_PUBLIC_BASE_URL).",
                 param="files",
             )
         if media.kind == "audio" and not media.is_data:

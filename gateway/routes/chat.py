@@ -11,10 +11,10 @@ from gateway.attachments import Attachments
 from gateway.body import agent_name, check, read_object
 from gateway.config import FastGPTAgent
 from gateway.credentials import Caller
-from gateway.errors import Forbidden, InvalidRequest
+from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, CALLER, STATE
+from gateway.keys import ATTACHMENTS, CALLER, ORIGIN, STATE
 from gateway.messages import ChatRequest, Media, Message
 from gateway.reply import reply
 from gateway.routing import Target, pin
@@ -54,6 +54,8 @@ class File(BaseModel):
 
 def _named(value: Any) -> Any:
     """A file may also be given by its URL or id alone."""
+    if not isinstance(value, str | dict | File):
+        raise ValueError("must be a URL, the id of an upload, or an object with one of them")
     if not isinstance(value, str):
         return value
     return {"url": value} if re.match(_URL, value) else {"id": value}
@@ -101,7 +103,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
         caller.user_of(user)  # raises if the token is for another one
     targets, conversation = pin(targets, given)
     messages: tuple[Message, ...] = (Message("user", body.query, media),)
-    messages = await attachments.resolve(messages, owner_of(caller))
+    messages = await attachments.resolve(messages, owner_of(caller), request[ORIGIN])
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
         messages=messages,
@@ -150,6 +152,8 @@ def _media(file: File, attachments: Attachments) -> Media:
             "Each of 'files' needs an http(s) or data: 'url', or the 'id' of an upload.",
             param="files",
         )
+    if id_.startswith("file-") and not name_of(id_):
+        raise FileNotFound(f"There is no file {id_[:120]!r}.", param="files")
     kind = _kind(file, "") if file.type or file.name or file.mime_type else None
     kind = kind or ("file" if name_of(id_) else attachments.remembered(id_))
     if kind is None:

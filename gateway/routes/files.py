@@ -15,7 +15,7 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError
 from gateway.exchange import Source
 from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
-from gateway.filetypes import kind_of, mime_of
+from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
 from gateway.keys import ATTACHMENTS, CALLER, FILES, NOTED, ORIGIN, STATE, UPSTREAM
@@ -195,7 +195,7 @@ async def served(request: web.Request) -> web.StreamResponse:
 
 async def _sent(request: web.Request, file: StoredFile) -> web.StreamResponse:
     headers = {
-        "Content-Type": file.mime + ("; charset=utf-8" if file.mime.startswith("text/") else ""),
+        "Content-Type": served_as(file.mime),
         "Content-Disposition": disposition(file.title, file.mime),
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=3600",

@@ -14,7 +14,7 @@ from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
-from gateway.keys import ATTACHMENTS, CALL, CALLER, NOTED, STATE, UPSTREAM
+from gateway.keys import ATTACHMENTS, CALL, CALLER, NOTED, ORIGIN, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
@@ -41,7 +41,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     targets, conversation = pin(targets, _conversation(request, body))
     options = body.get("stream_options")
     messages = _turns(body, targets)
-    messages = await request.app[ATTACHMENTS].resolve(messages, owner_of(caller))
+    messages = await request.app[ATTACHMENTS].resolve(messages, owner_of(caller), request[ORIGIN])
     chat = ChatRequest(
         model=model,
         messages=messages,

@@ -39,7 +39,7 @@ class LocalFiles:
         return self._folder / name.removeprefix("uploads/")
 
     async def open(self) -> None:
-        with contextlib.suppress(StorageAway, StorageFull):  # `check` will say it
+        with contextlib.suppress(StorageAway, StorageFull):  # `check` says it again
             await self._run(lambda: (self._folder / _PARTS).mkdir(parents=True, exist_ok=True))
 
     async def close(self) -> None:
@@ -83,12 +83,12 @@ class LocalFiles:
         await self.put(name, one(), "", "")
 
     async def read(self, name: str) -> bytes:
-        return await self._run(self.path(name).read_bytes)
+        return await self._run(self.path(name).read_bytes, (FileNotFoundError,))
 
     @asynccontextmanager
     async def source(self, name: str) -> AsyncIterator[Source]:
         path = self.path(name)
-        file = await self._run(lambda: path.open("rb"))
+        file = await self._run(lambda: path.open("rb"), (FileNotFoundError,))
         try:
             yield Source(path.name, "", os.fstat(file.fileno()).st_size, self._blocks(file))
         finally:
@@ -121,7 +121,7 @@ class LocalFiles:
             return sorted(f"uploads/{day}/{name}" for name in found if name.startswith(begins))
 
         try:
-            return await self._run(walk)
+            return await self._run(walk, (FileNotFoundError,))
         except FileNotFoundError:
             return []
 
@@ -149,15 +149,18 @@ class LocalFiles:
 
         await self._run(try_it)
 
-    async def _run(self, work: Callable[[], T]) -> T:
-        """In a thread. Who is cancelled waits for it all the same: its file is still in use."""
+    async def _run(self, work: Callable[[], T], expected: tuple[type[OSError], ...] = ()) -> T:
+        """In a thread. Who is cancelled waits for it all the same: its file is still in use.
+
+        What is not `expected` is the folder's fault.
+        """
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
             return await asyncio.shield(running)
         except asyncio.CancelledError:
             await asyncio.wait([running])
             raise
-        except FileNotFoundError:
+        except expected:
             raise
         except OSError as error:
             if error.errno in _FULL:

@@ -27,7 +27,7 @@ _FULL = {
 }  # fmt: skip
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _REFUSED = {
-    "NoSuchBucket": "There is no such bucket",
+    "NoSuchBucket": "There is no such bucket as the one that is configured",
     "AccessDenied": "The bucket does not let the gateway in",
     "403": "The bucket does not let the gateway in",
     "InvalidAccessKeyId": "The access key is not known there",

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import socket
 from contextlib import suppress
 
@@ -360,6 +361,22 @@ async def test_a_store_that_is_away_is_503_and_readyz_says_so(gateway, tmp_path)
     assert (ready.status, body["degraded"]) == (200, ["storage"])
     assert "folder" in body["detail"]["storage"]
     assert (await gw.chat("dify")).status == 200  # what needs no file goes on
+
+
+async def test_a_folder_that_can_never_be_does_not_stop_the_start(gateway):
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": "file:/proc/nowhere"})
+    assert (await gw.chat("dify")).status == 200
+    assert (await upload(gw, png())).status == 503
+
+
+async def test_a_folder_that_is_removed_is_made_again(gateway, tmp_path):
+    folder = tmp_path / "up"
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{folder}"})
+    data = (await (await upload(gw, png())).json())["data"]
+    shutil.rmtree(folder)
+    assert (await gw.client.get(data["id"])).status == 404
+    assert (await (await gw.get("/v1/files")).json())["data"] == []
+    assert (await upload(gw, png())).status == 200
 
 
 async def test_a_full_store_is_507(gw, monkeypatch):

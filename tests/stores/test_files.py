@@ -350,6 +350,9 @@ async def test_the_bucket_serves_the_right_type_and_a_chinese_name(shared_s3):
             answer = await client.get(await files.link(file, ""))
             assert await answer.read() == b"<svg/>"
             assert answer.headers["Content-Type"] == "image/svg+xml"
+            text = await client.get(await files.link(await add(files), ""))
+            assert await text.read() == b"hello"
+            assert text.headers["Content-Type"] == "text/plain; charset=utf-8"
             told_name = answer.headers["Content-Disposition"]
             assert told_name.startswith("attachment;")
             assert "filename*=UTF-8''%E7%9F%A2%E9%87%8F%20%E5%9B%BE.svg" in told_name
