@@ -3,7 +3,7 @@
 import base64
 import binascii
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from urllib.parse import unquote_to_bytes
@@ -38,11 +38,11 @@ class Attachments:
         return self._kinds.get(id_)
 
     async def resolve(
-        self, messages: tuple[Message, ...], owner: str, origin: str
+        self, messages: tuple[Message, ...], owner: str, origin: Callable[[], str]
     ) -> tuple[Message, ...]:
         """The same messages; ids and links of our own files are replaced by what they stand for.
 
-        `origin` is how the client reached us. Raises FileNotFound for a file of ours that is not
+        `origin` gives how the client reached us. Raises FileNotFound for a file of ours that is not
         there, or an id that is not the owner's.
         """
         if not any(message.media for message in messages):
@@ -53,7 +53,7 @@ class Attachments:
             out.append(replace(message, media=tuple(media)))
         return tuple(out)
 
-    async def _resolve(self, media: Media, owner: str, origin: str) -> Media:
+    async def _resolve(self, media: Media, owner: str, origin: Callable[[], str]) -> Media:
         if name_of(media.uploaded):
             file = await self._files.get(media.uploaded, owner)
         elif media.uploaded:
@@ -64,7 +64,7 @@ class Attachments:
             try:
                 file = await self._files.find(self._files.name_in(media.url))
             except FileNotFound:
-                if self._files.is_ours(media.url, origin):
+                if self._files.is_ours(media.url, origin()):
                     raise
                 return media  # a link of another gateway may look the same
         link = await self._files.public_link(file)

@@ -62,7 +62,6 @@ SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 ADDRESS = web.RequestKey("address", str)  # the client's, behind trusted proxies
-ORIGIN = web.RequestKey("origin", str)  # how the client reached us, behind trusted proxies
 CALLER = web.RequestKey("caller", Caller)
 CALL = web.RequestKey("call", Call)  # of chats only
 LIMITS = web.RequestKey("limits", dict[str, str])  # headers that tell what is left

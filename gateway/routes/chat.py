@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
@@ -14,8 +15,9 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, CALLER, ORIGIN, STATE
+from gateway.keys import ATTACHMENTS, CALLER, STATE
 from gateway.messages import ChatRequest, Media, Message
+from gateway.proxies import client_origin
 from gateway.reply import reply
 from gateway.routing import Target, pin
 
@@ -103,7 +105,9 @@ async def chat(request: web.Request) -> web.StreamResponse:
         caller.user_of(user)  # raises if the token is for another one
     targets, conversation = pin(targets, given)
     messages: tuple[Message, ...] = (Message("user", body.query, media),)
-    messages = await attachments.resolve(messages, owner_of(caller), request[ORIGIN])
+    messages = await attachments.resolve(
+        messages, owner_of(caller), partial(client_origin, request)
+    )
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
         messages=messages,

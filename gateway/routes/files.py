@@ -18,8 +18,9 @@ from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
-from gateway.keys import ATTACHMENTS, CALLER, FILES, NOTED, ORIGIN, STATE, UPSTREAM
+from gateway.keys import ATTACHMENTS, CALLER, FILES, NOTED, STATE, UPSTREAM
 from gateway.messages import Media
+from gateway.proxies import client_origin
 from gateway.routing import Target
 
 _NO_SCRIPTS = "default-src 'none'; img-src 'self'; media-src 'self'; sandbox"
@@ -40,7 +41,7 @@ async def upload(request: web.Request) -> web.Response:
         data = await _to_platform(request, target, form)
     else:
         file = await _keep(request, form)
-        data = _described(file, await request.app[FILES].link(file, request[ORIGIN]))
+        data = _described(file, await request.app[FILES].link(file, client_origin(request)))
     created_by = _created_by(form, caller)
     request[NOTED]["file_bytes"] = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})

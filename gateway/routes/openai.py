@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 from urllib.parse import unquote
 
@@ -14,11 +15,12 @@ from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
-from gateway.keys import ATTACHMENTS, CALL, CALLER, NOTED, ORIGIN, STATE, UPSTREAM
+from gateway.keys import ATTACHMENTS, CALL, CALLER, NOTED, STATE, UPSTREAM
 from gateway.messages import ChatRequest, Message
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
+from gateway.proxies import client_origin
 from gateway.reply import reply
 from gateway.routing import Routing, Target, pin
 from gateway.turns import read_turns
@@ -41,7 +43,9 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     targets, conversation = pin(targets, _conversation(request, body))
     options = body.get("stream_options")
     messages = _turns(body, targets)
-    messages = await request.app[ATTACHMENTS].resolve(messages, owner_of(caller), request[ORIGIN])
+    messages = await request.app[ATTACHMENTS].resolve(
+        messages, owner_of(caller), partial(client_origin, request)
+    )
     chat = ChatRequest(
         model=model,
         messages=messages,

@@ -1,0 +1,69 @@
+"""What trusted proxies tell of a client: its address, and the address that it knows us by."""
+
+import ipaddress
+import re
+
+from aiohttp import web
+
+from gateway.keys import STATE
+
+Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
+
+_HOST = re.compile(r"[A-Za-z0-9.\-_]{1,255}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
+
+
+def client_origin(request: web.Request) -> str:
+    """`http://host:port` as the client knows us; a trusted proxy tells it where it stands before
+    us."""
+    scheme, host = request.scheme, request.host
+    if _is_in(_unmapped(request.remote or ""), _trusted(request)):
+        told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+        scheme = told if told in ("http", "https") else scheme
+        host = request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip() or host
+    return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
+
+
+def _trusted(request: web.Request) -> Networks:
+    state = request.app.get(STATE)
+    return state.now.config.server.trusted_proxies if state is not None else []
+
+
+def client_address(request: web.Request) -> str:
+    """The client's address. `X-Forwarded-For` counts as far as trusted proxies have written it:
+    the last address in it that is not one of theirs."""
+    address = _unmapped(request.remote or "")
+    trusted = _trusted(request)
+    if not trusted or not _is_in(address, trusted):
+        return address
+    hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
+    for hop in reversed(hops):
+        if not hop.strip():
+            break
+        if not _is_address(hop.strip()):
+            break
+        address = _unmapped(hop.strip())
+        if not _is_in(address, trusted):
+            break
+    return address
+
+
+def _unmapped(address: str) -> str:
+    """An IPv4 address as such, also where a socket for both kinds writes it as an IPv6 one."""
+    if address.startswith("::") and _is_address(address):
+        mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
+        return str(mapped or address)
+    return address
+
+
+def _is_address(text: str) -> bool:
+    try:
+        ipaddress.ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_in(address: str, networks: Networks) -> bool:
+    if not networks or not _is_address(address):
+        return False
+    return any(ipaddress.ip_address(address) in net for net in networks)
