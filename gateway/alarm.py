@@ -46,6 +46,11 @@ class Alarm:
         assert self._task is not None
         return rang and self._task.uncancel() == 0
 
+    def end(self) -> None:
+        """Go off no more, and let go of whoever `is_broken` belongs to: that one holds us."""
+        self.close()
+        self._is_broken = bool
+
     def close(self) -> None:
         if self._timer is not None:
             self._timer.cancel()

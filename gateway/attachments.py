@@ -15,8 +15,9 @@ from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, m
 from gateway.guard import Guard
 from gateway.messages import Media, Message
 
-MAX_DATA = 20 * 1024 * 1024  # bytes of a file that goes inside a request
+MAX_DATA = 20 * 1024 * 1024  # bytes of files that go inside a request
 MAX_REMEMBERED = 10_000
+MAX_ESCAPED = 100_000  # characters of a `data:` URL that is percent-encoded
 _BLOCK = 64 * 1024
 
 
@@ -87,16 +88,17 @@ class Attachments:
                     name = _name_for(media, source.mime)
                 yield replace(source, name=name, mime=source.mime or mime_of(extension_of(name)))
 
-    async def as_data(self, media: Media) -> Media:
-        """The same file inside a `data:` URL. Raises BodyTooLarge over MAX_DATA bytes."""
+    async def as_data(self, media: Media, most: int) -> Media:
+        """The same file inside a `data:` URL. Raises BodyTooLarge over `most` bytes."""
         data = bytearray()
         async with self.open(media) as source:
             async for block in source.chunks:
                 data += block
-                if len(data) > MAX_DATA:
+                if len(data) > most:
                     raise BodyTooLarge(
-                        f"The file {source.name!r} is larger than {MAX_DATA} bytes, which is the"
-                        " most that this agent can be sent; give a public URL instead."
+                        f"With the file {source.name!r} there are more than"
+                        f" {MAX_DATA / (1 << 20):g} MiB, which is the most that can go inside one"
+                        " request to this agent; give public URLs instead."
                     )
             mime = source.mime or "application/octet-stream"
             url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
@@ -110,6 +112,8 @@ def read_data(url: str) -> tuple[str, bytes]:
     if not comma:
         raise InvalidRequest("A data: URL has no comma, so no data.", param="files")
     if not head.lower().endswith(";base64"):
+        if len(body) > MAX_ESCAPED:
+            raise InvalidRequest("A data: URL of that length must be base64.", param="files")
         return mime or "text/plain", unquote_to_bytes(body)
     body = "".join(body.split()).translate(_URL_SAFE).rstrip("=")
     try:

@@ -196,7 +196,7 @@ class KeyLimits(Model):
 
 
 class StaticKey(Model):
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^/]*$")]
     key: Secret
     permissions: list[Permission] = ["chat"]
     agents: list[str] | None = None

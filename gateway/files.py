@@ -12,7 +12,8 @@ import secrets
 import string
 import time
 import unicodedata
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -25,7 +26,7 @@ import orjson
 
 from gateway.config import Storage
 from gateway.credentials import Caller
-from gateway.errors import FileNotFound, GatewayError
+from gateway.errors import FileNotFound, GatewayError, Overloaded, TooManyAtOnce
 from gateway.exchange import Source
 from gateway.filetypes import extension_of, is_shown, mime_of, served_as
 from gateway.stores.files import Chunks, Store
@@ -40,6 +41,9 @@ CHECK_S = 15.0
 SWEEP_S = 3600.0
 _LEFTOVER_S = 86_400.0
 _PATIENCE_S = 10.0
+_CLEAN_UP_S = 5.0
+MAX_COMING = 50  # uploads under way
+MAX_COMING_EACH = 10
 _ALPHABET = string.ascii_letters + string.digits
 
 # The owner's mark, the time of day in ms, and chance: nobody guesses it, order is that of time.
@@ -60,6 +64,7 @@ class StoredFile:
     created_by: str
     created_ms: int
     purpose: str
+    owner: str  # the hash of whose it is; the mark in the name is only its beginning
 
     @property
     def id(self) -> str:
@@ -87,6 +92,8 @@ class Files:
         self._config = config
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
+        self._cleaning: set[asyncio.Task[None]] = set()
+        self._coming: Counter[str] = Counter()  # uploads under way, by owner
         self.away = ""  # what keeps the store from being used, in words
 
     async def open(self) -> None:
@@ -102,6 +109,8 @@ class Files:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._cleaning:
+            await asyncio.wait(self._cleaning, timeout=_PATIENCE_S)
         await self._store.close()
 
     async def _every(self, seconds: float, work: Callable[[], Awaitable[None]]) -> None:
@@ -129,6 +138,25 @@ class Files:
 
     # One file.
 
+    @contextlib.contextmanager
+    def place(self, owner: str) -> Iterator[None]:
+        """One of the places for uploads, of which each owner has some: a slow line holds one for
+        long. Raises TooManyAtOnce, Overloaded."""
+        if self._coming[owner] >= MAX_COMING_EACH:
+            raise TooManyAtOnce(
+                f"{MAX_COMING_EACH} uploads of yours are under way; wait for one to end.",
+                retry_after_s=5.0,
+            )
+        if self._coming.total() >= MAX_COMING:
+            raise Overloaded("Too many uploads are under way; try again soon.", retry_after_s=5.0)
+        self._coming[owner] += 1
+        try:
+            yield
+        finally:
+            self._coming[owner] -= 1
+            if not self._coming[owner]:
+                del self._coming[owner]
+
     async def add(
         self,
         owner: str,
@@ -153,15 +181,27 @@ class Files:
             told = await finish()
 
         how = disposition(title, mime)
-        size = await self._store.put(name, whole(), served_as(mime), how)
-        file = StoredFile(name, title, size, told[0], int(now.timestamp() * 1000), told[1])
         try:
+            size = await self._store.put(name, whole(), served_as(mime), how)
+            created_ms = int(now.timestamp() * 1000)
+            file = StoredFile(name, title, size, told[0], created_ms, told[1], _hash(owner))
             await self._store.write(_about(name), orjson.dumps(asdict(file)))
-        except BaseException:
-            with contextlib.suppress(GatewayError):
-                await asyncio.shield(self._store.delete([name]))
+        except BaseException:  # it may have been kept all the same, just before this
+            await self._clean_up(name)
             raise
         return file
+
+    async def _clean_up(self, name: str) -> None:
+        """Goes on beside the request if that is cancelled again, or the store is slow."""
+
+        async def delete() -> None:
+            with contextlib.suppress(GatewayError):
+                await self._store.delete([name, _about(name)])
+
+        task = asyncio.get_running_loop().create_task(delete())
+        self._cleaning.add(task)
+        task.add_done_callback(self._cleaning.discard)
+        await asyncio.wait([task], timeout=_CLEAN_UP_S)
 
     async def find(self, name: str) -> StoredFile:
         """What is known of a file, whoever asks. Raises FileNotFound."""
@@ -178,9 +218,13 @@ class Files:
     async def get(self, id_: str, owner: str) -> StoredFile:
         """The owner's file of that id. Raises FileNotFound, also for another owner's."""
         name = name_of(id_)
+        missing = FileNotFound(f"There is no file {id_[:120]!r}.", param="file_id")
         if not name or not name.rpartition("/")[2].startswith(_mark(owner)):
-            raise FileNotFound(f"There is no file {id_[:120]!r}.", param="file_id")
-        return await self.find(name)
+            raise missing
+        file = await self.find(name)
+        if file.owner != _hash(owner):
+            raise missing
+        return file
 
     async def delete(self, file: StoredFile) -> None:
         await self._store.delete([file.name, _about(file.name)])
@@ -263,7 +307,7 @@ class Files:
                     continue
                 with contextlib.suppress(FileNotFound):  # deleted just now
                     file = await self.find(name)
-                    if not purpose or file.purpose == purpose:
+                    if file.owner == _hash(owner) and purpose in ("", file.purpose):
                         found.append(file)
                 if len(found) > limit:
                     return found[:limit], True
@@ -307,8 +351,13 @@ def _about(name: str) -> str:
     return name.rpartition(".")[0] + _ABOUT
 
 
+def _hash(owner: str) -> str:
+    return sha256(owner.encode("utf-8", "replace")).hexdigest()
+
+
 def _mark(owner: str) -> str:
-    return sha256(owner.encode("utf-8", "replace")).hexdigest()[:10]
+    """What a name begins with, so that an owner's files are found; others' may begin alike."""
+    return _hash(owner)[:10]
 
 
 def _new_core(owner: str, now: datetime) -> str:
@@ -319,7 +368,7 @@ def _new_core(owner: str, now: datetime) -> str:
 
 def clean_title(given: str) -> str:
     """A client's name for a file, fit to be shown and sent back: no folders, no controls."""
-    text = given.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    text = re.sub("[\ud800-\udfff]", "\ufffd", given)
     text = unicodedata.normalize("NFC", text.replace("%22", '"'))
     text = re.split(r"[/\\]", text)[-1]
     text = "".join(c for c in text if c.isprintable()).strip().strip(".") or "file"

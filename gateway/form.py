@@ -5,6 +5,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from email.message import Message
 from typing import Any
 
 from aiohttp import (
@@ -16,7 +17,7 @@ from aiohttp import (
 from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config import Storage
-from gateway.errors import BodyTooLarge, InvalidRequest, SenderTooSlow
+from gateway.errors import BodyTooLarge, InvalidRequest, SenderTooSlow, UnsupportedMediaType
 from gateway.files import clean_title
 from gateway.filetypes import HEAD, checked
 
@@ -25,6 +26,7 @@ MAX_FIELD = 8192  # bytes
 SILENCE_S = 60.0  # how long a sender may pause
 SLOWEST = 4096  # bytes per second that it must reach after that time
 _CHUNK = 64 * 1024
+_MAX_BLANK = 4  # lines before the form
 _GRUMBLES = (BadContentDispositionHeader, BadContentDispositionParam)
 _FRAME = 1024 * 1024  # bytes that a form may have around its file
 
@@ -45,6 +47,7 @@ class UploadForm:
         self._reader: Any = None
         self._part: Any = None
         self._head = b""
+        self._parts = 0
         self.fields: dict[str, str] = {}
         self.title = ""
         self.extension = ""
@@ -61,10 +64,13 @@ class UploadForm:
             raise InvalidRequest(
                 "Send the file as multipart/form-data, in a part named 'file'.", param="file"
             )
+        if self._request.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaType("Send the form as it is, without a Content-Encoding.")
         most = self._config.max_size
         if (self._request.content_length or 0) > most + _FRAME:
             raise self._too_large()
         async with _reading():
+            await self._require_boundary()
             self._reader = await self._request.multipart()
             while (part := await self._next()) is not None:
                 if part.name == "file":
@@ -74,11 +80,12 @@ class UploadForm:
             came = f" (it has {', '.join(map(repr, self.fields))})" if self.fields else ""
             raise InvalidRequest(f"The form has no part named 'file'{came}.", param="file")
         self._part = part
-        self.title = clean_title(part.filename or "")
-        if part.filename is None:
-            raise InvalidRequest("The part 'file' is no file: it has no filename.", param="file")
-        while len(self._head) < HEAD and (chunk := await self._read()):
-            self._head += chunk
+        async with _reading():
+            if part.filename is None:
+                raise InvalidRequest("The part 'file' is no file: it has no filename.")
+            self.title = clean_title(part.filename)
+            while len(self._head) < HEAD and (chunk := await part.read_chunk(_CHUNK)):
+                self._head += chunk
         if not self._head:
             raise InvalidRequest("The file is empty.", param="file")
         self.extension = checked(self.title, self._head[:HEAD], self._config.extensions)
@@ -103,6 +110,22 @@ class UploadForm:
                     raise InvalidRequest("Send one file per upload.", param="file")
                 await self._field(part)
 
+    async def _require_boundary(self) -> None:
+        """The form must begin at once: aiohttp would search all of a body for its beginning."""
+        content = self._request.content
+        about = Message()
+        about["Content-Type"] = self._request.headers.get("Content-Type", "")
+        line = await content.readline()
+        for _ in range(_MAX_BLANK):
+            if line.strip():
+                break
+            line = await content.readline()
+        if not line.startswith(b"--" + str(about.get_boundary("")).encode("utf-8", "replace")):
+            raise ValueError("no boundary")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # aiohttp does the same
+            content.unread_data(line)
+
     async def _read(self) -> bytes:
         async with _reading():
             chunk: bytes = await self._part.read_chunk(_CHUNK)
@@ -110,6 +133,9 @@ class UploadForm:
 
     async def _next(self) -> Any:
         part = await self._reader.next()
+        self._parts += 1
+        if self._parts > MAX_FIELDS + 2:  # with the file, and the end
+            raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
         if part is not None and not isinstance(part, BodyPartReader):
             raise InvalidRequest("The form holds another form; send plain parts.")
         coding = part.headers.get("Content-Transfer-Encoding", "binary") if part else "binary"
@@ -118,8 +144,6 @@ class UploadForm:
         return part
 
     async def _field(self, part: Any) -> None:
-        if len(self.fields) >= MAX_FIELDS:
-            raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
         value = bytearray()
         while chunk := await part.read_chunk(_CHUNK):
             value += chunk
@@ -142,7 +166,7 @@ async def _reading() -> AsyncIterator[None]:
             yield
     except TimeoutError:
         raise SenderTooSlow(f"Nothing came for {SILENCE_S:g} s; send the file again.") from None
-    except (ValueError, HttpProcessingError, web.RequestPayloadError, AssertionError):
+    except (ValueError, RuntimeError, HttpProcessingError, web.RequestPayloadError, AssertionError):
         raise InvalidRequest(
             "The form is not valid multipart/form-data, or it ends too early."
         ) from None

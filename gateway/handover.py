@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from gateway import attachments
 from gateway.attachments import Attachments
-from gateway.errors import FileNotFound, KindNotTaken, UpstreamFailed
+from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken, UpstreamFailed
 from gateway.exchange import Source, UploadRequest
 from gateway.messages import ChatRequest, Media
 from gateway.platforms.base import First
@@ -13,6 +14,7 @@ from gateway.routing import Target
 from gateway.upstream import Upstream
 
 MAX_STEPS = 8  # preliminary calls
+MAX_GIVEN = 50  # files that one question uploads
 _FETCH_S = 30.0
 
 
@@ -43,6 +45,8 @@ class Handover:
         self._attachments = attachments
         self._chat = chat
         self._given: dict[tuple[str, Media], str] = {}  # ids of what a target has already
+        self._held: dict[Media, Media] = {}  # what goes inside a request
+        self._size = 0  # of that, in bytes, with each repetition
 
     @property
     def is_needed(self) -> bool:
@@ -54,7 +58,7 @@ class Handover:
         Raises KindNotTaken, and what keeps a file from being read or given away.
         """
         await self._learn_kinds(target)
-        chat = self._chat
+        chat, self._size = self._chat, 0
         start = 0 if target.platform.sends_turns(chat) else len(chat.messages) - 1
         messages = list(chat.messages)
         for i, message in enumerate(messages[start:], start):
@@ -82,15 +86,29 @@ class Handover:
         require_kind(target, media)
         how = platform.carry(media, self._chat)
         if how == "data":
-            return await self._attachments.as_data(media)
+            return await self._inside(media)
         if how == "upload":
             id_ = self._given.get((target.name, media))
             if id_ is None:
+                if len(self._given) >= MAX_GIVEN:
+                    raise InvalidRequest(f"A question may bring {MAX_GIVEN} files.", param="files")
                 async with self._attachments.open(media) as source:
                     id_ = await give(self._upstream, target, source, lambda: self._chat.user)
                 self._given[target.name, media] = id_
             return Media(media.kind, "", media.name, uploaded=id_)
         return media
+
+    async def _inside(self, media: Media) -> Media:
+        """As a `data:` URL; one that comes again is made once, but counts each time."""
+        left = attachments.MAX_DATA - self._size
+        held = self._held.get(media)
+        if held is None:
+            held = self._held[media] = await self._attachments.as_data(media, left)
+        size = (len(held.url) - held.url.index(",")) * 3 // 4
+        if size > left + 3:  # for the padding
+            raise BodyTooLarge("The question's files are too large together; give public URLs.")
+        self._size += size
+        return held
 
 
 def require_kind(target: Target, media: Media) -> None:

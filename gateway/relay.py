@@ -64,7 +64,7 @@ class Run:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
-        self._alarm.close()
+        self._alarm.end()
         self._drop()
 
     @property
@@ -80,21 +80,24 @@ class Run:
         one also if this one refused for good (its key, its app, its credit).
         """
         last: GatewayError | None = None
-        for target in self._targets:
-            for attempt in range(target.agent.retries + 1):
-                if attempt:
-                    await asyncio.sleep(_backoff_s(attempt))
-                try:
-                    return await self._attempt(target)
-                except GatewayError as error:
-                    last = target.explain(error)
-                    self._drop()
-                    if not (last.retryable or last.elsewhere):
-                        raise last from None
-                    if not last.retryable or (last.retry_after_s or 0) > MAX_WAIT_S:
-                        break
-        assert last is not None  # there is at least one target
-        raise last
+        try:
+            for target in self._targets:
+                for attempt in range(target.agent.retries + 1):
+                    if attempt:
+                        await asyncio.sleep(_backoff_s(attempt))
+                    try:
+                        return await self._attempt(target)
+                    except GatewayError as error:
+                        last = target.explain(error)
+                        self._drop()
+                        if not (last.retryable or last.elsewhere):
+                            raise last from None
+                        if not last.retryable or (last.retry_after_s or 0) > MAX_WAIT_S:
+                            break
+            assert last is not None  # there is at least one target
+            raise last
+        finally:
+            last = None  # its traceback holds this frame, and all that the question holds
 
     async def _attempt(self, target: Target) -> list[Delta]:
         self.attempts += 1

@@ -19,16 +19,17 @@ _ROLES: dict[str, Role] = {
 }
 
 
-def read_turns(value: Any) -> tuple[Message, ...]:
-    """Raises InvalidRequest that names the message or part which cannot be understood."""
+def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
+    """Raises InvalidRequest that names the message or part which cannot be understood, unless it
+    `skips` parts of unknown types."""
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(value) > MAX_MESSAGES:
         raise InvalidRequest(f"'messages' has more than {MAX_MESSAGES} items.", param="messages")
-    return tuple(_turn(item, f"messages[{i}]") for i, item in enumerate(value))
+    return tuple(_turn(item, f"messages[{i}]", skips) for i, item in enumerate(value))
 
 
-def _turn(item: Any, path: str) -> Message:
+def _turn(item: Any, path: str, skips: bool) -> Message:
     if not isinstance(item, dict):
         raise InvalidRequest(f"{path} must be an object.", param=path)
     given = item.get("role")
@@ -36,12 +37,12 @@ def _turn(item: Any, path: str) -> Message:
     if role is None:
         known = ", ".join(_ROLES)
         raise InvalidRequest(f"{path}.role must be one of {known}.", param=f"{path}.role")
-    text, media = _content(item.get("content"), f"{path}.content")
+    text, media = _content(item.get("content"), f"{path}.content", skips)
     call = item.get("tool_call_id")
     return Message(role, text, media, call if isinstance(call, str) else "")
 
 
-def _content(value: Any, path: str) -> tuple[str, tuple[Media, ...]]:
+def _content(value: Any, path: str, skips: bool) -> tuple[str, tuple[Media, ...]]:
     if value is None:
         return "", ()
     if isinstance(value, str):
@@ -53,7 +54,12 @@ def _content(value: Any, path: str) -> tuple[str, tuple[Media, ...]]:
     texts: list[str] = []
     media: list[Media] = []
     for i, part in enumerate(value):
-        read = _part(part, f"{path}[{i}]")
+        try:
+            read = _part(part, f"{path}[{i}]")
+        except InvalidRequest:
+            if not skips:
+                raise
+            continue
         if isinstance(read, Media):
             media.append(read)
         elif read:
@@ -131,11 +137,21 @@ def put_back(messages: list[Any], turns: tuple[Message, ...]) -> list[Any]:
 
 
 def _put_back(part: Any, media: Iterator[Media]) -> Any:
-    was = _part(part, "")
+    try:
+        was = _part(part, "")
+    except InvalidRequest:
+        return part  # of a kind that only the upstream knows
     if not isinstance(was, Media):
         return part
     now = next(media)
-    return part if (now.url, now.uploaded) == (was.url, was.uploaded) else media_part(now)
+    if (now.url, now.uploaded) == (was.url, was.uploaded):
+        return part
+    new = media_part(now)
+    kind = new["type"]
+    if part.get("type") == kind and isinstance(part.get(kind), dict):  # keep `detail` and the like
+        kept = {k: v for k, v in part[kind].items() if k not in ("file_id", "file_data")}
+        new[kind] = {**kept, **new[kind]}
+    return {**{k: v for k, v in part.items() if k == "cache_control"}, **new}
 
 
 def _string(value: Any, path: str) -> str:

@@ -161,9 +161,12 @@ class Upstream:
                 )
                 exchange = Exchange(response)
                 try:
-                    return await exchange.reply()
+                    reply = await exchange.reply()
                 finally:
                     exchange.close()
+            if reply.status < 300 and not form.is_read:
+                raise UpstreamFailed("The upstream answered before it had the whole file.")
+            return reply
         except TimeoutError:
             words = f"The upstream did not take the file within {total_s:g} s."
             raise UpstreamTimeout(words) from None
@@ -204,6 +207,7 @@ class _FileForm:
             f' filename="{name}"\r\nContent-Type: {mime}\r\n\r\n'
         ).encode("utf-8", "replace")
         self.failure: Exception | None = None
+        self.is_read = False  # all of the source
 
     def _tail(self) -> bytes:
         fields = ""
@@ -232,6 +236,7 @@ class _FileForm:
             if self._source.size not in (None, sent):
                 raise InternalError("A file is not as long as it was said to be.")
             tail = self._tail()
+            self.is_read = True
         except Exception as error:
             self.failure = error
             raise

@@ -1,6 +1,8 @@
 """Files that come with a question, in the form that each platform takes them."""
 
+import asyncio
 import base64
+import gc
 import io
 import json
 from pathlib import Path
@@ -617,7 +619,108 @@ async def test_a_file_too_large_to_go_inside_a_request_is_413(many, monkeypatch)
     gw, _ = many
     data = await put(gw)
     answer = await ask(gw, "openai", data["file_id"], status=413)
-    assert "larger than 50 bytes" in answer["msg"]
+    assert "the most that can go inside" in answer["msg"]
+
+
+async def test_many_files_together_have_one_limit(many, monkeypatch):
+    monkeypatch.setattr("gateway.attachments.MAX_DATA", 300)
+    gw, _ = many
+    data = await put(gw)
+    await ask(gw, "openai", *[data["file_id"]] * 4)
+    answer = await ask(gw, "openai", *[data["file_id"]] * 5, status=413)
+    assert "too large together" in answer["msg"]
+    monkeypatch.setattr("gateway.handover.MAX_GIVEN", 2)
+    links = ["data:text/plain;base64," + base64.b64encode(b"%d" % i).decode() for i in range(3)]
+    answer = await ask(gw, "dify", *links, status=400)
+    assert "may bring 2 files" in answer["msg"]
+
+
+async def test_a_data_url_that_is_long_must_be_base64(many):
+    gw, _ = many
+    answer = await ask(gw, "dify", "data:text/plain," + "%41" * 50_000, status=400)
+    assert "base64" in answer["msg"]
+
+
+async def test_what_an_upstream_alone_understands_stays_beside_our_files(many):
+    gw, demos = many
+    data = await put(gw, "a.pdf", b"%PDF-1.7")
+    parts = [
+        {"type": "hologram", "x": 1},
+        {"type": "image_url", "image_url": {"url": (await put(gw))["id"], "detail": "low"}, "cache_control": {"type": "ephemeral"}},
+        {"type": "file", "file": {"file_id": data["file_id"]}},
+    ]  # fmt: skip
+    async with gw.complete("openai", messages=[{"role": "user", "content": parts}]) as answer:
+        assert answer.status == 200, await answer.text()
+    sent = asked(demos["openai"])["messages"][0]["content"]
+    assert sent[0] == parts[0]
+    assert sent[1] == {
+        "type": "image_url", "image_url": {"url": DATA, "detail": "low"}, "cache_control": {"type": "ephemeral"},
+    }  # fmt: skip
+    assert sent[2]["file"]["file_data"].startswith("data:application/pdf;base64,")
+
+
+async def test_openai_is_sent_documents_inside_also_where_links_are_public(gateway, demo, tmp_path):
+    served = await demo("openai")
+    storage = {"url": f"file:{tmp_path}", "public_base_url": "https://files.example.com"}
+    gw = await gateway(
+        agents={"bot": {**AGENTS["openai"], "base_url": served.url}}, storage=storage
+    )
+    data = await put(gw, "a.pdf", b"%PDF-1.7")
+    part = {"type": "file", "file": {"file_id": data["file_id"]}}
+    async with gw.complete("bot", messages=[{"role": "user", "content": [part]}]) as answer:
+        assert answer.status == 200
+    sent = asked(served.demo)["messages"][0]["content"][0]
+    assert sent["file"]["file_data"].startswith("data:application/pdf;base64,")
+
+
+async def test_an_answer_before_the_whole_file_was_taken_is_no_success(gateway):
+    class Hasty:
+        def app(self):
+            async def post(request):
+                return web.json_response({"id": "4f54b927"}, status=201)
+
+            app = web.Application()
+            app.router.add_post("/v1/files/upload", post)
+            return app
+
+    async def slowly():
+        head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
+        yield head + b"x" * 20_000
+        for _ in range(6):  # the reader of forms is a piece behind
+            await asyncio.sleep(0.05)
+            yield b"x" * 20_000
+        yield b"\r\n--b--\r\n"
+
+    async with serve_demo(Hasty()) as url:
+        bot = {**AGENTS["dify"], "base_url": url, "upload": "platform", "mode": "chat"}
+        gw = await gateway(agents={"bot": bot})
+        headers = {"Agent": "bot", "Content-Type": "multipart/form-data; boundary=b"}
+        upload = gw.client.post(f"{gw.url}/api/v1/upload", data=slowly(), headers=headers)
+        async with upload as answer:
+            assert answer.status == 502
+            assert "before it had the whole file" in await answer.text()
+
+
+@pytest.mark.parametrize("status", [200, 413])
+async def test_nothing_of_a_chat_stays_in_memory_when_it_is_over(many, monkeypatch, status):
+    """Circles of references would stay until a collection, of which there are few."""
+    gw, _ = many
+    if status == 413:
+        monkeypatch.setattr("gateway.attachments.MAX_DATA", 10)
+    data = await put(gw)
+    await ask(gw, "openai", data["file_id"], status=status)
+    gc.collect()
+    gc.disable()
+    try:
+        await ask(gw, "openai", data["file_id"], status=status)
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        left = [
+            o for o in gc.get_objects() if type(o).__name__ in ("Run", "Handover", "ChatRequest")
+        ]
+        assert left == []
+    finally:
+        gc.enable()
 
 
 async def test_history_brings_its_files_to_those_who_get_the_history(many):

@@ -50,12 +50,23 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
         id_ = request[REQUEST_ID]
         log.exception("Unexpected error, request id %s", id_)
         error = InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
+    forget_frames(error)
     if request.writer.output_size > 0:
         request[NOTED]["error"] = error.code or error.type
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the answer broke after it had begun") from None
     return error_response(request, error)
+
+
+def forget_frames(failure: BaseException | None) -> None:
+    """Frames that failed hold bodies and files, and errors hold their frames: in a circle if a
+    frame has the error in a variable, and circles are seldom looked for."""
+    while failure is not None:
+        failure.__traceback__ = None
+        before = failure.__cause__ or failure.__context__
+        failure.__cause__ = failure.__context__ = None  # errors may lead back to each other
+        failure = before
 
 
 def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:

@@ -86,7 +86,8 @@ class OpenAICompatible(TextOnly):
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
         """Callers of `/v1` know what their upstream takes. For others it is spelled out: OpenAI
         itself follows links to pictures only."""
-        if not chat.verbatim and media.kind in ("file", "audio") and not media.is_data:
+        is_ours_to_read = media.stored or not chat.verbatim
+        if media.kind in ("file", "audio") and is_ours_to_read and not media.is_data:
             return "data"
         return carry_inside(media)
 

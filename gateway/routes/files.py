@@ -3,6 +3,7 @@
 An upload is kept by the gateway, or handed to the agent's platform as it comes.
 """
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -26,12 +27,17 @@ from gateway.routing import Target
 _NO_SCRIPTS = "default-src 'none'; img-src 'self'; media-src 'self'; sandbox"
 MAX_CREATED_BY = 1024  # characters
 MAX_PURPOSE = 64
+STALLED_S = 60.0
 
 
 async def upload(request: web.Request) -> web.Response:
     state, caller = request.app[STATE].now, request[CALLER]
     target = _target(request)
-    form = UploadForm(request, state.config.storage)
+    with request.app[FILES].place(owner_of(caller)):
+        return await _upload(request, target, UploadForm(request, state.config.storage))
+
+
+async def _upload(request: web.Request, target: Target | None, form: UploadForm) -> web.Response:
     await form.begin()
     mime = mime_of(form.extension)
     if target is not None:
@@ -42,7 +48,7 @@ async def upload(request: web.Request) -> web.Response:
     else:
         file = await _keep(request, form)
         data = _described(file, await request.app[FILES].link(file, client_origin(request)))
-    created_by = _created_by(form, caller)
+    created_by = _created_by(form, request[CALLER])
     request[NOTED]["file_bytes"] = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
 
@@ -136,8 +142,9 @@ async def agents(request: web.Request) -> web.Response:
 
 async def create(request: web.Request) -> web.Response:
     form = UploadForm(request, request.app[STATE].now.config.storage)
-    await form.begin()
-    file = await _keep(request, form, "user_data")
+    with request.app[FILES].place(owner_of(request[CALLER])):
+        await form.begin()
+        file = await _keep(request, form, "user_data")
     request[NOTED]["file_bytes"] = file.size
     return _json(request.app[FILES].described(file))
 
@@ -211,6 +218,7 @@ async def _sent(request: web.Request, file: StoredFile) -> web.StreamResponse:
         response.content_length = source.size
         await response.prepare(request)
         async for block in source.chunks:
-            await response.write(block)
+            async with asyncio.timeout(STALLED_S):  # a reader that does not read holds a connection
+                await response.write(block)
         await response.write_eof()
     return response

@@ -74,6 +74,9 @@ def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
         only_openai = all(target.platform.kind == "openai" for target in targets)
         if not (only_openai and isinstance(messages, list) and messages):
             raise
+    try:
+        return read_turns(messages, skips=True)
+    except InvalidRequest:
         return (Message("user", ""),)
 
 

@@ -6,13 +6,13 @@ import errno
 import os
 import re
 import shutil
-import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
+from secrets import token_hex
 from typing import IO, TypeVar
 
 from gateway.errors import StorageAway, StorageFull
@@ -46,8 +46,11 @@ class LocalFiles:
         self._threads.shutdown()
 
     async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
-        file = await self._run(self._begin)
+        draft = self._folder / _PARTS / token_hex(16)
+        opened: list[IO[bytes]] = []  # also when the wait for it is cancelled
         try:
+            await self._run(partial(_begin, draft, opened))
+            file = opened[0]
             size, waiting, block = 0, 0, list[bytes]()
             async for chunk in chunks:
                 block.append(chunk)
@@ -56,25 +59,12 @@ class LocalFiles:
                     await self._run(partial(file.writelines, block))
                     block, waiting = [], 0
                 size += len(chunk)
-            await self._run(lambda: self._finish(file, block, self.path(name)))
+            await self._run(partial(_finish, file, block, self.path(name)))
         except BaseException:
-            await asyncio.shield(self._run(lambda: _discard(file)))
+            with contextlib.suppress(StorageAway, StorageFull):
+                await asyncio.shield(self._run(partial(_discard, draft, opened)))
             raise
         return size
-
-    def _begin(self) -> IO[bytes]:
-        parts = self._folder / _PARTS
-        parts.mkdir(parents=True, exist_ok=True)
-        return tempfile.NamedTemporaryFile(dir=parts, delete=False)
-
-    def _finish(self, file: IO[bytes], block: list[bytes], path: Path) -> None:
-        """What is confirmed must outlive a power cut."""
-        file.writelines(block)
-        file.flush()
-        os.fsync(file.fileno())
-        file.close()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(file.name, path)
 
     async def write(self, name: str, data: bytes) -> None:
         async def one() -> AsyncIterator[bytes]:
@@ -142,8 +132,10 @@ class LocalFiles:
 
     async def check(self) -> None:
         def try_it() -> None:
-            file = self._begin()
-            _discard(file)
+            draft = self._folder / _PARTS / token_hex(16)
+            opened: list[IO[bytes]] = []
+            _begin(draft, opened)
+            _discard(draft, opened)
             if shutil.disk_usage(self._folder).free < BLOCK:
                 raise StorageFull
 
@@ -169,7 +161,29 @@ class LocalFiles:
             raise StorageAway(words) from error
 
 
-def _discard(file: IO[bytes]) -> None:
+def _begin(draft: Path, opened: list[IO[bytes]]) -> None:
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    opened.append(draft.open("xb"))
+
+
+def _finish(file: IO[bytes], block: list[bytes], path: Path) -> None:
+    """What is confirmed must outlive a power cut."""
+    file.writelines(block)
+    file.flush()
+    os.fsync(file.fileno())
     file.close()
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(file.name)
+    for _ in range(5):
+        # The day's last file may be deleted just now, and its folder with it.
+        with contextlib.suppress(FileNotFoundError, FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(file.name, path)
+            return
+    os.replace(file.name, path)
+
+
+def _discard(draft: Path, opened: list[IO[bytes]]) -> None:
+    """Closing writes what is buffered, for which there may be no room."""
+    draft.unlink(missing_ok=True)
+    for file in opened:
+        with contextlib.suppress(OSError):
+            file.close()

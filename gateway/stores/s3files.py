@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import io
+import logging
 import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator
@@ -18,7 +19,6 @@ from gateway.stores.files import BLOCK, Chunks
 PART = 5 * 1024 * 1024  # bytes; S3 takes no smaller ones but for the last
 _CONNECT_S, _READ_S = 5, 30
 _CALL_S = 60.0
-_AT_ONCE = 16  # uploads that hold a part in memory; more wait for their turn
 _ABORT_S = 10.0
 
 _FULL = {
@@ -46,7 +46,6 @@ class S3Files:
         self._link_s = int(link_s)
         self._stack = AsyncExitStack()
         self._client: Any = None
-        self._places = asyncio.Semaphore(_AT_ONCE)
         self._aborting: set[asyncio.Task[None]] = set()
 
     @property
@@ -58,12 +57,14 @@ class S3Files:
         from aiobotocore.config import AioConfig
         from aiobotocore.session import get_session  # half a second: only who needs it pays
 
+        for name in ("botocore", "aiobotocore"):
+            logging.getLogger(name).setLevel(logging.INFO)  # below that they log signatures
         s3 = self._s3
         style = s3.addressing if s3.addressing != "auto" else "path" if s3.endpoint else "auto"
         config = AioConfig(
             connect_timeout=_CONNECT_S,
             read_timeout=_READ_S,
-            max_pool_connections=64,
+            max_pool_connections=200,
             retries={"total_max_attempts": 2},
             signature_version="s3v4",
             s3={"addressing_style": style},
@@ -96,10 +97,6 @@ class S3Files:
         return answer
 
     async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
-        async with self._places:
-            return await self._put(name, chunks, mime, disposition)
-
-    async def _put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
         """In one request if it is small, else in parts."""
         key = self._prefix + name
         how = {"Key": key, "ContentType": mime, "ContentDisposition": disposition}

@@ -1,10 +1,12 @@
 """Uploads and what is kept, from outside: every kind of form, every fault, on a folder and S3."""
 
 import asyncio
+import gzip
 import os
 import re
 import shutil
 import socket
+import time
 from contextlib import suppress
 
 import aiohttp
@@ -224,6 +226,39 @@ async def test_a_form_that_is_cut_anywhere_is_refused_and_leaves_nothing(gateway
         assert answer.status in (400, 415), whole[:end]  # the beginning of a picture is none
     assert await kept(gw) == []
     assert (await gw.post("/api/v1/upload", whole, headers=kind)).status == 200
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"\r\n" * 500_000 + form(png()),
+        b"x" * 1_000_000 + b"\r\n" + form(png()),
+        form(*[("created_by", b"x", None)] * 50_000),
+        form(*[("created_by", b"x", None)] * 22, png()),
+        form(png(), *[("created_by", b"x", None)] * 50_000),
+        form(("_charset_", b"x" * 100, None), png()),
+        form(("file", PNG, "a.png")).replace(b'filename="a.png"', b"filename*=unicode_escape''%5Cud800.png"),
+        form(("file", PNG, "a.png")).replace(b'filename="a.png"', b"filename*=utf-7''%2BAGE-.png"),
+    ],
+    ids=["newlines", "preamble", "parts", "names", "parts behind", "charset", "escape", "utf-7"],
+)  # fmt: skip
+async def test_a_form_made_to_keep_us_busy_is_given_up_at_once(gateway, tmp_path, body):
+    gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
+    kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
+    took = time.process_time()
+    async with gw.post("/api/v1/upload", body, headers=kind) as answer:
+        assert answer.status < 500
+    assert time.process_time() - took < 2  # 3 s to 75 s if all of it were read
+    assert answer.status == 200 or await kept(gw) == []
+
+
+async def test_a_compressed_form_is_refused(gw):
+    packed = {
+        "Content-Type": f"multipart/form-data; boundary={BOUNDARY}",
+        "Content-Encoding": "gzip",
+    }
+    async with gw.post("/api/v1/upload", gzip.compress(form(png())), headers=packed) as answer:
+        assert answer.status == 415
 
 
 async def test_when_uploads_are_deleted_is_told(gateway, tmp_path):

@@ -11,9 +11,9 @@ import pytest
 import servers
 
 from gateway.config import Storage
-from gateway.errors import FileNotFound, StorageAway, StorageFull
+from gateway.errors import FileNotFound, Overloaded, StorageAway, StorageFull, TooManyAtOnce
 from gateway.files import NAME, Files, clean_title, disposition, open_files
-from gateway.stores import s3files
+from gateway.stores import localfiles, s3files
 from gateway.stores.localfiles import LocalFiles
 
 BIG = s3files.PART * 2 + 12_345
@@ -99,6 +99,15 @@ async def test_another_owners_file_is_not_there(files):
     for nonsense in ("", "file-1", file.id[:-1], file.id + "x", "../" + file.id, "文件"):
         with pytest.raises(FileNotFound):
             await files.get(nonsense, "user-a")
+
+
+async def test_owners_whose_marks_are_alike_do_not_share(files):
+    one, two = "key-web/u647461", "key-web/u1752954"  # the same first 40 bits of SHA-256
+    file = await add(files, owner=one)
+    assert file.name[19:29] == (await add(files, owner=two)).name[19:29]
+    with pytest.raises(FileNotFound):
+        await files.get(file.id, two)
+    assert len((await files.page(two, 10, "", newest_first=True))[0]) == 1
 
 
 async def test_what_is_deleted_is_gone_and_deleting_again_is_no_error(files):
@@ -247,10 +256,10 @@ async def test_a_folder_that_cannot_be_written_says_so(tmp_path):
 async def test_a_full_disk_is_507_and_leaves_nothing(tmp_path, monkeypatch):
     async with opened({"url": f"file:{tmp_path}"}) as files:
 
-        def full(self, file, block, path):
+        def full(file, block, path):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr(LocalFiles, "_finish", full)
+        monkeypatch.setattr(localfiles, "_finish", full)
         with pytest.raises(StorageFull):
             await add(files, bytes(1_000_000))
         assert await everything(files) == []
@@ -291,6 +300,59 @@ async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s
         await files._check()
         assert files.away == ""
         assert await content(files, await add(files, bytes(BIG))) == bytes(BIG)
+
+
+async def test_a_draft_for_whose_end_there_is_no_room_is_removed(tmp_path):
+    """Closing a file writes what is buffered, and fails as well."""
+    folder = tmp_path / "small"
+    async with opened({"url": f"file:{folder}"}) as files:
+
+        class Full:
+            def close(self):
+                raise OSError(28, "No space left on device")
+
+        draft = folder / ".parts" / "draft"
+        draft.write_bytes(b"half")
+        localfiles._discard(draft, [Full()])
+        assert await leftovers(files) == []
+
+
+async def test_a_cancelled_upload_leaves_nothing_whenever_it_comes(storage):
+    async with opened(storage) as files:
+        for delay in [i * 0.0004 for i in range(25)]:
+            task = asyncio.create_task(add(files, bytes(300_000)))
+            await asyncio.sleep(delay)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                kept = await task
+                await files.delete(kept)
+    async with opened(storage) as files:
+        assert await everything(files) == []
+        assert await leftovers(files) == []
+
+
+async def test_uploads_race_with_the_deletion_of_the_days_last_file(tmp_path):
+    async with opened({"url": f"file:{tmp_path}"}) as files:
+
+        async def come_and_go():
+            for _ in range(60):
+                await files.delete(await add(files))
+
+        await asyncio.gather(*(come_and_go() for _ in range(4)))
+
+
+def test_an_owner_has_so_many_uploads_at_once_and_all_have_more(tmp_path, monkeypatch):
+    monkeypatch.setattr("gateway.files.MAX_COMING_EACH", 2)
+    monkeypatch.setattr("gateway.files.MAX_COMING", 3)
+    files = Files(LocalFiles(tmp_path), Storage())
+    with files.place("a"), files.place("a"):
+        with pytest.raises(TooManyAtOnce), files.place("a"):
+            pass
+        with files.place("b"), pytest.raises(Overloaded), files.place("c"):
+            pass
+    with files.place("a"):
+        pass
+    assert not files._coming
 
 
 async def test_a_bucket_that_hangs_is_given_up(own_s3, monkeypatch):
