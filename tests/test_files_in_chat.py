@@ -701,6 +701,10 @@ async def test_an_answer_before_the_whole_file_was_taken_is_no_success(gateway):
             assert "before it had the whole file" in await answer.text()
 
 
+def of_chats():
+    return [o for o in gc.get_objects() if type(o).__name__ in ("Run", "Handover", "ChatRequest")]
+
+
 @pytest.mark.parametrize("status", [200, 413])
 async def test_nothing_of_a_chat_stays_in_memory_when_it_is_over(many, monkeypatch, status):
     """Circles of references would stay until a collection, of which there are few."""
@@ -710,15 +714,13 @@ async def test_nothing_of_a_chat_stays_in_memory_when_it_is_over(many, monkeypat
     data = await put(gw)
     await ask(gw, "openai", data["file_id"], status=status)
     gc.collect()
+    before = {id(o) for o in of_chats()}  # such as what other tests made
     gc.disable()
     try:
         await ask(gw, "openai", data["file_id"], status=status)
         for _ in range(5):
             await asyncio.sleep(0.01)
-        left = [
-            o for o in gc.get_objects() if type(o).__name__ in ("Run", "Handover", "ChatRequest")
-        ]
-        assert left == []
+        assert [o for o in of_chats() if id(o) not in before] == []
     finally:
         gc.enable()
 
