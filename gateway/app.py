@@ -108,10 +108,12 @@ def _files(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_both(app: web.Application) -> AsyncIterator[None]:
         files, guard = open_files(config.storage), Guard(config.fetch)
         app[FILES], app[ATTACHMENTS] = files, Attachments(files, guard)
-        await files.open()
-        yield
-        await files.close()
-        await guard.close()
+        try:
+            await files.open()
+            yield
+        finally:
+            await files.close()
+            await guard.close()
 
     return open_both
 

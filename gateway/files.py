@@ -42,6 +42,7 @@ SWEEP_S = 3600.0
 _LEFTOVER_S = 86_400.0
 _PATIENCE_S = 10.0
 _CLEAN_UP_S = 5.0
+MAX_READS = 2000  # descriptions read for one page
 MAX_COMING = 50  # uploads under way
 MAX_COMING_EACH = 10
 _ALPHABET = string.ascii_letters + string.digits
@@ -94,15 +95,16 @@ class Files:
         self._tasks: list[asyncio.Task[None]] = []
         self._cleaning: set[asyncio.Task[None]] = set()
         self._coming: Counter[str] = Counter()  # uploads under way, by owner
+        self._checked = asyncio.Event()
         self.away = ""  # what keeps the store from being used, in words
 
     async def open(self) -> None:
         await self._store.open()
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):  # a bucket that hangs must not hold up the start
-                await self._check()
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._every(CHECK_S, self._check)))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(1):  # a bucket that hangs must not hold up the start
+                await self._checked.wait()
         self._tasks.append(loop.create_task(self._every(SWEEP_S, self.sweep)))
 
     async def close(self) -> None:
@@ -133,6 +135,8 @@ class Files:
             self.away = "The file store does not answer."
         except GatewayError as error:
             self.away = error.message
+        finally:
+            self._checked.set()
         if self.away != away:
             log.warning("Files: %s", self.away or "the store is back")
 
@@ -295,7 +299,7 @@ class Files:
     ) -> tuple[list[StoredFile], bool]:
         """An owner's files behind the one of the id `after`, and whether there are more."""
         found: list[StoredFile] = []
-        start = name_of(after)
+        start, hashed, reads = name_of(after), _hash(owner), 0
         days = await self._store.days()
         for day in days if newest_first else reversed(days):
             if start and (day > start[8:18] if newest_first else day < start[8:18]):
@@ -305,9 +309,13 @@ class Files:
             for name in reversed(names) if newest_first else names:
                 if start and (name >= start if newest_first else name <= start):
                     continue
+                if (reads := reads + 1) > MAX_READS:
+                    raise Overloaded(
+                        "Too many files to look through for that; ask without 'purpose'."
+                    )
                 with contextlib.suppress(FileNotFound):  # deleted just now
                     file = await self.find(name)
-                    if file.owner == _hash(owner) and purpose in ("", file.purpose):
+                    if file.owner == hashed and purpose in ("", file.purpose):
                         found.append(file)
                 if len(found) > limit:
                     return found[:limit], True

@@ -4,8 +4,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gateway import attachments
-from gateway.attachments import Attachments
+from gateway.attachments import MAX_DATA, Attachments
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken, UpstreamFailed
 from gateway.exchange import Source, UploadRequest
 from gateway.messages import ChatRequest, Media
@@ -13,7 +12,7 @@ from gateway.platforms.base import First
 from gateway.routing import Target
 from gateway.upstream import Upstream
 
-MAX_STEPS = 8  # preliminary calls
+MAX_STEPS = 8  # preliminary calls, and second tries of one attempt
 MAX_GIVEN = 50  # files that one question uploads
 _FETCH_S = 30.0
 
@@ -100,7 +99,7 @@ class Handover:
 
     async def _inside(self, media: Media) -> Media:
         """As a `data:` URL; one that comes again is made once, but counts each time."""
-        left = attachments.MAX_DATA - self._size
+        left = MAX_DATA - self._size
         held = self._held.get(media)
         if held is None:
             held = self._held[media] = await self._attachments.as_data(media, left)

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
@@ -20,7 +21,6 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.ids import new_id
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
 MAX_BACKGROUND = 10_000
@@ -199,7 +199,8 @@ class _FileForm:
         self._request = request
         self._source = source
         self._user = user
-        self._boundary = f"gateway-{new_id(32)}"
+        # Not to be guessed: who sends the file could close the form and add fields of their own.
+        self._boundary = f"gateway-{secrets.token_hex(16)}"
         name = source.name.replace('"', "%22").replace("\r", "").replace("\n", "")
         mime = source.mime if _MIME.fullmatch(source.mime) else "application/octet-stream"
         self._head = (

@@ -615,7 +615,7 @@ async def test_a_link_of_ours_is_known_by_its_name_whichever_way_it_leads_here(m
 
 
 async def test_a_file_too_large_to_go_inside_a_request_is_413(many, monkeypatch):
-    monkeypatch.setattr("gateway.attachments.MAX_DATA", 50)
+    monkeypatch.setattr("gateway.handover.MAX_DATA", 50)
     gw, _ = many
     data = await put(gw)
     answer = await ask(gw, "openai", data["file_id"], status=413)
@@ -623,7 +623,7 @@ async def test_a_file_too_large_to_go_inside_a_request_is_413(many, monkeypatch)
 
 
 async def test_many_files_together_have_one_limit(many, monkeypatch):
-    monkeypatch.setattr("gateway.attachments.MAX_DATA", 300)
+    monkeypatch.setattr("gateway.handover.MAX_DATA", 300)
     gw, _ = many
     data = await put(gw)
     await ask(gw, "openai", *[data["file_id"]] * 4)
@@ -710,7 +710,7 @@ async def test_nothing_of_a_chat_stays_in_memory_when_it_is_over(many, monkeypat
     """Circles of references would stay until a collection, of which there are few."""
     gw, _ = many
     if status == 413:
-        monkeypatch.setattr("gateway.attachments.MAX_DATA", 10)
+        monkeypatch.setattr("gateway.handover.MAX_DATA", 10)
     data = await put(gw)
     await ask(gw, "openai", data["file_id"], status=status)
     gc.collect()

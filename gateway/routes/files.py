@@ -137,7 +137,7 @@ async def agents(request: web.Request) -> web.Response:
     return envelope({"supported_agents": names, "count": len(names)})
 
 
-# OpenAI's form. The files of a web page's token are its user's own; listing is for programs.
+# OpenAI's form. The files of a web page's token are its user's own.
 
 
 async def create(request: web.Request) -> web.Response:
