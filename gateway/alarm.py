@@ -30,12 +30,17 @@ class Alarm:
         self._look_s = look_s
         self._is_broken = is_broken
         self._loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
+        self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rang = False
 
     def set(self, moment: float) -> None:
-        """Let the timer go off at `moment`, or after `look_s` if that is sooner."""
+        """Let the timer go off at `moment`, or after `look_s` if that is sooner. The task that
+        calls this is the one that waits."""
+        self._task = asyncio.current_task()
+        self._set(moment)
+
+    def _set(self, moment: float) -> None:
         self.close()
         self.goes_off_at = min(moment, self._loop.time() + self._look_s)
         self._timer = self._loop.call_at(self.goes_off_at, self._go_off)
@@ -62,7 +67,7 @@ class Alarm:
         if self.at is None:
             return  # whoever waits next sets it again
         if self._loop.time() < self.at and not self._is_broken():
-            self.set(self.at)
+            self._set(self.at)
             return
         self._rang = True
         assert self._task is not None

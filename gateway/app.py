@@ -3,45 +3,45 @@
 import logging
 import secrets
 import sys
-import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler
 
 from gateway.attachments import Attachments
 from gateway.config import Config
-from gateway.credentials import KeyRing
 from gateway.directory import Directory
 from gateway.errors import Conflict, DatabaseAway, InternalError, InvalidRequest, StartError, clean
 from gateway.files import open_files
+from gateway.flights import Flights
 from gateway.guard import Guard
-from gateway.health import HealthCache
 from gateway.keys import (
     ATTACHMENTS,
     BOOKS,
     BUCKETS,
     FILES,
+    FLIGHTS,
     MAIN,
+    RELOAD,
     SIGNER,
     STATE,
     UPSTREAM,
     Books,
-    State,
     StateHolder,
 )
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_headers, cors
 from gateway.middlewares.errors import error_response, errors
+from gateway.middlewares.inflight import end_connections, inflight
 from gateway.middlewares.ratelimit import add_limits, ratelimit
 from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, new_request_id, requestlog
 from gateway.passwords import Passwords, check_strength
 from gateway.recorder import Recorder
+from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
-from gateway.routing import Routing
 from gateway.secret import Secret
 from gateway.stores.accounts import Accounts
 from gateway.stores.buckets import Buckets
@@ -51,6 +51,9 @@ from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.spool import Spool
 from gateway.tokens import Signer, signing_secret
 from gateway.upstream import open_upstream
+
+if TYPE_CHECKING:
+    from gateway.demo import Demos
 
 log = logging.getLogger("gateway")
 
@@ -71,16 +74,19 @@ def build(config: Config) -> web.Application:
             requestlog,
             record,
             errors,
+            inflight,
             cors,
             auth(by_handler, secret),
             ratelimit(by_handler),
         ],
     )
+    app[FLIGHTS] = Flights()
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
     app.on_response_prepare.append(add_request_id)
     app.on_response_prepare.append(add_headers)
     app.on_response_prepare.append(add_limits)
+    app.on_response_prepare.append(end_connections)
     app.cleanup_ctx.append(_books(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
@@ -200,28 +206,26 @@ def _show(password: Secret, words: str) -> None:
 
 def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_state(app: web.Application) -> AsyncIterator[None]:
-        if not any(agent.is_demo for agent in config.agents.values()):
-            app[STATE] = StateHolder(make_state(config, {}))
-            yield
-            return
-        from gateway.demo import serve_demos  # nobody else pays for loading the simulators
+        demos: list[Demos] = []
 
-        async with serve_demos(config) as urls:
-            app[STATE] = StateHolder(make_state(config, urls))
+        async def demo_urls(config: Config) -> Mapping[str, str]:
+            if not any(agent.is_demo for agent in config.agents.values()):
+                return {}
+            if not demos:
+                from gateway.demo import Demos  # nobody else pays for loading the simulators
+
+                demos.append(Demos())
+            return await demos[0].urls(config)
+
+        try:
+            holder = app[STATE] = StateHolder(make_state(config, await demo_urls(config)))
+            app[RELOAD] = lambda config: take_over(holder, config, demo_urls)
             yield
+        finally:
+            for each in demos:
+                await each.close()
 
     return open_state
-
-
-def make_state(config: Config, demo_urls: Mapping[str, str]) -> State:
-    """Everything that follows from `config`."""
-    return State(
-        config=config,
-        keyring=KeyRing(config),
-        routing=Routing(config, demo_urls),
-        health=HealthCache(),
-        since=int(time.time()),
-    )
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:

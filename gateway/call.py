@@ -54,6 +54,8 @@ class Call:
     is_whole: bool = False  # the answer came to its end
     first_delta_at: float | None = None
     client_gone: bool = False
+    retries: int = 0  # further tries at the same agent
+    fallbacks: int = 0  # agents of the route that were passed over
     capture: Capture | None = None
     capture_always: bool = False
 

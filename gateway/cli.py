@@ -2,15 +2,13 @@
 
 import argparse
 import asyncio
-import contextlib
-import gc
 import json
 import logging
 import os
-import signal
 import sys
 import urllib.request
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,7 +112,7 @@ def _load(args: argparse.Namespace) -> "Config | None":
     from gateway import configfile
 
     try:
-        return configfile.load(args.config, host=args.host, port=args.port)
+        return _read(args)
     except configfile.ConfigError as error:
         count = len(error.problems)
         print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
@@ -125,29 +123,28 @@ def _load(args: argparse.Namespace) -> "Config | None":
         return None
 
 
+def _read(args: argparse.Namespace) -> "Config":
+    """Raises ConfigError."""
+    from gateway import configfile
+
+    return configfile.load(args.config, host=args.host, port=args.port)
+
+
 def check(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
+    from gateway.configfile import lock_out
+
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
         where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
         print(f"  {name}: {agent.platform} at {where}")
         if agent.is_demo and agent.api_key:
             print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
-    if warning := _lock_out(config):
+    if warning := lock_out(config):
         print(f"  {warning}")
     return 0
-
-
-def _lock_out(config: "Config") -> str:
-    """A sentence if nobody could call, else ""."""
-    if config.anonymous or config.auth.keys or config.database:
-        return ""
-    return (
-        "nobody can call: no database, no auth.keys, and anonymous access is off; add for instance"
-        ' auth: {keys: [{name: web, key: "${WEB_KEY}"}]}'
-    )
 
 
 def schema(args: argparse.Namespace) -> int:
@@ -184,9 +181,11 @@ def serve(args: argparse.Namespace) -> int:
     # Not in the format, so not worth looking up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     _set_up_logging(level)
+    from gateway.serve import serve as serve_on
+
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            return runner.run(_serve(config))
+            return runner.run(serve_on(config, args.config, partial(_read, args)))
         except StartError as error:
             print(f"Cannot start: {error}", file=sys.stderr)
             return 1
@@ -209,75 +208,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     except ImportError:
         return None
     return uvloop.new_event_loop
-
-
-async def _serve(config: "Config") -> int:
-    from aiohttp import web
-
-    from gateway.app import Runner, build, build_ops
-
-    server = config.server
-    stop = asyncio.Event()
-    _on_signals(stop)
-    async with contextlib.AsyncExitStack() as stack:
-        listeners = [(build(config), server.port)]
-        if server.ops_port is not None:
-            listeners.append((build_ops(listeners[0][0]), server.ops_port))
-        for app, port in listeners:
-            runner = Runner(app, shutdown_timeout=server.drain_timeout)
-            await runner.setup()
-            stack.push_async_callback(runner.cleanup)
-            try:
-                await web.TCPSite(runner, server.host, port).start()
-            except OSError as error:
-                words = error.strerror or str(error)
-                hint = "; choose another with --port or PORT" if "in use" in words else ""
-                print(f"Cannot listen on {server.host}:{port}: {words}{hint}", file=sys.stderr)
-                return 1
-            if app is listeners[0][0]:
-                _greet(config, runner.addresses[0][1])
-        _collect_garbage_less()
-        await stop.wait()
-        log.info(
-            "Stopping; answers under way have %g s to finish (ask again to stop at once)",
-            server.drain_timeout,
-        )
-    return 0
-
-
-def _collect_garbage_less() -> None:
-    """Leave what has been loaded out of every collection, and collect less often.
-
-    With 200 streams open the collector's walks were a sixth of an event's cost. What is made per
-    event is freed by its reference count; only cycles wait for the collector, and they are few.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
-
-
-def _on_signals(stop: asyncio.Event) -> None:
-    """The first SIGTERM or SIGINT asks to stop, the second ends at once."""
-
-    def received() -> None:
-        if stop.is_set():
-            os._exit(1)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, received)
-
-
-def _greet(config: "Config", port: int) -> None:
-    host = config.server.host
-    shown = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
-    log.info("AI Gateway %s listens on http://%s:%d", gateway.__version__, shown, port)
-    for name, agent in config.agents.items():
-        where = "demo, answers by itself" if agent.is_demo else agent.base_url
-        log.info("  agent %s: %s (%s)", name, agent.platform, where)
-    if config.anonymous:
-        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
-    elif warning := _lock_out(config):
-        log.warning("  %s", warning)
-    elif config.database:
-        log.info("  calls need a key; make one with: python run.py keys create web")

@@ -171,13 +171,30 @@ class Model(BaseModel):
     )
 
 
+class Tls(Model):
+    """PEM files; `cert` with the whole chain. A reload reads them anew."""
+
+    cert: Annotated[str, Field(min_length=1)]
+    key: Annotated[str, Field(min_length=1)]
+
+
 class Server(Model):
+    """`ops_port` is a second port for probes and metrics, at `ops_host` or else at `host`;
+    `metrics: false` leaves them to that one. `drain_timeout` is how long answers under way may take
+    when the process is to stop. `keepalive_whole` keeps whole answers alive as well."""
+
     host: str = "127.0.0.1"
     port: Port = 3000
+    reuse_port: bool = False
+    ops_host: OptionalText = None
     ops_port: Annotated[Port | None, BeforeValidator(_empty_is_none)] = None
+    metrics: bool = True
+    tls: Tls | None = None
+    max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     max_body: Size = 10 * 1024 * 1024
     drain_timeout: Duration = 120.0
     keepalive: Duration = 15.0
+    keepalive_whole: bool = False
     cors_origins: list[str] = []
     trusted_proxies: list[Network] = []
 
@@ -337,13 +354,42 @@ class Record(Model):
 
 class Timeouts(Model):
     """`connect`: to the TCP connection. `first_delta`: the longest wait for the answer to begin,
-    counted anew from each step a workflow reports. `idle`: the longest silence afterwards.
-    `total`: the whole call."""
+    all tries together, and counted anew from each step a workflow reports. `idle`: the longest
+    silence afterwards. `total`: the whole call, with all agents of a route. `queue`: the longest
+    wait for a place where `concurrency` are taken."""
 
     connect: Duration = 5.0
     first_delta: Duration = 60.0
     idle: Duration = 120.0
     total: Duration = 600.0
+    queue: Duration = 5.0
+
+
+class BreakerSettings(Model):
+    """After `failures` outages in a row nothing is sent to the upstream for `cooldown`; then one
+    call tries whether it is back."""
+
+    failures: Annotated[int, Field(ge=1, le=1_000_000)] = 5
+    cooldown: Duration = 10.0
+
+
+class Leavers(Model):
+    """What becomes of an answer whose caller has left: `cancel` stops it at the platform, `drain`
+    lets it come to its end, to know its usage, for `max_time` and `max_calls` at once at most."""
+
+    policy: Literal["cancel", "drain"] = "cancel"
+    max_time: Duration = 120.0
+    max_calls: Annotated[int, Field(ge=1, le=100_000)] = 20
+
+
+def _policy(value: Any) -> Any:
+    return {"policy": value} if isinstance(value, str) else value
+
+
+AnyLeavers = Annotated[
+    Leavers,
+    BeforeValidator(_policy, json_schema_input_type=Literal["cancel", "drain"] | Leavers),
+]
 
 
 class Agent(Model):
@@ -354,7 +400,10 @@ class Agent(Model):
     timeouts: Timeouts = Timeouts()
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 100
-    on_disconnect: Literal["cancel", "drain"] = "cancel"
+    queue: Annotated[int, Field(ge=0, le=100_000)] = 100
+    breaker: BreakerSettings = BreakerSettings()
+    max_answer: Size = 64 * 1024 * 1024
+    on_disconnect: AnyLeavers = Leavers()
     capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (

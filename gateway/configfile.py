@@ -377,3 +377,13 @@ def _check_access(config: Config) -> Iterator[str]:
     for i, digest in enumerate(digests):
         if digest in digests[:i]:
             yield f"auth.keys[{i}].key: the same key stands in auth.keys[{digests.index(digest)}]"
+
+
+def lock_out(config: Config) -> str:
+    """A sentence if nobody could call, else ""."""
+    if config.anonymous or config.auth.keys or config.database:
+        return ""
+    return (
+        "nobody can call: no database, no auth.keys, and anonymous access is off; add for instance"
+        ' auth: {keys: [{name: web, key: "${WEB_KEY}"}]}'
+    )

@@ -84,6 +84,11 @@ class Directory:
         self.cause: BaseException | None = None  # the driver's error behind `away`
         self.rounds = 0
 
+    @property
+    def has_read(self) -> bool:
+        """Whether the accounts and keys are known, if perhaps not as they are now."""
+        return self._version >= 0
+
     # Life.
 
     async def open(self, patience_s: float) -> None:

@@ -8,8 +8,8 @@
     │                     KindNotTaken FileNotFound SenderTooSlow
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
-    │                     UpstreamConnectTimeout UpstreamUnavailable
-    └── ours:             InternalError DatabaseAway Overloaded StorageAway StorageFull
+    │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
+    └── ours:             InternalError DatabaseAway Overloaded StorageAway StorageFull Stopping
 
 Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
 """
@@ -27,9 +27,10 @@ class GatewayError(Exception):
     """Something to tell the caller. `message` is plain text that says what to do about it.
 
     `retry_after_s` becomes `Retry-After`. `should_retry` becomes `x-should-retry`, which the OpenAI
-    SDKs obey before anything else. The other two are for ourselves: `retryable` is True only if no
-    upstream can have begun to work on the call, so that asking again cannot run an agent twice;
-    `elsewhere` says that this target refused, but the next one of a route may well answer.
+    SDKs obey before anything else. The rest is for ourselves: `retryable` is True only if no
+    upstream has accepted the call, so that asking again cannot run an agent twice; `elsewhere` says
+    that this target is of no use, but the next one of a route may well answer; `outage` that the
+    upstream itself is down, which the circuit breaker counts.
     """
 
     status: ClassVar[int] = 500
@@ -38,6 +39,7 @@ class GatewayError(Exception):
     should_retry: bool | None = None
     retryable: bool = False
     elsewhere: bool = False
+    outage: bool = False
 
     def __init__(
         self,
@@ -246,12 +248,14 @@ class UpstreamUnreachable(UpstreamFailed):
 
     code = "upstream_unreachable"
     retryable = True
+    outage = True
 
 
 class UpstreamCut(UpstreamFailed):
     """The upstream's answer ended without its end."""
 
     code = "upstream_cut"
+    outage = True
 
 
 class UpstreamUnavailable(GatewayError):
@@ -259,12 +263,42 @@ class UpstreamUnavailable(GatewayError):
 
     status, type, code = 503, "upstream_error", "upstream_unavailable"
     retryable = True
+    outage = True
+
+
+class TargetBusy(UpstreamUnavailable):
+    """The agent has as many calls under way as it may, and as many waiting."""
+
+    code = "agent_busy"
+    retryable = False  # the waiting has been done
+    elsewhere = True
+    outage = False
+
+
+class CircuitOpen(UpstreamUnavailable):
+    """The agent failed so often that it is left alone for a moment."""
+
+    code = "circuit_open"
+    retryable = False
+    elsewhere = True
+    outage = False
+
+
+class Stopping(GatewayError):
+    """This process is being stopped; another one, or the next, will answer."""
+
+    status, type, code = 503, "server_error", "shutting_down"
+    should_retry = True
+
+    def __init__(self, message: str = "The gateway is being restarted; ask again.") -> None:
+        super().__init__(message, retry_after_s=1.0)
 
 
 class UpstreamTimeout(GatewayError):
     """The upstream was silent for too long."""
 
     status, type, code = 504, "upstream_error", "upstream_timeout"
+    outage = True
 
 
 class UpstreamConnectTimeout(UpstreamTimeout):

@@ -85,12 +85,15 @@ def explain_http(platform: str, reply: UpstreamReply, words: str = "") -> Gatewa
             should_retry=False,
         )
     if status in (408, 504, 524):
-        return UpstreamTimeout(f"{platform} did not answer in time ({status}).{told}")
-    return UpstreamFailed(
-        f"{platform} failed with status {status}.{told}",
-        retry_after_s=retry_after(reply.headers),
-        retryable=status in (502, 503),  # a proxy found nobody who could have begun
+        return UpstreamTimeout(
+            f"{platform} did not answer in time ({status}).{told}", retryable=status == 504
+        )
+    error = UpstreamFailed(
+        f"{platform} failed with status {status}.{told}", retry_after_s=retry_after(reply.headers)
     )
+    error.retryable = error.outage = status in (502, 503)  # a proxy found nobody to ask
+    error.elsewhere = status >= 500
+    return error
 
 
 def _sort_of(reply: UpstreamReply) -> str:

@@ -1,5 +1,7 @@
 """Every typed key under which something hangs on the application or on a request."""
 
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -9,7 +11,9 @@ from gateway.call import Call
 from gateway.config import Config
 from gateway.credentials import Caller, KeyRing
 from gateway.directory import Directory
+from gateway.errors import Stopping
 from gateway.files import Files
+from gateway.flights import Flights
 from gateway.health import HealthCache
 from gateway.passwords import Passwords
 from gateway.recorder import Recorder
@@ -31,6 +35,7 @@ class State:
     routing: Routing
     health: HealthCache
     since: int  # seconds since the epoch; the `created` of models
+    generation: int = 1  # counts the configurations since the start
 
 
 class StateHolder:
@@ -38,6 +43,8 @@ class StateHolder:
 
     def __init__(self, state: State) -> None:
         self.now = state
+        self.problem = ""  # why the file as it is now could not be taken
+        self.reloads: Counter[str] = Counter()  # by result: "ok", "failed"
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,9 @@ class Books:
     passwords: Passwords
 
 
+Reload = Callable[[Config], Awaitable[list[str]]]  # gives the paths that need a restart
+
+RELOAD: web.AppKey[Reload] = web.AppKey("reload")
 STATE: web.AppKey[StateHolder] = web.AppKey("state", StateHolder)
 UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
 FILES: web.AppKey[Files] = web.AppKey("files", Files)
@@ -58,6 +68,7 @@ ATTACHMENTS: web.AppKey[Attachments] = web.AppKey("attachments", Attachments)
 MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
 BOOKS: web.AppKey[Books] = web.AppKey("books", Books)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
+FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)
 SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -65,6 +76,7 @@ ADDRESS = web.RequestKey("address", str)  # the client's, behind trusted proxies
 CALLER = web.RequestKey("caller", Caller)
 CALL = web.RequestKey("call", Call)  # of chats only
 LIMITS = web.RequestKey("limits", dict[str, str])  # headers that tell what is left
+STOPPED = web.RequestKey("stopped", Stopping)  # set when it has to end with the process
 NOTED = web.RequestKey("noted", dict[str, object])  # members of the request's log line
 
 

@@ -8,7 +8,7 @@ from functools import partial
 
 from gateway.alarm import Alarm
 from gateway.attachments import Attachments
-from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
+from gateway.errors import GatewayError, UpstreamCut, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
@@ -18,9 +18,9 @@ from gateway.upstream import Exchange, Upstream, translate
 
 log = logging.getLogger("gateway")
 
-MAX_ANSWER = 64 << 20  # bytes read from an upstream for one answer
 MAX_EARLY = 5000  # deltas before the first with content
-MAX_WAIT_S = 2.0  # a longer `Retry-After` is the caller's to wait for
+MAX_WAIT_S = 10.0  # a longer `Retry-After` is the caller's to wait for
+SHORT_WAIT_S = 0.5  # the same while there is another target
 GRACE_S = 2.0  # how long a complete answer waits for what may follow it
 # aiohttp does not always wake a reader whose connection broke: look after so much silence.
 LOOK_S = 1.0
@@ -53,11 +53,12 @@ class Run:
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self._read_at = 0.0
         self._idle_s = 0.0
-        self._received = 0
+        self._received = self._most = 0  # bytes
         self._ended = False  # the upstream has nothing more to say
+        self._has_accepted = False  # the upstream has begun to answer
         self.target = targets[0]
         self.decoder: Decoder | None = None
-        self.attempts = 0
+        self.attempts = self.retries = self.fallbacks = 0
         self.over = False
 
     async def __aenter__(self) -> "Run":
@@ -69,58 +70,114 @@ class Run:
 
     @property
     def total_s(self) -> float:
-        return self.target.agent.timeouts.total
+        """For all of it, whoever answers in the end."""
+        return self._targets[0].agent.timeouts.total
+
+    @property
+    def is_running(self) -> bool:
+        """Whether an answer has begun upstream that is not over."""
+        return self.decoder is not None and self._exchange is not None and not self.over
+
+    @property
+    def has_accepted(self) -> bool:
+        """Whether an upstream has begun to answer, so that nobody must ask again by himself."""
+        return self._has_accepted
+
+    def take_over(self) -> None:
+        """From now on it is the task that calls this which reads."""
+        self._alarm.close()
 
     # Until the first delta.
 
     async def start(self) -> list[Delta]:
         """The first deltas, with content among them. Raises the last error if no target answers.
 
-        The same target is asked again only after errors that say nothing has begun there; the next
-        one also if this one refused for good (its key, its app, its credit).
+        The same target is asked again only after errors that say nothing has begun there, as long
+        as `first_delta` lasts; the next one also if this one is of no use (it is silent, broken,
+        busy, or its key or credit is refused).
         """
         last: GatewayError | None = None
         try:
-            for target in self._targets:
-                for attempt in range(target.agent.retries + 1):
-                    if attempt:
-                        await asyncio.sleep(_backoff_s(attempt))
-                    try:
-                        return await self._attempt(target)
-                    except GatewayError as error:
-                        last = target.explain(error)
-                        self._drop()
-                        if not (last.retryable or last.elsewhere):
-                            raise last from None
-                        if not last.retryable or (last.retry_after_s or 0) > MAX_WAIT_S:
-                            break
+            for i, target in enumerate(self._targets):
+                is_last = i == len(self._targets) - 1
+                self.fallbacks = i
+                try:
+                    return await self._try(target, is_last)
+                except GatewayError as error:
+                    last = error
+                    if not (error.retryable or error.elsewhere):
+                        raise
             assert last is not None  # there is at least one target
             raise last
         finally:
             last = None  # its traceback holds this frame, and all that the question holds
 
-    async def _attempt(self, target: Target) -> list[Delta]:
-        self.attempts += 1
+    async def _try(self, target: Target, is_last: bool) -> list[Delta]:
+        """One target, as often as it is worth it. With another one left nobody waits for long."""
+        until = self._loop.time() + target.agent.timeouts.first_delta
+        attempt = 0
+        while True:
+            try:
+                return await self._attempt(target, until, None if is_last else 0.0)
+            except GatewayError as error:
+                target.explain(error)
+                self._drop()
+                wait_s = max(_backoff_s(attempt), error.retry_after_s or 0.0)
+                if (
+                    not error.retryable
+                    or attempt >= target.agent.retries
+                    or wait_s > (MAX_WAIT_S if is_last else SHORT_WAIT_S)
+                    or self._loop.time() + wait_s > until
+                ):
+                    raise
+            attempt += 1
+            self.retries += 1
+            await asyncio.sleep(wait_s)
+
+    async def _attempt(self, target: Target, until: float, queue_s: float | None) -> list[Delta]:
+        """Ask once. `until` is when the answer must have begun; `queue_s` how long a place may be
+        waited for, None as long as is configured."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
-        target.enter()
+        self._has_accepted = False
+        await target.enter(queue_s)
         self._entered = target
+        self.attempts += 1
         self._idle_s = target.agent.timeouts.idle
+        self._received, self._most = 0, target.agent.max_answer
+        try:
+            await self._begin(target, until)
+        except BaseException as error:
+            target.breaker.ended(error, has_answered=self._exchange is not None)
+            if isinstance(error, GatewayError):
+                self._judge(error)
+            raise
+        target.breaker.ended()
+        return self._early
+
+    async def _begin(self, target: Target, until: float) -> None:
+        """Ask, and gather the first deltas. Raises if none of them has content."""
         wait_s = target.agent.timeouts.first_delta
         try:
-            async with asyncio.timeout(wait_s) as patience:
+            async with asyncio.timeout_at(until) as patience:
                 exchange = await self._ask(target, patience)
                 await self._first_deltas(exchange, patience, wait_s)
         except TimeoutError:
             if self.decoder is None or not self.decoder.ending:
                 raise UpstreamTimeout(
-                    f"The upstream did not begin to answer within {wait_s:g} s.",
-                    should_retry=False if self._exchange else None,  # it has accepted the call
+                    f"The upstream did not begin to answer within {wait_s:g} s."
                 ) from None
             self._early += self._silence()  # an answer without a word, whose end was not told
         failed = self._early[-1]
         if isinstance(failed, Failed) and not any(isinstance(d, CONTENT) for d in self._early):
             raise failed.error
-        return self._early
+
+    def _judge(self, error: GatewayError) -> None:
+        """Whether it is worth asking again, or elsewhere."""
+        if self._has_accepted:
+            error.retryable = error.should_retry = False
+            error.elsewhere = type(error).elsewhere  # its key or its credit: nothing has run
+        elif isinstance(error, UpstreamTimeout | UpstreamCut):
+            error.elsewhere = True
 
     async def _first_deltas(
         self, exchange: Exchange, patience: asyncio.Timeout, wait_s: float
@@ -160,11 +217,13 @@ class Run:
                 patience.reschedule(None)
             exchange = await self._upstream.send(step, target.agent.timeouts.connect)
             self._exchange = exchange
+            self._has_accepted = exchange.status == 200
             if await _is_answer(step, exchange):
                 self.decoder = target.platform.decoder(self._asked)
                 return exchange
             reply = await exchange.reply()
             exchange.close()
+            self._has_accepted = False  # it answered, but with something else
             step = target.platform.refused(reply, self._asked)
         raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
 
@@ -209,8 +268,9 @@ class Run:
         if not decoder.ending:
             self._read_at = self._loop.time()
         self._received += len(chunk)
-        if self._received > MAX_ANSWER:
-            deltas: list[Delta] = [Failed(UpstreamFailed("The upstream's answer has no end."))]
+        if self._received > self._most:
+            words = f"The upstream's answer is longer than {self._most} bytes (max_answer)."
+            deltas: list[Delta] = [Failed(UpstreamFailed(words))]
             self._end(deltas)
             return deltas
         try:
@@ -306,5 +366,5 @@ async def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
 
 def _backoff_s(attempt: int) -> float:
     """0.1 s, doubling to 2 s, by up to half less at random so that callers do not march in step."""
-    longest = min(0.1 * 2.0 ** (attempt - 1), 2.0)
+    longest = min(0.1 * 2.0**attempt, 2.0)
     return longest * (1 - random.random() / 2)  # noqa: S311 - spreads load, guards nothing

@@ -70,8 +70,10 @@ class Notes:
 
 
 def error_frame(error: GatewayError) -> bytes:
-    """The event that ends a stream that broke. No `finish_reason` and no `[DONE]` go with it."""
-    return sse.event(sse.one_line(orjson.dumps(openai_body(error))))
+    """The event that ends a stream that broke. No `finish_reason` and no `[DONE]` go with it. When
+    to ask again, if that is known, is in the field that event streams have for it."""
+    hint = b"" if error.retry_after_s is None else b"retry: %d\n" % (error.retry_after_s * 1000)
+    return hint + sse.event(sse.one_line(orjson.dumps(openai_body(error))))
 
 
 class StreamRenderer:

@@ -2,19 +2,29 @@
 
 Nothing is sent before the first delta, so that a failure keeps its status. After `keepalive_s` of
 silence the answer is committed with 200 and comments follow; from then on, as after the first
-delta, a failure becomes one error event and the end.
+delta, a failure becomes one error event and the end. A whole answer is kept alive in the same way,
+with spaces before its JSON, if `keepalive_whole` says so.
 """
 
 import asyncio
 import logging
 import time
 
+import orjson
 from aiohttp import web
 
 from gateway.call import Call, Capture
-from gateway.errors import GatewayError, InternalError, UpstreamTimeout
-from gateway.keys import ATTACHMENTS, CALL, NOTED, STATE, UPSTREAM, header_value
-from gateway.messages import ChatRequest, Delta, Failed
+from gateway.errors import (
+    GatewayError,
+    InternalError,
+    Stopping,
+    UpstreamTimeout,
+    api_body,
+    openai_body,
+)
+from gateway.flights import forget_cancellation
+from gateway.keys import ATTACHMENTS, CALL, NOTED, STATE, STOPPED, UPSTREAM, header_value, is_api
+from gateway.messages import ChatRequest, Delta, Failed, Finish
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.routing import Target
@@ -47,17 +57,61 @@ async def reply(
         call.capture = Capture(limit, await request.read())  # which has been read already
     async with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets) as run:
         try:
-            if not chat.stream:
-                return await _whole(run, chat, conversational, call)
-            return await _Stream(request, run, chat, conversational, keepalive_s).answer()
+            if chat.stream:
+                return await _Stream(request, run, chat, conversational, keepalive_s).answer()
+            if request.app[STATE].now.config.server.keepalive_whole:
+                return await _kept_alive(request, run, chat, conversational, keepalive_s)
+            body = await _whole(run, chat, conversational, call)
+            return web.Response(body=body, content_type="application/json", headers=_headers(run))
+        except (asyncio.CancelledError, ConnectionError):
+            if stopped := request.get(STOPPED):
+                _explain_stop(stopped, run)
+            else:
+                await _drain(request, run, call)
+            raise
         finally:
             request[NOTED] |= {"agent": run.target.name, "attempts": run.attempts}
             _note(call, run)
 
 
+def _explain_stop(stopped: Stopping, run: Run) -> None:
+    if run.has_accepted:
+        stopped.message = "The gateway is being restarted, which cut this answer short; ask again."
+        stopped.should_retry = False
+
+
+async def _drain(request: web.Request, run: Run, call: Call) -> None:
+    """The caller has left: read on to the end of an answer that has begun, if the agent shall do
+    so (`on_disconnect`), for what it will have used. Nobody waits for it but the record."""
+    target = run.target
+    policy = target.agent.on_disconnect
+    if policy.policy == "cancel" or not run.is_running or target.draining >= policy.max_calls:
+        return
+    loop = asyncio.get_running_loop()
+    until = loop.time() + policy.max_time
+    call.client_gone = True
+    target.draining += 1
+    run.take_over()
+    try:
+        while not run.over and loop.time() < until:  # past that it is stopped at the platform
+            forget_cancellation()  # the caller's leaving, which may be told more than once
+            try:
+                deltas = await run.read(until)
+            except asyncio.CancelledError:
+                if STOPPED in request:
+                    raise
+                continue
+            for delta in deltas or ():
+                if isinstance(delta, Finish):
+                    call.usage, call.is_whole = delta.usage, True
+    finally:
+        target.draining -= 1
+
+
 def _note(call: Call, run: Run) -> None:
-    """What the record wants to know of the run."""
+    """What the record and the metrics want to know of the run."""
     call.agent = run.target.name
+    call.retries, call.fallbacks = run.retries, run.fallbacks
     if call.usage is None and run.decoder is not None:
         call.usage = run.decoder.counted()
     call.capture_always = run.target.agent.capture == "all"
@@ -65,7 +119,8 @@ def _note(call: Call, run: Run) -> None:
         call.capture = None
 
 
-async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) -> web.Response:
+async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) -> bytes:
+    """The JSON of the answer."""
     try:
         async with asyncio.timeout(run.total_s):
             deltas = await run.start()
@@ -78,8 +133,52 @@ async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) 
         raise _too_long(run) from None
     if renderer.finish:
         call.usage, call.is_whole = renderer.finish.usage, True
-    headers = _headers(run)
-    return web.Response(body=renderer.body(), content_type="application/json", headers=headers)
+    return renderer.body()
+
+
+async def _kept_alive(
+    request: web.Request, run: Run, chat: ChatRequest, conversational: bool, keepalive_s: float
+) -> web.StreamResponse:
+    """A whole answer that is begun after `keepalive_s`, with spaces until its JSON is there. A
+    failure after that is the error's JSON under 200: the status is gone by then."""
+    response: web.StreamResponse | None = None
+    working = asyncio.ensure_future(_whole(run, chat, conversational, request[CALL]))
+    try:
+        while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
+            if response is None:
+                headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache", **_headers(run)}
+                response = web.StreamResponse(headers=headers)
+                response.content_type = "application/json"
+                await response.prepare(request)
+            await response.write(b" ")
+        if response is None:
+            body, headers = working.result(), _headers(run)
+            return web.Response(body=body, content_type="application/json", headers=headers)
+        await response.write(_or_error(request, working))
+    except asyncio.CancelledError:
+        if response is None or (stopped := request.get(STOPPED)) is None:
+            raise
+        forget_cancellation()
+        _explain_stop(stopped, run)
+        await response.write(_error_json(request, stopped))
+    finally:
+        if not working.done():
+            working.cancel()
+            await asyncio.wait({working})
+    await response.write_eof()
+    return response
+
+
+def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
+    try:
+        return working.result()
+    except GatewayError as error:
+        return _error_json(request, error)
+
+
+def _error_json(request: web.Request, error: GatewayError) -> bytes:
+    request[NOTED]["error"] = error.code or error.type
+    return orjson.dumps(api_body(error) if is_api(request.path) else openai_body(error))
 
 
 class _Stream:
@@ -110,6 +209,12 @@ class _Stream:
             error = _too_long(self._run)
         except GatewayError as caught:
             error = caught
+        except asyncio.CancelledError:
+            error = self._request.get(STOPPED)
+            if error is None or self._response is None:
+                raise  # the caller has left; or nothing has been sent, and `errors` answers
+            forget_cancellation()
+            _explain_stop(error, self._run)
         except ConnectionError:
             raise  # the caller has left
         except Exception:

@@ -3,12 +3,15 @@
 import asyncio
 import difflib
 import random
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from zlib import crc32
 
+from gateway.breaker import Breaker
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
-from gateway.errors import AgentNotFound, GatewayError, UpstreamUnavailable, shorten
+from gateway.errors import AgentNotFound, CircuitOpen, GatewayError, TargetBusy, shorten
 from gateway.filetypes import MediaKind
 from gateway.platforms import PLATFORMS, Platform
 
@@ -18,13 +21,28 @@ MAX_NAME = 300
 
 @dataclass(eq=False)
 class Target:
-    """One agent of config.yaml with the platform that speaks to it, and its calls under way."""
+    """One agent of config.yaml with the platform that speaks to it, and its calls under way.
+
+    `draining` are those of them whose caller has left.
+    """
 
     name: str
     agent: Agent
     platform: Platform
+    url: str
+    breaker: Breaker = field(init=False)
     running: int = 0
+    draining: int = 0
     learning: asyncio.Lock = field(default_factory=asyncio.Lock)
+    _queue: deque[asyncio.Future[None]] = field(init=False, default_factory=deque)
+
+    def __post_init__(self) -> None:
+        self.breaker = Breaker(self.agent.breaker)
+
+    @property
+    def waiting(self) -> int:
+        """Calls in the queue."""
+        return len(self._queue)
 
     @property
     def kinds(self) -> frozenset[MediaKind]:
@@ -32,18 +50,66 @@ class Target:
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
-    def enter(self) -> None:
-        """Take one of the agent's places. Raises UpstreamUnavailable if all are taken."""
-        if self.running >= self.agent.concurrency:
-            raise UpstreamUnavailable(
-                f"Agent {self.name!r} has {self.running} calls under way, which is its limit;"
-                " try again shortly.",
-                retry_after_s=1.0,
-            )
-        self.running += 1
+    async def enter(self, patience_s: float | None = None) -> None:
+        """Take one of the agent's places, or stand in the queue for one, so long at most.
+
+        Raises CircuitOpen, or TargetBusy if no place has become free in time.
+        """
+        if self.breaker.state == "open":
+            self.breaker.admit()  # which raises: there is nothing to wait for
+        if self.running < self.agent.concurrency and not self._queue:
+            self.running += 1
+        else:
+            await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s)
+        try:
+            self.breaker.admit()
+        except CircuitOpen:
+            self.leave()
+            raise
+
+    async def _wait(self, patience_s: float) -> None:
+        if patience_s > 0 and len(self._queue) < self.agent.queue:
+            turn = asyncio.get_running_loop().create_future()
+            self._queue.append(turn)
+            try:
+                await asyncio.wait({turn}, timeout=patience_s)
+            except asyncio.CancelledError:
+                if turn.done():
+                    self.leave()  # the place had just been given to us
+                raise
+            finally:
+                if not turn.done():
+                    self._queue.remove(turn)
+            if turn.done():
+                return
+        raise TargetBusy(
+            f"Agent {self.name!r} has {self.running} calls under way, which is its limit; try again"
+            " shortly.",
+            retry_after_s=1.0,
+        )
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[None]:
+        """One of the agent's places, and what becomes of the call told to the breaker."""
+        await self.enter()
+        failure: BaseException | None = None
+        try:
+            yield
+        except BaseException as error:
+            failure = error
+            raise
+        finally:
+            is_theirs = isinstance(failure, GatewayError) and failure.type == "upstream_error"
+            self.breaker.ended(failure, has_answered=is_theirs)
+            failure = None  # its traceback holds this frame
+            self.leave()
 
     def leave(self) -> None:
-        self.running -= 1
+        """Give the place back, or to the first who waits for one."""
+        if self._queue:
+            self._queue.popleft().set_result(None)
+        else:
+            self.running -= 1
 
     def explain(self, error: GatewayError) -> GatewayError:
         """The error with the agent's name in front and without the agent's secrets in it.
@@ -87,14 +153,19 @@ class Routing:
         config: Config,
         demo_urls: Mapping[str, str],
         choose: random.Random | None = None,
+        before: "Routing | None" = None,
     ) -> None:
-        """`demo_urls` are the addresses of the simulators, by agent name."""
+        """`demo_urls` are the addresses of the simulators, by agent name. An agent that is as it
+        was `before` goes on with its calls under way and all that has been learned of it."""
         self._choose = choose or random.Random()  # noqa: S311 - shares load, guards nothing
         self.targets: dict[str, Target] = {}
         for name, agent in config.agents.items():
             url = demo_urls[name] if agent.is_demo else agent.base_url
-            platform = PLATFORMS[agent.platform](name, agent, url)
-            self.targets[name] = Target(name, agent, platform)
+            target = before.targets.get(name) if before else None
+            if target is None or target.agent != agent or target.url != url:
+                platform = PLATFORMS[agent.platform](name, agent, url)
+                target = Target(name, agent, platform, url)
+            self.targets[name] = target
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
 

@@ -42,16 +42,29 @@ async def serve_demo(demo: Demo) -> AsyncIterator[str]:
         await runner.cleanup()
 
 
-@asynccontextmanager
-async def serve_demos(config: Config) -> AsyncIterator[Mapping[str, str]]:
-    """One simulator for each agent whose base_url is `demo:`; gives their addresses by name."""
-    async with AsyncExitStack() as stack:
+class Demos:
+    """The simulators of one process. They start when a configuration first needs them."""
+
+    def __init__(self) -> None:
+        self._stack = AsyncExitStack()
+        self._urls: dict[tuple[str, str, str], str] = {}
+
+    async def urls(self, config: Config) -> Mapping[str, str]:
+        """The addresses of the simulators by agent name: one for each agent whose base_url is
+        `demo:`. Those of an earlier configuration go on, for the calls that use them."""
         urls = {}
         for name, agent in config.agents.items():
-            if agent.is_demo:
+            if not agent.is_demo:
+                continue
+            which = (name, agent.platform, agent.api_key.reveal())
+            if which not in self._urls:
                 demo = DEMOS[agent.platform](key=agent.api_key.reveal())
-                urls[name] = await stack.enter_async_context(serve_demo(demo))
-        yield urls
+                self._urls[which] = await self._stack.enter_async_context(serve_demo(demo))
+            urls[name] = self._urls[which]
+        return urls
+
+    async def close(self) -> None:
+        await self._stack.aclose()
 
 
-__all__ = ["DEMOS", "Demo", "serve_demo", "serve_demos"]
+__all__ = ["DEMOS", "Demo", "Demos", "serve_demo"]

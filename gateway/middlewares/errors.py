@@ -1,5 +1,6 @@
 """Draw errors, ours and aiohttp's, in the envelope of the surface that was called."""
 
+import asyncio
 import logging
 from typing import Any
 
@@ -20,7 +21,8 @@ from gateway.errors import (
     headers,
     openai_body,
 )
-from gateway.keys import NOTED, REQUEST_ID, header_value, is_api
+from gateway.flights import forget_cancellation
+from gateway.keys import NOTED, REQUEST_ID, STOPPED, header_value, is_api
 from gateway.stores.database import Taken, ValueRefused
 
 log = logging.getLogger("gateway")
@@ -32,8 +34,14 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
 
     Then the connection is cut, which is the only way left to say that the answer is not whole.
     """
+    error: GatewayError
     try:
         return await handler(request)
+    except asyncio.CancelledError:
+        if STOPPED not in request or request.writer.output_size > 0:
+            raise  # the caller has left, or has begun to read
+        forget_cancellation()
+        error = request[STOPPED]
     except GatewayError as caught:
         error = caught
     except web.HTTPException as caught:

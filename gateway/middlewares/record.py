@@ -23,7 +23,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         call = request.get(CALL)
         if call is not None and (books := request.app.get(BOOKS)) is not None:
-            call.client_gone = status == 499
+            call.client_gone = call.client_gone or status == 499
             _add_body(call, response)
             books.recorder.add(call, status, str(request[NOTED].get("error") or ""))
 

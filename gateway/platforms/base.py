@@ -176,6 +176,7 @@ class EventDecoder(ABC):
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
         error.retryable = False  # the platform had begun
+        error.outage = isinstance(error, UpstreamCut)  # whoever reports a failure is not down
         out.append(Failed(error))
         self.done = True
 

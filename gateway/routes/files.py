@@ -6,6 +6,7 @@ An upload is kept by the gateway, or handed to the agent's platform as it comes.
 import asyncio
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import orjson
@@ -80,13 +81,12 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
 
     mime = mime_of(form.extension)
     source = Source(form.title, mime, None, chunks())
-    target.enter()
     try:
-        id_ = await give(request.app[UPSTREAM], target, source, lambda: _created_by(form, caller))
+        async with target.place():
+            user = partial(_created_by, form, caller)
+            id_ = await give(request.app[UPSTREAM], target, source, user)
     except GatewayError as error:
         raise (error if error in failures else target.explain(error)) from None
-    finally:
-        target.leave()
     request.app[ATTACHMENTS].remember(id_, kind_of(mime))
     return {
         "id": id_,

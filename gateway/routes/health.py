@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.keys import BOOKS, BUCKETS, FILES, MAIN
+from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, STATE
 
 
 async def root(request: web.Request) -> web.Response:
@@ -33,8 +33,11 @@ async def livez(request: web.Request) -> web.Response:
 
 async def readyz(request: web.Request) -> web.Response:
     """Ready, also where something is away that the gateway can do without for a time; `degraded`
-    names it."""
+    names it. 503 while the process stops, or while nobody could call, since no key is known yet."""
     app = request.app.get(MAIN, request.app)
+    if app[FLIGHTS].stopping:
+        under_way = {"under_way": len(app[FLIGHTS])}
+        return _ready("stopping", [], under_way, status=503)
     detail: dict[str, Any] = {"database": "none", "redis": "none"}
     degraded = []
     books, buckets = app.get(BOOKS), app[BUCKETS]
@@ -59,9 +62,22 @@ async def readyz(request: web.Request) -> web.Response:
     detail["storage"] = files.away or "ok"
     if files.away:
         degraded.append("storage")
-    return web.json_response(
-        {"status": "ready", "timestamp": _now(), "degraded": degraded, "detail": detail}
-    )
+    holder = app[STATE]
+    detail["config"] = {"generation": holder.now.generation, "problem": holder.problem or None}
+    if holder.problem:
+        degraded.append("config")
+    config = holder.now.config
+    knows_callers = books is None or books.directory.has_read
+    if knows_callers or config.anonymous or config.auth.keys:
+        return _ready("ready", degraded, detail)
+    return _ready("waiting for the database", degraded, detail, status=503)
+
+
+def _ready(
+    words: str, degraded: list[str], detail: dict[str, Any], status: int = 200
+) -> web.Response:
+    body = {"status": words, "timestamp": _now(), "degraded": degraded, "detail": detail}
+    return web.json_response(body, status=status)
 
 
 def _now() -> str:

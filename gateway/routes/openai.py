@@ -176,16 +176,21 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
         platform.headers,
         dump({**body, "model": platform.model(asked)}),
     )
-    target.enter()
+    try:
+        async with target.place():
+            return await _in_time(request, target, upstream_request)
+    except GatewayError as error:
+        raise target.explain(error) from None
+
+
+async def _in_time(
+    request: web.Request, target: Target, upstream_request: UpstreamRequest
+) -> web.StreamResponse:
     try:
         async with asyncio.timeout(target.agent.timeouts.total):
             return await _copy(request, target, upstream_request)
-    except GatewayError as error:
-        raise target.explain(error) from None
     except TimeoutError:
-        raise target.explain(UpstreamTimeout("The upstream was silent for too long.")) from None
-    finally:
-        target.leave()
+        raise UpstreamTimeout("The upstream was silent for too long.") from None
 
 
 def _openai_target(routing: Routing, asked: str, path: str) -> tuple[Target, OpenAICompatible]:

@@ -1,0 +1,62 @@
+"""The requests under way, and how they end when the process is to stop."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LAST_WORDS_S = 5.0  # for those that are told to end, to say so
+
+
+class Flights:
+    """`stopping` is set once and for good: nothing new begins from then on."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[asyncio.Task[object], Callable[[], None]] = {}
+        self._ended = asyncio.Event()  # one of them has, while the process stops
+        self.stopping = False
+
+    def __len__(self) -> int:
+        return len(self._under_way)
+
+    @contextmanager
+    def one(self, tell: Callable[[], None]) -> Iterator[None]:
+        """The current task is one of them. `tell` is called before it is cancelled for a stop."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._under_way[task] = tell
+        try:
+            yield
+        finally:
+            del self._under_way[task]
+            if self.stopping:
+                self._ended.set()
+
+    async def land(self, patience_s: float) -> int:
+        """Wait until all have ended, so long at most; then tell the rest to end. Gives how many
+        had to be told."""
+        self.stopping = True
+        if await self._are_over(patience_s):
+            return 0
+        rest = list(self._under_way.items())
+        for task, tell in rest:
+            tell()
+            task.cancel()
+        await self._are_over(_LAST_WORDS_S)
+        return len(rest)
+
+    async def _are_over(self, patience_s: float) -> bool:
+        """Whether none is left, as soon as it is so or when patience has run out."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(patience_s):
+                while self._under_way:
+                    self._ended.clear()
+                    await self._ended.wait()
+        return not self._under_way
+
+
+def forget_cancellation() -> None:
+    """The current task goes on, however often it was told to end."""
+    task = asyncio.current_task()
+    while task is not None and task.uncancel():
+        pass

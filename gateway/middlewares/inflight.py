@@ -1,0 +1,28 @@
+"""Know which requests are under way, and begin no work while the process stops."""
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway.errors import Stopping
+from gateway.keys import FLIGHTS, STOPPED
+
+
+@web.middleware
+async def inflight(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """A request that is told to stop finds the error in `request[STOPPED]`; `errors` answers with
+    it if nothing has been sent."""
+    flights = request.app[FLIGHTS]
+    if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
+        raise Stopping
+
+    def tell() -> None:
+        request[STOPPED] = Stopping()
+
+    with flights.one(tell):
+        return await handler(request)
+
+
+async def end_connections(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Signal handler: while the process stops, clients shall go elsewhere with the next request."""
+    if isinstance(request, web.Request) and request.app[FLIGHTS].stopping:
+        response.force_close()

@@ -1,0 +1,71 @@
+"""Put a changed config.yaml into effect: the new state is built whole, then takes over at once.
+
+Requests under way keep the state they began with. What is bound at the start (sockets, the
+database, Redis, storage) stays as it was until a restart, and is named.
+"""
+
+import logging
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+from gateway.config import Config
+from gateway.credentials import KeyRing
+from gateway.health import HealthCache
+from gateway.keys import State, StateHolder
+from gateway.routing import Routing
+
+log = logging.getLogger("gateway")
+
+# What a running process cannot change. A section without members stands for all of it.
+_FIXED: dict[str, tuple[str, ...]] = {
+    "server": (
+        "host", "port", "reuse_port", "ops_host", "ops_port", "tls", "max_connections", "max_body",
+    ),
+    "auth": ("jwt_secret", "admin_password", "token_ttl"),
+    "database": (), "redis": (), "storage": (), "fetch": (), "record": (), "traces": (),
+}  # fmt: skip
+
+DemoUrls = Callable[[Config], Awaitable[Mapping[str, str]]]
+
+
+def make_state(config: Config, demo_urls: Mapping[str, str], before: State | None = None) -> State:
+    """Everything that follows from `config`. Agents that have not changed go on from `before`."""
+    return State(
+        config=config,
+        keyring=KeyRing(config),
+        routing=Routing(config, demo_urls, before=before.routing if before else None),
+        health=HealthCache(),
+        since=before.since if before else int(time.time()),
+        generation=before.generation + 1 if before else 1,
+    )
+
+
+async def take_over(holder: StateHolder, config: Config, demo_urls: DemoUrls) -> list[str]:
+    """The state of `config` from now on. Gives the paths of what needs a restart to change."""
+    fixed = list(_changed(holder.now.config, config))
+    config = _keep(holder.now.config, config, fixed)
+    urls = await demo_urls(config)
+    holder.now = make_state(config, urls, holder.now)
+    return fixed
+
+
+def _changed(old: Config, new: Config) -> Iterator[str]:
+    for section, members in _FIXED.items():
+        before, after = getattr(old, section), getattr(new, section)
+        if not members and before != after:
+            yield section
+        for member in members:
+            if getattr(before, member) != getattr(after, member):
+                yield f"{section}.{member}"
+
+
+def _keep(old: Config, new: Config, paths: list[str]) -> Config:
+    """`new`, but at `paths` as it was."""
+    for path in paths:
+        section, _, member = path.partition(".")
+        value: Any = getattr(old, section)
+        if member:
+            value = getattr(new, section).model_copy(update={member: getattr(value, member)})
+        new = new.model_copy(update={section: value})
+    return new

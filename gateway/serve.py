@@ -1,0 +1,261 @@
+"""The life of the process: listen, reload, and stop without cutting anybody off.
+
+A stop: `/readyz` is 503, the listening sockets close, answers under way go on for up to
+`drain_timeout`, the rest are told to end and say so, the calls are written, the exit status is 0.
+"""
+
+import asyncio
+import contextlib
+import gc
+import hashlib
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+
+from aiohttp import web
+
+import gateway
+from gateway.app import Runner, build, build_ops
+from gateway.config import Config, Server
+from gateway.configfile import ConfigError, lock_out
+from gateway.keys import FLIGHTS, RELOAD, STATE
+
+log = logging.getLogger("gateway")
+
+_BACKLOG = 4096  # connections that may wait to be accepted
+_LOOK_MS = 5000  # how often the file is read where the system tells of no changes
+_SETTLE_MS = 200  # what an editor does to a file in so short a time is one change
+_RETRY_S = 5.0
+_GOODBYE_S = 1.0  # for connections that are idle when all answers have ended
+
+Load = Callable[[], Config]
+
+
+async def serve(config: Config, path: Path, load: Load) -> int:
+    """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
+    server, stop = config.server, asyncio.Event()
+    _raise_file_limit()
+    tls = _tls(server)
+    app = build(config)
+    reloads = _Reloads(app, load, path, tls)
+    _on_signals(stop, reloads)
+    async with contextlib.AsyncExitStack() as stack:
+        if server.ops_port is not None:
+            # The last to go: probes are answered until all the rest is over.
+            ops_host = server.ops_host or server.host
+            ops = await _listen(stack, build_ops(app), ops_host, server.ops_port)
+            if ops is None:
+                return 1
+        main = await _listen(stack, app, server.host, server.port, server.reuse_port, tls)
+        if main is None:
+            return 1
+        _greet(config, main.addresses[0][1])
+        _collect_garbage_less()
+        watching = asyncio.ensure_future(reloads.watch())
+        try:
+            await stop.wait()
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+        await _drain(app, main, server.drain_timeout)
+    return 0
+
+
+async def _listen(
+    stack: contextlib.AsyncExitStack,
+    app: web.Application,
+    host: str,
+    port: int,
+    reuse_port: bool = False,
+    tls: ssl.SSLContext | None = None,
+) -> Runner | None:
+    """Serve `app`; None, after saying why, if the address cannot be had."""
+    runner = Runner(app, shutdown_timeout=_GOODBYE_S)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    site = web.TCPSite(
+        runner, host, port, backlog=_BACKLOG, reuse_port=reuse_port or None, ssl_context=tls
+    )
+    try:
+        await site.start()
+    except OSError as error:
+        words = error.strerror or str(error)
+        hint = "; choose another with --port or PORT" if "in use" in words else ""
+        print(f"Cannot listen on {host}:{port}: {words}{hint}", file=sys.stderr)
+        return None
+    return runner
+
+
+async def _drain(app: web.Application, runner: Runner, patience_s: float) -> None:
+    flights = app[FLIGHTS]
+    flights.stopping = True
+    log.info(
+        "Stopping; %d requests under way have %g s to finish (ask again to stop at once)",
+        len(flights),
+        patience_s,
+    )
+    for site in list(runner.sites):
+        await site.stop()
+    if told := await flights.land(patience_s):
+        log.warning("%d requests did not finish in time and were told to end", told)
+
+
+# Signals.
+
+
+def _on_signals(stop: asyncio.Event, reloads: "_Reloads") -> None:
+    """The first SIGTERM or SIGINT asks to stop, the second ends at once; SIGHUP reloads."""
+
+    def received() -> None:
+        if stop.is_set():
+            os._exit(1)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, received)
+    loop.add_signal_handler(signal.SIGHUP, reloads.ask)
+
+
+class _Reloads:
+    """The file is read again when it has changed, and when SIGHUP asks for it."""
+
+    def __init__(
+        self, app: web.Application, load: Load, path: Path, tls: ssl.SSLContext | None
+    ) -> None:
+        self._app = app
+        self._load = load
+        self._path = path
+        self._tls = tls
+        self._asked = asyncio.Event()
+        self._seen = self._fingerprint()
+
+    def ask(self) -> None:
+        self._asked.set()
+
+    async def watch(self) -> None:
+        """Forever. Nothing that goes wrong here ends the process."""
+        looking = asyncio.ensure_future(self._look())
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                await self._reload()
+        finally:
+            looking.cancel()
+            await asyncio.wait({looking})
+
+    async def _look(self) -> None:
+        """Folders are watched, not files: editors and ConfigMaps put another file in place."""
+        from watchfiles import awatch
+
+        while True:
+            try:
+                folders = {str(path.absolute().parent) for path in self._paths()}
+                changes: AsyncIterator[object] = awatch(
+                    *folders,
+                    watch_filter=None,
+                    debounce=_SETTLE_MS,
+                    rust_timeout=_LOOK_MS,
+                    yield_on_timeout=True,
+                    recursive=False,
+                )
+                async for _ in changes:
+                    now = await asyncio.to_thread(self._fingerprint)
+                    if now != self._seen and now:
+                        self._seen = now
+                        self.ask()
+            except Exception as error:
+                log.warning("Changes of %s are not seen at the moment: %s", self._path, error)
+            await asyncio.sleep(_RETRY_S)
+
+    def _paths(self) -> list[Path]:
+        tls = self._app[STATE].now.config.server.tls if STATE in self._app else None
+        return [self._path, *(Path(name) for name in ((tls.cert, tls.key) if tls else ()))]
+
+    def _fingerprint(self) -> str:
+        """Of the files' content; "" while one of them is not there, as in the middle of a swap."""
+        digest = hashlib.sha256()
+        try:
+            for path in self._paths():
+                digest.update(path.read_bytes() + b"\x00")
+        except OSError:
+            return ""
+        return digest.hexdigest()
+
+    async def _reload(self) -> None:
+        holder = self._app[STATE]
+        try:
+            config = await asyncio.to_thread(self._load)
+            if self._tls is not None and config.server.tls is not None:
+                self._tls.load_cert_chain(config.server.tls.cert, config.server.tls.key)
+            fixed = await self._app[RELOAD](config)
+        except ConfigError as error:
+            self._keep("; ".join(error.problems), error.problems)
+        except Exception as error:
+            self._keep(str(error), [f"{type(error).__name__}: {error}"])
+        else:
+            holder.problem = ""
+            holder.reloads["ok"] += 1
+            log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
+            if fixed:
+                log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
+
+    def _keep(self, problem: str, lines: Iterable[str]) -> None:
+        holder = self._app[STATE]
+        holder.problem = problem[:1000]
+        holder.reloads["failed"] += 1
+        log.error("%s has problems; the configuration before it stays in effect", self._path)
+        for line in lines:
+            log.error("  %s", line)
+
+
+# The machine.
+
+
+def _tls(server: Server) -> ssl.SSLContext | None:
+    if server.tls is None:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(server.tls.cert, server.tls.key)
+    return context
+
+
+def _raise_file_limit() -> None:
+    """As many open connections as the system allows us, not as a shell starts with."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
+
+
+def _collect_garbage_less() -> None:
+    """Leave what has been loaded out of every collection, and collect less often.
+
+    With 200 streams open the collector's walks were a sixth of an event's cost. What is made per
+    event is freed by its reference count; only cycles wait for the collector, and they are few.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
+
+
+def _greet(config: Config, port: int) -> None:
+    host = config.server.host
+    shown = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
+    scheme = "https" if config.server.tls else "http"
+    log.info("AI Gateway %s listens on %s://%s:%d", gateway.__version__, scheme, shown, port)
+    for name, agent in config.agents.items():
+        where = "demo, answers by itself" if agent.is_demo else agent.base_url
+        log.info("  agent %s: %s (%s)", name, agent.platform, where)
+    if config.anonymous:
+        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
+    elif warning := lock_out(config):
+        log.warning("  %s", warning)
+    elif config.database:
+        log.info("  calls need a key; make one with: python run.py keys create web")
