@@ -1,5 +1,6 @@
 """Build the application: the only wiring."""
 
+import asyncio
 import logging
 import secrets
 import sys
@@ -24,13 +25,16 @@ from gateway.keys import (
     FILES,
     FLIGHTS,
     MAIN,
+    METRICS,
     RELOAD,
     SIGNER,
     STATE,
+    TRACER,
     UPSTREAM,
     Books,
     StateHolder,
 )
+from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_headers, cors
 from gateway.middlewares.errors import error_response, errors
@@ -50,7 +54,9 @@ from gateway.stores.database import connect, is_locked
 from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.spool import Spool
 from gateway.tokens import Signer, signing_secret
+from gateway.traces import open_tracer
 from gateway.upstream import open_upstream
+from gateway.vitals import vitals
 
 if TYPE_CHECKING:
     from gateway.demo import Demos
@@ -81,6 +87,7 @@ def build(config: Config) -> web.Application:
         ],
     )
     app[FLIGHTS] = Flights()
+    app[METRICS] = Metrics(lambda: vitals(app))
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
     app.on_response_prepare.append(add_request_id)
@@ -92,16 +99,28 @@ def build(config: Config) -> web.Application:
     app.cleanup_ctx.append(_upstream)
     app.cleanup_ctx.append(_files(config))
     app.cleanup_ctx.append(_state(config))
+    app.cleanup_ctx.append(_observed(config))
     return app
 
 
 def build_ops(main: web.Application) -> web.Application:
     """The probes of `main` alone, for a second port that is not the public's."""
     app = web.Application(middlewares=[requestlog, errors])
-    app[MAIN] = main
+    app[MAIN], app[METRICS] = main, main[METRICS]
     add_to(app, OPS)
     app.on_response_prepare.append(add_request_id)
     return app
+
+
+def _observed(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+    async def observe(app: web.Application) -> AsyncIterator[None]:
+        tracer = app[TRACER] = open_tracer(config.traces)
+        lag = LoopLag(app[METRICS].loop_lag.observe)
+        yield
+        lag.close()
+        await asyncio.to_thread(tracer.close)
+
+    return observe
 
 
 async def _upstream(app: web.Application) -> AsyncIterator[None]:

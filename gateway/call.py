@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from gateway.credentials import Caller
 from gateway.ids import new_id
-from gateway.messages import Usage
+from gateway.messages import Finish, Usage
+from gateway.traces import NO_TRACE, CallTrace
 
 Surface = Literal["chat", "openai", "passthrough"]
 
@@ -48,7 +49,11 @@ class Call:
     surface: Surface
     began_ns: int = field(default_factory=time.time_ns)  # since the epoch
     began: float = field(default_factory=time.monotonic)
-    agent: str = ""
+    agent: str = ""  # who answered, or was asked last
+    model: str = ""  # the agent or route that was asked for, by its name in config.yaml
+    provider: str = ""  # the agent's platform
+    finish: str = ""  # the reason, once the answer is whole
+    conversation_id: str = ""
     streamed: bool = False
     usage: Usage | None = None
     is_whole: bool = False  # the answer came to its end
@@ -58,11 +63,16 @@ class Call:
     fallbacks: int = 0  # agents of the route that were passed over
     capture: Capture | None = None
     capture_always: bool = False
+    trace: CallTrace = NO_TRACE
 
     def first_delta(self) -> None:
         """Now the answer has begun."""
         if self.first_delta_at is None:
             self.first_delta_at = time.monotonic()
+
+    def finished(self, finish: Finish) -> None:
+        """The answer is whole."""
+        self.usage, self.finish, self.is_whole = finish.usage, finish.reason, True
 
     def row(self, status: int, error: str) -> Row:
         """`usage` is exact if the platform counted the whole answer, partial if it counted one

@@ -352,6 +352,19 @@ class Record(Model):
     max_spool: Size = 256 * 1024 * 1024
 
 
+class Traces(Model):
+    """`endpoint` takes OTLP over HTTP, such as http://collector:4318; empty: nothing is exported.
+    `sample` is the share of the calls that are traced, where the caller's trace does not say."""
+
+    endpoint: str = ""
+    sample: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+    @field_validator("endpoint")
+    @classmethod
+    def _web_address(cls, url: str) -> str:
+        return _public_address(url) if url else url
+
+
 class Timeouts(Model):
     """`connect`: to the TCP connection. `first_delta`: the longest wait for the answer to begin,
     all tries together, and counted anew from each step a workflow reports. `idle`: the longest
@@ -520,6 +533,7 @@ class Config(Model):
     fetch: Fetch = Fetch()
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
+    traces: Traces = Traces()
     agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]
     routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
 

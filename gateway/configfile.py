@@ -74,6 +74,9 @@ def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
     for name, variable in (("jwt_secret", "JWT_SECRET"), ("admin_password", "ADMIN_PASSWORD")):
         if isinstance(auth, dict) and environ.get(variable):
             auth.setdefault(name, environ[variable])
+    traces = tree.setdefault("traces", {})
+    if isinstance(traces, dict) and environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        traces.setdefault("endpoint", environ["OTEL_EXPORTER_OTLP_ENDPOINT"])
     storage = tree.setdefault("storage", {})
     if isinstance(storage, dict):
         _fill_in_storage(storage, environ)

@@ -15,6 +15,7 @@ from gateway.errors import Stopping
 from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
+from gateway.metrics import Metrics
 from gateway.passwords import Passwords
 from gateway.recorder import Recorder
 from gateway.routing import Routing
@@ -22,6 +23,7 @@ from gateway.stores.accounts import Accounts
 from gateway.stores.buckets import Buckets
 from gateway.stores.calls import Calls
 from gateway.tokens import Signer
+from gateway.traces import Tracer
 from gateway.upstream import Upstream
 
 
@@ -68,6 +70,8 @@ ATTACHMENTS: web.AppKey[Attachments] = web.AppKey("attachments", Attachments)
 MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
 BOOKS: web.AppKey[Books] = web.AppKey("books", Books)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
+METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
+TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)
 SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Mapping
 from functools import partial
 
 from gateway.alarm import Alarm
@@ -14,6 +15,7 @@ from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
+from gateway.traces import NO_TRACE, CallTrace
 from gateway.upstream import Exchange, Upstream, translate
 
 log = logging.getLogger("gateway")
@@ -40,8 +42,11 @@ class Run:
         attachments: Attachments,
         chat: ChatRequest,
         targets: list[Target],
+        trace: CallTrace = NO_TRACE,
     ) -> None:
         self._upstream = upstream
+        self._trace = trace
+        self._trace_headers: Mapping[str, str] = {}
         self.chat = chat
         self._asked = chat  # the same with its files as the present target takes them
         self._handover = Handover(upstream, attachments, chat)
@@ -142,6 +147,7 @@ class Run:
         await target.enter(queue_s)
         self._entered = target
         self.attempts += 1
+        self._trace_headers = self._trace.attempt(target.name, target.platform.kind, target.url)
         self._idle_s = target.agent.timeouts.idle
         self._received, self._most = 0, target.agent.max_answer
         try:
@@ -150,6 +156,7 @@ class Run:
             target.breaker.ended(error, has_answered=self._exchange is not None)
             if isinstance(error, GatewayError):
                 self._judge(error)
+                self._trace.failed(error)
             raise
         target.breaker.ended()
         return self._early
@@ -215,7 +222,8 @@ class Run:
                 continue
             if not step.stream:  # a whole answer begins when it is whole: only `total` holds
                 patience.reschedule(None)
-            exchange = await self._upstream.send(step, target.agent.timeouts.connect)
+            connect_s = target.agent.timeouts.connect
+            exchange = await self._upstream.send(step, connect_s, self._trace_headers)
             self._exchange = exchange
             self._has_accepted = exchange.status == 200
             if await _is_answer(step, exchange):

@@ -23,7 +23,17 @@ from gateway.errors import (
     openai_body,
 )
 from gateway.flights import forget_cancellation
-from gateway.keys import ATTACHMENTS, CALL, NOTED, STATE, STOPPED, UPSTREAM, header_value, is_api
+from gateway.keys import (
+    ATTACHMENTS,
+    CALL,
+    METRICS,
+    NOTED,
+    STATE,
+    STOPPED,
+    UPSTREAM,
+    header_value,
+    is_api,
+)
 from gateway.messages import ChatRequest, Delta, Failed, Finish
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -52,13 +62,18 @@ async def reply(
     """Answer `chat` from the first of `targets` that will. `conversational` is `/api/v1/chat`."""
     call = request[CALL]
     call.streamed = chat.stream
+    call.model = request.app[STATE].now.routing.known(chat.model)
     if any(target.agent.capture != "off" for target in targets):
         limit = request.app[STATE].now.config.record.max_body
         call.capture = Capture(limit, await request.read())  # which has been read already
-    async with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets) as run:
+    async with Run(
+        request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets, call.trace
+    ) as run:
         try:
             if chat.stream:
-                return await _Stream(request, run, chat, conversational, keepalive_s).answer()
+                with request.app[METRICS].open_streams.track_inprogress():
+                    stream = _Stream(request, run, chat, conversational, keepalive_s)
+                    return await stream.answer()
             if request.app[STATE].now.config.server.keepalive_whole:
                 return await _kept_alive(request, run, chat, conversational, keepalive_s)
             body = await _whole(run, chat, conversational, call)
@@ -103,14 +118,16 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
                 continue
             for delta in deltas or ():
                 if isinstance(delta, Finish):
-                    call.usage, call.is_whole = delta.usage, True
+                    call.finished(delta)
     finally:
         target.draining -= 1
 
 
 def _note(call: Call, run: Run) -> None:
     """What the record and the metrics want to know of the run."""
-    call.agent = run.target.name
+    call.agent, call.provider = run.target.name, run.target.platform.kind
+    if run.decoder is not None:
+        call.conversation_id = run.decoder.conversation_id
     call.retries, call.fallbacks = run.retries, run.fallbacks
     if call.usage is None and run.decoder is not None:
         call.usage = run.decoder.counted()
@@ -132,7 +149,7 @@ async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) 
     except TimeoutError:
         raise _too_long(run) from None
     if renderer.finish:
-        call.usage, call.is_whole = renderer.finish.usage, True
+        call.finished(renderer.finish)
     return renderer.body()
 
 
@@ -265,7 +282,7 @@ class _Stream:
         if deltas and isinstance(deltas[-1], Failed):
             self._request[NOTED]["error"] = deltas[-1].error.code or deltas[-1].error.type
         if renderer.finish:
-            self._call.usage, self._call.is_whole = renderer.finish.usage, True
+            self._call.finished(renderer.finish)
 
     async def _first_deltas(self) -> list[Delta]:
         """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""

@@ -191,6 +191,11 @@ class Routing:
             return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
         raise self._not_found(name, word, [model for model, _ in self.models()])
 
+    def known(self, name: str) -> str:
+        """The agent or route behind a name that was resolved, as config.yaml writes it."""
+        wanted = name.strip().lower()
+        return self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0], "")
+
     def _order(self, choices: list[RouteTarget]) -> list[RouteTarget]:
         """As written, or if any has a weight, drawn by weight, the rest following as fallbacks."""
         if all(choice.weight is None for choice in choices):

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -106,15 +106,18 @@ class Upstream:
         self._session = session
         self._background: set[asyncio.Task[None]] = set()
 
-    async def send(self, request: UpstreamRequest, connect_s: float) -> Exchange:
-        """Send and wait for the headers. Redirects are not followed: they would carry the key."""
+    async def send(
+        self, request: UpstreamRequest, connect_s: float, beside: Mapping[str, str] | None = None
+    ) -> Exchange:
+        """Send, with `beside` among the headers, and wait for the answer's headers. Redirects are
+        not followed: they would carry the key."""
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         try:
             response = await self._session.request(
                 request.method,
                 request.url,
                 data=request.body or None,
-                headers=request.headers,
+                headers={**beside, **request.headers} if beside else request.headers,
                 timeout=timeout,
                 allow_redirects=False,
             )

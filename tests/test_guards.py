@@ -5,7 +5,7 @@ import pytest
 from gateway.routes import all_routes
 
 PUBLIC = {
-    "/", "/health", "/livez", "/readyz", "/api/v1/agents", "/api/v1/agents/{name}",
+    "/", "/health", "/livez", "/readyz", "/metrics", "/api/v1/agents", "/api/v1/agents/{name}",
     "/api/v1/agents/{name}/health", "/api/v1/login", "/api/v1/auth/login", "/api/v1/auth/register",
     "/files/{name:uploads/.+}",
 }  # fmt: skip

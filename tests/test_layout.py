@@ -7,10 +7,10 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 
 # Top to bottom. A folder's modules do not import each other, except the ones marked as shared.
 ORDER = [
-    "cli", "serve", "app", "admin", "reload", "routes", "middlewares", "access", "reply", "books", "form", "body", "proxies", "keys",
+    "cli", "serve", "app", "admin", "reload", "routes", "middlewares", "access", "reply", "books", "form", "body", "proxies", "vitals", "keys",
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "render", "passthrough", "thinking", "turns", "history", "explain",
-    "sse", "usage", "stores", "limits", "call", "messages", "exchange", "tokens", "passwords",
+    "sse", "usage", "stores", "limits", "metrics", "call", "traces", "messages", "exchange", "tokens", "passwords",
     "configschema", "configfile", "credentials", "config", "filetypes", "secret", "alarm", "ids",
     "times", "errors",
 ]  # fmt: skip

@@ -8,7 +8,18 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.access import Route
 from gateway.call import Call, Surface
 from gateway.credentials import Caller, by_address
-from gateway.keys import ADDRESS, BUCKETS, CALL, CALLER, LIMITS, REQUEST_ID, STATE, is_api
+from gateway.keys import (
+    ADDRESS,
+    BUCKETS,
+    CALL,
+    CALLER,
+    LIMITS,
+    METRICS,
+    REQUEST_ID,
+    STATE,
+    TRACER,
+    is_api,
+)
 from gateway.limits import Class, Take, headers, login_takes, refusal, takes
 
 
@@ -21,11 +32,13 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         if route is None or route.limit is None:
             return await handler(request)
         asked = _asked(request, route.limit)
-        await take(request, asked)
+        await take(request, asked, route.limit)
         if route.limit != "chat":
             return await handler(request)
         surface: Surface = "chat" if is_api(request.path) else "openai"
         call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
+        name = f"{request.method} {route.path}"
+        call.trace = request.app[TRACER].call(name, request.headers, call.request_id)
         try:
             return await handler(request)
         finally:
@@ -49,11 +62,12 @@ def _asked(request: web.Request, class_: Class) -> list[Take]:
     return takes(limits, caller, class_)
 
 
-async def take(request: web.Request, asked: list[Take]) -> None:
+async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
     given = await request.app[BUCKETS].take(asked)
     request[LIMITS] = headers(asked, given)
     if error := refusal(asked, given):
+        request.app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 
 

@@ -1,12 +1,13 @@
-"""Hand every call that was let in to the recorder when it is over."""
+"""Hand every call that was let in to the recorder, the metrics and its trace when it is over."""
 
 import asyncio
+import time
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.call import Call
-from gateway.keys import BOOKS, CALL, NOTED
+from gateway.keys import BOOKS, CALL, METRICS, NOTED
 
 
 @web.middleware
@@ -22,10 +23,15 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     finally:
         call = request.get(CALL)
-        if call is not None and (books := request.app.get(BOOKS)) is not None:
+        if call is not None:
             call.client_gone = call.client_gone or status == 499
-            _add_body(call, response)
-            books.recorder.add(call, status, str(request[NOTED].get("error") or ""))
+            error = str(request[NOTED].get("error") or "")
+            seconds = time.monotonic() - call.began
+            request.app[METRICS].call_ended(call, status, error, seconds)
+            call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
+            if (books := request.app.get(BOOKS)) is not None:
+                _add_body(call, response)
+                books.recorder.add(call, status, error)
 
 
 def _add_body(call: Call, response: web.StreamResponse | None) -> None:

@@ -13,6 +13,7 @@ OPS = [
     Route("GET", "/health", health.health),
     Route("GET", "/livez", health.livez),
     Route("GET", "/readyz", health.readyz),
+    Route("GET", "/metrics", health.metrics),
     *(Route("HEAD", path, health.health) for path in ("/health", "/livez", "/readyz")),
 ]
 

@@ -94,7 +94,8 @@ async def login(request: web.Request) -> web.Response:
     books = books_of(request)
     body = check(Login, await _form_or_json(request))
     limits = request.app[STATE].now.config.rate_limits
-    await take(request, login_takes(limits, request[ADDRESS], name_key(body.username)))
+    takes = login_takes(limits, request[ADDRESS], name_key(body.username))
+    await take(request, takes, "login")
     user = await books.accounts.user_by_login(body.username)
     fits = await books.passwords.check(user.password_hash if user else None, body.password)
     if user is None or not fits:

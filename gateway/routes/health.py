@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, STATE
+from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, METRICS, STATE
 
 
 async def root(request: web.Request) -> web.Response:
@@ -71,6 +71,15 @@ async def readyz(request: web.Request) -> web.Response:
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)
     return _ready("waiting for the database", degraded, detail, status=503)
+
+
+async def metrics(request: web.Request) -> web.Response:
+    """For Prometheus. On the public port only where `server.metrics` leaves it there."""
+    app = request.app.get(MAIN, request.app)
+    if app is request.app and not app[STATE].now.config.server.metrics:
+        raise web.HTTPNotFound
+    body, kind = app[METRICS].text(request.headers.get("Accept", ""))
+    return web.Response(body=body, headers={"Content-Type": kind})
 
 
 def _ready(

@@ -163,7 +163,8 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     if request[CALLER].end_user:
         raise Forbidden("A web page's token opens chats only.")
     call = request[CALL]
-    call.surface, call.agent = "passthrough", target.name
+    call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
+    call.model = request.app[STATE].now.routing.known(asked)
     if target.agent.capture != "off":
         limit = request.app[STATE].now.config.record.max_body
         call.capture = Capture(limit, await request.read())  # which has been read already
@@ -211,7 +212,8 @@ async def _copy(
     exchange: Exchange | None = None
     tail = b""
     try:
-        exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect)
+        beside = request[CALL].trace.attempt(target.name, target.platform.kind, target.url)
+        exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect, beside)
         if exchange.status != 200:
             raise _refusal(await exchange.reply())
         await exchange.peek()

@@ -1,0 +1,94 @@
+"""The state of the process as gauges, read when somebody asks for the metrics."""
+
+from collections.abc import Iterator
+
+from aiohttp import web
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    InfoMetricFamily,
+)
+from prometheus_client.metrics_core import Metric
+
+from gateway import __version__
+from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, STATE
+
+_BREAKER = {"closed": 0, "half-open": 1, "open": 2}
+
+
+def vitals(app: web.Application) -> Iterator[Metric]:
+    """Whatever of it there is yet: the ops port may be asked during the start."""
+    yield InfoMetricFamily("gateway_build", "The version", value={"version": __version__})
+    yield _gauge("inflight_requests", "Requests under way", len(app[FLIGHTS]))
+    yield _gauge("stopping", "1 while the process drains", app[FLIGHTS].stopping)
+    if STATE in app:
+        yield from _config(app)
+        yield from _agents(app)
+    if BUCKETS in app and app[BUCKETS].is_configured:
+        buckets = app[BUCKETS]
+        yield _gauge("redis_up", "0 while each process limits by itself", buckets.is_shared)
+        yield _counter(
+            "redis_failures", "Calls of Redis that failed or were late", buckets.failures
+        )
+    if BOOKS in app:
+        yield from _books(app)
+    if FILES in app:
+        yield _gauge("storage_up", "0 while files cannot be kept or read", not app[FILES].away)
+
+
+def _config(app: web.Application) -> Iterator[Metric]:
+    holder = app[STATE]
+    words = "Counts the configurations since the start"
+    yield _gauge("config_generation", words, holder.now.generation)
+    words = "1 if config.yaml as it is now cannot be taken"
+    yield _gauge("config_problem", words, bool(holder.problem))
+    reloads = CounterMetricFamily(
+        "gateway_config_reloads", "Times config.yaml was read again", labels=["result"]
+    )
+    for result in ("ok", "failed"):
+        reloads.add_metric([result], holder.reloads[result])
+    yield reloads
+
+
+def _agents(app: web.Application) -> Iterator[Metric]:
+    words = {
+        "agent_running": "Calls under way",
+        "agent_waiting": "Calls that wait for a place",
+        "agent_draining": "Calls under way whose caller has left",
+        "agent_concurrency": "Calls that may be under way",
+        "breaker_state": "0 closed, 1 half-open, 2 open",
+    }
+    families = {
+        name: GaugeMetricFamily(f"gateway_{name}", text, labels=["agent"])
+        for name, text in words.items()
+    }
+    opened = CounterMetricFamily("gateway_breaker_opened", "Times it opened", labels=["agent"])
+    for name, target in app[STATE].now.routing.targets.items():
+        values = (
+            target.running, target.waiting, target.draining, target.agent.concurrency,
+            _BREAKER[target.breaker.state],
+        )  # fmt: skip
+        for family, value in zip(families.values(), values, strict=True):
+            family.add_metric([name], value)
+        opened.add_metric([name], target.breaker.opened)
+    yield from families.values()
+    yield opened
+
+
+def _books(app: web.Application) -> Iterator[Metric]:
+    recorder = app[BOOKS].recorder
+    is_up = not (app[BOOKS].directory.away or recorder.away)
+    yield _gauge("database_up", "0 while calls wait for it on disk", is_up)
+    words = "Calls that the database does not have yet"
+    yield _gauge("record_queue_depth", words, recorder.waiting)
+    yield _counter("record_written", "Calls written to the database", recorder.written)
+    yield _counter("record_lost", "Calls that nothing had room for", recorder.lost)
+    yield _counter("record_rejected", "Calls that the database refused", recorder.rejected)
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"gateway_{name}", words, value=float(value))
+
+
+def _counter(name: str, words: str, value: float) -> Metric:
+    return CounterMetricFamily(f"gateway_{name}", words, value=float(value))
