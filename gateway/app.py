@@ -6,15 +6,14 @@ import secrets
 import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
 
 from gateway.attachments import Attachments
 from gateway.config import Config
 from gateway.directory import Directory
-from gateway.errors import Conflict, DatabaseAway, InternalError, InvalidRequest, StartError, clean
+from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError
 from gateway.files import open_files
 from gateway.flights import Flights
 from gateway.guard import Guard
@@ -37,11 +36,12 @@ from gateway.keys import (
 from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_headers, cors
-from gateway.middlewares.errors import error_response, errors
+from gateway.middlewares.errors import errors
 from gateway.middlewares.inflight import end_connections, inflight
 from gateway.middlewares.ratelimit import add_limits, ratelimit
 from gateway.middlewares.record import record
-from gateway.middlewares.requestlog import add_request_id, new_request_id, requestlog
+from gateway.middlewares.requestlog import add_request_id, requestlog
+from gateway.middlewares.safety import add_safety
 from gateway.passwords import Passwords, check_strength
 from gateway.recorder import Recorder
 from gateway.reload import make_state, take_over
@@ -94,6 +94,7 @@ def build(config: Config) -> web.Application:
     app.on_response_prepare.append(add_headers)
     app.on_response_prepare.append(add_limits)
     app.on_response_prepare.append(end_connections)
+    app.on_response_prepare.append(add_safety)
     app.cleanup_ctx.append(_books(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
@@ -245,61 +246,3 @@ def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                 await each.close()
 
     return open_state
-
-
-def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """What callers send wrongly has been answered with a 400; aiohttp logs a traceback as well."""
-    error = record.exc_info[1] if record.exc_info else None
-    return not isinstance(error, web.RequestPayloadError)
-
-
-class _Connection(RequestHandler):
-    """aiohttp's connection, but what is not HTTP is answered like every other error."""
-
-    def handle_error(
-        self,
-        request: web.BaseRequest,
-        status: int = 500,
-        exc: BaseException | None = None,
-        message: str | None = None,
-    ) -> web.StreamResponse:
-        if request.writer.output_size > 0:
-            raise ConnectionError("an answer has begun; another cannot be sent")
-        if status >= 500:
-            log.error("Unexpected error below the middlewares", exc_info=exc)
-            error = InternalError("The gateway met an unexpected condition.")
-            response = error_response(request, error)
-        else:
-            # aiohttp quotes what it could not read, which may be somebody's key.
-            words = clean(" ".join((message or "").split()).partition(": b'")[0], 100)
-            response = error_response(
-                request, InvalidRequest(f"The request is not valid HTTP: {words}")
-            )
-        response.headers["x-request-id"] = new_request_id()
-        response.force_close()
-        return response
-
-
-class _Server(web.Server):
-    def __call__(self) -> RequestHandler:
-        return _Connection(self, loop=self._loop, **self._kwargs)
-
-
-class Runner(web.AppRunner):
-    """AppRunner whose handlers are cancelled when their caller leaves.
-
-    aiohttp makes its connections in `Server.__call__`; a test sends bad HTTP and fails if that
-    ever changes.
-    """
-
-    def __init__(self, app: web.Application, **kwargs: Any) -> None:
-        super().__init__(app, handler_cancellation=True, access_log=None, **kwargs)
-
-    async def setup(self) -> None:
-        logging.getLogger("aiohttp.server").addFilter(_is_worth_a_line)
-        await super().setup()
-
-    async def _make_server(self) -> web.Server:
-        server = await super()._make_server()
-        server.__class__ = _Server
-        return server

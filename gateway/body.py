@@ -1,5 +1,6 @@
 """Bodies: a request's bytes to a checked model, an answer's data into the envelope."""
 
+import asyncio
 import difflib
 import re
 from datetime import date
@@ -10,18 +11,23 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
-from gateway.errors import InvalidRequest, UnsupportedMediaType
+from gateway.errors import InvalidRequest, SenderTooSlow, UnsupportedMediaType
 from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries
+BODY_S = 60.0  # for a JSON body to come, all of it
 
 M = TypeVar("M", bound=BaseModel)
 
 
 async def read_bytes(request: web.Request) -> bytes:
-    """The body as it came. Raises InvalidRequest, or aiohttp's 413."""
+    """The body as it came. Raises InvalidRequest, SenderTooSlow, or aiohttp's 413."""
     try:
-        return await request.read()
+        async with asyncio.timeout(BODY_S):
+            return await request.read()
+    except TimeoutError:
+        words = f"The body did not come within {BODY_S:g} s; send it again."
+        raise SenderTooSlow(words) from None
     except web.RequestPayloadError:
         raise InvalidRequest("The body is not what its Content-Encoding says.") from None
 

@@ -49,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
         sub = commands.add_parser(name, help=words, description=words)
         _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # leave what came before alone
         sub.set_defaults(command=globals()[name])
+        if name == "check":
+            words = "also ask every platform who the bot is and what is missing, and every store"
+            sub.add_argument("--live", action="store_true", help=words)
     _add_admin_commands(commands)
     return parser
 
@@ -144,7 +147,17 @@ def check(args: argparse.Namespace) -> int:
             print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
     if warning := lock_out(config):
         print(f"  {warning}")
-    return 0
+    return _check_live(config) if getattr(args, "live", False) else 0
+
+
+def _check_live(config: "Config") -> int:
+    """Ask everybody whom the configuration names; 1 if one of them does not answer well."""
+    from gateway.live import check_live, table
+
+    rows = asyncio.run(check_live(config))
+    print("asked just now:")
+    print(table(rows))
+    return 1 if any(is_well is False for *_, is_well, _ in rows) else 0
 
 
 def schema(args: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@
     │                     WrongPassword Forbidden NotFound AgentNotFound ConversationNotFound
     │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
     │                     UnsupportedMediaType RateLimited TooManyAtOnce CallsUsedUp
-    │                     KindNotTaken FileNotFound SenderTooSlow
+    │                     KindNotTaken FileNotFound SenderTooSlow UriTooLong HeadersTooLarge
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
@@ -157,6 +157,18 @@ class BodyTooLarge(GatewayError):
     """The request body is over the configured limit."""
 
     status, type, code = 413, "invalid_request_error", "request_too_large"
+
+
+class UriTooLong(GatewayError):
+    """The request's path or query is longer than any of ours can be."""
+
+    status, type, code = 414, "invalid_request_error", "uri_too_long"
+
+
+class HeadersTooLarge(GatewayError):
+    """The request's headers are more, or longer, than anybody needs."""
+
+    status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class UnsupportedMediaType(GatewayError):

@@ -37,12 +37,13 @@ class HealthCache:
         async with self._locks.setdefault(target.name, asyncio.Lock()):
             checked_at, health = self._known.get(target.name, (0.0, None))
             if health is None or self._clock() - checked_at > CACHE_S:
-                health = await _ask(upstream, target)
+                health = await ask(upstream, target)
                 self._known[target.name] = (self._clock(), health)
             return health
 
 
-async def _ask(upstream: Upstream, target: Target) -> Health:
+async def ask(upstream: Upstream, target: Target) -> Health:
+    """Ask the platform now."""
     connect_s = target.agent.timeouts.connect
     try:
         step = target.platform.probe()

@@ -19,9 +19,10 @@ from pathlib import Path
 from aiohttp import web
 
 import gateway
-from gateway.app import Runner, build, build_ops
+from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configfile import ConfigError, lock_out
+from gateway.connections import Runner
 from gateway.keys import FLIGHTS, RELOAD, STATE
 
 log = logging.getLogger("gateway")
@@ -50,7 +51,8 @@ async def serve(config: Config, path: Path, load: Load) -> int:
             ops = await _listen(stack, build_ops(app), ops_host, server.ops_port)
             if ops is None:
                 return 1
-        main = await _listen(stack, app, server.host, server.port, server.reuse_port, tls)
+        most = server.max_connections
+        main = await _listen(stack, app, server.host, server.port, server.reuse_port, tls, most)
         if main is None:
             return 1
         _greet(config, main.addresses[0][1])
@@ -72,9 +74,10 @@ async def _listen(
     port: int,
     reuse_port: bool = False,
     tls: ssl.SSLContext | None = None,
+    most: int = 1000,
 ) -> Runner | None:
     """Serve `app`; None, after saying why, if the address cannot be had."""
-    runner = Runner(app, shutdown_timeout=_GOODBYE_S)
+    runner = Runner(app, most, shutdown_timeout=_GOODBYE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(

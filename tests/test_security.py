@@ -108,45 +108,89 @@ def test_no_other_text_is_the_key(text):
 # Web pages
 
 
-async def test_preflights_are_answered_without_a_key(guarded):
-    asked = "authorization,content-type,x-stainless-os"
-    headers = {"Origin": "https://chat.example.com", "Access-Control-Request-Method": "POST",
+PAGE = "https://chat.example.com"
+
+
+@pytest.fixture
+async def listing(gateway, demo):
+    """A gateway with a key, whose config.yaml lists the origin of one page."""
+    served = await demo("dify")
+    agents = {"dify": {**AGENTS["dify"], "base_url": served.url}}
+    keys = [{"name": "web", "key": KEY}]
+    return await gateway(
+        agents=agents, server={"cors_origins": [PAGE]}, auth={"anonymous": False, "keys": keys}
+    )
+
+
+async def preflight(gw, path, origin, asked="authorization,content-type,x-stainless-os"):
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST",
                "Access-Control-Request-Headers": asked}  # fmt: skip
+    return await gw.client.options(gw.url + path, headers=headers)
+
+
+@pytest.mark.parametrize("origin", [PAGE, "http://localhost:5173", "http://127.0.0.1:8080"])
+async def test_listed_pages_and_pages_of_this_machine_may_call(listing, origin):
+    asked = "authorization,content-type,x-stainless-os"
     for path in ("/v1/chat/completions", "/v1/models", "/api/v1/chat", "/v1/nothing"):
-        answer = await guarded.client.options(guarded.url + path, headers=headers)
+        answer = await preflight(listing, path, origin, asked)
         assert answer.status == 204
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
+        assert answer.headers["Access-Control-Allow-Origin"] == origin
         assert answer.headers["Access-Control-Allow-Headers"] == asked
         assert "POST" in answer.headers["Access-Control-Allow-Methods"]
         assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-async def test_answers_errors_and_streams_carry_the_origin_header(guarded):
-    origin = {"Origin": "https://chat.example.com"}
+@pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PAGE}.evil.example"])
+async def test_other_pages_may_not_and_are_told_what_to_set(listing, origin):
+    answer = await preflight(listing, "/v1/chat/completions", origin)
+    assert answer.status == 403
+    assert "server.cors_origins" in await answer.text()
+    for answer in (answer, await listing.get("/health", headers={"Origin": origin})):
+        assert "Access-Control-Allow-Origin" not in answer.headers
+        assert answer.headers["Vary"] == "Origin"
+
+
+async def test_answers_errors_and_streams_carry_the_origin_header(listing):
+    origin = {"Origin": PAGE}
     key = {**origin, "x-api-key": KEY}
     body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     answers = [
-        await guarded.get("/v1/models", headers=origin),
-        await guarded.get("/nowhere", headers=origin),
-        await guarded.post("/v1/chat/completions", body, headers=key),
+        await listing.get("/v1/models", headers=origin),
+        await listing.get("/nowhere", headers=origin),
+        await listing.post("/v1/chat/completions", body, headers=key),
     ]
     assert [answer.status for answer in answers] == [401, 404, 200]
     assert [bool(await answer.read()) for answer in answers] == [True] * 3
     for answer in answers:
-        assert answer.headers["Access-Control-Allow-Origin"] == "*"
-        assert "x-request-id" in answer.headers["Access-Control-Expose-Headers"]
+        assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+        exposed = answer.headers["Access-Control-Expose-Headers"]
+        for name in ("x-request-id", "x-ratelimit-remaining-requests", "retry-after"):
+            assert name in exposed
+        assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-async def test_listed_origins_are_the_only_ones(gateway, demo):
+async def test_a_star_is_for_every_page_and_never_with_credentials(gateway, demo):
     served = await demo("dify")
     agents = {"dify": {**AGENTS["dify"], "base_url": served.url}}
-    gw = await gateway(agents=agents, server={"cors_origins": ["https://a.example"]})
-    listed = await gw.get("/v1/models", headers={"Origin": "https://a.example"})
-    assert listed.headers["Access-Control-Allow-Origin"] == "https://a.example"
-    assert listed.headers["Vary"] == "Origin"
-    assert listed.status == 200
-    other = await gw.get("/health", headers={"Origin": "https://b.example"})
-    assert "Access-Control-Allow-Origin" not in other.headers
+    gw = await gateway(agents=agents, server={"cors_origins": ["*"]})
+    answer = await gw.get("/health", headers={"Origin": "https://any.example"})
+    assert answer.headers["Access-Control-Allow-Origin"] == "*"
+    assert "Access-Control-Allow-Credentials" not in answer.headers
+
+
+async def test_every_answer_tells_browsers_to_do_nothing_with_it_but_show_it(listing):
+    body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
+    answers = [
+        await listing.get("/health"),
+        await listing.get("/nowhere"),
+        await listing.post("/v1/chat/completions", body, headers={"x-api-key": KEY}),
+    ]
+    for answer in answers:
+        await answer.read()
+        assert answer.headers["X-Content-Type-Options"] == "nosniff"
+        assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+        assert answer.headers["Referrer-Policy"] == "no-referrer"
+        assert "no-" in answer.headers["Cache-Control"]
 
 
 @pytest.mark.parametrize(

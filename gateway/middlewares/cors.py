@@ -1,13 +1,15 @@
-"""Let web pages call: preflights without a key, and the same headers on every answer.
+"""Let listed web pages call: preflights without a key, and the same headers on every answer.
 
-No cookies are used, so no credentials are ever allowed and `*` is safe: a page needs a key of its
-own. What a page must not do is borrow the anonymous access of the machine it is shown on; `auth`
-refuses that.
+Pages of this machine may always call, for those who develop one. No cookies are used, so no
+credentials are ever allowed: a page needs a key of its own. What it must not do is borrow the
+anonymous access of the machine it is shown on; `auth` refuses that.
 """
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
+from gateway.credentials import is_foreign
+from gateway.errors import Forbidden, clean
 from gateway.keys import STATE
 
 _EXPOSED = ", ".join(
@@ -25,6 +27,11 @@ _ALLOWED = "authorization, content-type, accept, agent, api-key, x-api-key, x-re
 async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer preflights; `add_headers` does the rest."""
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
+        origin = request.headers.get("Origin", "")
+        if not _allowed(request, origin):
+            raise Forbidden(
+                f"Pages of {clean(origin, 100)} may not call; add it to server.cors_origins."
+            )
         asked = request.headers.get("Access-Control-Request-Headers", "")
         return web.Response(
             status=204,
@@ -44,12 +51,17 @@ async def add_headers(request: web.BaseRequest, response: web.StreamResponse) ->
     origin = request.headers.get("Origin")
     if not origin or not isinstance(request, web.Request):
         return
-    allowed = request.app[STATE].now.config.server.cors_origins
-    if not allowed or "*" in allowed:
-        response.headers["Access-Control-Allow-Origin"] = "*"
-    elif origin in allowed:
-        response.headers["Access-Control-Allow-Origin"] = origin
+    allowed = _allowed(request, origin)
+    if allowed != "*":
         response.headers["Vary"] = "Origin"
-    else:
-        return
-    response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+    if allowed:
+        response.headers["Access-Control-Allow-Origin"] = allowed
+        response.headers["Access-Control-Expose-Headers"] = _EXPOSED
+
+
+def _allowed(request: web.Request, origin: str) -> str:
+    """What to tell a page of that origin: `*`, its own origin, or "" if it may not call."""
+    origins = request.app[STATE].now.config.server.cors_origins
+    if "*" in origins:
+        return "*"
+    return "" if is_foreign(origin, origins) else origin

@@ -270,6 +270,12 @@ class Dify(TextOnly):
         body = reply.object()
         if reply.status == 200 and body:
             mode = as_text(body.get("mode"))
+            configured, found = self._agent.mode, _APP_MODES.get(mode)
+            if found and configured not in ("auto", found):
+                raise UpstreamMisconfigured(
+                    f"The app is of the mode {mode!r}, but config.yaml says mode: {configured};"
+                    f" set mode: {found}, or auto."
+                )
             return f"app {as_text(body.get('name'))!r}" + (f", mode {mode}" if mode else "")
         raise _explain(reply)
 

@@ -144,7 +144,10 @@ class OpenAICompatible(TextOnly):
 
     def verdict(self, reply: UpstreamReply) -> str:
         if reply.status == 200 and reply.object():
-            return f"{len(as_list(reply.object().get('data')))} models offered"
+            models = [as_text(as_object(m).get("id")) for m in as_list(reply.object().get("data"))]
+            wanted = self._agent.model
+            missing = f", but not {wanted!r}" if wanted and wanted not in models else ""
+            return f"{len(models)} models offered{missing}"
         if reply.status == 404:
             return "reachable; it lists no models"
         raise explain("The upstream", reply)

@@ -1,0 +1,129 @@
+"""Connections of clients: aiohttp's, but bounded, and with our answers to what is not HTTP."""
+
+import logging
+from asyncio import BaseTransport, WriteTransport
+from typing import Any
+
+from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
+from aiohttp.web_protocol import RequestHandler
+
+from gateway.errors import (
+    GatewayError,
+    HeadersTooLarge,
+    InternalError,
+    InvalidRequest,
+    UriTooLong,
+    clean,
+)
+from gateway.middlewares.errors import error_response
+from gateway.middlewares.requestlog import new_request_id
+
+log = logging.getLogger("gateway")
+
+# Longer than proxies keep an idle connection (nginx and ALB 60 s), or they would meet a closed one.
+# It is also the time a client has to send a request's head.
+IDLE_S = 75.0
+MAX_LINE = 8190  # bytes of the request line, and of one header
+
+_FULL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
+    b"x-should-retry: true\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+)
+_FULL_BODY = (
+    b'{"error":{"message":"The gateway has as many connections as it takes; try again shortly.",'
+    b'"type":"server_error","param":null,"code":"too_many_connections"}}'
+)
+
+
+class _Connection(RequestHandler):
+    """aiohttp's connection, but what is not HTTP is answered like every other error."""
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        server = self._manager
+        if isinstance(server, _Server) and len(server.connections) >= server.most:
+            self._force_close = True  # it reads nothing any more
+            assert isinstance(transport, WriteTransport)
+            transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+            transport.close()
+            server.refused += 1
+            return
+        super().connection_made(transport)
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        if request.writer.output_size > 0:
+            raise ConnectionError("an answer has begun; another cannot be sent")
+        if status >= 500:
+            log.error("Unexpected error below the middlewares", exc_info=exc)
+            error: GatewayError = InternalError("The gateway met an unexpected condition.")
+        else:
+            error = _refusal(exc, message or "")
+        response = error_response(request, error)
+        response.headers["x-request-id"] = new_request_id()
+        response.headers["Server"] = "ai-gateway"
+        response.force_close()
+        return response
+
+
+def _refusal(exc: BaseException | None, message: str) -> GatewayError:
+    """aiohttp quotes what it could not read, which may be somebody's key: that is cut off."""
+    words, _, quoted = " ".join(message.split()).partition(": b")
+    if isinstance(exc, LineTooLong) or " bytes when reading" in words:
+        if quoted.removeprefix("ytearray(b").startswith(("'/", '"/')):
+            return UriTooLong(f"The path and query are longer than {MAX_LINE} bytes.")
+        return HeadersTooLarge(f"A header is longer than {MAX_LINE} bytes.")
+    if "Too many headers" in words:
+        return HeadersTooLarge("There are too many headers.")
+    return InvalidRequest(f"The request is not valid HTTP: {clean(words, 100)}")
+
+
+class _Server(web.Server):
+    most = 10_000
+    refused = 0
+
+    def __call__(self) -> RequestHandler:
+        return _Connection(self, loop=self._loop, **self._kwargs)
+
+
+def _is_worth_a_line(record: logging.LogRecord) -> bool:
+    """What callers send wrongly has been answered with a 400; aiohttp logs a traceback as well."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not isinstance(error, web.RequestPayloadError)
+
+
+class Runner(web.AppRunner):
+    """AppRunner whose handlers are cancelled when their caller leaves, and whose connections are
+    at most `most`.
+
+    aiohttp makes its connections in `Server.__call__`; a test sends bad HTTP and fails if that
+    ever changes.
+    """
+
+    def __init__(self, app: web.Application, most: int = 10_000, **kwargs: Any) -> None:
+        super().__init__(
+            app,
+            handler_cancellation=True,
+            access_log=None,
+            keepalive_timeout=IDLE_S,
+            max_line_size=MAX_LINE,
+            max_field_size=MAX_LINE,
+            **kwargs,
+        )
+        self._most = most
+
+    async def setup(self) -> None:
+        logging.getLogger("aiohttp.server").addFilter(_is_worth_a_line)
+        await super().setup()
+
+    async def _make_server(self) -> web.Server:
+        server = await super()._make_server()
+        server.__class__ = _Server
+        assert isinstance(server, _Server)
+        server.most = self._most
+        return server

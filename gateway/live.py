@@ -1,0 +1,122 @@
+"""`run.py check --live`: ask every platform who the bot is, and every store whether it is there."""
+
+import asyncio
+import unicodedata
+from collections.abc import Awaitable
+
+from gateway.config import DEMO, Config
+from gateway.errors import DatabaseAway, GatewayError, StartError
+from gateway.health import ask
+from gateway.routing import Routing
+from gateway.stores.database import connect
+from gateway.stores.redisbuckets import RedisBuckets
+from gateway.stores.s3files import S3Files
+from gateway.upstream import open_upstream
+
+_PATIENCE_S = 15.0
+_WIDEST = 60  # columns of an address
+
+Row = tuple[str, str, str, bool | None, str]  # name, kind, address, whether it is well, words
+
+
+async def check_live(config: Config) -> list[Row]:
+    """One row for each agent, and one for each store that is configured. None is "not asked"."""
+    rows = [_agents(config), _stores(config)]
+    return [row for part in await asyncio.gather(*rows) for row in part]
+
+
+async def _agents(config: Config) -> list[Row]:
+    """All at once; demos answer by themselves and only while the gateway runs."""
+    urls = {name: DEMO for name, agent in config.agents.items() if agent.is_demo}
+    routing = Routing(config, urls)
+    async with open_upstream() as upstream:
+        asked = [
+            ask(upstream, target) for target in routing.targets.values() if not target.agent.is_demo
+        ]
+        told = iter(await asyncio.gather(*asked))
+    rows: list[Row] = []
+    for name, target in routing.targets.items():
+        kind = target.platform.kind
+        if target.agent.is_demo:
+            rows.append((name, kind, DEMO, None, "a simulator inside the gateway"))
+            continue
+        health = next(told)
+        words = health.detail.removeprefix(f"Agent {name!r}: ")
+        rows.append((name, kind, target.url, health.healthy, words))
+    return rows
+
+
+async def _stores(config: Config) -> list[Row]:
+    """Those on other machines; a file or a folder here shows at the start."""
+    rows = []
+    if config.uses_postgresql:
+        rows.append(await _row("database", "postgresql", _database(config)))
+    if config.redis.url:
+        rows.append(await _row("redis", config.redis.mode, _redis(config)))
+    if not config.storage.folder:
+        rows.append(await _row("storage", "bucket", _bucket(config)))
+    return rows
+
+
+async def _row(name: str, kind: str, asking: Awaitable[str]) -> Row:
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            return name, kind, "", True, await asking
+    except TimeoutError:
+        words = "no answer in time"
+    except DatabaseAway as error:
+        words = str(error.__cause__ or "no answer")
+    except GatewayError as error:
+        words = error.message
+    except (StartError, OSError) as error:
+        words = str(error)
+    except Exception as error:  # a driver's own; its words may hold the URL with its password
+        words = type(error).__name__
+    return name, kind, "", False, words
+
+
+async def _database(config: Config) -> str:
+    database = connect(config.database.reveal())
+    try:
+        async with database.transaction():
+            return "answers"
+    finally:
+        await database.close()
+
+
+async def _redis(config: Config) -> str:
+    redis = RedisBuckets(config.redis)
+    try:
+        await redis.ping()
+        return "answers"
+    finally:
+        await redis.close()
+
+
+async def _bucket(config: Config) -> str:
+    bucket, prefix = config.storage.bucket
+    store = S3Files(config.storage.s3, bucket, prefix, "", 0.0)
+    try:
+        await store.open()
+        await store.check()
+        return f"bucket {bucket!r} is there"
+    finally:
+        await store.close()
+
+
+def table(rows: list[Row]) -> str:
+    """Rows as lines of columns. Names and words may be Chinese: such characters are two wide."""
+    states = {True: "ok", False: "FAILED", None: "demo"}
+    cells = [
+        (name, kind, address[:_WIDEST], states[is_well]) for name, kind, address, is_well, _ in rows
+    ]
+    widths = [max(_width(row[i]) for row in cells) for i in range(4)]
+    lines = []
+    for row, (*_, words) in zip(cells, rows, strict=True):
+        padded = (text + " " * (widths[i] - _width(text)) for i, text in enumerate(row))
+        lines.append(f"  {'  '.join(padded)}  {words}")
+    return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
