@@ -9,7 +9,7 @@ from functools import partial
 
 from gateway.alarm import Alarm
 from gateway.attachments import Attachments
-from gateway.errors import GatewayError, UpstreamCut, UpstreamFailed, UpstreamTimeout
+from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
@@ -183,7 +183,7 @@ class Run:
         if self._has_accepted:
             error.retryable = error.should_retry = False
             error.elsewhere = type(error).elsewhere  # its key or its credit: nothing has run
-        elif isinstance(error, UpstreamTimeout | UpstreamCut):
+        elif isinstance(error, UpstreamTimeout | UpstreamFailed):
             error.elsewhere = True
 
     async def _first_deltas(

@@ -1,0 +1,202 @@
+"""The circuit breaker alone, and an agent's places with the queue before them."""
+
+import asyncio
+
+import pytest
+import yaml
+
+from gateway import configfile
+from gateway.breaker import Breaker
+from gateway.config import BreakerSettings
+from gateway.errors import (
+    CircuitOpen,
+    InvalidRequest,
+    RateLimited,
+    TargetBusy,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    UpstreamTimeout,
+    UpstreamUnreachable,
+)
+from gateway.routing import Routing
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def breaker(clock):
+    return Breaker(BreakerSettings(failures=3, cooldown=10.0), clock)
+
+
+def down():
+    return UpstreamUnreachable("Connection refused.")
+
+
+def fail(breaker, times=1):
+    for _ in range(times):
+        breaker.admit()
+        breaker.ended(down())
+
+
+def test_it_opens_after_failures_in_a_row_and_says_why_and_for_how_long(breaker):
+    fail(breaker, 2)
+    assert breaker.state == "closed"
+    fail(breaker)
+    assert breaker.state == "open"
+    with pytest.raises(CircuitOpen) as caught:
+        breaker.admit()
+    assert "3 times in a row" in caught.value.message
+    assert "Connection refused" in caught.value.message
+    assert caught.value.retry_after_s == 10
+    assert breaker.opened == 1
+
+
+def test_an_answer_in_between_begins_the_count_anew(breaker):
+    fail(breaker, 2)
+    breaker.admit()
+    breaker.ended()
+    fail(breaker, 2)
+    assert breaker.state == "closed"
+
+
+def test_after_the_cooldown_one_call_tries_and_the_others_do_not(breaker, clock):
+    fail(breaker, 3)
+    clock.now += 10
+    assert breaker.state == "half-open"
+    breaker.admit()
+    with pytest.raises(CircuitOpen):
+        breaker.admit()
+    breaker.ended()
+    assert breaker.state == "closed"
+    breaker.admit()
+
+
+def test_a_try_that_fails_opens_it_again_at_once(breaker, clock):
+    fail(breaker, 3)
+    clock.now += 10
+    fail(breaker)
+    assert breaker.state == "open"
+    assert breaker.opened == 2
+    clock.now += 9.9
+    with pytest.raises(CircuitOpen):
+        breaker.admit()
+
+
+@pytest.mark.parametrize("error", [asyncio.CancelledError(), InvalidRequest("x")])
+def test_a_try_whose_caller_leaves_decides_nothing_and_the_next_may_try(breaker, clock, error):
+    fail(breaker, 3)
+    clock.now += 10
+    breaker.admit()
+    breaker.ended(error)
+    assert breaker.state == "half-open"
+    breaker.admit()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [RateLimited("slow"), UpstreamMisconfigured("key"), UpstreamFailed("the workflow failed")],
+)
+def test_a_refusal_is_no_outage(breaker, error):
+    for _ in range(10):
+        breaker.admit()
+        breaker.ended(error, has_answered=True)
+    assert breaker.state == "closed"
+
+
+def test_silence_is_an_outage_even_after_headers(breaker):
+    for _ in range(3):
+        breaker.admit()
+        breaker.ended(UpstreamTimeout("silent"), has_answered=True)
+    assert breaker.state == "open"
+
+
+# Places
+
+
+def target(**settings):
+    agent = {"platform": "dify", "base_url": "http://127.0.0.1:9", "api_key": "app-1", **settings}
+    text = yaml.safe_dump({"agents": {"bot": agent}, "database": "none"})
+    return Routing(configfile.parse(text, {}), {}).targets["bot"]
+
+
+async def test_who_comes_when_all_places_are_taken_gets_the_next_that_is_free_in_order():
+    bot = target(concurrency=1)
+    order = []
+
+    async def call(name):
+        await bot.enter()
+        order.append(name)
+        await asyncio.sleep(0)
+        bot.leave()
+
+    await bot.enter()
+    waiting = [asyncio.ensure_future(call(name)) for name in "abc"]
+    await asyncio.sleep(0)
+    assert (bot.running, bot.waiting) == (1, 3)
+    bot.leave()
+    await asyncio.gather(*waiting)
+    assert order == list("abc")
+    assert (bot.running, bot.waiting) == (0, 0)
+
+
+async def test_who_waits_too_long_is_told_so_and_leaves_the_queue():
+    bot = target(concurrency=1, timeouts={"queue": "20ms"})
+    await bot.enter()
+    with pytest.raises(TargetBusy) as caught:
+        await bot.enter()
+    assert caught.value.status == 503
+    assert caught.value.retry_after_s == 1
+    assert (bot.running, bot.waiting) == (1, 0)
+
+
+async def test_a_full_queue_refuses_at_once():
+    bot = target(concurrency=1, queue=1)
+    await bot.enter()
+    waiting = asyncio.ensure_future(bot.enter())
+    await asyncio.sleep(0)
+    with pytest.raises(TargetBusy):
+        await bot.enter()
+    bot.leave()
+    await waiting
+
+
+async def test_who_leaves_the_queue_takes_no_place_along():
+    bot = target(concurrency=1)
+    await bot.enter()
+    leaver, patient = (asyncio.ensure_future(bot.enter()) for _ in range(2))
+    await asyncio.sleep(0)
+    leaver.cancel()
+    await asyncio.sleep(0)
+    bot.leave()
+    await patient
+    assert (bot.running, bot.waiting) == (1, 0)
+
+
+async def test_who_leaves_just_when_the_place_comes_gives_it_on():
+    bot = target(concurrency=1)
+    await bot.enter()
+    leaver, patient = (asyncio.ensure_future(bot.enter()) for _ in range(2))
+    await asyncio.sleep(0)
+    bot.leave()
+    leaver.cancel()
+    await patient
+    assert (bot.running, bot.waiting) == (1, 0)
+
+
+async def test_nobody_stands_in_a_queue_for_an_agent_that_is_left_alone():
+    bot = target(concurrency=1, breaker={"failures": 1, "cooldown": "1m"})
+    await bot.enter()
+    bot.breaker.ended(down())
+    with pytest.raises(CircuitOpen):
+        await bot.enter()
+    assert bot.running == 1

@@ -1,0 +1,264 @@
+"""Routes that survive: tries, fallback, breaker, queue and the deadlines over them, over sockets."""
+
+import asyncio
+import socket
+import time
+
+import pytest
+from conftest import AGENTS, Script, stopped, streamed
+from test_streaming import HELLO, agent, dify, until
+
+from gateway.keys import STATE
+
+JSON = {"Content-Type": "application/json"}
+BUSY = Script([b'{"code":"x"}'], status="429 Too Many", headers={**JSON, "Retry-After": "0.2"})
+GOOD = Script(HELLO)
+
+
+def refuses() -> str:
+    """An address where nobody listens."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{s.getsockname()[1]}"
+
+
+def questions(upstream):
+    return [line for line, _, _ in upstream.requests if "chat-messages " in line]
+
+
+@pytest.fixture
+async def route(gateway, scripted):
+    """`await route(first)`: a gateway whose route `r` asks `a`, which does as it is told, and then
+    `b`, which answers; (gateway, a's upstream, b's upstream)."""
+
+    async def make(*first: Script, url: str = "", a=None, **config):
+        one, two = await scripted(*(first or [GOOD])), await scripted(GOOD)
+        settings = {"retries": 0, **(a or {})}
+        agents = {"a": agent(url or one.url, **settings), "b": agent(two.url)}
+        gw = await gateway(agents=agents, routes={"r": ["a", "b"]}, **config)
+        return gw, one, two
+
+    return make
+
+
+async def test_a_route_whose_first_target_is_dead_answers_from_the_second(route):
+    gw, _, _ = await route(url=refuses())
+    for stream in (False, True):
+        for answer in (await gw.complete("r", stream=stream), await gw.chat("r", stream=stream)):
+            assert answer.status == 200
+            assert answer.headers["x-gateway-agent"] == "b"
+            assert answer.headers["x-gateway-attempts"] == "2"
+            text = await answer.text()
+            assert "stop" in text
+
+
+SHORT = {"timeouts": {"first_delta": "300ms"}}
+
+
+@pytest.mark.parametrize(
+    ("script", "a"),
+    [
+        (Script([b"{}"], status="429 Too Many", headers=JSON), {}),
+        (
+            Script(
+                [b"<h1>bad gateway</h1>"], status="502 X", headers={"Content-Type": "text/html"}
+            ),
+            {},
+        ),
+        (Script(status="503 X"), {}),
+        (Script(status="504 X"), {}),
+        (Script([b'{"code":"internal_server_error"}'], status="500 X", headers=JSON), {}),
+        (Script([b'{"code":"unauthorized"}'], status="401 X", headers=JSON), {}),
+        (Script(status="302 X", headers={"Location": "http://127.0.0.1:1/"}), {}),
+        (Script(before_headers_s=60), SHORT),
+        (Script(status="\r\n", end="reset"), {}),
+    ],
+    ids=["429", "502", "503", "504", "500", "401", "302", "silent", "garbage"],
+)
+async def test_what_is_no_answer_is_asked_elsewhere(route, script, a):
+    gw, one, two = await route(script, a=a)
+    answer = await gw.complete("r", stream=True)
+    assert answer.status == 200
+    assert answer.headers["x-gateway-agent"] == "b"
+    assert streamed(await answer.read())["text"] == "你好"
+    assert len(questions(one)) == len(questions(two)) == 1
+
+
+async def test_a_place_that_is_not_free_is_not_waited_for_while_another_agent_can_answer(route):
+    gw, one, _ = await route(
+        Script([HELLO[0]], end="hang"), stopped(), a={"concurrency": 1, "timeouts": {"queue": "1m"}}
+    )
+    first = await gw.complete("r", stream=True)
+    async with asyncio.timeout(5):
+        second = await gw.complete("r", stream=True)
+        assert second.headers["x-gateway-agent"] == "b"
+        await second.read()
+    first.close()
+    await until(lambda: gw.app[STATE].now.routing.targets["a"].running == 0)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        Script([], end="reset"),
+        Script([dify("workflow_started")], end="reset"),
+        Script([dify("error", code="x", message="the node failed", status=500)]),
+        Script([dify("error", code="x", message="timed out", status=504)]),
+    ],
+    ids=["cut at once", "cut after a step", "failed", "timed out in the bot"],
+)
+async def test_a_call_that_the_platform_has_accepted_is_asked_nowhere_else(route, script):
+    gw, one, two = await route(script, a={"retries": 3})
+    answer = await gw.complete("r", stream=True)
+    assert answer.status in (502, 504)
+    assert answer.headers["x-should-retry"] == "false"
+    assert answer.headers["x-gateway-agent"] == "a"
+    assert (await answer.json())["error"]["message"].startswith("Agent 'a'")
+    assert (len(questions(one)), len(questions(two))) == (1, 0)
+
+
+async def test_a_question_that_is_wrong_is_asked_nowhere_else(route):
+    body = b'{"code":"invalid_param","message":"query is required","status":400}'
+    gw, _, two = await route(Script([body], status="400 X", headers=JSON))
+    answer = await gw.complete("r")
+    assert answer.status == 400
+    assert two.requests == []
+
+
+async def test_a_wrong_key_is_not_tried_twice_but_elsewhere(route):
+    body = b'{"code":"unauthorized","message":"Access token is invalid"}'
+    gw, one, _ = await route(Script([body], status="401 X", headers=JSON), a={"retries": 5})
+    answer = await gw.complete("r")
+    assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
+    assert len(questions(one)) == 1
+
+
+@pytest.mark.parametrize("status", ["429", "502", "503", "504"])
+async def test_the_same_agent_is_tried_again_when_nothing_has_begun_there(
+    gateway, scripted, status
+):
+    upstream = await scripted(Script(status=f"{status} X", headers={"Retry-After": "0"}), GOOD)
+    gw = await gateway(agents={"bot": agent(upstream.url)})
+    answer = await gw.complete("bot")
+    assert (answer.status, answer.headers["x-gateway-attempts"]) == (200, "2")
+
+
+async def test_a_retry_waits_as_long_as_the_upstream_says(gateway, scripted):
+    upstream = await scripted(BUSY, GOOD)
+    gw = await gateway(agents={"bot": agent(upstream.url)})
+    began = time.monotonic()
+    answer = await gw.complete("bot")
+    assert answer.status == 200
+    assert time.monotonic() - began >= 0.2
+
+
+async def test_a_wait_past_the_deadline_is_left_to_the_caller(gateway, scripted):
+    limit = Script([b"{}"], status="429 X", headers={**JSON, "Retry-After": "3"})
+    upstream = await scripted(limit, GOOD)
+    gw = await gateway(agents={"bot": agent(upstream.url, timeouts={"first_delta": "2s"})})
+    began = time.monotonic()
+    answer = await gw.complete("bot")
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "3")
+    assert time.monotonic() - began < 2
+
+
+async def test_with_another_agent_left_nobody_waits_for_the_first(route):
+    limit = Script([b"{}"], status="429 X", headers={**JSON, "Retry-After": "5"})
+    gw, _, _ = await route(limit, a={"retries": 3})
+    began = time.monotonic()
+    answer = await gw.complete("r")
+    assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
+    assert time.monotonic() - began < 3
+
+
+async def test_all_tries_at_one_agent_share_the_time_to_begin(gateway, scripted):
+    upstream = await scripted(Script(before_headers_s=60))
+    timeouts = {"first_delta": "400ms"}
+    gw = await gateway(agents={"bot": agent(upstream.url, timeouts=timeouts, retries=5)})
+    answer = await gw.complete("bot")
+    assert answer.status == 504
+    assert len(questions(upstream)) == 1
+
+
+async def test_one_deadline_is_over_all_agents_of_a_route(route):
+    slow = {"timeouts": {"first_delta": "300ms", "total": "400ms"}}
+    gw, _, two = await route(Script(before_headers_s=60), a=slow)
+    two.scripts = [Script(before_headers_s=60)]
+    for stream in (False, True):
+        async with asyncio.timeout(5):
+            answer = await gw.complete("r", stream=stream)
+        assert answer.status == 504
+        assert "longer than 0.4 s" in (await answer.json())["error"]["message"]
+
+
+async def test_an_agent_that_keeps_failing_is_left_alone_and_comes_back(gateway, scripted):
+    broken = Script(status="503 X")
+    upstream = await scripted(broken, broken, GOOD)
+    settings = {"retries": 0, "breaker": {"failures": 2, "cooldown": "150ms"}}
+    gw = await gateway(agents={"bot": agent(upstream.url, **settings)})
+    assert [(await gw.complete("bot")).status for _ in range(2)] == [502, 502]
+    answer = await gw.complete("bot")
+    assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
+    error = (await answer.json())["error"]
+    assert error["code"] == "circuit_open"
+    assert "503" in error["message"]
+    assert len(questions(upstream)) == 2
+    await until(lambda: gw.app[STATE].now.routing.targets["bot"].breaker.state == "half-open")
+    assert [(await gw.complete("bot")).status for _ in range(3)] == [200] * 3
+
+
+async def test_a_route_passes_over_an_agent_that_is_left_alone(route):
+    gw, one, _ = await route(
+        Script(status="503 X"), a={"breaker": {"failures": 1, "cooldown": "1m"}}
+    )
+    for attempts in ("2", "1"):
+        answer = await gw.complete("r")
+        assert answer.headers["x-gateway-agent"] == "b"
+        assert answer.headers["x-gateway-attempts"] == attempts
+    assert len(questions(one)) == 1
+
+
+async def test_a_caller_who_leaves_does_not_keep_a_half_open_circuit_from_closing(
+    gateway, scripted
+):
+    upstream = await scripted(Script(status="503 X"), Script(before_headers_s=60), GOOD)
+    settings = {"retries": 0, "breaker": {"failures": 1, "cooldown": "50ms"}}
+    gw = await gateway(agents={"bot": agent(upstream.url, **settings)})
+    assert (await gw.complete("bot")).status == 502
+    breaker = gw.app[STATE].now.routing.targets["bot"].breaker
+    await until(lambda: breaker.state == "half-open")
+    leaver = asyncio.ensure_future(gw.complete("bot"))
+    await until(lambda: len(questions(upstream)) == 2)
+    leaver.cancel()
+    await asyncio.wait({leaver})
+    await upstream.gone.wait()
+    await until(lambda: gw.app[STATE].now.routing.targets["bot"].running == 0)
+    assert (await gw.complete("bot")).status == 200
+    assert breaker.state == "closed"
+
+
+async def test_a_call_waits_in_the_queue_for_a_place(gateway, scripted):
+    upstream = await scripted(Script([HELLO[0], 0.1, *HELLO[1:]]), GOOD)
+    gw = await gateway(agents={"bot": agent(upstream.url, concurrency=1)})
+    answers = await asyncio.gather(*(gw.complete("bot") for _ in range(3)))
+    assert [answer.status for answer in answers] == [200] * 3
+
+
+async def test_a_conversation_fails_openly_rather_than_moving_to_another_agent(route):
+    gw, one, two = await route(GOOD, Script(status="503 X"))
+    begun = await (await gw.chat("r")).json()
+    assert begun["id"] == "a:c-1"
+    answer = await gw.chat("r", conversation_id=begun["id"])
+    assert answer.status == 502
+    assert answer.headers["x-gateway-agent"] == "a"
+    assert two.requests == []
+
+
+async def test_passed_on_calls_know_places_and_breakers_too(gateway, scripted):
+    upstream = await scripted(Script(status="503 X"))
+    settings = {"base_url": upstream.url, "breaker": {"failures": 2, "cooldown": "1m"}}
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], **settings}})
+    body = {"model": "bot", "input": "hi"}
+    statuses = [(await gw.post("/v1/embeddings", body)).status for _ in range(3)]
+    assert statuses == [502, 502, 503]
+    assert len(upstream.requests) == 2
