@@ -39,9 +39,13 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench.py
 
 # New versions for everyone: needs `uv` (pip install uv); read the diff before committing it.
+# The image installs requirements-run.lock: the same versions, and only what running needs.
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
+	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" setup.cfg
+
 lock:
-	uv pip compile --quiet --universal --python-version 3.11 --extra test --no-emit-index-url \
-	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" setup.cfg --output-file requirements.lock
+	$(COMPILE) --extra test --output-file requirements.lock
+	$(COMPILE) --constraint requirements.lock --output-file requirements-run.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

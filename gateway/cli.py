@@ -5,6 +5,7 @@ import asyncio
 import json
 import logging
 import os
+import ssl
 import sys
 import urllib.request
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     """The options stand before or after the command; both are the same options."""
     parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
-    _add_options(parser, Path("config.yaml"), None)
+    _add_options(parser, Path(os.environ.get("GATEWAY_CONFIG") or "config.yaml"), None)
     parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
     for name, words in _COMMANDS.items():
@@ -105,7 +106,8 @@ def administer(args: argparse.Namespace) -> int:
 
 
 def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: object) -> None:
-    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE")
+    words = "config.yaml or what GATEWAY_CONFIG names, unless given"
+    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=words)
     parser.add_argument("--host", default=otherwise)
     parser.add_argument("--port", type=int, default=otherwise)
 
@@ -171,11 +173,16 @@ def probe(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
-    host = config.server.host
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, host)  # noqa: S104 - not bound here
-    url = f"http://{host}:{config.server.ops_port or config.server.port}/readyz"
+    server = config.server
+    host, port, scheme = server.host, server.port, "https" if server.tls else "http"
+    if server.ops_port:
+        host, port, scheme = server.ops_host or host, server.ops_port, "http"
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
+    url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/readyz"
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:
+        # The name on a certificate is not that of the loopback address.
+        trust = ssl._create_unverified_context() if server.tls else None  # noqa: S323
+        with urllib.request.urlopen(url, timeout=5, context=trust) as answer:  # noqa: S310
             print(answer.read().decode())
             return 0 if answer.status == 200 else 1
     except OSError as error:

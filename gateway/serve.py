@@ -23,6 +23,7 @@ from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configfile import ConfigError, lock_out
 from gateway.connections import Runner
+from gateway.errors import StartError
 from gateway.keys import FLIGHTS, RELOAD, STATE
 
 log = logging.getLogger("gateway")
@@ -224,7 +225,12 @@ def _tls(server: Server) -> ssl.SSLContext | None:
     if server.tls is None:
         return None
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(server.tls.cert, server.tls.key)
+    try:
+        context.load_cert_chain(server.tls.cert, server.tls.key)
+    except OSError as error:
+        raise StartError(
+            f"server.tls: {server.tls.cert} and {server.tls.key} cannot be used: {error}"
+        ) from None
     return context
 
 

@@ -26,3 +26,4 @@ async def end_connections(request: web.BaseRequest, response: web.StreamResponse
     """Signal handler: while the process stops, clients shall go elsewhere with the next request."""
     if isinstance(request, web.Request) and request.app[FLIGHTS].stopping:
         response.force_close()
+        response.headers["Connection"] = "close"  # aiohttp has written it already

@@ -1,0 +1,874 @@
+"""What is shipped beside the code: the image, docker-compose.yml and the Kubernetes manifests.
+
+They are read as the files they are. Where kubectl or docker compose are at hand they read them, too.
+"""
+
+import configparser
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import kubernetes_validate
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import gateway
+from gateway import configfile
+from gateway.cli import _COMMANDS as COMMANDS
+
+ROOT = Path(__file__).parent.parent
+KUBERNETES = ROOT / "config/kubernetes"
+OVERLAYS = ("sidecar", "deployment")
+VERSIONS = ("1.30", kubernetes_validate.latest_version())  # the oldest that the README names
+A_SECRET = "0123456789abcdef" * 4
+
+
+def text(name: str) -> str:
+    return (ROOT / name).read_text("utf-8")
+
+
+def seconds(duration: str | float) -> float:
+    match = re.fullmatch(r"([0-9.]+)(s|m|)", str(duration))
+    return float(match[1]) * (60 if match[2] == "m" else 1)
+
+
+def variables(name: str) -> set[str]:
+    """The ${NAME}s of a YAML file, its comments left out."""
+    return set(re.findall(r"\$\{([A-Z0-9_]+)", str(yaml.safe_load(text(name)))))
+
+
+# --- the locks ------------------------------------------------------------------------------------
+
+
+def lock(name: str) -> dict[str, Requirement]:
+    lines = [line for line in text(name).splitlines() if line and not line.startswith("#")]
+    return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
+
+
+def wanted(option: str, section: str = "options.extras_require") -> dict[str, Requirement]:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup[section][option].split("\n")
+    return {canonicalize_name(r.name): r for r in map(Requirement, filter(None, lines))}
+
+
+def test_the_image_gets_the_versions_that_the_tests_run_with():
+    both = lock("requirements.lock")
+    for name, requirement in lock("requirements-run.lock").items():
+        assert str(both[name].specifier) == str(requirement.specifier), name
+        assert str(requirement.specifier).startswith("=="), name
+
+
+def test_the_run_lock_has_all_that_is_needed_and_nothing_of_the_tests():
+    locked, todo = lock("requirements-run.lock"), wanted("install_requires", "options")
+    for name, requirement in todo.items():
+        version = str(locked[name].specifier).removeprefix("==")
+        assert requirement.specifier.contains(version), name
+    needed: set[str] = set()
+    while todo:
+        name, requirement = todo.popitem()
+        if name in needed or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        needed.add(name)
+        for line in metadata.requires(name) or []:
+            other = Requirement(line)
+            if other.marker is None or any(
+                other.marker.evaluate({"extra": extra}) for extra in ("", *requirement.extras)
+            ):
+                todo[canonicalize_name(other.name)] = other
+    assert needed - locked.keys() == set()
+    assert locked.keys() & wanted("test").keys() == set()
+
+
+def test_make_lock_writes_both():
+    recipe = text("Makefile").partition("\nlock:")[2].partition("\n\n")[0]
+    assert re.findall(r"--output-file (\S+)", recipe) == [
+        "requirements.lock",
+        "requirements-run.lock",
+    ]
+    assert "--constraint requirements.lock" in recipe
+
+
+# --- the image ------------------------------------------------------------------------------------
+
+
+def stages() -> list[list[tuple[str, str]]]:
+    """The Dockerfile's stages, each a list of (instruction, rest); what comes before is the first's."""
+    lines = [line for line in text("Dockerfile").splitlines() if not line.lstrip().startswith("#")]
+    out: list[list[tuple[str, str]]] = [[]]
+    for line in "\n".join(lines).replace("\\\n", " ").splitlines():
+        if line.strip():
+            instruction, _, rest = line.strip().partition(" ")
+            if instruction == "FROM":
+                out.append([])
+            out[-1].append((instruction, rest.strip()))
+    return [out[0] + out[1], *out[2:]]
+
+
+def only(stage: list[tuple[str, str]], instruction: str) -> str:
+    found = [rest for name, rest in stage if name == instruction]
+    assert len(found) == 1, (instruction, found)
+    return found[0]
+
+
+def copied() -> list[tuple[str, str]]:
+    """(source in the repository, target) of every file and folder that is copied."""
+    pairs, folder = [], "/"
+    for stage in stages():
+        for instruction, rest in stage:
+            if instruction == "WORKDIR":
+                folder = rest
+            elif instruction == "COPY" and "--from" not in rest:
+                *sources, target = shlex.split(rest)
+                for source in sources:
+                    to = PurePosixPath(folder) / target
+                    pairs.append((source, str(to / source if target.endswith("/") else to)))
+    return pairs
+
+
+def entrypoint() -> list[str]:
+    return json.loads(only(stages()[-1], "ENTRYPOINT"))
+
+
+def test_the_image_is_built_in_one_stage_and_run_in_another():
+    first, last = stages()
+    assert any("pip" in rest for name, rest in first if name == "RUN")
+    for name, rest in last:
+        tools = r"\b(apt|apt-get|apk|dpkg|pip|uv|gcc|curl|wget)\b"
+        assert name not in ("RUN", "ADD") or not re.search(tools, rest), rest
+    assert "--no-cache-dir" in str(first)
+    assert "--only-binary :all:" in str(first)
+
+
+def test_the_image_is_not_root_and_says_so_as_a_number():
+    last = stages()[-1]
+    assert only(last, "USER") == "65532:65532"
+    names = [name for name, _ in last]
+    assert "RUN" not in names[names.index("USER") :]
+    assert only(last, "VOLUME") == "/app/data"
+    assert any("--chown=65532:65532 /app/data" in rest for name, rest in last if name == "COPY")
+
+
+def test_the_image_can_run_any_command_and_tells_its_health():
+    last = stages()[-1]
+    assert json.loads(only(last, "CMD")) == ["serve"]
+    assert {"serve", "probe"} <= COMMANDS.keys()
+    options, _, command = only(last, "HEALTHCHECK").partition(" CMD ")
+    assert json.loads(command) == [*entrypoint(), "probe"]
+    times = dict(re.findall(r"--([a-z-]+)=(\S+)", options))
+    assert seconds(times["timeout"]) > 5  # what the probe itself waits
+    assert seconds(times["interval"]) >= 30  # a process of Python each time
+    assert only(last, "STOPSIGNAL") == "SIGTERM"
+
+
+def test_the_image_listens_to_all_and_writes_no_bytecode():
+    env = dict(pair.split("=", 1) for pair in shlex.split(only(stages()[-1], "ENV")))
+    assert (
+        env.items() >= {"HOST": "0.0.0.0", "PORT": "3000", "PYTHONDONTWRITEBYTECODE": "1"}.items()
+    )
+    assert only(stages()[-1], "EXPOSE") == env["PORT"]
+
+
+def test_the_images_labels_and_tags_have_this_version():
+    last = stages()[-1]
+    assert f"VERSION={gateway.__version__}" in [rest for name, rest in last if name == "ARG"]
+    assert "org.opencontainers.image.licenses=Apache-2.0" in shlex.split(only(last, "LABEL"))
+    for overlay in OVERLAYS:
+        images = kustomization(KUBERNETES / "overlays" / overlay)["images"]
+        assert images == [{"name": "ai-gateway", "newTag": gateway.__version__}]
+
+
+def test_the_traces_extra_can_be_had_in_the_image():
+    run = next(rest for name, rest in stages()[0] if name == "RUN" and "TRACES" in rest)
+    named = re.search(r"\$\{TRACES:\+--constraint /tmp/requirements.lock ([^}]*)\}", run)
+    assert set(named[1].split()) == wanted("traces").keys()
+    assert wanted("traces").keys() <= lock("requirements.lock").keys()
+
+
+def test_only_what_the_image_is_made_of_is_sent_to_the_builder():
+    rules = [line for line in text(".dockerignore").splitlines() if line and line[0] != "#"]
+    assert rules[0] == "*"
+    assert {rule[1:] for rule in rules if rule[0] == "!"} == {source for source, _ in copied()}
+    assert {"**/__pycache__", "**/*.pyc"} <= set(rules)
+
+
+def images() -> list[str]:
+    out = [m[1] for m in re.finditer(r"^ARG PYTHON_IMAGE=(\S+)", text("Dockerfile"), re.M)]
+    out += [str(service["image"]) for service in compose()["services"].values()]
+    for overlay in OVERLAYS:
+        out += [c["image"] for _, pod in pods(overlay) for c in containers(pod)]
+    return [re.sub(r"^\$\{[A-Z_]+:-(.*)\}$", r"\1", image) for image in out]
+
+
+def test_images_are_pinned_by_tag_and_come_from_no_registry_of_ours():
+    assert all(r.startswith("${PYTHON_IMAGE}") for s in stages() for n, r in s if n == "FROM")
+    for image in images():
+        host, _, _ = image.rpartition("/")
+        assert "." not in host, image
+        assert ":" not in host, image
+        if image != "ai-gateway":  # which is built here, and gets its tag from the overlays
+            assert re.search(r":[A-Za-z]*\.?[0-9]", image), image
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """What COPY puts into the image's /app; nothing in it may be written but `data`."""
+    for source, target in copied():
+        assert (ROOT / source).exists(), source
+        to = tmp_path / target.lstrip("/")
+        to.parent.mkdir(parents=True, exist_ok=True)
+        if (ROOT / source).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
+            shutil.copytree(ROOT / source, to, ignore=ignored)
+        else:
+            shutil.copy(ROOT / source, to)
+    app = tmp_path / "app"
+    (app / "data").mkdir()
+    for path in (app, *app.rglob("*")):
+        if path != app / "data":
+            path.chmod(path.stat().st_mode & ~0o222)
+    yield app
+    for path in (app, *app.rglob("*")):
+        path.chmod(path.stat().st_mode | 0o200)
+
+
+def run_in(tree: Path, *command: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    env = {"PATH": os.environ["PATH"], "PYTHONDONTWRITEBYTECODE": "1", **environ}
+    command = tuple(sys.executable if word == "python" else word for word in command)
+    return subprocess.run(command, cwd=tree, env=env, capture_output=True, text=True, timeout=50)
+
+
+def test_what_is_copied_is_all_that_running_needs(tree):
+    before = set(tree.rglob("*"))
+    told = run_in(tree, "python", "-c", "import gateway; print(gateway.__file__)")
+    assert Path(told.stdout.strip()).is_relative_to(tree), told
+    told = run_in(tree, *entrypoint(), "check", HOST="0.0.0.0")
+    assert (told.returncode, told.stderr) == (0, "")
+    told = run_in(tree, *entrypoint(), "migrate")
+    assert told.returncode == 0, told.stderr
+    assert (tree / "data/gateway.db").exists()
+    new = set(tree.rglob("*")) - before  # root may write what is read-only, and is seen here
+    assert [path for path in new if not path.is_relative_to(tree / "data")] == []
+
+
+ONLY_THESE = """
+import importlib, importlib.abc, pkgutil, sys
+from importlib import metadata
+
+allowed = set(sys.argv[1].split(","))
+known = metadata.packages_distributions()
+
+class Others(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        owners = {re_name(owner) for owner in known.get(name.partition(".")[0], [])}
+        if owners and not owners & allowed:
+            raise ModuleNotFoundError(f"{name} of {owners} is not in the image", name=name)
+
+def re_name(name):
+    return name.lower().replace("_", "-").replace(".", "-")
+
+sys.meta_path.insert(0, Others())
+import gateway
+for module in pkgutil.walk_packages(gateway.__path__, "gateway."):
+    importlib.import_module(module.name)
+import aiobotocore.session, uvloop
+"""
+
+
+def test_every_module_can_be_imported_with_the_run_locks_packages_alone(tree):
+    allowed = {"ai-agent-gateway", *lock("requirements-run.lock")}
+    told = run_in(tree, "python", "-c", ONLY_THESE, ",".join(allowed))
+    assert told.returncode == 0, told.stderr
+
+
+# --- docker compose -------------------------------------------------------------------------------
+
+
+def compose() -> dict[str, Any]:
+    return yaml.safe_load(text("docker-compose.yml"))
+
+
+def env_example() -> tuple[dict[str, str], dict[str, str]]:
+    """The variables of .env.example: those that must be set, and those that may."""
+    lines = re.findall(r"^(#?)([A-Z0-9_]+)=(.*)$", text(".env.example"), re.M)
+    must, may = ({n: v for c, n, v in lines if c == mark} for mark in ("", "#"))
+    return must, may
+
+
+def interpolated(value: Any, environ: dict[str, str]) -> Any:
+    """As docker compose does it: `${NAME:-default}` and `${NAME:?message}`."""
+    if isinstance(value, dict):
+        return {
+            k: environ.get(k) if v is None else interpolated(v, environ) for k, v in value.items()
+        }
+    if isinstance(value, list):
+        return [interpolated(item, environ) for item in value]
+
+    def of(match: re.Match[str]) -> str:
+        name, kind, words = match.groups()
+        if kind == ":?":
+            assert environ.get(name), f"{name}: {words}"
+        return environ.get(name) or words
+
+    return (
+        re.sub(r"\$\{([A-Z0-9_]+)(:-|:\?)([^}]*)\}", of, value) if isinstance(value, str) else value
+    )
+
+
+def test_every_variable_of_compose_is_in_the_example():
+    must, may = env_example()
+    demanded = set(re.findall(r"\$\{([A-Z0-9_]+):\?", text("docker-compose.yml")))
+    assert demanded == must.keys()
+    handed_on = {k for k, v in compose()["services"]["gateway"]["environment"].items() if v is None}
+    assert (variables("docker-compose.yml") | handed_on) - demanded == may.keys()
+
+
+def test_what_is_demanded_says_how_to_make_it():
+    for name, words in re.findall(r"\$\{([A-Z0-9_]+):\?([^}]*)\}", text("docker-compose.yml")):
+        assert "set it in .env" in words, name
+        assert "openssl rand -hex" in words or name == "S3_ACCESS_KEY", name
+
+
+def test_there_is_no_password_but_those_of_env():
+    must, may = env_example()
+    assert set(must.values()) == {""}
+    assert not [n for n, v in may.items() if v and re.search("KEY|SECRET|PASSWORD|TOKEN", n)]
+    for service in compose()["services"].values():
+        for name, value in service.get("environment", {}).items():
+            if re.search("KEY|SECRET|PASSWORD|TOKEN|AUTH", name) and value is not None:
+                assert re.fullmatch(r"\$\{[A-Z0-9_]+:\?[^}]*\}", value), name
+        for credentials in re.findall(r"://([^/]*)@", yaml.safe_dump(service, width=10_000)):
+            assert re.search(r":\$\{[A-Z0-9_]+:\?[^}]*\}$", credentials), credentials
+    command = compose()["services"]["redis"]["command"]
+    assert command[command.index("--requirepass") + 1].startswith("${REDIS_PASSWORD:?")
+    ignored = text(".gitignore").split("\n")
+    assert ".env" in ignored
+    assert "secret.yaml" in ignored
+
+
+def test_nothing_but_the_gateway_can_be_reached_from_outside_and_only_from_this_machine():
+    services = compose()["services"]
+    assert [name for name, service in services.items() if "ports" in service] == ["gateway"]
+    assert interpolated(services["gateway"]["ports"], {}) == ["127.0.0.1:3000:3000"]
+    assert compose()["networks"]["inside"]["internal"] is True
+    for name, service in services.items():
+        assert name == "gateway" or service["networks"] == ["inside"]
+
+
+def test_no_container_of_compose_can_be_changed_or_become_root():
+    for name, service in compose()["services"].items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert "cap_add" not in service, name
+        assert "privileged" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert "/tmp" in service["tmpfs"], name
+        assert service["restart"] in ("unless-stopped", "on-failure"), name
+
+
+def test_services_wait_for_each_others_health():
+    services = compose()["services"]
+    health = {name for name, service in services.items() if "healthcheck" in service}
+    health |= {name for name, service in services.items() if "build" in service}  # the image's own
+    ended = set()
+    for name, service in services.items():
+        for other, how in service.get("depends_on", {}).items():
+            if how["condition"] == "service_completed_successfully":
+                ended.add(other)
+            else:
+                assert how["condition"] == "service_healthy"
+                assert other in health, f"{name} waits for {other}"
+    assert ended | health == services.keys()
+    assert services["gateway"]["depends_on"].keys() == {"postgres", "redis", "bucket"}
+    for name in ended:
+        assert services[name]["restart"] == "on-failure", name
+
+
+def test_compose_keeps_what_must_be_kept():
+    volumes = {
+        mount.split(":")[0]
+        for service in compose()["services"].values()
+        for mount in service.get("volumes", [])
+        if not mount.startswith("./")
+    }
+    assert volumes == compose()["volumes"].keys()
+    assert "gateway-data:/app/data" in compose()["services"]["gateway"]["volumes"]
+
+
+def test_compose_leaves_answers_more_time_than_draining_takes():
+    service = compose()["services"]["gateway"]
+    drain = configfile.parse(text("config.yaml"), {}).server.drain_timeout
+    assert seconds(service["stop_grace_period"]) > drain
+
+
+def test_the_gateway_of_compose_has_all_that_config_yaml_asks_for():
+    service = compose()["services"]["gateway"]
+    not_for_compose = {"ANONYMOUS", "STORAGE_URL"}
+    assert variables("config.yaml") - service["environment"].keys() <= not_for_compose
+    values = {name: A_SECRET for name in env_example()[0]}
+    environ = interpolated(service["environment"], values)
+    config = configfile.parse(text("config.yaml"), {k: v for k, v in environ.items() if v})
+    assert config.uses_postgresql
+    assert not config.anonymous
+    assert config.redis.url.reveal() == f"redis://:{A_SECRET}@redis:6379/0"
+    assert config.auth.jwt_secret.reveal() == config.auth.admin_password.reveal() == A_SECRET
+    assert config.storage.bucket == ("gateway", "")
+    assert config.storage.s3.endpoint == "http://minio:9000"
+    assert f"{config.server.port}" == service["ports"][0].rpartition(":")[2]
+
+
+def test_the_stores_of_compose_know_the_gateways_names_and_passwords():
+    services = interpolated(compose()["services"], {n: f"{n}-x" for n in env_example()[0]})
+    of = {name: service.get("environment", {}) for name, service in services.items()}
+    pg = of["postgres"]
+    url = f"postgresql://{pg['POSTGRES_USER']}:{pg['POSTGRES_PASSWORD']}@postgres:5432/{pg['POSTGRES_DB']}"
+    assert of["gateway"]["DATABASE_URL"] == url
+    key, secret = of["gateway"]["S3_ACCESS_KEY"], of["gateway"]["S3_SECRET_KEY"]
+    assert (of["minio"]["MINIO_ROOT_USER"], of["minio"]["MINIO_ROOT_PASSWORD"]) == (key, secret)
+    assert of["bucket"]["MC_HOST_store"] == f"http://{key}:{secret}@minio:9000"
+    assert services["bucket"]["command"][-1] == f"store/{of['gateway']['S3_BUCKET']}"
+    assert of["redis"]["REDISCLI_AUTH"] in services["redis"]["command"]
+
+
+# --- Kubernetes -----------------------------------------------------------------------------------
+
+
+def manifests() -> list[Path]:
+    """Every file with Kubernetes objects in it, those that are no part of an overlay too."""
+    others = ("kustomization.yaml", "config.yaml")
+    return sorted(path for path in KUBERNETES.rglob("*.yaml") if path.name not in others)
+
+
+def documents(path: Path) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all(path.read_text("utf-8")))
+
+
+def kustomization(folder: Path) -> dict[str, Any]:
+    return documents(folder / "kustomization.yaml")[0]
+
+
+def built(folder: Path) -> list[dict[str, Any]]:
+    """What kustomize makes of a folder, but for labels and tags."""
+    out, about = [], kustomization(folder)
+    for name in about.get("resources", []):
+        path = folder / name
+        out += built(path) if path.is_dir() else documents(path)
+    for made in about.get("configMapGenerator", []):
+        data = {name: (folder / name).read_text("utf-8") for name in made["files"]}
+        about = {"name": made["name"]}
+        out.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data})
+    return out
+
+
+def of_kind(overlay: str, kind: str) -> list[dict[str, Any]]:
+    return [it for it in built(KUBERNETES / "overlays" / overlay) if it["kind"] == kind]
+
+
+def pods(overlay: str) -> list[tuple[str, dict[str, Any]]]:
+    """(name, template) of what makes pods."""
+    makers = of_kind(overlay, "Deployment") + of_kind(overlay, "Job")
+    return [(maker["metadata"]["name"], maker["spec"]["template"]) for maker in makers]
+
+
+def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
+    return pod["spec"].get("initContainers", []) + pod["spec"]["containers"]
+
+
+def gateways(overlay: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+    """(pod, container) of each gateway that serves."""
+    found = [
+        (pod, c) for _, pod in pods(overlay) for c in containers(pod) if c["name"] == "ai-gateway"
+    ]
+    assert len(found) == 1
+    return found
+
+
+def example_secrets() -> dict[str, dict[str, str]]:
+    found = documents(KUBERNETES / "secret.example.yaml")
+    return {secret["metadata"]["name"]: secret["stringData"] for secret in found}
+
+
+def environment(container: dict[str, Any]) -> dict[str, str]:
+    """What a container gets when the example Secrets are filled in."""
+    out: dict[str, str] = {}
+    for source in container.get("envFrom", []):
+        out |= example_secrets()[source["secretRef"]["name"]]
+    for entry in container.get("env", []):
+        reference = entry.get("valueFrom", {}).get("secretKeyRef")
+        out[entry["name"]] = (
+            example_secrets()[reference["name"]][reference["key"]] if reference else entry["value"]
+        )
+    if "JWT_SECRET" in out:
+        out["JWT_SECRET"] = A_SECRET
+    return out
+
+
+def config_of(overlay: str, container: dict[str, Any]):
+    (made,) = of_kind(overlay, "ConfigMap")
+    return configfile.parse(made["data"]["config.yaml"], environment(container))
+
+
+def ports(container: dict[str, Any]) -> dict[str, int]:
+    return {port["name"]: port["containerPort"] for port in container.get("ports", [])}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("path", manifests(), ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_manifest_is_what_kubernetes_knows(path, version):
+    for document in documents(path):
+        kubernetes_validate.validate(document, version, strict=True)
+
+
+def test_the_versions_named_are_those_that_are_tested():
+    said = re.search(r"Kubernetes ([0-9.]+) or newer", text("config/kubernetes/README.md"))[1]
+    assert said == VERSIONS[0]
+    assert f"Kubernetes {said} or newer" in text(
+        "config/kubernetes/overlays/deployment/deployment.yaml"
+    )
+
+
+@pytest.mark.parametrize("folder", ["base", "overlays/sidecar", "overlays/deployment"])
+def test_a_kustomization_names_all_files_beside_it_and_no_others(folder):
+    about = kustomization(KUBERNETES / folder)
+    named = {name for name in about["resources"] if name.endswith(".yaml")}
+    named |= {name for made in about.get("configMapGenerator", []) for name in made["files"]}
+    beside = {path.name for path in (KUBERNETES / folder).iterdir()} - {"kustomization.yaml"}
+    assert named == beside
+    for name in about["resources"]:
+        assert (KUBERNETES / folder / name).exists(), name
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_kubectl_makes_the_same_of_an_overlay_and_kubernetes_knows_it(overlay):
+    kubectl = shutil.which("kubectl")
+    if not kubectl:
+        pytest.skip("kubectl is not installed; the files themselves are tested above")
+    command = [kubectl, "kustomize", str(KUBERNETES / "overlays" / overlay)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert told.returncode == 0, told.stderr
+    made = {(it["kind"], it["metadata"]["name"]): it for it in yaml.safe_load_all(told.stdout)}
+    by_hand = built(KUBERNETES / "overlays" / overlay)
+    assert made.keys() == {(it["kind"], it["metadata"]["name"]) for it in by_hand}
+    for version in VERSIONS:
+        for document in made.values():
+            kubernetes_validate.validate(document, version, strict=True)
+    for it in by_hand:
+        if "spec" in it:
+            shown = json.dumps(made[it["kind"], it["metadata"]["name"]]["spec"])
+            assert (
+                json.loads(shown.replace(f"ai-gateway:{gateway.__version__}", "ai-gateway"))
+                == it["spec"]
+            )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_container_is_shut_in(overlay):
+    user = int(only(stages()[-1], "USER").partition(":")[0])
+    for _, pod in pods(overlay):
+        for container in containers(pod):
+            own, whole = container["securityContext"], pod["spec"]["securityContext"]
+            rules = {**whole, **own}
+            assert rules["runAsNonRoot"] is True
+            assert rules["runAsUser"] == rules["runAsGroup"] == user
+            assert rules["seccompProfile"] == {"type": "RuntimeDefault"}
+            assert own["allowPrivilegeEscalation"] is False
+            assert own["readOnlyRootFilesystem"] is True
+            assert own["capabilities"] == {"drop": ["ALL"]}
+            assert "privileged" not in own
+            assert container["resources"]["requests"].keys() >= {"cpu", "memory"}
+            assert container["resources"]["limits"].keys() >= {"cpu", "memory"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_no_pod_has_a_part_of_the_node_or_a_token_of_the_cluster(overlay):
+    (account,) = of_kind(overlay, "ServiceAccount")
+    assert account["automountServiceAccountToken"] is False
+    for _, pod in pods(overlay):
+        spec = pod["spec"]
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & spec.keys()
+        assert spec["serviceAccountName"] == account["metadata"]["name"]
+        assert spec["automountServiceAccountToken"] is False
+        assert spec["enableServiceLinks"] is False
+        for volume in spec["volumes"]:
+            assert volume.keys() - {"name"} <= {"configMap", "emptyDir"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_the_config_passes_the_gateways_own_check(overlay):
+    for _, container in gateways(overlay):
+        assert config_of(overlay, container).server.drain_timeout == 120
+    for name, pod in pods(overlay):
+        if name.endswith("migrate"):
+            assert config_of(overlay, pod["spec"]["containers"][0]).uses_postgresql
+
+
+def test_the_config_passes_run_py_check_in_the_images_folder(tree):
+    file = KUBERNETES / "base/config.yaml"
+    for overlay in OVERLAYS:
+        (_, container) = gateways(overlay)[0]
+        told = run_in(tree, *entrypoint(), "check", "--config", str(file), **environment(container))
+        assert (told.returncode, told.stderr) == (0, "")
+        assert "nobody can call" not in told.stdout
+    told = run_in(tree, *entrypoint(), "check", "--config", str(file))
+    assert "DATABASE_URL is not set" in told.stderr  # rather than a database of its own
+
+
+def test_every_variable_of_the_config_comes_from_somewhere():
+    known = {name for secret in example_secrets().values() for name in secret}
+    for overlay in OVERLAYS:
+        known |= {e["name"] for _, c in gateways(overlay) for e in c["env"]}
+    may = {"ZHIPU_API", "ZHIPU_MODEL", "ZHIPU_ASSISTANT_ID", "ZHIPU_APP_ID", "OPENAI_MODEL"}
+    assert variables("config/kubernetes/base/config.yaml") - known == may
+    agents = configfile.parse(text("config.yaml"), {}).agents
+    assert config_of("sidecar", gateways("sidecar")[0][1]).agents.keys() == agents.keys()
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_every_secret_that_is_referred_to_is_in_the_example(overlay):
+    secrets = example_secrets()
+    for _, pod in pods(overlay):
+        for container in containers(pod):
+            for source in container.get("envFrom", []):
+                assert source["secretRef"]["name"] in secrets
+            for entry in container.get("env", []):
+                if "valueFrom" in entry:
+                    reference = entry["valueFrom"]["secretKeyRef"]
+                    assert reference["key"] in secrets[reference["name"]]
+                    assert "optional" not in reference
+                else:
+                    assert not re.search("SECRET|PASSWORD|TOKEN", entry["name"])
+
+
+def test_the_example_of_secrets_holds_none_and_is_not_applied():
+    for secret in example_secrets().values():
+        for name, value in secret.items():
+            assert value == "" or "<" in value, name
+            assert "PASSWORD" not in name or value == "", f"{name}: it would be taken as it is"
+    for overlay in OVERLAYS:
+        assert of_kind(overlay, "Secret") == []
+    unfilled = {
+        **environment(gateways("deployment")[0][1]),
+        "JWT_SECRET": example_secrets()["ai-gateway-stores"]["JWT_SECRET"],
+    }
+    with pytest.raises(configfile.ConfigError, match="JWT_SECRET"):
+        configfile.parse(text("config/kubernetes/base/config.yaml"), unfilled)
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_a_changed_config_reaches_the_running_gateway(overlay):
+    (made,) = kustomization(KUBERNETES / "base")["configMapGenerator"]
+    assert made["options"] == {"disableNameSuffixHash": True}
+    for _, pod in pods(overlay):
+        volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+        for container in containers(pod):
+            if container["image"] != "ai-gateway":
+                continue
+            file = PurePosixPath(container["args"][container["args"].index("--config") + 1])
+            mounts = {m["mountPath"]: m for m in container["volumeMounts"]}
+            mount = mounts[str(file.parent)]  # the folder: a subPath never changes
+            assert "subPath" not in mount
+            assert volumes[mount["name"]]["configMap"] == {"name": made["name"]}
+            assert file.name in made["files"]
+            assert set(container["args"]) - {"--config", str(file)} <= {"migrate"}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_what_the_gateway_writes_has_a_place(overlay):
+    for pod, container in gateways(overlay):
+        config = config_of(overlay, container)
+        volumes = {v["name"]: v for v in pod["spec"]["volumes"]}
+        writable = {
+            m["mountPath"]: volumes[m["name"]]["emptyDir"]
+            for m in container["volumeMounts"]
+            if not m.get("readOnly")
+        }
+        assert writable.keys() == {only(stages()[-1], "VOLUME"), "/tmp"}
+        size = int(writable["/app/data"]["sizeLimit"].removesuffix("Mi")) << 20
+        assert config.record.max_spool < size
+        assert (PurePosixPath("/app") / config.record.spool).is_relative_to("/app/data")
+        assert container["resources"]["requests"]["ephemeral-storage"]
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_answers_have_more_time_than_draining_takes(overlay):
+    for pod, container in gateways(overlay):
+        before = (
+            container.get("lifecycle", {}).get("preStop", {}).get("sleep", {}).get("seconds", 0)
+        )
+        drain = config_of(overlay, container).server.drain_timeout
+        assert pod["spec"]["terminationGracePeriodSeconds"] >= before + drain + 10
+    maker = of_kind(overlay, "Deployment")[0]["spec"]
+    assert maker["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
+
+
+def test_a_replica_stays_for_a_moment_until_everybody_knows_that_it_goes():
+    (_, container) = gateways("deployment")[0]
+    assert container["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_probes_ask_the_ops_port_and_wait_longer_than_a_busy_moment(overlay):
+    wanted = {"startupProbe": "/readyz", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
+    for pod, container in gateways(overlay):
+        server = config_of(overlay, container).server
+        for probe, path in wanted.items():
+            assert container[probe]["httpGet"] == {"path": path, "port": "ops"}
+            assert container[probe]["timeoutSeconds"] >= 5
+        assert ports(container)["ops"] == server.ops_port
+        assert server.ops_host == "0.0.0.0"  # the kubelet comes from outside, also to a sidecar
+        notes = pod["metadata"]["annotations"]
+        assert notes["prometheus.io/port"] == str(server.ops_port)
+
+
+def test_the_sidecar_serves_its_pod_alone():
+    pod, container = gateways("sidecar")[0]
+    config = config_of("sidecar", container)
+    assert config.anonymous
+    assert config.binds_loopback
+    assert not config.database
+    assert ports(container).keys() == {"ops"}
+    assert container in pod["spec"]["initContainers"]
+    assert container["restartPolicy"] == "Always"
+    (app,) = pod["spec"]["containers"]
+    assert (
+        environment(app)["OPENAI_BASE_URL"]
+        == f"http://{config.server.host}:{config.server.port}/v1"
+    )
+    assert config.rate_limits.chat.capacity >= 1000  # the application is one caller
+
+
+def test_the_replicas_demand_keys_and_share_what_must_be_shared():
+    _, container = gateways("deployment")[0]
+    config = config_of("deployment", container)
+    assert not config.anonymous
+    assert config.uses_postgresql
+    assert config.redis.url
+    assert config.storage.folder == ""
+    assert ports(container) == {"http": config.server.port, "ops": config.server.ops_port}
+    needed = {e["name"] for e in container["env"] if "valueFrom" in e}
+    assert needed == {"DATABASE_URL", "REDIS_URL", "JWT_SECRET", "S3_BUCKET"}
+
+
+def test_there_are_three_replicas_or_more_spread_and_not_all_taken_at_once():
+    (maker,) = of_kind("deployment", "Deployment")
+    (scaler,) = of_kind("deployment", "HorizontalPodAutoscaler")
+    (budget,) = of_kind("deployment", "PodDisruptionBudget")
+    assert "replicas" not in maker["spec"]  # every apply would undo what the scaler decided
+    assert scaler["spec"]["minReplicas"] == 3
+    assert budget["spec"]["maxUnavailable"] == 1
+    spread = maker["spec"]["template"]["spec"]["topologySpreadConstraints"]
+    assert {s["topologyKey"] for s in spread} == {
+        "topology.kubernetes.io/zone",
+        "kubernetes.io/hostname",
+    }
+    for constraint in spread:
+        assert (
+            constraint["labelSelector"]["matchLabels"] == maker["spec"]["selector"]["matchLabels"]
+        )
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_selectors_find_the_gateways_pods_and_no_others(overlay):
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(overlay)}
+    for maker in of_kind(overlay, "Deployment"):
+        selector = maker["spec"]["selector"]["matchLabels"]
+        found = [name for name, its in labels.items() if selector.items() <= its.items()]
+        assert found == [maker["metadata"]["name"]]
+    for kind in ("Service", "PodDisruptionBudget"):
+        for it in of_kind(overlay, kind):
+            selector = it["spec"]["selector"]
+            selector = selector.get("matchLabels", selector)
+            found = [name for name, its in labels.items() if selector.items() <= its.items()]
+            assert found == ["ai-gateway"], kind
+
+
+def test_the_service_leads_to_the_gateways_port_and_not_to_ops():
+    (service,) = of_kind("deployment", "Service")
+    (port,) = service["spec"]["ports"]
+    _, container = gateways("deployment")[0]
+    assert port["targetPort"] == "http"
+    assert ports(container)["http"] == port["port"] == int(environment(container)["PORT"])
+    assert port["port"] == int(only(stages()[-1], "EXPOSE"))
+
+
+def test_the_network_policy_opens_what_is_needed_and_ops_for_monitoring_only():
+    (policy,) = of_kind("deployment", "NetworkPolicy")
+    spec = policy["spec"]
+    assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
+    for _, pod in pods("deployment"):  # the migration's pod too
+        assert spec["podSelector"]["matchLabels"].items() <= pod["metadata"]["labels"].items()
+    rules = {rule["ports"][0]["port"]: rule for rule in spec["ingress"]}
+    assert rules.keys() == {"http", "ops"} == ports(gateways("deployment")[0][1]).keys()
+    assert rules["ops"]["from"] == [
+        {"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "monitoring"}}}
+    ]
+    out = {port["port"]: rule.get("to") for rule in spec["egress"] for port in rule["ports"]}
+    urls = example_secrets()["ai-gateway-stores"]
+    stores = {int(re.search(r":(\d+)/", urls[name])[1]) for name in ("DATABASE_URL", "REDIS_URL")}
+    assert out.keys() == {53, 443, 9000, *stores}
+    (everywhere,) = [p["ipBlock"] for p in out[443] if p["ipBlock"]["cidr"] == "0.0.0.0/0"]
+    assert "169.254.0.0/16" in everywhere["except"]
+    for port in (9000, *stores):
+        assert all("0.0.0.0/0" not in str(peer) and "::/0" not in str(peer) for peer in out[port])
+
+
+def test_the_migration_is_a_job_that_cleans_up_after_itself():
+    (job,) = of_kind("deployment", "Job")
+    assert job["spec"]["template"]["spec"]["containers"][0]["args"][0] == "migrate"
+    assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
+    assert job["spec"]["ttlSecondsAfterFinished"] > 0
+    assert job["spec"]["activeDeadlineSeconds"] > 0
+
+
+def test_scalers_and_the_ingress_lead_to_what_there_is():
+    (by_cpu,) = of_kind("deployment", "HorizontalPodAutoscaler")
+    (by_streams,) = documents(KUBERNETES / "examples/autoscale-by-streams.yaml")
+    (maker,) = of_kind("deployment", "Deployment")
+    for scaler in (by_cpu, by_streams):
+        to = scaler["spec"]["scaleTargetRef"]
+        assert (to["kind"], to["name"]) == ("Deployment", maker["metadata"]["name"])
+    assert by_streams["metadata"]["name"] == by_cpu["metadata"]["name"]
+    assert by_streams["spec"]["metrics"][0]["pods"]["metric"]["name"] == "gateway_open_streams"
+    (ingress,) = documents(KUBERNETES / "examples/ingress.yaml")
+    (service,) = of_kind("deployment", "Service")
+    (path,) = ingress["spec"]["rules"][0]["http"]["paths"]
+    assert path["backend"]["service"]["name"] == service["metadata"]["name"]
+    assert path["backend"]["service"]["port"]["name"] in [
+        p["name"] for p in service["spec"]["ports"]
+    ]
+
+
+def test_the_ingress_passes_streams_on_at_once_and_cuts_none():
+    (ingress,) = documents(KUBERNETES / "examples/ingress.yaml")
+    notes = {k.rpartition("/")[2]: v for k, v in ingress["metadata"]["annotations"].items()}
+    assert notes["proxy-buffering"] == notes["proxy-request-buffering"] == "off"
+    config = config_of("deployment", gateways("deployment")[0][1])
+    for agent in config.agents.values():
+        assert int(notes["proxy-read-timeout"]) > agent.timeouts.total
+    size = int(notes["proxy-body-size"].removesuffix("m")) << 20
+    assert size > max(config.storage.max_size, config.server.max_body)
+
+
+# --- the texts ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SECURITY.md", "config/kubernetes/README.md"])
+def test_links_and_files_that_the_texts_name_are_there(name):
+    for link in re.findall(r"\]\(([^)#]+)\)", text(name)):
+        assert (ROOT / name).parent.joinpath(link).exists(), link
+    for path in re.findall(r"config/kubernetes/[a-z./]+[a-z]", text(name)):
+        assert (ROOT / path).exists(), path
+
+
+def test_holes_are_reported_in_private_and_to_no_address_of_somebodys():
+    assert "Report a vulnerability" in text("SECURITY.md")
+    assert not re.search(r"[\w.]+@[\w.]+\w", text("SECURITY.md"))
