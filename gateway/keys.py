@@ -92,6 +92,12 @@ def header_value(value: str) -> str:
     )
 
 
+def route_of(request: web.Request) -> str:
+    """The path as it is declared, not as it came; "none" if there is nothing at it."""
+    resource = request.match_info.route.resource
+    return resource.canonical if resource is not None else "none"
+
+
 def is_api(path: str) -> bool:
     """Whether the path belongs to the surface with the `{code, msg, data}` envelope."""
     return path.startswith("/api/")

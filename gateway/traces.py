@@ -8,6 +8,7 @@ ask and what bots answer is never in a span.
 import logging
 import os
 import re
+import threading
 from collections.abc import Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -19,6 +20,7 @@ from gateway.messages import Usage
 log = logging.getLogger("gateway")
 
 _PARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_GOODBYE_S = 3.0
 _STATE = re.compile(r"[\x20-\x7e]{1,512}")
 
 
@@ -130,7 +132,10 @@ class _Exporting:
         return _Spans(self._tracer, self._propagator, span)
 
     def close(self) -> None:
-        self._provider.shutdown()
+        # A collector that hangs would hold up the end for longer than anybody waits.
+        last = threading.Thread(target=self._provider.shutdown, daemon=True)
+        last.start()
+        last.join(_GOODBYE_S)
 
 
 _SERVICE = "ai-gateway"

@@ -19,6 +19,7 @@ from gateway.keys import (
     STATE,
     TRACER,
     is_api,
+    route_of,
 )
 from gateway.limits import Class, Take, headers, login_takes, refusal, takes
 
@@ -37,7 +38,7 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
             return await handler(request)
         surface: Surface = "chat" if is_api(request.path) else "openai"
         call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
-        name = f"{request.method} {route.path}"
+        name = f"{request.method} {route_of(request)}"
         call.trace = request.app[TRACER].call(name, request.headers, call.request_id)
         try:
             return await handler(request)

@@ -12,7 +12,7 @@ from aiohttp.typedefs import Handler
 
 from gateway.errors import clean
 from gateway.ids import new_id
-from gateway.keys import ADDRESS, METRICS, NOTED, REQUEST_ID
+from gateway.keys import ADDRESS, METRICS, NOTED, REQUEST_ID, route_of
 from gateway.proxies import client_address
 
 log = logging.getLogger("gateway.access")
@@ -40,15 +40,9 @@ async def requestlog(request: web.Request, handler: Handler) -> web.StreamRespon
         status = 499  # the caller has left; nginx gave this number its meaning
         raise
     finally:
-        request.app[METRICS].requests.labels(_route(request), status).inc()
+        request.app[METRICS].requests.labels(route_of(request), status).inc()
         if log.isEnabledFor(logging.INFO) and request.path not in _QUIET:
             log.info(_line(request, status, (time.monotonic() - began) * 1000))
-
-
-def _route(request: web.Request) -> str:
-    """The path as it is declared, not as it came."""
-    resource = request.match_info.route.resource
-    return resource.canonical if resource is not None else "none"
 
 
 def _line(request: web.Request, status: int, ms: float) -> str:
