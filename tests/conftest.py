@@ -263,6 +263,7 @@ class Script:
     chunked: bool = True
     end: str = "close"
     before_headers_s: float = 0.0
+    version: str = "1.1"
 
 
 def stopped() -> Script:
@@ -333,7 +334,7 @@ class Scripted:
         if script.chunked:
             headers["Transfer-Encoding"] = "chunked"
         lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
-        writer.write(f"HTTP/1.1 {script.status}\r\n{lines}\r\n".encode())
+        writer.write(f"HTTP/{script.version} {script.status}\r\n{lines}\r\n".encode())
         for piece in script.pieces:
             if isinstance(piece, bytes):
                 framed = b"%x\r\n%s\r\n" % (len(piece), piece) if script.chunked else piece

@@ -1,0 +1,114 @@
+"""A bad line between the gateway and a server: TCP that is cut, hangs, crawls or forgets."""
+
+import asyncio
+import socket
+import struct
+from contextlib import suppress
+
+
+class Wire:
+    """Passes bytes on to (host, port), or to the path of a socket, in one of these states:
+
+    `up` · `down`: nobody listens and open connections end · `hangs`: connections are accepted, and
+    nothing comes back on any · `slow`: every piece comes `slow_s` later · `resets`: connections are
+    reset at the first byte · `half-open`: those that are open are dead without knowing it, new ones
+    work.
+    """
+
+    slow_s = 0.2
+
+    def __init__(self, target: tuple[str, int] | str) -> None:
+        self._target = target
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._dead: set[asyncio.StreamWriter] = set()  # what is meant for them is dropped
+        self.state = "up"
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            self.port = s.getsockname()[1]
+
+    async def start(self) -> None:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def become(self, state: str) -> None:
+        was_down, self.state = self.state == "down", state
+        if state == "down":
+            await self.close()
+        elif was_down:
+            await self.start()
+        if state in ("hangs", "half-open"):
+            self._dead |= self._writers
+        if state in ("resets", "up"):  # what has been lost on the way will not come any more
+            for writer in self._dead if state == "up" else self._writers:
+                writer.transport.abort()
+
+    async def close(self) -> None:
+        if self._server is not None:
+            self._server.close()
+            self._server = None
+        for writer in list(self._writers):
+            writer.transport.abort()
+        for task in list(self._tasks):
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        self._writers.add(writer)
+        if self.state == "hangs":
+            self._dead.add(writer)
+        try:
+            with suppress(OSError, asyncio.CancelledError):
+                await self._join(reader, writer)
+        finally:
+            self._tasks.discard(task)
+            self._writers.discard(writer)
+            self._dead.discard(writer)
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.state == "hangs":
+            await asyncio.sleep(3600)
+        if isinstance(self._target, str):
+            far_reader, far_writer = await asyncio.open_unix_connection(self._target)
+        else:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        ways = [
+            asyncio.ensure_future(self._pump(reader, far_writer, writer)),
+            asyncio.ensure_future(self._pump(far_reader, writer, writer)),
+        ]
+        try:
+            await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for way in ways:
+                way.cancel()
+            await asyncio.wait(ways)
+            far_writer.close()
+            with suppress(OSError):
+                await far_writer.wait_closed()
+
+    async def _pump(
+        self, source: asyncio.StreamReader, to: asyncio.StreamWriter, near: asyncio.StreamWriter
+    ) -> None:
+        while data := await source.read(65536):
+            if self.state == "resets":
+                linger = struct.pack("ii", 1, 0)
+                near.get_extra_info("socket").setsockopt(
+                    socket.SOL_SOCKET, socket.SO_LINGER, linger
+                )
+                near.transport.abort()
+                return
+            if near in self._dead:
+                continue
+            if self.state == "slow":
+                await asyncio.sleep(self.slow_s)
+            to.write(data)
+            await to.drain()
+        if near in self._dead:
+            await asyncio.sleep(3600)
