@@ -2,7 +2,7 @@
 
 import logging
 from asyncio import BaseTransport, WriteTransport
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
@@ -43,9 +43,9 @@ class _Connection(RequestHandler):
         server = self._manager
         if isinstance(server, _Server) and len(server.connections) >= server.most:
             self._force_close = True  # it reads nothing any more
-            assert isinstance(transport, WriteTransport)
-            transport.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
-            transport.close()
+            stream = cast(WriteTransport, transport)  # uvloop's own is one but for its name
+            stream.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+            stream.close()
             server.refused += 1
             return
         super().connection_made(transport)

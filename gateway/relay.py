@@ -70,6 +70,10 @@ class Run:
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the upstream, now. May be called more than once."""
         self._alarm.end()
         self._drop()
 

@@ -242,6 +242,7 @@ class _Stream:
         if error is not None and self._response is None:
             raise error
         assert self._response is not None
+        self._run.close()  # nobody shall work on while a caller who does not read is waited for
         async with asyncio.timeout(LAST_WORDS_S):
             if error is not None:
                 self._request[NOTED]["error"] = error.code or error.type
