@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test lint bench format schema lock clean
+.PHONY: install run test lint bench soak format schema lock clean
 
 install: $(STAMP)
 
@@ -37,6 +37,10 @@ schema: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/bench.py
+
+# Traffic with faults for SECONDS (two minutes); fails if anything is left over at the end.
+soak: $(STAMP)
+	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),120)
 
 # New versions for everyone: needs `uv` (pip install uv); read the diff before committing it.
 # The image installs requirements-run.lock: the same versions, and only what running needs.

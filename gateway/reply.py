@@ -9,6 +9,7 @@ with spaces before its JSON, if `keepalive_whole` says so.
 import asyncio
 import logging
 import time
+from typing import Any
 
 import orjson
 from aiohttp import web
@@ -179,9 +180,7 @@ async def _kept_alive(
         _explain_stop(stopped, run)
         await response.write(_error_json(request, stopped))
     finally:
-        if not working.done():
-            working.cancel()
-            await asyncio.wait({working})
+        await _end(working)
     await response.write_eof()
     return response
 
@@ -294,9 +293,7 @@ class _Stream:
                 await response.write(KEEP_ALIVE)
             return starting.result()
         finally:
-            if not starting.done():
-                starting.cancel()
-                await asyncio.wait({starting})
+            await _end(starting)
 
     async def _commit(self) -> web.StreamResponse:
         if self._response is None:
@@ -305,6 +302,15 @@ class _Stream:
             await response.prepare(self._request)
             self._response = response
         return self._response
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """However it ends, or has ended just now, unnoticed: nobody waits for its result."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
 
 
 def _headers(run: Run) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The state of the process as gauges, read when somebody asks for the metrics."""
 
+import asyncio
 from collections.abc import Iterator
 
 from aiohttp import web
@@ -20,6 +21,8 @@ def vitals(app: web.Application) -> Iterator[Metric]:
     """Whatever of it there is yet: the ops port may be asked during the start."""
     yield InfoMetricFamily("gateway_build", "The version", value={"version": __version__})
     yield _gauge("inflight_requests", "Requests under way", len(app[FLIGHTS]))
+    tasks = len(asyncio.all_tasks())
+    yield _gauge("event_loop_tasks", "Tasks of the event loop, waiting ones too", tasks)
     yield _gauge("stopping", "1 while the process drains", app[FLIGHTS].stopping)
     if STATE in app:
         yield from _config(app)
