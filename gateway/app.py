@@ -239,7 +239,14 @@ def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
 
         try:
             holder = app[STATE] = StateHolder(make_state(config, await demo_urls(config)))
-            app[RELOAD] = lambda config: take_over(holder, config, demo_urls)
+            app[METRICS].know(config.agents)
+
+            async def reload(config: Config) -> list[str]:
+                fixed = await take_over(holder, config, demo_urls)
+                app[METRICS].know(config.agents)
+                return fixed
+
+            app[RELOAD] = reload
             yield
         finally:
             for each in demos:

@@ -59,8 +59,9 @@ class Call:
     is_whole: bool = False  # the answer came to its end
     first_delta_at: float | None = None
     client_gone: bool = False
-    retries: int = 0  # further tries at the same agent
     fallbacks: int = 0  # agents of the route that were passed over
+    failures: list[tuple[str, str]] = field(default_factory=list)  # (agent, code) of each attempt
+    retries: list[str] = field(default_factory=list)  # the agent of each further try
     capture: Capture | None = None
     capture_always: bool = False
     trace: CallTrace = NO_TRACE

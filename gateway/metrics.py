@@ -28,8 +28,11 @@ from gateway.call import Call
 # The buckets that the conventions advise; agents take longer to begin than models.
 _DURATION_S = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
+    327.68, 655.36,
 )  # fmt: skip
-_FIRST_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 60)
+_FIRST_S = (
+    0.005, 0.01, 0.02, 0.04, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 60, 120,
+)  # fmt: skip
 _PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5)
 _TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144, 1048576, 4194304)
 _LAG_S = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5)
@@ -102,8 +105,12 @@ class Metrics:
         self._retries = Counter(
             "gateway_retries", "Further tries at the same agent", ("agent",), registry=registry
         )
+        self._failures = Counter(
+            "gateway_attempts_failed", "Tries at an agent that gave no answer, also where another"
+            " one answered afterwards", ("agent", "error_type"), registry=registry,
+        )  # fmt: skip
         self._fallbacks = Counter(
-            "gateway_fallbacks", "Answers of another agent than the route's first", ("agent",),
+            "gateway_fallbacks", "Answers of an agent in place of the route's first", ("agent",),
             registry=registry,
         )  # fmt: skip
         self.loop_lag = Histogram(
@@ -133,10 +140,20 @@ class Metrics:
             self._gone.labels(agent, phase).inc()
         elif error and call.streamed and status == 200:
             self._truncated.labels(agent, error).inc()
-        if call.retries:
-            self._retries.labels(agent).inc(call.retries)
-        if call.fallbacks:
+        for name in call.retries:
+            self._retries.labels(name).inc()
+        for name, code in call.failures:
+            self._failures.labels(name, code).inc()
+        if call.fallbacks and not error:
             self._fallbacks.labels(agent).inc()
+
+    def know(self, agents: Iterable[str]) -> None:
+        """Counters of these agents begin at 0, so that the first event shows as one."""
+        for agent in agents:
+            self._retries.labels(agent)
+            self._fallbacks.labels(agent)
+            for phase in ("before_first_delta", "streaming"):
+                self._gone.labels(agent, phase)
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """(all of it, its content type), as the header `Accept` asks for."""

@@ -63,7 +63,9 @@ class Run:
         self._has_accepted = False  # the upstream has begun to answer
         self.target = targets[0]
         self.decoder: Decoder | None = None
-        self.attempts = self.retries = self.fallbacks = 0
+        self.attempts = self.fallbacks = 0
+        self.retries: list[str] = []  # the agent of each further try
+        self.failures: list[tuple[str, str]] = []  # (agent, code) of each attempt that failed
         self.over = False
 
     async def __aenter__(self) -> "Run":
@@ -140,7 +142,7 @@ class Run:
                 ):
                     raise
             attempt += 1
-            self.retries += 1
+            self.retries.append(target.name)
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, target: Target, until: float, queue_s: float | None) -> list[Delta]:
@@ -161,6 +163,7 @@ class Run:
             if isinstance(error, GatewayError):
                 self._judge(error)
                 self._trace.failed(error)
+                self.failures.append((target.name, error.code or error.type))
             raise
         target.breaker.ended()
         return self._early

@@ -129,7 +129,7 @@ def _note(call: Call, run: Run) -> None:
     call.agent, call.provider = run.target.name, run.target.platform.kind
     if run.decoder is not None:
         call.conversation_id = run.decoder.conversation_id
-    call.retries, call.fallbacks = run.retries, run.fallbacks
+    call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
     if call.usage is None and run.decoder is not None:
         call.usage = run.decoder.counted()
     call.capture_always = run.target.agent.capture == "all"

@@ -57,6 +57,7 @@ def _agents(app: web.Application) -> Iterator[Metric]:
     words = {
         "agent_running": "Calls under way",
         "agent_waiting": "Calls that wait for a place",
+        "agent_queue": "Calls that may wait for a place",
         "agent_draining": "Calls under way whose caller has left",
         "agent_concurrency": "Calls that may be under way",
         "breaker_state": "0 closed, 1 half-open, 2 open",
@@ -68,7 +69,8 @@ def _agents(app: web.Application) -> Iterator[Metric]:
     opened = CounterMetricFamily("gateway_breaker_opened", "Times it opened", labels=["agent"])
     for name, target in app[STATE].now.routing.targets.items():
         values = (
-            target.running, target.waiting, target.draining, target.agent.concurrency,
+            target.running, target.waiting, target.agent.queue, target.draining,
+            target.agent.concurrency,
             _BREAKER[target.breaker.state],
         )  # fmt: skip
         for family, value in zip(families.values(), values, strict=True):

@@ -83,7 +83,10 @@ async def test_retries_fallbacks_and_open_circuits_are_counted(gateway, scripted
     )
     assert await read(gw.complete("r")) == 200
     samples = await scrape(gw)
-    assert value(samples, "gateway_retries_total", agent="b") == 2
+    assert value(samples, "gateway_retries_total", agent="a") == 1
+    assert value(samples, "gateway_retries_total", agent="b") == 1
+    failed = {"agent": "a", "error_type": "upstream_failed"}
+    assert value(samples, "gateway_attempts_failed_total", **failed) == 2
     assert value(samples, "gateway_fallbacks_total", agent="b") == 1
     assert value(samples, "gateway_breaker_state", agent="a") == 2
     assert value(samples, "gateway_breaker_state", agent="b") == 0
