@@ -58,5 +58,5 @@ class Breaker:
             if was_probe or self._failures >= self._settings.failures:
                 self._open_until = self._clock() + self._settings.cooldown
                 self.opened += 1
-        elif error is None or has_answered:
+        elif error is None or (has_answered and isinstance(error, GatewayError)):
             self._failures, self._open_until = 0, None

@@ -9,6 +9,7 @@ import ssl
 import sys
 import urllib.request
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -109,6 +110,8 @@ def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: obj
     words = "config.yaml or what GATEWAY_CONFIG names, unless given"
     parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=words)
     parser.add_argument("--host", default=otherwise)
+    words = "of the log: text (unless LOG_FORMAT says otherwise) or json"
+    parser.add_argument("--log-format", choices=("text", "json"), default=otherwise, help=words)
     parser.add_argument("--port", type=int, default=otherwise)
 
 
@@ -200,7 +203,11 @@ def serve(args: argparse.Namespace) -> int:
         return 1
     # Not in the format, so not worth looking up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    _set_up_logging(level)
+    form = args.log_format or os.environ.get("LOG_FORMAT") or "text"
+    if form not in ("text", "json"):
+        print(f"LOG_FORMAT: {form!r} is none of text, json", file=sys.stderr)
+        return 1
+    _set_up_logging(level, form)
     from gateway.serve import serve as serve_on
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
@@ -211,9 +218,27 @@ def serve(args: argparse.Namespace) -> int:
             return 1
 
 
-def _set_up_logging(level: str) -> None:
-    """Requests are JSON lines as they are; everything else is text for people."""
+class _JsonFormatter(logging.Formatter):
+    """One JSON object per line, with the members that lines of requests have too."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def _set_up_logging(level: str, form: str) -> None:
+    """Requests are JSON lines as they are; everything else is text for people, unless all shall
+    be JSON."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    if form == "json":
+        logging.getLogger().handlers[0].setFormatter(_JsonFormatter())
     requests = logging.StreamHandler()
     requests.setFormatter(logging.Formatter("%(message)s"))
     access = logging.getLogger("gateway.access")

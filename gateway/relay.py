@@ -57,6 +57,7 @@ class Run:
         self._alarm = Alarm(LOOK_S, self._is_gone)
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self._read_at = 0.0
+        self._until: float | None = None  # when the answer of the present target must have begun
         self._idle_s = 0.0
         self._received = self._most = 0  # bytes
         self._ended = False  # the upstream has nothing more to say
@@ -125,11 +126,11 @@ class Run:
 
     async def _try(self, target: Target, is_last: bool) -> list[Delta]:
         """One target, as often as it is worth it. With another one left nobody waits for long."""
-        until = self._loop.time() + target.agent.timeouts.first_delta
+        self._until = None
         attempt = 0
         while True:
             try:
-                return await self._attempt(target, until, None if is_last else 0.0)
+                return await self._attempt(target, None if is_last else 0.0)
             except GatewayError as error:
                 target.explain(error)
                 self._drop()
@@ -138,26 +139,28 @@ class Run:
                     not error.retryable
                     or attempt >= target.agent.retries
                     or wait_s > (MAX_WAIT_S if is_last else SHORT_WAIT_S)
-                    or self._loop.time() + wait_s > until
+                    or (self._until and self._loop.time() + wait_s > self._until)
                 ):
                     raise
             attempt += 1
             self.retries.append(target.name)
             await asyncio.sleep(wait_s)
 
-    async def _attempt(self, target: Target, until: float, queue_s: float | None) -> list[Delta]:
-        """Ask once. `until` is when the answer must have begun; `queue_s` how long a place may be
-        waited for, None as long as is configured."""
+    async def _attempt(self, target: Target, queue_s: float | None) -> list[Delta]:
+        """Ask once. `queue_s` is how long a place may be waited for, None as long as is
+        configured; what that takes is not the upstream's fault, so the time to begin follows."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
         self._has_accepted = False
         await target.enter(queue_s)
         self._entered = target
+        if self._until is None:
+            self._until = self._loop.time() + target.agent.timeouts.first_delta
         self.attempts += 1
         self._trace_headers = self._trace.attempt(target.name, target.platform.kind, target.url)
         self._idle_s = target.agent.timeouts.idle
         self._received, self._most = 0, target.agent.max_answer
         try:
-            await self._begin(target, until)
+            await self._begin(target, self._until)
         except BaseException as error:
             target.breaker.ended(error, has_answered=self._exchange is not None)
             if isinstance(error, GatewayError):

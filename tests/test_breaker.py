@@ -92,6 +92,14 @@ def test_a_try_that_fails_opens_it_again_at_once(breaker, clock):
         breaker.admit()
 
 
+def test_who_leaves_after_headers_have_come_has_seen_no_answer(breaker, clock):
+    fail(breaker, 3)
+    clock.now += 10
+    breaker.admit()
+    breaker.ended(asyncio.CancelledError(), has_answered=True)
+    assert breaker.state == "half-open"
+
+
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), InvalidRequest("x")])
 def test_a_try_whose_caller_leaves_decides_nothing_and_the_next_may_try(breaker, clock, error):
     fail(breaker, 3)

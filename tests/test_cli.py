@@ -97,6 +97,18 @@ async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_a
         assert asking.exception() is not None
 
 
+async def test_the_log_can_be_json_in_every_line():
+    async with serving("--log-format", "json") as (process, port, log):
+        async with aiohttp.ClientSession() as client:
+            (await client.get(f"http://127.0.0.1:{port}/v1/models")).close()
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 5) == 0
+    lines = [json.loads(line) for line in log]
+    assert {"time", "level", "message"} <= set.intersection(*(set(line) for line in lines))
+    assert any(line.get("path") == "/v1/models" for line in lines)
+    assert "LOG_FORMAT" in run("serve", LOG_FORMAT="xml").stderr
+
+
 def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
     good = run("check")
     assert (good.returncode, good.stderr) == (0, "")

@@ -244,6 +244,15 @@ async def test_a_call_waits_in_the_queue_for_a_place(gateway, scripted):
     assert [answer.status for answer in answers] == [200] * 3
 
 
+async def test_time_in_the_queue_is_not_the_upstreams(gateway, scripted):
+    slow = Script([HELLO[0], 0.4, *HELLO[1:]])
+    upstream = await scripted(slow, GOOD)
+    settings = {"concurrency": 1, "timeouts": {"first_delta": "200ms", "queue": "5s"}}
+    gw = await gateway(agents={"bot": agent(upstream.url, **settings)})
+    answers = await asyncio.gather(*(gw.complete("bot") for _ in range(2)))
+    assert [answer.status for answer in answers] == [200, 200]
+
+
 async def test_a_conversation_fails_openly_rather_than_moving_to_another_agent(route):
     gw, one, two = await route(GOOD, Script(status="503 X"))
     begun = await (await gw.chat("r")).json()
