@@ -52,6 +52,7 @@ class Call:
     agent: str = ""  # who answered, or was asked last
     model: str = ""  # the agent or route that was asked for, by its name in config.yaml
     provider: str = ""  # the agent's platform
+    was_asked: bool = True  # False if the agent was busy or left alone: that uses up no quota
     finish: str = ""  # the reason, once the answer is whole
     conversation_id: str = ""
     streamed: bool = False
@@ -90,7 +91,7 @@ class Call:
             "anonymous" if self.caller.is_anonymous else self.caller.id,
             self.caller.key_id,
             self.caller.user_id,
-            self.agent,
+            self.agent if self.was_asked else "",
             self.surface,
             status,
             int(self.streamed),

@@ -5,8 +5,10 @@ import asyncio
 import json
 import logging
 import os
+import signal
 import ssl
 import sys
+import threading
 import urllib.request
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -27,9 +29,19 @@ log = logging.getLogger("gateway")
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; gives the exit status."""
+    _end_when_told()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     return administer(args) if hasattr(args, "administer") else command(args)
+
+
+def _end_when_told() -> None:
+    """Until the gateway listens to signals by itself. As process 1 of a container it would not
+    get those for which it has no handler, and a reload that comes too early is no reason to end."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
+        if hasattr(signal, "SIGHUP"):
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
 
 _COMMANDS: dict[str, str] = {

@@ -81,13 +81,27 @@ def _web_address(value: str) -> str:
     try:
         parts = urlsplit(value)
         port_is_fine = parts.port is None or parts.port > 0
-    except ValueError as error:
-        raise ValueError(f"is not a web address: {error}") from None
+    except ValueError:
+        raise ValueError("is not a web address: check its host and port") from None
     if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_fine:
         raise ValueError("must begin with http:// or https:// and name a host, or be demo:")
     if parts.username or parts.password:
         raise ValueError("must not contain a user name or password; use api_key")
     return value.rstrip("/")
+
+
+def _with_a_port(url: Secret) -> Secret:
+    """The same, if what stands behind its host can be a port. Several hosts are the driver's."""
+    try:
+        parts = urlsplit(url.reveal())
+        if "," not in parts.netloc:
+            _ = parts.port
+    except ValueError:
+        raise ValueError(
+            "is not a URL: check its host and port, and write / : @ # ? of a password as %2F %3A"
+            " %40 %23 %3F"
+        ) from None
+    return url
 
 
 def _network(value: Any) -> Any:
@@ -332,7 +346,7 @@ class Redis(Model):
     def _known_scheme(cls, url: Secret) -> Secret:
         if url and not url.reveal().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
-        return url
+        return _with_a_port(url)
 
 
 def _redis_url(value: Any) -> Any:
@@ -547,7 +561,7 @@ class Config(Model):
             raise ValueError(
                 "must begin with sqlite:/// or postgresql://, or be none: no accounts, no record"
             )
-        return url
+        return _with_a_port(url)
 
     @property
     def uses_postgresql(self) -> bool:

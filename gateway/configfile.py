@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
+from gateway.errors import clean
 
 
 class ConfigError(Exception):
@@ -58,11 +59,16 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
         problems += [line for line, path in _explain(error, tree) if path not in unset]
     problems += _check_names(tree)
     if config is not None:
-        problems += _check_access(config)
-        problems += _check_files(config)
+        problems += check_together(config)
     if problems or config is None:
-        raise ConfigError(list(dict.fromkeys(problems)))
+        raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)))
     return config
+
+
+def check_together(config: Config) -> Iterator[str]:
+    """What is wrong with sections that are each right by themselves."""
+    yield from _check_access(config)
+    yield from _check_files(config)
 
 
 def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -135,7 +141,9 @@ def _read_yaml(text: str, problems: list[str]) -> Any:
         return loader.construct_document(root) if root else None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        problems.append(f"line {line}: not valid YAML: {error.problem}")
+        # The parser quotes what it cannot read, which may be a secret without quotes.
+        words = re.sub(r"'[^']*'|\"[^\"]*\"", "…", error.problem or "")
+        problems.append(f"line {line}: not valid YAML: {words}; put odd values in quotes")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         problems.append("the file is not valid YAML")
     finally:
@@ -185,7 +193,8 @@ def _substitute(
         name, default, odd = match.groups()
         if odd is not None:
             problems.append(
-                f"{path}: cannot read {match[0]!r}; write ${{NAME}} or ${{NAME:-default}}"
+                f"{path}: has a ${{ that is no variable; write ${{NAME}} or ${{NAME:-default}}, or"
+                " $${ for the two characters themselves"
             )
             unset.add(path)
             return ""
@@ -324,7 +333,7 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
                 yield f"{path}: there is no agent {name!r}{_nearest(name, agents)}"
     for name, agent in agents.items():
         if isinstance(agent, dict) and _lacks_key(agent):
-            yield f"agents.{name}.api_key: is empty; {agent['base_url']} will ask for one"
+            yield f"agents.{name}.api_key: is empty; the platform at base_url will ask for one"
     yield from _check_keys(tree, taken)
 
 

@@ -16,6 +16,8 @@ from gateway.errors import (
     UriTooLong,
     clean,
 )
+from gateway.flights import Flights
+from gateway.keys import FLIGHTS
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
 
@@ -24,6 +26,7 @@ log = logging.getLogger("gateway")
 # Longer than proxies keep an idle connection (nginx and ALB 60 s), or they would meet a closed one.
 # It is also the time a client has to send a request's head.
 IDLE_S = 75.0
+_LINGER_S = 1.0  # for a client that is turned away to read why
 MAX_LINE = 8190  # bytes of the request line, and of one header
 
 _FULL = (
@@ -45,10 +48,21 @@ class _Connection(RequestHandler):
             self._force_close = True  # it reads nothing any more
             stream = cast(WriteTransport, transport)  # uvloop's own is one but for its name
             stream.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
-            stream.close()
+            # Closed at once it would be reset by what the client sends, and the answer with it.
+            self._loop.call_later(_LINGER_S, stream.abort)
             server.refused += 1
             return
         super().connection_made(transport)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        """Handlers return whole answers and files; they are sent here, and under way still."""
+        server = self._manager
+        if not isinstance(server, _Server) or server.flights is None:
+            return await super().finish_response(request, resp, start_time)
+        with server.flights.one(lambda: None):
+            return await super().finish_response(request, resp, start_time)
 
     def handle_error(
         self,
@@ -86,6 +100,7 @@ def _refusal(exc: BaseException | None, message: str) -> GatewayError:
 class _Server(web.Server):
     most = 10_000
     refused = 0
+    flights: Flights | None = None  # of the application that is served, if it has them
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)
@@ -126,4 +141,5 @@ class Runner(web.AppRunner):
         server.__class__ = _Server
         assert isinstance(server, _Server)
         server.most = self._most
+        server.flights = self.app.get(FLIGHTS)
         return server

@@ -45,7 +45,7 @@ class StateHolder:
 
     def __init__(self, state: State) -> None:
         self.now = state
-        self.problem = ""  # why the file as it is now could not be taken
+        self.problems = 0  # in the file as it is now, which was not taken for them
         self.reloads: Counter[str] = Counter()  # by result: "ok", "failed"
 
 

@@ -65,7 +65,7 @@ async def _row(name: str, kind: str, asking: Awaitable[str]) -> Row:
     except TimeoutError:
         words = "no answer in time"
     except DatabaseAway as error:
-        words = str(error.__cause__ or "no answer")
+        words = str(error.__cause__ or "") or "no answer in time"
     except GatewayError as error:
         words = error.message
     except (StartError, OSError) as error:

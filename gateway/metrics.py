@@ -157,7 +157,10 @@ class Metrics:
 
     def text(self, accept: str) -> tuple[bytes, str]:
         """(all of it, its content type), as the header `Accept` asks for."""
-        encode, kind = choose_encoder(accept)
+        try:
+            encode, kind = choose_encoder(accept)
+        except (TypeError, ValueError):  # a version that is none
+            encode, kind = choose_encoder("")
         return encode(self.registry), kind
 
 

@@ -9,7 +9,7 @@ from functools import partial
 
 from gateway.alarm import Alarm
 from gateway.attachments import Attachments
-from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
+from gateway.errors import CircuitOpen, GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
@@ -127,11 +127,13 @@ class Run:
     async def _try(self, target: Target, is_last: bool) -> list[Delta]:
         """One target, as often as it is worth it. With another one left nobody waits for long."""
         self._until = None
-        attempt = 0
+        attempt, before = 0, None
         while True:
             try:
                 return await self._attempt(target, None if is_last else 0.0)
             except GatewayError as error:
+                if isinstance(error, CircuitOpen) and before is not None:
+                    raise before from None  # our own tries opened it: this is why
                 target.explain(error)
                 self._drop()
                 wait_s = max(_backoff_s(attempt), error.retry_after_s or 0.0)
@@ -142,6 +144,7 @@ class Run:
                     or (self._until and self._loop.time() + wait_s > self._until)
                 ):
                     raise
+                before = error
             attempt += 1
             self.retries.append(target.name)
             await asyncio.sleep(wait_s)
@@ -151,10 +154,12 @@ class Run:
         configured; what that takes is not the upstream's fault, so the time to begin follows."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
         self._has_accepted = False
-        await target.enter(queue_s)
+        pass_ = await target.enter(queue_s)
         self._entered = target
+        began = self._loop.time()
+        wait_s = target.agent.timeouts.first_delta
         if self._until is None:
-            self._until = self._loop.time() + target.agent.timeouts.first_delta
+            self._until = began + wait_s
         self.attempts += 1
         self._trace_headers = self._trace.attempt(target.name, target.platform.kind, target.url)
         self._idle_s = target.agent.timeouts.idle
@@ -162,13 +167,17 @@ class Run:
         try:
             await self._begin(target, self._until)
         except BaseException as error:
-            target.breaker.ended(error, has_answered=self._exchange is not None)
+            told: BaseException | None = error
+            if self._exchange is None and self._loop.time() - began >= wait_s:
+                told = UpstreamTimeout("")  # whoever gave up first: so long it has said nothing
+            target.breaker.ended(pass_, told, has_answered=self._exchange is not None)
+            told = None
             if isinstance(error, GatewayError):
                 self._judge(error)
                 self._trace.failed(error)
                 self.failures.append((target.name, error.code or error.type))
             raise
-        target.breaker.ended()
+        target.breaker.ended(pass_)
         return self._early
 
     async def _begin(self, target: Target, until: float) -> None:
@@ -234,14 +243,15 @@ class Run:
                 patience.reschedule(None)
             connect_s = target.agent.timeouts.connect
             exchange = await self._upstream.send(step, connect_s, self._trace_headers)
-            self._exchange = exchange
+            self._exchange, self._read_at = exchange, self._loop.time()
             self._has_accepted = exchange.status == 200
-            if await _is_answer(step, exchange):
+            if self._has_accepted:  # before its first bytes have come, for who drains it
                 self.decoder = target.platform.decoder(self._asked)
+            if await _is_answer(step, exchange):
                 return exchange
             reply = await exchange.reply()
             exchange.close()
-            self._has_accepted = False  # it answered, but with something else
+            self._has_accepted, self.decoder = False, None  # it answered, but with something else
             step = target.platform.refused(reply, self._asked)
         raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
 

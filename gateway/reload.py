@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
 
 from gateway.config import Config
+from gateway.configfile import ConfigError, check_together
 from gateway.credentials import KeyRing
 from gateway.health import HealthCache
 from gateway.keys import State, StateHolder
@@ -45,6 +46,8 @@ async def take_over(holder: StateHolder, config: Config, demo_urls: DemoUrls) ->
     """The state of `config` from now on. Gives the paths of what needs a restart to change."""
     fixed = list(_changed(holder.now.config, config))
     config = _keep(holder.now.config, config, fixed)
+    if problems := list(check_together(config)):  # what was fine with the new address may not be so
+        raise ConfigError(problems)  # with the one that stays
     urls = await demo_urls(config)
     holder.now = make_state(config, urls, holder.now)
     return fixed

@@ -115,6 +115,7 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
                 deltas = await run.read(until)
             except asyncio.CancelledError:
                 if STOPPED in request:
+                    del request[STOPPED]  # nobody is there to be told
                     raise
                 continue
             for delta in deltas or ():
@@ -127,6 +128,7 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
 def _note(call: Call, run: Run) -> None:
     """What the record and the metrics want to know of the run."""
     call.agent, call.provider = run.target.name, run.target.platform.kind
+    call.was_asked = run.attempts > 0
     if run.decoder is not None:
         call.conversation_id = run.decoder.conversation_id
     call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
@@ -172,6 +174,7 @@ async def _kept_alive(
         if response is None:
             body, headers = working.result(), _headers(run)
             return web.Response(body=body, content_type="application/json", headers=headers)
+        run.close()  # the agent's place is not to wait for a caller who does not read
         await response.write(_or_error(request, working))
     except asyncio.CancelledError:
         if response is None or (stopped := request.get(STOPPED)) is None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from zlib import crc32
 
-from gateway.breaker import Breaker
+from gateway.breaker import Breaker, Pass
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
 from gateway.errors import AgentNotFound, CircuitOpen, GatewayError, TargetBusy, shorten
 from gateway.filetypes import MediaKind
@@ -50,8 +50,9 @@ class Target:
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
-    async def enter(self, patience_s: float | None = None) -> None:
-        """Take one of the agent's places, or stand in the queue for one, so long at most.
+    async def enter(self, patience_s: float | None = None) -> Pass:
+        """Take one of the agent's places, or stand in the queue for one, so long at most. Gives
+        what the breaker is to be shown at the call's end.
 
         Raises CircuitOpen, or TargetBusy if no place has become free in time.
         """
@@ -62,7 +63,7 @@ class Target:
         else:
             await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s)
         try:
-            self.breaker.admit()
+            return self.breaker.admit()
         except CircuitOpen:
             self.leave()
             raise
@@ -91,7 +92,7 @@ class Target:
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         """One of the agent's places, and what becomes of the call told to the breaker."""
-        await self.enter()
+        pass_ = await self.enter()
         failure: BaseException | None = None
         try:
             yield
@@ -100,7 +101,7 @@ class Target:
             raise
         finally:
             is_theirs = isinstance(failure, GatewayError) and failure.type == "upstream_error"
-            self.breaker.ended(failure, has_answered=is_theirs)
+            self.breaker.ended(pass_, failure, has_answered=is_theirs)
             failure = None  # its traceback holds this frame
             self.leave()
 
@@ -129,13 +130,15 @@ class Target:
         return error
 
 
-def pin(targets: list[Target], conversation: str | None) -> tuple[list[Target], str | None]:
+def pin(
+    targets: list[Target], conversation: str | None, is_route: bool
+) -> tuple[list[Target], str | None]:
     """The one target that a conversation stays with, and the conversation's id there.
 
     A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
     that the caller has made up (FastGPT takes those) goes by its hash, always to the same agent.
     """
-    if len(targets) == 1 or not conversation:
+    if not is_route or not conversation:
         return targets, conversation
     for target in sorted(targets, key=lambda target: -len(target.name)):
         label = f"{target.name}:"
@@ -190,6 +193,9 @@ class Routing:
         elif found is not None and wanted == found.lower():
             return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
         raise self._not_found(name, word, [model for model, _ in self.models()])
+
+    def is_route(self, name: str) -> bool:
+        return self.known(name) in self.routes
 
     def known(self, name: str) -> str:
         """The agent or route behind a name that was resolved, as config.yaml writes it."""

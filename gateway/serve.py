@@ -13,7 +13,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from aiohttp import web
@@ -64,7 +64,7 @@ async def serve(config: Config, path: Path, load: Load) -> int:
         finally:
             watching.cancel()
             await asyncio.wait({watching})
-        await _drain(app, main, server.drain_timeout)
+        await _drain(app, main, app[STATE].now.config.server.drain_timeout)
     return 0
 
 
@@ -157,6 +157,8 @@ class _Reloads:
         """Folders are watched, not files: editors and ConfigMaps put another file in place."""
         from watchfiles import awatch
 
+        # It tells of every change: in a folder with the log in it, of its own lines for ever.
+        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         while True:
             try:
                 folders = {str(path.absolute().parent) for path in self._paths()}
@@ -195,23 +197,31 @@ class _Reloads:
         holder = self._app[STATE]
         try:
             config = await asyncio.to_thread(self._load)
-            if self._tls is not None and config.server.tls is not None:
-                self._tls.load_cert_chain(config.server.tls.cert, config.server.tls.key)
+            self._renew_certificate(holder.now.config.server)
             fixed = await self._app[RELOAD](config)
         except ConfigError as error:
-            self._keep("; ".join(error.problems), error.problems)
+            self._keep(error.problems)
+        except StartError as error:
+            self._keep([str(error)])
         except Exception as error:
-            self._keep(str(error), [f"{type(error).__name__}: {error}"])
+            log.debug("Reloading failed", exc_info=True)
+            self._keep([f"unexpected {type(error).__name__}; LOG_LEVEL=DEBUG shows more"])
         else:
-            holder.problem = ""
+            holder.problems = 0
             holder.reloads["ok"] += 1
             log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
 
-    def _keep(self, problem: str, lines: Iterable[str]) -> None:
+    def _renew_certificate(self, server: Server) -> None:
+        """Tried apart first: a pair that does not fit would leave the live context without any."""
+        if self._tls is not None and server.tls is not None:
+            _tls(server)
+            self._tls.load_cert_chain(server.tls.cert, server.tls.key)
+
+    def _keep(self, lines: list[str]) -> None:
         holder = self._app[STATE]
-        holder.problem = problem[:1000]
+        holder.problems = len(lines)
         holder.reloads["failed"] += 1
         log.error("%s has problems; the configuration before it stays in effect", self._path)
         for line in lines:

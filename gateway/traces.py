@@ -108,6 +108,8 @@ class _Exporting:
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+        # It warns of callers' odd headers, and quotes them.
+        logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
         named = "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         name = {} if named or os.environ.get("OTEL_SERVICE_NAME") else {"service.name": _SERVICE}
         self._provider = TracerProvider(

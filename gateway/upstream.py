@@ -171,8 +171,9 @@ class Upstream:
                 raise UpstreamFailed("The upstream answered before it had the whole file.")
             return reply
         except TimeoutError:
-            words = f"The upstream did not take the file within {total_s:g} s."
-            raise UpstreamTimeout(words) from None
+            error = UpstreamTimeout(f"The upstream did not take the file within {total_s:g} s.")
+            error.outage = form.is_read  # else it may as well be the sender who is slow
+            raise error from None
         except Exception as error:
             if form.failure is not None:
                 raise form.failure from None

@@ -44,7 +44,7 @@ def _config(app: web.Application) -> Iterator[Metric]:
     words = "Counts the configurations since the start"
     yield _gauge("config_generation", words, holder.now.generation)
     words = "1 if config.yaml as it is now cannot be taken"
-    yield _gauge("config_problem", words, bool(holder.problem))
+    yield _gauge("config_problem", words, bool(holder.problems))
     reloads = CounterMetricFamily(
         "gateway_config_reloads", "Times config.yaml was read again", labels=["result"]
     )

@@ -44,8 +44,7 @@ def down():
 
 def fail(breaker, times=1):
     for _ in range(times):
-        breaker.admit()
-        breaker.ended(down())
+        breaker.ended(breaker.admit(), down())
 
 
 def test_it_opens_after_failures_in_a_row_and_says_why_and_for_how_long(breaker):
@@ -56,15 +55,15 @@ def test_it_opens_after_failures_in_a_row_and_says_why_and_for_how_long(breaker)
     with pytest.raises(CircuitOpen) as caught:
         breaker.admit()
     assert "3 times in a row" in caught.value.message
-    assert "Connection refused" in caught.value.message
+    assert "upstream_unreachable" in caught.value.message
+    assert "refused" not in caught.value.message  # the words were for another caller
     assert caught.value.retry_after_s == 10
     assert breaker.opened == 1
 
 
 def test_an_answer_in_between_begins_the_count_anew(breaker):
     fail(breaker, 2)
-    breaker.admit()
-    breaker.ended()
+    breaker.ended(breaker.admit())
     fail(breaker, 2)
     assert breaker.state == "closed"
 
@@ -73,10 +72,10 @@ def test_after_the_cooldown_one_call_tries_and_the_others_do_not(breaker, clock)
     fail(breaker, 3)
     clock.now += 10
     assert breaker.state == "half-open"
-    breaker.admit()
+    probe = breaker.admit()
     with pytest.raises(CircuitOpen):
         breaker.admit()
-    breaker.ended()
+    breaker.ended(probe)
     assert breaker.state == "closed"
     breaker.admit()
 
@@ -95,8 +94,7 @@ def test_a_try_that_fails_opens_it_again_at_once(breaker, clock):
 def test_who_leaves_after_headers_have_come_has_seen_no_answer(breaker, clock):
     fail(breaker, 3)
     clock.now += 10
-    breaker.admit()
-    breaker.ended(asyncio.CancelledError(), has_answered=True)
+    breaker.ended(breaker.admit(), asyncio.CancelledError(), has_answered=True)
     assert breaker.state == "half-open"
 
 
@@ -104,8 +102,7 @@ def test_who_leaves_after_headers_have_come_has_seen_no_answer(breaker, clock):
 def test_a_try_whose_caller_leaves_decides_nothing_and_the_next_may_try(breaker, clock, error):
     fail(breaker, 3)
     clock.now += 10
-    breaker.admit()
-    breaker.ended(error)
+    breaker.ended(breaker.admit(), error)
     assert breaker.state == "half-open"
     breaker.admit()
 
@@ -116,16 +113,45 @@ def test_a_try_whose_caller_leaves_decides_nothing_and_the_next_may_try(breaker,
 )
 def test_a_refusal_is_no_outage(breaker, error):
     for _ in range(10):
-        breaker.admit()
-        breaker.ended(error, has_answered=True)
+        breaker.ended(breaker.admit(), error, has_answered=True)
     assert breaker.state == "closed"
 
 
 def test_silence_is_an_outage_even_after_headers(breaker):
     for _ in range(3):
-        breaker.admit()
-        breaker.ended(UpstreamTimeout("silent"), has_answered=True)
+        breaker.ended(breaker.admit(), UpstreamTimeout("silent"), has_answered=True)
     assert breaker.state == "open"
+
+
+def test_those_who_began_before_it_opened_say_nothing_of_the_present(breaker, clock):
+    late = [breaker.admit() for _ in range(5)]
+    fail(breaker, 3)
+    for one in late[:3]:
+        breaker.ended(one, down())
+    assert breaker.opened == 1
+    clock.now += 10
+    probe = breaker.admit()
+    breaker.ended(late[3], down())
+    breaker.ended(late[4])
+    assert breaker.state == "half-open"
+    with pytest.raises(CircuitOpen):
+        breaker.admit()
+    breaker.ended(probe)
+    assert breaker.state == "closed"
+
+
+def test_a_try_that_takes_long_keeps_nobody_else_from_trying(breaker, clock):
+    fail(breaker, 3)
+    clock.now += 10
+    slow = breaker.admit()
+    clock.now += 9.9
+    with pytest.raises(CircuitOpen):
+        breaker.admit()
+    clock.now += 0.1
+    breaker.ended(breaker.admit())
+    assert breaker.state == "closed"
+    breaker.ended(slow, down())
+    assert breaker.state == "closed"
 
 
 # Places
@@ -203,8 +229,8 @@ async def test_who_leaves_just_when_the_place_comes_gives_it_on():
 
 async def test_nobody_stands_in_a_queue_for_an_agent_that_is_left_alone():
     bot = target(concurrency=1, breaker={"failures": 1, "cooldown": "1m"})
-    await bot.enter()
-    bot.breaker.ended(down())
+    bot.breaker.ended(await bot.enter(), down())
+    bot.running = 1
     with pytest.raises(CircuitOpen):
         await bot.enter()
     assert bot.running == 1

@@ -100,7 +100,7 @@ def test_variables_and_defaults():
     assert agents["a"].headers == {"X": "1-b-${C}"}
     assert agents["b"].headers == {"X": "1"}
     assert parse(AGENT + 'server: {port: "${P:-3001}"}', {}).server.port == 3001
-    assert "cannot read" in problems(AGENT + 'server: {host: "${not a name}"}')[0]
+    assert "no variable" in problems(AGENT + 'server: {host: "${not a name}"}')[0]
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_anonymous_access_beyond_this_machine_must_be_spelled_out():
 
 def test_a_real_platform_without_a_key_is_told_except_openais_kind():
     assert problems("agents: {a: {platform: dify, base_url: 'http://x'}}") == [
-        "agents.a.api_key: is empty; http://x will ask for one"
+        "agents.a.api_key: is empty; the platform at base_url will ask for one"
     ]
     assert parse("agents: {a: {platform: openai, base_url: 'http://localhost:11434'}}", {})
 

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 import time
+from contextlib import suppress
 
 import pytest
 from conftest import AGENTS, Script, stopped, streamed
@@ -39,6 +40,22 @@ async def route(gateway, scripted):
         return gw, one, two
 
     return make
+
+
+@pytest.fixture
+async def connect_raw(stack):
+    async def to(gw):
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
+
+        async def close():
+            writer.transport.abort()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+        stack.push_async_callback(close)
+        return reader, writer
+
+    return to
 
 
 async def test_a_route_whose_first_target_is_dead_answers_from_the_second(route):
@@ -201,7 +218,7 @@ async def test_an_agent_that_keeps_failing_is_left_alone_and_comes_back(gateway,
     assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
     error = (await answer.json())["error"]
     assert error["code"] == "circuit_open"
-    assert "503" in error["message"]
+    assert "upstream_failed" in error["message"]
     assert len(questions(upstream)) == 2
     await until(lambda: gw.app[STATE].now.routing.targets["bot"].breaker.state == "half-open")
     assert [(await gw.complete("bot")).status for _ in range(3)] == [200] * 3
@@ -261,6 +278,42 @@ async def test_a_conversation_fails_openly_rather_than_moving_to_another_agent(r
     assert answer.status == 502
     assert answer.headers["x-gateway-agent"] == "a"
     assert two.requests == []
+
+
+async def test_retries_that_open_the_circuit_still_tell_the_failure_itself(gateway):
+    settings = {"retries": 5, "breaker": {"failures": 2, "cooldown": "1m"}}
+    gw = await gateway(agents={"bot": agent(refuses(), **settings)})
+    answer = await gw.complete("bot")
+    assert answer.status == 502
+    assert (await answer.json())["error"]["code"] == "upstream_unreachable"
+
+
+async def test_slow_callers_are_no_outage_of_the_upstream(gateway, scripted, connect_raw):
+    """Who does not read what is passed on, and who sends a file slowly."""
+    big = Script([b"x" * 50_000] * 2000, headers={"Content-Type": "application/octet-stream"})
+    upstream = await scripted(big)
+    settings = {"breaker": {"failures": 1}, "timeouts": {"total": "300ms"}}
+    bot = {**AGENTS["openai"], "base_url": upstream.url, **settings}
+    gw = await gateway(agents={"bot": bot})
+    reader, writer = await connect_raw(gw)
+    body = b'{"model":"bot","input":"hi"}'
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    writer.write(head % len(body) + body)
+    await reader.readexactly(10)
+    target = gw.app[STATE].now.routing.targets["bot"]
+    await until(lambda: target.running == 0)
+    assert target.breaker.state == "closed"
+
+
+async def test_what_was_never_asked_uses_up_no_quota(with_accounts, tmp_path):
+    gw = await with_accounts(f"sqlite:///{tmp_path / 'gateway.db'}")
+    _, key = await gw.key(await gw.login(), max_calls=2)
+    target = gw.app[STATE].now.routing.targets["dify"]
+    places, target.running = target.running, target.agent.concurrency
+    target.agent = target.agent.model_copy(update={"queue": 0})
+    assert [(await gw.ask(key))[0] for _ in range(4)] == [503] * 4
+    target.running = places
+    assert [(await gw.ask(key))[0] for _ in range(3)] == [200, 200, 429]
 
 
 async def test_passed_on_calls_know_places_and_breakers_too(gateway, scripted):

@@ -113,6 +113,19 @@ async def test_with_drain_the_answer_comes_to_its_end_and_its_usage_is_recorded(
     assert await rows(gw) == [(499, 1, "exact", 5)]
 
 
+async def test_a_whole_answer_that_has_only_headers_yet_is_drained_too(gateway, scripted):
+    """A whole answer of an OpenAI-compatible upstream: 200, and then nothing for a while."""
+    from conftest import AGENTS
+
+    body = b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
+    upstream = await scripted(Script([0.3, body], headers={"Content-Type": "application/json"}))
+    bot = {**AGENTS["openai"], "base_url": upstream.url, "on_disconnect": "drain"}
+    gw = await gateway(agents={"bot": bot})
+    await leave(gw, upstream, False)
+    await until(lambda: nothing_is_left(gw))
+    assert not upstream.gone.is_set()
+
+
 async def test_nobody_drains_what_the_platform_has_not_accepted(serve):
     gw, upstream = await serve(WINDOWS["before the upstream answers"], "drain")
     await leave(gw, upstream, True)

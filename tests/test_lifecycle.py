@@ -5,6 +5,7 @@ Another process with real sockets, files and signals, in front of upstreams of t
 
 import asyncio
 import contextlib
+import io
 import json
 import os
 import signal
@@ -217,7 +218,7 @@ async def test_a_bad_change_keeps_what_was_and_says_so(tmp_path, scripted, clien
             told = await answer.json()
             assert answer.status == 200
             assert told["degraded"] == ["config"]
-            assert "did you mean dify?" in told["detail"]["config"]["problem"]
+            assert told["detail"]["config"]["problem"] == "1 problem(s), see the log"
         async with client.get(f"{ops}/metrics") as answer:
             text = await answer.text()
             assert 'gateway_config_reloads_total{result="failed"} 1.0' in text
@@ -438,3 +439,174 @@ def test_the_shipped_file_can_be_checked_live_too():
     told = run("check", "--live")
     assert told.returncode == 0
     assert json.loads(json.dumps(told.stdout)).count("simulator inside the gateway") == 5
+
+
+# What an attack on all this showed
+
+
+async def test_a_certificate_without_its_key_leaves_the_old_pair_in_use(tmp_path, scripted):
+    """Whoever renews a certificate writes one file after the other."""
+    upstream = await scripted(Script(HELLO))
+    cert, key = certificate(tmp_path, "first")
+    server = {"tls": {"cert": str(cert), "key": str(key)}}
+    path = write(tmp_path / "c.yaml", {"bot": agent(upstream.url)}, server=server)
+    async with serving("--config", str(path)) as (_, port, log):
+        old_key = key.read_bytes()
+        certificate(tmp_path, "second")
+        new_key = key.read_bytes()
+        key.write_bytes(old_key)
+        await wait_for(log, "cannot be used")
+        assert await asyncio.to_thread(shown, port) == "CN=first"
+        key.write_bytes(new_key)
+        async with asyncio.timeout(10):
+            while await asyncio.to_thread(shown, port) != "CN=second":
+                await asyncio.sleep(0.05)
+
+
+async def test_a_file_that_is_being_downloaded_arrives_whole(tmp_path, scripted, client):
+    """Handlers return whole answers and files; what is still being sent is under way too."""
+    upstream = await scripted(Script(HELLO))
+    async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, _, log, _):
+        form = aiohttp.FormData()
+        form.add_field(
+            "file", io.BytesIO(b"a" * 20_000_000), filename="x.txt", content_type="text/plain"
+        )
+        async with client.post(f"{url}/api/v1/upload", data=form) as answer:
+            link = (await answer.json())["data"]["id"]
+        answer = await client.get(link)
+        await answer.content.readexactly(100_000)
+        running.send_signal(signal.SIGTERM)
+        await wait_for(log, "Stopping; 1 requests under way")
+        await asyncio.sleep(2.5)  # longer than idle connections have
+        assert len(await answer.read()) == 20_000_000 - 100_000
+        assert await asyncio.wait_for(running.wait(), 5) == 0
+
+
+async def test_a_reload_cannot_open_a_public_address_to_anonymous_callers(gateway, scripted):
+    from gateway.configfile import ConfigError, parse
+    from gateway.keys import RELOAD, STATE
+
+    upstream = await scripted(Script(HELLO))
+    agents = {"bot": agent(upstream.url)}
+    keys = [{"name": "web", "key": "sk-static-12345678"}]
+    gw = await gateway(agents=agents, server={"host": "0.0.0.0"}, auth={"keys": keys})
+    change = {"agents": agents, "database": "none", "server": {"host": "127.0.0.1"}}
+    config = parse(yaml.safe_dump({**change, "auth": {"anonymous": True}}), {})
+    with pytest.raises(ConfigError, match=r"anyone who reaches 0\.0\.0\.0"):
+        await gw.app[RELOAD](config)
+    assert gw.app[STATE].now.generation == 1
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "api_key: *Pa55w0rd-1", "api_key: !Hunter2-Pa55w0rd", "api_key: '${Pa55w0rd'",
+        "base_url: 'http://host:Pa55w0rd'", "api_key: [Pa55w0rd", "api_key: {a: Pa55w0rd: b}",
+        "api_key: 'abc${Pa55w0rd-x'", "api_key: \"\\QPa55w0rd\"", "api_key: `Pa55w0rd",
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_file_is_told_without_the_secrets_in_it(tmp_path, line):
+    path = tmp_path / "c.yaml"
+    path.write_text(f"agents:\n  bot:\n    platform: dify\n    {line}\n")
+    told = run("check", "--config", str(path))
+    assert told.returncode == 1
+    assert "Pa55w0rd" not in told.stdout + told.stderr
+    assert "Traceback" not in told.stderr
+
+
+async def test_a_shorter_drain_timeout_counts_when_the_stop_comes(tmp_path, scripted, client):
+    upstream = await scripted(Script([HELLO[0], 60.0]), stopped())
+    async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, ops, _, path):
+        stream = await ask(client, url)
+        await stream.content.readuntil("你".encode())
+        sections = yaml.safe_load(path.read_text())
+        sections["server"]["drain_timeout"] = "200ms"
+        write(path, **sections)
+        await reloaded(client, ops, 2)
+        running.send_signal(signal.SIGTERM)
+        assert b"shutting_down" in await stream.read()
+        assert await asyncio.wait_for(running.wait(), 10) == 0
+
+
+async def test_sigterm_ends_a_process_that_is_only_starting(tmp_path):
+    """As process 1 of a container it would not even get it without a handler."""
+    started = await asyncio.create_subprocess_exec(
+        *_command(write(tmp_path / "c.yaml", {"bot": {"platform": "dify"}}), free_port()),
+        cwd=Path(__file__).parent.parent, env={**os.environ, "DATABASE_URL": "none"},
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        async with asyncio.timeout(20):
+            while not await asyncio.to_thread(_handles_term, started.pid):
+                assert started.returncode is None
+        started.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(started.wait(), 10) in (0, 143)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            started.kill()
+        await started.communicate()
+
+
+def _handles_term(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(
+        next(line for line in status.splitlines() if line.startswith("SigCgt")).split()[1], 16
+    )
+    return bool(caught & 1 << signal.SIGTERM - 1)
+
+
+async def test_the_log_beside_the_file_is_no_change_of_it(tmp_path, scripted, client):
+    upstream = await scripted(Script(HELLO))
+    async with process(tmp_path, {"bot": agent(upstream.url)}) as (_, url, ops, log, _):
+        for i in range(5):
+            (tmp_path / "gateway.log").write_text("x" * i)
+            await asyncio.sleep(0.1)
+        assert await generation(client, ops) == 1
+        assert not any("change" in line for line in log)
+
+
+async def test_demo_platforms_of_earlier_files_do_not_add_up(gateway):
+    from gateway.configfile import parse
+    from gateway.keys import RELOAD
+
+    def listeners() -> int:
+        return sum(" 0A " in line for line in Path("/proc/self/net/tcp").read_text().splitlines())
+
+    gw = await gateway(agents={"dify": {"platform": "dify"}})
+    before = listeners()
+    for i in range(10):
+        agents = {f"dify{i}": {"platform": "dify"}}
+        await gw.app[RELOAD](parse(yaml.safe_dump({"agents": agents, "database": "none"}), {}))
+    assert listeners() <= before + 2
+    assert (await gw.chat("dify9")).status == 200
+
+
+async def test_a_route_that_shrinks_keeps_its_conversations(gateway, scripted):
+    from gateway.configfile import parse
+    from gateway.keys import RELOAD
+
+    upstream = await scripted(Script(HELLO))
+    agents = {"a": agent(upstream.url), "b": agent(upstream.url)}
+    gw = await gateway(agents=agents, routes={"r": ["b", "a"]})
+    begun = await (await gw.chat("r")).json()
+    assert begun["id"] == "b:c-1"
+    config = {"agents": agents, "database": "none", "routes": {"r": ["b"]}}
+    await gw.app[RELOAD](parse(yaml.safe_dump(config), {}))
+    await (await gw.chat("r", conversation_id=begun["id"])).read()
+    assert upstream.bodies("chat-messages ")[-1]["conversation_id"] == "c-1"
+
+
+async def test_readiness_and_metrics_can_be_asked_while_the_process_starts(tmp_path):
+    """The ops port listens first; what is not there yet is no error."""
+    from gateway import configfile
+    from gateway.app import build
+    from gateway.routes.health import metrics, readyz
+
+    app = build(configfile.parse(yaml.safe_dump({"agents": {"a": {"platform": "dify"}}}), {}))
+    from aiohttp.test_utils import make_mocked_request
+
+    request = make_mocked_request("GET", "/readyz", app=app)
+    answer = await readyz(request)
+    assert answer.status == 503
+    assert b"starting" in answer.body
+    assert (await metrics(make_mocked_request("GET", "/metrics", app=app))).status in (200, 404)

@@ -155,6 +155,8 @@ async def test_the_format_is_as_asked_for_and_not_for_everybody_if_so_configured
     async with gw.get("/metrics", headers=accept) as answer:
         assert "openmetrics" in answer.headers["Content-Type"]
         assert (await answer.text()).endswith("# EOF\n")
+    for odd in ("application/openmetrics-text; version=abc", "text/plain; version=x.y", "a/b;c"):
+        assert await read(gw.get("/metrics", headers={"Accept": odd})) == 200
     gw = await gateway(agents={"dify": {"platform": "dify"}}, server={"metrics": False})
     assert await read(gw.get("/metrics")) == 404
 

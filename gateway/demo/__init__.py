@@ -46,25 +46,31 @@ class Demos:
     """The simulators of one process. They start when a configuration first needs them."""
 
     def __init__(self) -> None:
-        self._stack = AsyncExitStack()
-        self._urls: dict[tuple[str, str, str], str] = {}
+        self._served: dict[tuple[str, str, str], tuple[str, AsyncExitStack]] = {}
+        self._before: set[tuple[str, str, str]] = set()
 
     async def urls(self, config: Config) -> Mapping[str, str]:
         """The addresses of the simulators by agent name: one for each agent whose base_url is
-        `demo:`. Those of an earlier configuration go on, for the calls that use them."""
-        urls = {}
+        `demo:`. Those of the configuration before go on, for the calls that use them."""
+        urls: dict[str, str] = {}
+        wanted: set[tuple[str, str, str]] = set()
         for name, agent in config.agents.items():
             if not agent.is_demo:
                 continue
-            which = (name, agent.platform, agent.api_key.reveal())
-            if which not in self._urls:
-                demo = DEMOS[agent.platform](key=agent.api_key.reveal())
-                self._urls[which] = await self._stack.enter_async_context(serve_demo(demo))
-            urls[name] = self._urls[which]
+            which: tuple[str, str, str] = (name, agent.platform, agent.api_key.reveal())
+            wanted.add(which)
+            if which not in self._served:
+                demo, stack = DEMOS[agent.platform](key=agent.api_key.reveal()), AsyncExitStack()
+                self._served[which] = await stack.enter_async_context(serve_demo(demo)), stack
+            urls[name] = self._served[which][0]
+        for which in self._served.keys() - wanted - self._before:
+            await self._served.pop(which)[1].aclose()
+        self._before = wanted
         return urls
 
     async def close(self) -> None:
-        await self._stack.aclose()
+        for _, stack in self._served.values():
+            await stack.aclose()
 
 
 __all__ = ["DEMOS", "Demo", "Demos", "serve_demo"]

@@ -45,7 +45,7 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         finally:
             buckets = request.app[BUCKETS]
             buckets.release(asked)
-            if not call.agent:  # refused before any agent was asked: that uses up no quota
+            if not (call.agent and call.was_asked):  # refused before: that uses up no quota
                 buckets.uncount(asked)
             if call.usage is not None:
                 buckets.spend(asked, call.usage.total)

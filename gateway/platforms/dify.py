@@ -25,6 +25,7 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamMisconfigured,
     clean,
+    retry_after,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
@@ -646,7 +647,10 @@ def _citation(source: dict[str, Any]) -> dict[str, Any]:
 def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     code, words = as_text(body.get("code")), as_text(body.get("message"))
-    return _explain_code(code, words) or explain_http("Dify", reply, words)
+    error = _explain_code(code, words) or explain_http("Dify", reply, words)
+    if isinstance(error, RateLimited):
+        error.retry_after_s = retry_after(reply.headers, error.retry_after_s)
+    return error
 
 
 def _plain(words: str) -> str:

@@ -103,7 +103,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     is_routed = len(targets) > 1
     for user in (body.user, body.uid):
         caller.user_of(user)  # raises if the token is for another one
-    targets, conversation = pin(targets, given)
+    targets, conversation = pin(targets, given, state.routing.is_route(name))
     messages: tuple[Message, ...] = (Message("user", body.query, media),)
     messages = await attachments.resolve(
         messages, owner_of(caller), partial(client_origin, request)

@@ -38,6 +38,8 @@ async def readyz(request: web.Request) -> web.Response:
     if app[FLIGHTS].stopping:
         under_way = {"under_way": len(app[FLIGHTS])}
         return _ready("stopping", [], under_way, status=503)
+    if not {STATE, BUCKETS, FILES} <= app.keys():
+        return _ready("starting", [], {}, status=503)
     detail: dict[str, Any] = {"database": "none", "redis": "none"}
     degraded = []
     books, buckets = app.get(BOOKS), app[BUCKETS]
@@ -63,8 +65,10 @@ async def readyz(request: web.Request) -> web.Response:
     if files.away:
         degraded.append("storage")
     holder = app[STATE]
-    detail["config"] = {"generation": holder.now.generation, "problem": holder.problem or None}
-    if holder.problem:
+    # Not the problems themselves: they quote a file with secrets in it, and anybody may ask.
+    problem = f"{holder.problems} problem(s), see the log" if holder.problems else None
+    detail["config"] = {"generation": holder.now.generation, "problem": problem}
+    if holder.problems:
         degraded.append("config")
     config = holder.now.config
     knows_callers = books is None or books.directory.has_read
@@ -76,7 +80,7 @@ async def readyz(request: web.Request) -> web.Response:
 async def metrics(request: web.Request) -> web.Response:
     """For Prometheus. On the public port only where `server.metrics` leaves it there."""
     app = request.app.get(MAIN, request.app)
-    if app is request.app and not app[STATE].now.config.server.metrics:
+    if app is request.app and STATE in app and not app[STATE].now.config.server.metrics:
         raise web.HTTPNotFound
     body, kind = app[METRICS].text(request.headers.get("Accept", ""))
     return web.Response(body=body, headers={"Content-Type": kind})

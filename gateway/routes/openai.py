@@ -40,7 +40,8 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     caller = request[CALLER]
     caller.require_agent(model, [target.name for target in targets])
     is_routed = len(targets) > 1
-    targets, conversation = pin(targets, _conversation(request, body))
+    is_route = state.routing.is_route(model)
+    targets, conversation = pin(targets, _conversation(request, body), is_route)
     options = body.get("stream_options")
     messages = _turns(body, targets)
     messages = await request.app[ATTACHMENTS].resolve(
@@ -187,11 +188,15 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
 async def _in_time(
     request: web.Request, target: Target, upstream_request: UpstreamRequest
 ) -> web.StreamResponse:
+    total_s = target.agent.timeouts.total
     try:
-        async with asyncio.timeout(target.agent.timeouts.total):
+        async with asyncio.timeout(total_s):
             return await _copy(request, target, upstream_request)
     except TimeoutError:
-        raise UpstreamTimeout("The upstream was silent for too long.") from None
+        error = UpstreamTimeout(f"The answer took longer than {total_s:g} s.")
+        # Once it has begun, it may as well be the caller who does not read.
+        error.outage = request[CALL].first_delta_at is None
+        raise error from None
 
 
 def _openai_target(routing: Routing, asked: str, path: str) -> tuple[Target, OpenAICompatible]:
@@ -223,8 +228,7 @@ async def _copy(
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
         while True:
-            async with asyncio.timeout(timeouts.idle):
-                chunk = await exchange.read()
+            chunk = await _within(timeouts.idle, exchange)
             if not chunk:
                 break
             call.first_delta()
@@ -239,6 +243,14 @@ async def _copy(
         request[CALL].usage = usage_at_end(tail)
         if exchange is not None:
             exchange.close()
+
+
+async def _within(idle_s: float, exchange: Exchange) -> bytes:
+    try:
+        async with asyncio.timeout(idle_s):
+            return await exchange.read()
+    except TimeoutError:
+        raise UpstreamTimeout(f"The upstream has been silent for {idle_s:g} s.") from None
 
 
 def _refusal(reply: UpstreamReply) -> GatewayError:
