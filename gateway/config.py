@@ -124,6 +124,12 @@ def _public_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _header(value: Secret) -> Secret:
+    if not re.fullmatch(r"[\t\x20-\x7e\x80-\U0010ffff]*", value.reveal()):
+        raise ValueError("contains characters that are not allowed here")
+    return value
+
+
 def _kind_name(value: Any) -> Any:
     """Chats call it a document as well."""
     return "file" if value == "document" else value
@@ -173,7 +179,7 @@ PublicAddress = Annotated[str, AfterValidator(_public_address)]
 BaseUrl = Annotated[str, AfterValidator(_web_address)]
 Port = Annotated[int, Field(ge=0, le=65_535)]
 OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
-HeaderValue = Annotated[str, Field(pattern=r"^[\t\x20-\x7e\x80-\U0010ffff]*$")]
+HeaderValue = Annotated[Secret, AfterValidator(_header)]  # some hold credentials
 
 
 class Model(BaseModel):

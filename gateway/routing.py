@@ -121,7 +121,8 @@ class Target:
         if not error.message.startswith("Agent "):
             error.message = f"Agent {self.name!r}: {error.message}"
         key = self.agent.api_key.reveal()
-        secrets = {key, self.platform.token, *key.split("."), *self.agent.headers.values()}
+        headers = (value.reveal() for value in self.agent.headers.values())
+        secrets = {key, self.platform.token, *key.split("."), *headers}
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= _SECRET_LENGTH:
                 error.message = error.message.replace(secret, "***")

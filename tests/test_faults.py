@@ -300,7 +300,7 @@ async def test_a_bucket_that_is_not_there_at_the_start_is_found_later(
 ):
     wire = await line(shared_s3.port, fault)
     bucket = shared_s3.bucket(f"faults-{wire.port}")
-    async with within(4):
+    async with within(6):
         gw = await storage_gateway(gateway, demo, wire, shared_s3, bucket)
     await becomes(gw, ["storage"])
     assert (await gw.ask(KEY))[0] == 200
@@ -318,7 +318,7 @@ async def bot(request, demo, gateway, line, tmp_path):
     kind = request.param
     served = await demo(kind, key=AGENTS[kind]["api_key"], pace_s=0.01)
     wire = await line(int(served.url.rpartition(":")[2]))
-    timeouts = {"connect": "500ms", "first_delta": "400ms", "idle": "400ms"}
+    timeouts = {"connect": "1s", "first_delta": "1s", "idle": "800ms"}
     settings = {"retries": 0, "timeouts": timeouts, "breaker": {"failures": 1000}}
     agents = {"bot": {**AGENTS[kind], **settings, "base_url": f"http://127.0.0.1:{wire.port}"}}
     record = {"spool": str(tmp_path / "spool")}
@@ -349,7 +349,7 @@ async def test_an_upstream_that_fails_is_told_in_time_recorded_and_asked_again_l
     assert (await gw.ask(KEY, "bot"))[0] == 200
     wire.slow_s = 0.05
     await wire.become(fault)
-    async with within(4):
+    async with within(6):
         answer, body = await gw.ask(KEY, "bot")
     assert answer == status
     if code:
@@ -364,7 +364,7 @@ async def test_an_upstream_whose_idle_connections_have_died_costs_one_call_at_mo
     gw, wire = bot
     assert (await gw.ask(KEY, "bot"))[0] == 200
     await wire.become("half-open")
-    async with within(4):
+    async with within(6):
         status, _ = await gw.ask(KEY, "bot")
     assert status in (200, 504)
     assert (await gw.ask(KEY, "bot"))[0] == 200
@@ -375,7 +375,7 @@ async def test_a_stream_whose_line_dies_ends_with_an_error_and_no_stop(bot, faul
     gw, wire = bot
     headers = {"Agent": "bot", "Authorization": f"Bearer {KEY}"}
     body = {"query": "请详细介绍一下", "stream": True}
-    async with within(4), gw.post("/api/v1/chat", body, headers=headers) as answer:
+    async with within(6), gw.post("/api/v1/chat", body, headers=headers) as answer:
         raw = await answer.content.readuntil(b"\n\n")
         raw += await answer.content.readuntil(b"\n\n")
         await wire.become(fault)

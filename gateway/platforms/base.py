@@ -20,6 +20,7 @@ from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFa
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.filetypes import MediaKind
 from gateway.messages import ChatRequest, Delta, Failed, Media, Usage
+from gateway.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,15 +275,15 @@ def json_text(value: Any) -> str:
         return ""
 
 
-def json_headers(bearer: str, extra: Mapping[str, str]) -> dict[str, str]:
+def json_headers(bearer: str, extra: Mapping[str, Secret]) -> dict[str, str]:
     """Headers of a JSON call. The agent's own `headers` win; nothing of the caller's goes along."""
     out = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
     if bearer:
         out["Authorization"] = f"Bearer {bearer}"
-    return out | dict(extra)
+    return out | {name: value.reveal() for name, value in extra.items()}
 
 
-def form_headers(bearer: str, extra: Mapping[str, str]) -> dict[str, str]:
+def form_headers(bearer: str, extra: Mapping[str, Secret]) -> dict[str, str]:
     """Headers of an upload; the form names its own content type."""
     out = json_headers(bearer, extra)
     del out["Content-Type"]
