@@ -61,8 +61,11 @@ class _Connection(RequestHandler):
         server = self._manager
         if not isinstance(server, _Server) or server.flights is None:
             return await super().finish_response(request, resp, start_time)
-        with server.flights.one(lambda: None):
+        flight = server.flights.begin(_nothing)
+        try:
             return await super().finish_response(request, resp, start_time)
+        finally:
+            server.flights.end(flight)
 
     def handle_error(
         self,
@@ -83,6 +86,10 @@ class _Connection(RequestHandler):
         response.headers["Server"] = "ai-gateway"
         response.force_close()
         return response
+
+
+def _nothing() -> None:
+    """An answer that is being sent has been told all there is."""
 
 
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:

@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 _LAST_WORDS_S = 5.0  # for those that are told to end, to say so
 
@@ -19,18 +18,18 @@ class Flights:
     def __len__(self) -> int:
         return len(self._under_way)
 
-    @contextmanager
-    def one(self, tell: Callable[[], None]) -> Iterator[None]:
-        """The current task is one of them. `tell` is called before it is cancelled for a stop."""
+    def begin(self, tell: Callable[[], None]) -> asyncio.Task[object]:
+        """The current task is one of them, until `end`. `tell` is called before it is cancelled
+        for a stop."""
         task = asyncio.current_task()
         assert task is not None
         self._under_way[task] = tell
-        try:
-            yield
-        finally:
-            del self._under_way[task]
-            if self.stopping:
-                self._ended.set()
+        return task
+
+    def end(self, task: asyncio.Task[object]) -> None:
+        del self._under_way[task]
+        if self.stopping:
+            self._ended.set()
 
     async def land(self, patience_s: float) -> int:
         """Wait until all have ended, so long at most; then tell the rest to end. Gives how many

@@ -8,6 +8,7 @@ GenAI names: semantic conventions 1.37 (status "development").
 
 import asyncio
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -50,6 +51,7 @@ class Metrics:
     def __init__(self, read_state: ReadState) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
+        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
@@ -83,7 +85,7 @@ class Metrics:
             buckets=_TOKENS,
             registry=registry,
         )
-        self.requests = Counter(
+        self._requests = Counter(
             "gateway_requests", "Requests by route and status", ("route", "status"),
             registry=registry,
         )  # fmt: skip
@@ -125,16 +127,17 @@ class Metrics:
             return  # refused before one was asked; `requests` has it
         labels = ("invoke_agent", call.provider, call.model or agent, agent)
         error_type = "client_disconnected" if call.client_gone else error
-        self._duration.labels(*labels, error_type).observe(seconds)
+        self._child(self._duration, *labels, error_type).observe(seconds)
         if call.first_delta_at is not None:
             first_s = call.first_delta_at - call.began
-            self._first.labels(*labels).observe(first_s)
+            self._child(self._first, *labels).observe(first_s)
             if call.usage and call.usage.completion > 1:
                 rest_s = max(0.0, seconds - first_s)
-                self._per_token.labels(*labels).observe(rest_s / (call.usage.completion - 1))
+                per_token_s = rest_s / (call.usage.completion - 1)
+                self._child(self._per_token, *labels).observe(per_token_s)
         if call.usage is not None and call.usage.total:
-            self._tokens.labels(*labels, "input").observe(call.usage.prompt)
-            self._tokens.labels(*labels, "output").observe(call.usage.completion)
+            self._child(self._tokens, *labels, "input").observe(call.usage.prompt)
+            self._child(self._tokens, *labels, "output").observe(call.usage.completion)
         if call.client_gone:
             phase = "before_first_delta" if call.first_delta_at is None else "streaming"
             self._gone.labels(agent, phase).inc()
@@ -146,6 +149,17 @@ class Metrics:
             self._failures.labels(name, code).inc()
         if call.fallbacks and not error:
             self._fallbacks.labels(agent).inc()
+
+    def _child(self, family: Any, *labels: str) -> Any:
+        """`family.labels(…)`, remembered: the library checks and joins labels anew each time."""
+        child = self._children.get((family, labels))
+        if child is None:
+            child = self._children[family, labels] = family.labels(*labels)
+        return child
+
+    def request_ended(self, route: str, status: int) -> None:
+        """One request of any kind. `route` is the path as it is declared."""
+        self._child(self._requests, route, str(status)).inc()
 
     def know(self, agents: Iterable[str]) -> None:
         """Counters of these agents begin at 0, so that the first event shows as one."""

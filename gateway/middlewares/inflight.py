@@ -18,8 +18,11 @@ async def inflight(request: web.Request, handler: Handler) -> web.StreamResponse
     def tell() -> None:
         request[STOPPED] = Stopping()
 
-    with flights.one(tell):
+    flight = flights.begin(tell)
+    try:
         return await handler(request)
+    finally:
+        flights.end(flight)
 
 
 async def end_connections(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -40,7 +40,7 @@ async def requestlog(request: web.Request, handler: Handler) -> web.StreamRespon
         status = 499  # the caller has left; nginx gave this number its meaning
         raise
     finally:
-        request.app[METRICS].requests.labels(route_of(request), status).inc()
+        request.app[METRICS].request_ended(route_of(request), status)
         if log.isEnabledFor(logging.INFO) and request.path not in _QUIET:
             log.info(_line(request, status, (time.monotonic() - began) * 1000))
 

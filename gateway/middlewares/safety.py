@@ -4,18 +4,19 @@ from aiohttp import web
 
 _ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
 # Files say themselves what may be done with them, and for how long they may be kept.
-_FOR_OUR_OWN = {
+_ON_OUR_OWN = _ALWAYS | {
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",  # answers are one caller's own
 }
-_OUR_OWN = ("application/json", "text/event-stream")
+_OUR_TYPES = ("application/json", "text/event-stream")
 
 
 async def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """Signal handler. What a route has said itself stays."""
     headers = response.headers
-    added = _ALWAYS | _FOR_OUR_OWN if response.content_type in _OUR_OWN else _ALWAYS
+    added = _ON_OUR_OWN if response.content_type in _OUR_TYPES else _ALWAYS
     for name, value in added.items():
-        headers.setdefault(name, value)
+        if name not in headers:
+            headers[name] = value
     if request.secure:
         headers["Strict-Transport-Security"] = "max-age=31536000"
