@@ -2,10 +2,12 @@
 
 import sys
 
-try:
-    from gateway.cli import main
-except ModuleNotFoundError as error:
-    sys.exit(f"{error}. Run `make install` once, then use .venv/bin/python run.py …")
+_HINT = "Run `make install` once, then use .venv/bin/python run.py …"
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from gateway.cli import main
+
+        sys.exit(main())
+    except ModuleNotFoundError as error:  # commands load what they need when they need it
+        sys.exit(f"{error}. {_HINT}")

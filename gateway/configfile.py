@@ -142,7 +142,8 @@ def _read_yaml(text: str, problems: list[str]) -> Any:
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else "?"
         # The parser quotes what it cannot read, which may be a secret without quotes.
-        words = re.sub(r"'[^']*'|\"[^\"]*\"", "…", error.problem or "")
+        # What is short or in angles is YAML's own.
+        words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "")
         problems.append(f"line {line}: not valid YAML: {words}; put odd values in quotes")
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         problems.append("the file is not valid YAML")

@@ -1,6 +1,7 @@
 """Connections of clients: aiohttp's, but bounded, and with our answers to what is not HTTP."""
 
 import logging
+import time
 from asyncio import BaseTransport, WriteTransport
 from typing import Any, cast
 
@@ -50,7 +51,7 @@ class _Connection(RequestHandler):
             stream.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
             # Closed at once it would be reset by what the client sends, and the answer with it.
             self._loop.call_later(_LINGER_S, stream.abort)
-            server.refused += 1
+            server.refuse()
             return
         super().connection_made(transport)
 
@@ -106,8 +107,16 @@ def _refusal(exc: BaseException | None, message: str) -> GatewayError:
 
 class _Server(web.Server):
     most = 10_000
-    refused = 0
     flights: Flights | None = None  # of the application that is served, if it has them
+    _told_at = 0.0
+
+    def refuse(self) -> None:
+        """Count a connection too many, and say so once a minute."""
+        if self.flights is not None:
+            self.flights.refused += 1
+        if time.monotonic() - self._told_at > 60 or not self._told_at:
+            self._told_at = time.monotonic()
+            log.warning("All %d connections are in use (server.max_connections)", self.most)
 
     def __call__(self) -> RequestHandler:
         return _Connection(self, loop=self._loop, **self._kwargs)

@@ -56,7 +56,8 @@ def explain_words(platform: str, words: str) -> GatewayError:
 def explain_http(platform: str, reply: UpstreamReply, words: str = "") -> GatewayError:
     """The error for an HTTP status that the platform's own codes did not explain."""
     status, said = reply.status, clean(words)
-    told = f" {platform} says: {said}" if said else ""
+    stop = "" if said.endswith((".", "!", "?", "。", "！", "？", "…")) else "."
+    told = f" {platform} says: {said}{stop}" if said else ""
     wait = retry_after(reply.headers, RETRY_AFTER_S)
     if status in (401, 403, 434):
         return UpstreamMisconfigured(

@@ -14,6 +14,7 @@ class Flights:
         self._under_way: dict[asyncio.Task[object], Callable[[], None]] = {}
         self._ended = asyncio.Event()  # one of them has, while the process stops
         self.stopping = False
+        self.refused = 0  # connections beyond those that are taken
 
     def __len__(self) -> int:
         return len(self._under_way)

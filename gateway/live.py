@@ -3,6 +3,7 @@
 import asyncio
 import unicodedata
 from collections.abc import Awaitable
+from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config
 from gateway.errors import DatabaseAway, GatewayError, StartError
@@ -50,18 +51,26 @@ async def _stores(config: Config) -> list[Row]:
     """Those on other machines; a file or a folder here shows at the start."""
     rows = []
     if config.uses_postgresql:
-        rows.append(await _row("database", "postgresql", _database(config)))
+        url = config.database.reveal()
+        rows.append(await _row("database", "postgresql", _host(url), _database(config)))
     if config.redis.url:
-        rows.append(await _row("redis", config.redis.mode, _redis(config)))
+        url = config.redis.url.reveal()
+        rows.append(await _row("redis", config.redis.mode, _host(url), _redis(config)))
     if not config.storage.folder:
-        rows.append(await _row("storage", "bucket", _bucket(config)))
+        where = config.storage.s3.endpoint or "AWS"
+        rows.append(await _row("storage", "bucket", where, _bucket(config)))
     return rows
 
 
-async def _row(name: str, kind: str, asking: Awaitable[str]) -> Row:
+def _host(url: str) -> str:
+    """Without user and password."""
+    return urlsplit(url).netloc.rpartition("@")[2]
+
+
+async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            return name, kind, "", True, await asking
+            return name, kind, where, True, await asking
     except TimeoutError:
         words = "no answer in time"
     except DatabaseAway as error:
@@ -71,8 +80,8 @@ async def _row(name: str, kind: str, asking: Awaitable[str]) -> Row:
     except (StartError, OSError) as error:
         words = str(error)
     except Exception as error:  # a driver's own; its words may hold the URL with its password
-        words = type(error).__name__
-    return name, kind, "", False, words
+        words = f"{type(error).__name__}: it is not there, or refuses the login"
+    return name, kind, where, False, words
 
 
 async def _database(config: Config) -> str:

@@ -128,7 +128,7 @@ class Metrics:
         labels = ("invoke_agent", call.provider, call.model or agent, agent)
         error_type = "client_disconnected" if call.client_gone else error
         self._child(self._duration, *labels, error_type).observe(seconds)
-        if call.first_delta_at is not None:
+        if call.first_delta_at is not None and call.streamed:  # a whole one comes all at once
             first_s = call.first_delta_at - call.began
             self._child(self._first, *labels).observe(first_s)
             if call.usage and call.usage.completion > 1:
@@ -141,7 +141,7 @@ class Metrics:
         if call.client_gone:
             phase = "before_first_delta" if call.first_delta_at is None else "streaming"
             self._gone.labels(agent, phase).inc()
-        elif error and call.streamed and status == 200:
+        elif error and call.streamed and call.first_delta_at is not None:
             self._truncated.labels(agent, error).inc()
         for name in call.retries:
             self._retries.labels(name).inc()

@@ -62,6 +62,9 @@ class Run:
         self._received = self._most = 0  # bytes
         self._ended = False  # the upstream has nothing more to say
         self._has_accepted = False  # the upstream has begun to answer
+        self._wants_whole = False  # and was not asked for a stream
+        self._ends_at = 0.0  # loop time when `total` is over
+        self._is_last = True  # no other target is left
         self.target = targets[0]
         self.decoder: Decoder | None = None
         self.attempts = self.fallbacks = 0
@@ -109,12 +112,13 @@ class Run:
         busy, or its key or credit is refused).
         """
         last: GatewayError | None = None
+        self._ends_at = self._loop.time() + self.total_s
         try:
             for i, target in enumerate(self._targets):
-                is_last = i == len(self._targets) - 1
+                self._is_last = i == len(self._targets) - 1
                 self.fallbacks = i
                 try:
-                    return await self._try(target, is_last)
+                    return await self._try(target)
                 except GatewayError as error:
                     last = error
                     if not (error.retryable or error.elsewhere):
@@ -124,13 +128,13 @@ class Run:
         finally:
             last = None  # its traceback holds this frame, and all that the question holds
 
-    async def _try(self, target: Target, is_last: bool) -> list[Delta]:
+    async def _try(self, target: Target) -> list[Delta]:
         """One target, as often as it is worth it. With another one left nobody waits for long."""
         self._until = None
         attempt, before = 0, None
         while True:
             try:
-                return await self._attempt(target, None if is_last else 0.0)
+                return await self._attempt(target, None if self._is_last else 0.0)
             except GatewayError as error:
                 if isinstance(error, CircuitOpen) and before is not None:
                     raise before from None  # our own tries opened it: this is why
@@ -140,7 +144,7 @@ class Run:
                 if (
                     not error.retryable
                     or attempt >= target.agent.retries
-                    or wait_s > (MAX_WAIT_S if is_last else SHORT_WAIT_S)
+                    or wait_s > (MAX_WAIT_S if self._is_last else SHORT_WAIT_S)
                     or (self._until and self._loop.time() + wait_s > self._until)
                 ):
                     raise
@@ -153,7 +157,7 @@ class Run:
         """Ask once. `queue_s` is how long a place may be waited for, None as long as is
         configured; what that takes is not the upstream's fault, so the time to begin follows."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
-        self._has_accepted = False
+        self._has_accepted = self._wants_whole = False
         pass_ = await target.enter(queue_s)
         self._entered = target
         began = self._loop.time()
@@ -168,7 +172,8 @@ class Run:
             await self._begin(target, self._until)
         except BaseException as error:
             told: BaseException | None = error
-            if self._exchange is None and self._loop.time() - began >= wait_s:
+            is_silent = self._exchange is None and not self._wants_whole
+            if is_silent and self._loop.time() - began >= wait_s:
                 told = UpstreamTimeout("")  # whoever gave up first: so long it has said nothing
             target.breaker.ended(pass_, told, has_answered=self._exchange is not None)
             told = None
@@ -190,7 +195,9 @@ class Run:
         except TimeoutError:
             if self.decoder is None or not self.decoder.ending:
                 raise UpstreamTimeout(
-                    f"The upstream did not begin to answer within {wait_s:g} s."
+                    "The upstream did not answer in its share of the time."
+                    if self._wants_whole
+                    else f"The upstream did not begin to answer within {wait_s:g} s."
                 ) from None
             self._early += self._silence()  # an answer without a word, whose end was not told
         failed = self._early[-1]
@@ -239,8 +246,14 @@ class Run:
                 again = partial(target.platform.prepare, self._asked)
                 step = await learn(self._upstream, target, step, again)
                 continue
-            if not step.stream:  # a whole answer begins when it is whole: only `total` holds
-                patience.reschedule(None)
+            if not step.stream:
+                # A whole answer begins when it is whole: it has all the time there is, or half of
+                # it while another agent could use the rest.
+                self._wants_whole = True
+                left_s = self._ends_at - self._loop.time()
+                patience.reschedule(
+                    None if self._is_last else self._loop.time() + max(0.0, left_s / 2)
+                )
             connect_s = target.agent.timeouts.connect
             exchange = await self._upstream.send(step, connect_s, self._trace_headers)
             self._exchange, self._read_at = exchange, self._loop.time()
@@ -384,10 +397,10 @@ async def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
     """
     if exchange.status != 200:
         return False
-    if not request.stream:
-        return True
     if exchange.is_page:
         return False
+    if not request.stream:
+        return True
     first = (await exchange.peek()).lstrip()
     return first.startswith(_EVENTS) or not (exchange.is_json or first.startswith(b"{"))
 

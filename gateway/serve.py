@@ -29,8 +29,9 @@ from gateway.keys import FLIGHTS, RELOAD, STATE
 log = logging.getLogger("gateway")
 
 _BACKLOG = 4096  # connections that may wait to be accepted
-_LOOK_MS = 5000  # how often the file is read where the system tells of no changes
+_LOOK_MS = 2000  # how often the file is read where the system tells of no changes
 _SETTLE_MS = 200  # what an editor does to a file in so short a time is one change
+_SWAP_S = 1.0  # how long a file may be away while another one is put in its place
 _RETRY_S = 5.0
 _GOODBYE_S = 1.0  # for connections that are idle when all answers have ended
 
@@ -43,7 +44,7 @@ async def serve(config: Config, path: Path, load: Load) -> int:
     _raise_file_limit()
     tls = _tls(server)
     app = build(config)
-    reloads = _Reloads(app, load, path, tls)
+    reloads = _Reloads(app, config, load, path, tls)
     _on_signals(stop, reloads)
     async with contextlib.AsyncExitStack() as stack:
         if server.ops_port is not None:
@@ -65,6 +66,7 @@ async def serve(config: Config, path: Path, load: Load) -> int:
             watching.cancel()
             await asyncio.wait({watching})
         await _drain(app, main, app[STATE].now.config.server.drain_timeout)
+    log.info("Stopped")
     return 0
 
 
@@ -129,13 +131,19 @@ class _Reloads:
     """The file is read again when it has changed, and when SIGHUP asks for it."""
 
     def __init__(
-        self, app: web.Application, load: Load, path: Path, tls: ssl.SSLContext | None
+        self,
+        app: web.Application,
+        config: Config,
+        load: Load,
+        path: Path,
+        tls: ssl.SSLContext | None,
     ) -> None:
         self._app = app
         self._load = load
         self._path = path
         self._tls = tls
         self._asked = asyncio.Event()
+        self._server = config.server  # whose certificate is served; a reload does not change it
         self._seen = self._fingerprint()
 
     def ask(self) -> None:
@@ -172,7 +180,10 @@ class _Reloads:
                 )
                 async for _ in changes:
                     now = await asyncio.to_thread(self._fingerprint)
-                    if now != self._seen and now:
+                    if not now:  # as in the middle of a swap, or for good
+                        await asyncio.sleep(_SWAP_S)
+                        now = await asyncio.to_thread(self._fingerprint)
+                    if now != self._seen:
                         self._seen = now
                         self.ask()
             except Exception as error:
@@ -180,7 +191,7 @@ class _Reloads:
             await asyncio.sleep(_RETRY_S)
 
     def _paths(self) -> list[Path]:
-        tls = self._app[STATE].now.config.server.tls if STATE in self._app else None
+        tls = self._server.tls
         return [self._path, *(Path(name) for name in ((tls.cert, tls.key) if tls else ()))]
 
     def _fingerprint(self) -> str:
@@ -197,7 +208,7 @@ class _Reloads:
         holder = self._app[STATE]
         try:
             config = await asyncio.to_thread(self._load)
-            self._renew_certificate(holder.now.config.server)
+            self._renew_certificate()
             fixed = await self._app[RELOAD](config)
         except ConfigError as error:
             self._keep(error.problems)
@@ -213,11 +224,12 @@ class _Reloads:
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
 
-    def _renew_certificate(self, server: Server) -> None:
+    def _renew_certificate(self) -> None:
         """Tried apart first: a pair that does not fit would leave the live context without any."""
-        if self._tls is not None and server.tls is not None:
-            _tls(server)
-            self._tls.load_cert_chain(server.tls.cert, server.tls.key)
+        files = self._server.tls
+        if self._tls is not None and files is not None:
+            _tls(self._server)
+            self._tls.load_cert_chain(files.cert, files.key)
 
     def _keep(self, lines: list[str]) -> None:
         holder = self._app[STATE]

@@ -21,6 +21,8 @@ def vitals(app: web.Application) -> Iterator[Metric]:
     """Whatever of it there is yet: the ops port may be asked during the start."""
     yield InfoMetricFamily("gateway_build", "The version", value={"version": __version__})
     yield _gauge("inflight_requests", "Requests under way", len(app[FLIGHTS]))
+    words = "Connections beyond server.max_connections"
+    yield _counter("connections_refused", words, app[FLIGHTS].refused)
     tasks = len(asyncio.all_tasks())
     yield _gauge("event_loop_tasks", "Tasks of the event loop, waiting ones too", tasks)
     yield _gauge("stopping", "1 while the process drains", app[FLIGHTS].stopping)

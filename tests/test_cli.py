@@ -109,6 +109,17 @@ async def test_the_log_can_be_json_in_every_line():
     assert "LOG_FORMAT" in run("serve", LOG_FORMAT="xml").stderr
 
 
+def test_without_its_packages_every_command_says_what_to_do():
+    for command in (["check"], ["serve"], ["keys", "list"], ["schema"], []):
+        told = subprocess.run(
+            [sys.executable, "-S", "run.py", *command], cwd=ROOT, env=CLEAN, capture_output=True,
+            text=True, timeout=20,
+        )  # fmt: skip
+        assert told.returncode == 1
+        assert "make install" in told.stderr
+        assert "Traceback" not in told.stderr
+
+
 def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
     good = run("check")
     assert (good.returncode, good.stderr) == (0, "")

@@ -261,6 +261,52 @@ async def test_a_call_waits_in_the_queue_for_a_place(gateway, scripted):
     assert [answer.status for answer in answers] == [200] * 3
 
 
+@pytest.fixture
+async def models(gateway, scripted):
+    """`await models(first, …)`: a route of two OpenAI-compatible agents, the second of which
+    answers."""
+
+    async def make(first: Script, **settings):
+        body = b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
+        one, two = await scripted(first), await scripted(Script([body], headers=JSON))
+        agents = {
+            name: {**AGENTS["openai"], "base_url": upstream.url, "retries": 0, **settings}
+            for name, upstream in (("a", one), ("b", two))
+        }
+        return await gateway(agents=agents, routes={"r": ["a", "b"]}), one, two
+
+    return make
+
+
+async def test_a_whole_answer_that_does_not_come_leaves_time_for_the_next_agent(models):
+    gw, _, _ = await models(Script(before_headers_s=60), timeouts={"total": "1s"})
+    answer = await gw.complete("r")
+    assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
+
+
+async def test_a_page_in_place_of_a_whole_answer_is_asked_elsewhere(models):
+    page = Script([b"<!doctype html><h1>login</h1>"], headers={"Content-Type": "text/html"})
+    gw, _, _ = await models(page)
+    answer = await gw.complete("r")
+    assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
+    alone = await gw.complete("a")
+    assert (alone.status, (await alone.json())["error"]["code"]) == (502, "upstream_auth_failed")
+
+
+async def test_callers_without_patience_do_not_make_a_slow_agent_a_dead_one(models):
+    """A whole answer has no beginning that could be late."""
+    settings = {"timeouts": {"first_delta": "50ms"}, "breaker": {"failures": 1}}
+    gw, one, _ = await models(Script(before_headers_s=60), **settings)
+    leaver = asyncio.ensure_future(gw.complete("a"))
+    await until(lambda: len(one.requests) == 1)
+    await asyncio.sleep(0.1)
+    leaver.cancel()
+    await asyncio.wait({leaver})
+    target = gw.app[STATE].now.routing.targets["a"]
+    await until(lambda: target.running == 0)
+    assert target.breaker.state == "closed"
+
+
 async def test_time_in_the_queue_is_not_the_upstreams(gateway, scripted):
     slow = Script([HELLO[0], 0.4, *HELLO[1:]])
     upstream = await scripted(slow, GOOD)

@@ -360,6 +360,17 @@ async def test_an_upstream_that_fails_is_told_in_time_recorded_and_asked_again_l
     assert await statuses(gw) == [200, status, 200]
 
 
+@pytest.mark.parametrize("fault", ["down", "hangs", "resets"])
+async def test_an_upstream_that_is_not_there_at_the_start_is_no_reason_not_to(bot, fault):
+    gw, wire = bot
+    await wire.become(fault)
+    assert await ready(gw) == (200, [])  # platforms are not the gateway's health
+    async with within(6):
+        assert (await gw.ask(KEY, "bot"))[0] in (502, 504)
+    await wire.become("up")
+    assert (await gw.ask(KEY, "bot"))[0] == 200
+
+
 async def test_an_upstream_whose_idle_connections_have_died_costs_one_call_at_most(bot):
     gw, wire = bot
     assert (await gw.ask(KEY, "bot"))[0] == 200

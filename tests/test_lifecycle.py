@@ -231,6 +231,20 @@ async def test_a_bad_change_keeps_what_was_and_says_so(tmp_path, scripted, clien
             assert (await answer.json())["degraded"] == []
 
 
+async def test_a_file_that_is_gone_is_told_and_its_return_is_seen(
+    tmp_path, scripted, client, monkeypatch
+):
+    upstream = await scripted(Script(HELLO))
+    async with process(tmp_path, {"bot": agent(upstream.url)}) as (_, url, ops, log, path):
+        path.rename(tmp_path / "elsewhere")
+        (tmp_path / "another").touch()  # something to look for
+        await wait_for(log, "has problems")
+        async with ask(client, url) as answer:
+            assert (await answer.read()).endswith(b"[DONE]\n\n")
+        (tmp_path / "elsewhere").rename(path)
+        await reloaded(client, ops, 2)
+
+
 async def test_the_swap_of_a_configmap_is_seen(tmp_path, scripted, client):
     """A link to a folder that is replaced by another: the file itself never changes."""
     upstream = await scripted(Script(HELLO))
@@ -381,6 +395,7 @@ async def test_tls_is_served_and_a_renewed_certificate_is_taken(tmp_path, script
             assert (await answer.read()).endswith(b"[DONE]\n\n")
             assert "max-age" in answer.headers["Strict-Transport-Security"]
         assert await asyncio.to_thread(shown, port) == "CN=first"
+        assert not any("read again" in line for line in log)
         certificate(tmp_path, "second")
         async with asyncio.timeout(10):
             while await asyncio.to_thread(shown, port) != "CN=second":

@@ -148,7 +148,7 @@ class OpenAICompatible(TextOnly):
             wanted = self._agent.model
             missing = f", but not {wanted!r}" if wanted and wanted not in models else ""
             return f"{len(models)} models offered{missing}"
-        if reply.status == 404:
+        if reply.status == 404 and reply.object():
             return "reachable; it lists no models"
         raise explain("The upstream", reply)
 

@@ -290,7 +290,7 @@ class Zhipu(TextOnly):
         if self._agent.api == "glms":
             self._keep_token(reply)
             return "the key is accepted"
-        if reply.status == 404 and self._agent.api == "models":
+        if reply.status == 404 and reply.object() and self._agent.api == "models":
             return "reachable; the key shows with the first question"
         if reply.status != 200 or as_count(reply.object().get("code")) not in (0, 200):
             raise _explain(reply)

@@ -80,7 +80,7 @@ class Soak:
                 await asyncio.sleep(random.random() / 20)
 
     def _question(self, stream: bool) -> dict[str, Any]:
-        agent = random.choice([*KEYS, "route", "drained"])
+        agent = random.choice([*KEYS, "route", "shared", "drained"])
         words = random.choice(self.words)
         if random.random() < 0.5:
             body: dict[str, Any] = {"query": words, "stream": stream}
@@ -199,6 +199,10 @@ def write_config(folder: Path, stores: Stores, urls: dict[str, str], ops: int) -
 
     agents = {kind: agent(kind) for kind in KEYS}
     agents["drained"] = agent("dify", on_disconnect={"policy": "drain", "max_time": "3s"})
+    breaker = {"failures": 4, "cooldown": "1s"}
+    agents["dead"] = agent(
+        "dify", base_url=f"http://127.0.0.1:{servers.free_port()}", breaker=breaker
+    )
     config = {
         "server": {"ops_port": ops, "keepalive": "500ms", "drain_timeout": "10s"},
         "auth": {
@@ -212,7 +216,10 @@ def write_config(folder: Path, stores: Stores, urls: dict[str, str], ops: int) -
         "record": {"spool": str(folder / "spool")},
         "rate_limits": {"chat": "100000/min", "upload": "100000/min", "agents": None},
         "agents": agents,
-        "routes": {"route": ["fastgpt", {"agent": "coze", "weight": 2}]},
+        "routes": {
+            "route": ["dead", "fastgpt"],
+            "shared": [{"agent": "coze", "weight": 2}, "dify"],
+        },
     }
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config), "utf-8")
@@ -388,7 +395,7 @@ def of_record(made: Made, recorded: list[str], log: list[str]) -> list[str]:
 def report(
     seconds: float, made: Made, before: dict[str, float], after: dict[str, float], recorded: int
 ) -> None:
-    print(f"{seconds:g} s, {len(made.begun)} calls, {recorded} recorded")
+    print(f"{seconds:g} s, {len(made.begun)} calls, {recorded} recorded (the rest left before)")
     print("  " + ", ".join(f"{name}: {count}" for name, count in sorted(made.statuses.items())))
     for name in ("process_resident_memory_bytes", "process_open_fds", "gateway_event_loop_tasks"):
         print(f"  {name}: {before[name]:g} → {after[name]:g}")
