@@ -32,7 +32,11 @@ def main(argv: list[str] | None = None) -> int:
     _end_when_told()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
-    return administer(args) if hasattr(args, "administer") else command(args)
+    try:
+        return administer(args) if hasattr(args, "administer") else command(args)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _end_when_told() -> None:

@@ -254,10 +254,11 @@ async def all_five(gateway, demo):
 class Script:
     """What a scripted upstream does with a request, byte for byte.
 
-    `pieces` are bytes to write, each its own write, or seconds to wait. `end`: close, hang, reset.
+    `pieces` are bytes to write, each its own write, or seconds or an event to wait for. `end`:
+    close, hang, reset.
     """
 
-    pieces: list[bytes | float] = field(default_factory=list)
+    pieces: list[bytes | float | asyncio.Event] = field(default_factory=list)
     status: str = "200 OK"
     headers: dict[str, str] = field(default_factory=lambda: {"Content-Type": "text/event-stream"})
     chunked: bool = True
@@ -342,6 +343,8 @@ class Scripted:
                 self.written += len(piece)
                 await writer.drain()
                 await asyncio.sleep(0)
+            elif isinstance(piece, asyncio.Event):
+                await piece.wait()
             else:
                 await asyncio.sleep(piece)
         if script.end == "hang":

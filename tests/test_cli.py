@@ -109,6 +109,15 @@ async def test_the_log_can_be_json_in_every_line():
     assert "LOG_FORMAT" in run("serve", LOG_FORMAT="xml").stderr
 
 
+def test_output_that_nobody_reads_to_its_end_is_no_traceback():
+    command = f"{sys.executable} run.py schema | head -c 100"
+    told = subprocess.run(
+        command, shell=True, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=20
+    )
+    assert "$schema" in told.stdout
+    assert told.stderr == ""
+
+
 def test_without_its_packages_every_command_says_what_to_do():
     for command in (["check"], ["serve"], ["keys", "list"], ["schema"], []):
         told = subprocess.run(

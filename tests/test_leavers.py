@@ -82,7 +82,7 @@ async def test_a_leaver_closes_the_upstream_at_once_and_stops_the_run(serve, win
     gw, upstream = await serve(WINDOWS[window], "cancel")
     after = {"in the middle": "你", "at the end": "好"}.get(window, "") if stream else ""
     await leave(gw, upstream, stream, after.encode())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(3):
         await upstream.gone.wait()
     await until(lambda: nothing_is_left(gw))
     if window != "before the upstream answers":  # there is nothing to stop by a name yet
@@ -93,9 +93,9 @@ async def test_a_leaver_closes_the_upstream_at_once_and_stops_the_run(serve, win
 
 
 DRAINED = {
-    "before the first delta": Script([dify("workflow_started"), 0.15, *HELLO]),
-    "in the middle": Script([HELLO[0], 0.15, *HELLO[1:]]),
-    "at the end": Script([*HELLO[:2], 0.15, END]),
+    "before the first delta": Script([dify("workflow_started"), 0.5, *HELLO]),
+    "in the middle": Script([HELLO[0], 0.5, *HELLO[1:]]),
+    "at the end": Script([*HELLO[:2], 0.5, END]),
 }
 
 
@@ -129,7 +129,7 @@ async def test_a_whole_answer_that_has_only_headers_yet_is_drained_too(gateway, 
 async def test_nobody_drains_what_the_platform_has_not_accepted(serve):
     gw, upstream = await serve(WINDOWS["before the upstream answers"], "drain")
     await leave(gw, upstream, True)
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(3):
         await upstream.gone.wait()
     await until(lambda: nothing_is_left(gw))
 
@@ -151,7 +151,7 @@ async def test_only_so_many_are_drained_at_once(serve):
     bot = gw.app[STATE].now.routing.targets["bot"]
     await until(lambda: bot.draining == 1)
     await leave(gw, upstream, True, "你".encode())
-    async with asyncio.timeout(1):
+    async with asyncio.timeout(3):
         await upstream.gone.wait()
     await until(lambda: bot.running == 1)
     assert bot.draining == 1

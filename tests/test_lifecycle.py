@@ -67,7 +67,8 @@ async def wait_for(log, word) -> str:
 
 
 async def test_a_stream_outlives_sigterm_and_the_process_exits_0(tmp_path, scripted, client):
-    upstream = await scripted(Script([HELLO[0], 0.6, *HELLO[1:]]))
+    go_on = asyncio.Event()
+    upstream = await scripted(Script([HELLO[0], go_on, *HELLO[1:]]))
     database = f"sqlite:///{tmp_path / 'gateway.db'}"
     record = {"spool": str(tmp_path / "spool")}
     agents = {"bot": agent(upstream.url)}
@@ -85,6 +86,7 @@ async def test_a_stream_outlives_sigterm_and_the_process_exits_0(tmp_path, scrip
         with pytest.raises(aiohttp.ClientConnectionError):
             async with aiohttp.ClientSession() as other:
                 await other.get(f"{url}/health")
+        go_on.set()
         rest = await answer.read()
         assert rest.endswith(b"data: [DONE]\n\n")
         assert await asyncio.wait_for(running.wait(), 5) == 0
@@ -127,7 +129,8 @@ async def test_who_is_not_done_by_then_is_told_and_the_platform_too(tmp_path, sc
 
 
 async def test_a_connection_that_stays_open_gets_no_new_work(tmp_path, scripted):
-    upstream = await scripted(Script([HELLO[0], 0.8, *HELLO[1:]]))
+    go_on = asyncio.Event()
+    upstream = await scripted(Script([HELLO[0], go_on, *HELLO[1:]]))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, _, log, _):
         connector = aiohttp.TCPConnector(limit=1)
         async with (
@@ -145,6 +148,7 @@ async def test_a_connection_that_stays_open_gets_no_new_work(tmp_path, scripted)
                 assert answer.headers["Connection"] == "close"
                 assert answer.headers["x-should-retry"] == "true"
                 assert (await answer.json())["detail"]["error"] == "shutting_down"
+            go_on.set()
             assert (await stream.read()).endswith(b"[DONE]\n\n")
             assert await asyncio.wait_for(running.wait(), 5) == 0
 
@@ -192,7 +196,8 @@ async def reloaded(client, ops, wanted: int) -> None:
 async def test_a_good_change_is_taken_and_streams_under_way_keep_what_they_have(
     tmp_path, scripted, client
 ):
-    old = await scripted(Script([HELLO[0], 1.0, *HELLO[1:]]))
+    go_on = asyncio.Event()
+    old = await scripted(Script([HELLO[0], go_on, *HELLO[1:]]))
     new = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(old.url)}) as (_, url, ops, _, path):
         stream = await ask(client, url)
@@ -205,6 +210,7 @@ async def test_a_good_change_is_taken_and_streams_under_way_keep_what_they_have(
             async with ask(client, url, name) as answer:
                 assert (await answer.read()).endswith(b"[DONE]\n\n")
         assert (len(old.requests), len(new.requests)) == (1, 2)
+        go_on.set()
         assert (await stream.read()).endswith(b"[DONE]\n\n")
 
 
