@@ -19,6 +19,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 
+class Guess(float):
+    """Seconds of ours where an upstream has told none: for callers, and not for us to wait for."""
+
+
 class StartError(Exception):
     """The gateway cannot run as it is set up, and waiting will not change that."""
 

@@ -6,6 +6,7 @@ from gateway.errors import (
     BodyTooLarge,
     ContextTooLong,
     GatewayError,
+    Guess,
     QuotaExhausted,
     RateLimited,
     UnsupportedMediaType,
@@ -18,7 +19,7 @@ from gateway.errors import (
 from gateway.exchange import UpstreamReply
 
 # Told to callers when an upstream refuses without saying for how long.
-RETRY_AFTER_S = 5.0
+RETRY_AFTER_S = Guess(5.0)
 
 _TOO_LONG = ("context length", "context_length", "maximum context", "too long", "超出最大长度")
 _BUSY = ("rate limit", "rate_limit", "too many requests", "请求过于频繁")

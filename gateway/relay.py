@@ -9,7 +9,7 @@ from functools import partial
 
 from gateway.alarm import Alarm
 from gateway.attachments import Attachments
-from gateway.errors import CircuitOpen, GatewayError, UpstreamFailed, UpstreamTimeout
+from gateway.errors import CircuitOpen, GatewayError, Guess, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
@@ -140,7 +140,8 @@ class Run:
                     raise before from None  # our own tries opened it: this is why
                 target.explain(error)
                 self._drop()
-                wait_s = max(_backoff_s(attempt), error.retry_after_s or 0.0)
+                told_s = error.retry_after_s or 0.0
+                wait_s = max(_backoff_s(attempt), 0.0 if isinstance(told_s, Guess) else told_s)
                 if (
                     not error.retryable
                     or attempt >= target.agent.retries

@@ -1,6 +1,7 @@
 """Shared fixtures: a real gateway and real upstreams, all on loopback sockets."""
 
 import asyncio
+import gc
 import io
 import itertools
 import signal
@@ -28,6 +29,13 @@ from gateway.app import build
 from gateway.connections import Runner
 from gateway.demo import DEMOS, Demo, serve_demo
 from gateway.passwords import Passwords
+
+
+def pytest_collection_finish() -> None:
+    """What has been loaded by now is there to stay. Looked through again and again while tests
+    run, it would stop everything for longer than some time limits of tests are."""
+    gc.collect()
+    gc.freeze()
 
 
 @dataclass

@@ -169,6 +169,17 @@ async def test_a_retry_waits_as_long_as_the_upstream_says(gateway, scripted):
     assert time.monotonic() - began >= 0.2
 
 
+async def test_an_upstream_that_tells_no_time_is_tried_again_at_once(gateway, scripted):
+    """The time that callers are told then is our guess."""
+    upstream = await scripted(Script([b"{}"], status="429 X", headers=JSON))
+    gw = await gateway(agents={"bot": agent(upstream.url)})
+    began = time.monotonic()
+    answer = await gw.complete("bot")
+    assert (answer.status, answer.headers["Retry-After"]) == (429, "5")
+    assert len(questions(upstream)) == 3
+    assert time.monotonic() - began < 3
+
+
 async def test_a_wait_past_the_deadline_is_left_to_the_caller(gateway, scripted):
     limit = Script([b"{}"], status="429 X", headers={**JSON, "Retry-After": "3"})
     upstream = await scripted(limit, GOOD)

@@ -151,7 +151,7 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
 async def test_the_whole_call_has_an_end(gateway, scripted):
     endless = Script([HELLO[0], 0.1] * 100, end="hang")
     upstream = await scripted(endless, stopped(), endless, stopped())
-    gw = await start(gateway, upstream, timeouts={"total": "500ms"})
+    gw = await start(gateway, upstream, timeouts={"total": "1s"})
     got = streamed(await (await gw.complete("bot", stream=True)).read())
     assert got["error"]["code"] == "upstream_timeout"
     assert (await gw.complete("bot")).status == 504
@@ -316,7 +316,7 @@ async def test_an_upstream_limit_is_429_with_retry_after(gateway, scripted):
 
 async def test_more_calls_than_the_agent_may_have_are_refused(gateway, scripted):
     upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
-    gw = await start(gateway, upstream, concurrency=1, retries=0)
+    gw = await start(gateway, upstream, concurrency=1, timeouts={"queue": "50ms"})
     first = await gw.complete("bot", stream=True)
     second = await gw.complete("bot", stream=True)
     assert second.status == 503

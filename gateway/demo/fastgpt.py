@@ -46,7 +46,7 @@ class FastGPTDemo(Demo):
         earlier = self.remember(chat_id, question)
         speech = speak("FastGPT", question, earlier, files(asked))
         if speech.fault == "limit":
-            words = "Rate limit exceeded. Please try again in 3 seconds."
+            words = "Rate limit exceeded. Please try again in 1 seconds."
             return json({"code": 429, "statusText": "error", "message": words, "data": None}, 429)
         nodes = _nodes(speech, question)
         if streamed:

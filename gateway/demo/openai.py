@@ -63,7 +63,7 @@ class OpenAIDemo(Demo):
         speech = speak(self.platform, text(asked[-1]), earlier, files(asked[-1]))
         if speech.fault == "limit":
             response = error(429, "Rate limit reached.", "rate_limit_error", "rate_limit_exceeded")
-            response.headers["Retry-After"] = "7"
+            response.headers["Retry-After"] = "1"
             return response
         if speech.fault == "fail":
             return error(500, "The failure you asked for.", "server_error", None)
