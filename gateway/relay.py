@@ -120,9 +120,9 @@ class Run:
                 try:
                     return await self._try(target)
                 except GatewayError as error:
-                    last = error
                     if not (error.retryable or error.elsewhere):
                         raise
+                    last = error.with_traceback(None)  # its frames hold it, in a circle
             assert last is not None  # there is at least one target
             raise last
         finally:
@@ -149,7 +149,7 @@ class Run:
                     or (self._until and self._loop.time() + wait_s > self._until)
                 ):
                     raise
-                before = error
+                before = error.with_traceback(None)  # which holds this frame, in a circle
             attempt += 1
             self.retries.append(target.name)
             await asyncio.sleep(wait_s)

@@ -4,7 +4,6 @@ Requests under way keep the state they began with. What is bound at the start (s
 database, Redis, storage) stays as it was until a restart, and is named.
 """
 
-import logging
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any
@@ -15,8 +14,6 @@ from gateway.credentials import KeyRing
 from gateway.health import HealthCache
 from gateway.keys import State, StateHolder
 from gateway.routing import Routing
-
-log = logging.getLogger("gateway")
 
 # What a running process cannot change. A section without members stands for all of it.
 _FIXED: dict[str, tuple[str, ...]] = {

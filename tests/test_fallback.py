@@ -1,6 +1,7 @@
 """Routes that survive: tries, fallback, breaker, queue and the deadlines over them, over sockets."""
 
 import asyncio
+import gc
 import socket
 import time
 from contextlib import suppress
@@ -158,6 +159,30 @@ async def test_the_same_agent_is_tried_again_when_nothing_has_begun_there(
     gw = await gateway(agents={"bot": agent(upstream.url)})
     answer = await gw.complete("bot")
     assert (answer.status, answer.headers["x-gateway-attempts"]) == (200, "2")
+
+
+async def test_failed_tries_leave_nothing_in_memory_when_the_call_is_over(route):
+    """Errors hold their frames; in a circle they would stay until a collection, which is rare."""
+
+    def runs() -> list[object]:
+        return [o for o in gc.get_objects() if type(o).__name__ in ("Run", "ChatRequest")]
+
+    failed = Script([b'{"code":"internal_server_error"}'], status="503 X", headers=JSON)
+    error = Script([dify("error", code="provider_quota_exceeded", message="x", status=400)])
+    gw, _, _ = await route(failed, error, failed, a={"retries": 1})
+    await (await gw.complete("r")).read()
+    gc.collect()
+    before = {id(o) for o in runs()}
+    gc.disable()
+    try:
+        answer = await gw.complete("r")
+        assert answer.headers["x-gateway-agent"] == "b"
+        await answer.read()
+        for _ in range(5):
+            await asyncio.sleep(0.01)
+        assert [o for o in runs() if id(o) not in before] == []
+    finally:
+        gc.enable()
 
 
 async def test_a_retry_waits_as_long_as_the_upstream_says(gateway, scripted):

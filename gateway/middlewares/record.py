@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway.call import Call
-from gateway.keys import BOOKS, CALL, METRICS, NOTED
+from gateway.keys import BOOKS, CALL, METRICS, NOTED, STOPPED
 
 
 @web.middleware
@@ -19,7 +19,7 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
         status = response.status
         return response
     except (asyncio.CancelledError, ConnectionError):
-        status = 499
+        status = 499 if STOPPED not in request else 503  # which was told by cutting the answer
         raise
     finally:
         call = request.get(CALL)
