@@ -1,7 +1,6 @@
 """A deadline for a task's waiting that can be moved for the price of an assignment."""
 
 import asyncio
-from collections.abc import Callable
 
 
 class Alarm:
@@ -9,8 +8,7 @@ class Alarm:
 
     `asyncio.timeout` sets and clears a timer every time. A stream reads some fifty times a second
     and its deadline moves with every read, so here one timer runs on: when it goes off before the
-    deadline as it stands by then, it is set anew. It goes off every `look_s` at least, and then
-    also interrupts if `is_broken` says that there is nothing to wait for.
+    deadline as it stands by then, it is set anew.
 
         alarm.at = moment
         if moment < alarm.goes_off_at:
@@ -24,37 +22,29 @@ class Alarm:
             alarm.at = None
     """
 
-    def __init__(self, look_s: float = 1.0, is_broken: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self) -> None:
         self.at: float | None = None  # loop time; None while the task is not to be interrupted
         self.goes_off_at = float("inf")
-        self._look_s = look_s
-        self._is_broken = is_broken
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rang = False
 
     def set(self, moment: float) -> None:
-        """Let the timer go off at `moment`, or after `look_s` if that is sooner. The task that
-        calls this is the one that waits."""
+        """Let the timer go off at `moment`. The task that calls this is the one that waits."""
         self._task = asyncio.current_task()
         self._set(moment)
 
     def _set(self, moment: float) -> None:
         self.close()
-        self.goes_off_at = min(moment, self._loop.time() + self._look_s)
-        self._timer = self._loop.call_at(self.goes_off_at, self._go_off)
+        self.goes_off_at = moment
+        self._timer = self._loop.call_at(moment, self._go_off)
 
     def has_rung(self) -> bool:
         """Whether the cancellation just caught was the alarm's own, and nobody else's as well."""
         rang, self._rang = self._rang, False
         assert self._task is not None
         return rang and self._task.uncancel() == 0
-
-    def end(self) -> None:
-        """Go off no more, and let go of whoever `is_broken` belongs to: that one holds us."""
-        self.close()
-        self._is_broken = bool
 
     def close(self) -> None:
         if self._timer is not None:
@@ -66,7 +56,7 @@ class Alarm:
         self._timer, self.goes_off_at = None, float("inf")
         if self.at is None:
             return  # whoever waits next sets it again
-        if self._loop.time() < self.at and not self._is_broken():
+        if self._loop.time() < self.at:
             self._set(self.at)
             return
         self._rang = True

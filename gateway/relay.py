@@ -24,8 +24,6 @@ MAX_EARLY = 5000  # deltas before the first with content
 MAX_WAIT_S = 10.0  # a longer `Retry-After` is the caller's to wait for
 SHORT_WAIT_S = 0.5  # the same while there is another target
 GRACE_S = 2.0  # how long a complete answer waits for what may follow it
-# aiohttp does not always wake a reader whose connection broke: look after so much silence.
-LOOK_S = 1.0
 _EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")  # what an event stream begins with
 _STOP_S = 10.0
 
@@ -54,7 +52,7 @@ class Run:
         self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
-        self._alarm = Alarm(LOOK_S, self._is_gone)
+        self._alarm = Alarm()
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self._read_at = 0.0
         self._until: float | None = None  # when the answer of the present target must have begun
@@ -80,7 +78,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the upstream, now. May be called more than once."""
-        self._alarm.end()
+        self._alarm.close()
         self._drop()
 
     @property
@@ -291,17 +289,12 @@ class Run:
         except asyncio.CancelledError:
             if not alarm.has_rung():
                 raise  # the caller has left
-            if exchange.is_gone:
-                return self._broken(ConnectionResetError())
             return None if ends == until else self._silence()
         except Exception as error:
             return self._broken(error)
         finally:
             alarm.at = None
         return self._take(chunk)
-
-    def _is_gone(self) -> bool:
-        return self._exchange is not None and self._exchange.is_gone
 
     def _take(self, chunk: bytes) -> list[Delta]:
         """The deltas of one network chunk; b"" is the end of the body."""
@@ -370,10 +363,7 @@ class Run:
         if exchange is None:
             return
         if self.over and self._ended:
-            if exchange.is_drained:
-                exchange.close()
-            else:
-                self._upstream.spawn(exchange.drain())
+            exchange.let_end()
             return
         exchange.close()
         if self.decoder is None or self._ended:

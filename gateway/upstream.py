@@ -1,14 +1,13 @@
-"""One exchange with an upstream: send, yield bytes, and translate every aiohttp error."""
+"""One exchange with an upstream: send, yield bytes, and translate every error of the network."""
 
 import asyncio
 import re
 import secrets
+import socket
+import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
-
-import aiohttp
-import aiohttp.http_exceptions
 
 from gateway.errors import (
     GatewayError,
@@ -21,6 +20,8 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
+from gateway.links import Address, Links, address_of
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
 MAX_BACKGROUND = 10_000
@@ -31,34 +32,29 @@ _MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
 class Exchange:
     """An answer whose headers have come. Read it to b"", or close it early."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
+    def __init__(self, link: Link) -> None:
+        self.link = link
         self._first: bytes | None = None  # read ahead, to see what it is
-        self.read_some = response.content.readany  # as `read`, but with aiohttp's own errors
-        self.status = response.status
-        self.headers = response.headers
+        self.read_some = link.read  # as `read`, but with the link's own errors
+        self.status = link.status
+        self.headers = link.headers
+
+    @property
+    def _kind(self) -> str:
+        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
 
     @property
     def is_json(self) -> bool:
-        kind = self._response.content_type
-        return kind == "application/json" or kind.endswith("+json")
+        return self._kind == "application/json" or self._kind.endswith("+json")
 
     @property
     def is_page(self) -> bool:
-        return self._response.content_type in ("text/html", "application/xhtml+xml")
+        return self._kind in ("text/html", "application/xhtml+xml")
 
     async def peek(self) -> bytes:
         """The first bytes of the body, which `read` will give again; b"" if there are none."""
         self._first = await self.read()
         return self._first
-
-    @property
-    def is_gone(self) -> bool:
-        """Whether the connection broke before the answer's end."""
-        connection = self._response.connection
-        if connection is None or connection.transport is None:
-            return not self._response.content.is_eof()
-        return connection.transport.is_closing()
 
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""
@@ -80,30 +76,21 @@ class Exchange:
         return UpstreamReply(self.status, self.headers, bytes(body))
 
     def close(self) -> None:
-        """End the connection: the way every platform understands that nobody listens any more."""
-        self._response.close()
+        """Let go: of what has not ended yet by ending the connection, the way every platform
+        understands that nobody listens any more."""
+        self.link.leave()
 
-    async def drain(self) -> None:
-        """Read what may follow a complete answer, so that the connection can be used again."""
-        try:
-            async with asyncio.timeout(_DRAIN_S):
-                while await self.read_some():
-                    pass
-        except (TimeoutError, aiohttp.ClientError, OSError):
-            pass
-        finally:
-            self._response.close()
-
-    @property
-    def is_drained(self) -> bool:
-        return self._response.content.is_eof()
+    def let_end(self) -> None:
+        """The answer is complete: wait, briefly and with nobody waiting, for what may follow it,
+        so that the connection can be used again."""
+        self.link.finish(_DRAIN_S)
 
 
 class Upstream:
-    """The client side of the gateway: one connection pool, and calls that outlive their request."""
+    """The client side of the gateway: one pool, and calls that outlive their request."""
 
-    def __init__(self, session: aiohttp.ClientSession) -> None:
-        self._session = session
+    def __init__(self) -> None:
+        self._links = Links()
         self._background: set[asyncio.Task[None]] = set()
 
     async def send(
@@ -111,19 +98,27 @@ class Upstream:
     ) -> Exchange:
         """Send, with `beside` among the headers, and wait for the answer's headers. Redirects are
         not followed: they would carry the key."""
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+        headers = {**beside, **request.headers} if beside else request.headers
+        address = _address(request.url)
+        head = _head(request.method, address, headers, len(request.body))
+        link = self._links.kept(address.origin) or await self._connect(address, connect_s)
         try:
-            response = await self._session.request(
-                request.method,
-                request.url,
-                data=request.body or None,
-                headers={**beside, **request.headers} if beside else request.headers,
-                timeout=timeout,
-                allow_redirects=False,
-            )
-        except Exception as error:
-            raise translate(error) from None
-        return Exchange(response)
+            await link.ask(head + request.body)
+        except BaseException as error:
+            link.close()
+            raise _translated(error) from None
+        return Exchange(link)
+
+    async def _connect(self, address: Address, connect_s: float) -> Link:
+        try:
+            async with asyncio.timeout(connect_s):
+                return await self._links.connect(address.origin)
+        except TimeoutError:
+            raise UpstreamConnectTimeout(
+                "No connection to the upstream in time; is it up?"
+            ) from None
+        except OSError as error:
+            raise _no_connection(error) from None
 
     async def fetch(
         self, request: UpstreamRequest, connect_s: float, total_s: float
@@ -152,32 +147,45 @@ class Upstream:
         Raises what `source` or `user` raise, and then the upstream never has the whole form.
         """
         form = _FileForm(request, source, user)
-        timeout = aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
         try:
             async with asyncio.timeout(total_s):
-                response = await self._session.post(
-                    request.url,
-                    data=form.body(),
-                    headers=form.headers(),
-                    timeout=timeout,
-                    allow_redirects=False,
-                )
-                exchange = Exchange(response)
-                try:
-                    reply = await exchange.reply()
-                finally:
-                    exchange.close()
-            if reply.status < 300 and not form.is_read:
-                raise UpstreamFailed("The upstream answered before it had the whole file.")
-            return reply
+                reply = await self._send_form(request.url, form, connect_s)
         except TimeoutError:
             error = UpstreamTimeout(f"The upstream did not take the file within {total_s:g} s.")
             error.outage = form.is_read  # else it may as well be the sender who is slow
             raise error from None
+        if reply.status < 300 and not form.is_read:
+            raise UpstreamFailed("The upstream answered before it had the whole file.")
+        return reply
+
+    async def _send_form(self, url: str, form: "_FileForm", connect_s: float) -> UpstreamReply:
+        address = _address(url)
+        head = _head("POST", address, form.headers(), form.size)
+        link = self._links.kept(address.origin) or await self._connect(address, connect_s)
+        is_over = False
+        try:
+            link.send(head)
+            async for piece in form.body():
+                if link.has_answered:  # as with 413: the rest is of no interest
+                    break
+                link.send(piece if form.size is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
+                await link.drain()
+            else:
+                if form.size is None:
+                    link.send(b"0\r\n\r\n")
+            await link.answered()
+            reply = await Exchange(link).reply()
+            is_over = form.is_read
+            return reply
         except Exception as error:
             if form.failure is not None:
                 raise form.failure from None
             raise translate(error) from None
+        finally:
+            if is_over:
+                link.leave()
+            else:
+                link.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` beside the requests. Bounded: past the limit it is dropped."""
@@ -188,12 +196,43 @@ class Upstream:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def finish_background(self) -> None:
+    async def close(self) -> None:
         """Wait briefly for what is under way; called once, at the end."""
         if self._background:
             await asyncio.wait(self._background, timeout=2)
         for task in list(self._background):
             task.cancel()
+        self._links.close()
+
+
+_DEFAULTS = {"user-agent": "ai-gateway", "accept-encoding": "identity"}
+_OURS = frozenset(("host", "content-length", "transfer-encoding", "connection"))
+
+
+def _address(url: str) -> Address:
+    try:
+        return address_of(url)
+    except ValueError:
+        raise UpstreamMisconfigured(
+            "The upstream's address cannot be used; check base_url."
+        ) from None
+
+
+def _head(method: str, address: Address, headers: Mapping[str, str], size: int | None) -> bytes:
+    """The request line and headers; `size` None is a body in chunks."""
+    given = {name.lower(): value for name, value in headers.items()}
+    lines = [f"{method} {address.target} HTTP/1.1", f"host: {given.get('host', address.host)}"]
+    for name, value in {**_DEFAULTS, **given}.items():
+        if name not in _OURS:
+            lines.append(f"{name}: {value}")
+    if size is None:
+        lines.append("transfer-encoding: chunked")
+    elif size or method != "GET":
+        lines.append(f"content-length: {size}")
+    head = "\r\n".join(lines)
+    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
+        raise UpstreamMisconfigured("A header for the upstream holds a line end; check api_key.")
+    return head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"
 
 
 class _FileForm:
@@ -224,12 +263,16 @@ class _FileForm:
         return f"{fields}\r\n--{self._boundary}--\r\n".encode("utf-8", "replace")
 
     def headers(self) -> dict[str, str]:
-        """Without a size the body goes in chunks, which not all servers like."""
         out = dict(self._request.headers)
         out["Content-Type"] = f"multipart/form-data; boundary={self._boundary}"
-        if self._source.size is not None:
-            out["Content-Length"] = str(len(self._head) + self._source.size + len(self._tail()))
         return out
+
+    @property
+    def size(self) -> int | None:
+        """In bytes; without it the body goes in chunks, which not all servers like."""
+        if self._source.size is None:
+            return None
+        return len(self._head) + self._source.size + len(self._tail())
 
     async def body(self) -> AsyncIterator[bytes]:
         sent = 0
@@ -250,75 +293,47 @@ class _FileForm:
 
 @asynccontextmanager
 async def open_upstream() -> AsyncIterator[Upstream]:
-    """The pool, without cookies and without a limit of its own: agents have theirs.
+    upstream = Upstream()
+    try:
+        yield upstream
+    finally:
+        await upstream.close()
 
-    An idle connection is kept for less than common servers keep it (uvicorn and Node 5 s, nginx
-    75 s): a question sent into one that is just being closed is lost, and is not ours to
-    repeat.
-    """
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
-    async with aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        headers={"User-Agent": "ai-gateway", "Accept-Encoding": "identity"},
-    ) as session:
-        upstream = Upstream(session)
-        try:
-            yield upstream
-        finally:
-            await upstream.finish_background()
+
+def _no_connection(error: OSError) -> GatewayError:
+    """Why there is none. Nothing has been asked yet."""
+    if isinstance(error, ssl.SSLError):
+        return UpstreamMisconfigured("The upstream's TLS certificate is not accepted.")
+    if isinstance(error, socket.gaierror):
+        return UpstreamUnreachable("The upstream's host name cannot be resolved; check base_url.")
+    return UpstreamUnreachable("The upstream refuses connections; is it up, and base_url right?")
 
 
 # From special to general: the first row that fits is taken.
 _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
     (
-        (aiohttp.ConnectionTimeoutError,),
-        UpstreamConnectTimeout,
-        "No connection to the upstream in time; is it up?",
-    ),
-    (
-        (aiohttp.ClientConnectorCertificateError, aiohttp.ClientSSLError),
-        UpstreamMisconfigured,
-        "The upstream's TLS certificate is not accepted.",
-    ),
-    (
-        (aiohttp.ClientConnectorDNSError,),
-        UpstreamUnreachable,
-        "The upstream's host name cannot be resolved; check base_url.",
-    ),
-    (
-        (aiohttp.ClientConnectorError, ConnectionRefusedError),
-        UpstreamUnreachable,
-        "The upstream refuses connections; is it up, and base_url right?",
-    ),
-    (
-        (aiohttp.InvalidURL,),
-        UpstreamMisconfigured,
-        "The upstream's address cannot be used; check base_url.",
-    ),
-    (
-        (aiohttp.ServerTimeoutError, TimeoutError),
-        UpstreamTimeout,
-        "The upstream did not answer in time.",
-    ),
-    (
-        # RuntimeError is what uvloop raises for a transport that has just closed.
-        (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError, ConnectionError, RuntimeError),
-        UpstreamCut,
-        "The upstream closed the connection without an answer.",
-    ),
-    (
-        (aiohttp.ClientPayloadError,),
+        (AnswerCut,),
         UpstreamCut,
         "The upstream's answer ended before it was complete.",
     ),
     (
-        (aiohttp.ClientResponseError, aiohttp.http_exceptions.HttpProcessingError),
+        # RuntimeError is what uvloop raises for a transport that has just closed.
+        (NoAnswer, ConnectionError, RuntimeError),
+        UpstreamCut,
+        "The upstream closed the connection without an answer.",
+    ),
+    (
+        (TimeoutError,),
+        UpstreamTimeout,
+        "The upstream did not answer in time.",
+    ),
+    (
+        (NotHttp,),
         UpstreamFailed,
         "The upstream's answer is not valid HTTP.",
     ),
     (
-        (aiohttp.ClientError, OSError, ValueError),
+        (OSError, ValueError),
         UpstreamFailed,
         "The call to the upstream failed.",
     ),
@@ -326,10 +341,14 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
 
 
 def translate(error: Exception) -> Exception:
-    """The gateway's error for what aiohttp raised; what is no network's fault comes back as is."""
+    """The gateway's error for the network's; what is no network's fault comes back as is."""
     if isinstance(error, GatewayError):
         return error
     for foreign, ours, message in _FOREIGN:
         if isinstance(error, foreign):
             return ours(message)
     return error
+
+
+def _translated(error: BaseException) -> BaseException:
+    return translate(error) if isinstance(error, Exception) else error

@@ -83,12 +83,3 @@ async def test_an_outer_timeout_wins_over_a_later_alarm():
         async with asyncio.timeout(0.01):
             await wait_with(alarm, 10, asyncio.sleep(20))
     alarm.close()
-
-
-async def test_it_looks_now_and_then_whether_there_is_anything_to_wait_for():
-    broken = []
-    alarm = Alarm(look_s=0.01, is_broken=lambda: bool(broken))
-    asyncio.get_running_loop().call_later(0.05, broken.append, True)
-    async with asyncio.timeout(2):
-        assert await wait_with(alarm, 60, asyncio.sleep(60)) == "rang"
-    alarm.close()
