@@ -3,6 +3,7 @@
 import logging
 import time
 from asyncio import BaseTransport, WriteTransport
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -41,7 +42,11 @@ _FULL_BODY = (
 
 
 class _Connection(RequestHandler):
-    """aiohttp's connection, but what is not HTTP is answered like every other error."""
+    """aiohttp's connection, but what is not HTTP is answered like every other error, and whoever
+    writes can be told when the client does not read (`pump.Caller`)."""
+
+    is_full = False
+    on_full: Callable[[bool], None] | None = None
 
     def connection_made(self, transport: BaseTransport) -> None:
         server = self._manager
@@ -54,6 +59,18 @@ class _Connection(RequestHandler):
             server.refuse()
             return
         super().connection_made(transport)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self.is_full = True
+        if self.on_full is not None:
+            self.on_full(True)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self.is_full = False
+        if self.on_full is not None:
+            self.on_full(False)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

@@ -12,6 +12,7 @@ import orjson
 
 from gateway.errors import GatewayError, UpstreamCut, UpstreamFailed
 from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
+from gateway.pattern import Pattern, find_pattern
 from gateway.sse import DONE, Parser
 from gateway.usage import read_usage
 
@@ -61,6 +62,11 @@ class PassThrough:
 
     def counted(self) -> Usage | None:
         return self._usage
+
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+        if type(delta) is not Raw or delta.data is not chunk:
+            return None
+        return find_pattern(chunk, (b"content",), None, None)
 
     def _whole_events(self, chunk: bytes) -> bytes:
         if not self._held and chunk.endswith(b"\n\n"):  # nearly always
@@ -162,6 +168,9 @@ class WholeBody:
         return []
 
     def counted(self) -> Usage | None:
+        return None
+
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
         return None
 
     def close(self) -> list[Delta]:

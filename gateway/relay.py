@@ -12,7 +12,9 @@ from gateway.attachments import Attachments
 from gateway.errors import CircuitOpen, GatewayError, Guess, UpstreamFailed, UpstreamTimeout
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
+from gateway.link import Link
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
+from gateway.pattern import Pattern
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
 from gateway.traces import NO_TRACE, CallTrace
@@ -54,10 +56,10 @@ class Run:
         self._entered: Target | None = None
         self._alarm = Alarm()
         self._early: list[Delta] = []  # of the present attempt, before the first content
-        self._read_at = 0.0
+        self.read_at = 0.0  # loop time of the last sign of life
         self._until: float | None = None  # when the answer of the present target must have begun
         self._idle_s = 0.0
-        self._received = self._most = 0  # bytes
+        self.received = self.most = 0  # bytes of the present answer, and of any
         self._ended = False  # the upstream has nothing more to say
         self._has_accepted = False  # the upstream has begun to answer
         self._wants_whole = False  # and was not asked for a stream
@@ -95,6 +97,22 @@ class Run:
     def has_accepted(self) -> bool:
         """Whether an upstream has begun to answer, so that nobody must ask again by himself."""
         return self._has_accepted
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether the answer is whole, if perhaps something may follow it."""
+        return self.decoder is not None and self.decoder.ending
+
+    @property
+    def link(self) -> Link:
+        """The connection to the upstream that answers."""
+        assert self._exchange is not None
+        return self._exchange.link
+
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+        """See `Decoder.pattern`."""
+        assert self.decoder is not None
+        return self.decoder.pattern(chunk, delta)
 
     def take_over(self) -> None:
         """From now on it is the task that calls this which reads."""
@@ -166,7 +184,7 @@ class Run:
         self.attempts += 1
         self._trace_headers = self._trace.attempt(target.name, target.platform.kind, target.url)
         self._idle_s = target.agent.timeouts.idle
-        self._received, self._most = 0, target.agent.max_answer
+        self.received, self.most = 0, target.agent.max_answer
         try:
             await self._begin(target, self._until)
         except BaseException as error:
@@ -198,7 +216,7 @@ class Run:
                     if self._wants_whole
                     else f"The upstream did not begin to answer within {wait_s:g} s."
                 ) from None
-            self._early += self._silence()  # an answer without a word, whose end was not told
+            self._early += self.silence()  # an answer without a word, whose end was not told
         failed = self._early[-1]
         if isinstance(failed, Failed) and not any(isinstance(d, CONTENT) for d in self._early):
             raise failed.error
@@ -219,9 +237,9 @@ class Run:
             try:
                 chunk = await exchange.read()
             except GatewayError as error:
-                deltas = self._broken(error)
+                deltas = self.broke(error)
             else:
-                deltas = self._take(chunk)
+                deltas = self.take(chunk)
             self._early += [delta for delta in deltas if not _is_empty(delta)]
             if len(self._early) > MAX_EARLY:
                 raise UpstreamFailed("The upstream sends events that say nothing.")
@@ -255,7 +273,7 @@ class Run:
                 )
             connect_s = target.agent.timeouts.connect
             exchange = await self._upstream.send(step, connect_s, self._trace_headers)
-            self._exchange, self._read_at = exchange, self._loop.time()
+            self._exchange, self.read_at = exchange, self._loop.time()
             self._has_accepted = exchange.status == 200
             if self._has_accepted:  # before its first bytes have come, for who drains it
                 self.decoder = target.platform.decoder(self._asked)
@@ -274,10 +292,8 @@ class Run:
 
         Raises nothing: a failure is the last delta. Sets `over` with the last of them.
         """
-        decoder, exchange = self.decoder, self._exchange
-        assert decoder is not None
+        exchange, ends = self._exchange, self.silent_at
         assert exchange is not None
-        ends = self._read_at + (GRACE_S if decoder.ending else self._idle_s)
         if until is not None and until < ends:
             ends = until
         alarm = self._alarm
@@ -289,22 +305,28 @@ class Run:
         except asyncio.CancelledError:
             if not alarm.has_rung():
                 raise  # the caller has left
-            return None if ends == until else self._silence()
+            return None if ends == until else self.silence()
         except Exception as error:
-            return self._broken(error)
+            return self.broke(error)
         finally:
             alarm.at = None
-        return self._take(chunk)
+        return self.take(chunk)
 
-    def _take(self, chunk: bytes) -> list[Delta]:
+    @property
+    def silent_at(self) -> float:
+        """Loop time when patience with the upstream has run out, if it says nothing till then."""
+        assert self.decoder is not None
+        return self.read_at + (GRACE_S if self.decoder.ending else self._idle_s)
+
+    def take(self, chunk: bytes) -> list[Delta]:
         """The deltas of one network chunk; b"" is the end of the body."""
         decoder = self.decoder
         assert decoder is not None
         if not decoder.ending:
-            self._read_at = self._loop.time()
-        self._received += len(chunk)
-        if self._received > self._most:
-            words = f"The upstream's answer is longer than {self._most} bytes (max_answer)."
+            self.read_at = self._loop.time()
+        self.received += len(chunk)
+        if self.received > self.most:
+            words = f"The upstream's answer is longer than {self.most} bytes (max_answer)."
             deltas: list[Delta] = [Failed(UpstreamFailed(words))]
             self._end(deltas)
             return deltas
@@ -319,7 +341,7 @@ class Run:
             self._end(deltas)
         return deltas
 
-    def _broken(self, error: Exception) -> list[Delta]:
+    def broke(self, error: Exception) -> list[Delta]:
         """The connection broke: good if all that was needed had come, else it has failed."""
         assert self.decoder is not None
         translated = translate(error)
@@ -331,7 +353,7 @@ class Run:
         self._end(deltas)
         return deltas
 
-    def _silence(self) -> list[Delta]:
+    def silence(self) -> list[Delta]:
         """Patience has run out: an answer that was whole is good, any other has failed."""
         assert self.decoder is not None
         if self.decoder.ending:

@@ -113,6 +113,11 @@ class StreamRenderer:
                 self._other(delta, parts)
         return b"".join(parts)
 
+    @property
+    def around_text(self) -> tuple[bytes, bytes]:
+        """What stands before and behind the JSON string of a Text delta, once there was one."""
+        return self._text_head, self._tail
+
     def _other(self, delta: Delta, parts: list[bytes]) -> None:
         if isinstance(delta, Begin):
             self._begin(delta)

@@ -9,10 +9,11 @@ with spaces before its JSON, if `keepalive_whole` says so.
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import Any
 
 import orjson
-from aiohttp import web
+from aiohttp import HttpVersion11, web
 
 from gateway.call import Call, Capture
 from gateway.errors import (
@@ -36,6 +37,7 @@ from gateway.keys import (
     is_api,
 )
 from gateway.messages import ChatRequest, Delta, Failed, Finish
+from gateway.pump import open_pump
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.routing import Target
@@ -253,21 +255,34 @@ class _Stream:
         return self._response
 
     async def _pump(self) -> None:
-        run, loop = self._run, asyncio.get_running_loop()
+        run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
         response, capture = await self._commit(), self._call.capture
         frames = renderer.feed(deltas)
-        self._note_end(deltas, renderer)
+        note_end = partial(self._note_end, renderer)
+        note_end(deltas)
         await self._write(frames)
+        if run.over:
+            return
+        copy = None if capture is None else capture.add
+        pump = open_pump(self._request, response, run, renderer, self._keepalive_s, copy, note_end)
+        if pump is not None:
+            await pump.carry()
+        else:
+            await self._copy(response, renderer)
+
+    async def _copy(self, response: web.StreamResponse, renderer: StreamRenderer) -> None:
+        """What a pump does, by aiohttp's own means and for a task's waking at every read."""
+        run, loop, capture = self._run, asyncio.get_running_loop(), self._call.capture
         beat_at = loop.time() + self._keepalive_s
         while not run.over:
             batch = await run.read(beat_at)
             frames = KEEP_ALIVE if batch is None else renderer.feed(batch)
             if run.over:
-                self._note_end(batch or [], renderer)
+                self._note_end(renderer, batch or [])
             if frames:
                 if capture is not None:
                     capture.add(frames)
@@ -280,7 +295,7 @@ class _Stream:
             self._call.capture.add(frames)
         await self._response.write(frames)
 
-    def _note_end(self, deltas: list[Delta], renderer: StreamRenderer) -> None:
+    def _note_end(self, renderer: StreamRenderer, deltas: list[Delta]) -> None:
         """For the log and the record: the status cannot tell a failure any more."""
         if deltas and isinstance(deltas[-1], Failed):
             self._request[NOTED]["error"] = deltas[-1].error.code or deltas[-1].error.type
@@ -302,6 +317,8 @@ class _Stream:
         if self._response is None:
             headers = {**STREAM_HEADERS, **_headers(self._run)}
             response = web.StreamResponse(headers=headers)
+            if self._request.version >= HttpVersion11:
+                response.enable_chunked_encoding()
             await response.prepare(self._request)
             self._response = response
         return self._response

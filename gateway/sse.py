@@ -32,14 +32,18 @@ class Parser:
         self._size = 0
         self._after_cr = False
         self._at_start = True
+        self.is_clean = True  # the last `feed` was whole events, and nothing is held of the next
         self._is_over = False  # an event was too long; nothing is read any more
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by `chunk`."""
         if self._is_over:
             raise self._too_long()
-        if not (self._pieces or self._after_cr) and self._is_one_line_of_data(chunk):
+        was_clean = not (self._pieces or self._after_cr)
+        if was_clean and self._is_one_line_of_data(chunk):
+            self.is_clean = True
             return [Event("", chunk[6:-2])]
+        self.is_clean = False
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_plain_line_ends(chunk)
         self._size += len(chunk)
@@ -54,6 +58,7 @@ class Parser:
         blocks = chunk.split(b"\n\n")
         tail = blocks.pop()
         self._pieces = [tail] if tail else []
+        self.is_clean = was_clean and not tail
         self._size = len(tail)
         if blocks and self._at_start:
             self._at_start = False

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
 
 import orjson
@@ -19,7 +19,8 @@ from gateway import sse
 from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.filetypes import MediaKind
-from gateway.messages import ChatRequest, Delta, Failed, Media, Usage
+from gateway.messages import ChatRequest, Delta, Failed, Media, Text, Usage
+from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
 
 
@@ -57,6 +58,10 @@ class Decoder(Protocol):
 
     def counted(self) -> Usage | None:
         """What the platform has counted so far: for the record of an answer that breaks off."""
+
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+        """The pattern of events like the one in `chunk`, just fed, of which `delta` came and
+        nothing else; None if one that differs in its text alone might come to something else."""
 
 
 class Platform(Protocol):
@@ -140,7 +145,13 @@ def carry_inside(media: Media) -> Carriage:
 
 
 class EventDecoder(ABC):
-    """A decoder of server-sent events. A platform overrides `event` and `finish`."""
+    """A decoder of server-sent events. A platform overrides `event` and `finish`.
+
+    `text_members` are the names under which its commonest events have new text, if they do; see
+    `pattern`.
+    """
+
+    text_members: ClassVar[tuple[bytes, ...]] = ()
 
     def __init__(self) -> None:
         self.done = False
@@ -174,6 +185,14 @@ class EventDecoder(ABC):
 
     def counted(self) -> Usage | None:
         return None
+
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+        """For platforms where events of text alone change nothing else, once there was one."""
+        if type(delta) is not Text or not self._parser.is_clean:
+            return None
+        return find_pattern(chunk, self.text_members, self.heard, delta.text)
+
+    heard: Callable[[str], None] | None = None  # is told of text that did not come as an event
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
         error.retryable = False  # the platform had begun

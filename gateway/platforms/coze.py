@@ -336,6 +336,8 @@ def _tool_results(
 class CozeDecoder(EventDecoder):
     """Deltas are the answer; `completed` repeats them and carries what is not the answer."""
 
+    text_members = (b"content",)
+
     def __init__(self) -> None:
         super().__init__()
         self.chat_id = ""

@@ -43,6 +43,7 @@ from gateway.messages import (
     Text,
     Usage,
 )
+from gateway.pattern import Pattern
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -349,6 +350,8 @@ class DifyDecoder(EventDecoder):
     `workflow_finished`, a chatflow with both in either order; 1.13.0 loses the first of them.
     """
 
+    text_members = (b"answer", b"text")
+
     def __init__(self, mode: str = "chat", output_variable: str | None = None) -> None:
         super().__init__()
         self.mode = mode
@@ -361,6 +364,7 @@ class DifyDecoder(EventDecoder):
         self._split = ThinkingSplitter()
         self._speaker: Any = None  # the node that is talking, in a chatflow
         self._shown: list[str] = []  # the answer so far, for what repeats or replaces it
+        self.heard = self._shown.append
         self._has_reasoning = False
         self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
@@ -386,6 +390,9 @@ class DifyDecoder(EventDecoder):
             self._begin(event, out)
         if handle:
             handle(self, event, out)
+
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+        return super().pattern(chunk, delta) if self._split.passes_all else None
 
     def _begin(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._begun = True
@@ -449,6 +456,7 @@ class DifyDecoder(EventDecoder):
         text, so_far = without_thinking(text), "".join(self._shown)
         out.append(Replace(text, text[len(so_far) :] if text.startswith(so_far) else None))
         self._shown = [text]
+        self.heard = self._shown.append
         self._split = ThinkingSplitter(answering=True)  # what follows goes on with the new text
 
     def _on_reasoning(self, event: dict[str, Any], out: list[Delta]) -> None:

@@ -177,6 +177,8 @@ class FastGPTDecoder(EventDecoder):
     the connection. A failed node is silent: it shows only as an `error` in the node results.
     """
 
+    text_members = (b"content",)
+
     def __init__(self, chat_id: str, detail: bool) -> None:
         super().__init__()
         self.conversation_id = chat_id

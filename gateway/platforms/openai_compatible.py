@@ -183,6 +183,7 @@ def message(turn: Message) -> dict[str, Any]:
 class ChunkDecoder(EventDecoder):
     """Chunks of a chat completion as deltas. Zhipu's model API differs in a few values only."""
 
+    text_members = (b"content",)
     platform = "The upstream"
     reasons: ClassVar[dict[str, str]] = {}
 

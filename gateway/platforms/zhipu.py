@@ -482,6 +482,8 @@ class GlmsDecoder(EventDecoder):
 class ApplicationDecoder(EventDecoder):
     """Increments under `delta.content.msg`; the end is a finish reason, perhaps `[DONE]` too."""
 
+    text_members = (b"msg", b"content")
+
     def __init__(self) -> None:
         super().__init__()
         self._begun = False
