@@ -35,9 +35,9 @@ from gateway.keys import (
 )
 from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
-from gateway.middlewares.cors import add_headers, cors
+from gateway.middlewares.cors import add_origin, cors
 from gateway.middlewares.errors import errors
-from gateway.middlewares.inflight import end_connections, inflight
+from gateway.middlewares.inflight import end_connection, inflight
 from gateway.middlewares.ratelimit import add_limits, ratelimit
 from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
@@ -90,11 +90,7 @@ def build(config: Config) -> web.Application:
     app[METRICS] = Metrics(lambda: vitals(app))
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
-    app.on_response_prepare.append(add_request_id)
-    app.on_response_prepare.append(add_headers)
-    app.on_response_prepare.append(add_limits)
-    app.on_response_prepare.append(end_connections)
-    app.on_response_prepare.append(add_safety)
+    app.on_response_prepare.append(_complete_headers)
     app.cleanup_ctx.append(_books(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
@@ -109,8 +105,22 @@ def build_ops(main: web.Application) -> web.Application:
     app = web.Application(middlewares=[requestlog, errors])
     app[MAIN], app[METRICS] = main, main[METRICS]
     add_to(app, OPS)
-    app.on_response_prepare.append(add_request_id)
+    app.on_response_prepare.append(_identify)
     return app
+
+
+async def _complete_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """What every answer carries, streams and errors too, before its head goes out."""
+    add_request_id(request, response)
+    if isinstance(request, web.Request):
+        add_origin(request, response)
+        add_limits(request, response)
+        end_connection(request, response)
+    add_safety(request, response)
+
+
+async def _identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    add_request_id(request, response)
 
 
 def _observed(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -23,7 +23,7 @@ M = TypeVar("M", bound=BaseModel)
 async def read_bytes(request: web.Request) -> bytes:
     """The body as it came. Raises InvalidRequest, SenderTooSlow, or aiohttp's 413."""
     try:
-        async with asyncio.timeout(BODY_S):
+        async with asyncio.timeout(None if request.content.is_eof() else BODY_S):
             return await request.read()
     except TimeoutError:
         words = f"The body did not come within {BODY_S:g} s; send it again."

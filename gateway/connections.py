@@ -79,11 +79,8 @@ class _Connection(RequestHandler):
         server = self._manager
         if not isinstance(server, _Server) or server.flights is None:
             return await super().finish_response(request, resp, start_time)
-        flight = server.flights.begin(_nothing)
-        try:
+        with server.flights.sending():
             return await super().finish_response(request, resp, start_time)
-        finally:
-            server.flights.end(flight)
 
     def handle_error(
         self,
@@ -104,10 +101,6 @@ class _Connection(RequestHandler):
         response.headers["Server"] = "ai-gateway"
         response.force_close()
         return response
-
-
-def _nothing() -> None:
-    """An answer that is being sent has been told all there is."""
 
 
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:

@@ -2,7 +2,8 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 _LAST_WORDS_S = 5.0  # for those that are told to end, to say so
 
@@ -13,11 +14,12 @@ class Flights:
     def __init__(self) -> None:
         self._under_way: dict[asyncio.Task[object], Callable[[], None]] = {}
         self._ended = asyncio.Event()  # one of them has, while the process stops
+        self._sending = 0
         self.stopping = False
         self.refused = 0  # connections beyond those that are taken
 
     def __len__(self) -> int:
-        return len(self._under_way)
+        return len(self._under_way) + self._sending
 
     def begin(self, tell: Callable[[], None]) -> asyncio.Task[object]:
         """The current task is one of them, until `end`. `tell` is called before it is cancelled
@@ -31,6 +33,17 @@ class Flights:
         del self._under_way[task]
         if self.stopping:
             self._ended.set()
+
+    @contextmanager
+    def sending(self) -> Iterator[None]:
+        """A whole answer is being sent: nobody has to be told, but it shall not be cut."""
+        self._sending += 1
+        try:
+            yield
+        finally:
+            self._sending -= 1
+            if self.stopping:
+                self._ended.set()
 
     async def land(self, patience_s: float) -> int:
         """Wait until all have ended, so long at most; then tell the rest to end. Gives how many
@@ -49,10 +62,10 @@ class Flights:
         """Whether none is left, as soon as it is so or when patience has run out."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
-                while self._under_way:
+                while len(self):
                     self._ended.clear()
                     await self._ended.wait()
-        return not self._under_way
+        return not len(self)
 
 
 def forget_cancellation() -> None:

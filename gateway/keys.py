@@ -86,6 +86,8 @@ NOTED = web.RequestKey("noted", dict[str, object])  # members of the request's l
 
 def header_value(value: str) -> str:
     """A header value that every client reads the same; other characters are percent-encoded."""
+    if len(value) <= 256 and value.isascii() and value.isprintable() and " " not in value:
+        return value
     return "".join(
         c if " " < c <= "~" else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "replace"))
         for c in value[:256]

@@ -47,6 +47,7 @@ log = logging.getLogger("gateway")
 
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
+_JSON = {"Content-Type": "application/json"}
 STREAM_HEADERS = {
     "Content-Type": "text/event-stream; charset=utf-8",
     "Cache-Control": "no-cache",
@@ -63,24 +64,23 @@ async def reply(
     keepalive_s: float,
 ) -> web.StreamResponse:
     """Answer `chat` from the first of `targets` that will. `conversational` is `/api/v1/chat`."""
-    call = request[CALL]
+    call, app = request[CALL], request.app
+    state = app[STATE].now
     call.streamed = chat.stream
-    call.model = request.app[STATE].now.routing.known(chat.model)
-    if any(target.agent.capture != "off" for target in targets):
-        limit = request.app[STATE].now.config.record.max_body
+    call.model = state.routing.known(chat.model)
+    if any([target.agent.capture != "off" for target in targets]):
+        limit = state.config.record.max_body
         call.capture = Capture(limit, await request.read())  # which has been read already
-    async with Run(
-        request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets, call.trace
-    ) as run:
+    async with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
         try:
             if chat.stream:
-                with request.app[METRICS].open_streams.track_inprogress():
+                with app[METRICS].open_streams.track_inprogress():
                     stream = _Stream(request, run, chat, conversational, keepalive_s)
                     return await stream.answer()
-            if request.app[STATE].now.config.server.keepalive_whole:
+            if state.config.server.keepalive_whole:
                 return await _kept_alive(request, run, chat, conversational, keepalive_s)
             body = await _whole(run, chat, conversational, call)
-            return web.Response(body=body, content_type="application/json", headers=_headers(run))
+            return web.Response(body=body, headers={**_JSON, **_headers(run)})
         except (asyncio.CancelledError, ConnectionError):
             if stopped := request.get(STOPPED):
                 _explain_stop(stopped, run)
@@ -304,14 +304,25 @@ class _Stream:
 
     async def _first_deltas(self) -> list[Delta]:
         """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""
-        starting = asyncio.ensure_future(self._run.start())
+        beats: list[asyncio.Task[None]] = []
+
+        def begin() -> None:
+            beats.append(asyncio.ensure_future(self._beat()))
+
+        timer = asyncio.get_running_loop().call_later(self._keepalive_s, begin)
         try:
-            while not (await asyncio.wait({starting}, timeout=self._keepalive_s))[0]:
-                response = await self._commit()
-                await response.write(KEEP_ALIVE)
-            return starting.result()
+            return await self._run.start()
         finally:
-            await _end(starting)
+            timer.cancel()
+            for beat in beats:
+                await _end(beat)
+
+    async def _beat(self) -> None:
+        """Until it is cancelled."""
+        while True:
+            response = await self._commit()
+            await response.write(KEEP_ALIVE)
+            await asyncio.sleep(self._keepalive_s)
 
     async def _commit(self) -> web.StreamResponse:
         if self._response is None:

@@ -25,7 +25,7 @@ _ALLOWED = "authorization, content-type, accept, agent, api-key, x-api-key, x-re
 
 @web.middleware
 async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer preflights; `add_headers` does the rest."""
+    """Answer preflights; `add_origin` does the rest."""
     if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
         origin = request.headers.get("Origin", "")
         if not _allowed(request, origin):
@@ -46,10 +46,9 @@ async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
     return await handler(request)
 
 
-async def add_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Signal handler: runs for streams and errors too, before the headers go out."""
+def add_origin(request: web.Request, response: web.StreamResponse) -> None:
     origin = request.headers.get("Origin")
-    if not origin or not isinstance(request, web.Request):
+    if not origin:
         return
     allowed = _allowed(request, origin)
     if allowed != "*":

@@ -25,8 +25,8 @@ async def inflight(request: web.Request, handler: Handler) -> web.StreamResponse
         flights.end(flight)
 
 
-async def end_connections(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Signal handler: while the process stops, clients shall go elsewhere with the next request."""
-    if isinstance(request, web.Request) and request.app[FLIGHTS].stopping:
+def end_connection(request: web.Request, response: web.StreamResponse) -> None:
+    """While the process stops, clients shall go elsewhere with the next request."""
+    if request.app[FLIGHTS].stopping:
         response.force_close()
         response.headers["Connection"] = "close"  # aiohttp has written it already

@@ -39,11 +39,12 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         surface: Surface = "chat" if is_api(request.path) else "openai"
         call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
         name = f"{request.method} {route_of(request)}"
-        call.trace = request.app[TRACER].call(name, request.headers, call.request_id)
+        app = request.app
+        call.trace = app[TRACER].call(name, request.headers, call.request_id)
         try:
             return await handler(request)
         finally:
-            buckets = request.app[BUCKETS]
+            buckets = app[BUCKETS]
             buckets.release(asked)
             if not (call.agent and call.was_asked):  # refused before: that uses up no quota
                 buckets.uncount(asked)
@@ -67,12 +68,11 @@ async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
     given = await request.app[BUCKETS].take(asked)
     request[LIMITS] = headers(asked, given)
-    if error := refusal(asked, given):
+    if not all([said.gives for said in given]) and (error := refusal(asked, given)):
         request.app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 
 
-async def add_limits(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Signal handler: on answers, streams and errors alike."""
+def add_limits(request: web.Request, response: web.StreamResponse) -> None:
     if limits := request.get(LIMITS):
         response.headers.update(limits)

@@ -24,12 +24,13 @@ async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
     finally:
         call = request.get(CALL)
         if call is not None:
+            app = request.app
             call.client_gone = call.client_gone or status == 499
             error = str(request[NOTED].get("error") or "")
             seconds = time.monotonic() - call.began
-            request.app[METRICS].call_ended(call, status, error, seconds)
+            app[METRICS].call_ended(call, status, error, seconds)
             call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
-            if (books := request.app.get(BOOKS)) is not None:
+            if (books := app.get(BOOKS)) is not None:
                 _add_body(call, response)
                 books.recorder.add(call, status, error)
 

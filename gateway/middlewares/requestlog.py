@@ -80,8 +80,7 @@ def new_request_id() -> str:
     return f"req-{new_id(24)}"
 
 
-async def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Signal handler: every answer carries the id, streams and errors too."""
+def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
     if request_id := request.get(REQUEST_ID):
         response.headers["x-request-id"] = request_id
     response.headers["Server"] = "ai-gateway"

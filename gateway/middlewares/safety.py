@@ -11,10 +11,11 @@ _ON_OUR_OWN = _ALWAYS | {
 _OUR_TYPES = ("application/json", "text/event-stream")
 
 
-async def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Signal handler. What a route has said itself stays."""
+def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """What a route has said itself stays."""
     headers = response.headers
-    added = _ON_OUR_OWN if response.content_type in _OUR_TYPES else _ALWAYS
+    kind = headers.get("Content-Type", "")
+    added = _ON_OUR_OWN if kind.startswith(_OUR_TYPES) else _ALWAYS
     for name, value in added.items():
         if name not in headers:
             headers[name] = value
