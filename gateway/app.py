@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
+from gateway.accesslog import AccessLog
 from gateway.attachments import Attachments
 from gateway.config import Config
 from gateway.directory import Directory
@@ -18,6 +19,7 @@ from gateway.files import open_files
 from gateway.flights import Flights
 from gateway.guard import Guard
 from gateway.keys import (
+    ACCESS_LOG,
     ATTACHMENTS,
     BOOKS,
     BUCKETS,
@@ -66,7 +68,7 @@ log = logging.getLogger("gateway")
 _PATIENCE_S = 6.0  # for the first answer of the database; then the start goes on without it
 
 
-def build(config: Config) -> web.Application:
+def build(config: Config, access_log: AccessLog | None = None) -> web.Application:
     """The gateway as an aiohttp application. Its resources open when it starts.
 
     Raises StartError, here or then, for what waiting will not change.
@@ -86,6 +88,7 @@ def build(config: Config) -> web.Application:
             ratelimit(by_handler),
         ],
     )
+    app[ACCESS_LOG] = access_log or AccessLog()
     app[FLIGHTS] = Flights()
     app[METRICS] = Metrics(lambda: vitals(app))
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
@@ -103,7 +106,7 @@ def build(config: Config) -> web.Application:
 def build_ops(main: web.Application) -> web.Application:
     """The probes of `main` alone, for a second port that is not the public's."""
     app = web.Application(middlewares=[requestlog, errors])
-    app[MAIN], app[METRICS] = main, main[METRICS]
+    app[MAIN], app[METRICS], app[ACCESS_LOG] = main, main[METRICS], main[ACCESS_LOG]
     add_to(app, OPS)
     app.on_response_prepare.append(_identify)
     return app

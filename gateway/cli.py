@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -15,7 +14,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 import gateway
 from gateway.errors import StartError
@@ -220,7 +219,6 @@ def serve(args: argparse.Namespace) -> int:
         return 1
     # Not in the format, so not worth looking up for every line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # as the logging HOWTO advises
     form = args.log_format or os.environ.get("LOG_FORMAT") or "text"
     if form not in ("text", "json"):
         print(f"LOG_FORMAT: {form!r} is none of text, json", file=sys.stderr)
@@ -251,45 +249,12 @@ class _JsonFormatter(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-class _Gathering(logging.StreamHandler[TextIO]):
-    """Lines of requests, those of some milliseconds in one write: a write for each would cost more
-    than making it. What a killed process loses of them is what it was about to write."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if not self._lines:
-            try:
-                asyncio.get_running_loop().call_later(_GATHER_S, self.flush)
-            except RuntimeError:  # no loop runs any more
-                super().emit(record)
-                return
-        self._lines.append(self.format(record))
-
-    def flush(self) -> None:
-        lines, self._lines = self._lines, []
-        if lines:
-            with contextlib.suppress(OSError):  # nobody reads our output any more
-                self.stream.write("\n".join(lines) + "\n")
-        super().flush()
-
-
-_GATHER_S = 0.02
-
-
 def _set_up_logging(level: str, form: str) -> None:
-    """Requests are JSON lines as they are; everything else is text for people, unless all shall
-    be JSON."""
+    """Text for people, unless it shall be JSON as the lines of requests are, which `requestlog`
+    writes by itself."""
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if form == "json":
         logging.getLogger().handlers[0].setFormatter(_JsonFormatter())
-    requests = _Gathering()
-    requests.setFormatter(logging.Formatter("%(message)s"))
-    access = logging.getLogger("gateway.access")
-    access.addHandler(requests)
-    access.propagate = False
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from gateway.accesslog import AccessLog
 from gateway.attachments import Attachments
 from gateway.call import Call
 from gateway.config import Config
@@ -70,6 +71,7 @@ ATTACHMENTS: web.AppKey[Attachments] = web.AppKey("attachments", Attachments)
 MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
 BOOKS: web.AppKey[Books] = web.AppKey("books", Books)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
+ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)

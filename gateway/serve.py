@@ -19,6 +19,7 @@ from pathlib import Path
 from aiohttp import web
 
 import gateway
+from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configfile import ConfigError, lock_out
@@ -43,10 +44,12 @@ async def serve(config: Config, path: Path, load: Load) -> int:
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
     tls = _tls(server)
-    app = build(config)
+    lines = AccessLog(sys.stderr)
+    app = build(config, lines)
     reloads = _Reloads(app, config, load, path, tls)
     _on_signals(stop, reloads)
     async with contextlib.AsyncExitStack() as stack:
+        stack.callback(lines.flush)
         if server.ops_port is not None:
             # The last to go: probes are answered until all the rest is over.
             ops_host = server.ops_host or server.host

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
+from functools import lru_cache
 from typing import Any
 
 from gateway.errors import (
@@ -98,9 +99,9 @@ class Upstream:
     ) -> Exchange:
         """Send, with `beside` among the headers, and wait for the answer's headers. Redirects are
         not followed: they would carry the key."""
-        headers = {**beside, **request.headers} if beside else request.headers
         address = _address(request.url)
-        head = _head(request.method, address, headers, len(request.body))
+        size = len(request.body)
+        head = _head(request.method, address, request.headers, beside or {}, size)
         link = self._links.kept(address.origin) or await self._connect(address, connect_s)
         try:
             await link.ask(head + request.body)
@@ -160,7 +161,7 @@ class Upstream:
 
     async def _send_form(self, url: str, form: "_FileForm", connect_s: float) -> UpstreamReply:
         address = _address(url)
-        head = _head("POST", address, form.headers(), form.size)
+        head = _head("POST", address, form.headers, form.beside, form.size)
         link = self._links.kept(address.origin) or await self._connect(address, connect_s)
         is_over = False
         try:
@@ -205,6 +206,7 @@ class Upstream:
         self._links.close()
 
 
+# Ours, unless an agent's `headers` say something else.
 _DEFAULTS = {"user-agent": "ai-gateway", "accept-encoding": "identity"}
 _OURS = frozenset(("host", "content-length", "transfer-encoding", "connection"))
 
@@ -218,21 +220,39 @@ def _address(url: str) -> Address:
         ) from None
 
 
-def _head(method: str, address: Address, headers: Mapping[str, str], size: int | None) -> bytes:
-    """The request line and headers; `size` None is a body in chunks."""
-    given = {name.lower(): value for name, value in headers.items()}
-    lines = [f"{method} {address.target} HTTP/1.1", f"host: {given.get('host', address.host)}"]
-    for name, value in {**_DEFAULTS, **given}.items():
-        if name not in _OURS:
-            lines.append(f"{name}: {value}")
+def _head(
+    method: str,
+    address: Address,
+    headers: Mapping[str, str],
+    beside: Mapping[str, str],
+    size: int | None,
+) -> bytes:
+    """The request line and headers: those of the agent, and `beside` those of this one request.
+    `size` None is a body in chunks."""
+    lines = [f"{name}: {value}" for name, value in beside.items() if name not in headers]
     if size is None:
         lines.append("transfer-encoding: chunked")
     elif size or method != "GET":
         lines.append(f"content-length: {size}")
-    head = "\r\n".join(lines)
-    if head.count("\n") != len(lines) - 1 or head.count("\r") != len(lines) - 1 or "\0" in head:
+    return _fixed_head(method, address, tuple(headers.items())) + _encoded(lines) + b"\r\n"
+
+
+@lru_cache(maxsize=256)
+def _fixed_head(method: str, address: Address, headers: tuple[tuple[str, str], ...]) -> bytes:
+    """What is the same in all requests of an agent."""
+    given = {name.lower(): value for name, value in headers}
+    lines = [f"{method} {address.target} HTTP/1.1", f"host: {given.get('host', address.host)}"]
+    for name, value in {**_DEFAULTS, **given}.items():
+        if name not in _OURS:
+            lines.append(f"{name}: {value}")
+    return _encoded(lines)
+
+
+def _encoded(lines: list[str]) -> bytes:
+    head = "\r\n".join((*lines, ""))
+    if head.count("\n") != len(lines) or head.count("\r") != len(lines) or "\0" in head:
         raise UpstreamMisconfigured("A header for the upstream holds a line end; check api_key.")
-    return head.encode("utf-8", "surrogateescape") + b"\r\n\r\n"
+    return head.encode("utf-8", "surrogateescape")
 
 
 class _FileForm:
@@ -262,10 +282,13 @@ class _FileForm:
             )
         return f"{fields}\r\n--{self._boundary}--\r\n".encode("utf-8", "replace")
 
-    def headers(self) -> dict[str, str]:
-        out = dict(self._request.headers)
-        out["Content-Type"] = f"multipart/form-data; boundary={self._boundary}"
-        return out
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self._request.headers
+
+    @property
+    def beside(self) -> Mapping[str, str]:
+        return {"content-type": f"multipart/form-data; boundary={self._boundary}"}
 
     @property
     def size(self) -> int | None:

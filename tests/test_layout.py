@@ -11,7 +11,7 @@ ORDER = [
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "links", "link", "render", "passthrough", "pattern", "thinking", "turns", "history", "explain",
     "sse", "usage", "stores", "limits", "metrics", "call", "traces", "messages", "exchange", "tokens", "passwords",
-    "configschema", "configfile", "credentials", "config", "filetypes", "secret", "alarm", "ids",
+    "configschema", "configfile", "credentials", "config", "filetypes", "secret", "accesslog", "alarm", "ids",
     "times", "errors",
 ]  # fmt: skip
 SHARED = {

@@ -1,7 +1,6 @@
 """Give every request an id and write one line about it when it is over."""
 
 import asyncio
-import logging
 import re
 import time
 from datetime import UTC, datetime
@@ -12,10 +11,8 @@ from aiohttp.typedefs import Handler
 
 from gateway.errors import clean
 from gateway.ids import new_id
-from gateway.keys import ADDRESS, METRICS, NOTED, REQUEST_ID, route_of
+from gateway.keys import ACCESS_LOG, ADDRESS, METRICS, NOTED, REQUEST_ID, route_of
 from gateway.proxies import client_address
-
-log = logging.getLogger("gateway.access")
 
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
@@ -40,9 +37,10 @@ async def requestlog(request: web.Request, handler: Handler) -> web.StreamRespon
         status = 499  # the caller has left; nginx gave this number its meaning
         raise
     finally:
-        request.app[METRICS].request_ended(route_of(request), status)
-        if log.isEnabledFor(logging.INFO) and request.path not in _QUIET:
-            log.info(_line(request, status, (time.monotonic() - began) * 1000))
+        app = request.app
+        app[METRICS].request_ended(route_of(request), status)
+        if app[ACCESS_LOG].is_on and request.path not in _QUIET:
+            app[ACCESS_LOG].add(_line(request, status, (time.monotonic() - began) * 1000))
 
 
 def _line(request: web.Request, status: int, ms: float) -> str:
