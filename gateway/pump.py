@@ -3,8 +3,8 @@
 While an answer streams no task is woken and nothing is awaited. The upstream's bytes are handed
 over by its transport (`Link.listen`), decoded, rendered and written to the caller's transport in
 the same call; a caller who does not read makes the upstream wait. Most reads are one event of a
-form that has just been seen (`Pattern`): those take the shortcut of `_shortcut`, which does what
-the long way does and no more than that. `tests/test_pump.py` holds both to the same answers.
+form that has just been seen (`Pattern`): those take a `Shortcut`, which does what the long way
+does and no more than that. `tests/test_pump.py` holds both to the same answers.
 
 aiohttp writes an answer's head, its first frames and its end. In between its chunked framing is
 done here, on the transport that it shows as `request.transport`. That aiohttp adds nothing of its
@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import aiohttp
-import orjson
 from aiohttp import web
+from orjson import loads
 
 from gateway.messages import Delta, Raw
 from gateway.pattern import Pattern
@@ -96,6 +96,7 @@ class Pump:
             link.resume()
 
     def _let_go(self) -> None:
+        self._settle()
         self._run.link.listen(None)
         self._caller.on_full = None
         if self._timer is not None:
@@ -105,6 +106,7 @@ class Pump:
 
     def _received(self, chunk: bytes) -> None:
         run = self._run
+        self._settle()
         try:
             failure = run.link.failure
             deltas = run.broke(failure) if failure and not chunk else run.take(chunk)
@@ -142,7 +144,7 @@ class Pump:
 
     # The shortcut.
 
-    def _shortcut(self, chunk: bytes, deltas: list[Delta]) -> Callable[[bytes], bool] | None:
+    def _shortcut(self, chunk: bytes, deltas: list[Delta]) -> "Shortcut | None":
         """For more events like the one in `chunk`, if that only added to the answer's text."""
         if len(deltas) != 1 or self._capture is not None or not self._left:
             return None
@@ -150,12 +152,17 @@ class Pump:
         if pattern is None:
             return None
         self._left -= 1
-        if type(deltas[0]) is Raw:
-            return _unchanged(pattern, self._run, self, self._transport.write, self._loop.time)
-        head, tail = self._renderer.around_text
-        return _translated(
-            pattern, head, tail, self._run, self, self._transport.write, self._loop.time
-        )
+        around = None if type(deltas[0]) is Raw else self._renderer.around_text
+        room = self._run.most - self._run.received
+        return Shortcut(pattern, around, self._transport.write, self._loop.time, room)
+
+    def _settle(self) -> None:
+        """What the shortcut has done counts as if it had gone the long way."""
+        shortcut = self._run.link.quick
+        if isinstance(shortcut, Shortcut) and shortcut.used_at:
+            self._run.received = self._run.most - shortcut.room
+            self._run.read_at = self.written_at = shortcut.used_at
+            shortcut.used_at = 0.0
 
     # Time, and a caller who does not read.
 
@@ -163,6 +170,7 @@ class Pump:
         """What is due by now: to give up on an upstream, or to show that the answer goes on."""
         if self._timer is not None:
             self._timer.cancel()
+        self._settle()
         now = self._loop.time()
         if now >= self._run.silent_at:
             try:
@@ -182,90 +190,74 @@ class Pump:
             if self._timer is not None:
                 self._timer.cancel()
         else:
+            self._settle()
             self._run.read_at = self._loop.time()
             self._run.link.resume()
             self._look()
 
 
-# Each of these is called some fifty times a second for every stream, with caches gone cold in
-# between: all they need is in their cells, and nothing is called that need not be. `data` is what
-# came from the network, of which they deal with one whole chunk that holds one whole event:
-#
-#     1a3\r\n <before> "one JSON string" <after> \r\n
-#
-# A JSON string holds no line end, so whatever lies between `before` and `after` is one chunk. What
-# is not of this form is left to the parser.
+class Shortcut:
+    """Deals with a network read that is one whole chunk with one whole event of a known pattern:
 
+        1a3\\r\\n <before> "a JSON string" <after> \\r\\n
 
-def _translated(
-    pattern: Pattern,
-    head: bytes,
-    tail: bytes,
-    run: Run,
-    pump: Pump,
-    write: Callable[[bytes], None],
-    now: Callable[[], float],
-) -> Callable[[bytes], bool]:
-    before, after, add = pattern
-    after += b"\r\n"
-    begin, end = len(before), -len(after)
-    around, tail = len(head) + len(tail), tail + b"\r\n"
-    loads, most = orjson.loads, run.most
+    A JSON string holds no line end, so what lies between `before` and `after` is one chunk. Into
+    the caller's chunk the string goes as it is, or, where the event is passed through, all of it.
+    What is not of this form is left to the parser.
 
-    def quick(data: bytes) -> bool:
-        size = len(data)
+    This runs fifty times a second for every stream, and with hundreds of them what it looks at has
+    left the processor's caches each time: all of it is in the slots of one object.
+    """
+
+    __slots__ = (
+        "_add", "_after", "_before", "_begin", "_end", "_head", "_now", "_size", "_tail",
+        "_verbatim", "_write", "room", "used_at",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        pattern: Pattern,
+        around: tuple[bytes, bytes] | None,
+        write: Callable[[bytes], None],
+        now: Callable[[], float],
+        room: int,
+    ) -> None:
+        """`around` is what the string stands between at the caller, None if the event passes
+        through. `room` is how many bytes may come."""
+        before, after, add = pattern
+        self._before, self._after, self._add = before, after + b"\r\n", add
+        self._begin, self._end = len(before), -len(self._after)
+        self._verbatim = around is None
+        self._head, tail = around or (b"", b"")
+        self._tail, self._size = tail + b"\r\n", len(self._head) + len(tail)
+        self._write, self._now = write, now
+        self.room = room
+        self.used_at = 0.0  # loop time
+
+    def __call__(self, data: bytes) -> bool:
+        """Whether `data` was of the form, and has been dealt with."""
         at = data.find(b"\n", 0, 10) + 1
-        if not (data.startswith(before, at) and data.endswith(after)):
+        if not (data.startswith(self._before, at) and data.endswith(self._after)):
             return False
-        literal = data[at + begin : end]
+        literal = data[at + self._begin : self._end]
+        size = len(data)
         try:
             if int(data[:at], 16) != size - at - 2:
                 return False
             text = loads(literal)
         except ValueError:
             return False
-        if not text or type(text) is not str or run.received + size > most:
+        if not text or type(text) is not str or size > self.room:
             return False
-        run.received += size
-        if add is not None:
-            add(text)
-        if not literal.isascii():
-            literal = one_line(literal)
-        write(b"%x\r\n%b%b%b" % (around + len(literal), head, literal, tail))
-        run.read_at = pump.written_at = now()
+        self.room -= size
+        if self._add is not None:
+            self._add(text)
+        if self._verbatim:
+            self._write(data)
+        else:
+            if not literal.isascii():
+                literal = one_line(literal)
+            chunk = (b"%x\r\n" % (self._size + len(literal)), self._head, literal, self._tail)
+            self._write(b"".join(chunk))
+        self.used_at = self._now()
         return True
-
-    return quick
-
-
-def _unchanged(
-    pattern: Pattern,
-    run: Run,
-    pump: Pump,
-    write: Callable[[bytes], None],
-    now: Callable[[], float],
-) -> Callable[[bytes], bool]:
-    before, after, _ = pattern
-    after += b"\r\n"
-    begin, end = len(before), -len(after)
-    loads, most = orjson.loads, run.most
-
-    def quick(data: bytes) -> bool:
-        size = len(data)
-        at = data.find(b"\n", 0, 10) + 1
-        if not (data.startswith(before, at) and data.endswith(after)):
-            return False
-        try:
-            if int(data[:at], 16) != size - at - 2:
-                return False
-            text = loads(data[at + begin : end])
-        except ValueError:
-            return False
-        if not text or type(text) is not str or run.received + size > most:
-            return False
-        run.received += size
-        write(data)
-        run.read_at = pump.written_at = now()
-        return True
-
-    return quick
