@@ -1,0 +1,300 @@
+"""One connection to an upstream: what comes of everything that a server can do to it."""
+
+import asyncio
+import gzip
+import zlib
+
+import pytest
+
+from gateway.link import MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
+from gateway.links import IDLE_S, Links, address_of
+
+HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+class Line:
+    """A transport that remembers."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.is_paused = self.is_closed = False
+
+    def write(self, data: bytes) -> None:
+        self.written += data
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+
+    def is_closing(self) -> bool:
+        return self.is_closed
+
+    def abort(self) -> None:
+        self.is_closed = True
+
+
+class Freed:
+    def __init__(self) -> None:
+        self.links: list[Link] = []
+
+    def __call__(self, link: Link) -> None:
+        self.links.append(link)
+
+
+def connected() -> tuple[Link, Line, Freed]:
+    freed, line = Freed(), Line()
+    link = Link(freed)
+    link.connection_made(line)  # type: ignore[arg-type]
+    link.send(b"GET / HTTP/1.1\r\n\r\n")
+    return link, line, freed
+
+
+async def whole(link: Link) -> bytes:
+    await link.answered()
+    out = b""
+    while chunk := await link.read():
+        out += chunk
+    return out
+
+
+CHUNKED = HEAD + b"5\r\nhello\r\n7;ext=1\r\n, world\r\n0\r\nTrailer: 1\r\n\r\n"
+ANSWERS = {
+    "in chunks": CHUNKED,
+    "of a known length": b"HTTP/1.1 200 OK\r\nContent-Length: 12\r\n\r\nhello, world",
+    "after an interim answer": b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n" + CHUNKED,
+    "whose head has bare line feeds": HEAD.replace(b"\r\n", b"\n") + CHUNKED[len(HEAD) :],
+}
+
+
+@pytest.mark.parametrize("raw", ANSWERS.values(), ids=ANSWERS)
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+async def test_an_answer_is_the_same_in_pieces_of_any_size(raw, size):
+    link, _, freed = connected()
+    for at in range(0, len(raw), size):
+        link.data_received(raw[at : at + size])
+    assert await whole(link) == b"hello, world"
+    assert link.status == 200
+    link.leave()
+    assert freed.links == [link]
+
+
+async def test_an_answer_without_a_length_ends_with_the_connection():
+    link, _, _ = connected()
+    link.data_received(b"HTTP/1.1 200 OK\r\n\r\nhello")
+    reading = asyncio.ensure_future(whole(link))
+    await asyncio.sleep(0)
+    link.connection_lost(None)
+    assert await reading == b"hello"
+
+
+@pytest.mark.parametrize("after", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
+async def test_a_connection_that_ends_before_the_answer_begins_gave_none(after):
+    link, _, _ = connected()
+    link.data_received(after)
+    link.connection_lost(ConnectionResetError())
+    with pytest.raises(NoAnswer):
+        await link.answered()
+    with pytest.raises(NoAnswer):
+        link.send(b"GET / HTTP/1.1\r\n\r\n")
+
+
+@pytest.mark.parametrize("at", range(len(HEAD), len(CHUNKED)))
+async def test_a_cut_inside_the_body_is_never_an_end(at):
+    link, _, _ = connected()
+    link.data_received(CHUNKED[:at])
+    link.connection_lost(None)
+    with pytest.raises(AnswerCut):
+        await whole(link)
+
+
+async def test_what_came_before_a_cut_is_read_first():
+    link, _, _ = connected()
+    link.data_received(HEAD + b"5\r\nhello\r\n")
+    link.connection_lost(ConnectionResetError())
+    await link.answered()
+    assert await link.read() == b"hello"
+    with pytest.raises(AnswerCut):
+        await link.read()
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"SSH-2.0-OpenSSH\r\n",
+        b"<html>",
+        HEAD + b"zz\r\n",
+        b"HTTP/1.1 101 Switching\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\nnope",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * MAX_HEAD,
+    ],
+)
+async def test_what_is_no_http_is_an_error_and_the_end_of_the_connection(raw):
+    link, line, _ = connected()
+    for at in range(0, len(raw), 4096):
+        link.data_received(raw[at : at + 4096])
+    with pytest.raises(NotHttp):
+        await whole(link)
+    assert line.is_closed
+
+
+@pytest.mark.parametrize("squeeze", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
+async def test_compression_that_nobody_asked_for_is_undone(squeeze):
+    body = squeeze(b"hello, world")
+    encoding = b"gzip" if squeeze is gzip.compress else b"deflate"
+    link, _, _ = connected()
+    link.data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\n" % encoding)
+    link.data_received(b"Content-Length: %d\r\n\r\n" % len(body))
+    for at in range(len(body)):
+        link.data_received(body[at : at + 1])
+    assert await whole(link) == b"hello, world"
+
+
+async def test_a_bomb_does_not_go_off():
+    bomb = gzip.compress(b"\0" * (64 << 20))
+    link, _, _ = connected()
+    link.data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + bomb)
+    with pytest.raises(NotHttp):
+        await whole(link)
+
+
+async def test_an_upstream_waits_for_a_reader_who_does_not_read():
+    link, line, _ = connected()
+    link.data_received(HEAD)
+    await link.answered()
+    fed = 0
+    while not line.is_paused:
+        link.data_received(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+        fed += 0x4000
+    assert fed <= 512 << 10
+    assert len(await link.read()) == fed
+    assert not line.is_paused
+
+
+async def test_an_answer_that_nobody_asked_for_ends_the_connection():
+    link, line, freed = connected()
+    link.data_received(CHUNKED)
+    assert await whole(link) == b"hello, world"
+    link.leave()
+    link.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    assert line.is_closed
+    assert freed.links == [link]
+
+
+async def test_what_follows_the_end_takes_nothing_back():
+    link, line, _ = connected()
+    link.data_received(CHUNKED + b"HTTP/1.1 200 OK\r\n\r\n")
+    assert await whole(link) == b"hello, world"
+    assert line.is_closed
+
+
+async def test_a_connection_that_the_server_will_close_is_not_kept():
+    link, line, freed = connected()
+    link.data_received(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+    assert await whole(link) == b"ok"
+    link.leave()
+    assert line.is_closed
+    assert freed.links == []
+
+
+async def test_leaving_early_ends_the_connection():
+    link, line, _ = connected()
+    link.data_received(HEAD + b"5\r\nhello\r\n")
+    link.leave()
+    assert line.is_closed
+
+
+async def test_the_end_is_waited_for_by_nobody():
+    link, line, freed = connected()
+    link.data_received(HEAD + b"5\r\nhello\r\n")
+    link.finish(60)
+    assert freed.links == []
+    link.data_received(b"0\r\n\r\n")
+    assert freed.links == [link]
+    assert not line.is_closed
+
+
+async def test_a_listener_gets_what_has_come_and_what_comes_and_the_end():
+    link, _, _ = connected()
+    link.data_received(HEAD + b"5\r\nhello\r\n")
+    got: list[bytes] = []
+    link.listen(got.append)
+    link.data_received(b"1\r\n,\r\n2\r\n w\r\n")
+    link.data_received(b"0\r\n\r\n")
+    assert got == [b"hello", b", w", b""]
+
+
+@pytest.mark.parametrize(
+    ("split", "offered"),
+    [
+        ([b"3\r\nabc\r\n", b"3\r\ndef\r\n"], [b"3\r\nabc\r\n", b"3\r\ndef\r\n"]),
+        ([b"3\r\nabc\r\n3", b"\r\ndef\r\n"], [b"3\r\nabc\r\n3"]),
+        ([b"3\r\nab", b"c\r\n", b"3\r\ndef\r\n"], [b"3\r\nab", b"3\r\ndef\r\n"]),
+        ([b"3\r\nabc", b"\r\n", b"3\r\ndef\r\n"], [b"3\r\nabc", b"3\r\ndef\r\n"]),
+        ([b"6\r\nabc\r\n", b"x\r\n", b"3\r\ndef\r\n"], [b"6\r\nabc\r\n", b"3\r\ndef\r\n"]),
+    ],
+)
+async def test_a_read_is_offered_only_where_the_parser_stands_between_chunks(split, offered):
+    link, _, _ = connected()
+    link.data_received(HEAD + b"1\r\n.\r\n")
+    seen: list[bytes] = []
+    link.listen(lambda chunk: None)
+    for data in split:
+        link.quick = lambda data: bool(seen.append(data))
+        link.data_received(data)
+    assert seen == offered
+
+
+async def test_connections_are_kept_for_the_next_question_but_not_for_long():
+    served = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal served
+        served += 1
+        while await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    server = await asyncio.start_server(_quietly(serve), "127.0.0.1", 0)
+    links = Links()
+    origin = address_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/").origin
+    for _ in range(3):
+        link = links.kept(origin) or await links.connect(origin)
+        await link.ask(b"GET / HTTP/1.1\r\n\r\n")
+        assert await link.read() == b"ok"
+        link.leave()
+    assert served == 1
+    assert IDLE_S < 5  # what uvicorn and Node keep theirs for
+    link.idle_since -= IDLE_S
+    links._close_idle()
+    assert links.kept(origin) is None
+    links.close()
+    server.close()
+
+
+def _quietly(serve):
+    async def run(reader, writer):
+        try:
+            await serve(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "target"),
+    [
+        ("http://a.example", "a.example", "/"),
+        ("https://a.example:8443/x?y=1", "a.example:8443", "/x?y=1"),
+        ("http://[::1]:80/v1", "[::1]", "/v1"),
+        ("http://例子.测试/路", "xn--fsqu00a.xn--0zwm56d", "/%E8%B7%AF"),
+    ],
+)
+def test_a_url_is_what_a_request_needs(url, host, target):
+    address = address_of(url)
+    assert (address.host, address.target) == (host, target)

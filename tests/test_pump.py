@@ -1,0 +1,308 @@
+"""The hot path: the shortcut and the long way come to the same answers, whatever is read when."""
+
+import asyncio
+import json
+import random
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from conftest import AGENTS, Script, streamed
+from decoding import decoder_for
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_link import HEAD, Line
+from test_link import connected as connected_link
+
+from gateway import pump as pump_module
+from gateway.messages import ChatRequest, Message
+from gateway.passthrough import PassThrough
+from gateway.pattern import find_pattern
+from gateway.platforms.openai_compatible import explain_error
+from gateway.pump import Pump, Shortcut
+from gateway.relay import Run
+from gateway.render import StreamRenderer
+from gateway.upstream import Exchange
+
+PLATFORMS = Path(__file__).parent / "platforms"
+SAMPLES = sorted((PLATFORMS / "samples").glob("*/*.sse"))
+CAPTURES = sorted((PLATFORMS / "captures" / "dify").glob("*/*stream*.http"))
+
+
+class Caller:
+    is_full = False
+    on_full: Any = None
+
+
+class Carried:
+    """A stream of one platform that a pump carries; `learns` False: it takes no shortcut."""
+
+    def __init__(self, decoder: Any, learns: bool, max_answer: int = 1 << 30) -> None:
+        chat = ChatRequest("m", (Message("user", "hi"),), "u", stream=True, call_id="c" * 32)
+        timeouts = SimpleNamespace(total=600.0, idle=60.0, first_delta=60.0)
+        target = SimpleNamespace(
+            name="m",
+            agent=SimpleNamespace(timeouts=timeouts, max_answer=max_answer),
+            explain=lambda error: error,
+        )
+        self.link, self.upstream, _ = connected_link()
+        self.link.data_received(HEAD)
+        run = self.run = Run(None, None, chat, [target])  # type: ignore[arg-type, list-item]
+        run._exchange, run.decoder = Exchange(self.link), decoder
+        run.most, run._idle_s = max_answer, 60.0
+        run.read_at = asyncio.get_running_loop().time()
+        self.caller, self.client = Caller(), Line()
+        renderer = StreamRenderer(chat, "m", 1, conversational=False)
+        over: list[Any] = []
+        self.pump = Pump(self.caller, self.client, run, renderer, 60.0, None, over.append)  # type: ignore[arg-type]
+        self.pump._left = 1000 if learns else 0
+        self.shortcuts = 0
+        self.work = asyncio.ensure_future(self.pump.carry())
+
+    async def read(self, reads: list[bytes]) -> bytes:
+        """What the caller gets of these reads of the network, without its framing."""
+        await asyncio.sleep(0)
+        for data in reads:
+            before = self.run.received
+            self.link.data_received(data)
+            quick = self.link.quick
+            self.shortcuts += isinstance(quick, Shortcut) and self.run.received == before
+        self.link.connection_lost(None)
+        await self.work
+        return unframed(self.client.written)
+
+
+def unframed(raw: bytes) -> bytes:
+    out = b""
+    while raw:
+        line, _, rest = raw.partition(b"\r\n")
+        size = int(line, 16)
+        assert rest[size : size + 2] == b"\r\n"
+        out, raw = out + rest[:size], rest[size + 2 :]
+    return out
+
+
+def framed(event: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(event), event)
+
+
+def events_of(raw: bytes) -> list[bytes]:
+    return [block + b"\n\n" for block in raw.replace(b"\r\n", b"\n").split(b"\n\n") if block]
+
+
+async def both(make: Any, reads: list[bytes], **settings: Any) -> tuple[bytes, bytes, int]:
+    """(by the shortcut where it can be taken, the long way, how often it was taken)."""
+    short = Carried(make(), True, **settings)
+    long = Carried(make(), False, **settings)
+    got, want = await short.read(list(reads)), await long.read(list(reads))
+    assert long.shortcuts == 0
+    return got, want, short.shortcuts
+
+
+def said(raw: bytes) -> Any:
+    """What a client gathers of it, and how the events are cut."""
+    events = [line for line in raw.split(b"\n\n") if line.startswith(b"data: ")]
+    parsed = [e if e.endswith(b"[DONE]") else json.loads(e[6:]) for e in events]
+    return parsed, streamed(raw)
+
+
+def makers(path: Path) -> list[Any]:
+    """A fresh decoder each time: ours, and for OpenAI's own the one that passes through."""
+    kind = path.parent.name
+    out = [lambda: decoder_for(kind, path.stem)]
+    if kind == "openai":
+        out.append(lambda: PassThrough(lambda error: explain_error("x", error or {}, "")))
+    return out
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+@pytest.mark.parametrize("seed", range(4))
+async def test_both_ways_agree_on_every_sample(path, seed):
+    events = events_of(path.read_bytes())
+    reads = [framed(event) for event in events]
+    if seed:
+        raw, choose = b"".join(reads), random.Random(seed)
+        cuts = sorted(choose.sample(range(1, len(raw)), min(len(raw) - 1, 3 * len(reads))))
+        reads = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    for make in makers(path):
+        got, want, _ = await both(make, reads)
+        assert said(got) == said(want)
+
+
+@pytest.mark.parametrize("path", CAPTURES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+async def test_both_ways_agree_on_every_capture(path):
+    head, _, body = path.read_bytes().partition(b"\r\n\r\n")
+    if b"chunked" not in head or b"event-stream" not in head:
+        return
+    reads = []
+    while body:
+        line, _, rest = body.partition(b"\r\n")
+        if not line or not (size := int(line, 16)):
+            break
+        reads.append(body[: len(line) + size + 4])
+        body = body[len(line) + size + 4 :]
+    name = "workflow" if path.stem.startswith("workflow") else "chat"
+    got, want, taken = await both(lambda: decoder_for("dify", name), reads)
+    assert said(got) == said(want)
+    if "400_deltas" in path.stem:
+        assert taken > 300
+
+
+EVENTS = {
+    "dify": 'data: {"event": "message", "task_id": "t", "answer": %s, "created_at": 1}\n\n',
+    "dify workflow": 'data: {"event":"text_chunk","task_id":"t","data":{"text":%s}}\n\n',
+    "fastgpt": 'event: answer\ndata: {"choices":[{"delta":{"role":"assistant","content":%s}}]}\n\n',
+    "coze": 'event:conversation.message.delta\ndata:{"id":"1","type":"answer","content":%s}\n\n',
+    "zhipu": 'data: {"id":"1","choices":[{"index":0,"delta":{"content":%s}}]}\n\n',
+    "zhipu app": 'data: {"choices":[{"delta":{"content":{"type":"text","msg":%s}}}]}\n\n',
+    "openai": 'data: {"id":"1","choices":[{"index":0,"delta":{"content":%s},"finish_reason":null}]}\n\n',
+}
+
+
+def make_for(name: str) -> Any:
+    kind, _, variant = name.partition(" ")
+    if kind == "openai":
+        return lambda: PassThrough(lambda error: explain_error("x", error or {}, ""))
+    return lambda: decoder_for(kind, variant)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+async def test_nearly_all_of_a_plain_answer_takes_the_shortcut(name):
+    reads = [framed((EVENTS[name] % json.dumps(f"word {i} ")).encode()) for i in range(50)]
+    got, want, taken = await both(make_for(name), reads)
+    assert said(got) == said(want)
+    assert said(got)[1]["text"] == "".join(f"word {i} " for i in range(50))
+    assert taken >= 45
+
+
+TEXTS = st.lists(
+    st.text(min_size=1, max_size=20)
+    | st.sampled_from(["\u2028", '"', "\\", "\\u0041", "你好", "😀"]),
+    max_size=12,
+)
+
+
+@pytest.mark.parametrize("name", EVENTS)
+@given(texts=TEXTS, is_ascii=st.booleans(), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_any_text_arrives_as_it_was_said(name, texts, is_ascii, data):
+    texts = ["opening"] + [t.encode("utf-8", "replace").decode() for t in texts]
+    events = [EVENTS[name] % json.dumps(text, ensure_ascii=is_ascii) for text in texts]
+    raw = b"".join(framed(event.encode()) for event in events)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1), max_size=8)))
+    reads = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    got, want, _ = asyncio.run(both(make_for(name), reads))
+    assert said(got) == said(want)
+    assert said(got)[1]["text"] == "".join(texts)
+    if not name.startswith("openai"):
+        assert not {"\u2028", "\u2029", "\x85"} & set(got.decode())
+
+
+@pytest.mark.parametrize("name", EVENTS)
+@pytest.mark.parametrize(
+    "literal",
+    ["null", "12", "[]", '""', '"a", "b": "c"', '"a" ', '"\\x"', '"\x01"', '"\\ud83d"', '"', "{}"],
+)
+async def test_what_is_no_plain_string_is_left_to_the_decoder(name, literal):
+    texts = ['"one"', '"two"', '"three"', literal, '"four"', '"five"']
+    reads = [framed((EVENTS[name] % text).encode()) for text in texts]
+    got, want, taken = await both(make_for(name), reads)
+    assert said(got)[1] == said(want)[1] if name != "openai" else got == want
+    assert taken
+
+
+@pytest.mark.parametrize("line", [b"%X", b"0%x", b"%x ", b"%x;a=b", b" %x", b"+%x", b"0x%x"])
+async def test_odd_framing_is_read_as_the_parser_reads_it(line):
+    events = [(EVENTS["dify"] % json.dumps(f"word {i} ")).encode() for i in range(4)]
+    reads = [framed(events[0]), framed(events[1])]
+    reads += [line % len(event) + b"\r\n" + event + b"\r\n" for event in events[2:]]
+    got, want, _ = await both(make_for("dify"), reads)
+    if "error" in streamed(want):
+        assert "error" in streamed(got) or line in (b" %x", b"+%x", b"0x%x")
+    else:
+        assert said(got) == said(want)
+
+
+async def test_a_wrong_size_is_no_shortcut():
+    event = (EVENTS["dify"] % '"word"').encode()
+    wrong = b"%x\r\n%b\r\n" % (len(event) + 1, event)
+    got, want, _ = await both(make_for("dify"), [framed(event), framed(event), wrong, b"0\r\n\r\n"])
+    assert said(got)[1] == said(want)[1]
+
+
+async def test_the_longest_answer_is_as_long_by_the_shortcut():
+    reads = [framed((EVENTS["dify"] % json.dumps(f"word {i} ")).encode()) for i in range(100)]
+    got, want, taken = await both(make_for("dify"), reads, max_answer=3000)
+    assert taken > 10
+    assert "longer than 3000 bytes" in streamed(got)["error"]["message"]
+    assert abs(len(streamed(got)["text"]) - len(streamed(want)["text"])) < 30  # framing counts
+
+
+async def test_a_caller_who_does_not_read_makes_the_upstream_wait():
+    carried = Carried(make_for("dify")(), True)
+    await asyncio.sleep(0)
+    carried.caller.on_full(True)
+    assert carried.upstream.is_paused
+    carried.caller.on_full(False)
+    assert not carried.upstream.is_paused
+    carried.work.cancel()
+    await asyncio.wait({carried.work})
+    assert carried.caller.on_full is None
+
+
+async def test_a_caller_who_leaves_ends_the_carrying_at_once():
+    carried = Carried(make_for("dify")(), True)
+    await asyncio.sleep(0)
+    event = framed((EVENTS["dify"] % '"word"').encode())
+    carried.link.data_received(event)
+    written = carried.client.written
+    carried.work.cancel()
+    await asyncio.wait({carried.work})
+    carried.link.data_received(event)
+    assert carried.client.written == written
+    assert await carried.link.read()  # for whoever drains the answer
+
+
+@pytest.mark.parametrize(
+    ("event", "found"),
+    [
+        (b'data: {"answer": "hi"}\n\n', (b'data: {"answer": ', b"}\n\n")),
+        (b'data: {"a":"answer","answer":"hi","z":1}\n\n', (b'data: {"a":"answer","answer":', b',"z":1}\n\n')),
+        (b'data: {"answer":"hi","b":{"answer":"hi"}}\n\n', None),
+        (b'data: {"x\\"answer":"hi"}\n\n', None),
+        (b'data: {"text":"\\"answer\\":\\"hi\\""}\n\n', None),
+        (b'data: {"answer":"other"}\n\n', None),
+        (b'data: {"answer":"hi"}\n\ndata: {"answer":"hi"}\n\n', None),
+        (b'data: {"answer":"hi"}', None),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_found_where_there_is_just_one(event, found):
+    pattern = find_pattern(event, (b"answer",), None, "hi")
+    assert (pattern and pattern[:2]) == found
+
+
+@pytest.mark.parametrize("kind", ["dify", "coze", "fastgpt", "zhipu", "openai"])
+async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
+    kind, gateway, scripted, monkeypatch
+):
+    files = {"fastgpt": "detail", "openai": "stream-usage"}
+    sample = PLATFORMS / "samples" / kind / f"{files.get(kind, 'chat')}.sse"
+    upstream = await scripted(Script(list(events_of(sample.read_bytes()))))
+    mode = {"mode": "chat"} if kind == "dify" else {}
+    gw = await gateway(agents={"bot": {**AGENTS[kind], "base_url": upstream.url, **mode}})
+    carried: list[Any] = []
+    carry = Pump.carry
+    monkeypatch.setattr(Pump, "carry", lambda self: carried.append(self) or carry(self))
+    got = []
+    for seen in (pump_module._SEEN, ("0.",)):
+        monkeypatch.setattr(pump_module, "_SEEN", seen)
+        async with gw.complete("bot", stream=True) as answer:
+            got.append(streamed(await answer.read()))
+    assert len(carried) == 1
+    for one in got:
+        one["ids"] = len(one["ids"])
+        if one["gateway"]:
+            one["gateway"].pop("conversation_id", None)  # FastGPT's is of our making
+    assert got[0] == got[1]
+    assert got[0]["done"]
