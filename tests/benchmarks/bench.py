@@ -52,7 +52,7 @@ class Bench:
         return standing.start(self._rig, 3 if self._is_quick else 5)
 
     def _idle(self) -> dict[str, Any]:
-        return standing.idle(self._rig, 2_000 if self._is_quick else 10_000)
+        return standing.idle(self._rig, self._few, 2_000 if self._is_quick else 10_000)
 
     def _events(self) -> dict[str, Rounds]:
         """By the load's name, then by the target's."""
@@ -180,6 +180,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     machine.pin(os.getpid(), is_measured=False)
     wanted = [name for name in SECTIONS if name in args.only.split(",")]
+    began = time.monotonic()
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         machine.build(folder)
@@ -190,6 +191,8 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
         bench = Bench(Rig(folder, upstream, turns), stack, args)
         for name in wanted:
             results[name] = bench.section(name)
+    took_min = (time.monotonic() - began - turns.waited_s) / 60
+    print(f"measured in {took_min:.1f} min, and waited {turns.waited_s / 60:.1f} min for others")
     results["machine"] = about_machine() | {"quick": args.quick}
 
 
@@ -205,9 +208,7 @@ def main() -> None:
     kept = args.out / "results.json"
     results = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
     if not args.render:
-        began = time.monotonic()
         run(args, results)
-        print(f"measured in {(time.monotonic() - began) / 60:.1f} min")
         text = in_lines(results)
         results = json.loads(text)  # as it is read from the file
         kept.write_text(text, "utf-8")

@@ -20,6 +20,7 @@ AGENTS = (1, 10, 100, 1000)
 KEYS = (1, 1_000, 10_000, 100_000)
 REPLICAS = (1, 2, 4)
 _CONNECTIONS = 200
+_ASKING = 32  # connections that ask one replica for whole answers
 _SLOWER_MS = 50  # 1,000 streams of 20 events/s are what one core can do
 
 
@@ -69,7 +70,7 @@ class Growth:
             )
 
     def replicas(self) -> dict[int, Rounds]:
-        """A fixed number of connections, dealt out over more and more replicas."""
+        """A fixed number of streams, dealt out over more and more replicas on the same core."""
         with contextlib.ExitStack() as stack:
             redis = stack.enter_context(_redis(self._rig.folder))
             most = max(REPLICAS)
@@ -96,7 +97,8 @@ class Growth:
         cases = {}
         for count, (servers, target, vary) in levels.items():
             events = long_streams(_CONNECTIONS, self._window_s)
-            requests = whole_requests(32, self._window_s)
+            # With fewer for each, a replica would find less to do at a time, which costs more.
+            requests = whole_requests(_ASKING * len(servers), self._window_s)
             whole = target if target.agent.startswith("agent") else replace(target, agent="openai")
             for name, aim, load in (("event", target, events), ("request", whole, requests)):
                 varied = replace(load, vary=min(vary, load.connections))

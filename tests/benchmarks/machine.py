@@ -78,6 +78,7 @@ class Turns:
     def __init__(self, lock: Path | None) -> None:
         self._file = lock.open("a") if lock else None
         self._since: float | None = None
+        self.waited_s = 0.0
 
     def take(self) -> None:
         """Before something that must not be disturbed; a turn is kept for some more of it."""
@@ -85,8 +86,10 @@ class Turns:
             self.give_up()
             time.sleep(0.2)  # or this process would have it again at once
         if self._file and self._since is None:
+            asked = time.monotonic()
             fcntl.flock(self._file, fcntl.LOCK_EX)
             self._since = time.monotonic()
+            self.waited_s += self._since - asked
 
     def give_up(self) -> None:
         if self._file:

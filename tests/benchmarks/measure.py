@@ -191,7 +191,7 @@ class Figure:
         if self.median < 0:
             return "–"
         low, median, high = (f"{v:,.{digits}f}" for v in (self.low, self.median, self.high))
-        return f"{median} ({low}–{high})"
+        return median if low == high else f"{median} ({low}–{high})"
 
 
 def figure(values: Sequence[float]) -> Figure:

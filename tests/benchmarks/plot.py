@@ -51,7 +51,8 @@ def _bars(axes: Any, by_target: Results, title: str) -> None:
     colours = [_COLOURS[name.partition(",")[0]] for name in names]
     axes.barh(names, middles, xerr=_errors(figures), color=colours, ecolor="#111827", capsize=3)
     for row, middle in enumerate(middles):
-        axes.annotate(f" {middle:.0f}", (figures[row].high, row), va="center")
+        place = {"xytext": (4, 0), "textcoords": "offset points", "va": "center"}
+        axes.annotate(f"{middle:.0f}", (figures[row].high, row), **place)
     axes.invert_yaxis()
     axes.margins(x=0.15)
     _finish(axes, title)

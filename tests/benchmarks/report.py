@@ -35,6 +35,7 @@ def _targets(results: Results) -> Iterable[list[str]]:
     yield from _event_targets(results.get("events", {}))
     yield from _request_target(results.get("requests", {}).get("32", {}))
     yield from _delay_targets(results.get("events", {}))
+    yield from _loss_target(results.get("events", {}))
     yield from _standing_targets(results)
 
 
@@ -85,13 +86,13 @@ def _delay_targets(events: Results) -> Iterable[list[str]]:
             worst = max(measured.values(), key=lambda f: f.median)
             said = f"{worst.shown(2)} ms, the slowest of the platforms"
             yield _row(words, said, worst.median < limit_ms)
-    ours = [
-        s
-        for load in events.values()
-        for name, all_ in load.items()
-        if "gateway" in name
-        for s in all_
-    ]
+
+
+def _loss_target(events: Results) -> Iterable[list[str]]:
+    ours = []
+    for by_target in events.values():
+        for name, samples in by_target.items():
+            ours += samples if name.startswith("gateway") else []
     if ours:
         count = sum(s["count"] for s in ours)
         wrong = {name: sum(s[name] for s in ours) for name in ("lost", "reordered", "failed")}
@@ -101,23 +102,23 @@ def _delay_targets(events: Results) -> Iterable[list[str]]:
 
 def _standing_targets(results: Results) -> Iterable[list[str]]:
     if idle := results.get("idle"):
-        wanted, streams, kib = (
-            "10,000 idle streams on one process",
-            idle["streams"],
-            idle["kib_per_stream"],
-        )
-        note = "" if streams >= 10_000 else f" ({idle['why_fewer']})"
-        is_met = kib < 20 and streams >= 0.98 * 10_000 and not idle["failed"]
-        yield _row(f"{wanted}: < 20 KiB each", f"{kib:.1f} KiB each of {streams:,}{note}", is_met)
-        times = idle["livez_ms"]
-        slowest = max((t for t in times if t is not None), default=float("inf"))
-        is_met = None not in times and slowest < 50
-        said = f"{slowest:.1f} ms, the slowest of {len(times)}"
-        yield _row("/livez meanwhile: within 50 ms", said, is_met)
+        yield from _idle_targets(idle)
     if start := results.get("start"):
         ready, memory = figure(start["ready_s"]), figure(start["resident_mb"])
         yield _row("ready within 1 s of `python run.py`", f"{ready.shown(2)} s", ready.median < 1)
         yield _row("idle: < 60 MB resident", f"{memory.shown()} MB", memory.median < 60)
+
+
+def _idle_targets(idle: Results) -> Iterable[list[str]]:
+    kib, streams, times = figure(idle["kib_per_stream"]), idle["streams"], idle["livez_ms"]
+    note = "" if streams >= 10_000 else f" ({idle['why_fewer']})"
+    is_met = kib.median < 20 and streams >= 9_800 and not idle["failed"]
+    said = f"{kib.shown()} KiB each of {streams:,}{note}"
+    yield _row("10,000 idle streams on one process: < 20 KiB each", said, is_met)
+    slowest = max((t for t in times if t is not None), default=float("inf"))
+    said = f"{slowest:.1f} ms, the slowest of {len(times)}"
+    is_met = None not in times and slowest < 50
+    yield _row("/livez meanwhile: within 50 ms", said, is_met)
 
 
 # Every figure.
