@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: install run test lint bench soak format schema lock clean
+.PHONY: install run test lint bench soak format schema lock lock-bench clean
 
 install: $(STAMP)
 
@@ -35,8 +35,12 @@ format: $(STAMP)
 schema: $(STAMP)
 	$(BIN)/python run.py schema > config/config.schema.json
 
+# A quarter of an hour; QUICK=1 takes three minutes. ONLY=events,growth measures parts anew.
+# nginx is compared if it is on the PATH, LiteLLM if the extra bench-litellm is installed (or
+# `litellm` of another environment is on the PATH: it pins versions of its own).
 bench: $(STAMP)
-	$(BIN)/python tests/benchmarks/bench.py
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.lock
+	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # Traffic with faults for SECONDS (two minutes); fails if anything is left over at the end.
 soak: $(STAMP)
@@ -50,6 +54,11 @@ COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-emit-in
 lock:
 	$(COMPILE) --extra test --output-file requirements.lock
 	$(COMPILE) --constraint requirements.lock --output-file requirements-run.lock
+	@$(MAKE) lock-bench
+
+# What `make bench` adds: the plot's library, beside the versions that everything else has.
+lock-bench:
+	$(COMPILE) --extra bench --constraint requirements.lock --output-file requirements-bench.lock
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info

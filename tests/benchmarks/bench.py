@@ -1,208 +1,223 @@
-"""What a streamed event costs: CPU of the gateway beside bare aiohttp, in one run.
+"""What the gateway costs, beside bare aiohttp, nginx and LiteLLM on the same machine.
 
-    make bench            (Linux: CPU time is read from /proc)
+    make bench              everything, about a quarter of an hour
+    make bench QUICK=1      fewer and shorter rounds, about three minutes
 
-An upstream sends every stream 50 events a second; a client in its own process reads them. The CPU
-of the server process, user and system, is divided by the events that came through. Absolute times
-on a shared machine mean little: read the ratios.
+Writes results.json, results.md and plot.svg beside this file; docs/performance.md explains them.
+Linux and a C compiler are needed; nginx and LiteLLM are left out where they are not installed.
 """
 
 import argparse
-import asyncio
+import contextlib
+import json
 import os
-import statistics
-import subprocess
+import platform
+import signal
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import aiohttp
-from aiohttp import web
+import machine
+import plot
+import report
+import standing
+import targets
+from growth import Growth
+from measure import Load, Rig, Rounds, interleaved, long_streams, short_streams, whole_requests
+from targets import GatewayFiles, Server, Target
 
-ROOT = Path(__file__).parents[2]
-UPSTREAM, BARE, GATEWAY = 9411, 9412, 9413
-HZ = os.sysconf("SC_CLK_TCK")
-KEY = "sk-bench-12345678"
-
-_IDS = '"conversation_id":"c0ffee00-0000-4000-8000-000000000000","message_id":"m0ffee00-0000-4000-8000-000000000000"'
-EVENTS = {
-    "dify": (
-        f'data: {{"event":"message",{_IDS},"created_at":1,"task_id":"t","answer":"你好","from_variable_selector":[]}}\n\n',
-        f'data: {{"event":"message_end",{_IDS},"task_id":"t","metadata":{{"usage":{{"prompt_tokens":1,"completion_tokens":2}}}}}}\n\n',
-    ),
-    "fastgpt": (
-        'event: answer\ndata: {"id":"","object":"","created":0,"model":"","choices":[{"delta":{"role":"assistant","content":"你好"},"index":0,"finish_reason":null}]}\n\n',
-        'event: answer\ndata: {"choices":[{"delta":{},"index":0,"finish_reason":"stop"}]}\n\nevent: flowResponses\ndata: []\n\nevent: answer\ndata: [DONE]\n\n',
-    ),
-    "coze": (
-        'event:conversation.message.delta\ndata:{"id":"1","conversation_id":"2","bot_id":"3","role":"assistant","type":"answer","content":"你好","content_type":"text","chat_id":"4"}\n\n',
-        'event:conversation.chat.completed\ndata:{"id":"4","conversation_id":"2","status":"completed","usage":{"token_count":3,"output_count":2,"input_count":1}}\n\nevent:done\ndata:"[DONE]"\n\n',
-    ),
-    "openai": (
-        'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"content":"你好"},"finish_reason":null}]}\n\n',
-        'data: {"id":"chatcmpl-1","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
-    ),
-}  # fmt: skip
-PATHS = {
-    "/v1/chat-messages": "dify",
-    "/api/v1/chat/completions": "fastgpt",
-    "/v3/chat": "coze",
-    "/v1/chat/completions": "openai",
-}
+HERE = Path(__file__).parent
+SECTIONS = ("start", "idle", "events", "requests", "growth")
 
 
-async def upstream(events: int, period_s: float) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        await request.read()
-        one, last = (text.encode() for text in EVENTS[PATHS[request.path]])
-        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-        await response.prepare(request)
-        for _ in range(events):
-            await response.write(one)
-            await asyncio.sleep(period_s)
-        await response.write(last)
-        return response
+class Bench:
+    """The servers that are compared, and a method for each section of the results."""
 
-    await _serve(answer, UPSTREAM)
+    def __init__(self, rig: Rig, stack: contextlib.ExitStack, args: argparse.Namespace) -> None:
+        self._rig, self._stack = rig, stack
+        self._is_quick = args.quick
+        self._rounds = args.rounds or (2 if args.quick else 5)
+        self._few = 1 if args.quick else min(self._rounds, 3)  # where many things are compared
+        self._servers: dict[str, Server] = {"nothing": rig.upstream}
+
+    def section(self, name: str) -> Any:
+        print(f"{name}:", flush=True)
+        return getattr(self, f"_{name}")()
+
+    def _start(self) -> dict[str, Any]:
+        return standing.start(self._rig, 3 if self._is_quick else 5)
+
+    def _idle(self) -> dict[str, Any]:
+        return standing.idle(self._rig, self._few, 2_000 if self._is_quick else 10_000)
+
+    def _events(self) -> dict[str, Rounds]:
+        """By the load's name, then by the target's."""
+        window_s = 1.0 if self._is_quick else 2.0
+        compared = self._with_nginx(targets.passed("bare aiohttp", "dify"))
+        compared += [targets.passed("bare aiohttp", "openai")]
+        compared += [targets.gateway(platform) for platform in targets.PATHS]
+        floor = [targets.passed("nothing", "dify")]
+        fewer = [t for t in compared if t.server == "gateway" or t.name == "nginx, dify"]
+        out = {
+            "long 200": self._compare(self._rounds, floor + compared, long_streams(200, window_s)),
+            "short 200": self._compare(
+                self._few, compared, short_streams(200, 2.5 if self._is_quick else 4)
+            ),
+        }
+        for count in (100, 500):
+            load = long_streams(count, window_s)
+            out[f"long {count}"] = self._compare(self._few, floor + fewer, load)
+        if self._has_litellm():
+            load = long_streams(20, 2 * window_s)
+            out["long 20"] = self._compare(self._few, self._beside_litellm(), load)
+        return out
+
+    def _requests(self) -> dict[str, Rounds]:
+        compared = [targets.passed("bare aiohttp", "openai")]
+        if targets.has_nginx():
+            compared.append(targets.passed("nginx", "openai"))
+        compared += [targets.gateway(platform) for platform in targets.PATHS]
+        load = whole_requests(32, 1 if self._is_quick else 2)
+        out = {"32": self._compare(self._rounds, compared, load)}
+        if self._has_litellm():
+            load = whole_requests(8, 4)
+            out["8"] = self._compare(self._few, self._beside_litellm(), load)
+        return out
+
+    def _growth(self) -> dict[str, Any]:
+        growth = Growth(self._rig, self._few, self._is_quick)
+        names = [name for name in ("gateway", "nginx") if name != "nginx" or targets.has_nginx()]
+        return {
+            "streams": growth.streams({name: self._server(name) for name in names}),
+            "agents": growth.agents(),
+            "keys": growth.keys(),
+            "replicas": growth.replicas(),
+        }
+
+    def _with_nginx(self, target: Target) -> list[Target]:
+        """`target`, and nginx passing the bytes of each platform, if it is here."""
+        found = targets.PATHS if targets.has_nginx() else ()
+        return [*(targets.passed("nginx", platform) for platform in found), target]
+
+    def _has_litellm(self) -> bool:
+        return targets.litellm_program() is not None and not self._is_quick
+
+    def _beside_litellm(self) -> list[Target]:
+        return [targets.LITELLM, targets.gateway("openai")]
+
+    def _compare(self, rounds: int, compared: Sequence[Target], load: Load) -> Rounds:
+        def case(target: Target):
+            servers = [self._server(target.server)]
+            return lambda: self._rig.measure(target, servers, load)
+
+        return interleaved(rounds, {target.name: case(target) for target in compared})
+
+    def _server(self, name: str) -> Server:
+        """It is started when it is first asked for, and has then answered a little."""
+        if name not in self._servers:
+            folder, port = self._rig.folder, self._rig.upstream.port
+            starts = {
+                "gateway": lambda: GatewayFiles(folder / "gateway", port).write().start(),
+                "bare aiohttp": lambda: targets.bare_aiohttp(folder, port),
+                "nginx": lambda: targets.nginx(folder, port),
+                "LiteLLM": lambda: targets.litellm(folder, port),
+            }
+            self._rig.turns.take()
+            server = starts[name]()
+            self._stack.callback(server.process.stop)
+            self._servers[name] = server
+            self._warm_up(name, server)
+        return self._servers[name]
+
+    def _warm_up(self, name: str, server: Server) -> None:
+        agents = ("bench",) if name == "LiteLLM" else targets.PATHS if name == "gateway" else ("",)
+        for agent in agents:
+            target = Target(name, name, "openai", agent=agent)
+            for load in (whole_requests(4, 0.3), long_streams(4, 0.3, 0)):
+                self._rig.measure(target, [server], load)
 
 
-async def bare() -> None:
-    """aiohttp passing bytes through: what the framework alone costs."""
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
-
-        async def answer(request: web.Request) -> web.StreamResponse:
-            url = f"http://127.0.0.1:{UPSTREAM}{request.path}"
-            async with session.post(url, data=await request.read()) as got:
-                response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
-                await response.prepare(request)
-                async for chunk in got.content.iter_any():
-                    await response.write(chunk)
-                return response
-
-        await _serve(answer, BARE)
-
-
-async def _serve(handler, port: int) -> None:
-    app = web.Application()
-    app.router.add_post("/{path:.*}", handler)
-    runner = web.AppRunner(app, access_log=None)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
-    await asyncio.Event().wait()
+def about_machine() -> dict[str, Any]:
+    model = "unknown"
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((x.partition(": ")[2] for x in lines if x.startswith("model name")), model)
+    return {
+        "cores": os.cpu_count(),
+        "cpu": model,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "pinned": machine.cores_at_start is not None,
+        "day": time.strftime("%Y-%m-%d"),
+    }
 
 
-async def load(url: str, body: str, streams: int) -> int:
-    """Bytes of events that came back over `streams` concurrent streams."""
-    headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
-
-        async def one() -> int:
-            async with client.post(url, data=body, headers=headers) as answer:
-                return (await answer.read()).count("你好".encode())
-
-        return sum(await asyncio.gather(*(one() for _ in range(streams))))
-
-
-def _uvloop(main) -> int:
-    try:
-        import uvloop
-
-        factory = uvloop.new_event_loop
-    except ImportError:
-        factory = None
-    with asyncio.Runner(loop_factory=factory) as runner:
-        return runner.run(main)
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
+    words = f"comma-separated, of {', '.join(SECTIONS)}; the rest stays as in results.json"
+    parser.add_argument("--only", default=",".join(SECTIONS), metavar="SECTIONS", help=words)
+    parser.add_argument("--rounds", type=int, help="of each measurement that is compared")
+    words = "where to write; beside this file unless given"
+    parser.add_argument("--out", type=Path, default=HERE, metavar="FOLDER", help=words)
+    words = "a file to lock during each measurement, shared with others who measure here"
+    parser.add_argument("--lock", type=Path, metavar="FILE", help=words)
+    words = "only write the table and the plot of results.json anew"
+    parser.add_argument("--render", action="store_true", help=words)
+    return parser.parse_args()
 
 
-@contextmanager
-def started(*command: str, port: int):
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stderr=subprocess.DEVNULL)
-    try:
-        _wait_for(port)
-        yield process.pid
-    finally:
-        process.kill()
-        process.wait()
+def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
+    if machine.compiler() is None or not Path("/proc/self/stat").exists():
+        raise SystemExit("The bench needs Linux and a C compiler (gcc, or cc).")
+    # As Ctrl-C does, so that no server is left over.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    machine.pin(os.getpid(), is_measured=False)
+    wanted = [name for name in SECTIONS if name in args.only.split(",")]
+    began = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
+        machine.build(folder)
+        upstream = targets.upstream(folder)
+        stack.callback(upstream.process.stop)
+        turns = machine.Turns(args.lock)
+        stack.callback(turns.give_up)
+        bench = Bench(Rig(folder, upstream, turns), stack, args)
+        for name in wanted:
+            results[name] = bench.section(name)
+    took_min = (time.monotonic() - began - turns.waited_s) / 60
+    print(f"measured in {took_min:.1f} min, and waited {turns.waited_s / 60:.1f} min for others")
+    results["machine"] = about_machine() | {"quick": args.quick}
 
 
-def _wait_for(port: int) -> None:
-    import socket
-
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.05)
-    raise SystemExit(f"nothing listens on {port}")
-
-
-def cpu_s(pid: int) -> float:
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / HZ
-
-
-def cost_us(pid: int, url: str, body: str, streams: int, rounds: int) -> list[float]:
-    """CPU microseconds per event, one figure per round."""
-    out = []
-    for _ in range(rounds):
-        before = cpu_s(pid)
-        command = [sys.executable, __file__, "load", url, body, str(streams)]
-        events = int(subprocess.run(command, capture_output=True, check=True, text=True).stdout)
-        out.append((cpu_s(pid) - before) * 1e6 / events)
-    return out
-
-
-def table(streams: int, rounds: int) -> None:
-    config = f"auth: {{anonymous: false, keys: [{{name: bench, key: {KEY}}}]}}\n"
-    config += "rate_limits: {chat: 1000000/s}\nagents:\n"
-    for name in EVENTS:
-        more = {"dify": "mode: chat", "coze": "bot_id: '1'", "openai": "model: m"}.get(name, "")
-        config += f"  {name}: {{platform: {name}, base_url: 'http://127.0.0.1:{UPSTREAM}', api_key: bench-key, concurrency: 10000, {more}}}\n"
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "bench.yaml"
-        record = f"database: 'sqlite:///{folder}/gateway.db'\nrecord: {{spool: '{folder}/spool'}}\n"
-        path.write_text(config + record, "utf-8")
-        gateway = ["run.py", "--config", str(path), "--port", str(GATEWAY)]
-        with (
-            started(__file__, "upstream", port=UPSTREAM),
-            started(__file__, "bare", port=BARE) as bare_pid,
-            started(*gateway, port=GATEWAY) as gateway_pid,
-        ):
-            print(f"{streams} streams of 50 events/s, CPU us per event, median (lowest-highest)")
-            print(f"{'':10}{'bare aiohttp':>24}{'gateway':>24}{'ratio':>8}")
-            for path_, name in PATHS.items():
-                body = f'{{"model":"{name}","stream":true,"messages":[{{"role":"user","content":"hi"}}]}}'
-                urls = (
-                    f"http://127.0.0.1:{BARE}{path_}",
-                    f"http://127.0.0.1:{GATEWAY}/v1/chat/completions",
-                )
-                pids = (bare_pid, gateway_pid)
-                costs = [
-                    cost_us(p, u, body, streams, rounds) for p, u in zip(pids, urls, strict=True)
-                ]
-                shown = [f"{statistics.median(c):.1f} ({min(c):.1f}-{max(c):.1f})" for c in costs]
-                ratio = statistics.median(costs[1]) / statistics.median(costs[0])
-                print(f"{name:10}{shown[0]:>24}{shown[1]:>24}{ratio:8.2f}", flush=True)
+def in_lines(results: dict[str, Any]) -> str:
+    """JSON with a line for each section."""
+    parts = (f"{json.dumps(k)}: {json.dumps(v, default=asdict)}" for k, v in results.items())
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", nargs="?", choices=["upstream", "bare", "load"])
-    parser.add_argument("rest", nargs="*")
-    parser.add_argument("--streams", type=int, default=100)
-    parser.add_argument("--rounds", type=int, default=3)
-    args = parser.parse_args()
-    if args.part == "upstream":
-        _uvloop(upstream(100, 0.02))
-    elif args.part == "bare":
-        _uvloop(bare())
-    elif args.part == "load":
-        print(_uvloop(load(args.rest[0], args.rest[1], int(args.rest[2]))))
+    args = arguments()
+    args.out.mkdir(parents=True, exist_ok=True)
+    kept = args.out / "results.json"
+    results = json.loads(kept.read_text("utf-8")) if kept.exists() else {}
+    if not args.render:
+        run(args, results)
+        text = in_lines(results)
+        results = json.loads(text)  # as it is read from the file
+        kept.write_text(text, "utf-8")
+    (args.out / "results.md").write_text(report.markdown(results), "utf-8")
+    print(report.targets_table(results))
+    if plot.draw(results, args.out / "plot.svg"):
+        print(f"Wrote results.json, results.md and plot.svg to {args.out}")
     else:
-        table(args.streams, args.rounds)
+        print("There is no plot: matplotlib is not installed (make bench installs it).")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,141 @@
+"""Does an event or a request cost more where there is more of everything?
+
+Streams, agents, keys in the database, replicas that share one Redis: each is varied alone.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import targets
+from machine import Process, free_port
+from measure import Load, Rig, Rounds, Sample, interleaved, long_streams, whole_requests
+from targets import GatewayFiles, Server, Target
+
+STREAMS = (50, 100, 200, 500, 1000)
+AGENTS = (1, 10, 100, 1000)
+KEYS = (1, 1_000, 10_000, 100_000)
+REPLICAS = (1, 2, 4)
+_CONNECTIONS = 200
+_ASKING = 32  # connections that ask one replica for whole answers
+_SLOWER_MS = 50  # 1,000 streams of 20 events/s are what one core can do
+
+
+class Growth:
+    def __init__(self, rig: Rig, rounds: int, is_quick: bool) -> None:
+        self._rig, self._rounds, self._is_quick = rig, rounds, is_quick
+        self._window_s = 1.0 if is_quick else 2.0
+
+    def _levels(self, levels: tuple[int, ...]) -> tuple[int, ...]:
+        return (levels[0], levels[-1]) if self._is_quick else levels
+
+    def streams(self, servers: dict[str, Server]) -> dict[str, dict[int, Rounds]]:
+        """Of the gateway and, to compare the shape, of nginx."""
+        compared = {"gateway": targets.gateway("dify"), "nginx": targets.passed("nginx", "dify")}
+        cases = {}
+        for count in self._levels(STREAMS):
+            load = long_streams(count, self._window_s, pause_ms=_SLOWER_MS)
+            for name, target in compared.items():
+                if name in servers:
+                    cases[f"{name} {count}"] = self._case(target, [servers[name]], load)
+        return _by_name_and_count(interleaved(self._rounds, cases))
+
+    def agents(self) -> dict[int, Rounds]:
+        """Traffic goes to all of them; where there are more than connections, to the first."""
+        target = Target("agents", "gateway", "openai", agent="agent{n}")
+        with contextlib.ExitStack() as stack:
+            running = {
+                count: [self._start(stack, self._files(f"agents-{count}", agents=count))]
+                for count in self._levels(AGENTS)
+            }
+            return self._events_and_requests(
+                {count: (servers, target, count) for count, servers in running.items()}
+            )
+
+    def keys(self) -> dict[int, Rounds]:
+        """Each connection has a key of its own, as far as there are enough."""
+        streamed = replace(targets.gateway("dify"), key=targets.NUMBERED_KEY)
+        with contextlib.ExitStack() as stack:
+            running = {}
+            for count in self._levels(KEYS):
+                files = self._files(f"keys-{count}")
+                self._rig.turns.take()
+                files.add_keys(count)
+                running[count] = [self._start(stack, files)]
+            return self._events_and_requests(
+                {count: (servers, streamed, count) for count, servers in running.items()}
+            )
+
+    def replicas(self) -> dict[int, Rounds]:
+        """A fixed number of streams, dealt out over more and more replicas on the same core."""
+        with contextlib.ExitStack() as stack:
+            redis = stack.enter_context(_redis(self._rig.folder))
+            most = max(REPLICAS)
+            running = [
+                self._start(stack, self._files(f"replica-{n}", redis=redis)) for n in range(most)
+            ]
+            target = targets.gateway("dify")
+            return self._events_and_requests(
+                {count: (running[:count], target, 1) for count in self._levels(REPLICAS)}
+            )
+
+    def _files(self, name: str, **settings: Any) -> GatewayFiles:
+        return GatewayFiles(self._rig.folder / name, self._rig.upstream.port, **settings).write()
+
+    def _start(self, stack: contextlib.ExitStack, files: GatewayFiles) -> Server:
+        self._rig.turns.take()
+        server = files.start()
+        stack.callback(server.process.stop)
+        return server
+
+    def _events_and_requests(
+        self, levels: dict[int, tuple[list[Server], Target, int]]
+    ) -> dict[int, Rounds]:
+        cases = {}
+        for count, (servers, target, vary) in levels.items():
+            events = long_streams(_CONNECTIONS, self._window_s)
+            # With fewer for each, a replica would find less to do at a time, which costs more.
+            requests = whole_requests(_ASKING * len(servers), self._window_s)
+            whole = target if target.agent.startswith("agent") else replace(target, agent="openai")
+            for name, aim, load in (("event", target, events), ("request", whole, requests)):
+                varied = replace(load, vary=min(vary, load.connections))
+                cases[f"{name} {count}"] = self._case(aim, servers, varied)
+        return _by_count(interleaved(self._rounds, cases))
+
+    def _case(self, target: Target, servers: list[Server], load: Load) -> Callable[[], Sample]:
+        return lambda: self._rig.measure(target, servers, load)
+
+
+def _by_name_and_count(rounds: Rounds) -> dict[str, dict[int, Rounds]]:
+    out: dict[str, dict[int, Rounds]] = {}
+    for case, samples in rounds.items():
+        name, _, count = case.rpartition(" ")
+        out.setdefault(name, {})[int(count)] = {"event": samples}
+    return out
+
+
+def _by_count(rounds: Rounds) -> dict[int, Rounds]:
+    out: dict[int, dict] = {}
+    for case, samples in rounds.items():
+        name, _, count = case.rpartition(" ")
+        out.setdefault(int(count), {})[name] = samples
+    return out
+
+
+@contextlib.contextmanager
+def _redis(folder: Path) -> Iterator[str]:
+    """The URL of a Redis of its own; the tests know where a server is to be had."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))
+    from servers import redis_server
+
+    port = free_port()
+    command = [redis_server(), "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    process = Process([*command, "--dir", str(folder)], folder / "redis.log", is_measured=False)
+    try:
+        process.wait_for(port)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.stop()

@@ -1,0 +1,89 @@
+"""The gateway's CPU time beside that of bare aiohttp in the same run, so that no change makes it
+dear unnoticed. CPU time and not the wall clock: other work on the machine does not count.
+
+It takes ten seconds, since three things are measured on two servers, for half a second each after
+its streams have begun; less, and single figures would differ by more than a real regression.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import machine
+import pytest
+import targets
+from measure import Load, Rig, Sample, figure, long_streams, ratio, whole_requests
+from targets import GatewayFiles, Server, Target
+
+# Of bare aiohttp's cost. An event is passed on for about 0.6 of it, a request for about 1.2.
+EVENT_LIMIT = 1.0
+REQUEST_LIMIT = 1.8
+TRIES = 2  # noise only ever adds, so of two tries the cheaper one says more
+
+STREAMS = long_streams(100, window_s=0.5, spread_s=0.2)
+REQUESTS = whole_requests(16, 0.5)
+CASES = {
+    "event of Dify": ("dify", STREAMS, EVENT_LIMIT),
+    "event of OpenAI": ("openai", STREAMS, EVENT_LIMIT),
+    "whole request to OpenAI": ("openai", REQUESTS, REQUEST_LIMIT),
+}
+pytestmark = pytest.mark.skipif(
+    machine.compiler() is None or not Path("/proc/self/stat").exists(),
+    reason="the rig needs Linux and a C compiler",
+)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    machine.build(tmp_path)
+    upstream = targets.upstream(tmp_path)
+    yield Rig(tmp_path, upstream, machine.Turns(None))
+    upstream.process.stop()
+
+
+@pytest.fixture
+def bare(rig: Rig) -> Iterator[Server]:
+    server = targets.bare_aiohttp(rig.folder, rig.upstream.port)
+    yield server
+    server.process.stop()
+
+
+@pytest.fixture
+def gateway(rig: Rig) -> Iterator[Server]:
+    server = GatewayFiles(rig.folder / "gateway", rig.upstream.port).write().start()
+    yield server
+    server.process.stop()
+
+
+def test_the_gateway_costs_no_more_than_its_limit_beside_bare_aiohttp(rig, bare, gateway):
+    over = dict(CASES)
+    told: list[str] = []
+    for _ in range(TRIES):
+        for name, (platform, load, limit) in list(over.items()):
+            theirs = measured(rig, targets.passed("bare aiohttp", platform), bare, load)
+            ours = measured(rig, targets.gateway(platform), gateway, load)
+            times = ours.cpu_us / theirs.cpu_us
+            told.append(
+                f"{name}: {ours.cpu_us:.0f} us, bare aiohttp {theirs.cpu_us:.0f} us:"
+                f" {times:.2f}, limit {limit}"
+            )
+            if times <= limit:
+                del over[name]
+    print("\n".join(told))
+    assert not over, "\n".join(told)
+
+
+def measured(rig: Rig, target: Target, server: Server, load: Load) -> Sample:
+    sample = rig.measure(target, [server], load)
+    assert sample.count > 100, sample
+    assert sample.is_clean, f"{target.name} has lost, reordered or failed some: {sample}"
+    return sample
+
+
+def test_a_ratio_is_taken_within_each_round():
+    slow_machine, fast_machine = 30.0, 10.0
+    times = ratio([2 * slow_machine, 2 * fast_machine], [slow_machine, fast_machine])
+    assert (times.low, times.median, times.high) == (2, 2, 2)
+
+
+def test_a_figure_shows_its_spread():
+    assert figure([3.0, 1.0, 2.0]).shown() == "2.0 (1.0–3.0)"
