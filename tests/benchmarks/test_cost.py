@@ -14,7 +14,7 @@ import targets
 from measure import Load, Rig, Sample, figure, long_streams, ratio, whole_requests
 from targets import GatewayFiles, Server, Target
 
-# Of bare aiohttp's cost. An event is passed on for about 0.6 of it, a request for about 1.2.
+# Of bare aiohttp's cost. An event is passed on for about 0.7 of it, a request for about 2.
 EVENT_LIMIT = 1.1
 REQUEST_LIMIT = 2.8
 TRIES = 2  # noise only ever adds, so of two tries the cheaper one says more
