@@ -177,7 +177,7 @@ def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if machine.compiler() is None or not Path("/proc/self/stat").exists():
         raise SystemExit("The bench needs Linux and a C compiler (gcc, or cc).")
     # As Ctrl-C does, so that no server is left over.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped by SIGTERM."))
     machine.pin(os.getpid(), is_measured=False)
     wanted = [name for name in SECTIONS if name in args.only.split(",")]
     began = time.monotonic()

@@ -66,7 +66,7 @@ def _lines(axes: Any, lines: dict[str, dict[int, Figure]], title: str) -> None:
     if lines:
         axes.set_xscale("log")
         counts = list(next(iter(lines.values())))
-        axes.set_xticks(counts, [f"{n:,}" for n in counts])
+        axes.set_xticks(counts, [f"{n // 1000}k" if n >= 1000 else str(n) for n in counts])
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False)
