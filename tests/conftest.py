@@ -38,6 +38,13 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _what_earlier_modules_left() -> None:
+    """The same for what pytest keeps of the tests before: there are thousands of them."""
+    gc.collect()
+    gc.freeze()
+
+
 @dataclass
 class Gateway:
     """A running gateway and a client for it."""

@@ -143,7 +143,7 @@ async def test_a_whole_answer_that_is_cut_is_an_error_and_no_short_answer(serve,
 async def test_a_silent_upstream_is_504_in_time(serve, sample, stream):
     # A whole answer of an OpenAI-compatible upstream begins when it is whole: `total` is its time.
     name = "total" if sample.kind == "openai" and not stream else "first_delta"
-    gw, upstream = await serve(Script(before_headers_s=60), timeouts={name: "200ms"})
+    gw, upstream = await serve(Script(before_headers_s=60), timeouts={name: "500ms"})
     began = time.monotonic()
     answer, body = await ask(gw, stream)
     assert answer.status == 504
