@@ -23,7 +23,8 @@ M = TypeVar("M", bound=BaseModel)
 async def read_bytes(request: web.Request) -> bytes:
     """The body as it came. Raises InvalidRequest, SenderTooSlow, or aiohttp's 413."""
     try:
-        async with asyncio.timeout(None if request.content.is_eof() else BODY_S):
+        is_there = request.content.is_eof()  # so that no timer has to be set for it
+        async with asyncio.timeout(None if is_there else BODY_S):
             return await request.read()
     except TimeoutError:
         words = f"The body did not come within {BODY_S:g} s; send it again."

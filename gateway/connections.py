@@ -3,7 +3,6 @@
 import logging
 import time
 from asyncio import BaseTransport, WriteTransport
-from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
@@ -22,6 +21,7 @@ from gateway.flights import Flights
 from gateway.keys import FLIGHTS
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
+from gateway.pump import Caller
 
 log = logging.getLogger("gateway")
 
@@ -41,12 +41,9 @@ _FULL_BODY = (
 )
 
 
-class _Connection(RequestHandler):
+class _Connection(Caller, RequestHandler):
     """aiohttp's connection, but what is not HTTP is answered like every other error, and whoever
-    writes can be told when the client does not read (`pump.Caller`)."""
-
-    is_full = False
-    on_full: Callable[[bool], None] | None = None
+    writes can be told when the client does not read."""
 
     def connection_made(self, transport: BaseTransport) -> None:
         server = self._manager
@@ -62,15 +59,16 @@ class _Connection(RequestHandler):
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.is_full = True
-        if self.on_full is not None:
-            self.on_full(True)
+        self.become(is_full=True)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        self.is_full = False
-        if self.on_full is not None:
-            self.on_full(False)
+        self.become(is_full=False)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        # The handler learns of it in the loop's next round; nothing must be written before.
+        self.become(is_full=True)
+        super().connection_lost(exc)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None

@@ -52,7 +52,7 @@ class Links:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._open: dict[Link, Origin] = {}
-        self._idle: dict[Origin, list[Link]] = {}  # the most recently used last
+        self._idle: dict[Origin, dict[Link, None]] = {}  # the most recently used last
         self._known: dict[tuple[str, int], tuple[float, list[Any]]] = {}
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: ssl.SSLContext | None = None
@@ -61,7 +61,7 @@ class Links:
         """One that is open and idle, if there is one."""
         idle = self._idle.get(origin)
         while idle:
-            link = idle.pop()
+            link, _ = idle.popitem()
             if link.transport is not None and not link.transport.is_closing():
                 return link
         return None
@@ -111,12 +111,10 @@ class Links:
             return
         if link.transport is None:
             del self._open[link]
-            idle = self._idle.get(origin, [])
-            if link in idle:
-                idle.remove(link)
+            self._idle.get(origin, {}).pop(link, None)
             return
         link.idle_since = self._loop.time()
-        self._idle.setdefault(origin, []).append(link)
+        self._idle.setdefault(origin, {})[link] = None
         if self._sweep is None:
             self._sweep = self._loop.call_later(IDLE_S, self._close_idle)
 
@@ -125,7 +123,7 @@ class Links:
         until = self._loop.time() - IDLE_S
         for origin, idle in list(self._idle.items()):
             for link in [link for link in idle if link.idle_since <= until]:
-                idle.remove(link)
+                del idle[link]
                 link.close()
             if not idle:
                 del self._idle[origin]

@@ -43,9 +43,9 @@ class Message:
     tool_call_id: str = ""
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class ChatRequest:
-    """One question to one agent. Not to be changed (`frozen` would cost as much as reading it).
+    """One question to one agent.
 
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
     shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses

@@ -14,7 +14,6 @@ ours, `open_pump` gives None, and the answer is written with aiohttp's own means
 
 import asyncio
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
 
 import aiohttp
 from aiohttp import web
@@ -30,12 +29,17 @@ _SEEN = ("3.13.", "3.14.")  # versions of aiohttp
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
 
 
-@runtime_checkable
-class Caller(Protocol):
-    """What `connections` offers beside aiohttp's own: whether the caller is to be waited for."""
+class Caller:
+    """What `connections` adds to aiohttp's connections: whether the caller has to be waited for,
+    since it does not read, or has left and reads no more."""
 
-    is_full: bool
-    on_full: Callable[[bool], None] | None
+    is_full = False
+    on_full: Callable[[bool], None] | None = None
+
+    def become(self, is_full: bool) -> None:
+        self.is_full = is_full
+        if self.on_full is not None:
+            self.on_full(is_full)
 
 
 def open_pump(
@@ -88,8 +92,9 @@ class Pump:
         link = self._run.link
         self._caller.on_full = self._wait_for_caller
         try:
-            self._wait_for_caller(self._caller.is_full)
             link.listen(self._received)
+            if not self._over.done():
+                self._wait_for_caller(self._caller.is_full)
             await self._over
         finally:
             self._let_go()

@@ -5,8 +5,8 @@ import re
 import secrets
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -34,7 +34,8 @@ class Exchange:
     """An answer whose headers have come. Read it to b"", or close it early."""
 
     def __init__(self, link: Link) -> None:
-        self.link = link
+        self.link = link  # another exchange's, perhaps, once this one is closed
+        self._is_closed = False
         self._first: bytes | None = None  # read ahead, to see what it is
         self.read_some = link.read  # as `read`, but with the link's own errors
         self.status = link.status
@@ -78,13 +79,17 @@ class Exchange:
 
     def close(self) -> None:
         """Let go: of what has not ended yet by ending the connection, the way every platform
-        understands that nobody listens any more."""
-        self.link.leave()
+        understands that nobody listens any more. May be called more than once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self.link.leave()
 
     def let_end(self) -> None:
         """The answer is complete: wait, briefly and with nobody waiting, for what may follow it,
         so that the connection can be used again."""
-        self.link.finish(_DRAIN_S)
+        if not self._is_closed:
+            self._is_closed = True
+            self.link.finish(_DRAIN_S)
 
 
 class Upstream:
@@ -118,7 +123,7 @@ class Upstream:
             raise UpstreamConnectTimeout(
                 "No connection to the upstream in time; is it up?"
             ) from None
-        except OSError as error:
+        except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
             raise _no_connection(error) from None
 
     async def fetch(
@@ -161,22 +166,27 @@ class Upstream:
 
     async def _send_form(self, url: str, form: "_FileForm", connect_s: float) -> UpstreamReply:
         address = _address(url)
-        head = _head("POST", address, form.headers, form.beside, form.size)
+        size = form.size
+        head = _head("POST", address, form.headers, form.beside, size)
         link = self._links.kept(address.origin) or await self._connect(address, connect_s)
-        is_over = False
+        is_sent = is_over = False
         try:
             link.send(head)
-            async for piece in form.body():
-                if link.has_answered:  # as with 413: the rest is of no interest
-                    break
-                link.send(piece if form.size is not None else b"%x\r\n%b\r\n" % (len(piece), piece))
-                await link.drain()
-            else:
-                if form.size is None:
-                    link.send(b"0\r\n\r\n")
+            async with aclosing(form.body()) as pieces:
+                async for piece in pieces:
+                    if link.has_answered:  # as with 413: the rest is of no interest
+                        break
+                    if size is None and piece:  # an empty chunk would be the end
+                        piece = b"%x\r\n%b\r\n" % (len(piece), piece)
+                    link.send(piece)
+                    await link.drain()
+                else:
+                    if size is None:
+                        link.send(b"0\r\n\r\n")
+                    is_sent = True
             await link.answered()
             reply = await Exchange(link).reply()
-            is_over = form.is_read
+            is_over = is_sent
             return reply
         except Exception as error:
             if form.failure is not None:
@@ -227,9 +237,12 @@ def _head(
     beside: Mapping[str, str],
     size: int | None,
 ) -> bytes:
-    """The request line and headers: those of the agent, and `beside` those of this one request.
-    `size` None is a body in chunks."""
-    lines = [f"{name}: {value}" for name, value in beside.items() if name not in headers]
+    """The request line and headers: those of the agent, and `beside` (in lower case) those of this
+    one request. `size` is the body's, in bytes; None is a body in chunks."""
+    lines = []
+    if beside:
+        given = {name.lower() for name in headers}
+        lines = [f"{name}: {value}" for name, value in beside.items() if name not in given]
     if size is None:
         lines.append("transfer-encoding: chunked")
     elif size or method != "GET":
@@ -284,7 +297,8 @@ class _FileForm:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self._request.headers
+        given = self._request.headers
+        return {name: given[name] for name in given if name.lower() != "content-type"}
 
     @property
     def beside(self) -> Mapping[str, str]:
@@ -297,7 +311,7 @@ class _FileForm:
             return None
         return len(self._head) + self._source.size + len(self._tail())
 
-    async def body(self) -> AsyncIterator[bytes]:
+    async def body(self) -> AsyncGenerator[bytes, None]:
         sent = 0
         try:
             yield self._head
@@ -323,11 +337,11 @@ async def open_upstream() -> AsyncIterator[Upstream]:
         await upstream.close()
 
 
-def _no_connection(error: OSError) -> GatewayError:
+def _no_connection(error: OSError | UnicodeError) -> GatewayError:
     """Why there is none. Nothing has been asked yet."""
     if isinstance(error, ssl.SSLError):
         return UpstreamMisconfigured("The upstream's TLS certificate is not accepted.")
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror | UnicodeError):
         return UpstreamUnreachable("The upstream's host name cannot be resolved; check base_url.")
     return UpstreamUnreachable("The upstream refuses connections; is it up, and base_url right?")
 

@@ -5,6 +5,7 @@ import gzip
 import zlib
 
 import pytest
+from test_upstream import Echo
 
 from gateway.link import MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import IDLE_S, Links, address_of
@@ -33,6 +34,11 @@ class Line:
 
     def abort(self) -> None:
         self.is_closed = True
+
+    close = abort
+
+    def get_extra_info(self, name: str) -> None:
+        return None
 
 
 class Freed:
@@ -249,41 +255,20 @@ async def test_a_read_is_offered_only_where_the_parser_stands_between_chunks(spl
 
 
 async def test_connections_are_kept_for_the_next_question_but_not_for_long():
-    served = 0
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal served
-        served += 1
-        while await reader.readuntil(b"\r\n\r\n"):
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
-
-    server = await asyncio.start_server(_quietly(serve), "127.0.0.1", 0)
-    links = Links()
-    origin = address_of(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/").origin
+    server = Echo()
+    links, origin = Links(), address_of(await server.start()).origin
     for _ in range(3):
         link = links.kept(origin) or await links.connect(origin)
-        await link.ask(b"GET / HTTP/1.1\r\n\r\n")
-        assert await link.read() == b"ok"
+        await link.ask(b"GET /path HTTP/1.1\r\n\r\n")
+        assert await link.read() == b"/path"
         link.leave()
-    assert served == 1
+    assert server.connections == 1
     assert IDLE_S < 5  # what uvicorn and Node keep theirs for
     link.idle_since -= IDLE_S
     links._close_idle()
     assert links.kept(origin) is None
     links.close()
-    server.close()
-
-
-def _quietly(serve):
-    async def run(reader, writer):
-        try:
-            await serve(reader, writer)
-        except (asyncio.IncompleteReadError, ConnectionError):
-            pass
-        finally:
-            writer.close()
-
-    return run
+    await server.stop()
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from aiohttp.web import Server
 from conftest import AGENTS, Script, streamed
 from decoding import decoder_for
 from hypothesis import given, settings
@@ -16,11 +17,12 @@ from test_link import HEAD, Line
 from test_link import connected as connected_link
 
 from gateway import pump as pump_module
+from gateway.connections import _Connection
 from gateway.messages import ChatRequest, Message
 from gateway.passthrough import PassThrough
 from gateway.pattern import find_pattern
 from gateway.platforms.openai_compatible import explain_error
-from gateway.pump import Pump, Shortcut
+from gateway.pump import Caller, Pump, Shortcut
 from gateway.relay import Run
 from gateway.render import StreamRenderer
 from gateway.upstream import Exchange
@@ -28,11 +30,6 @@ from gateway.upstream import Exchange
 PLATFORMS = Path(__file__).parent / "platforms"
 SAMPLES = sorted((PLATFORMS / "samples").glob("*/*.sse"))
 CAPTURES = sorted((PLATFORMS / "captures" / "dify").glob("*/*stream*.http"))
-
-
-class Caller:
-    is_full = False
-    on_full: Any = None
 
 
 class Carried:
@@ -242,13 +239,45 @@ async def test_the_longest_answer_is_as_long_by_the_shortcut():
 async def test_a_caller_who_does_not_read_makes_the_upstream_wait():
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
-    carried.caller.on_full(True)
+    carried.caller.become(is_full=True)
     assert carried.upstream.is_paused
-    carried.caller.on_full(False)
+    carried.caller.become(is_full=False)
     assert not carried.upstream.is_paused
     carried.work.cancel()
     await asyncio.wait({carried.work})
     assert carried.caller.on_full is None
+
+
+async def test_a_caller_who_does_not_read_from_the_start_is_waited_for_too():
+    carried = Carried(make_for("dify")(), True)
+    carried.link.data_received(framed((EVENTS["dify"] % '"word"').encode()))  # waits for the pump
+    carried.caller.become(is_full=True)
+    await asyncio.sleep(0)
+    assert b"word" in carried.client.written
+    assert carried.upstream.is_paused
+    carried.work.cancel()
+    await asyncio.wait({carried.work})
+    assert not carried.upstream.is_paused  # who drains the answer reads on
+
+
+async def test_a_connection_of_ours_that_is_lost_is_written_to_no_more():
+    server = Server(lambda request: None)
+    connection = _Connection(server, loop=asyncio.get_running_loop())
+    connection.connection_made(Line())  # type: ignore[arg-type]
+    told: list[bool] = []
+    connection.on_full = told.append
+    connection.connection_lost(None)
+    assert told == [True]
+    await asyncio.sleep(0)
+
+
+async def test_an_agent_that_says_its_answer_again_adds_nothing_by_the_shortcut():
+    said_again = 'data: {"event": "message", "task_id": "t", "answer": %s}\n\n'
+    piece = 'data: {"event": "agent_message", "task_id": "t", "answer": %s}\n\n'
+    events = [piece % '""', said_again % '"hi"', said_again % '"hi"', said_again % '"hi there"']
+    reads = [framed(event.encode()) for event in events]
+    got, want, _ = await both(make_for("dify"), reads)
+    assert said(got)[1]["text"] == said(want)[1]["text"] == "hi there"
 
 
 async def test_a_caller_who_leaves_ends_the_carrying_at_once():

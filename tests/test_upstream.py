@@ -1,10 +1,13 @@
+import asyncio
+import contextlib
 import socket
 import ssl
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from gateway.errors import GatewayError
-from gateway.exchange import UpstreamRequest
+from gateway.exchange import Source, UploadRequest, UpstreamRequest
 from gateway.link import AnswerCut, NoAnswer, NotHttp
 from gateway.upstream import _no_connection, open_upstream, translate
 
@@ -71,3 +74,119 @@ async def test_a_header_cannot_smuggle_another_one_in(bad):
         with pytest.raises(GatewayError) as caught:
             await upstream.send(UpstreamRequest("GET", "http://127.0.0.1:1/", {"x-key": bad}), 5.0)
     assert caught.value.code == "upstream_auth_failed"
+
+
+class Served:
+    """A server of one kind of exchange, which counts its connections."""
+
+    def __init__(self) -> None:
+        self.connections = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> str:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+
+    async def stop(self) -> None:
+        self._server.close()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        self._tasks.add(asyncio.current_task())
+        try:
+            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+                await self.exchange(reader, writer)
+        finally:
+            writer.close()
+            with contextlib.suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+
+class Echo(Served):
+    """Answers each request with its path, on connections that it keeps."""
+
+    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            path = head.split()[1]
+            writer.write(b"HTTP/1.1 400 No\r\nContent-Length: %d\r\n\r\n%b" % (len(path), path))
+
+
+class Taking(Served):
+    """Takes uploads; says no after so many bytes if that is given."""
+
+    def __init__(self, no_after: int | None = None) -> None:
+        super().__init__()
+        self.body = b""
+        self._no_after = no_after
+
+    async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        while size := int(await reader.readline(), 16):
+            self.body += await reader.readexactly(size)
+            await reader.readline()
+            if self._no_after is not None and len(self.body) >= self._no_after:
+                writer.write(b"HTTP/1.1 413 No\r\nContent-Length: 2\r\n\r\nno")
+                await reader.read()
+                return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+        await reader.read()
+
+
+async def upload(url: str, pieces: AsyncGenerator[bytes, None]) -> tuple[int, bytes]:
+    async with open_upstream() as upstream:
+        source = Source("a.txt", "text/plain", None, pieces)
+        reply = await upstream.send_file(UploadRequest(url, {}), source, lambda: "u", 5.0, 10.0)
+        assert len(upstream._links._open) <= 1
+        idle = [link for links in upstream._links._idle.values() for link in links]
+        return len(idle), reply.body
+
+
+async def test_an_empty_piece_of_a_file_is_not_its_end():
+    async def pieces():
+        for piece in (b"one ", b"", b"two"):
+            yield piece
+
+    server = Taking()
+    assert await upload(await server.start(), pieces()) == (1, b"ok")
+    await server.stop()
+    assert b"one two" in server.body
+
+
+async def test_a_file_that_is_refused_early_is_sent_no_further_and_its_connection_not_kept():
+    sent = []
+
+    async def pieces():
+        for i in range(1000):
+            sent.append(i)
+            yield b"x" * 1000
+            await asyncio.sleep(0)
+
+    server = Taking(no_after=2000)
+    url = await server.start()
+    assert await upload(url, pieces()) == (0, b"no")
+    await server.stop()
+    assert len(sent) < 1000
+
+
+async def test_a_connection_let_go_twice_is_one_connection():
+    echo = Echo()
+    url = await echo.start()
+    async with open_upstream() as upstream:
+        exchange = await upstream.send(UpstreamRequest("GET", f"{url}/first"), 5.0)
+        assert (await exchange.reply()).body == b"/first"
+        exchange.close()  # by who has read the refusal
+        exchange.close()  # and by who gives up the attempt
+        asked = [upstream.send(UpstreamRequest("GET", f"{url}/{i}"), 5.0) for i in range(3)]
+        exchanges = await asyncio.gather(*asked)
+        assert len({id(one.link) for one in exchanges}) == 3
+        assert [(await one.reply()).body for one in exchanges] == [b"/0", b"/1", b"/2"]
+        exchange.close()  # late: the connection is another's by now
+        for one in exchanges:
+            one.close()
+    await echo.stop()
+    assert echo.connections == 3

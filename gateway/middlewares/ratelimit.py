@@ -68,7 +68,7 @@ async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
     given = await request.app[BUCKETS].take(asked)
     request[LIMITS] = headers(asked, given)
-    if not all([said.gives for said in given]) and (error := refusal(asked, given)):
+    if error := refusal(asked, given):
         request.app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 

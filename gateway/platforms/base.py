@@ -152,6 +152,7 @@ class EventDecoder(ABC):
     """
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
+    heard: Callable[[str], None] | None = None  # is told of text that did not come as an event
 
     def __init__(self) -> None:
         self.done = False
@@ -191,8 +192,6 @@ class EventDecoder(ABC):
         if type(delta) is not Text or not self._parser.is_clean:
             return None
         return find_pattern(chunk, self.text_members, self.heard, delta.text)
-
-    heard: Callable[[str], None] | None = None  # is told of text that did not come as an event
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
         error.retryable = False  # the platform had begun

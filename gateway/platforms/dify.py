@@ -368,6 +368,7 @@ class DifyDecoder(EventDecoder):
         self._has_reasoning = False
         self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
+        self._repeats = False  # what comes is the answer once more
         self._files: set[str] = set()
         self._nodes_usage = Usage()
         self._filtered = False
@@ -392,7 +393,8 @@ class DifyDecoder(EventDecoder):
             handle(self, event, out)
 
     def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
-        return super().pattern(chunk, delta) if self._split.passes_all else None
+        adds_only = self._split.passes_all and not self._repeats
+        return super().pattern(chunk, delta) if adds_only else None
 
     def _begin(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._begun = True
@@ -427,6 +429,7 @@ class DifyDecoder(EventDecoder):
 
     def _on_message(self, event: dict[str, Any], out: list[Delta]) -> None:
         """In an agent app a `message` closes the answer by repeating all of it."""
+        self._repeats = True
         self._flush(out)
         self._split = ThinkingSplitter(answering=True)
         text, so_far = without_thinking(as_text(event.get("answer"))), "".join(self._shown)
