@@ -10,6 +10,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,6 +23,9 @@ SQL = Path(__file__).parent.parent.parent / "sql"
 TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock
 _MIGRATION_S = 600.0
 _LOCK = 0x6A77  # of PostgreSQL's advisory locks: migrations
+# In one statement: the thread that writes gets Python's lock back from the busy event loop only
+# once a statement, and each time costs both of them more than the row itself.
+_ROWS_AT_ONCE = 100
 _WRITER_LOCK = 0x6A78  # batches of calls, so that two replicas' upserts cannot deadlock
 
 Connection = Any  # asyncpg's or aiosqlite's, which only aiosql's adapters tell apart
@@ -171,9 +175,15 @@ class SQLite:
         return len(steps)
 
     async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
-        marks = ", ".join("?" * len(COLUMNS))
+        marks = f"({', '.join('?' * len(COLUMNS))})"
         await conn.execute("DELETE FROM calls_incoming")
-        await conn.executemany(f"INSERT INTO calls_incoming VALUES ({marks})", rows)  # noqa: S608
+        left = iter(rows)
+        while some := list(islice(left, _ROWS_AT_ONCE)):
+            values = ", ".join([marks] * len(some))
+            await conn.execute(
+                f"INSERT INTO calls_incoming VALUES {values}",  # noqa: S608
+                [value for row in some for value in row],
+            )
 
     async def close(self) -> None:
         async with self._turn:
