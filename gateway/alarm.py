@@ -22,17 +22,17 @@ class Alarm:
             alarm.at = None
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.at: float | None = None  # loop time; None while the task is not to be interrupted
         self.goes_off_at = float("inf")
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._task: asyncio.Task[object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._rang = False
 
     def set(self, moment: float) -> None:
         """Let the timer go off at `moment`. The task that calls this is the one that waits."""
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._loop)
         self._set(moment)
 
     def _set(self, moment: float) -> None:

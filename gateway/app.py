@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,24 +76,24 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     routes = list(all_routes())
     by_handler = {route.handler: route for route in routes}
     secret = signing_secret(config)
+    metrics, flights = Metrics(lambda: vitals(app)), Flights()
+    access_log = access_log or AccessLog()
     app = web.Application(
         client_max_size=config.server.max_body,
         middlewares=[  # outermost first
-            requestlog,
-            record,
+            requestlog(metrics, access_log),
+            record(metrics),
             errors,
-            inflight,
+            inflight(flights),
             cors,
             auth(by_handler, secret),
             ratelimit(by_handler),
         ],
     )
-    app[ACCESS_LOG] = access_log or AccessLog()
-    app[FLIGHTS] = Flights()
-    app[METRICS] = Metrics(lambda: vitals(app))
+    app[ACCESS_LOG], app[FLIGHTS], app[METRICS] = access_log, flights, metrics
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
-    app.on_response_prepare.append(_complete_headers)
+    app.on_response_prepare.append(_complete_headers(flights))
     app.cleanup_ctx.append(_books(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
@@ -105,21 +105,27 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
 
 def build_ops(main: web.Application) -> web.Application:
     """The probes of `main` alone, for a second port that is not the public's."""
-    app = web.Application(middlewares=[requestlog, errors])
-    app[MAIN], app[METRICS], app[ACCESS_LOG] = main, main[METRICS], main[ACCESS_LOG]
+    app = web.Application(middlewares=[requestlog(main[METRICS], main[ACCESS_LOG]), errors])
+    app[MAIN], app[METRICS] = main, main[METRICS]
     add_to(app, OPS)
     app.on_response_prepare.append(_identify)
     return app
 
 
-async def _complete_headers(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """What every answer carries, streams and errors too, before its head goes out."""
-    add_request_id(request, response)
-    if isinstance(request, web.Request):
-        add_origin(request, response)
-        add_limits(request, response)
-        end_connection(request, response)
-    add_safety(request, response)
+def _complete_headers(
+    flights: Flights,
+) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
+    async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
+        """What every answer carries, streams and errors too, before its head goes out."""
+        add_request_id(request, response)
+        if isinstance(request, web.Request):
+            add_origin(request, response)
+            add_limits(request, response)
+        if flights.stopping:
+            end_connection(response)
+        add_safety(request, response)
+
+    return complete
 
 
 async def _identify(request: web.BaseRequest, response: web.StreamResponse) -> None:

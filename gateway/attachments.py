@@ -46,8 +46,6 @@ class Attachments:
         `origin` gives how the client reached us. Raises FileNotFound for a file of ours that is not
         there, or an id that is not the owner's.
         """
-        if not any(message.media for message in messages):
-            return messages
         out = []
         for message in messages:
             media = [await self._resolve(media, owner, origin) for media in message.media]

@@ -12,6 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import InvalidRequest, SenderTooSlow, UnsupportedMediaType
+from gateway.keys import BODY
 from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries
@@ -22,9 +23,21 @@ M = TypeVar("M", bound=BaseModel)
 
 async def read_bytes(request: web.Request) -> bytes:
     """The body as it came. Raises InvalidRequest, SenderTooSlow, or aiohttp's 413."""
+    raw = request.get(BODY)
+    if raw is None:
+        raw = request[BODY] = await _read(request)
+    return raw
+
+
+async def _read(request: web.Request) -> bytes:
+    content = request.content
     try:
-        is_there = request.content.is_eof()  # so that no timer has to be set for it
-        async with asyncio.timeout(None if is_there else BODY_S):
+        if content.is_eof():  # most have come with their head
+            raw = content.read_nowait()
+            if 0 < request.client_max_size < len(raw):
+                raise web.HTTPRequestEntityTooLarge(request.client_max_size, len(raw))
+            return raw
+        async with asyncio.timeout(BODY_S):
             return await request.read()
     except TimeoutError:
         words = f"The body did not come within {BODY_S:g} s; send it again."
@@ -38,7 +51,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
 
     Raises InvalidRequest, UnsupportedMediaType, or aiohttp's 413.
     """
-    if request.content_type.startswith("multipart/"):
+    if request.headers.get("Content-Type", "")[:10].lower() == "multipart/":
         raise UnsupportedMediaType("Send the body as JSON (Content-Type: application/json).")
     raw = await read_bytes(request)
     raw = raw.removeprefix(b"\xef\xbb\xbf")  # editors and shells on Windows put it there

@@ -77,8 +77,12 @@ class _Connection(Caller, RequestHandler):
         server = self._manager
         if not isinstance(server, _Server) or server.flights is None:
             return await super().finish_response(request, resp, start_time)
-        with server.flights.sending():
+        flights = server.flights
+        flights.sending += 1
+        try:
             return await super().finish_response(request, resp, start_time)
+        finally:
+            flights.sent()
 
     def handle_error(
         self,

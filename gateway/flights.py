@@ -2,8 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 _LAST_WORDS_S = 5.0  # for those that are told to end, to say so
 
@@ -14,12 +13,12 @@ class Flights:
     def __init__(self) -> None:
         self._under_way: dict[asyncio.Task[object], Callable[[], None]] = {}
         self._ended = asyncio.Event()  # one of them has, while the process stops
-        self._sending = 0
+        self.sending = 0  # whole answers; nobody has to be told, but none shall be cut
         self.stopping = False
         self.refused = 0  # connections beyond those that are taken
 
     def __len__(self) -> int:
-        return len(self._under_way) + self._sending
+        return len(self._under_way) + self.sending
 
     def begin(self, tell: Callable[[], None]) -> asyncio.Task[object]:
         """The current task is one of them, until `end`. `tell` is called before it is cancelled
@@ -34,16 +33,11 @@ class Flights:
         if self.stopping:
             self._ended.set()
 
-    @contextmanager
-    def sending(self) -> Iterator[None]:
-        """A whole answer is being sent: nobody has to be told, but it shall not be cut."""
-        self._sending += 1
-        try:
-            yield
-        finally:
-            self._sending -= 1
-            if self.stopping:
-                self._ended.set()
+    def sent(self) -> None:
+        """One of `sending` has been sent, or could not be."""
+        self.sending -= 1
+        if self.stopping:
+            self._ended.set()
 
     async def land(self, patience_s: float) -> int:
         """Wait until all have ended, so long at most; then tell the rest to end. Gives how many

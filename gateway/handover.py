@@ -47,10 +47,6 @@ class Handover:
         self._held: dict[Media, Media] = {}  # what goes inside a request
         self._size = 0  # of that, in bytes, with each repetition
 
-    @property
-    def is_needed(self) -> bool:
-        return any(message.media for message in self._chat.messages)
-
     async def prepare(self, target: Target) -> ChatRequest:
         """The question with its files as this target's platform takes them.
 

@@ -79,6 +79,7 @@ SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 REQUEST_ID = web.RequestKey("request_id", str)
 ADDRESS = web.RequestKey("address", str)  # the client's, behind trusted proxies
+BODY = web.RequestKey("body", bytes)  # once it has been read
 CALLER = web.RequestKey("caller", Caller)
 CALL = web.RequestKey("call", Call)  # of chats only
 LIMITS = web.RequestKey("limits", dict[str, str])  # headers that tell what is left

@@ -33,7 +33,8 @@ class NotHttp(Exception):
 
 
 class Link(asyncio.Protocol):
-    """One connection, used for one exchange at a time: `ask`, then read to b"" or `listen`.
+    """One connection, used for one exchange at a time: `send`, wait for `answered`, then read to
+    b"" or `listen`.
 
     `idle_since` is loop time. `on_free` is called when an exchange has ended and the connection can
     be used again, and when it is gone (`transport` is None then).
@@ -42,7 +43,7 @@ class Link(asyncio.Protocol):
     __slots__ = (
         "_between", "_error", "_fields", "_fresh", "_head", "_head_size", "_inflate", "_is_whole",
         "_keeps", "_listener", "_loop", "_on_free", "_parser", "_paused", "_pieces", "_size",
-        "_until_close", "_waiter", "_writable", "headers", "idle_since", "quick", "status",
+        "_until_close", "_waiter", "_writable", "idle_since", "kind", "quick", "status",
         "transport",
     )  # fmt: skip
 
@@ -64,7 +65,7 @@ class Link(asyncio.Protocol):
     def _begin(self) -> None:
         """Everything that belongs to one answer."""
         self.status = 0
-        self.headers: CIMultiDictProxy[str] = _NO_HEADERS
+        self.kind = ""  # Content-Type
         # Offered each read while the parser stands between two chunks; says whether it has dealt
         # with all of it, one whole chunk, after which the parser would stand there again.
         self.quick: Callable[[bytes], bool] | None = None
@@ -81,11 +82,6 @@ class Link(asyncio.Protocol):
         self._error: Exception | None = None
 
     # Asking.
-
-    async def ask(self, request: bytes) -> None:
-        """Send a whole request, and wait until the answer's status and headers are there."""
-        self.send(request)
-        await self.answered()
 
     def send(self, data: bytes) -> None:
         """Send a request, or the next part of one. Raises NoAnswer on a closed connection."""
@@ -107,10 +103,20 @@ class Link(asyncio.Protocol):
         """Whether an answer has begun, or none will come."""
         return self._head is None or self._head.done()
 
-    async def answered(self) -> None:
-        """Wait for the answer's head. Raises NoAnswer or NotHttp."""
+    def answered(self) -> asyncio.Future[None]:
+        """To be awaited: the answer's status and headers are there. Raises NoAnswer or NotHttp."""
         assert self._head is not None
-        await self._head
+        return self._head
+
+    @property
+    def headers(self) -> CIMultiDictProxy[str]:
+        """Those of the answer, until its body is listened to."""
+        return CIMultiDictProxy(
+            CIMultiDict(
+                (name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
+                for name, value in self._fields
+            )
+        )
 
     # Reading.
 
@@ -150,6 +156,7 @@ class Link(asyncio.Protocol):
         """Call `listener` with each piece of the body as it comes, and with b"" when no more will;
         `failure` then tells whether that was the end. None: reads wait for them again."""
         self._listener, self.quick = listener, None
+        self._fields = _NO_FIELDS  # thousands of streams would keep theirs to their end
         if listener is not None and self._pieces:
             listener(self._take())
         if self._listener is not None and (self._is_whole or self._error is not None):
@@ -293,24 +300,21 @@ class Link(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        fields, self._fields = self._fields, []
         if status < 200:  # an interim answer, such as 103; the real one follows
+            self._fields = []
             return
         self.status = status
-        self.headers = CIMultiDictProxy(
-            CIMultiDict(
-                (name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
-                for name, value in fields
-            )
-        )
-        has_length = "Content-Length" in self.headers or "Transfer-Encoding" in self.headers
+        fields = {name.lower(): value for name, value in self._fields}
+        has_length = b"content-length" in fields or b"transfer-encoding" in fields
         self._until_close = not has_length and status not in (204, 304)
         self._keeps = self._parser.should_keep_alive() and not self._until_close
-        encoding = self.headers.get("Content-Encoding", "identity").lower()
-        if encoding in ("gzip", "x-gzip", "deflate"):
+        self.kind = fields.get(b"content-type", b"").decode("latin-1")
+        encoding = fields.get(b"content-encoding", b"").lower()
+        if encoding in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
-        elif encoding not in ("identity", ""):
-            raise NotHttp(f"encoded as {encoding[:20]}, which was not asked for")
+        elif encoding not in (b"identity", b""):
+            shown = encoding[:20].decode("ascii", "replace")
+            raise NotHttp(f"encoded as {shown}, which was not asked for")
         if self._head is not None and not self._head.done():
             self._head.set_result(None)
 
@@ -333,4 +337,4 @@ class Link(asyncio.Protocol):
             self._is_whole, self._between = True, False
 
 
-_NO_HEADERS: CIMultiDictProxy[str] = CIMultiDictProxy(CIMultiDict())
+_NO_FIELDS: list[tuple[bytes, bytes]] = []  # nothing is added once an answer has begun

@@ -43,9 +43,10 @@ class Message:
     tool_call_id: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent.
+    """One question to one agent. Nothing changes it; `replace` makes another one. (To be frozen
+    would cost as much as all its parsing.)
 
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
     shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
@@ -76,6 +77,11 @@ class ChatRequest:
     @property
     def question(self) -> Message:
         return self.messages[-1]
+
+
+def has_media(messages: tuple[Message, ...]) -> bool:
+    """Whether files come with any of the turns."""
+    return any([message.media for message in messages])
 
 
 @dataclass(slots=True)

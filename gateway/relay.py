@@ -13,7 +13,7 @@ from gateway.errors import CircuitOpen, GatewayError, Guess, UpstreamFailed, Ups
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.link import Link
-from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note
+from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.pattern import Pattern
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
@@ -31,7 +31,7 @@ _STOP_S = 10.0
 
 
 class Run:
-    """One call from the first attempt to the last byte. Use it in `async with`.
+    """One call from the first attempt to the last byte. Use it in `with`.
 
     Leaving early closes the upstream's connection and sends the platform's stop call.
     """
@@ -49,12 +49,12 @@ class Run:
         self._trace_headers: Mapping[str, str] = {}
         self.chat = chat
         self._asked = chat  # the same with its files as the present target takes them
-        self._handover = Handover(upstream, attachments, chat)
+        self._handover = Handover(upstream, attachments, chat) if has_media(chat.messages) else None
         self._targets = targets
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
-        self._alarm = Alarm()
+        self._alarm = Alarm(loop)
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self.read_at = 0.0  # loop time of the last sign of life
         self._until: float | None = None  # when the answer of the present target must have begun
@@ -63,7 +63,7 @@ class Run:
         self._ended = False  # the upstream has nothing more to say
         self._has_accepted = False  # the upstream has begun to answer
         self._wants_whole = False  # and was not asked for a stream
-        self._ends_at = 0.0  # loop time when `total` is over
+        self.ends_at = 0.0  # loop time when `total` is over
         self._is_last = True  # no other target is left
         self.target = targets[0]
         self.decoder: Decoder | None = None
@@ -72,10 +72,10 @@ class Run:
         self.failures: list[tuple[str, str]] = []  # (agent, code) of each attempt that failed
         self.over = False
 
-    async def __aenter__(self) -> "Run":
+    def __enter__(self) -> "Run":
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -121,14 +121,17 @@ class Run:
     # Until the first delta.
 
     async def start(self) -> list[Delta]:
-        """The first deltas, with content among them. Raises the last error if no target answers.
+        """The first deltas, with content among them. Raises the last error if no target answers,
+        and TimeoutError when `total` is over.
 
         The same target is asked again only after errors that say nothing has begun there, as long
         as `first_delta` lasts; the next one also if this one is of no use (it is silent, broken,
         busy, or its key or credit is refused).
         """
         last: GatewayError | None = None
-        self._ends_at = self._loop.time() + self.total_s
+        now = self._loop.time()
+        self.ends_at = now + self.total_s
+        self._alarm.set(min(self.ends_at, now + self.target.agent.timeouts.first_delta))
         try:
             for i, target in enumerate(self._targets):
                 self._is_last = i == len(self._targets) - 1
@@ -141,8 +144,20 @@ class Run:
                     last = error.with_traceback(None)  # its frames hold it, in a circle
             assert last is not None  # there is at least one target
             raise last
+        except asyncio.CancelledError:
+            if not self._alarm.has_rung():
+                raise  # the caller has left
+            raise TimeoutError from None
         finally:
+            self._alarm.at = None
             last = None  # its traceback holds this frame, and all that the question holds
+
+    def _wait_until(self, moment: float | None) -> None:
+        """What is awaited from now on is interrupted then, and always when `total` is over."""
+        at = self.ends_at if moment is None or moment > self.ends_at else moment
+        self._alarm.at = at
+        if at < self._alarm.goes_off_at:
+            self._alarm.set(at)
 
     async def _try(self, target: Target) -> list[Delta]:
         """One target, as often as it is worth it. With another one left nobody waits for long."""
@@ -168,6 +183,7 @@ class Run:
                 before = error.with_traceback(None)  # which holds this frame, in a circle
             attempt += 1
             self.retries.append(target.name)
+            self._wait_until(None)
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, target: Target, queue_s: float | None) -> list[Delta]:
@@ -175,6 +191,7 @@ class Run:
         configured; what that takes is not the upstream's fault, so the time to begin follows."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
         self._has_accepted = self._wants_whole = False
+        self._wait_until(None)
         pass_ = await target.enter(queue_s)
         self._entered = target
         began = self._loop.time()
@@ -204,13 +221,16 @@ class Run:
 
     async def _begin(self, target: Target, until: float) -> None:
         """Ask, and gather the first deltas. Raises if none of them has content."""
-        wait_s = target.agent.timeouts.first_delta
+        self._wait_until(until)
         try:
-            async with asyncio.timeout_at(until) as patience:
-                exchange = await self._ask(target, patience)
-                await self._first_deltas(exchange, patience, wait_s)
-        except TimeoutError:
+            await self._first_deltas(await self._ask(target))
+        except asyncio.CancelledError:
+            if not self._alarm.has_rung():
+                raise  # the caller has left
+            if self._loop.time() >= self.ends_at:
+                raise TimeoutError from None
             if self.decoder is None or not self.decoder.ending:
+                wait_s = target.agent.timeouts.first_delta
                 raise UpstreamTimeout(
                     "The upstream did not answer in its share of the time."
                     if self._wants_whole
@@ -229,34 +249,35 @@ class Run:
         elif isinstance(error, UpstreamTimeout | UpstreamFailed):
             error.elsewhere = True
 
-    async def _first_deltas(
-        self, exchange: Exchange, patience: asyncio.Timeout, wait_s: float
-    ) -> None:
+    async def _first_deltas(self, exchange: Exchange) -> None:
         """Gather deltas until one has content, or the last has come."""
+        first, exchange.first = exchange.first, b""
         while not self.over:
             try:
-                chunk = await exchange.read()
-            except GatewayError as error:
+                deltas = self.take(first or await exchange.read_some())
+            except Exception as error:
                 deltas = self.broke(error)
-            else:
-                deltas = self.take(chunk)
-            self._early += [delta for delta in deltas if not _is_empty(delta)]
+            first, has_content = b"", False
+            for delta in deltas:
+                if not (isinstance(delta, Note) and not delta.data):  # else it only shows life
+                    self._early.append(delta)
+                    has_content = has_content or isinstance(delta, CONTENT)
             if len(self._early) > MAX_EARLY:
                 raise UpstreamFailed("The upstream sends events that say nothing.")
-            if any(isinstance(delta, CONTENT) for delta in deltas):
+            if has_content:
                 return
             if self.decoder is not None and self.decoder.ending:
-                patience.reschedule(self._loop.time() + GRACE_S)
+                self._wait_until(self._loop.time() + GRACE_S)
             elif deltas:  # a step of a workflow: not silent, only not speaking yet
-                patience.reschedule(self._loop.time() + wait_s)
+                wait_s = self.target.agent.timeouts.first_delta
+                self._wait_until(self._loop.time() + wait_s)
 
-    async def _ask(self, target: Target, patience: asyncio.Timeout) -> Exchange:
+    async def _ask(self, target: Target) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
-        if self._handover.is_needed:
-            wait_s = target.agent.timeouts.first_delta
-            patience.reschedule(None)  # of a large file only `total` holds
+        if self._handover is not None:
+            self._wait_until(None)  # of a large file only `total` holds
             self._asked = await self._handover.prepare(target)
-            patience.reschedule(self._loop.time() + wait_s)
+            self._wait_until(self._loop.time() + target.agent.timeouts.first_delta)
         step: Step = target.platform.prepare(self._asked)
         for _ in range(MAX_STEPS):
             if isinstance(step, First):
@@ -267,17 +288,16 @@ class Run:
                 # A whole answer begins when it is whole: it has all the time there is, or half of
                 # it while another agent could use the rest.
                 self._wants_whole = True
-                left_s = self._ends_at - self._loop.time()
-                patience.reschedule(
-                    None if self._is_last else self._loop.time() + max(0.0, left_s / 2)
-                )
+                now = self._loop.time()
+                self._wait_until(None if self._is_last else (now + self.ends_at) / 2)
             connect_s = target.agent.timeouts.connect
             exchange = await self._upstream.send(step, connect_s, self._trace_headers)
             self._exchange, self.read_at = exchange, self._loop.time()
             self._has_accepted = exchange.status == 200
             if self._has_accepted:  # before its first bytes have come, for who drains it
                 self.decoder = target.platform.decoder(self._asked)
-            if await _is_answer(step, exchange):
+            is_answer = exchange.status == 200 and not exchange.is_page
+            if is_answer and (not step.stream or await _is_stream(exchange)):
                 return exchange
             reply = await exchange.reply()
             exchange.close()
@@ -398,22 +418,11 @@ class Run:
             await self._upstream.fetch(request, target.agent.timeouts.connect, _STOP_S)
 
 
-def _is_empty(delta: Delta) -> bool:
-    """A note that only shows life."""
-    return isinstance(delta, Note) and not delta.data
-
-
-async def _is_answer(request: UpstreamRequest, exchange: Exchange) -> bool:
+async def _is_stream(exchange: Exchange) -> bool:
     """Whether what was asked for is coming: platforms also refuse with 200 and JSON.
 
     Content types are not to be trusted for that: the first bytes are looked at as well.
     """
-    if exchange.status != 200:
-        return False
-    if exchange.is_page:
-        return False
-    if not request.stream:
-        return True
     first = (await exchange.peek()).lstrip()
     return first.startswith(_EVENTS) or not (exchange.is_json or first.startswith(b"{"))
 

@@ -27,6 +27,7 @@ from gateway.errors import (
 from gateway.flights import forget_cancellation
 from gateway.keys import (
     ATTACHMENTS,
+    BODY,
     CALL,
     METRICS,
     NOTED,
@@ -70,8 +71,8 @@ async def reply(
     call.model = state.routing.known(chat.model)
     if any([target.agent.capture != "off" for target in targets]):
         limit = state.config.record.max_body
-        call.capture = Capture(limit, await request.read())  # which has been read already
-    async with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
+        call.capture = Capture(limit, request[BODY])
+    with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
         try:
             if chat.stream:
                 with app[METRICS].open_streams.track_inprogress():
@@ -144,15 +145,17 @@ def _note(call: Call, run: Run) -> None:
 async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) -> bytes:
     """The JSON of the answer."""
     try:
-        async with asyncio.timeout(run.total_s):
-            deltas = await run.start()
-            call.first_delta()
-            renderer = WholeRenderer(chat, run.target.name, int(time.time()), conversational)
-            renderer.feed(deltas)
-            while not run.over:
-                renderer.feed(await run.read() or [])
+        deltas = await run.start()
     except TimeoutError:
         raise _too_long(run) from None
+    call.first_delta()
+    renderer = WholeRenderer(chat, run.target.name, int(time.time()), conversational)
+    renderer.feed(deltas)
+    while not run.over:
+        more = await run.read(run.ends_at)
+        if more is None:
+            raise _too_long(run)
+        renderer.feed(more)
     if renderer.finish:
         call.finished(renderer.finish)
     return renderer.body()

@@ -3,6 +3,7 @@
 import re
 import time
 from datetime import UTC, datetime
+from functools import lru_cache
 
 LATEST_MS = 253_370_764_800_000  # 9999-01-01, as far as Python's calendar goes
 
@@ -16,6 +17,17 @@ def iso(ms: int | None) -> str | None:
     if ms is None or not 0 <= ms < LATEST_MS:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
+
+
+def stamp(now_s: float) -> str:
+    """The time of a log's line, with milliseconds: there are many in the same second."""
+    second = int(now_s)
+    return f"{_second(second)}.{int((now_s - second) * 1000):03d}+00:00"
+
+
+@lru_cache(maxsize=2)
+def _second(number: int) -> str:
+    return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def read_iso(text: str) -> int:

@@ -9,7 +9,7 @@ import logging
 import os
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -40,7 +40,10 @@ class CallTrace(Protocol):
 
 
 class Tracer(Protocol):
-    def call(self, name: str, headers: Mapping[str, str], request_id: str) -> CallTrace: ...
+    def call(
+        self, name: Callable[[], str], headers: Mapping[str, str], request_id: str
+    ) -> CallTrace:
+        """`name` gives the span's, if there will be one."""
 
     def close(self) -> None:
         """Send what is left; may take seconds."""
@@ -71,7 +74,9 @@ def _told(headers: Mapping[str, str]) -> dict[str, str]:
 class _PassOn:
     """Nothing is traced here; a trace that others have begun goes on."""
 
-    def call(self, name: str, headers: Mapping[str, str], request_id: str) -> CallTrace:
+    def call(
+        self, name: Callable[[], str], headers: Mapping[str, str], request_id: str
+    ) -> CallTrace:
         return _Passed(_told(headers)) if "traceparent" in headers else NO_TRACE
 
     def close(self) -> None:
@@ -124,12 +129,14 @@ class _Exporting:
         self._tracer = self._provider.get_tracer("gateway")
         self._propagator = TraceContextTextMapPropagator()
 
-    def call(self, name: str, headers: Mapping[str, str], request_id: str) -> CallTrace:
+    def call(
+        self, name: Callable[[], str], headers: Mapping[str, str], request_id: str
+    ) -> CallTrace:
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
         context = self._propagator.extract(_told(headers), Context())
-        span = self._tracer.start_span(name, context, SpanKind.SERVER)
+        span = self._tracer.start_span(name(), context, SpanKind.SERVER)
         span.set_attribute("gateway.request_id", request_id)
         return _Spans(self._tracer, self._propagator, span)
 

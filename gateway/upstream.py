@@ -33,17 +33,22 @@ _MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
 class Exchange:
     """An answer whose headers have come. Read it to b"", or close it early."""
 
+    __slots__ = ("_is_closed", "first", "link", "read_some", "status")
+
     def __init__(self, link: Link) -> None:
         self.link = link  # another exchange's, perhaps, once this one is closed
         self._is_closed = False
-        self._first: bytes | None = None  # read ahead, to see what it is
-        self.read_some = link.read  # as `read`, but with the link's own errors
+        self.first = b""  # what was read ahead, to see what it is; `read` will give it again
+        self.read_some = link.read  # all after `first`, and with the link's own errors
         self.status = link.status
-        self.headers = link.headers
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        return self.link.headers
 
     @property
     def _kind(self) -> str:
-        return self.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+        return self.link.kind.partition(";")[0].strip().lower()
 
     @property
     def is_json(self) -> bool:
@@ -55,13 +60,13 @@ class Exchange:
 
     async def peek(self) -> bytes:
         """The first bytes of the body, which `read` will give again; b"" if there are none."""
-        self._first = await self.read()
-        return self._first
+        self.first = await self.read()
+        return self.first
 
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""
-        if self._first is not None:
-            first, self._first = self._first, None
+        if self.first:
+            first, self.first = self.first, b""
             return first
         try:
             return await self.read_some()
@@ -109,7 +114,8 @@ class Upstream:
         head = _head(request.method, address, request.headers, beside or {}, size)
         link = self._links.kept(address.origin) or await self._connect(address, connect_s)
         try:
-            await link.ask(head + request.body)
+            link.send(head + request.body)
+            await link.answered()
         except BaseException as error:
             link.close()
             raise _translated(error) from None
@@ -239,15 +245,17 @@ def _head(
 ) -> bytes:
     """The request line and headers: those of the agent, and `beside` (in lower case) those of this
     one request. `size` is the body's, in bytes; None is a body in chunks."""
-    lines = []
+    head = _fixed_head(method, address, tuple(headers.items()))
     if beside:
         given = {name.lower() for name in headers}
-        lines = [f"{name}: {value}" for name, value in beside.items() if name not in given]
+        head += _encoded(
+            [f"{name}: {value}" for name, value in beside.items() if name not in given]
+        )
     if size is None:
-        lines.append("transfer-encoding: chunked")
-    elif size or method != "GET":
-        lines.append(f"content-length: {size}")
-    return _fixed_head(method, address, tuple(headers.items())) + _encoded(lines) + b"\r\n"
+        return head + b"transfer-encoding: chunked\r\n\r\n"
+    if size or method != "GET":
+        return b"%bcontent-length: %d\r\n\r\n" % (head, size)
+    return head + b"\r\n"
 
 
 @lru_cache(maxsize=256)

@@ -259,7 +259,8 @@ async def test_connections_are_kept_for_the_next_question_but_not_for_long():
     links, origin = Links(), address_of(await server.start()).origin
     for _ in range(3):
         link = links.kept(origin) or await links.connect(origin)
-        await link.ask(b"GET /path HTTP/1.1\r\n\r\n")
+        link.send(b"GET /path HTTP/1.1\r\n\r\n")
+        await link.answered()
         assert await link.read() == b"/path"
         link.leave()
     assert server.connections == 1

@@ -32,9 +32,10 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        if request.match_info.http_exception is not None:
+        match = request.match_info
+        if match.http_exception is not None:
             return await handler(request)  # 404 and 405 have nothing to protect
-        wanted = request.match_info.handler
+        wanted = match.handler
         route = routes.get(wanted) or Route("", "", wanted, "login-admin")
         if route.access is None:
             if route.limit is not None:  # a limit is the caller's own, if it is somebody we know
@@ -45,14 +46,15 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
             caller = await _logged_in(request, verify)
             if route.access == "login-admin" and caller.role != "admin":
                 raise Forbidden("Only administrators may do this.")
+            request[NOTED]["caller"] = caller.id
         else:
             caller = await _identify(request, state, verify)
-            _refuse_foreign_page(request, state, caller)
+            if caller.is_anonymous:
+                _refuse_foreign_page(request, state)
             request[NOTED]["caller"] = caller.id
             if caller.is_anonymous and route.access == "admin":
                 raise Unauthorized(_LOG_IN)
             caller.require(route.access)  # type: ignore[arg-type]
-        request[NOTED]["caller"] = caller.id
         request[CALLER] = caller
         return await handler(request)
 
@@ -120,9 +122,10 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
     )
 
 
-def _refuse_foreign_page(request: web.Request, state: State, caller: Caller) -> None:
+def _refuse_foreign_page(request: web.Request, state: State) -> None:
+    """Of anonymous callers."""
     origin = request.headers.get("Origin", "")
-    if caller.is_anonymous and is_foreign(origin, state.config.server.cors_origins):
+    if is_foreign(origin, state.config.server.cors_origins):
         raise Forbidden(
             "Anonymous access is for programs on this machine, not for web pages from"
             " elsewhere: give the page a key, or add its origin to server.cors_origins."

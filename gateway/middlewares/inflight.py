@@ -1,32 +1,34 @@
 """Know which requests are under way, and begin no work while the process stops."""
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import Stopping
-from gateway.keys import FLIGHTS, STOPPED
+from gateway.flights import Flights
+from gateway.keys import STOPPED
 
 
-@web.middleware
-async def inflight(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A request that is told to stop finds the error in `request[STOPPED]`; `errors` answers with
-    it if nothing has been sent."""
-    flights = request.app[FLIGHTS]
-    if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
-        raise Stopping
+def inflight(flights: Flights) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A request that is told to stop finds the error in `request[STOPPED]`; `errors` answers
+        with it if nothing has been sent."""
+        if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
+            raise Stopping
 
-    def tell() -> None:
-        request[STOPPED] = Stopping()
+        def tell() -> None:
+            request[STOPPED] = Stopping()
 
-    flight = flights.begin(tell)
-    try:
-        return await handler(request)
-    finally:
-        flights.end(flight)
+        flight = flights.begin(tell)
+        try:
+            return await handler(request)
+        finally:
+            flights.end(flight)
+
+    return middleware
 
 
-def end_connection(request: web.Request, response: web.StreamResponse) -> None:
+def end_connection(response: web.StreamResponse) -> None:
     """While the process stops, clients shall go elsewhere with the next request."""
-    if request.app[FLIGHTS].stopping:
-        response.force_close()
-        response.headers["Connection"] = "close"  # aiohttp has written it already
+    response.force_close()
+    response.headers["Connection"] = "close"  # aiohttp has written it already

@@ -1,12 +1,14 @@
 """Take what a request costs from the caller's buckets, or refuse it."""
 
 from collections.abc import Mapping
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
 from gateway.call import Call, Surface
+from gateway.config import RateLimits
 from gateway.credentials import Caller, by_address
 from gateway.keys import (
     ADDRESS,
@@ -32,15 +34,14 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         route = routes.get(request.match_info.handler)
         if route is None or route.limit is None:
             return await handler(request)
-        asked = _asked(request, route.limit)
+        app = request.app
+        asked = _asked(request, app[STATE].now.config.rate_limits, route.limit)
         await take(request, asked, route.limit)
         if route.limit != "chat":
             return await handler(request)
-        surface: Surface = "chat" if is_api(request.path) else "openai"
+        surface: Surface = "chat" if is_api(route.path) else "openai"
         call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
-        name = f"{request.method} {route_of(request)}"
-        app = request.app
-        call.trace = app[TRACER].call(name, request.headers, call.request_id)
+        call.trace = app[TRACER].call(partial(_span, request), request.headers, call.request_id)
         try:
             return await handler(request)
         finally:
@@ -54,8 +55,11 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
     return middleware
 
 
-def _asked(request: web.Request, class_: Class) -> list[Take]:
-    limits = request.app[STATE].now.config.rate_limits
+def _span(request: web.Request) -> str:
+    return f"{request.method} {route_of(request)}"
+
+
+def _asked(request: web.Request, limits: RateLimits, class_: Class) -> list[Take]:
     if class_ == "login":
         return login_takes(limits, by_address(request[ADDRESS]), None)
     caller = request.get(CALLER)

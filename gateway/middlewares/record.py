@@ -4,35 +4,37 @@ import asyncio
 import time
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.call import Call
-from gateway.keys import BOOKS, CALL, METRICS, NOTED, STOPPED
+from gateway.keys import BOOKS, CALL, NOTED, STOPPED
+from gateway.metrics import Metrics
 
 
-@web.middleware
-async def record(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Calls that were refused for their key or their rate are in the log alone."""
-    status, response = 500, None
-    try:
-        response = await handler(request)
-        status = response.status
-        return response
-    except (asyncio.CancelledError, ConnectionError):
-        status = 499 if STOPPED not in request else 503  # which was told by cutting the answer
-        raise
-    finally:
-        call = request.get(CALL)
-        if call is not None:
-            app = request.app
-            call.client_gone = call.client_gone or status == 499
-            error = str(request[NOTED].get("error") or "")
-            seconds = time.monotonic() - call.began
-            app[METRICS].call_ended(call, status, error, seconds)
-            call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
-            if (books := app.get(BOOKS)) is not None:
-                _add_body(call, response)
-                books.recorder.add(call, status, error)
+def record(metrics: Metrics) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Calls that were refused for their key or their rate are in the log alone."""
+        status, response = 500, None
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            status = 499 if STOPPED not in request else 503  # which was told by cutting the answer
+            raise
+        finally:
+            call = request.get(CALL)
+            if call is not None:
+                call.client_gone = call.client_gone or status == 499
+                error = str(request[NOTED].get("error") or "")
+                metrics.call_ended(call, status, error, time.monotonic() - call.began)
+                call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
+                if (books := request.app.get(BOOKS)) is not None:
+                    _add_body(call, response)
+                    books.recorder.add(call, status, error)
+
+    return middleware
 
 
 def _add_body(call: Call, response: web.StreamResponse | None) -> None:

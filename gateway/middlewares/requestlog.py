@@ -3,16 +3,18 @@
 import asyncio
 import re
 import time
-from datetime import UTC, datetime
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
+from gateway.accesslog import AccessLog
 from gateway.errors import clean
 from gateway.ids import new_id
-from gateway.keys import ACCESS_LOG, ADDRESS, METRICS, NOTED, REQUEST_ID, route_of
+from gateway.keys import ADDRESS, NOTED, REQUEST_ID, route_of
+from gateway.metrics import Metrics
 from gateway.proxies import client_address
+from gateway.times import stamp
 
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
@@ -20,33 +22,35 @@ _FILE = re.compile(r"([0-9a-f]{17})[0-9A-Za-z]{22}(?![0-9A-Za-z])")
 _LONGEST = 200  # characters of a path or of a client's name for itself
 
 
-@web.middleware
-async def requestlog(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A sane `x-request-id` of the caller is kept, any other replaced."""
-    given = request.headers.get("x-request-id", "")
-    request[REQUEST_ID] = given if _SANE.fullmatch(given) else new_request_id()
-    request[NOTED] = {}
-    request[ADDRESS] = client_address(request)
-    began = time.monotonic()
-    status = 500
-    try:
-        response = await handler(request)
-        status = response.status
-        return response
-    except (asyncio.CancelledError, ConnectionError):
-        status = 499  # the caller has left; nginx gave this number its meaning
-        raise
-    finally:
-        app = request.app
-        app[METRICS].request_ended(route_of(request), status)
-        if app[ACCESS_LOG].is_on and request.path not in _QUIET:
-            app[ACCESS_LOG].add(_line(request, status, (time.monotonic() - began) * 1000))
+def requestlog(metrics: Metrics, access_log: AccessLog) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """A sane `x-request-id` of the caller is kept, any other replaced."""
+        given = request.headers.get("x-request-id")
+        request[REQUEST_ID] = given if given and _SANE.fullmatch(given) else new_request_id()
+        request[NOTED] = {}
+        request[ADDRESS] = client_address(request)
+        began = time.monotonic()
+        status = 500
+        try:
+            response = await handler(request)
+            status = response.status
+            return response
+        except (asyncio.CancelledError, ConnectionError):
+            status = 499  # the caller has left; nginx gave this number its meaning
+            raise
+        finally:
+            metrics.request_ended(route_of(request), status)
+            if access_log.is_on and request.path not in _QUIET:
+                access_log.add(_line(request, status, (time.monotonic() - began) * 1000))
+
+    return middleware
 
 
 def _line(request: web.Request, status: int, ms: float) -> str:
     """One JSON object. No query, no body and no header that could hold a secret is in it."""
     line = {
-        "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+        "time": stamp(time.time()),
         "level": "info",
         "message": "request",
         "request_id": request[REQUEST_ID],

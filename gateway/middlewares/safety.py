@@ -17,7 +17,6 @@ def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
     kind = headers.get("Content-Type", "")
     added = _ON_OUR_OWN if kind.startswith(_OUR_TYPES) else _ALWAYS
     for name, value in added.items():
-        if name not in headers:
-            headers[name] = value
+        headers.setdefault(name, value)
     if request.secure:
         headers["Strict-Transport-Security"] = "max-age=31536000"

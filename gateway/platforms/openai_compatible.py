@@ -34,6 +34,7 @@ from gateway.messages import (
     Text,
     ToolCall,
     Usage,
+    has_media,
 )
 from gateway.passthrough import PassThrough, WholeBody
 from gateway.platforms.base import (
@@ -164,7 +165,7 @@ def _api(url: str) -> str:
 def raw_messages(chat: ChatRequest) -> dict[str, Any]:
     """`messages` as the caller wrote them, with the files that were put inside."""
     given = chat.raw.get("messages")
-    if not any(turn.media for turn in chat.messages) or not isinstance(given, list):
+    if not (isinstance(given, list) and has_media(chat.messages)):
         return {"messages": given} if "messages" in chat.raw else {}
     return {"messages": put_back(given, chat.messages)}
 

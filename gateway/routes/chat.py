@@ -105,9 +105,10 @@ async def chat(request: web.Request) -> web.StreamResponse:
         caller.user_of(user)  # raises if the token is for another one
     targets, conversation = pin(targets, given, state.routing.is_route(name))
     messages: tuple[Message, ...] = (Message("user", body.query, media),)
-    messages = await attachments.resolve(
-        messages, owner_of(caller), partial(client_origin, request)
-    )
+    if media:
+        messages = await attachments.resolve(
+            messages, owner_of(caller), partial(client_origin, request)
+        )
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
         messages=messages,

@@ -15,8 +15,8 @@ from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
-from gateway.keys import ATTACHMENTS, CALL, CALLER, NOTED, STATE, UPSTREAM
-from gateway.messages import ChatRequest, Message
+from gateway.keys import ATTACHMENTS, BODY, CALL, CALLER, NOTED, STATE, UPSTREAM
+from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
@@ -40,13 +40,14 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
     caller = request[CALLER]
     caller.require_agent(model, [target.name for target in targets])
     is_routed = len(targets) > 1
-    is_route = state.routing.is_route(model)
-    targets, conversation = pin(targets, _conversation(request, body), is_route)
+    if conversation := _conversation(request, body):
+        targets, conversation = pin(targets, conversation, state.routing.is_route(model))
     options = body.get("stream_options")
     messages = _turns(body, targets)
-    messages = await request.app[ATTACHMENTS].resolve(
-        messages, owner_of(caller), partial(client_origin, request)
-    )
+    if has_media(messages):
+        messages = await request.app[ATTACHMENTS].resolve(
+            messages, owner_of(caller), partial(client_origin, request)
+        )
     chat = ChatRequest(
         model=model,
         messages=messages,
@@ -85,18 +86,22 @@ def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     """A platform's conversation to continue, from the body or a header."""
     given = _text(body, "conversation_id") or _text(body, "chat_id")
     given = given or unquote(request.headers.get("x-conversation-id", "").strip())
+    if not given:
+        return None
     if len(given) > _MAX_ID or not given.isprintable():
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
-    return given or None
+    return given
 
 
 def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
+    if value is None:
+        return ""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
-    if value is not None and not isinstance(value, str):
+    if not isinstance(value, str):
         raise InvalidRequest(f"'{name}' must be a string.", param=name)
-    return (value or "").strip()
+    return value.strip()
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:
@@ -168,7 +173,7 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     call.model = request.app[STATE].now.routing.known(asked)
     if target.agent.capture != "off":
         limit = request.app[STATE].now.config.record.max_body
-        call.capture = Capture(limit, await request.read())  # which has been read already
+        call.capture = Capture(limit, request[BODY])
         call.capture_always = target.agent.capture == "all"
     request[NOTED]["agent"] = target.name
     query = request.rel_url.raw_query_string
