@@ -72,6 +72,8 @@ class Caller:
 
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
         """Whether it may ask for `name`, behind which are `agents`."""
+        if self.agents is None and self.within is None:
+            return True
         wanted, behind = name.strip().lower(), [agent.lower() for agent in agents]
         return all(
             allowed is None or wanted in allowed or (behind and allowed.issuperset(behind))

@@ -88,6 +88,8 @@ def login_takes(limits: RateLimits, address: str, username: str | None) -> list[
 
 def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
     """The error for the bucket that keeps the caller waiting longest, or None."""
+    if all([said.gives for said in given]):
+        return None
     worst: tuple[Take, Given] | None = None
     for take, said in zip(asked, given, strict=True):
         if said.gives:
@@ -96,8 +98,7 @@ def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
             return _used_up(take)
         if worst is None or said.wait_ms > worst[1].wait_ms:
             worst = take, said
-    if worst is None:
-        return None
+    assert worst is not None
     take, said = worst
     wait_s = said.wait_ms / 1000
     if take.kind == "slots":

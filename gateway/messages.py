@@ -33,9 +33,10 @@ class Media:
         return self.url[:5].lower() == "data:"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Message:
-    """One turn, its text parts already joined. `tool_call_id` stands on `tool` turns only."""
+    """One turn, its text parts already joined. `tool_call_id` stands on `tool` turns only. Like
+    `ChatRequest` it is not changed, though it could be."""
 
     role: Role
     text: str

@@ -19,6 +19,9 @@ _ROLES: dict[str, Role] = {
 }
 
 
+_NO_MEDIA: tuple[Media, ...] = ()
+
+
 def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
     """Raises InvalidRequest that names the message or part which cannot be understood, unless it
     `skips` parts of unknown types."""
@@ -26,18 +29,21 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(value) > MAX_MESSAGES:
         raise InvalidRequest(f"'messages' has more than {MAX_MESSAGES} items.", param="messages")
-    return tuple(_turn(item, f"messages[{i}]", skips) for i, item in enumerate(value))
+    return tuple([_turn(item, i, skips) for i, item in enumerate(value)])
 
 
-def _turn(item: Any, path: str, skips: bool) -> Message:
+def _turn(item: Any, number: int, skips: bool) -> Message:
     if not isinstance(item, dict):
+        path = f"messages[{number}]"
         raise InvalidRequest(f"{path} must be an object.", param=path)
     given = item.get("role")
     role = _ROLES.get(given) if isinstance(given, str) else None
     if role is None:
-        known = ", ".join(_ROLES)
-        raise InvalidRequest(f"{path}.role must be one of {known}.", param=f"{path}.role")
-    text, media = _content(item.get("content"), f"{path}.content", skips)
+        path = f"messages[{number}].role"
+        raise InvalidRequest(f"{path} must be one of {', '.join(_ROLES)}.", param=path)
+    text, media = item.get("content"), _NO_MEDIA
+    if not isinstance(text, str):
+        text, media = _content(text, f"messages[{number}].content", skips)
     call = item.get("tool_call_id")
     return Message(role, text, media, call if isinstance(call, str) else "")
 
@@ -45,8 +51,6 @@ def _turn(item: Any, path: str, skips: bool) -> Message:
 def _content(value: Any, path: str, skips: bool) -> tuple[str, tuple[Media, ...]]:
     if value is None:
         return "", ()
-    if isinstance(value, str):
-        return value, ()
     if not isinstance(value, list):
         raise InvalidRequest(f"{path} must be a string or an array of parts.", param=path)
     if len(value) > MAX_PARTS:

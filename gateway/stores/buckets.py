@@ -10,6 +10,7 @@ import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from math import ceil
 from typing import Any, TypeVar
 
 from gateway.limits import LEASE_S, Given, Take
@@ -51,10 +52,10 @@ class LocalBuckets:
             left.append(level)
         if all([said.gives for said in given]):
             for take, level in zip(asked, left, strict=True):
-                if take.kind == "slots":
-                    self._holders.setdefault(take.key, set()).add(str(take.c))
-                elif take.kind == "rate":
+                if take.kind == "rate":
                     self._put(take, level, now)
+                elif take.kind == "slots":
+                    self._holders.setdefault(take.key, set()).add(str(take.c))
         return given
 
     def _look(self, take: Take, now: float) -> tuple[Given, float]:
@@ -68,12 +69,13 @@ class LocalBuckets:
             return Given(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
         level, cost = self._level(take, now), float(take.c)
         needed = cost or 1.0
-        gives = level + _HAIR >= needed
-        wait_ms = 0 if gives else _ceil((needed - level) / take.b)
+        gives, wait_ms = level + _HAIR >= needed, 0
         if gives:
             level -= cost
+        else:
+            wait_ms = ceil((needed - level) / take.b)
         remains = int(level + _HAIR) if level > 0 else 0
-        return Given(gives, remains, wait_ms, _ceil((take.a - level) / take.b)), level
+        return Given(gives, remains, wait_ms, ceil((take.a - level) / take.b)), level
 
     def _level(self, take: Take, now: float) -> float:
         kept = self._levels.get(take.key)
@@ -108,10 +110,6 @@ class LocalBuckets:
                 self._put(take, float(said.remains), now)
             elif take.kind == "slots" and taken:
                 self._holders.setdefault(take.key, set()).add(str(take.c))
-
-
-def _ceil(value: float) -> int:
-    return int(-(-value // 1))
 
 
 class Buckets:
