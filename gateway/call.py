@@ -1,7 +1,7 @@
 """One call as the record keeps it: filled in while it runs, a row when it is over."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -61,8 +61,8 @@ class Call:
     first_delta_at: float | None = None
     client_gone: bool = False
     fallbacks: int = 0  # agents of the route that were passed over
-    failures: list[tuple[str, str]] = field(default_factory=list)  # (agent, code) of each attempt
-    retries: list[str] = field(default_factory=list)  # the agent of each further try
+    failures: Sequence[tuple[str, str]] = ()  # (agent, code) of each attempt
+    retries: Sequence[str] = ()  # the agent of each further try
     capture: Capture | None = None
     capture_always: bool = False
     trace: CallTrace = NO_TRACE

@@ -2,9 +2,7 @@
 
 import mimetypes
 from collections.abc import Collection
-from typing import Literal
-
-import filetype
+from typing import Any, Literal
 
 from gateway.errors import UnsupportedMediaType
 
@@ -90,7 +88,7 @@ def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
             f"Files {shown} are not taken here. Allowed: {known}.", param="file"
         )
     family = mime_of(extension).partition("/")[0]
-    found = None if _is_text(head) else filetype.guess(head)
+    found = None if _is_text(head) else _guess(head)
     if found is not None:
         if found.mime.startswith("image/") and family == "image" and found.extension in allowed:
             return extension if (extension, found.extension) == ("jpeg", "jpg") else found.extension
@@ -105,7 +103,13 @@ def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
     return extension
 
 
-def _fits(extension: str, family: str, found: filetype.Type) -> bool:
+def _guess(head: bytes) -> Any:
+    import filetype  # a megabyte, for those who upload
+
+    return filetype.guess(head)
+
+
+def _fits(extension: str, family: str, found: Any) -> bool:
     """Whether a content of the type `found` may have that ending. Sounds and films share boxes."""
     if family in ("audio", "video"):
         return str(found.mime).startswith(("audio/", "video/"))

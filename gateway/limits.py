@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal, NamedTuple
 
+from gateway import headernames
 from gateway.config import Rate, RateLimits
 from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
@@ -131,18 +132,22 @@ def _per(per_ms: float) -> str:
     return f"{round(per_s * 86_400, 1):.10g}/day"
 
 
+_UNITS = {"rate": "requests", "tokens": "tokens"}
+
+
 def headers(asked: list[Take], given: list[Given]) -> dict[str, str]:
     """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
     out: dict[str, str] = {}
     left: dict[str, int] = {}
     for take, said in zip(asked, given, strict=True):
-        unit = {"rate": "requests", "tokens": "tokens"}.get(take.kind)
+        unit = _UNITS.get(take.kind)
         if unit is None or said.remains >= left.get(unit, said.remains + 1):
             continue
         left[unit] = said.remains
-        out[f"x-ratelimit-limit-{unit}"] = str(int(take.a))
-        out[f"x-ratelimit-remaining-{unit}"] = str(said.remains)
-        out[f"x-ratelimit-reset-{unit}"] = duration(said.full_ms)
+        limit, remaining, reset = headernames.LIMITS[unit]
+        out[limit] = str(int(take.a))
+        out[remaining] = str(said.remains)
+        out[reset] = duration(said.full_ms)
     return out
 
 

@@ -46,8 +46,8 @@ class Message:
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Nothing changes it; `replace` makes another one. (To be frozen
-    would cost as much as all its parsing.)
+    """One question to one agent. Nothing changes it but `let_go`; `replace` makes another one.
+    (To be frozen would cost as much as all its parsing.)
 
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
     shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
@@ -78,6 +78,11 @@ class ChatRequest:
     @property
     def question(self) -> Message:
         return self.messages[-1]
+
+    def let_go(self) -> None:
+        """Forget what was asked, once an answer to it has begun: a stream lasts for minutes, and
+        a conversation may be long."""
+        self.messages, self.raw, self.variables = (), {}, {}
 
 
 def has_media(messages: tuple[Message, ...]) -> bool:

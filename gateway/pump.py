@@ -88,7 +88,7 @@ class Pump:
         self.written_at = self._loop.time()
 
     async def carry(self) -> None:
-        """Until the answer is over."""
+        """Until the answer is over. Raises TimeoutError when the run's `total` is."""
         link = self._run.link
         self._caller.on_full = self._wait_for_caller
         try:
@@ -176,29 +176,31 @@ class Pump:
         if self._timer is not None:
             self._timer.cancel()
         self._settle()
-        now = self._loop.time()
-        if now >= self._run.silent_at:
-            try:
-                self._pass_on(self._run.silence())
-            except Exception as error:
-                self._end(error)
+        now, due = self._loop.time(), self._run.ends_at
+        if now >= due:
+            self._end(TimeoutError())
             return
-        if now >= self.written_at + self._keepalive_s:
-            self._write(KEEP_ALIVE)
-        due = min(self._run.silent_at, self.written_at + self._keepalive_s)
+        if not self._caller.is_full:
+            if now >= self._run.silent_at:
+                try:
+                    self._pass_on(self._run.silence())
+                except Exception as error:
+                    self._end(error)
+                return
+            if now >= self.written_at + self._keepalive_s:
+                self._write(KEEP_ALIVE)
+            due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
         self._timer = self._loop.call_at(due, self._look)
 
     def _wait_for_caller(self, is_full: bool) -> None:
         """While the caller does not read the upstream is not listened to, and so not silent."""
         if is_full:
             self._run.link.pause()
-            if self._timer is not None:
-                self._timer.cancel()
         else:
             self._settle()
             self._run.read_at = self._loop.time()
             self._run.link.resume()
-            self._look()
+        self._look()
 
 
 class Shortcut:

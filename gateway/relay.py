@@ -6,6 +6,7 @@ import logging
 import random
 from collections.abc import Mapping
 from functools import partial
+from math import inf
 
 from gateway.alarm import Alarm
 from gateway.attachments import Attachments
@@ -63,7 +64,7 @@ class Run:
         self._ended = False  # the upstream has nothing more to say
         self._has_accepted = False  # the upstream has begun to answer
         self._wants_whole = False  # and was not asked for a stream
-        self.ends_at = 0.0  # loop time when `total` is over
+        self.ends_at = inf  # loop time when `total` is over, from `start` on
         self._is_last = True  # no other target is left
         self.target = targets[0]
         self.decoder: Decoder | None = None
@@ -137,7 +138,9 @@ class Run:
                 self._is_last = i == len(self._targets) - 1
                 self.fallbacks = i
                 try:
-                    return await self._try(target)
+                    deltas = await self._try(target)
+                    self._forget_question()
+                    return deltas
                 except GatewayError as error:
                     if not (error.retryable or error.elsewhere):
                         raise
@@ -150,7 +153,13 @@ class Run:
             raise TimeoutError from None
         finally:
             self._alarm.at = None
+            self._alarm.close()
             last = None  # its traceback holds this frame, and all that the question holds
+
+    def _forget_question(self) -> None:
+        self.chat.let_go()
+        self._asked.let_go()
+        self._handover, self._early = None, []
 
     def _wait_until(self, moment: float | None) -> None:
         """What is awaited from now on is interrupted then, and always when `total` is over."""

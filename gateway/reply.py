@@ -15,6 +15,7 @@ from typing import Any
 import orjson
 from aiohttp import HttpVersion11, web
 
+from gateway import headernames
 from gateway.call import Call, Capture
 from gateway.errors import (
     GatewayError,
@@ -48,11 +49,11 @@ log = logging.getLogger("gateway")
 
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
-_JSON = {"Content-Type": "application/json"}
-STREAM_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "Cache-Control": "no-cache",
-    "X-Accel-Buffering": "no",
+_JSON: dict[str, str] = {headernames.CONTENT_TYPE: "application/json"}
+STREAM_HEADERS: dict[str, str] = {
+    headernames.CONTENT_TYPE: "text/event-stream; charset=utf-8",
+    headernames.CACHE_CONTROL: "no-cache",
+    headernames.BUFFERING: "no",
 }
 
 
@@ -72,6 +73,7 @@ async def reply(
     if any([target.agent.capture != "off" for target in targets]):
         limit = state.config.record.max_body
         call.capture = Capture(limit, request[BODY])
+    del request[BODY]  # a stream may last for minutes
     with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
         try:
             if chat.stream:
@@ -227,8 +229,7 @@ class _Stream:
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
         try:
-            async with asyncio.timeout(self._run.total_s):
-                await self._pump()
+            await self._pass_on(await self._begin())
         except TimeoutError:
             error = _too_long(self._run)
         except GatewayError as caught:
@@ -257,25 +258,34 @@ class _Stream:
             await self._response.write_eof()
         return self._response
 
-    async def _pump(self) -> None:
+    async def _begin(self) -> StreamRenderer:
+        """Send the first deltas, once they are there."""
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
-        response, capture = await self._commit(), self._call.capture
-        frames = renderer.feed(deltas)
-        note_end = partial(self._note_end, renderer)
-        note_end(deltas)
-        await self._write(frames)
+        async with asyncio.timeout_at(run.ends_at):
+            await self._commit()
+            frames = renderer.feed(deltas)
+            self._note_end(renderer, deltas)
+            await self._write(frames)
+        return renderer
+
+    async def _pass_on(self, renderer: StreamRenderer) -> None:
+        """The rest."""
+        run, response, capture = self._run, self._response, self._call.capture
+        assert response is not None
         if run.over:
             return
         copy = None if capture is None else capture.add
+        note_end = partial(self._note_end, renderer)
         pump = open_pump(self._request, response, run, renderer, self._keepalive_s, copy, note_end)
         if pump is not None:
             await pump.carry()
         else:
-            await self._copy(response, renderer)
+            async with asyncio.timeout_at(run.ends_at):
+                await self._copy(response, renderer)
 
     async def _copy(self, response: web.StreamResponse, renderer: StreamRenderer) -> None:
         """What a pump does, by aiohttp's own means and for a task's waking at every read."""
@@ -334,6 +344,7 @@ class _Stream:
             if self._request.version >= HttpVersion11:
                 response.enable_chunked_encoding()
             await response.prepare(self._request)
+            response.headers.clear()  # which were sent; they are kilobytes, for as long as it lasts
             self._response = response
         return self._response
 
@@ -349,10 +360,13 @@ async def _end(task: asyncio.Future[Any]) -> None:
 
 def _headers(run: Run) -> dict[str, str]:
     agent = run.target.name
-    headers = {"x-gateway-agent": header_value(agent), "x-gateway-attempts": str(run.attempts)}
+    headers: dict[str, str] = {
+        headernames.AGENT: header_value(agent),
+        headernames.ATTEMPTS: str(run.attempts),
+    }
     if run.decoder is not None and run.decoder.conversation_id:
         conversation = public_id(run.chat, agent, run.decoder.conversation_id)
-        headers["x-conversation-id"] = header_value(conversation)
+        headers[headernames.CONVERSATION_ID] = header_value(conversation)
     return headers
 
 

@@ -13,8 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jwt
-
 from gateway.config import SHORTEST_SECRET, Config
 from gateway.errors import StartError
 from gateway.secret import Secret
@@ -57,6 +55,8 @@ class Signer:
             "exp": now + ttl_s,
             "jti": secrets.token_hex(8),
         }
+        import jwt  # with cryptography behind it, which is 14 MB that many never need
+
         return jwt.encode(claims, self.secret.reveal(), algorithm=ALGORITHM)
 
 

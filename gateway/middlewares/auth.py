@@ -1,5 +1,6 @@
 """Find out who calls and whether the route is for them."""
 
+import asyncio
 import logging
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
@@ -8,7 +9,6 @@ from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
-from aiohttp_jwt import JWTMiddleware
 
 from gateway.access import Route
 from gateway.books import books_of
@@ -134,19 +134,13 @@ def _refuse_foreign_page(request: web.Request, state: State) -> None:
 
 def _verifier(secret: Secret) -> Verify:
     """aiohttp-jwt as a question instead of a layer: the claims of a request's token."""
-    # It logs a traceback for every bad token; the request's own line tells enough.
-    logging.getLogger("aiohttp_jwt").setLevel(logging.CRITICAL)
-    # It hangs the claims on the request under a string.
-    warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module="aiohttp_jwt")
-    check = JWTMiddleware(
-        secret.reveal(),
-        request_property="claims",
-        token_getter=_token,
-        algorithms=[ALGORITHM],
-    )
+    check: Middleware | None = None
 
     async def verify(request: web.Request) -> dict[str, Any]:
         """Raises Unauthorized."""
+        nonlocal check
+        if check is None:
+            check = await asyncio.to_thread(_open_jwt, secret)
         try:
             await check(request, _nothing)
             claims = request["claims"]
@@ -159,6 +153,23 @@ def _verifier(secret: Secret) -> Verify:
         return claims
 
     return verify
+
+
+def _open_jwt(secret: Secret) -> Middleware:
+    """Loaded with the first token: with cryptography behind it it takes 14 MB and some time."""
+    from aiohttp_jwt import JWTMiddleware
+
+    # It logs a traceback for every bad token; the request's own line tells enough.
+    logging.getLogger("aiohttp_jwt").setLevel(logging.CRITICAL)
+    # It hangs the claims on the request under a string.
+    warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module="aiohttp_jwt")
+    checker: Middleware = JWTMiddleware(
+        secret.reveal(),
+        request_property="claims",
+        token_getter=_token,
+        algorithms=[ALGORITHM],
+    )
+    return checker
 
 
 async def _token(request: web.Request) -> str:

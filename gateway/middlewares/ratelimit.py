@@ -78,5 +78,5 @@ async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
 
 
 def add_limits(request: web.Request, response: web.StreamResponse) -> None:
-    if limits := request.get(LIMITS):
+    if limits := request.pop(LIMITS, None):
         response.headers.update(limits)

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway import headernames
 from gateway.accesslog import AccessLog
 from gateway.errors import clean
 from gateway.ids import new_id
@@ -85,5 +86,5 @@ def new_request_id() -> str:
 
 def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
     if request_id := request.get(REQUEST_ID):
-        response.headers["x-request-id"] = request_id
-    response.headers["Server"] = "ai-gateway"
+        response.headers[headernames.REQUEST_ID] = request_id
+    response.headers[headernames.SERVER] = "ai-gateway"

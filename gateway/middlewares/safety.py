@@ -2,11 +2,16 @@
 
 from aiohttp import web
 
-_ALWAYS = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+from gateway import headernames
+
+_ALWAYS = {
+    headernames.CONTENT_TYPE_OPTIONS: "nosniff",
+    headernames.REFERRER_POLICY: "no-referrer",
+}
 # Files say themselves what may be done with them, and for how long they may be kept.
 _ON_OUR_OWN = _ALWAYS | {
-    "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
-    "Cache-Control": "no-store",  # answers are one caller's own
+    headernames.CONTENT_SECURITY_POLICY: "default-src 'none'; frame-ancestors 'none'",
+    headernames.CACHE_CONTROL: "no-store",  # answers are one caller's own
 }
 _OUR_TYPES = ("application/json", "text/event-stream")
 
@@ -14,7 +19,7 @@ _OUR_TYPES = ("application/json", "text/event-stream")
 def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """What a route has said itself stays."""
     headers = response.headers
-    kind = headers.get("Content-Type", "")
+    kind = headers.get(headernames.CONTENT_TYPE, "")
     added = _ON_OUR_OWN if kind.startswith(_OUR_TYPES) else _ALWAYS
     for name, value in added.items():
         headers.setdefault(name, value)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
-import jwt
 import orjson
 
 from gateway.config import CozeAgent
@@ -86,6 +85,8 @@ class Coze(TextOnly):
         self._agent = agent
         tails = ("/v3/chat", "/v3", "/workflows/chat", "/workflow/stream_run", "/v1")
         self._api = base_url(url, *tails, "/open_api/v2/chat", "/open_api/v2")
+        if agent.oauth:
+            import jwt  # noqa: F401 - now, so that no question has to wait until it is loaded
         until = 0.0 if agent.oauth else float("inf")
         self._token = Token(agent.api_key.reveal(), until, _TOKEN_MARGIN_S, clock)
 
@@ -191,6 +192,8 @@ class Coze(TextOnly):
             "exp": now + 600,
             "jti": secrets.token_hex(16),
         }
+        import jwt
+
         try:
             signed = jwt.encode(
                 claims, oauth.private_key.reveal(), "RS256", headers={"kid": oauth.key_id}

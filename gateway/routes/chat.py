@@ -15,7 +15,7 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, CALLER, STATE
+from gateway.keys import ATTACHMENTS, CALLER, STATE, State
 from gateway.messages import ChatRequest, Media, Message
 from gateway.proxies import client_origin
 from gateway.reply import reply
@@ -82,6 +82,12 @@ class ChatBody(BaseModel):
 
 async def chat(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE].now
+    question, targets = await _read(request, state)
+    keepalive_s = state.config.server.keepalive
+    return await reply(request, question, targets, conversational=True, keepalive_s=keepalive_s)
+
+
+async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
     name = agent_name(request)
     if not name:
         known = ", ".join(state.routing.targets)
@@ -122,8 +128,7 @@ async def chat(request: web.Request) -> web.StreamResponse:
     )
     if body.app_id:
         question = _for_app(question, body.app_id, targets)
-    keepalive_s = state.config.server.keepalive
-    return await reply(request, question, targets, conversational=True, keepalive_s=keepalive_s)
+    return question, targets
 
 
 def _check_id(conversation: str | None) -> None:

@@ -15,7 +15,7 @@ from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
-from gateway.keys import ATTACHMENTS, BODY, CALL, CALLER, NOTED, STATE, UPSTREAM
+from gateway.keys import ATTACHMENTS, BODY, CALL, CALLER, NOTED, STATE, UPSTREAM, State
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
@@ -32,6 +32,12 @@ _TAIL = 2048  # bytes at the end of an answer, where the usage is
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
     state = request.app[STATE].now
+    chat, targets = await _read_chat(request, state)
+    keepalive_s = state.config.server.keepalive
+    return await reply(request, chat, targets, conversational=False, keepalive_s=keepalive_s)
+
+
+async def _read_chat(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
     body = await read_object(request)
     model = _text(body, "model")
     if not model:
@@ -63,8 +69,7 @@ async def chat_completions(request: web.Request) -> web.StreamResponse:
         raw=body,
         verbatim=True,
     )
-    keepalive_s = state.config.server.keepalive
-    return await reply(request, chat, targets, conversational=False, keepalive_s=keepalive_s)
+    return chat, targets
 
 
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:

@@ -1,0 +1,25 @@
+"""Names of answers' headers in the form that multidict keeps them in.
+
+With plain strings it folds their case anew for every answer, and keeps two copies of each for as
+long as a stream is open.
+"""
+
+from aiohttp import hdrs
+from multidict import istr
+
+CACHE_CONTROL = hdrs.CACHE_CONTROL
+CONTENT_TYPE = hdrs.CONTENT_TYPE
+SERVER = hdrs.SERVER
+AGENT = istr("x-gateway-agent")
+ATTEMPTS = istr("x-gateway-attempts")
+BUFFERING = istr("X-Accel-Buffering")
+CONVERSATION_ID = istr("x-conversation-id")
+REQUEST_ID = istr("x-request-id")
+CONTENT_SECURITY_POLICY = istr("Content-Security-Policy")
+CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
+REFERRER_POLICY = istr("Referrer-Policy")
+# What is left of the limit, by unit: its size, what remains of it, and until it is full.
+LIMITS = {
+    unit: tuple(istr(f"x-ratelimit-{what}-{unit}") for what in ("limit", "remaining", "reset"))
+    for unit in ("requests", "tokens")
+}
