@@ -39,7 +39,7 @@ from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
 from gateway.middlewares.cors import add_origin, cors
 from gateway.middlewares.errors import errors
-from gateway.middlewares.inflight import end_connection, inflight
+from gateway.middlewares.inflight import end_connection, inflight, tell_to_stop
 from gateway.middlewares.ratelimit import add_limits, ratelimit
 from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
@@ -76,7 +76,7 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     routes = list(all_routes())
     by_handler = {route.handler: route for route in routes}
     secret = signing_secret(config)
-    metrics, flights = Metrics(lambda: vitals(app)), Flights()
+    metrics, flights = Metrics(lambda: vitals(app)), Flights(tell_to_stop)
     access_log = access_log or AccessLog()
     app = web.Application(
         client_max_size=config.server.max_body,

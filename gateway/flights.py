@@ -4,14 +4,18 @@ import asyncio
 import contextlib
 from collections.abc import Callable
 
+from aiohttp import web
+
 _LAST_WORDS_S = 5.0  # for those that are told to end, to say so
 
 
 class Flights:
-    """`stopping` is set once and for good: nothing new begins from then on."""
+    """`stopping` is set once and for good: nothing new begins from then on. `tell` is called for
+    each request that has to end for a stop, before its task is cancelled."""
 
-    def __init__(self) -> None:
-        self._under_way: dict[asyncio.Task[object], Callable[[], None]] = {}
+    def __init__(self, tell: Callable[[web.Request], None]) -> None:
+        self._tell = tell
+        self._under_way: dict[asyncio.Task[object], web.Request] = {}
         self._ended = asyncio.Event()  # one of them has, while the process stops
         self.sending = 0  # whole answers; nobody has to be told, but none shall be cut
         self.stopping = False
@@ -20,12 +24,11 @@ class Flights:
     def __len__(self) -> int:
         return len(self._under_way) + self.sending
 
-    def begin(self, tell: Callable[[], None]) -> asyncio.Task[object]:
-        """The current task is one of them, until `end`. `tell` is called before it is cancelled
-        for a stop."""
+    def begin(self, request: web.Request) -> asyncio.Task[object]:
+        """The current task is one of them, until `end`."""
         task = asyncio.current_task()
         assert task is not None
-        self._under_way[task] = tell
+        self._under_way[task] = request
         return task
 
     def end(self, task: asyncio.Task[object]) -> None:
@@ -46,8 +49,8 @@ class Flights:
         if await self._are_over(patience_s):
             return 0
         rest = list(self._under_way.items())
-        for task, tell in rest:
-            tell()
+        for task, request in rest:
+            self._tell(request)
             task.cancel()
         await self._are_over(_LAST_WORDS_S)
         return len(rest)

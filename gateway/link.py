@@ -65,7 +65,7 @@ class Link(asyncio.Protocol):
     def _begin(self) -> None:
         """Everything that belongs to one answer."""
         self.status = 0
-        self.kind = ""  # Content-Type
+        self.kind = ""  # Content-Type, like `headers`
         # Offered each read while the parser stands between two chunks; says whether it has dealt
         # with all of it, one whole chunk, after which the parser would stand there again.
         self.quick: Callable[[bytes], bool] | None = None
@@ -156,7 +156,8 @@ class Link(asyncio.Protocol):
         """Call `listener` with each piece of the body as it comes, and with b"" when no more will;
         `failure` then tells whether that was the end. None: reads wait for them again."""
         self._listener, self.quick = listener, None
-        self._fields = _NO_FIELDS  # thousands of streams would keep theirs to their end
+        # Thousands of streams would keep theirs to their end.
+        self.kind, self._fields = "", _NO_FIELDS
         if listener is not None and self._pieces:
             listener(self._take())
         if self._listener is not None and (self._is_whole or self._error is not None):

@@ -44,6 +44,9 @@ class Message:
     tool_call_id: str = ""
 
 
+_NOTHING: dict[str, Any] = {}
+
+
 @dataclass(slots=True)
 class ChatRequest:
     """One question to one agent. Nothing changes it but `let_go`; `replace` makes another one.
@@ -82,7 +85,7 @@ class ChatRequest:
     def let_go(self) -> None:
         """Forget what was asked, once an answer to it has begun: a stream lasts for minutes, and
         a conversation may be long."""
-        self.messages, self.raw, self.variables = (), {}, {}
+        self.messages, self.raw, self.variables = (), _NOTHING, _NOTHING
 
 
 def has_media(messages: tuple[Message, ...]) -> bool:

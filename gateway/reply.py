@@ -9,7 +9,7 @@ with spaces before its JSON, if `keepalive_whole` says so.
 import asyncio
 import logging
 import time
-from functools import partial
+from collections.abc import Coroutine
 from typing import Any
 
 import orjson
@@ -225,11 +225,14 @@ class _Stream:
         self._keepalive_s = keepalive_s
         self._call = request[CALL]
         self._response: web.StreamResponse | None = None  # set once something has been sent
+        self._renderer: StreamRenderer  # once the answer has begun
 
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
         try:
-            await self._pass_on(await self._begin())
+            await self._begin()
+            if not self._run.over:
+                await self._rest()
         except TimeoutError:
             error = _too_long(self._run)
         except GatewayError as caught:
@@ -258,49 +261,48 @@ class _Stream:
             await self._response.write_eof()
         return self._response
 
-    async def _begin(self) -> StreamRenderer:
+    async def _begin(self) -> None:
         """Send the first deltas, once they are there."""
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
+        self._renderer = renderer
         async with asyncio.timeout_at(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)
-            self._note_end(renderer, deltas)
+            self._note_end(deltas)
             await self._write(frames)
-        return renderer
 
-    async def _pass_on(self, renderer: StreamRenderer) -> None:
-        """The rest."""
-        run, response, capture = self._run, self._response, self._call.capture
-        assert response is not None
-        if run.over:
-            return
-        copy = None if capture is None else capture.add
-        note_end = partial(self._note_end, renderer)
-        pump = open_pump(self._request, response, run, renderer, self._keepalive_s, copy, note_end)
-        if pump is not None:
-            await pump.carry()
-        else:
-            async with asyncio.timeout_at(run.ends_at):
-                await self._copy(response, renderer)
+    def _rest(self) -> Coroutine[Any, Any, None]:
+        """What passes on the rest. Raises TimeoutError when `total` is over."""
+        assert self._response is not None
+        capture = self._call.capture
+        pump = open_pump(
+            self._request,
+            self._response,
+            self._run,
+            self._renderer,
+            self._keepalive_s,
+            None if capture is None else capture.add,
+            self._note_end,
+        )
+        return self._copy() if pump is None else pump.carry()
 
-    async def _copy(self, response: web.StreamResponse, renderer: StreamRenderer) -> None:
+    async def _copy(self) -> None:
         """What a pump does, by aiohttp's own means and for a task's waking at every read."""
-        run, loop, capture = self._run, asyncio.get_running_loop(), self._call.capture
+        run, loop = self._run, asyncio.get_running_loop()
         beat_at = loop.time() + self._keepalive_s
-        while not run.over:
-            batch = await run.read(beat_at)
-            frames = KEEP_ALIVE if batch is None else renderer.feed(batch)
-            if run.over:
-                self._note_end(renderer, batch or [])
-            if frames:
-                if capture is not None:
-                    capture.add(frames)
-                await response.write(frames)
-                beat_at = loop.time() + self._keepalive_s
+        async with asyncio.timeout_at(run.ends_at):
+            while not run.over:
+                batch = await run.read(beat_at)
+                frames = KEEP_ALIVE if batch is None else self._renderer.feed(batch)
+                if run.over:
+                    self._note_end(batch or [])
+                if frames:
+                    await self._write(frames)
+                    beat_at = loop.time() + self._keepalive_s
 
     async def _write(self, frames: bytes) -> None:
         assert self._response is not None
@@ -308,12 +310,12 @@ class _Stream:
             self._call.capture.add(frames)
         await self._response.write(frames)
 
-    def _note_end(self, renderer: StreamRenderer, deltas: list[Delta]) -> None:
+    def _note_end(self, deltas: list[Delta]) -> None:
         """For the log and the record: the status cannot tell a failure any more."""
         if deltas and isinstance(deltas[-1], Failed):
             self._request[NOTED]["error"] = deltas[-1].error.code or deltas[-1].error.type
-        if renderer.finish:
-            self._call.finished(renderer.finish)
+        if self._renderer.finish:
+            self._call.finished(self._renderer.finish)
 
     async def _first_deltas(self) -> list[Delta]:
         """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""

@@ -15,17 +15,17 @@ def inflight(flights: Flights) -> Middleware:
         with it if nothing has been sent."""
         if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
             raise Stopping
-
-        def tell() -> None:
-            request[STOPPED] = Stopping()
-
-        flight = flights.begin(tell)
+        flight = flights.begin(request)
         try:
             return await handler(request)
         finally:
             flights.end(flight)
 
     return middleware
+
+
+def tell_to_stop(request: web.Request) -> None:
+    request[STOPPED] = Stopping()
 
 
 def end_connection(response: web.StreamResponse) -> None:

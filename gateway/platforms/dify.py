@@ -369,7 +369,7 @@ class DifyDecoder(EventDecoder):
         self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
         self._repeats = False  # what comes is the answer once more
-        self._files: set[str] = set()
+        self._files: set[str] | None = None  # the places of those that came
         self._nodes_usage = Usage()
         self._filtered = False
 
@@ -586,6 +586,8 @@ class DifyDecoder(EventDecoder):
     def _add_files(self, files: Any, out: list[Delta]) -> None:
         """Files of the bot; the same file comes again at the end, under another signature."""
         shown = []
+        if self._files is None:
+            self._files = set()
         for file in map(as_object, as_list(files)):
             url = as_text(file.get("url")) or as_text(file.get("remote_url"))
             place = url.partition("?")[0]
