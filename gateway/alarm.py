@@ -22,6 +22,8 @@ class Alarm:
             alarm.at = None
     """
 
+    __slots__ = ("_loop", "_rang", "_task", "_timer", "at", "goes_off_at")
+
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.at: float | None = None  # loop time; None while the task is not to be interrupted
         self.goes_off_at = float("inf")

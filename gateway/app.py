@@ -37,7 +37,7 @@ from gateway.keys import (
 )
 from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
-from gateway.middlewares.cors import add_origin, cors
+from gateway.middlewares.cors import add_origin
 from gateway.middlewares.errors import errors
 from gateway.middlewares.inflight import end_connection, inflight, tell_to_stop
 from gateway.middlewares.ratelimit import add_limits, ratelimit
@@ -85,7 +85,6 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
             record(metrics),
             errors,
             inflight(flights),
-            cors,
             auth(by_handler, secret),
             ratelimit(by_handler),
         ],

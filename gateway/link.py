@@ -41,7 +41,8 @@ class Link(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_between", "_error", "_fields", "_fresh", "_head", "_head_size", "_inflate", "_is_whole",
+        "_between", "_error", "_fields", "_fresh", "_head", "_head_size", "_inflate", "_is_asked",
+        "_is_whole",
         "_keeps", "_listener", "_loop", "_on_free", "_parser", "_paused", "_pieces", "_size",
         "_until_close", "_waiter", "_writable", "idle_since", "kind", "quick", "status",
         "transport",
@@ -60,6 +61,7 @@ class Link(asyncio.Protocol):
         self.transport: asyncio.Transport | None = None
         self._writable: asyncio.Future[None] | None = None  # while the transport's buffer is full
         self.idle_since = 0.0
+        self._is_asked = False  # an exchange is under way
         self._begin()
 
     def _begin(self) -> None:
@@ -87,8 +89,9 @@ class Link(asyncio.Protocol):
         """Send a request, or the next part of one. Raises NoAnswer on a closed connection."""
         if self.transport is None or self.transport.is_closing():
             raise NoAnswer
-        if self._head is None:
+        if not self._is_asked:
             self._begin()
+            self._is_asked = True
             self._head = self._loop.create_future()
         self.transport.write(data)
 
@@ -157,7 +160,7 @@ class Link(asyncio.Protocol):
         `failure` then tells whether that was the end. None: reads wait for them again."""
         self._listener, self.quick = listener, None
         # Thousands of streams would keep theirs to their end.
-        self.kind, self._fields = "", _NO_FIELDS
+        self.kind, self._fields, self._head = "", _NO_FIELDS, None
         if listener is not None and self._pieces:
             listener(self._take())
         if self._listener is not None and (self._is_whole or self._error is not None):
@@ -188,7 +191,7 @@ class Link(asyncio.Protocol):
         if self._is_whole and self._keeps and self._error is None and self.transport is not None:
             self.resume()
             self._listener, self.quick, self._head = None, None, None
-            self._pieces = []
+            self._pieces, self._is_asked = [], False
             self._on_free(self)
         else:
             self.close()
@@ -274,7 +277,7 @@ class Link(asyncio.Protocol):
         if self._until_close and exc is None and self._error is None:
             self._is_whole = True
             self._deliver()
-        elif self._head is not None:
+        elif self._is_asked:
             self._fail(AnswerCut() if self.status else NoAnswer())
         self._on_free(self)
 
@@ -292,7 +295,7 @@ class Link(asyncio.Protocol):
     # What the parser tells.
 
     def on_message_begin(self) -> None:
-        if self._head is None or self._is_whole:  # an answer to nothing: it would be the next one's
+        if not self._is_asked or self._is_whole:  # an answer to nothing: it would be the next one's
             raise NotHttp("an answer that nobody has asked for")
 
     def on_header(self, name: bytes, value: bytes) -> None:

@@ -58,11 +58,17 @@ def open_pump(
         return None
     if transport is None or not isinstance(caller, Caller):
         return None
+    caller.keep_alive(False)  # its timer for the next request would be kept all the while
     return Pump(caller, transport, run, renderer, keepalive_s, capture, on_over)
 
 
 class Pump:
     """One streamed answer from its first frames on."""
+
+    __slots__ = (
+        "_caller", "_capture", "_keepalive_s", "_left", "_loop", "_on_over", "_over", "_renderer",
+        "_run", "_timer", "_transport", "written_at",
+    )  # fmt: skip
 
     def __init__(
         self,

@@ -37,6 +37,13 @@ class Run:
     Leaving early closes the upstream's connection and sends the platform's stop call.
     """
 
+    __slots__ = (
+        "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_handover",
+        "_has_accepted", "_idle_s", "_is_last", "_loop", "_targets", "_trace", "_trace_headers",
+        "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder", "ends_at",
+        "failures", "fallbacks", "most", "over", "read_at", "received", "retries", "target",
+    )  # fmt: skip
+
     def __init__(
         self,
         upstream: Upstream,
@@ -69,8 +76,8 @@ class Run:
         self.target = targets[0]
         self.decoder: Decoder | None = None
         self.attempts = self.fallbacks = 0
-        self.retries: list[str] = []  # the agent of each further try
-        self.failures: list[tuple[str, str]] = []  # (agent, code) of each attempt that failed
+        self.retries: tuple[str, ...] = ()  # the agent of each further try
+        self.failures: tuple[tuple[str, str], ...] = ()  # (agent, code) of each failed attempt
         self.over = False
 
     def __enter__(self) -> "Run":
@@ -191,7 +198,7 @@ class Run:
                     raise
                 before = error.with_traceback(None)  # which holds this frame, in a circle
             attempt += 1
-            self.retries.append(target.name)
+            self.retries += (target.name,)
             self._wait_until(None)
             await asyncio.sleep(wait_s)
 
@@ -223,7 +230,7 @@ class Run:
             if isinstance(error, GatewayError):
                 self._judge(error)
                 self._trace.failed(error)
-                self.failures.append((target.name, error.code or error.type))
+                self.failures += ((target.name, error.code or error.type),)
             raise
         target.breaker.ended(pass_)
         return self._early
@@ -263,7 +270,7 @@ class Run:
         first, exchange.first = exchange.first, b""
         while not self.over:
             try:
-                deltas = self.take(first or await exchange.read_some())
+                deltas = self.take(first or await exchange.link.read())
             except Exception as error:
                 deltas = self.broke(error)
             first, has_content = b"", False
@@ -330,7 +337,7 @@ class Run:
         if ends < alarm.goes_off_at:
             alarm.set(ends)
         try:
-            chunk = await exchange.read_some()
+            chunk = await exchange.link.read()
         except asyncio.CancelledError:
             if not alarm.has_rung():
                 raise  # the caller has left

@@ -37,6 +37,8 @@ def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
 class Notes:
     """What goes into the `gateway` member of the final chunk or the whole answer."""
 
+    __slots__ = ("_agent", "_chat", "_members", "id")
+
     def __init__(self, chat: ChatRequest, agent: str) -> None:
         self._chat = chat
         self._agent = agent
@@ -83,6 +85,11 @@ class StreamRenderer:
     delta. Head and tail hold what OpenAI demands of every chunk: one id, one `created`, one model.
     """
 
+    __slots__ = (
+        "_chat", "_conversational", "_created", "_early", "_id", "_notes", "_open", "_reason",
+        "_said", "_size", "_tail", "_text_head", "_verbatim", "finish",
+    )  # fmt: skip
+
     def __init__(self, chat: ChatRequest, agent: str, created: int, conversational: bool) -> None:
         self._chat = chat
         self._created = created
@@ -95,7 +102,8 @@ class StreamRenderer:
         self.finish: Finish | None = None  # the answer is whole
         self._early: list[bytes] = []  # named events that came before the first content
         self._reason = ""
-        self._head = self._text_head = self._tail = b""
+        self._text_head = self._tail = b""
+        self._size = 0  # of what `_text_head` and all other chunks begin with
 
     def feed(self, deltas: list[Delta]) -> bytes:
         """The bytes for one network chunk's deltas, to be sent in one write."""
@@ -117,6 +125,10 @@ class StreamRenderer:
     def around_text(self) -> tuple[bytes, bytes]:
         """What stands before and behind the JSON string of a Text delta, once there was one."""
         return self._text_head, self._tail
+
+    @property
+    def _head(self) -> bytes:
+        return self._text_head[: self._size]
 
     def _other(self, delta: Delta, parts: list[bytes]) -> None:
         if isinstance(delta, Begin):
@@ -153,8 +165,8 @@ class StreamRenderer:
             "created": self._created,
             "model": self._chat.model,
         }
-        self._head = b"data: " + sse.one_line(orjson.dumps(frame))[:-1] + b',"choices":'
-        self._text_head = self._head + b'[{"index":0,"delta":{"content":'
+        head = b"data: " + sse.one_line(orjson.dumps(frame))[:-1] + b',"choices":'
+        self._text_head, self._size = head + b'[{"index":0,"delta":{"content":', len(head)
         usage = b',"usage":null' if self._chat.include_usage else b""
         self._tail = b'},"finish_reason":null}]' + usage + b"}\n\n"
         self._piece({"role": "assistant", "content": ""}, parts)

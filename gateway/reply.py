@@ -210,6 +210,11 @@ def _error_json(request: web.Request, error: GatewayError) -> bytes:
 class _Stream:
     """One streamed answer."""
 
+    __slots__ = (
+        "_call", "_chat", "_conversational", "_keepalive_s", "_renderer", "_request", "_response",
+        "_run",
+    )  # fmt: skip
+
     def __init__(
         self,
         request: web.Request,

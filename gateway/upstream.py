@@ -33,13 +33,12 @@ _MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
 class Exchange:
     """An answer whose headers have come. Read it to b"", or close it early."""
 
-    __slots__ = ("_is_closed", "first", "link", "read_some", "status")
+    __slots__ = ("_is_closed", "first", "link", "status")
 
     def __init__(self, link: Link) -> None:
         self.link = link  # another exchange's, perhaps, once this one is closed
         self._is_closed = False
         self.first = b""  # what was read ahead, to see what it is; `read` will give it again
-        self.read_some = link.read  # all after `first`, and with the link's own errors
         self.status = link.status
 
     @property
@@ -69,7 +68,7 @@ class Exchange:
             first, self.first = self.first, b""
             return first
         try:
-            return await self.read_some()
+            return await self.link.read()
         except Exception as error:
             raise translate(error) from None
 

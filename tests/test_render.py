@@ -20,8 +20,12 @@ from gateway.render import MAX_NOTES, StreamRenderer, WholeRenderer
 CHAT = ChatRequest("模型", (Message("user", "hi"),), "u", include_usage=True)
 
 
-def stream(*deltas, conversational=False) -> StreamRenderer:
-    renderer = StreamRenderer(CHAT, "agent", 1, conversational)
+class Rendered(StreamRenderer):
+    raw = b""
+
+
+def stream(*deltas, conversational=False) -> Rendered:
+    renderer = Rendered(CHAT, "agent", 1, conversational)
     renderer.raw = renderer.feed(list(deltas))
     return renderer
 

@@ -15,6 +15,7 @@ from gateway.books import books_of
 from gateway.credentials import Caller, is_foreign, presented_key
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.keys import ADDRESS, BOOKS, CALLER, NOTED, STATE, State
+from gateway.middlewares.cors import is_preflight, preflight
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
@@ -32,6 +33,8 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        if is_preflight(request):
+            return preflight(request)
         match = request.match_info
         if match.http_exception is not None:
             return await handler(request)  # 404 and 405 have nothing to protect

@@ -6,7 +6,6 @@ anonymous access of the machine it is shown on; `auth` refuses that.
 """
 
 from aiohttp import web
-from aiohttp.typedefs import Handler
 
 from gateway.credentials import is_foreign
 from gateway.errors import Forbidden, clean
@@ -23,27 +22,26 @@ _EXPOSED = ", ".join(
 _ALLOWED = "authorization, content-type, accept, agent, api-key, x-api-key, x-request-id"
 
 
-@web.middleware
-async def cors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Answer preflights; `add_origin` does the rest."""
-    if request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers:
-        origin = request.headers.get("Origin", "")
-        if not _allowed(request, origin):
-            raise Forbidden(
-                f"Pages of {clean(origin, 100)} may not call; add it to server.cors_origins."
-            )
-        asked = request.headers.get("Access-Control-Request-Headers", "")
-        return web.Response(
-            status=204,
-            headers={
-                "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
-                "Access-Control-Allow-Headers": asked
-                if asked.isprintable() and asked
-                else _ALLOWED,
-                "Access-Control-Max-Age": "86400",
-            },
+def is_preflight(request: web.Request) -> bool:
+    return request.method == "OPTIONS" and "Access-Control-Request-Method" in request.headers
+
+
+def preflight(request: web.Request) -> web.Response:
+    """The answer to a preflight; `add_origin` does the rest. Raises Forbidden."""
+    origin = request.headers.get("Origin", "")
+    if not _allowed(request, origin):
+        raise Forbidden(
+            f"Pages of {clean(origin, 100)} may not call; add it to server.cors_origins."
         )
-    return await handler(request)
+    asked = request.headers.get("Access-Control-Request-Headers", "")
+    return web.Response(
+        status=204,
+        headers={
+            "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
+            "Access-Control-Allow-Headers": asked if asked.isprintable() and asked else _ALLOWED,
+            "Access-Control-Max-Age": "86400",
+        },
+    )
 
 
 def add_origin(request: web.Request, response: web.StreamResponse) -> None:

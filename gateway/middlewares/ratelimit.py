@@ -39,6 +39,7 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         await take(request, asked, route.limit)
         if route.limit != "chat":
             return await handler(request)
+        asked = [take for take in asked if take.kind != "rate"]  # of the rest there is more to do
         surface: Surface = "chat" if is_api(route.path) else "openai"
         call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
         call.trace = app[TRACER].call(partial(_span, request), request.headers, call.request_id)
