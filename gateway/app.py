@@ -13,6 +13,7 @@ from aiohttp import web
 from gateway.accesslog import AccessLog
 from gateway.attachments import Attachments
 from gateway.config import Config
+from gateway.cors import add_origin
 from gateway.directory import Directory
 from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError
 from gateway.files import open_files
@@ -37,7 +38,6 @@ from gateway.keys import (
 )
 from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
-from gateway.middlewares.cors import add_origin
 from gateway.middlewares.errors import errors
 from gateway.middlewares.inflight import end_connection, inflight, tell_to_stop
 from gateway.middlewares.ratelimit import add_limits, ratelimit

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import Callable
-
-from aiohttp import web
+from typing import Any
 
 _LAST_WORDS_S = 5.0  # for those that are told to end, to say so
 
@@ -13,9 +12,9 @@ class Flights:
     """`stopping` is set once and for good: nothing new begins from then on. `tell` is called for
     each request that has to end for a stop, before its task is cancelled."""
 
-    def __init__(self, tell: Callable[[web.Request], None]) -> None:
+    def __init__(self, tell: Callable[[Any], None]) -> None:
         self._tell = tell
-        self._under_way: dict[asyncio.Task[object], web.Request] = {}
+        self._under_way: dict[asyncio.Task[object], object] = {}
         self._ended = asyncio.Event()  # one of them has, while the process stops
         self.sending = 0  # whole answers; nobody has to be told, but none shall be cut
         self.stopping = False
@@ -24,7 +23,7 @@ class Flights:
     def __len__(self) -> int:
         return len(self._under_way) + self.sending
 
-    def begin(self, request: web.Request) -> asyncio.Task[object]:
+    def begin(self, request: object) -> asyncio.Task[object]:
         """The current task is one of them, until `end`."""
         task = asyncio.current_task()
         assert task is not None

@@ -12,10 +12,10 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
 from gateway.books import books_of
+from gateway.cors import is_preflight, preflight
 from gateway.credentials import Caller, is_foreign, presented_key
 from gateway.errors import Forbidden, GatewayError, Unauthorized
 from gateway.keys import ADDRESS, BOOKS, CALLER, NOTED, STATE, State
-from gateway.middlewares.cors import is_preflight, preflight
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
