@@ -88,20 +88,21 @@ class Pump:
         self._capture = capture
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[None] = self._loop.create_future()
+        self._over: asyncio.Future[bytes] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._left = MAX_LEARNED
         self.written_at = self._loop.time()
 
-    async def carry(self) -> None:
-        """Until the answer is over. Raises TimeoutError when the run's `total` is."""
+    async def carry(self) -> bytes:
+        """Until the answer is over; gives its last frames, to be sent together with its end.
+        Raises TimeoutError when the run's `total` is over."""
         link = self._run.link
         self._caller.on_full = self._wait_for_caller
         try:
             link.listen(self._received)
             if not self._over.done():
                 self._wait_for_caller(self._caller.is_full)
-            await self._over
+            return await self._over
         finally:
             self._let_go()
             link.resume()
@@ -133,10 +134,9 @@ class Pump:
         frames = self._renderer.feed(deltas)
         if self._run.over:
             self._on_over(deltas)
-        if frames:
+            self._end(frames)
+        elif frames:
             self._write(frames)
-        if self._run.over:
-            self._end()
 
     def _write(self, frames: bytes) -> None:
         if self._capture is not None:
@@ -144,14 +144,14 @@ class Pump:
         self._transport.write(b"%x\r\n%b\r\n" % (len(frames), frames))
         self.written_at = self._loop.time()
 
-    def _end(self, error: Exception | None = None) -> None:
+    def _end(self, how: bytes | Exception) -> None:
         self._let_go()
         if self._over.done():
             return
-        if error is not None:
-            self._over.set_exception(error)
+        if isinstance(how, bytes):
+            self._over.set_result(how)
         else:
-            self._over.set_result(None)
+            self._over.set_exception(how)
 
     # The shortcut.
 

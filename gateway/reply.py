@@ -234,10 +234,11 @@ class _Stream:
 
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
+        last = b""  # frames, which are sent together with the end
         try:
-            await self._begin()
+            last = await self._begin()
             if not self._run.over:
-                await self._rest()
+                last = await self._rest()
         except TimeoutError:
             error = _too_long(self._run)
         except GatewayError as caught:
@@ -262,12 +263,14 @@ class _Stream:
         async with asyncio.timeout(LAST_WORDS_S):
             if error is not None:
                 self._request[NOTED]["error"] = error.code or error.type
-                await self._write(error_frame(error))
-            await self._response.write_eof()
+                last = error_frame(error)
+            if self._call.capture is not None:
+                self._call.capture.add(last)
+            await self._response.write_eof(last)
         return self._response
 
-    async def _begin(self) -> None:
-        """Send the first deltas, once they are there."""
+    async def _begin(self) -> bytes:
+        """Send the first deltas, once they are there; gives them if they are the last as well."""
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
@@ -278,10 +281,14 @@ class _Stream:
             await self._commit()
             frames = renderer.feed(deltas)
             self._note_end(deltas)
+            if run.over:
+                return frames
             await self._write(frames)
+            return b""
 
-    def _rest(self) -> Coroutine[Any, Any, None]:
-        """What passes on the rest. Raises TimeoutError when `total` is over."""
+    def _rest(self) -> Coroutine[Any, Any, bytes]:
+        """To be awaited: passes on the rest but for its last frames, which it gives. Raises
+        TimeoutError when `total` is over."""
         assert self._response is not None
         capture = self._call.capture
         pump = open_pump(
@@ -295,7 +302,7 @@ class _Stream:
         )
         return self._copy() if pump is None else pump.carry()
 
-    async def _copy(self) -> None:
+    async def _copy(self) -> bytes:
         """What a pump does, by aiohttp's own means and for a task's waking at every read."""
         run, loop = self._run, asyncio.get_running_loop()
         beat_at = loop.time() + self._keepalive_s
@@ -305,9 +312,11 @@ class _Stream:
                 frames = KEEP_ALIVE if batch is None else self._renderer.feed(batch)
                 if run.over:
                     self._note_end(batch or [])
+                    return frames
                 if frames:
                     await self._write(frames)
                     beat_at = loop.time() + self._keepalive_s
+        return b""
 
     async def _write(self, frames: bytes) -> None:
         assert self._response is not None

@@ -66,8 +66,7 @@ class Carried:
             quick = self.link.quick
             self.shortcuts += isinstance(quick, Shortcut) and self.run.received == before
         self.link.connection_lost(None)
-        await self.work
-        return unframed(self.client.written)
+        return unframed(self.client.written) + await self.work
 
 
 def unframed(raw: bytes) -> bytes:
