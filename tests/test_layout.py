@@ -1,6 +1,8 @@
 """The import rule: a module imports only from entries below it."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent.parent / "gateway"
@@ -86,6 +88,16 @@ def test_aiohttp_web_appears_only_from_keys_upwards():
         top = name.split(".")[0]
         if any(i.startswith("aiohttp.web") for i in imports(tree)):
             assert top in WEB_FROM or top == "demo", name
+
+
+def test_what_few_need_is_not_loaded_for_all():
+    """Tokens, uploads, S3, Redis, PostgreSQL, traces and the simulators are loaded when used."""
+    heavy = "jwt cryptography filetype aiobotocore redis asyncpg opentelemetry gateway.demo"
+    code = f"import sys, gateway.serve; print([n for n in {heavy.split()} if n in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, cwd=PACKAGE.parent, check=True
+    )
+    assert done.stdout.strip() == b"[]"
 
 
 def test_platforms_do_no_io():

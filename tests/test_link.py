@@ -233,6 +233,14 @@ async def test_a_listener_gets_what_has_come_and_what_comes_and_the_end():
     assert got == [b"hello", b", w", b""]
 
 
+async def test_headers_are_kept_until_somebody_listens():
+    link, _, _ = connected()
+    link.data_received(HEAD)
+    assert link.headers["transfer-encoding"] == "chunked"
+    link.listen(lambda chunk: None)
+    assert not link.headers
+
+
 @pytest.mark.parametrize(
     ("split", "offered"),
     [

@@ -279,6 +279,26 @@ async def test_an_agent_that_says_its_answer_again_adds_nothing_by_the_shortcut(
     assert said(got)[1]["text"] == said(want)[1]["text"] == "hi there"
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_when_total_is_over_the_carrying_ends_whether_the_caller_reads_or_not(is_full):
+    carried = Carried(make_for("dify")(), True)
+    carried.run.ends_at = asyncio.get_running_loop().time() + 0.05
+    await asyncio.sleep(0)
+    carried.caller.become(is_full)
+    with pytest.raises(TimeoutError):
+        await carried.work
+
+
+async def test_the_last_frames_are_left_to_be_sent_with_the_end():
+    carried = Carried(make_for("dify")(), True)
+    await asyncio.sleep(0)
+    carried.link.data_received(framed((EVENTS["dify"] % '"word"').encode()))
+    carried.link.data_received(framed(b'data: {"event": "message_end"}\n\n') + b"0\r\n\r\n")
+    last = await carried.work
+    assert last.endswith(b"data: [DONE]\n\n")
+    assert b"[DONE]" not in carried.client.written
+
+
 async def test_a_caller_who_leaves_ends_the_carrying_at_once():
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)

@@ -15,6 +15,7 @@ from test_cli import serving
 
 from gateway.credentials import new_key
 from gateway.keys import BOOKS
+from gateway.middlewares.requestlog import new_request_id
 
 HELLO = b'data: {"event":"message","answer":"\xe4\xbd\xa0\xe5\xa5\xbd","conversation_id":"c","task_id":"t"}\n\n'
 END = b'data: {"event":"message_end","metadata":{"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}}\n\n'
@@ -35,6 +36,15 @@ async def complete(gw, key, model="dify", question="hi", **body):
     body = {"model": model, "messages": [{"role": "user", "content": question}], **body}
     async with gw.post("/v1/chat/completions", body, headers={"api-key": key}) as answer:
         return answer.status, await answer.read(), answer.headers["x-request-id"]
+
+
+def test_ids_of_later_requests_sort_behind_those_of_earlier_ones(monkeypatch):
+    ids = []
+    for now_ms in (1_790_000_000_000, 1_790_000_000_001, 1_900_000_000_000):
+        monkeypatch.setattr(time, "time_ns", lambda now=now_ms: now * 1_000_000)
+        ids.append(new_request_id())
+    assert ids == sorted(ids)
+    assert {len(id_) for id_ in ids} == {len("req-") + 24}
 
 
 # What stands in a row.

@@ -1,13 +1,16 @@
 """The first-delta rule, keep-alive, time limits, leavers and slow readers, over real sockets."""
 
 import asyncio
+import gc
 
 import aiohttp
 import orjson
 import pytest
 from conftest import AGENTS, Script, stopped, streamed
 
+from gateway import pump
 from gateway.keys import STATE
+from gateway.messages import ChatRequest, Message
 
 
 def dify(event: str, **members) -> bytes:
@@ -148,13 +151,30 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
     assert upstream.bodies("stop") == [{"user": "u-1"}]
 
 
-async def test_the_whole_call_has_an_end(gateway, scripted):
+@pytest.mark.parametrize("seen", [pump._SEEN, ()], ids=["pumped", "copied"])
+async def test_the_whole_call_has_an_end(gateway, scripted, monkeypatch, seen):
+    monkeypatch.setattr(pump, "_SEEN", seen)
     endless = Script([HELLO[0], 0.1] * 100, end="hang")
     upstream = await scripted(endless, stopped(), endless, stopped())
     gw = await start(gateway, upstream, timeouts={"total": "1s"})
     got = streamed(await (await gw.complete("bot", stream=True)).read())
     assert got["error"]["code"] == "upstream_timeout"
     assert (await gw.complete("bot")).status == 504
+
+
+async def test_an_open_stream_does_not_keep_its_question(gateway, scripted):
+    upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
+    gw = await start(gateway, upstream)
+    question = "问" * 1000
+
+    def kept() -> list[object]:
+        known = [o for o in gc.get_objects() if isinstance(o, Message | ChatRequest)]
+        return [o for o in known if question in getattr(o, "text", "") or getattr(o, "raw", None)]
+
+    async with gw.complete("bot", question, stream=True, inputs={"a": "b"}) as answer:
+        assert "你".encode() in await answer.content.readany()
+        assert kept() == []
+    await until(lambda: upstream.bodies("stop"))
 
 
 async def test_after_keepalive_the_answer_is_committed_and_comments_follow(gateway, scripted):

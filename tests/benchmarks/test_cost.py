@@ -14,9 +14,9 @@ import targets
 from measure import Load, Rig, Sample, figure, long_streams, ratio, whole_requests
 from targets import GatewayFiles, Server, Target
 
-# Of bare aiohttp's cost. An event is passed on for about 0.7 of it, a request for about 2.
+# Of bare aiohttp's cost. An event is passed on for about 0.6 of it, a request for about 1.7.
 EVENT_LIMIT = 1.1
-REQUEST_LIMIT = 2.8
+REQUEST_LIMIT = 2.4
 TRIES = 2  # noise only ever adds, so of two tries the cheaper one says more
 
 STREAMS = long_streams(100, window_s=0.5, spread_s=0.2)
