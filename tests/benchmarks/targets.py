@@ -155,7 +155,8 @@ def _started(process: Process, port: int) -> Server:
 
 @dataclass
 class GatewayFiles:
-    """A config.yaml in a folder of its own. Keys, limits, log and record are on, as in service.
+    """A config.yaml in a folder of its own. Keys, limits, log and record are on, as in service,
+    and what is written stands below it in `data`, since the folder of config.yaml is watched.
 
     `agents` are so many of one platform, named `agent` and seven digits; without them there is
     one of each platform, named like it.
@@ -170,8 +171,12 @@ class GatewayFiles:
     def path(self) -> Path:
         return self.folder / "config.yaml"
 
+    @property
+    def data(self) -> Path:
+        return self.folder / "data"
+
     def write(self) -> "GatewayFiles":
-        self.folder.mkdir()
+        self.data.mkdir(parents=True)
         self.path.write_text(json.dumps(self._config(), indent=1), "utf-8")  # which is YAML, too
         return self
 
@@ -180,7 +185,7 @@ class GatewayFiles:
 
     def start(self) -> Server:
         port = free_port()
-        process = Process(self.command(port), self.folder / "gateway.log", cwd=ROOT)
+        process = Process(self.command(port), self.data / "gateway.log", cwd=ROOT)
         return _started(process, port)
 
     def _config(self) -> dict[str, Any]:
@@ -192,9 +197,9 @@ class GatewayFiles:
             "server": {"max_connections": 20_000},
             "auth": {"anonymous": False, "keys": [{"name": "bench", "key": KEY}]},
             "rate_limits": {"chat": "1000000/s"},
-            "database": f"sqlite:///{self.folder}/gateway.db",
-            "record": {"spool": f"{self.folder}/spool"},
-            "storage": {"url": f"file:{self.folder}/uploads"},
+            "database": f"sqlite:///{self.data}/gateway.db",
+            "record": {"spool": f"{self.data}/spool"},
+            "storage": {"url": f"file:{self.data}/uploads"},
             "redis": self.redis,
             "agents": named,
         }
@@ -208,7 +213,7 @@ class GatewayFiles:
         """`NUMBERED_KEY` with every number below `count`, put into the database by hand."""
         migrate = [sys.executable, "run.py", "migrate", "--config", str(self.path)]
         subprocess.run(migrate, check=True, cwd=ROOT, capture_output=True)
-        database, now_ms = sqlite3.connect(self.folder / "gateway.db"), int(time.time() * 1000)
+        database, now_ms = sqlite3.connect(self.data / "gateway.db"), int(time.time() * 1000)
         with database:
             database.execute(
                 "INSERT INTO users (id, username, name_key, password_hash, role, status,"
