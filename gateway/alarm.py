@@ -53,6 +53,8 @@ class Alarm:
             self._timer.cancel()
             self._timer = None
         self.goes_off_at = float("inf")
+        if self._rang:  # and what was interrupted has made another error of it
+            self.has_rung()
 
     def _go_off(self) -> None:
         self._timer, self.goes_off_at = None, float("inf")

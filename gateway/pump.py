@@ -49,10 +49,10 @@ def open_pump(
     renderer: StreamRenderer,
     keepalive_s: float,
     capture: Callable[[bytes], None] | None,
-    on_over: Callable[[list[Delta]], None],
+    on_over: Callable[[list[Delta], bytes], None],
 ) -> "Pump | None":
     """For an answer whose head has been sent. `capture` is given a copy of what is sent, `on_over`
-    the last deltas before they are."""
+    the last deltas and their frames, which are its to send."""
     caller, transport = request.protocol, request.transport
     if not (aiohttp.__version__.startswith(_SEEN) and response.chunked):
         return None
@@ -78,7 +78,7 @@ class Pump:
         renderer: StreamRenderer,
         keepalive_s: float,
         capture: Callable[[bytes], None] | None,
-        on_over: Callable[[list[Delta]], None],
+        on_over: Callable[[list[Delta], bytes], None],
     ) -> None:
         self._caller = caller
         self._transport = transport
@@ -88,21 +88,20 @@ class Pump:
         self._capture = capture
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
-        self._over: asyncio.Future[bytes] = self._loop.create_future()
+        self._over: asyncio.Future[None] = self._loop.create_future()
         self._timer: asyncio.TimerHandle | None = None
         self._left = MAX_LEARNED
         self.written_at = self._loop.time()
 
-    async def carry(self) -> bytes:
-        """Until the answer is over; gives its last frames, to be sent together with its end.
-        Raises TimeoutError when the run's `total` is over."""
+    async def carry(self) -> None:
+        """Until the answer is over. Raises TimeoutError when the run's `total` is."""
         link = self._run.link
         self._caller.on_full = self._wait_for_caller
         try:
             link.listen(self._received)
             if not self._over.done():
                 self._wait_for_caller(self._caller.is_full)
-            return await self._over
+            await self._over
         finally:
             self._let_go()
             link.resume()
@@ -133,8 +132,8 @@ class Pump:
     def _pass_on(self, deltas: list[Delta]) -> None:
         frames = self._renderer.feed(deltas)
         if self._run.over:
-            self._on_over(deltas)
-            self._end(frames)
+            self._on_over(deltas, frames)
+            self._end()
         elif frames:
             self._write(frames)
 
@@ -144,14 +143,14 @@ class Pump:
         self._transport.write(b"%x\r\n%b\r\n" % (len(frames), frames))
         self.written_at = self._loop.time()
 
-    def _end(self, how: bytes | Exception) -> None:
+    def _end(self, error: Exception | None = None) -> None:
         self._let_go()
         if self._over.done():
             return
-        if isinstance(how, bytes):
-            self._over.set_result(how)
+        if error is None:
+            self._over.set_result(None)
         else:
-            self._over.set_exception(how)
+            self._over.set_exception(error)
 
     # The shortcut.
 

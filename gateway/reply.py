@@ -211,8 +211,8 @@ class _Stream:
     """One streamed answer."""
 
     __slots__ = (
-        "_call", "_chat", "_conversational", "_keepalive_s", "_renderer", "_request", "_response",
-        "_run",
+        "_call", "_chat", "_conversational", "_keepalive_s", "_last", "_renderer", "_request",
+        "_response", "_run",
     )  # fmt: skip
 
     def __init__(
@@ -231,14 +231,14 @@ class _Stream:
         self._call = request[CALL]
         self._response: web.StreamResponse | None = None  # set once something has been sent
         self._renderer: StreamRenderer  # once the answer has begun
+        self._last = b""  # frames of the complete answer, which are sent together with its end
 
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
-        last = b""  # frames, which are sent together with the end
         try:
-            last = await self._begin()
+            await self._begin()
             if not self._run.over:
-                last = await self._rest()
+                await self._rest()
         except TimeoutError:
             error = _too_long(self._run)
         except GatewayError as caught:
@@ -258,19 +258,24 @@ class _Stream:
             error = InternalError("The gateway met an unexpected condition.")
         if error is not None and self._response is None:
             raise error
+        return await self._end(error)
+
+    async def _end(self, error: GatewayError | None) -> web.StreamResponse:
+        """Send the last frames, or of an answer that broke off the error."""
         assert self._response is not None
         self._run.close()  # nobody shall work on while a caller who does not read is waited for
         async with asyncio.timeout(LAST_WORDS_S):
-            if error is not None:
+            # Of a stop in the very moment in which the answer became complete nobody need hear.
+            if error is not None and not self._last:
                 self._request[NOTED]["error"] = error.code or error.type
-                last = error_frame(error)
+                self._last = error_frame(error)
             if self._call.capture is not None:
-                self._call.capture.add(last)
-            await self._response.write_eof(last)
+                self._call.capture.add(self._last)
+            await self._response.write_eof(self._last)
         return self._response
 
-    async def _begin(self) -> bytes:
-        """Send the first deltas, once they are there; gives them if they are the last as well."""
+    async def _begin(self) -> None:
+        """Send the first deltas, once they are there, unless they are the last as well."""
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
@@ -280,15 +285,14 @@ class _Stream:
         async with asyncio.timeout_at(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)
-            self._note_end(deltas)
             if run.over:
-                return frames
-            await self._write(frames)
-            return b""
+                self._note_end(deltas, frames)
+            else:
+                await self._write(frames)
 
-    def _rest(self) -> Coroutine[Any, Any, bytes]:
-        """To be awaited: passes on the rest but for its last frames, which it gives. Raises
-        TimeoutError when `total` is over."""
+    def _rest(self) -> Coroutine[Any, Any, None]:
+        """To be awaited: passes on the rest but for its last frames. Raises TimeoutError when
+        `total` is over."""
         assert self._response is not None
         capture = self._call.capture
         pump = open_pump(
@@ -302,7 +306,7 @@ class _Stream:
         )
         return self._copy() if pump is None else pump.carry()
 
-    async def _copy(self) -> bytes:
+    async def _copy(self) -> None:
         """What a pump does, by aiohttp's own means and for a task's waking at every read."""
         run, loop = self._run, asyncio.get_running_loop()
         beat_at = loop.time() + self._keepalive_s
@@ -311,12 +315,10 @@ class _Stream:
                 batch = await run.read(beat_at)
                 frames = KEEP_ALIVE if batch is None else self._renderer.feed(batch)
                 if run.over:
-                    self._note_end(batch or [])
-                    return frames
-                if frames:
+                    self._note_end(batch or [], frames)
+                elif frames:
                     await self._write(frames)
                     beat_at = loop.time() + self._keepalive_s
-        return b""
 
     async def _write(self, frames: bytes) -> None:
         assert self._response is not None
@@ -324,8 +326,9 @@ class _Stream:
             self._call.capture.add(frames)
         await self._response.write(frames)
 
-    def _note_end(self, deltas: list[Delta]) -> None:
+    def _note_end(self, deltas: list[Delta], frames: bytes) -> None:
         """For the log and the record: the status cannot tell a failure any more."""
+        self._last = frames
         if deltas and isinstance(deltas[-1], Failed):
             self._request[NOTED]["error"] = deltas[-1].error.code or deltas[-1].error.type
         if self._renderer.finish:

@@ -83,3 +83,19 @@ async def test_an_outer_timeout_wins_over_a_later_alarm():
         async with asyncio.timeout(0.01):
             await wait_with(alarm, 10, asyncio.sleep(20))
     alarm.close()
+
+
+async def test_an_interruption_that_became_another_error_is_forgotten():
+    async def fails_to_clean_up() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            raise OSError from None
+
+    alarm = Alarm(asyncio.get_running_loop())
+    with pytest.raises(OSError):
+        await wait_with(alarm, 0.01, fails_to_clean_up())
+    alarm.close()
+    assert asyncio.current_task().cancelling() == 0
+    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
+    alarm.close()

@@ -51,11 +51,14 @@ class Carried:
         run.read_at = asyncio.get_running_loop().time()
         self.caller, self.client = Caller(), Line()
         renderer = StreamRenderer(chat, "m", 1, conversational=False)
-        over: list[Any] = []
-        self.pump = Pump(self.caller, self.client, run, renderer, 60.0, None, over.append)  # type: ignore[arg-type]
+        self.last = b""
+        self.pump = Pump(self.caller, self.client, run, renderer, 60.0, None, self.end)  # type: ignore[arg-type]
         self.pump._left = 1000 if learns else 0
         self.shortcuts = 0
         self.work = asyncio.ensure_future(self.pump.carry())
+
+    def end(self, deltas: list[Any], frames: bytes) -> None:
+        self.last = frames
 
     async def read(self, reads: list[bytes]) -> bytes:
         """What the caller gets of these reads of the network, without its framing."""
@@ -66,7 +69,8 @@ class Carried:
             quick = self.link.quick
             self.shortcuts += isinstance(quick, Shortcut) and self.run.received == before
         self.link.connection_lost(None)
-        return unframed(self.client.written) + await self.work
+        await self.work
+        return unframed(self.client.written) + self.last
 
 
 def unframed(raw: bytes) -> bytes:
@@ -294,8 +298,8 @@ async def test_the_last_frames_are_left_to_be_sent_with_the_end():
     await asyncio.sleep(0)
     carried.link.data_received(framed((EVENTS["dify"] % '"word"').encode()))
     carried.link.data_received(framed(b'data: {"event": "message_end"}\n\n') + b"0\r\n\r\n")
-    last = await carried.work
-    assert last.endswith(b"data: [DONE]\n\n")
+    await carried.work
+    assert carried.last.endswith(b"data: [DONE]\n\n")
     assert b"[DONE]" not in carried.client.written
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import AGENTS, Script, stopped, streamed
 
 from gateway import pump
-from gateway.keys import STATE
+from gateway.keys import FLIGHTS, STATE
 from gateway.messages import ChatRequest, Message
 
 
@@ -160,6 +160,27 @@ async def test_the_whole_call_has_an_end(gateway, scripted, monkeypatch, seen):
     got = streamed(await (await gw.complete("bot", stream=True)).read())
     assert got["error"]["code"] == "upstream_timeout"
     assert (await gw.complete("bot")).status == 504
+
+
+async def test_an_answer_complete_in_the_moment_of_a_stop_is_sent(gateway, scripted, monkeypatch):
+    going_on = asyncio.Event()
+    upstream = await scripted(Script([HELLO[0], going_on, HELLO[1] + END]))
+    gw = await start(gateway, upstream)
+    flights, end = gw.app[FLIGHTS], pump.Pump._end
+
+    def end_and_stop(self, error=None):
+        end(self, error)
+        monkeypatch.undo()
+        for task, request in flights._under_way.items():
+            flights._tell(request)
+            task.cancel()
+
+    async with gw.complete("bot", stream=True) as answer:
+        raw = await answer.content.readany()
+        monkeypatch.setattr(pump.Pump, "_end", end_and_stop)
+        going_on.set()
+        got = streamed(raw + await answer.read())
+    assert (got["text"], got.get("error"), got["done"]) == ("你好", None, True)
 
 
 async def test_an_open_stream_does_not_keep_its_question(gateway, scripted):
