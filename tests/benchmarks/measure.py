@@ -168,11 +168,14 @@ Rounds = Mapping[str, Sequence[Sample]]
 
 
 def interleaved(rounds: int, cases: Mapping[str, Callable[[], Sample]]) -> Rounds:
-    """A B C A B C: what disturbs the machine for a while disturbs all of them."""
+    """A B C, B C A: what disturbs the machine for a while disturbs all of them, and none of them
+    always comes first."""
     out: dict[str, list[Sample]] = {name: [] for name in cases}
+    names = list(cases)
     for number in range(rounds):
-        for name, run in cases.items():
-            sample = run()
+        at = number % len(names)
+        for name in names[at:] + names[:at]:
+            sample = cases[name]()
             out[name].append(sample)
             bad = "" if sample.is_clean else f"  {asdict(sample)}"
             print(f"  {number + 1}/{rounds} {name:24}{sample.cpu_us:9.1f} us{bad}", flush=True)
