@@ -30,15 +30,22 @@ async def read_bytes(request: web.Request) -> bytes:
 
 
 async def _read(request: web.Request) -> bytes:
-    content = request.content
+    """aiohttp's `Request.read` would keep a second reference, for as long as a stream lasts."""
+    content, most = request.content, request.client_max_size
+    pieces, size = [], 0
     try:
         if content.is_eof():  # most have come with their head
-            raw = content.read_nowait()
-            if 0 < request.client_max_size < len(raw):
-                raise web.HTTPRequestEntityTooLarge(request.client_max_size, len(raw))
-            return raw
-        async with asyncio.timeout(BODY_S):
-            return await request.read()
+            pieces.append(content.read_nowait())
+            size = len(pieces[0])
+        else:
+            content.set_read_chunk_size(most)
+            async with asyncio.timeout(BODY_S):
+                while size <= most and (piece := await content.readany()):
+                    pieces.append(piece)
+                    size += len(piece)
+        if size > most:
+            raise web.HTTPRequestEntityTooLarge(most, size)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     except TimeoutError:
         words = f"The body did not come within {BODY_S:g} s; send it again."
         raise SenderTooSlow(words) from None

@@ -308,7 +308,8 @@ class Link(asyncio.Protocol):
             self._fields = []
             return
         self.status = status
-        fields = {name.lower(): value for name, value in self._fields}
+        # Of a header that comes twice the first counts.
+        fields = {name.lower(): value for name, value in reversed(self._fields)}
         has_length = b"content-length" in fields or b"transfer-encoding" in fields
         self._until_close = not has_length and status not in (204, 304)
         self._keeps = self._parser.should_keep_alive() and not self._until_close

@@ -195,6 +195,8 @@ class Pump:
             if now >= self.written_at + self._keepalive_s:
                 self._write(KEEP_ALIVE)
             due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
+        if self._timer is not None:  # set by a comment that has filled the caller's connection
+            self._timer.cancel()
         self._timer = self._loop.call_at(due, self._look)
 
     def _wait_for_caller(self, is_full: bool) -> None:

@@ -233,6 +233,13 @@ async def test_a_listener_gets_what_has_come_and_what_comes_and_the_end():
     assert got == [b"hello", b", w", b""]
 
 
+async def test_of_a_header_that_comes_twice_the_first_counts():
+    link, _, _ = connected()
+    twice = b"Content-Type: text/html\r\ncontent-type: text/event-stream\r\n"
+    link.data_received(b"HTTP/1.1 200 OK\r\n" + twice + b"Content-Length: 0\r\n\r\n")
+    assert link.kind == link.headers["Content-Type"] == "text/html"
+
+
 async def test_headers_are_kept_until_somebody_listens():
     link, _, _ = connected()
     link.data_received(HEAD)

@@ -283,6 +283,25 @@ async def test_an_agent_that_says_its_answer_again_adds_nothing_by_the_shortcut(
     assert said(got)[1]["text"] == said(want)[1]["text"] == "hi there"
 
 
+async def test_a_comment_that_fills_the_connection_leaves_one_timer_only(monkeypatch):
+    carried = Carried(make_for("dify")(), True)
+    await asyncio.sleep(0)
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+    carried.run.ends_at = loop.time() + 60
+    carried.pump.written_at -= 60  # a comment is due
+    call_at = loop.call_at
+    monkeypatch.setattr(
+        loop, "call_at", lambda *given: timers.append(call_at(*given)) or timers[-1]
+    )
+    carried.client.write = lambda data: carried.caller.become(is_full=True)
+    carried.pump._look()
+    assert [timer.cancelled() for timer in timers] == [True, False]
+    carried.work.cancel()
+    await asyncio.wait({carried.work})
+    assert all(timer.cancelled() for timer in timers)
+
+
 @pytest.mark.parametrize("is_full", [False, True])
 async def test_when_total_is_over_the_carrying_ends_whether_the_caller_reads_or_not(is_full):
     carried = Carried(make_for("dify")(), True)

@@ -6,10 +6,11 @@ import gc
 import aiohttp
 import orjson
 import pytest
+from aiohttp import web
 from conftest import AGENTS, Script, stopped, streamed
 
 from gateway import pump
-from gateway.keys import FLIGHTS, STATE
+from gateway.keys import BODY, FLIGHTS, STATE
 from gateway.messages import ChatRequest, Message
 
 
@@ -183,14 +184,20 @@ async def test_an_answer_complete_in_the_moment_of_a_stop_is_sent(gateway, scrip
     assert (got["text"], got.get("error"), got["done"]) == ("你好", None, True)
 
 
-async def test_an_open_stream_does_not_keep_its_question(gateway, scripted):
+@pytest.mark.parametrize("length", [1000, 200_000], ids=["at once", "in pieces"])
+async def test_an_open_stream_does_not_keep_its_question(gateway, scripted, length):
     upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
     gw = await start(gateway, upstream)
-    question = "问" * 1000
+    question = "问" * length
 
     def kept() -> list[object]:
-        known = [o for o in gc.get_objects() if isinstance(o, Message | ChatRequest)]
-        return [o for o in known if question in getattr(o, "text", "") or getattr(o, "raw", None)]
+        known = (Message, ChatRequest, web.Request)
+        return [o for o in gc.get_objects() if isinstance(o, known) and holds(o)]
+
+    def holds(it: object) -> bool:
+        if isinstance(it, web.Request):
+            return bool(BODY in it or it._read_bytes)
+        return question in getattr(it, "text", "") or bool(getattr(it, "raw", None))
 
     async with gw.complete("bot", question, stream=True, inputs={"a": "b"}) as answer:
         assert "你".encode() in await answer.content.readany()
