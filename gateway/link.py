@@ -42,9 +42,8 @@ class Link(asyncio.Protocol):
 
     __slots__ = (
         "_between", "_error", "_fields", "_fresh", "_head", "_head_size", "_inflate", "_is_asked",
-        "_is_whole",
-        "_keeps", "_listener", "_loop", "_on_free", "_parser", "_paused", "_pieces", "_size",
-        "_until_close", "_waiter", "_writable", "idle_since", "kind", "quick", "status",
+        "_is_whole", "_keeps", "_listener", "_loop", "_on_free", "_parser", "_paused", "_pieces",
+        "_size", "_until_close", "_waiter", "_writable", "idle_since", "kind", "quick", "status",
         "transport",
     )  # fmt: skip
 

@@ -258,9 +258,9 @@ class _Stream:
             error = InternalError("The gateway met an unexpected condition.")
         if error is not None and self._response is None:
             raise error
-        return await self._end(error)
+        return await self._finish(error)
 
-    async def _end(self, error: GatewayError | None) -> web.StreamResponse:
+    async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
         """Send the last frames, or of an answer that broke off the error."""
         assert self._response is not None
         self._run.close()  # nobody shall work on while a caller who does not read is waited for
