@@ -5,6 +5,8 @@
  * How long a stream is stands in the question, so that one upstream serves every measurement:
  * `events=100 pause_ms=20` are 100 events, one each 20 ms; these are also the numbers used when
  * the question says nothing. The first event is sent at once, and without a pause all of them.
+ * The pause after the first is a part of one, another for each stream: so streams that began
+ * together, or at a regular pace, are still spread evenly over the time, as strangers' would be.
  *
  * Every event's text is "w<number> @<16 digits>@ ": its number in the stream, from 0, and the
  * monotonic microseconds at which it was sent. A client on the same machine reads from them the
@@ -193,9 +195,9 @@ static void answer_whole(int fd, struct connection *c)
 
 /* The wheel: who is due when --------------------------------------------------------------- */
 
-static void wait_for_turn(int fd, struct connection *c)
+static void wait_for_turn(int fd, struct connection *c, int pause)
 {
-    c->slot = (ticks + c->pause_ticks) % SLOTS;
+    c->slot = (ticks + pause) % SLOTS;
     c->previous = -1;
     c->next = wheel[c->slot];
     if (c->next >= 0)
@@ -216,13 +218,21 @@ static void leave_wheel(struct connection *c)
     c->slot = -1;
 }
 
+/* From one tick to a whole pause: of any number of streams in a row the parts are spread evenly. */
+static int first_pause(const struct connection *c)
+{
+    static unsigned int streams;
+    unsigned int turn = ++streams * 2654435769u; /* 2^32 by the golden ratio */
+    return 1 + (unsigned long)c->pause_ticks * turn / 4294967296ul;
+}
+
 /* Send the next event of a stream, or its end. */
 static void go_on(int fd, struct connection *c)
 {
     struct output out = {.size = 0};
     if (c->sent < c->events) {
         add_event(&out, c);
-        wait_for_turn(fd, c);
+        wait_for_turn(fd, c, c->sent > 1 ? c->pause_ticks : first_pause(c));
     } else {
         add_end(&out, c);
     }
