@@ -2,13 +2,14 @@
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
-
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
 from gateway.errors import InvalidRequest, Overloaded
 from gateway.secret import Secret
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
 
 SHORTEST, LONGEST = 8, 256
 _THREADS = 2  # each hash takes tens of MiB and of milliseconds
@@ -18,14 +19,14 @@ _MAX_WAITING = 64
 class Passwords:
     """Hash and check. An unknown user costs the same time as a wrong password."""
 
-    def __init__(self, hasher: PasswordHasher | None = None) -> None:
-        self._hasher = hasher or PasswordHasher()
+    def __init__(self, hasher: "PasswordHasher | None" = None) -> None:
+        self._given = hasher
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._waiting = 0
         self._nobodys: str | None = None  # the hash that an unknown user's password is held against
 
     async def hash(self, password: Secret) -> str:
-        return str(await self._run(self._hasher.hash, password.reveal()))
+        return str(await self._run(self._hash, password.reveal()))
 
     async def check(self, stored: str | None, password: Secret) -> bool:
         """Whether it is the password; `stored` is None for a user who does not exist."""
@@ -41,7 +42,18 @@ class Passwords:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
+    @cached_property
+    def _hasher(self) -> "PasswordHasher":
+        from argon2 import PasswordHasher  # loaded with the first password: keys need none
+
+        return self._given or PasswordHasher()
+
+    def _hash(self, password: str) -> str:
+        return self._hasher.hash(password)
+
     def _verify(self, stored: str, password: str) -> bool:
+        from argon2.exceptions import InvalidHashError, VerificationError
+
         try:
             return self._hasher.verify(stored, password)
         except (VerificationError, InvalidHashError):

@@ -91,8 +91,8 @@ def test_aiohttp_web_appears_only_from_keys_upwards():
 
 
 def test_what_few_need_is_not_loaded_for_all():
-    """Tokens, uploads, S3, Redis, PostgreSQL, traces and the simulators are loaded when used."""
-    heavy = "jwt cryptography filetype aiobotocore redis asyncpg opentelemetry gateway.demo"
+    """Passwords, tokens, uploads, S3, Redis, PostgreSQL, traces and the simulators are loaded when used."""
+    heavy = "argon2 jwt cryptography filetype aiobotocore redis asyncpg opentelemetry gateway.demo"
     code = f"import sys, gateway.serve; print([n for n in {heavy.split()} if n in sys.modules])"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, cwd=PACKAGE.parent, check=True
