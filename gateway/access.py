@@ -9,7 +9,7 @@ from gateway.config import Permission
 from gateway.limits import Class
 
 # A permission is had by keys and by logins; `login` and `login-admin` by logins alone.
-Access = Permission | Literal["login", "login-admin"] | None
+Access = Permission | Literal["login", "login-admin"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,5 +19,5 @@ class Route:
     method: str
     path: str
     handler: Handler
-    access: Access = None
+    access: Access | None = None
     limit: Class | None = None

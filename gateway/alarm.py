@@ -1,46 +1,61 @@
 """A deadline for a task's waiting that can be moved for the price of an assignment."""
 
 import asyncio
+from types import TracebackType
+
+from gateway.timers import Timer, Timers
 
 
 class Alarm:
     """Interrupts what the current task awaits while `at` is set.
 
+        with alarm.until(moment):  # raises TimeoutError
+            await something
+
     `asyncio.timeout` sets and clears a timer every time. A stream reads some fifty times a second
     and its deadline moves with every read, so here one timer runs on: when it goes off before the
     deadline as it stands by then, it is set anew.
-
-        alarm.at = moment
-        if moment < alarm.goes_off_at:
-            alarm.set(moment)
-        try:
-            await something
-        except asyncio.CancelledError:
-            if not alarm.has_rung():
-                raise
-        finally:
-            alarm.at = None
     """
 
-    __slots__ = ("_loop", "_rang", "_task", "_timer", "at", "goes_off_at")
+    __slots__ = ("_rang", "_task", "_timer", "_timers", "at", "goes_off_at")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, timers: Timers) -> None:
         self.at: float | None = None  # loop time; None while the task is not to be interrupted
         self.goes_off_at = float("inf")
-        self._loop = loop
+        self._timers = timers
         self._task: asyncio.Task[object] | None = None
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._rang = False
+
+    def until(self, moment: float) -> "Alarm":
+        """For `with`: what is awaited from now on is interrupted at `moment`, in loop time."""
+        self.at = moment
+        if moment < self.goes_off_at:
+            self.set(moment)
+        return self
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.at = None
+        if kind is asyncio.CancelledError and self.has_rung():
+            raise TimeoutError from None
 
     def set(self, moment: float) -> None:
         """Let the timer go off at `moment`. The task that calls this is the one that waits."""
-        self._task = asyncio.current_task(self._loop)
+        self._task = asyncio.current_task()
         self._set(moment)
 
     def _set(self, moment: float) -> None:
         self.close()
         self.goes_off_at = moment
-        self._timer = self._loop.call_at(moment, self._go_off)
+        self._timer = self._timers.set(moment, self._go_off)
 
     def has_rung(self) -> bool:
         """Whether the cancellation just caught was the alarm's own, and nobody else's as well."""
@@ -50,7 +65,7 @@ class Alarm:
 
     def close(self) -> None:
         if self._timer is not None:
-            self._timer.cancel()
+            self._timers.forget(self._timer)
             self._timer = None
         self.goes_off_at = float("inf")
         if self._rang:  # and what was interrupted has made another error of it
@@ -60,7 +75,7 @@ class Alarm:
         self._timer, self.goes_off_at = None, float("inf")
         if self.at is None:
             return  # whoever waits next sets it again
-        if self._loop.time() < self.at:
+        if self._timers.now() < self.at:
             self._set(self.at)
             return
         self._rang = True

@@ -12,7 +12,7 @@ from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
 from gateway.errors import InvalidRequest, SenderTooSlow, UnsupportedMediaType
-from gateway.keys import BODY
+from gateway.keys import CONTEXT
 from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries
@@ -23,10 +23,10 @@ M = TypeVar("M", bound=BaseModel)
 
 async def read_bytes(request: web.Request) -> bytes:
     """The body as it came. Raises InvalidRequest, SenderTooSlow, or aiohttp's 413."""
-    raw = request.get(BODY)
-    if raw is None:
-        raw = request[BODY] = await _read(request)
-    return raw
+    context = request[CONTEXT]
+    if context.body is None:
+        context.body = await _read(request)
+    return context.body
 
 
 async def _read(request: web.Request) -> bytes:

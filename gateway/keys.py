@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from aiohttp import web
 
@@ -12,7 +12,7 @@ from gateway.call import Call
 from gateway.config import Config
 from gateway.credentials import Caller, KeyRing
 from gateway.directory import Directory
-from gateway.errors import Stopping
+from gateway.errors import GatewayError, Stopping
 from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
@@ -77,14 +77,40 @@ TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)
 SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
-REQUEST_ID = web.RequestKey("request_id", str)
-ADDRESS = web.RequestKey("address", str)  # the client's, behind trusted proxies
-BODY = web.RequestKey("body", bytes)  # once it has been read
-CALLER = web.RequestKey("caller", Caller)
-CALL = web.RequestKey("call", Call)  # of chats only
-LIMITS = web.RequestKey("limits", dict[str, str])  # headers that tell what is left
-STOPPED = web.RequestKey("stopped", Stopping)  # set when it has to end with the process
-NOTED = web.RequestKey("noted", dict[str, object])  # members of the request's log line
+
+@dataclass(slots=True)
+class Context:
+    """What is known of one request, from `requestlog` on."""
+
+    request_id: str
+    address: str  # the client's, behind trusted proxies
+    noted: dict[str, object] = field(default_factory=dict)  # members of its log line
+    caller: Caller | None = None  # from `auth` on, where somebody has to be known
+    body: bytes | None = None  # once it has been read
+    limits: dict[str, str] | None = None  # headers that tell what is left
+    call: Call | None = None  # of chats, from `ratelimit` on
+    stopped: Stopping | None = None  # set when it has to end with the process
+
+    def failed(self, error: GatewayError) -> None:
+        """For the log line of an answer whose status does not tell."""
+        self.noted["error"] = error.code or error.type
+
+
+CONTEXT = web.RequestKey("context", Context)
+
+
+def caller_of(request: web.Request) -> Caller:
+    """Who calls a route that is not for everybody."""
+    caller = request[CONTEXT].caller
+    assert caller is not None
+    return caller
+
+
+def call_of(request: web.Request) -> Call:
+    """Of a request to a route that counts as a chat."""
+    call = request[CONTEXT].call
+    assert call is not None
+    return call
 
 
 def header_value(value: str) -> str:

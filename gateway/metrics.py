@@ -93,8 +93,9 @@ class Metrics:
             "gateway_rate_limited", "Requests over a limit", ("class", "reason"),
             registry=registry,
         )  # fmt: skip
-        self.open_streams = Gauge(
-            "gateway_open_streams", "Streamed answers under way", registry=registry
+        self.open_streams = 0
+        Gauge("gateway_open_streams", "Streamed answers under way", registry=registry).set_function(
+            lambda: self.open_streams
         )
         self._truncated = Counter(
             "gateway_truncated_streams", "Streams that broke after they had begun",

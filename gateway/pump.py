@@ -24,6 +24,7 @@ from gateway.pattern import Pattern
 from gateway.relay import Run
 from gateway.render import StreamRenderer
 from gateway.sse import KEEP_ALIVE, one_line
+from gateway.timers import Timer
 
 _SEEN = ("3.13.", "3.14.")  # versions of aiohttp
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
@@ -89,13 +90,14 @@ class Pump:
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
         self._over: asyncio.Future[None] = self._loop.create_future()
-        self._timer: asyncio.TimerHandle | None = None
+        self._timer: Timer | None = None
         self._left = MAX_LEARNED
         self.written_at = self._loop.time()
 
     async def carry(self) -> None:
         """Until the answer is over. Raises TimeoutError when the run's `total` is."""
         link = self._run.link
+        self._run.take_over()
         self._caller.on_full = self._wait_for_caller
         try:
             link.listen(self._received)
@@ -111,7 +113,7 @@ class Pump:
         self._run.link.listen(None)
         self._caller.on_full = None
         if self._timer is not None:
-            self._timer.cancel()
+            self._run.timers.forget(self._timer)
 
     # What comes from the upstream.
 
@@ -179,7 +181,7 @@ class Pump:
     def _look(self) -> None:
         """What is due by now: to give up on an upstream, or to show that the answer goes on."""
         if self._timer is not None:
-            self._timer.cancel()
+            self._run.timers.forget(self._timer)
         self._settle()
         now, due = self._loop.time(), self._run.ends_at
         if now >= due:
@@ -196,8 +198,8 @@ class Pump:
                 self._write(KEEP_ALIVE)
             due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
         if self._timer is not None:  # set by a comment that has filled the caller's connection
-            self._timer.cancel()
-        self._timer = self._loop.call_at(due, self._look)
+            self._run.timers.forget(self._timer)
+        self._timer = self._run.timers.set(due, self._look)
 
     def _wait_for_caller(self, is_full: bool) -> None:
         """While the caller does not read the upstream is not listened to, and so not silent."""

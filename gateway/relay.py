@@ -42,6 +42,7 @@ class Run:
         "_has_accepted", "_idle_s", "_is_last", "_loop", "_targets", "_trace", "_trace_headers",
         "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder", "ends_at",
         "failures", "fallbacks", "most", "over", "read_at", "received", "retries", "target",
+        "timers",
     )  # fmt: skip
 
     def __init__(
@@ -59,10 +60,11 @@ class Run:
         self._asked = chat  # the same with its files as the present target takes them
         self._handover = Handover(upstream, attachments, chat) if has_media(chat.messages) else None
         self._targets = targets
-        self._loop = loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
-        self._alarm = Alarm(loop)
+        self.timers = upstream.timers
+        self._alarm = Alarm(upstream.timers)
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self.read_at = 0.0  # loop time of the last sign of life
         self._until: float | None = None  # when the answer of the present target must have begun
@@ -122,8 +124,13 @@ class Run:
         assert self.decoder is not None
         return self.decoder.pattern(chunk, delta)
 
+    def until(self, moment: float) -> Alarm:
+        """For `with`: what the current task awaits is interrupted at loop time `moment`, with
+        TimeoutError."""
+        return self._alarm.until(moment)
+
     def take_over(self) -> None:
-        """From now on it is the task that calls this which reads."""
+        """From now on it is the task that calls this which reads, or lets a pump do so."""
         self._alarm.close()
 
     # Until the first delta.
@@ -171,9 +178,7 @@ class Run:
     def _wait_until(self, moment: float | None) -> None:
         """What is awaited from now on is interrupted then, and always when `total` is over."""
         at = self.ends_at if moment is None or moment > self.ends_at else moment
-        self._alarm.at = at
-        if at < self._alarm.goes_off_at:
-            self._alarm.set(at)
+        self._alarm.until(at)
 
     async def _try(self, target: Target) -> list[Delta]:
         """One target, as often as it is worth it. With another one left nobody waits for long."""
@@ -332,20 +337,13 @@ class Run:
         assert exchange is not None
         if until is not None and until < ends:
             ends = until
-        alarm = self._alarm
-        alarm.at = ends
-        if ends < alarm.goes_off_at:
-            alarm.set(ends)
         try:
-            chunk = await exchange.link.read()
-        except asyncio.CancelledError:
-            if not alarm.has_rung():
-                raise  # the caller has left
+            with self._alarm.until(ends):
+                chunk = await exchange.link.read()
+        except TimeoutError:
             return None if ends == until else self.silence()
         except Exception as error:
             return self.broke(error)
-        finally:
-            alarm.at = None
         return self.take(chunk)
 
     @property

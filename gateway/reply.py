@@ -28,13 +28,11 @@ from gateway.errors import (
 from gateway.flights import forget_cancellation
 from gateway.keys import (
     ATTACHMENTS,
-    BODY,
-    CALL,
+    CONTEXT,
     METRICS,
-    NOTED,
     STATE,
-    STOPPED,
     UPSTREAM,
+    call_of,
     header_value,
     is_api,
 )
@@ -66,32 +64,35 @@ async def reply(
     keepalive_s: float,
 ) -> web.StreamResponse:
     """Answer `chat` from the first of `targets` that will. `conversational` is `/api/v1/chat`."""
-    call, app = request[CALL], request.app
+    context, call, app = request[CONTEXT], call_of(request), request.app
     state = app[STATE].now
     call.streamed = chat.stream
     call.model = state.routing.known(chat.model)
     if any([target.agent.capture != "off" for target in targets]):
         limit = state.config.record.max_body
-        call.capture = Capture(limit, request[BODY])
-    del request[BODY]  # a stream may last for minutes
+        call.capture = Capture(limit, context.body or b"")
+    context.body = None  # a stream may last for minutes
     with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
         try:
             if chat.stream:
-                with app[METRICS].open_streams.track_inprogress():
-                    stream = _Stream(request, run, chat, conversational, keepalive_s)
+                stream = _Stream(request, run, chat, conversational, keepalive_s)
+                app[METRICS].open_streams += 1
+                try:
                     return await stream.answer()
+                finally:
+                    app[METRICS].open_streams -= 1
             if state.config.server.keepalive_whole:
                 return await _kept_alive(request, run, chat, conversational, keepalive_s)
             body = await _whole(run, chat, conversational, call)
             return web.Response(body=body, headers={**_JSON, **_headers(run)})
         except (asyncio.CancelledError, ConnectionError):
-            if stopped := request.get(STOPPED):
-                _explain_stop(stopped, run)
+            if context.stopped is not None:
+                _explain_stop(context.stopped, run)
             else:
                 await _drain(request, run, call)
             raise
         finally:
-            request[NOTED] |= {"agent": run.target.name, "attempts": run.attempts}
+            context.noted |= {"agent": run.target.name, "attempts": run.attempts}
             _note(call, run)
 
 
@@ -119,8 +120,9 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
             try:
                 deltas = await run.read(until)
             except asyncio.CancelledError:
-                if STOPPED in request:
-                    del request[STOPPED]  # nobody is there to be told
+                context = request[CONTEXT]
+                if context.stopped is not None:
+                    context.stopped = None  # nobody is there to be told
                     raise
                 continue
             for delta in deltas or ():
@@ -169,7 +171,7 @@ async def _kept_alive(
     """A whole answer that is begun after `keepalive_s`, with spaces until its JSON is there. A
     failure after that is the error's JSON under 200: the status is gone by then."""
     response: web.StreamResponse | None = None
-    working = asyncio.ensure_future(_whole(run, chat, conversational, request[CALL]))
+    working = asyncio.ensure_future(_whole(run, chat, conversational, call_of(request)))
     try:
         while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
             if response is None:
@@ -184,7 +186,7 @@ async def _kept_alive(
         run.close()  # the agent's place is not to wait for a caller who does not read
         await response.write(_or_error(request, working))
     except asyncio.CancelledError:
-        if response is None or (stopped := request.get(STOPPED)) is None:
+        if response is None or (stopped := request[CONTEXT].stopped) is None:
             raise
         forget_cancellation()
         _explain_stop(stopped, run)
@@ -203,7 +205,7 @@ def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
 
 
 def _error_json(request: web.Request, error: GatewayError) -> bytes:
-    request[NOTED]["error"] = error.code or error.type
+    request[CONTEXT].failed(error)
     return orjson.dumps(api_body(error) if is_api(request.path) else openai_body(error))
 
 
@@ -228,7 +230,7 @@ class _Stream:
         self._chat = chat
         self._conversational = conversational
         self._keepalive_s = keepalive_s
-        self._call = request[CALL]
+        self._call = call_of(request)
         self._response: web.StreamResponse | None = None  # set once something has been sent
         self._renderer: StreamRenderer  # once the answer has begun
         self._last = b""  # frames of the complete answer, which are sent together with its end
@@ -244,7 +246,7 @@ class _Stream:
         except GatewayError as caught:
             error = caught
         except asyncio.CancelledError:
-            error = self._request.get(STOPPED)
+            error = self._request[CONTEXT].stopped
             if error is None or self._response is None:
                 raise  # the caller has left; or nothing has been sent, and `errors` answers
             forget_cancellation()
@@ -264,10 +266,10 @@ class _Stream:
         """Send the last frames, or of an answer that broke off the error."""
         assert self._response is not None
         self._run.close()  # nobody shall work on while a caller who does not read is waited for
-        async with asyncio.timeout(LAST_WORDS_S):
+        with self._run.until(self._run.timers.now() + LAST_WORDS_S):
             # Of a stop in the very moment in which the answer became complete nobody need hear.
             if error is not None and not self._last:
-                self._request[NOTED]["error"] = error.code or error.type
+                self._request[CONTEXT].failed(error)
                 self._last = error_frame(error)
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
@@ -282,7 +284,7 @@ class _Stream:
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
         self._renderer = renderer
-        async with asyncio.timeout_at(run.ends_at):
+        with run.until(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)
             if run.over:
@@ -330,7 +332,7 @@ class _Stream:
         """For the log and the record: the status cannot tell a failure any more."""
         self._last = frames
         if deltas and isinstance(deltas[-1], Failed):
-            self._request[NOTED]["error"] = deltas[-1].error.code or deltas[-1].error.type
+            self._request[CONTEXT].failed(deltas[-1].error)
         if self._renderer.finish:
             self._call.finished(self._renderer.finish)
 
@@ -341,11 +343,12 @@ class _Stream:
         def begin() -> None:
             beats.append(asyncio.ensure_future(self._beat()))
 
-        timer = asyncio.get_running_loop().call_later(self._keepalive_s, begin)
+        timers = self._run.timers
+        timer = timers.set(timers.now() + self._keepalive_s, begin)
         try:
             return await self._run.start()
         finally:
-            timer.cancel()
+            timers.forget(timer)
             for beat in beats:
                 await _end(beat)
 

@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Address, Links, address_of
+from gateway.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
 MAX_BACKGROUND = 10_000
@@ -101,6 +102,7 @@ class Upstream:
 
     def __init__(self) -> None:
         self._links = Links()
+        self.timers = Timers(asyncio.get_running_loop())  # of all calls
         self._background: set[asyncio.Task[None]] = set()
 
     async def send(

@@ -3,25 +3,20 @@ import asyncio
 import pytest
 
 from gateway.alarm import Alarm
+from gateway.timers import Timers
 
 
 async def wait_with(alarm: Alarm, seconds: float, work) -> str:
-    alarm.at = asyncio.get_running_loop().time() + seconds
-    if alarm.at < alarm.goes_off_at:
-        alarm.set(alarm.at)
     try:
-        await work
+        with alarm.until(asyncio.get_running_loop().time() + seconds):
+            await work
         return "done"
-    except asyncio.CancelledError:
-        if not alarm.has_rung():
-            raise
+    except TimeoutError:
         return "rang"
-    finally:
-        alarm.at = None
 
 
 async def test_it_interrupts_a_wait_and_leaves_the_task_uncancelled():
-    alarm = Alarm(asyncio.get_running_loop())
+    alarm = Alarm(Timers(asyncio.get_running_loop()))
     assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
     assert asyncio.current_task().cancelling() == 0
     assert await wait_with(alarm, 10, asyncio.sleep(0)) == "done"
@@ -29,7 +24,7 @@ async def test_it_interrupts_a_wait_and_leaves_the_task_uncancelled():
 
 
 async def test_a_deadline_moves_later_and_earlier():
-    alarm = Alarm(asyncio.get_running_loop())
+    alarm = Alarm(Timers(asyncio.get_running_loop()))
     for _ in range(5):
         assert await wait_with(alarm, 0.05, asyncio.sleep(0.02)) == "done"
     assert await wait_with(alarm, 30, asyncio.sleep(0)) == "done"
@@ -38,7 +33,7 @@ async def test_a_deadline_moves_later_and_earlier():
 
 
 async def test_what_is_not_waiting_is_not_interrupted():
-    alarm = Alarm(asyncio.get_running_loop())
+    alarm = Alarm(Timers(asyncio.get_running_loop()))
     assert await wait_with(alarm, 0.01, asyncio.sleep(0)) == "done"
     await asyncio.sleep(0.03)  # past the deadline, doing something else
     assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
@@ -49,7 +44,7 @@ async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
     started = asyncio.Event()
 
     async def work() -> str:
-        alarm = Alarm(asyncio.get_running_loop())
+        alarm = Alarm(Timers(asyncio.get_running_loop()))
         started.set()
         try:
             return await wait_with(alarm, 10, asyncio.sleep(20))
@@ -65,7 +60,7 @@ async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
 
 async def test_both_at_once_counts_as_the_cancellation():
     async def work() -> str:
-        alarm = Alarm(asyncio.get_running_loop())
+        alarm = Alarm(Timers(asyncio.get_running_loop()))
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         loop.call_at(loop.time() + 0.01, task.cancel)
         try:
@@ -78,7 +73,7 @@ async def test_both_at_once_counts_as_the_cancellation():
 
 
 async def test_an_outer_timeout_wins_over_a_later_alarm():
-    alarm = Alarm(asyncio.get_running_loop())
+    alarm = Alarm(Timers(asyncio.get_running_loop()))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await wait_with(alarm, 10, asyncio.sleep(20))
@@ -92,7 +87,7 @@ async def test_an_interruption_that_became_another_error_is_forgotten():
         except asyncio.CancelledError:
             raise OSError from None
 
-    alarm = Alarm(asyncio.get_running_loop())
+    alarm = Alarm(Timers(asyncio.get_running_loop()))
     with pytest.raises(OSError):
         await wait_with(alarm, 0.01, fails_to_clean_up())
     alarm.close()

@@ -10,7 +10,7 @@ from aiohttp import web
 from conftest import AGENTS, Script, stopped, streamed
 
 from gateway import pump
-from gateway.keys import BODY, FLIGHTS, STATE
+from gateway.keys import CONTEXT, FLIGHTS, STATE
 from gateway.messages import ChatRequest, Message
 
 
@@ -196,7 +196,7 @@ async def test_an_open_stream_does_not_keep_its_question(gateway, scripted, leng
 
     def holds(it: object) -> bool:
         if isinstance(it, web.Request):
-            return bool(BODY in it or it._read_bytes)
+            return bool(it[CONTEXT].body or it._read_bytes)
         return question in getattr(it, "text", "") or bool(getattr(it, "raw", None))
 
     async with gw.complete("bot", question, stream=True, inputs={"a": "b"}) as answer:

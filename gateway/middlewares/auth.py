@@ -4,18 +4,19 @@ import asyncio
 import logging
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.access import Route
+from gateway.access import Access, Route
 from gateway.books import books_of
 from gateway.cors import is_preflight, preflight
 from gateway.credentials import Caller, is_foreign, presented_key
 from gateway.errors import Forbidden, GatewayError, Unauthorized
-from gateway.keys import ADDRESS, BOOKS, CALLER, NOTED, STATE, State
+from gateway.keys import BOOKS, CONTEXT, STATE, State
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
@@ -40,28 +41,32 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
             return await handler(request)  # 404 and 405 have nothing to protect
         wanted = match.handler
         route = routes.get(wanted) or Route("", "", wanted, "login-admin")
-        if route.access is None:
-            if route.limit is not None:  # a limit is the caller's own, if it is somebody we know
-                await _recognise(request, verify)
-            return await handler(request)
-        state = request.app[STATE].now
-        if route.access in ("login", "login-admin"):
-            caller = await _logged_in(request, verify)
-            if route.access == "login-admin" and caller.role != "admin":
-                raise Forbidden("Only administrators may do this.")
-            request[NOTED]["caller"] = caller.id
-        else:
-            caller = await _identify(request, state, verify)
-            if caller.is_anonymous:
-                _refuse_foreign_page(request, state)
-            request[NOTED]["caller"] = caller.id
-            if caller.is_anonymous and route.access == "admin":
-                raise Unauthorized(_LOG_IN)
-            caller.require(route.access)  # type: ignore[arg-type]
-        request[CALLER] = caller
+        if route.access is not None:
+            await _admit(request, route.access, verify)
+        elif route.limit is not None:  # a limit is the caller's own, if it is somebody we know
+            await _recognise(request, verify)
         return await handler(request)
 
     return middleware
+
+
+async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
+    """Note who calls, and refuse whom the route is not for."""
+    context = request[CONTEXT]
+    if access == "login" or access == "login-admin":
+        caller = await _logged_in(request, verify)
+        if access == "login-admin" and caller.role != "admin":
+            raise Forbidden("Only administrators may do this.")
+        context.caller = caller
+        return
+    state = request.app[STATE].now
+    caller = await _identify(request, state, verify)
+    if caller.is_anonymous:
+        _refuse_foreign_page(request, state)
+    context.caller = caller
+    if caller.is_anonymous and access == "admin":
+        raise Unauthorized(_LOG_IN)
+    caller.require(access)
 
 
 async def _identify(request: web.Request, state: State, verify: Verify) -> Caller:
@@ -75,16 +80,13 @@ async def _identify(request: web.Request, state: State, verify: Verify) -> Calle
         books = request.app.get(BOOKS)
         if books is not None and (caller := await books.directory.caller(credential)):
             return caller
-    return state.keyring.without_key(credential, request[ADDRESS])
+    return state.keyring.without_key(credential, request[CONTEXT].address)
 
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
     """On a public route a bad key is no reason to refuse, only none to be taken for somebody."""
-    try:
-        request[CALLER] = await _identify(request, request.app[STATE].now, verify)
-        request[NOTED]["caller"] = request[CALLER].id
-    except GatewayError:
-        pass
+    with suppress(GatewayError):
+        request[CONTEXT].caller = await _identify(request, request.app[STATE].now, verify)
 
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:

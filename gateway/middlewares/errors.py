@@ -22,7 +22,7 @@ from gateway.errors import (
     openai_body,
 )
 from gateway.flights import forget_cancellation
-from gateway.keys import NOTED, REQUEST_ID, STOPPED, header_value, is_api
+from gateway.keys import CONTEXT, header_value, is_api
 from gateway.stores.database import Taken, ValueRefused
 
 log = logging.getLogger("gateway")
@@ -38,10 +38,11 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         return await handler(request)
     except asyncio.CancelledError:
-        if STOPPED not in request or request.writer.output_size > 0:
+        stopped = request[CONTEXT].stopped
+        if stopped is None or request.writer.output_size > 0:
             raise  # the caller has left, or has begun to read
         forget_cancellation()
-        error = request[STOPPED]
+        error = stopped
     except GatewayError as caught:
         error = caught
     except web.HTTPException as caught:
@@ -55,12 +56,12 @@ async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     except ConnectionError:
         raise  # the caller's connection is gone; there is nobody to answer
     except Exception:
-        id_ = request[REQUEST_ID]
+        id_ = request[CONTEXT].request_id
         log.exception("Unexpected error, request id %s", id_)
         error = InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
     forget_frames(error)
     if request.writer.output_size > 0:
-        request[NOTED]["error"] = error.code or error.type
+        request[CONTEXT].failed(error)
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the answer broke after it had begun") from None
@@ -80,13 +81,12 @@ def forget_frames(failure: BaseException | None) -> None:
 def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
     """The error as an answer."""
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
-    noted = request.get(NOTED)
-    if noted is not None:
-        noted["error"] = error.code or error.type
     told = headers(error)
-    for name in ("agent", "attempts"):
-        if noted and name in noted:
-            told[f"x-gateway-{name}"] = header_value(str(noted[name]))
+    if context := request.get(CONTEXT):
+        context.failed(error)
+        for name in ("agent", "attempts"):
+            if name in context.noted:
+                told[f"x-gateway-{name}"] = header_value(str(context.noted[name]))
     return web.Response(
         status=error.status,
         body=orjson.dumps(body),

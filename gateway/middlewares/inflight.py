@@ -5,13 +5,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import Stopping
 from gateway.flights import Flights
-from gateway.keys import STOPPED
+from gateway.keys import CONTEXT
 
 
 def inflight(flights: Flights) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        """A request that is told to stop finds the error in `request[STOPPED]`; `errors` answers
+        """A request that is told to stop finds the error in its context; `errors` answers
         with it if nothing has been sent."""
         if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
             raise Stopping
@@ -25,7 +25,7 @@ def inflight(flights: Flights) -> Middleware:
 
 
 def tell_to_stop(request: web.Request) -> None:
-    request[STOPPED] = Stopping()
+    request[CONTEXT].stopped = Stopping()
 
 
 def end_connection(response: web.StreamResponse) -> None:

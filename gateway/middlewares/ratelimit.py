@@ -11,15 +11,12 @@ from gateway.call import Call, Surface
 from gateway.config import RateLimits
 from gateway.credentials import Caller, by_address
 from gateway.keys import (
-    ADDRESS,
     BUCKETS,
-    CALL,
-    CALLER,
-    LIMITS,
+    CONTEXT,
     METRICS,
-    REQUEST_ID,
     STATE,
     TRACER,
+    caller_of,
     is_api,
     route_of,
 )
@@ -41,7 +38,8 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
             return await handler(request)
         asked = [take for take in asked if take.kind != "rate"]  # of the rest there is more to do
         surface: Surface = "chat" if is_api(route.path) else "openai"
-        call = request[CALL] = Call(request[REQUEST_ID], request[CALLER], surface)
+        context = request[CONTEXT]
+        call = context.call = Call(context.request_id, caller_of(request), surface)
         call.trace = app[TRACER].call(partial(_span, request), request.headers, call.request_id)
         try:
             return await handler(request)
@@ -61,23 +59,26 @@ def _span(request: web.Request) -> str:
 
 
 def _asked(request: web.Request, limits: RateLimits, class_: Class) -> list[Take]:
+    context = request[CONTEXT]
     if class_ == "login":
-        return login_takes(limits, by_address(request[ADDRESS]), None)
-    caller = request.get(CALLER)
+        return login_takes(limits, by_address(context.address), None)
+    caller = context.caller
     if caller is None:
-        caller = Caller(by_address(request[ADDRESS]), frozenset(), is_anonymous=True)
+        caller = Caller(by_address(context.address), frozenset(), is_anonymous=True)
     return takes(limits, caller, class_)
 
 
 async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
     given = await request.app[BUCKETS].take(asked)
-    request[LIMITS] = headers(asked, given)
+    request[CONTEXT].limits = headers(asked, given)
     if error := refusal(asked, given):
         request.app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 
 
 def add_limits(request: web.Request, response: web.StreamResponse) -> None:
-    if limits := request.pop(LIMITS, None):
-        response.headers.update(limits)
+    context = request.get(CONTEXT)
+    if context is not None and context.limits:
+        response.headers.update(context.limits)
+        context.limits = None

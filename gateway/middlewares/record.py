@@ -7,7 +7,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.call import Call
-from gateway.keys import BOOKS, CALL, NOTED, STOPPED
+from gateway.keys import BOOKS, CONTEXT
 from gateway.metrics import Metrics
 
 
@@ -21,13 +21,14 @@ def record(metrics: Metrics) -> Middleware:
             status = response.status
             return response
         except (asyncio.CancelledError, ConnectionError):
-            status = 499 if STOPPED not in request else 503  # which was told by cutting the answer
+            stopped = request[CONTEXT].stopped
+            status = 499 if stopped is None else 503  # which was told by cutting the answer
             raise
         finally:
-            call = request.get(CALL)
-            if call is not None:
+            context = request[CONTEXT]
+            if (call := context.call) is not None:
                 call.client_gone = call.client_gone or status == 499
-                error = str(request[NOTED].get("error") or "")
+                error = str(context.noted.get("error") or "")
                 metrics.call_ended(call, status, error, time.monotonic() - call.began)
                 call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
                 if (books := request.app.get(BOOKS)) is not None:

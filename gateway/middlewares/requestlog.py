@@ -12,7 +12,7 @@ from gateway import headernames
 from gateway.accesslog import AccessLog
 from gateway.errors import clean
 from gateway.ids import new_id
-from gateway.keys import ADDRESS, NOTED, REQUEST_ID, route_of
+from gateway.keys import CONTEXT, Context, route_of
 from gateway.metrics import Metrics
 from gateway.proxies import client_address
 from gateway.times import stamp
@@ -27,10 +27,7 @@ def requestlog(metrics: Metrics, access_log: AccessLog) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         """A sane `x-request-id` of the caller is kept, any other replaced."""
-        given = request.headers.get("x-request-id")
-        request[REQUEST_ID] = given if given and _SANE.fullmatch(given) else new_request_id()
-        request[NOTED] = {}
-        request[ADDRESS] = client_address(request)
+        request[CONTEXT] = Context(_request_id(request), client_address(request))
         began = time.monotonic()
         status = 500
         try:
@@ -50,19 +47,22 @@ def requestlog(metrics: Metrics, access_log: AccessLog) -> Middleware:
 
 def _line(request: web.Request, status: int, ms: float) -> str:
     """One JSON object. No query, no body and no header that could hold a secret is in it."""
+    context = request[CONTEXT]
     line = {
         "time": stamp(time.time()),
         "level": "info",
         "message": "request",
-        "request_id": request[REQUEST_ID],
+        "request_id": context.request_id,
         "method": request.method[:16],
         "path": _plain(_path(request.rel_url.raw_path)),
         "status": status,
         "ms": round(ms, 1),
-        "address": request[ADDRESS],
+        "address": context.address,
         "user_agent": _plain(request.headers.get("User-Agent", "")),
-        **request[NOTED],
     }
+    if context.caller is not None:
+        line["caller"] = context.caller.id
+    line |= context.noted
     return orjson.dumps(line, default=str).decode()
 
 
@@ -79,12 +79,17 @@ def _plain(text: str) -> str:
     return clean(shown) if "-" in shown or "eyJ" in shown else shown
 
 
+def _request_id(request: web.Request) -> str:
+    given = request.headers.get("x-request-id")
+    return given if given and _SANE.fullmatch(given) else new_request_id()
+
+
 def new_request_id() -> str:
     """Begins with the time: the record's index grows at its end, whatever its size."""
     return f"req-{time.time_ns() // 1_000_000:011x}{new_id(13)}"
 
 
 def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    if request_id := request.get(REQUEST_ID):
-        response.headers[headernames.REQUEST_ID] = request_id
+    if context := request.get(CONTEXT):
+        response.headers[headernames.REQUEST_ID] = context.request_id
     response.headers[headernames.SERVER] = "ai-gateway"

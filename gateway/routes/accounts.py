@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 from gateway.body import check, check_changes, choice, envelope, page_of, read_bytes, read_object
 from gateway.books import books_of, usage_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, WrongPassword
-from gateway.keys import ADDRESS, CALLER, NOTED, SIGNER, STATE, Books
+from gateway.keys import CONTEXT, SIGNER, STATE, Books, caller_of
 from gateway.limits import login_takes
 from gateway.middlewares.ratelimit import take
 from gateway.passwords import LONGEST, check_strength
@@ -94,7 +94,7 @@ async def login(request: web.Request) -> web.Response:
     books = books_of(request)
     body = check(Login, await _form_or_json(request))
     limits = request.app[STATE].now.config.rate_limits
-    takes = login_takes(limits, request[ADDRESS], name_key(body.username))
+    takes = login_takes(limits, request[CONTEXT].address, name_key(body.username))
     await take(request, takes, "login")
     user = await books.accounts.user_by_login(body.username)
     fits = await books.passwords.check(user.password_hash if user else None, body.password)
@@ -106,7 +106,7 @@ async def login(request: web.Request) -> web.Response:
     if books.passwords.is_outdated(user.password_hash):
         rehashed = await books.passwords.hash(body.password)
     await books.accounts.logged_in(user, rehashed)
-    request[NOTED]["caller"] = f"user-{user.id}"
+    request[CONTEXT].noted["caller"] = f"user-{user.id}"
     return _given(request, await books.accounts.user(user.id))
 
 
@@ -158,7 +158,7 @@ async def add_user(books: Books, body: Register, **more: Any) -> User:
 
 
 async def me(request: web.Request) -> web.Response:
-    user = await books_of(request).accounts.user(request[CALLER].user_id)
+    user = await books_of(request).accounts.user(caller_of(request).user_id)
     return envelope(user.public())
 
 
@@ -166,7 +166,7 @@ async def update_me(request: web.Request) -> web.Response:
     """Name and address; role and status are an administrator's to change."""
     body = check_changes(Profile, await read_object(request))
     changes = body.model_dump(exclude_unset=True)
-    user = await books_of(request).accounts.update_user(request[CALLER].user_id, changes)
+    user = await books_of(request).accounts.update_user(caller_of(request).user_id, changes)
     return envelope(user.public())
 
 
@@ -174,7 +174,7 @@ async def change_password(request: web.Request) -> web.Response:
     """Ends all logins, and gives a new token for this one."""
     books = books_of(request)
     body = check(NewPassword, await read_object(request))
-    user = await books.accounts.user(request[CALLER].user_id)
+    user = await books.accounts.user(caller_of(request).user_id)
     if not await books.passwords.check(user.password_hash, body.old_password):
         raise InvalidRequest("The old password is wrong.", param="old_password")
     check_strength(body.new_password, user.username)
@@ -185,7 +185,7 @@ async def change_password(request: web.Request) -> web.Response:
 
 
 async def my_usage(request: web.Request) -> web.Response:
-    return await usage_of(request, "user", request[CALLER].user_id)
+    return await usage_of(request, "user", caller_of(request).user_id)
 
 
 # For administrators.
@@ -229,7 +229,7 @@ async def update_user(request: web.Request) -> web.Response:
 async def delete_user(request: web.Request) -> web.Response:
     """With the account go its keys; what it used stays in the record."""
     books, id_ = books_of(request), request.match_info["id"]
-    if id_ == request[CALLER].user_id:
+    if id_ == caller_of(request).user_id:
         raise Conflict("You cannot delete the account you are logged in with.")
     await books.accounts.delete_user(id_)
     await books.directory.refresh()

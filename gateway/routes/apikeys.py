@@ -9,9 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from gateway.body import check_changes, envelope, moment_ms, number, page_of, read_object
 from gateway.books import books_of, usage_of
 from gateway.config import KeyLimits, Permission, Rate, RateLimits
-from gateway.credentials import Caller
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
-from gateway.keys import CALLER, SIGNER, STATE
+from gateway.keys import SIGNER, STATE, caller_of
 from gateway.routing import Routing
 from gateway.times import iso
 
@@ -60,11 +59,11 @@ def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> d
             raise InvalidRequest("'expires_at' is in the past.", param="expires_at")
     if "permissions" in out:
         out["permissions"] = [name for name in _LIST_ORDER if name in body.permissions]
-        if "admin" in body.permissions and request[CALLER].role != "admin":
+        if "admin" in body.permissions and caller_of(request).role != "admin":
             raise Forbidden("Only administrators may give a key the permission 'admin'.")
     if "rate_limits" in out:
         out["rate_limits"] = out["rate_limits"] or {}
-        if request[CALLER].role != "admin":
+        if caller_of(request).role != "admin":
             _check_limits(request.app[STATE].now.config.rate_limits, out["rate_limits"])
     if out.get("agents") is not None:
         out["agents"] = [name.strip() for name in out["agents"]]
@@ -96,13 +95,13 @@ def _check_agents(routing: Routing, names: list[str]) -> None:
 
 def _owner(request: web.Request) -> str:
     """Whose keys the caller may see: their own, an administrator all ("")."""
-    caller: Caller = request[CALLER]
+    caller = caller_of(request)
     return "" if caller.role == "admin" else caller.user_id
 
 
 async def create_key(request: web.Request) -> web.Response:
     """`full_key` is told here and never again."""
-    caller: Caller = request[CALLER]
+    caller = caller_of(request)
     if caller.role not in ("admin", "premium"):
         raise Forbidden("Only administrators and premium users may make keys.")
     books = books_of(request)
@@ -114,7 +113,7 @@ async def create_key(request: web.Request) -> web.Response:
 
 
 async def my_keys(request: web.Request) -> web.Response:
-    return await _keys(request, request[CALLER].user_id)
+    return await _keys(request, caller_of(request).user_id)
 
 
 async def all_keys(request: web.Request) -> web.Response:
@@ -185,7 +184,7 @@ class TokenBody(BaseModel):
 
 async def create_token(request: web.Request) -> web.Response:
     """A token for minutes that asks some agents as one end user: what a web page may hold."""
-    caller: Caller = request[CALLER]
+    caller = caller_of(request)
     if caller.role is not None or caller.is_anonymous or caller.end_user:
         raise Forbidden("Tokens for web pages are made with an API key.")
     body = check_changes(TokenBody, await read_object(request))

@@ -15,7 +15,7 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, CALLER, STATE, State
+from gateway.keys import ATTACHMENTS, STATE, State, caller_of
 from gateway.messages import ChatRequest, Media, Message
 from gateway.proxies import client_origin
 from gateway.reply import reply
@@ -97,7 +97,7 @@ async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[T
             detail={"known": list(state.routing.targets)},
         )
     targets = state.routing.resolve(name, "agent")
-    caller = request[CALLER]
+    caller = caller_of(request)
     caller.require_agent(name, [target.name for target in targets])
     body = check(ChatBody, await read_object(request))
     attachments = request.app[ATTACHMENTS]

@@ -20,7 +20,7 @@ from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
-from gateway.keys import ATTACHMENTS, CALLER, FILES, NOTED, STATE, UPSTREAM
+from gateway.keys import ATTACHMENTS, CONTEXT, FILES, STATE, UPSTREAM, caller_of
 from gateway.messages import Media
 from gateway.proxies import client_origin
 from gateway.routing import Target
@@ -32,7 +32,7 @@ STALLED_S = 60.0
 
 
 async def upload(request: web.Request) -> web.Response:
-    state, caller = request.app[STATE].now, request[CALLER]
+    state, caller = request.app[STATE].now, caller_of(request)
     target = _target(request)
     with request.app[FILES].place(owner_of(caller)):
         return await _upload(request, target, UploadForm(request, state.config.storage))
@@ -42,21 +42,21 @@ async def _upload(request: web.Request, target: Target | None, form: UploadForm)
     await form.begin()
     mime = mime_of(form.extension)
     if target is not None:
-        request[NOTED]["agent"] = target.name
+        request[CONTEXT].noted["agent"] = target.name
         require_kind(target, Media(kind_of(mime), "", form.title))
     if target is not None and target.agent.upload == "platform":
         data = await _to_platform(request, target, form)
     else:
         file = await _keep(request, form)
         data = _described(file, await request.app[FILES].link(file, client_origin(request)))
-    created_by = _created_by(form, request[CALLER])
-    request[NOTED]["file_bytes"] = form.size
+    created_by = _created_by(form, caller_of(request))
+    request[CONTEXT].noted["file_bytes"] = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
 
 
 async def _keep(request: web.Request, form: UploadForm, purpose: str = "") -> StoredFile:
     """The form's file in the gateway's own store."""
-    caller = request[CALLER]
+    caller = caller_of(request)
 
     async def finish() -> tuple[str, str]:
         await form.finish()
@@ -68,7 +68,7 @@ async def _keep(request: web.Request, form: UploadForm, purpose: str = "") -> St
 
 async def _to_platform(request: web.Request, target: Target, form: UploadForm) -> dict[str, Any]:
     """The form's file handed on, never kept here. A form that breaks off is not completed there."""
-    caller, failures = request[CALLER], list[GatewayError]()
+    caller, failures = caller_of(request), list[GatewayError]()
 
     async def chunks() -> AsyncIterator[bytes]:
         try:
@@ -122,13 +122,13 @@ def _target(request: web.Request) -> Target | None:
     if not name:
         return None
     targets = request.app[STATE].now.routing.resolve(name, "agent")
-    request[CALLER].require_agent(name, [target.name for target in targets])
+    caller_of(request).require_agent(name, [target.name for target in targets])
     return targets[0] if len(targets) == 1 else None
 
 
 async def agents(request: web.Request) -> web.Response:
     """The agents that take files."""
-    caller = request[CALLER]
+    caller = caller_of(request)
     names = [
         target.name
         for target in request.app[STATE].now.routing.targets.values()
@@ -142,10 +142,10 @@ async def agents(request: web.Request) -> web.Response:
 
 async def create(request: web.Request) -> web.Response:
     form = UploadForm(request, request.app[STATE].now.config.storage)
-    with request.app[FILES].place(owner_of(request[CALLER])):
+    with request.app[FILES].place(owner_of(caller_of(request))):
         await form.begin()
         file = await _keep(request, form, "user_data")
-    request[NOTED]["file_bytes"] = file.size
+    request[CONTEXT].noted["file_bytes"] = file.size
     return _json(request.app[FILES].described(file))
 
 
@@ -153,7 +153,7 @@ async def list_files(request: web.Request) -> web.Response:
     limit = number(request, "limit", MAX_LISTED // 10, 10_000)
     order = choice(request, "order", ("asc", "desc")) or "desc"
     files, has_more = await request.app[FILES].page(
-        owner_of(request[CALLER]),
+        owner_of(caller_of(request)),
         min(limit, MAX_LISTED),
         request.query.get("after", ""),
         newest_first=order == "desc",
@@ -179,7 +179,7 @@ async def content(request: web.Request) -> web.StreamResponse:
 
 
 async def _own(request: web.Request) -> StoredFile:
-    return await request.app[FILES].get(request.match_info["id"], owner_of(request[CALLER]))
+    return await request.app[FILES].get(request.match_info["id"], owner_of(caller_of(request)))
 
 
 def _json(value: Any) -> web.Response:

@@ -15,7 +15,7 @@ from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
-from gateway.keys import ATTACHMENTS, BODY, CALL, CALLER, NOTED, STATE, UPSTREAM, State
+from gateway.keys import ATTACHMENTS, CONTEXT, STATE, UPSTREAM, State, call_of, caller_of
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
@@ -43,7 +43,7 @@ async def _read_chat(request: web.Request, state: State) -> tuple[ChatRequest, l
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     targets = state.routing.resolve(model)
-    caller = request[CALLER]
+    caller = caller_of(request)
     caller.require_agent(model, [target.name for target in targets])
     is_routed = len(targets) > 1
     if conversation := _conversation(request, body):
@@ -137,7 +137,7 @@ async def model(request: web.Request) -> web.Response:
         if name.lower() == wanted.lower():
             return web.json_response(_model(name, owner, state.since), dumps=_dumps)
     targets = state.routing.resolve(wanted)  # raises for what is not there; `agent/any-model` is
-    request[CALLER].require_agent(wanted, [target.name for target in targets])
+    caller_of(request).require_agent(wanted, [target.name for target in targets])
     return web.json_response(_model(wanted, "openai", state.since), dumps=_dumps)
 
 
@@ -145,7 +145,7 @@ def _visible(request: web.Request) -> Iterator[tuple[str, str]]:
     """The models that the caller may ask, with their owners."""
     routing = request.app[STATE].now.routing
     for name, owner in routing.models():
-        if request[CALLER].may_ask(name, routing.behind(name)):
+        if caller_of(request).may_ask(name, routing.behind(name)):
             yield name, owner
 
 
@@ -170,17 +170,18 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
         hint = "" if asked else " without a 'model' in the body"
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
     target, platform = _openai_target(request.app[STATE].now.routing, asked, path)
-    request[CALLER].require_agent(asked, [target.name])
-    if request[CALLER].end_user:
+    caller_of(request).require_agent(asked, [target.name])
+    if caller_of(request).end_user:
         raise Forbidden("A web page's token opens chats only.")
-    call = request[CALL]
+    context, call = request[CONTEXT], call_of(request)
     call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
     call.model = request.app[STATE].now.routing.known(asked)
     if target.agent.capture != "off":
         limit = request.app[STATE].now.config.record.max_body
-        call.capture = Capture(limit, request[BODY])
+        call.capture = Capture(limit, context.body or b"")
         call.capture_always = target.agent.capture == "all"
-    request[NOTED]["agent"] = target.name
+    context.body = None  # a stream may last for minutes
+    context.noted["agent"] = target.name
     query = request.rel_url.raw_query_string
     upstream_request = UpstreamRequest(
         "POST",
@@ -205,7 +206,7 @@ async def _in_time(
     except TimeoutError:
         error = UpstreamTimeout(f"The answer took longer than {total_s:g} s.")
         # Once it has begun, it may as well be the caller who does not read.
-        error.outage = request[CALL].first_delta_at is None
+        error.outage = call_of(request).first_delta_at is None
         raise error from None
 
 
@@ -227,13 +228,13 @@ async def _copy(
     exchange: Exchange | None = None
     tail = b""
     try:
-        beside = request[CALL].trace.attempt(target.name, target.platform.kind, target.url)
+        beside = call_of(request).trace.attempt(target.name, target.platform.kind, target.url)
         exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect, beside)
         if exchange.status != 200:
             raise _refusal(await exchange.reply())
         await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
-        call = request[CALL]
+        call = call_of(request)
         call.streamed = kind.startswith("text/event-stream")
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
@@ -250,7 +251,7 @@ async def _copy(
         call.is_whole = True
         return response
     finally:
-        request[CALL].usage = usage_at_end(tail)
+        call_of(request).usage = usage_at_end(tail)
         if exchange is not None:
             exchange.close()
 
