@@ -39,11 +39,11 @@ from gateway.keys import (
 from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
-from gateway.middlewares.inflight import end_connection, inflight, tell_to_stop
 from gateway.middlewares.ratelimit import add_limits, ratelimit
 from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
 from gateway.middlewares.safety import add_safety
+from gateway.middlewares.stopping import end_connection, tell_to_stop
 from gateway.passwords import Passwords, check_strength
 from gateway.recorder import Recorder
 from gateway.reload import make_state, take_over
@@ -81,10 +81,8 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     app = web.Application(
         client_max_size=config.server.max_body,
         middlewares=[  # outermost first
-            requestlog(metrics, access_log),
-            record(metrics),
-            errors,
-            inflight(flights),
+            requestlog(metrics, access_log, flights, record(metrics)),
+            errors(flights),
             auth(by_handler, secret),
             ratelimit(by_handler),
         ],
@@ -104,8 +102,11 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
 
 def build_ops(main: web.Application) -> web.Application:
     """The probes of `main` alone, for a second port that is not the public's."""
-    app = web.Application(middlewares=[requestlog(main[METRICS], main[ACCESS_LOG]), errors])
-    app[MAIN], app[METRICS] = main, main[METRICS]
+    metrics, flights = main[METRICS], Flights(tell_to_stop)  # a probe is not what a stop waits for
+    app = web.Application(
+        middlewares=[requestlog(metrics, main[ACCESS_LOG], flights), errors(flights)]
+    )
+    app[MAIN], app[METRICS] = main, metrics
     add_to(app, OPS)
     app.on_response_prepare.append(_identify)
     return app

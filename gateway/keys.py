@@ -1,5 +1,6 @@
 """Every typed key under which something hangs on the application or on a request."""
 
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -84,6 +85,7 @@ class Context:
 
     request_id: str
     address: str  # the client's, behind trusted proxies
+    began: float = field(default_factory=time.monotonic)
     noted: dict[str, object] = field(default_factory=dict)  # members of its log line
     caller: Caller | None = None  # from `auth` on, where somebody has to be known
     body: bytes | None = None  # once it has been read

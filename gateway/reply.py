@@ -9,7 +9,7 @@ with spaces before its JSON, if `keepalive_whole` says so.
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
@@ -17,6 +17,7 @@ from aiohttp import HttpVersion11, web
 
 from gateway import headernames
 from gateway.call import Call, Capture
+from gateway.config import Server
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -32,6 +33,7 @@ from gateway.keys import (
     METRICS,
     STATE,
     UPSTREAM,
+    State,
     call_of,
     header_value,
     is_api,
@@ -45,6 +47,9 @@ from gateway.sse import KEEP_ALIVE
 
 log = logging.getLogger("gateway")
 
+# The question in a request's body, and who may answer it, as the route understands them.
+ReadQuestion = Callable[[web.Request, State], Awaitable[tuple[ChatRequest, list[Target]]]]
+
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
 _JSON: dict[str, str] = {headernames.CONTENT_TYPE: "application/json"}
@@ -56,35 +61,19 @@ STREAM_HEADERS: dict[str, str] = {
 
 
 async def reply(
-    request: web.Request,
-    chat: ChatRequest,
-    targets: list[Target],
-    *,
-    conversational: bool,
-    keepalive_s: float,
+    request: web.Request, read: ReadQuestion, *, conversational: bool
 ) -> web.StreamResponse:
-    """Answer `chat` from the first of `targets` that will. `conversational` is `/api/v1/chat`."""
-    context, call, app = request[CONTEXT], call_of(request), request.app
-    state = app[STATE].now
+    """Answer from the first of the targets that will. `conversational` is `/api/v1/chat`."""
+    context, call, state = request[CONTEXT], call_of(request), request.app[STATE].now
+    chat, targets = await read(request, state)
     call.streamed = chat.stream
     call.model = state.routing.known(chat.model)
     if any([target.agent.capture != "off" for target in targets]):
-        limit = state.config.record.max_body
-        call.capture = Capture(limit, context.body or b"")
+        call.capture = Capture(state.config.record.max_body, context.body or b"")
     context.body = None  # a stream may last for minutes
-    with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
+    with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets, call.trace) as run:
         try:
-            if chat.stream:
-                stream = _Stream(request, run, chat, conversational, keepalive_s)
-                app[METRICS].open_streams += 1
-                try:
-                    return await stream.answer()
-                finally:
-                    app[METRICS].open_streams -= 1
-            if state.config.server.keepalive_whole:
-                return await _kept_alive(request, run, chat, conversational, keepalive_s)
-            body = await _whole(run, chat, conversational, call)
-            return web.Response(body=body, headers={**_JSON, **_headers(run)})
+            return await _answer(request, run, chat, conversational, state.config.server)
         except (asyncio.CancelledError, ConnectionError):
             if context.stopped is not None:
                 _explain_stop(context.stopped, run)
@@ -94,6 +83,17 @@ async def reply(
         finally:
             context.noted |= {"agent": run.target.name, "attempts": run.attempts}
             _note(call, run)
+
+
+def _answer(
+    request: web.Request, run: Run, chat: ChatRequest, conversational: bool, server: Server
+) -> Coroutine[Any, Any, web.StreamResponse]:
+    """To be awaited. No coroutine itself: an open stream keeps all that it waits in."""
+    if chat.stream:
+        return _Stream(request, run, chat, conversational, server.keepalive).answer()
+    if server.keepalive_whole:
+        return _kept_alive(request, run, chat, conversational, server.keepalive)
+    return _at_once(run, chat, conversational, call_of(request))
 
 
 def _explain_stop(stopped: Stopping, run: Run) -> None:
@@ -163,6 +163,13 @@ async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) 
     if renderer.finish:
         call.finished(renderer.finish)
     return renderer.body()
+
+
+async def _at_once(
+    run: Run, chat: ChatRequest, conversational: bool, call: Call
+) -> web.StreamResponse:
+    body = await _whole(run, chat, conversational, call)
+    return web.Response(body=body, headers={**_JSON, **_headers(run)})
 
 
 async def _kept_alive(
@@ -237,6 +244,8 @@ class _Stream:
 
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
+        metrics = self._request.app[METRICS]
+        metrics.open_streams += 1
         try:
             await self._begin()
             if not self._run.over:
@@ -258,6 +267,8 @@ class _Stream:
                 raise
             log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
             error = InternalError("The gateway met an unexpected condition.")
+        finally:
+            metrics.open_streams -= 1
         if error is not None and self._response is None:
             raise error
         return await self._finish(error)

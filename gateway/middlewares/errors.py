@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 from aiohttp import web
-from aiohttp.typedefs import Handler
+from aiohttp.typedefs import Handler, Middleware
 
 from gateway.errors import (
     BodyTooLarge,
@@ -16,49 +16,63 @@ from gateway.errors import (
     InvalidRequest,
     MethodNotAllowed,
     NotFound,
+    Stopping,
     UnsupportedMediaType,
     api_body,
     headers,
     openai_body,
 )
-from gateway.flights import forget_cancellation
+from gateway.flights import Flights, forget_cancellation
 from gateway.keys import CONTEXT, header_value, is_api
 from gateway.stores.database import Taken, ValueRefused
 
 log = logging.getLogger("gateway")
 
 
-@web.middleware
-async def errors(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Once an answer has begun nothing is drawn: a second status line would land in its body.
+def errors(flights: Flights) -> Middleware:
+    @web.middleware
+    async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """No work is begun while the process stops, and what fails is drawn.
 
-    Then the connection is cut, which is the only way left to say that the answer is not whole.
-    """
-    error: GatewayError
-    try:
-        return await handler(request)
-    except asyncio.CancelledError:
-        stopped = request[CONTEXT].stopped
-        if stopped is None or request.writer.output_size > 0:
-            raise  # the caller has left, or has begun to read
-        forget_cancellation()
-        error = stopped
-    except GatewayError as caught:
-        error = caught
-    except web.HTTPException as caught:
-        if caught.status < 400:
-            raise
-        error = translate(caught, request)
-    except Taken:
-        error = Conflict("Somebody else has just taken that name or address.")
-    except ValueRefused:
-        error = InvalidRequest("The request holds a value that cannot be kept, such as a NUL.")
-    except ConnectionError:
-        raise  # the caller's connection is gone; there is nobody to answer
-    except Exception:
-        id_ = request[CONTEXT].request_id
-        log.exception("Unexpected error, request id %s", id_)
-        error = InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
+        Once an answer has begun nothing is: a second status line would land in its body. Then the
+        connection is cut, which is the only way left to say that the answer is not whole.
+        """
+        try:
+            if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
+                raise Stopping
+            return await handler(request)
+        except asyncio.CancelledError:
+            stopped = request[CONTEXT].stopped
+            if stopped is None or request.writer.output_size > 0:
+                raise  # the caller has left, or has begun to read
+            forget_cancellation()
+            error: GatewayError = stopped
+        except web.HTTPException as caught:
+            if caught.status < 400:
+                raise
+            error = translate(caught, request)
+        except ConnectionError:
+            raise  # the caller's connection is gone; there is nobody to answer
+        except Exception as caught:
+            error = _ours(caught, request)
+        return _drawn(request, error)
+
+    return middleware
+
+
+def _ours(error: Exception, request: web.Request) -> GatewayError:
+    if isinstance(error, GatewayError):
+        return error
+    if isinstance(error, Taken):
+        return Conflict("Somebody else has just taken that name or address.")
+    if isinstance(error, ValueRefused):
+        return InvalidRequest("The request holds a value that cannot be kept, such as a NUL.")
+    id_ = request[CONTEXT].request_id
+    log.error("Unexpected error, request id %s", id_, exc_info=error)
+    return InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
+
+
+def _drawn(request: web.Request, error: GatewayError) -> web.Response:
     forget_frames(error)
     if request.writer.output_size > 0:
         request[CONTEXT].failed(error)

@@ -1,8 +1,9 @@
-"""Give every request an id and write one line about it when it is over."""
+"""Give every request an id, know which are under way, and write one line about each afterwards."""
 
 import asyncio
 import re
 import time
+from collections.abc import Callable
 
 import orjson
 from aiohttp import web
@@ -11,11 +12,14 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway import headernames
 from gateway.accesslog import AccessLog
 from gateway.errors import clean
+from gateway.flights import Flights
 from gateway.ids import new_id
 from gateway.keys import CONTEXT, Context, route_of
 from gateway.metrics import Metrics
 from gateway.proxies import client_address
 from gateway.times import stamp
+
+OnOver = Callable[[web.Request, web.StreamResponse | None, int], None]
 
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
@@ -23,29 +27,40 @@ _FILE = re.compile(r"([0-9a-f]{17})[0-9A-Za-z]{22}(?![0-9A-Za-z])")
 _LONGEST = 200  # characters of a path or of a client's name for itself
 
 
-def requestlog(metrics: Metrics, access_log: AccessLog) -> Middleware:
+def requestlog(
+    metrics: Metrics, access_log: AccessLog, flights: Flights, on_over: OnOver | None = None
+) -> Middleware:
+    """`on_over` is given each request with its answer, if there is one, and its status."""
+
+    def over(request: web.Request, response: web.StreamResponse | None, status: int) -> None:
+        if on_over is not None:
+            on_over(request, response, status)
+        metrics.request_ended(route_of(request), status)
+        if access_log.is_on and request.path not in _QUIET:
+            access_log.add(_line(request, status))
+
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        """A sane `x-request-id` of the caller is kept, any other replaced."""
         request[CONTEXT] = Context(_request_id(request), client_address(request))
-        began = time.monotonic()
-        status = 500
+        flight = flights.begin(request)
+        status, response = 500, None
         try:
             response = await handler(request)
             status = response.status
             return response
         except (asyncio.CancelledError, ConnectionError):
-            status = 499  # the caller has left; nginx gave this number its meaning
+            # The caller has left (nginx gave the number its meaning), or an answer under way was
+            # cut to stop.
+            status = 499 if request[CONTEXT].stopped is None else 503
             raise
         finally:
-            metrics.request_ended(route_of(request), status)
-            if access_log.is_on and request.path not in _QUIET:
-                access_log.add(_line(request, status, (time.monotonic() - began) * 1000))
+            flights.end(flight)
+            over(request, response, status)
 
     return middleware
 
 
-def _line(request: web.Request, status: int, ms: float) -> str:
+def _line(request: web.Request, status: int) -> str:
     """One JSON object. No query, no body and no header that could hold a secret is in it."""
     context = request[CONTEXT]
     line = {
@@ -56,7 +71,7 @@ def _line(request: web.Request, status: int, ms: float) -> str:
         "method": request.method[:16],
         "path": _plain(_path(request.rel_url.raw_path)),
         "status": status,
-        "ms": round(ms, 1),
+        "ms": round((time.monotonic() - context.began) * 1000, 1),
         "address": context.address,
         "user_agent": _plain(request.headers.get("User-Agent", "")),
     }
@@ -80,6 +95,7 @@ def _plain(text: str) -> str:
 
 
 def _request_id(request: web.Request) -> str:
+    """A sane `x-request-id` of the caller is kept, any other replaced."""
     given = request.headers.get("x-request-id")
     return given if given and _SANE.fullmatch(given) else new_request_id()
 

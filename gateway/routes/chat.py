@@ -15,7 +15,7 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, STATE, State, caller_of
+from gateway.keys import ATTACHMENTS, State, caller_of
 from gateway.messages import ChatRequest, Media, Message
 from gateway.proxies import client_origin
 from gateway.reply import reply
@@ -81,10 +81,7 @@ class ChatBody(BaseModel):
 
 
 async def chat(request: web.Request) -> web.StreamResponse:
-    state = request.app[STATE].now
-    question, targets = await _read(request, state)
-    keepalive_s = state.config.server.keepalive
-    return await reply(request, question, targets, conversational=True, keepalive_s=keepalive_s)
+    return await reply(request, _read, conversational=True)
 
 
 async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:

@@ -31,10 +31,7 @@ _TAIL = 2048  # bytes at the end of an answer, where the usage is
 
 
 async def chat_completions(request: web.Request) -> web.StreamResponse:
-    state = request.app[STATE].now
-    chat, targets = await _read_chat(request, state)
-    keepalive_s = state.config.server.keepalive
-    return await reply(request, chat, targets, conversational=False, keepalive_s=keepalive_s)
+    return await reply(request, _read_chat, conversational=False)
 
 
 async def _read_chat(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
