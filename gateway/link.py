@@ -73,8 +73,9 @@ class Link(asyncio.Protocol):
         self._head: asyncio.Future[None] | None = None
         self._head_size = 0
         self._fields: list[tuple[bytes, bytes]] = []
-        self._fresh: list[bytes] = []  # of the read that is being parsed
-        self._pieces: list[bytes] = []  # that nobody has read yet
+        # Pieces of the body; None for none, since thousands of links hold none.
+        self._fresh: list[bytes] | None = None  # of the read that is being parsed
+        self._pieces: list[bytes] | None = None  # that nobody has read yet
         self._size = 0  # bytes of them
         self._waiter: asyncio.Future[None] | None = None
         self._listener: Listener | None = None
@@ -150,9 +151,9 @@ class Link(asyncio.Protocol):
         return self._take()
 
     def _take(self) -> bytes:
-        pieces, self._pieces, self._size = self._pieces, [], 0
+        pieces, self._pieces, self._size = self._pieces, None, 0
         self.resume()
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        return _joined(pieces)
 
     def listen(self, listener: Listener | None) -> None:
         """Call `listener` with each piece of the body as it comes, and with b"" when no more will;
@@ -190,7 +191,7 @@ class Link(asyncio.Protocol):
         if self._is_whole and self._keeps and self._error is None and self.transport is not None:
             self.resume()
             self._listener, self.quick, self._head = None, None, None
-            self._pieces, self._is_asked = [], False
+            self._pieces, self._is_asked = None, False
             self._on_free(self)
         else:
             self.close()
@@ -242,8 +243,8 @@ class Link(asyncio.Protocol):
             self.close()
 
     def _deliver(self) -> None:
-        fresh, self._fresh = self._fresh, []
-        chunk = fresh[0] if len(fresh) == 1 else b"".join(fresh)
+        fresh, self._fresh = self._fresh, None
+        chunk = _joined(fresh)
         if self._listener is not None:
             if chunk:
                 self._listener(chunk)
@@ -251,6 +252,8 @@ class Link(asyncio.Protocol):
                 self._listener(b"")
             return
         if chunk:
+            if self._pieces is None:
+                self._pieces = []
             self._pieces.append(chunk)
             self._size += len(chunk)
             if self._size > _HIGH_WATER:
@@ -327,7 +330,11 @@ class Link(asyncio.Protocol):
             data = self._inflate.decompress(data, MAX_INFLATED)
             if self._inflate.unconsumed_tail:
                 raise NotHttp("an answer that is compressed beyond measure")
-        if data:
+        if not data:
+            return
+        if self._fresh is None:
+            self._fresh = [data]
+        else:
             self._fresh.append(data)
 
     def on_chunk_header(self) -> None:
@@ -342,3 +349,9 @@ class Link(asyncio.Protocol):
 
 
 _NO_FIELDS: list[tuple[bytes, bytes]] = []  # nothing is added once an answer has begun
+
+
+def _joined(pieces: list[bytes] | None) -> bytes:
+    if pieces is None:
+        return b""
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)

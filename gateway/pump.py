@@ -94,23 +94,25 @@ class Pump:
         self._left = MAX_LEARNED
         self.written_at = self._loop.time()
 
-    async def carry(self) -> None:
-        """Until the answer is over. Raises TimeoutError when the run's `total` is."""
-        link = self._run.link
+    def carry(self) -> asyncio.Future[None]:
+        """Begin; to be awaited until the answer is over, with `stop` afterwards in any case.
+        Raises TimeoutError when the run's `total` is.
+
+        A future, not a coroutine: an open stream keeps all that it waits in.
+        """
         self._run.take_over()
         self._caller.on_full = self._wait_for_caller
-        try:
-            link.listen(self._received)
-            if not self._over.done():
-                self._wait_for_caller(self._caller.is_full)
-            await self._over
-        finally:
-            self._let_go()
-            link.resume()
+        self._run.link.listen(self._received)
+        if not self._over.done():
+            self._wait_for_caller(self._caller.is_full)
+        return self._over
 
-    def _let_go(self) -> None:
+    def stop(self) -> None:
+        """Let go of both sides. May be called more than once."""
         self._settle()
-        self._run.link.listen(None)
+        link = self._run.link
+        link.listen(None)
+        link.resume()
         self._caller.on_full = None
         if self._timer is not None:
             self._run.timers.forget(self._timer)
@@ -146,7 +148,7 @@ class Pump:
         self.written_at = self._loop.time()
 
     def _end(self, error: Exception | None = None) -> None:
-        self._let_go()
+        self.stop()
         if self._over.done():
             return
         if error is None:

@@ -37,22 +37,20 @@ def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
 class Notes:
     """What goes into the `gateway` member of the final chunk or the whole answer."""
 
-    __slots__ = ("_agent", "_chat", "_members", "id")
+    __slots__ = ("_agent", "_begun", "_chat", "_members", "id")
 
     def __init__(self, chat: ChatRequest, agent: str) -> None:
         self._chat = chat
         self._agent = agent
-        self._members: dict[str, Any] = {"agent": agent}
+        self._begun: Begin | None = None
+        self._members: dict[str, Any] | None = None  # of notes; most answers have none
         self.id = ""
 
     def begin(self, delta: Begin) -> None:
         conversation = public_id(self._chat, self._agent, delta.conversation_id)
-        if conversation:
-            self._members["conversation_id"] = conversation
+        self._begun = delta
         # Without a conversation the answer's own id leads back to the agent at least.
         self.id = conversation or public_id(self._chat, self._agent, delta.message_id)
-        if delta.message_id:
-            self._members["message_id"] = delta.message_id
 
     def add(self, note: Note) -> bool:
         """Keep the note; False if it is nested too deep to be written as JSON."""
@@ -60,6 +58,8 @@ class Notes:
             orjson.dumps(note.data)
         except orjson.JSONEncodeError:
             return False
+        if self._members is None:
+            self._members = {}
         if isinstance(note.data, list):
             kept = self._members.setdefault(note.name, []) if note.data else []
             kept += note.data[: MAX_NOTES - len(kept)]
@@ -68,7 +68,15 @@ class Notes:
         return True
 
     def finish(self, usage: Usage | None) -> dict[str, Any]:
-        return {**self._members, "usage": "exact" if usage and usage.total else "unknown"}
+        members: dict[str, Any] = {"agent": self._agent}
+        if self._begun is not None:
+            conversation = public_id(self._chat, self._agent, self._begun.conversation_id)
+            if conversation:
+                members["conversation_id"] = conversation
+            if self._begun.message_id:
+                members["message_id"] = self._begun.message_id
+        members |= self._members or {}
+        return {**members, "usage": "exact" if usage and usage.total else "unknown"}
 
 
 def error_frame(error: GatewayError) -> bytes:
@@ -100,7 +108,7 @@ class StreamRenderer:
         self._said = False
         self._verbatim = False
         self.finish: Finish | None = None  # the answer is whole
-        self._early: list[bytes] = []  # named events that came before the first content
+        self._early: list[bytes] | None = None  # named events that came before the first content
         self._reason = ""
         self._text_head = self._tail = b""
         self._size = 0  # of what `_text_head` and all other chunks begin with
@@ -170,7 +178,8 @@ class StreamRenderer:
         usage = b',"usage":null' if self._chat.include_usage else b""
         self._tail = b'},"finish_reason":null}]' + usage + b"}\n\n"
         self._piece({"role": "assistant", "content": ""}, parts)
-        parts += self._early
+        parts += self._early or ()
+        self._early, self._id = None, ""  # which is in the head
 
     def _piece(self, delta: dict[str, Any], parts: list[bytes]) -> None:
         json = sse.one_line(orjson.dumps(delta))
@@ -192,6 +201,8 @@ class StreamRenderer:
         event = sse.event(sse.one_line(orjson.dumps(note.data)), note.name)
         if self._open:
             parts.append(event)
+        elif self._early is None:
+            self._early = [event]
         elif len(self._early) < MAX_NOTES:
             self._early.append(event)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import orjson
 from aiohttp import HttpVersion11, web
+from aiohttp.typedefs import Handler
 
 from gateway import headernames
 from gateway.call import Call, Capture
@@ -39,7 +40,7 @@ from gateway.keys import (
     is_api,
 )
 from gateway.messages import ChatRequest, Delta, Failed, Finish
-from gateway.pump import open_pump
+from gateway.pump import Pump, open_pump
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.routing import Target
@@ -60,29 +61,32 @@ STREAM_HEADERS: dict[str, str] = {
 }
 
 
-async def reply(
-    request: web.Request, read: ReadQuestion, *, conversational: bool
-) -> web.StreamResponse:
-    """Answer from the first of the targets that will. `conversational` is `/api/v1/chat`."""
-    context, call, state = request[CONTEXT], call_of(request), request.app[STATE].now
-    chat, targets = await read(request, state)
-    call.streamed = chat.stream
-    call.model = state.routing.known(chat.model)
-    if any([target.agent.capture != "off" for target in targets]):
-        call.capture = Capture(state.config.record.max_body, context.body or b"")
-    context.body = None  # a stream may last for minutes
-    with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets, call.trace) as run:
-        try:
-            return await _answer(request, run, chat, conversational, state.config.server)
-        except (asyncio.CancelledError, ConnectionError):
-            if context.stopped is not None:
-                _explain_stop(context.stopped, run)
-            else:
-                await _drain(request, run, call)
-            raise
-        finally:
-            context.noted |= {"agent": run.target.name, "attempts": run.attempts}
-            _note(call, run)
+def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
+    """A handler that answers from the first of the targets that will. `conversational` is
+    `/api/v1/chat`."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        context, call, state = request[CONTEXT], call_of(request), request.app[STATE].now
+        chat, targets = await read(request, state)
+        call.streamed = chat.stream
+        call.model = state.routing.known(chat.model)
+        if any([target.agent.capture != "off" for target in targets]):
+            call.capture = Capture(state.config.record.max_body, context.body or b"")
+        context.body = None  # a stream may last for minutes
+        with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets, call.trace) as run:
+            try:
+                return await _answer(request, run, chat, conversational, state.config.server)
+            except (asyncio.CancelledError, ConnectionError):
+                if context.stopped is not None:
+                    _explain_stop(context.stopped, run)
+                else:
+                    await _drain(request, run, call)
+                raise
+            finally:
+                context.noted |= {"agent": run.target.name, "attempts": run.attempts}
+                _note(call, run)
+
+    return handler
 
 
 def _answer(
@@ -220,8 +224,8 @@ class _Stream:
     """One streamed answer."""
 
     __slots__ = (
-        "_call", "_chat", "_conversational", "_keepalive_s", "_last", "_renderer", "_request",
-        "_response", "_run",
+        "_call", "_chat", "_conversational", "_keepalive_s", "_last", "_pump", "_renderer",
+        "_request", "_response", "_run",
     )  # fmt: skip
 
     def __init__(
@@ -240,6 +244,7 @@ class _Stream:
         self._call = call_of(request)
         self._response: web.StreamResponse | None = None  # set once something has been sent
         self._renderer: StreamRenderer  # once the answer has begun
+        self._pump: Pump | None = None  # once the rest is on its way
         self._last = b""  # frames of the complete answer, which are sent together with its end
 
     async def answer(self) -> web.StreamResponse:
@@ -269,6 +274,8 @@ class _Stream:
             error = InternalError("The gateway met an unexpected condition.")
         finally:
             metrics.open_streams -= 1
+            if self._pump is not None:
+                self._pump.stop()
         if error is not None and self._response is None:
             raise error
         return await self._finish(error)
@@ -303,12 +310,12 @@ class _Stream:
             else:
                 await self._write(frames)
 
-    def _rest(self) -> Coroutine[Any, Any, None]:
+    def _rest(self) -> Awaitable[None]:
         """To be awaited: passes on the rest but for its last frames. Raises TimeoutError when
         `total` is over."""
         assert self._response is not None
         capture = self._call.capture
-        pump = open_pump(
+        self._pump = open_pump(
             self._request,
             self._response,
             self._run,
@@ -317,7 +324,7 @@ class _Stream:
             None if capture is None else capture.add,
             self._note_end,
         )
-        return self._copy() if pump is None else pump.carry()
+        return self._copy() if self._pump is None else self._pump.carry()
 
     async def _copy(self) -> None:
         """What a pump does, by aiohttp's own means and for a task's waking at every read."""

@@ -26,6 +26,10 @@ class Parser:
     much memory and no more. What was complete before it is given first: then the next call raises.
     """
 
+    __slots__ = (
+        "_after_cr", "_at_start", "_is_over", "_limit", "_pieces", "_size", "is_clean",
+    )  # fmt: skip
+
     def __init__(self, limit: int = 1 << 20) -> None:
         self._limit = limit
         self._pieces: list[bytes] = []  # the unfinished event; joined only when a line ends

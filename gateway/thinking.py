@@ -24,6 +24,8 @@ def without_thinking(text: str) -> str:
 class ThinkingSplitter:
     """Feed text in pieces of any size; get Text and Reasoning deltas."""
 
+    __slots__ = ("_close", "_held", "_state")
+
     def __init__(self, answering: bool = False) -> None:
         """`answering`: the answer has begun, so no thinking is looked for."""
         # start, opened, thinking, after, answer; white space in the second and fourth is dropped

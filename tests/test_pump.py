@@ -55,7 +55,13 @@ class Carried:
         self.pump = Pump(self.caller, self.client, run, renderer, 60.0, None, self.end)  # type: ignore[arg-type]
         self.pump._left = 1000 if learns else 0
         self.shortcuts = 0
-        self.work = asyncio.ensure_future(self.pump.carry())
+        self.work = asyncio.ensure_future(self.carry())
+
+    async def carry(self) -> None:
+        try:
+            await self.pump.carry()
+        finally:
+            self.pump.stop()
 
     def end(self, deltas: list[Any], frames: bytes) -> None:
         self.last = frames

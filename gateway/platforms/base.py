@@ -152,7 +152,12 @@ class EventDecoder(ABC):
     """
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
-    heard: Callable[[str], None] | None = None  # is told of text that did not come as an event
+    __slots__ = ("_parser", "conversation_id", "done", "ending")
+
+    @property
+    def heard(self) -> Callable[[str], None] | None:
+        """Is told of text that did not come as an event."""
+        return None
 
     def __init__(self) -> None:
         self.done = False

@@ -341,6 +341,11 @@ class CozeDecoder(EventDecoder):
 
     text_members = (b"content",)
 
+    __slots__ = (
+        "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_meta_usage",
+        "_run_usage", "chat_id",
+    )  # fmt: skip
+
     def __init__(self) -> None:
         super().__init__()
         self.chat_id = ""

@@ -350,6 +350,12 @@ class DifyDecoder(EventDecoder):
     `workflow_finished`, a chatflow with both in either order; 1.13.0 loses the first of them.
     """
 
+    __slots__ = (
+        "_begun", "_files", "_filtered", "_finished", "_has_reasoning", "_is_agent", "_message_end",
+        "_nodes_usage", "_output", "_repeats", "_runs_workflow", "_shown", "_speaker", "_split",
+        "_thought", "mode", "task_id",
+    )  # fmt: skip
+
     text_members = (b"answer", b"text")
 
     def __init__(self, mode: str = "chat", output_variable: str | None = None) -> None:
@@ -364,13 +370,12 @@ class DifyDecoder(EventDecoder):
         self._split = ThinkingSplitter()
         self._speaker: Any = None  # the node that is talking, in a chatflow
         self._shown: list[str] = []  # the answer so far, for what repeats or replaces it
-        self.heard = self._shown.append
         self._has_reasoning = False
         self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
         self._repeats = False  # what comes is the answer once more
         self._files: set[str] | None = None  # the places of those that came
-        self._nodes_usage = Usage()
+        self._nodes_usage: Usage | None = None
         self._filtered = False
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
@@ -391,6 +396,10 @@ class DifyDecoder(EventDecoder):
             self._begin(event, out)
         if handle:
             handle(self, event, out)
+
+    @property
+    def heard(self) -> Callable[[str], None]:
+        return self._shown.append
 
     def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
         adds_only = self._split.passes_all and not self._repeats
@@ -459,7 +468,6 @@ class DifyDecoder(EventDecoder):
         text, so_far = without_thinking(text), "".join(self._shown)
         out.append(Replace(text, text[len(so_far) :] if text.startswith(so_far) else None))
         self._shown = [text]
-        self.heard = self._shown.append
         self._split = ThinkingSplitter(answering=True)  # what follows goes on with the new text
 
     def _on_reasoning(self, event: dict[str, Any], out: list[Delta]) -> None:
@@ -510,8 +518,9 @@ class DifyDecoder(EventDecoder):
             outputs = as_object(node.get("outputs"))
             self._add_reasoning(as_text(outputs.get("reasoning_content")), out)
             usage = as_object(outputs.get("usage"))
-            self._nodes_usage.prompt += as_count(usage.get("prompt_tokens"))
-            self._nodes_usage.completion += as_count(usage.get("completion_tokens"))
+            sum_ = self._nodes_usage = self._nodes_usage or Usage()
+            sum_.prompt += as_count(usage.get("prompt_tokens"))
+            sum_.completion += as_count(usage.get("completion_tokens"))
 
     # The end.
 
@@ -619,7 +628,7 @@ class DifyDecoder(EventDecoder):
             prompt, completion, max(as_count(end.get("total_tokens")), prompt + completion)
         )
         if not usage.total:
-            usage = self._nodes_usage
+            usage = self._nodes_usage or Usage()
             told = as_count(as_object(self._finished).get("total_tokens"))
             usage.total = max(told, usage.prompt + usage.completion)
         return usage if usage.total or end else None

@@ -179,6 +179,11 @@ class FastGPTDecoder(EventDecoder):
 
     text_members = (b"content",)
 
+    __slots__ = (
+        "_begun", "_detail", "_has_more", "_has_text", "_knows_nodes", "_nodes", "_reason",
+        "_said_done",
+    )  # fmt: skip
+
     def __init__(self, chat_id: str, detail: bool) -> None:
         super().__init__()
         self.conversation_id = chat_id

@@ -18,7 +18,7 @@ from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
 from gateway.keys import ATTACHMENTS, State, caller_of
 from gateway.messages import ChatRequest, Media, Message
 from gateway.proxies import client_origin
-from gateway.reply import reply
+from gateway.reply import answering
 from gateway.routing import Target, pin
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -80,10 +80,6 @@ class ChatBody(BaseModel):
     variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
 
 
-async def chat(request: web.Request) -> web.StreamResponse:
-    return await reply(request, _read, conversational=True)
-
-
 async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
     name = agent_name(request)
     if not name:
@@ -126,6 +122,9 @@ async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[T
     if body.app_id:
         question = _for_app(question, body.app_id, targets)
     return question, targets
+
+
+chat = answering(_read, conversational=True)
 
 
 def _check_id(conversation: str | None) -> None:

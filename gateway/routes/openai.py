@@ -21,17 +21,13 @@ from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
-from gateway.reply import reply
+from gateway.reply import answering
 from gateway.routing import Routing, Target, pin
 from gateway.turns import read_turns
 from gateway.upstream import Exchange
 
 _MAX_ID = 1024
 _TAIL = 2048  # bytes at the end of an answer, where the usage is
-
-
-async def chat_completions(request: web.Request) -> web.StreamResponse:
-    return await reply(request, _read_chat, conversational=False)
 
 
 async def _read_chat(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
@@ -67,6 +63,9 @@ async def _read_chat(request: web.Request, state: State) -> tuple[ChatRequest, l
         verbatim=True,
     )
     return chat, targets
+
+
+chat_completions = answering(_read_chat, conversational=False)
 
 
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
