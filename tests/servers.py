@@ -68,7 +68,7 @@ class Server:
 
 class Redis(Server):
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port(below=50_000)  # a cluster's nodes also listen 10,000 ports higher
+        self.port = free_port(below=22_500)  # a cluster also listens 10,000 higher, where nobody shall be
         self._folder = folder
         self._options = options
 

@@ -55,6 +55,9 @@ class Wire:
             await asyncio.wait(self._tasks)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._server is None:  # it was accepted in the moment of `close`
+            writer.transport.abort()
+            return
         task = asyncio.current_task()
         assert task is not None
         self._tasks.add(task)
@@ -83,10 +86,10 @@ class Wire:
         try:
             await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            far_writer.close()  # first: `close` may cancel the waiting
             for way in ways:
                 way.cancel()
             await asyncio.wait(ways)
-            far_writer.close()
             with suppress(OSError):
                 await far_writer.wait_closed()
 
