@@ -68,7 +68,9 @@ class Server:
 
 class Redis(Server):
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port(below=22_500)  # a cluster also listens 10,000 higher, where nobody shall be
+        self.port = free_port(
+            below=22_500
+        )  # a cluster also listens 10,000 higher, where nobody shall be
         self._folder = folder
         self._options = options
 
