@@ -77,7 +77,7 @@ def _held(rig: Rig, server: Server, count: int) -> dict[str, Any]:
         seconds=spread_s + _PATIENCE_S + _LIVEZ_CALLS * 0.1,
         spread_s=spread_s,
         events=2,
-        pause_ms=100_000,
+        pause_ms=60_000,
     )
     before_kib = server.process.memory_kib()
     with rig.client(targets.gateway("dify"), [server], load) as client:

@@ -5,8 +5,8 @@
  * How long a stream is stands in the question, so that one upstream serves every measurement:
  * `events=100 pause_ms=20` are 100 events, one each 20 ms; these are also the numbers used when
  * the question says nothing. The first event is sent at once, and without a pause all of them.
- * The pause after the first is a part of one, another for each stream: so streams that began
- * together, or at a regular pace, are still spread evenly over the time, as strangers' would be.
+ * The pause after the first is longer by a part of one, another part for each stream: so streams
+ * that began together, or at a regular pace, are spread evenly over the time, as strangers' are.
  *
  * Every event's text is "w<number> @<16 digits>@ ": its number in the stream, from 0, and the
  * monotonic microseconds at which it was sent. A client on the same machine reads from them the
@@ -33,8 +33,8 @@ enum {
     MAX_REQUEST = 32 * 1024,
     MAX_EVENT = 2048,
     TICK_US = 250, /* finer than a millisecond, or streams would come in larger batches */
-    SLOTS = 1 << 19, /* ticks that the wheel has room for: pauses of up to two minutes */
-    MAX_PAUSE_MS = 120000,
+    SLOTS = 1 << 19, /* ticks that the wheel has room for: twice the longest pause, and more */
+    MAX_PAUSE_MS = 60000,
 };
 
 enum platform { OPENAI, FASTGPT, DIFY, COZE };
@@ -218,12 +218,12 @@ static void leave_wheel(struct connection *c)
     c->slot = -1;
 }
 
-/* From one tick to a whole pause: of any number of streams in a row the parts are spread evenly. */
+/* From one to two pauses: of any number of streams in a row they are spread evenly. */
 static int first_pause(const struct connection *c)
 {
     static unsigned int streams;
     unsigned int turn = ++streams * 2654435769u; /* 2^32 by the golden ratio */
-    return 1 + (unsigned long)c->pause_ticks * turn / 4294967296ul;
+    return c->pause_ticks + (unsigned long)c->pause_ticks * turn / 4294967296ul;
 }
 
 /* Send the next event of a stream, or its end. */
