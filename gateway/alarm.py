@@ -44,7 +44,8 @@ class Alarm:
         trace: TracebackType | None,
     ) -> None:
         self.at = None
-        if kind is asyncio.CancelledError and self.has_rung():
+        # What was interrupted may have made another error of it.
+        if self._rang and self.has_rung() and kind is asyncio.CancelledError:
             raise TimeoutError from None
 
     def set(self, moment: float) -> None:
@@ -53,7 +54,8 @@ class Alarm:
         self._set(moment)
 
     def _set(self, moment: float) -> None:
-        self.close()
+        if self._timer is not None:
+            self._timers.forget(self._timer)
         self.goes_off_at = moment
         self._timer = self._timers.set(moment, self._go_off)
 
@@ -63,13 +65,18 @@ class Alarm:
         assert self._task is not None
         return rang and self._task.uncancel() == 0
 
+    def rest(self) -> None:
+        """Interrupt nothing, until somebody waits again."""
+        self.at = None
+        if self._rang:
+            self.has_rung()
+
     def close(self) -> None:
         if self._timer is not None:
             self._timers.forget(self._timer)
             self._timer = None
         self.goes_off_at = float("inf")
-        if self._rang:  # and what was interrupted has made another error of it
-            self.has_rung()
+        self.rest()
 
     def _go_off(self) -> None:
         self._timer, self.goes_off_at = None, float("inf")

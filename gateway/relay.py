@@ -166,8 +166,7 @@ class Run:
                 raise  # the caller has left
             raise TimeoutError from None
         finally:
-            self._alarm.at = None
-            self._alarm.close()
+            self._alarm.rest()
             last = None  # its traceback holds this frame, and all that the question holds
 
     def _forget_question(self) -> None:
