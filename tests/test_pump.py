@@ -9,16 +9,18 @@ from typing import Any
 
 import pytest
 from aiohttp.web import Server
-from conftest import streamed
+from conftest import AGENTS, Script, streamed
 from decoding import decoder_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_link import HEAD, Line
 from test_link import connected as connected_link
 
+from gateway import pump as pump_module
 from gateway.connections import _Connection
 from gateway.messages import ChatRequest, Message
 from gateway.passthrough import PassThrough
+from gateway.pattern import find_pattern
 from gateway.platforms.openai_compatible import explain_error
 from gateway.pump import Caller, Pump, Shortcut
 from gateway.relay import Run
@@ -305,3 +307,80 @@ async def test_a_comment_that_fills_the_connection_leaves_one_timer_only(monkeyp
     carried.work.cancel()
     await asyncio.wait({carried.work})
     assert all(timer.act is None for timer in timers)
+
+
+@pytest.mark.parametrize("is_full", [False, True])
+async def test_when_total_is_over_the_carrying_ends_whether_the_caller_reads_or_not(is_full):
+    carried = Carried(make_for("dify")(), True)
+    carried.run.ends_at = asyncio.get_running_loop().time() + 0.05
+    await asyncio.sleep(0)
+    carried.caller.become(is_full)
+    with pytest.raises(TimeoutError):
+        await carried.work
+
+
+async def test_the_last_frames_are_left_to_be_sent_with_the_end():
+    carried = Carried(make_for("dify")(), True)
+    await asyncio.sleep(0)
+    carried.link.data_received(framed((EVENTS["dify"] % '"word"').encode()))
+    carried.link.data_received(framed(b'data: {"event": "message_end"}\n\n') + b"0\r\n\r\n")
+    await carried.work
+    assert carried.last.endswith(b"data: [DONE]\n\n")
+    assert b"[DONE]" not in carried.client.written
+
+
+async def test_a_caller_who_leaves_ends_the_carrying_at_once():
+    carried = Carried(make_for("dify")(), True)
+    await asyncio.sleep(0)
+    event = framed((EVENTS["dify"] % '"word"').encode())
+    carried.link.data_received(event)
+    written = carried.client.written
+    carried.work.cancel()
+    await asyncio.wait({carried.work})
+    carried.link.data_received(event)
+    assert carried.client.written == written
+    assert await carried.link.read()  # for whoever drains the answer
+
+
+@pytest.mark.parametrize(
+    ("event", "found"),
+    [
+        (b'data: {"answer": "hi"}\n\n', (b'data: {"answer": ', b"}\n\n")),
+        (b'data: {"a":"answer","answer":"hi","z":1}\n\n', (b'data: {"a":"answer","answer":', b',"z":1}\n\n')),
+        (b'data: {"answer":"hi","b":{"answer":"hi"}}\n\n', None),
+        (b'data: {"x\\"answer":"hi"}\n\n', None),
+        (b'data: {"text":"\\"answer\\":\\"hi\\""}\n\n', None),
+        (b'data: {"answer":"other"}\n\n', None),
+        (b'data: {"answer":"hi"}\n\ndata: {"answer":"hi"}\n\n', None),
+        (b'data: {"answer":"hi"}', None),
+    ],
+)  # fmt: skip
+def test_a_pattern_is_found_where_there_is_just_one(event, found):
+    pattern = find_pattern(event, (b"answer",), None, "hi")
+    assert (pattern and pattern[:2]) == found
+
+
+@pytest.mark.parametrize("kind", ["dify", "coze", "fastgpt", "zhipu", "openai"])
+async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
+    kind, gateway, scripted, monkeypatch
+):
+    files = {"fastgpt": "detail", "openai": "stream-usage"}
+    sample = PLATFORMS / "samples" / kind / f"{files.get(kind, 'chat')}.sse"
+    upstream = await scripted(Script(list(events_of(sample.read_bytes()))))
+    mode = {"mode": "chat"} if kind == "dify" else {}
+    gw = await gateway(agents={"bot": {**AGENTS[kind], "base_url": upstream.url, **mode}})
+    carried: list[Any] = []
+    carry = Pump.carry
+    monkeypatch.setattr(Pump, "carry", lambda self: carried.append(self) or carry(self))
+    got = []
+    for seen in (pump_module._SEEN, ("0.",)):
+        monkeypatch.setattr(pump_module, "_SEEN", seen)
+        async with gw.complete("bot", stream=True) as answer:
+            got.append(streamed(await answer.read()))
+    assert len(carried) == 1
+    for one in got:
+        one["ids"] = len(one["ids"])
+        if one["gateway"]:
+            one["gateway"].pop("conversation_id", None)  # FastGPT's is of our making
+    assert got[0] == got[1]
+    assert got[0]["done"]
