@@ -3,11 +3,13 @@
 import asyncio
 
 import pytest
-from aiohttp import web
+from aiohttp import ClientPayloadError, web
 from conftest import AGENTS, Script, stopped
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from prometheus_client.parser import text_string_to_metric_families
 from test_streaming import HELLO, agent, until
+
+from gateway.keys import FLIGHTS
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -313,3 +315,19 @@ async def test_without_the_extra_the_gateway_starts_and_says_what_to_install(
     assert "ai-agent-gateway[traces]" in caplog.text
     assert await read(gw.complete("bot")) == 200
     await until(lambda: bool(upstream.requests))
+
+
+async def test_an_answer_that_a_stop_cuts_counts_as_503_and_not_as_a_caller_who_left(
+    gateway, scripted
+):
+    upstream = await scripted(Script([HELLO[0], 60.0]))
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})
+    async with gw.post("/v1/embeddings", {"model": "bot", "input": "hi"}) as answer:
+        await answer.content.readany()
+        await gw.app[FLIGHTS].land(0.01)
+        with pytest.raises(ClientPayloadError):
+            await answer.read()
+    samples = await scrape(gw)
+    assert value(samples, "gateway_requests_total", status="503") == 1
+    assert value(samples, "gateway_requests_total", status="499") == 0
+    assert value(samples, "gateway_inflight_requests") == 1  # this one
