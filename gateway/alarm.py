@@ -56,6 +56,8 @@ class Alarm:
     def _set(self, moment: float) -> None:
         if self._timer is not None:
             self._timers.forget(self._timer)
+        if self._rang:  # and what was interrupted went on as if nothing had been
+            self.has_rung()
         self.goes_off_at = moment
         self._timer = self._timers.set(moment, self._go_off)
 

@@ -252,33 +252,40 @@ class _Stream:
         metrics = self._request.app[METRICS]
         metrics.open_streams += 1
         try:
-            await self._begin()
-            if not self._run.over:
-                await self._rest()
-        except TimeoutError:
-            error = _too_long(self._run)
-        except GatewayError as caught:
-            error = caught
-        except asyncio.CancelledError:
-            error = self._request[CONTEXT].stopped
-            if error is None or self._response is None:
-                raise  # the caller has left; or nothing has been sent, and `errors` answers
-            forget_cancellation()
-            _explain_stop(error, self._run)
-        except ConnectionError:
-            raise  # the caller has left
-        except Exception:
-            if self._response is None:
-                raise
-            log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
-            error = InternalError("The gateway met an unexpected condition.")
+            try:
+                await self._begin()
+                if not self._run.over:
+                    await self._rest()
+            except TimeoutError:
+                error = _too_long(self._run)
+            except GatewayError as caught:
+                error = caught
+            except asyncio.CancelledError:
+                error = self._request[CONTEXT].stopped
+                if error is None or self._response is None:
+                    raise  # the caller has left; or nothing has been sent, and `errors` answers
+                forget_cancellation()
+                _explain_stop(error, self._run)
+            except ConnectionError:
+                raise  # the caller has left
+            except Exception:
+                if self._response is None:
+                    raise
+                log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
+                error = InternalError("The gateway met an unexpected condition.")
+            finally:
+                self._let_go()
+            if error is not None and self._response is None:
+                raise error
+            return await self._finish(error)
         finally:
             metrics.open_streams -= 1
-            if self._pump is not None:
-                self._pump.stop()
-        if error is not None and self._response is None:
-            raise error
-        return await self._finish(error)
+
+    def _let_go(self) -> None:
+        """Of the pump, which holds us: a circle would stay for long."""
+        if self._pump is not None:
+            self._pump.stop()
+            self._pump = None
 
     async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
         """Send the last frames, or of an answer that broke off the error."""

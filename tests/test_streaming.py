@@ -12,6 +12,8 @@ from conftest import AGENTS, Script, stopped, streamed
 from gateway import pump
 from gateway.keys import CONTEXT, FLIGHTS, STATE
 from gateway.messages import ChatRequest, Message
+from gateway.relay import Run
+from gateway.render import StreamRenderer
 
 
 def dify(event: str, **members) -> bytes:
@@ -410,3 +412,23 @@ async def test_whatever_an_upstream_sends_is_a_clear_error(gateway, scripted, sc
     message = (await answer.json())["error"]["message"]
     assert word in message
     assert "app-test-key" not in message
+
+
+async def test_a_stream_that_is_over_leaves_no_circle_of_references(gateway, scripted):
+    """Such would stay until a collection, of which there are few."""
+    going_on = asyncio.Event()
+    upstream = await scripted(Script([HELLO[0], going_on, HELLO[1] + END]))
+    gw = await start(gateway, upstream)
+    gc.collect()
+    gc.disable()
+    try:
+        async with gw.complete("bot", stream=True) as answer:
+            raw = await answer.content.readany()
+            going_on.set()
+            assert streamed(raw + await answer.read())["text"] == "你好"
+        await until(lambda: len(gw.app[FLIGHTS]) == 0)
+        await asyncio.sleep(0.01)
+        ours = (pump.Pump, Run, StreamRenderer, ChatRequest)
+        assert [o for o in gc.get_objects() if isinstance(o, ours)] == []
+    finally:
+        gc.enable()

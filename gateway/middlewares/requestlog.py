@@ -33,11 +33,11 @@ def requestlog(
     """`on_over` is given each request with its answer, if there is one, and its status."""
 
     def over(request: web.Request, response: web.StreamResponse | None, status: int) -> None:
-        if on_over is not None:
-            on_over(request, response, status)
         metrics.request_ended(route_of(request), status)
         if access_log.is_on and request.path not in _QUIET:
             access_log.add(_line(request, status))
+        if on_over is not None:
+            on_over(request, response, status)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
