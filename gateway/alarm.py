@@ -74,6 +74,7 @@ class Alarm:
             self.has_rung()
 
     def close(self) -> None:
+        """Rest, and let go of the timer and so of the task. It can be set again."""
         if self._timer is not None:
             self._timers.forget(self._timer)
             self._timer = None

@@ -1,1 +1,1 @@
-"""The onion, outermost first: see the list in `app`."""
+"""The onion, outermost first in `app.build`, and what adds to its answers or hears of its end."""

@@ -151,13 +151,9 @@ class EventDecoder(ABC):
     `pattern`.
     """
 
-    text_members: ClassVar[tuple[bytes, ...]] = ()
     __slots__ = ("_parser", "conversation_id", "done", "ending")
 
-    @property
-    def heard(self) -> Callable[[str], None] | None:
-        """Is told of text that did not come as an event."""
-        return None
+    text_members: ClassVar[tuple[bytes, ...]] = ()
 
     def __init__(self) -> None:
         self.done = False
@@ -190,6 +186,11 @@ class EventDecoder(ABC):
         return out
 
     def counted(self) -> Usage | None:
+        return None
+
+    @property
+    def heard(self) -> Callable[[str], None] | None:
+        """Whom to tell of text that has not come as an event, if the decoder needs to know it."""
         return None
 
     def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:

@@ -339,12 +339,12 @@ def _tool_results(
 class CozeDecoder(EventDecoder):
     """Deltas are the answer; `completed` repeats them and carries what is not the answer."""
 
-    text_members = (b"content",)
-
     __slots__ = (
         "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_meta_usage",
         "_run_usage", "chat_id",
     )  # fmt: skip
+
+    text_members = (b"content",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -375,7 +375,7 @@ class DifyDecoder(EventDecoder):
         self._is_agent = False
         self._repeats = False  # what comes is the answer once more
         self._files: set[str] | None = None  # the places of those that came
-        self._nodes_usage: Usage | None = None
+        self._nodes_usage: Usage | None = None  # the sum of what the model nodes have told
         self._filtered = False
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
@@ -518,9 +518,9 @@ class DifyDecoder(EventDecoder):
             outputs = as_object(node.get("outputs"))
             self._add_reasoning(as_text(outputs.get("reasoning_content")), out)
             usage = as_object(outputs.get("usage"))
-            sum_ = self._nodes_usage = self._nodes_usage or Usage()
-            sum_.prompt += as_count(usage.get("prompt_tokens"))
-            sum_.completion += as_count(usage.get("completion_tokens"))
+            of_nodes = self._nodes_usage = self._nodes_usage or Usage()
+            of_nodes.prompt += as_count(usage.get("prompt_tokens"))
+            of_nodes.completion += as_count(usage.get("completion_tokens"))
 
     # The end.
 

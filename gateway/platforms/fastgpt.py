@@ -177,12 +177,12 @@ class FastGPTDecoder(EventDecoder):
     the connection. A failed node is silent: it shows only as an `error` in the node results.
     """
 
-    text_members = (b"content",)
-
     __slots__ = (
         "_begun", "_detail", "_has_more", "_has_text", "_knows_nodes", "_nodes", "_reason",
         "_said_done",
     )  # fmt: skip
+
+    text_members = (b"content",)
 
     def __init__(self, chat_id: str, detail: bool) -> None:
         super().__init__()
