@@ -47,7 +47,7 @@ def idle(rig: Rig, rounds: int, wanted: int) -> dict[str, Any]:
     why_fewer = "a quick run"
     if count < wanted:
         why_fewer = f"a process may have {files_here:,} files open here, and each takes two"
-    held = [_hold(rig, count, number) for number in range(rounds)]
+    held = [hold(rig, count, number) for number in range(rounds)]
     return {
         "streams": min(one["streams"] for one in held),
         "why_fewer": why_fewer,
@@ -57,24 +57,25 @@ def idle(rig: Rig, rounds: int, wanted: int) -> dict[str, Any]:
     }
 
 
-def _hold(rig: Rig, count: int, number: int) -> dict[str, Any]:
-    """So many streams at a gateway of their own."""
+def hold(rig: Rig, count: int, number: int = 0, livez_calls: int = _LIVEZ_CALLS) -> dict[str, Any]:
+    """So many streams at a gateway of their own: the memory that each takes, and the /livez calls
+    that it answers meanwhile."""
     files = GatewayFiles(rig.folder / f"idle-{number}", rig.upstream.port).write()
     rig.turns.take()
     server = files.start()
     try:
         # A first call loads what it needs; that is not the streams' memory.
         rig.measure(targets.gateway("dify"), [server], whole_requests(4, 0.5))
-        return _held(rig, server, count)
+        return _held(rig, server, count, livez_calls)
     finally:
         server.process.stop()
 
 
-def _held(rig: Rig, server: Server, count: int) -> dict[str, Any]:
+def _held(rig: Rig, server: Server, count: int, livez_calls: int) -> dict[str, Any]:
     spread_s = count / _OPENED_PER_S
     load = Load(
         connections=count,
-        seconds=spread_s + _PATIENCE_S + _LIVEZ_CALLS * 0.1,
+        seconds=spread_s + _PATIENCE_S + livez_calls * 0.1,
         spread_s=spread_s,
         events=2,
         pause_ms=60_000,
@@ -85,7 +86,7 @@ def _held(rig: Rig, server: Server, count: int) -> dict[str, Any]:
         time.sleep(spread_s + 1)
         wait_until_quiet(server.process.pids, _PATIENCE_S - 2)
         memory_kib = server.process.memory_kib() - before_kib
-        livez_ms = _ask_livez(server)
+        livez_ms = _ask_livez(server, livez_calls)
         assert line(client) == "closed\n"
         told = json.loads(line(client))
     streams = told["all_events"]  # each has said its first word
@@ -98,9 +99,9 @@ def _held(rig: Rig, server: Server, count: int) -> dict[str, Any]:
     }
 
 
-def _ask_livez(server: Server) -> list[float | None]:
+def _ask_livez(server: Server, calls: int) -> list[float | None]:
     times = []
-    for _ in range(_LIVEZ_CALLS):
+    for _ in range(calls):
         times.append(answer_ms(f"http://127.0.0.1:{server.port}/livez"))
         time.sleep(0.05)
     return times
