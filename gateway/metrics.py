@@ -8,7 +8,6 @@ GenAI names: semantic conventions 1.37 (status "development").
 
 import asyncio
 from collections.abc import Callable, Iterable
-from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,6 +24,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from gateway.call import Call
+from gateway.tally import Counts, Histograms
 
 # The buckets that the conventions advise; agents take longer to begin than models.
 _DURATION_S = (
@@ -51,44 +51,42 @@ class Metrics:
     def __init__(self, read_state: ReadState) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
-        self._children: dict[tuple[Any, tuple[str, ...]], Any] = {}
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
         registry.register(_State(read_state))
 
-        self._duration = Histogram(
+        self._duration = Histograms(
             "gen_ai_server_request_duration_seconds",
             "From the request to the end of its answer",
             (*_GEN_AI, "error_type"),
-            buckets=_DURATION_S,
-            registry=registry,
+            _DURATION_S,
+            registry,
         )
-        self._first = Histogram(
+        self._first = Histograms(
             "gen_ai_server_time_to_first_token_seconds",
             "From the request to the first delta of its answer",
             _GEN_AI,
-            buckets=_FIRST_S,
-            registry=registry,
+            _FIRST_S,
+            registry,
         )
-        self._per_token = Histogram(
+        self._per_token = Histograms(
             "gen_ai_server_time_per_output_token_seconds",
             "Between two tokens after the first, where the platform counted them",
             _GEN_AI,
-            buckets=_PER_TOKEN_S,
-            registry=registry,
+            _PER_TOKEN_S,
+            registry,
         )
-        self._tokens = Histogram(
+        self._tokens = Histograms(
             "gen_ai_client_token_usage",
             "Tokens of a call as the platform counted them",
             (*_GEN_AI, "gen_ai_token_type"),
-            buckets=_TOKENS,
-            registry=registry,
+            _TOKENS,
+            registry,
         )
-        self._requests = Counter(
-            "gateway_requests", "Requests by route and status", ("route", "status"),
-            registry=registry,
-        )  # fmt: skip
+        self._requests = Counts(
+            "gateway_requests", "Requests by route and status", ("route", "status"), registry
+        )
         self.rate_limited = Counter(
             "gateway_rate_limited", "Requests over a limit", ("class", "reason"),
             registry=registry,
@@ -128,17 +126,17 @@ class Metrics:
             return  # refused before one was asked; `requests` has it
         labels = ("invoke_agent", call.provider, call.model or agent, agent)
         error_type = "client_disconnected" if call.client_gone else error
-        self._child(self._duration, *labels, error_type).observe(seconds)
+        self._duration.add((*labels, error_type), seconds)
         if call.first_delta_at is not None and call.streamed:  # a whole one comes all at once
             first_s = call.first_delta_at - call.began
-            self._child(self._first, *labels).observe(first_s)
+            self._first.add(labels, first_s)
             if call.usage and call.usage.completion > 1:
                 rest_s = max(0.0, seconds - first_s)
                 per_token_s = rest_s / (call.usage.completion - 1)
-                self._child(self._per_token, *labels).observe(per_token_s)
+                self._per_token.add(labels, per_token_s)
         if call.usage is not None and call.usage.total:
-            self._child(self._tokens, *labels, "input").observe(call.usage.prompt)
-            self._child(self._tokens, *labels, "output").observe(call.usage.completion)
+            self._tokens.add((*labels, "input"), call.usage.prompt)
+            self._tokens.add((*labels, "output"), call.usage.completion)
         if call.client_gone:
             phase = "before_first_delta" if call.first_delta_at is None else "streaming"
             self._gone.labels(agent, phase).inc()
@@ -151,16 +149,9 @@ class Metrics:
         if call.fallbacks and not error:
             self._fallbacks.labels(agent).inc()
 
-    def _child(self, family: Any, *labels: str) -> Any:
-        """`family.labels(…)`, remembered: the library checks and joins labels anew each time."""
-        child = self._children.get((family, labels))
-        if child is None:
-            child = self._children[family, labels] = family.labels(*labels)
-        return child
-
     def request_ended(self, route: str, status: int) -> None:
         """One request of any kind. `route` is the path as it is declared."""
-        self._child(self._requests, route, str(status)).inc()
+        self._requests.add((route, str(status)))
 
     def know(self, agents: Iterable[str]) -> None:
         """Counters of these agents begin at 0, so that the first event shows as one."""

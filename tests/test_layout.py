@@ -12,7 +12,7 @@ ORDER = [
     "cli", "serve", "live", "connections", "app", "admin", "reload", "routes", "middlewares", "access", "cors", "reply", "pump", "books", "form", "body", "proxies", "vitals", "keys",
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "links", "link", "render", "passthrough", "pattern", "thinking", "turns", "history", "explain",
-    "sse", "usage", "stores", "limits", "metrics", "call", "traces", "messages", "exchange", "tokens", "passwords",
+    "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "tokens", "passwords",
     "configschema", "configfile", "credentials", "config", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
     "times", "errors", "headernames",
 ]  # fmt: skip
