@@ -24,6 +24,7 @@ from gateway.keys import (
     ATTACHMENTS,
     BOOKS,
     BUCKETS,
+    CONTEXT,
     FILES,
     FLIGHTS,
     MAIN,
@@ -81,7 +82,7 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     app = web.Application(
         client_max_size=config.server.max_body,
         middlewares=[  # outermost first
-            requestlog(metrics, access_log, flights, record(metrics)),
+            requestlog(metrics, access_log, flights, record(metrics, lambda: app.get(BOOKS))),
             errors(flights),
             auth(by_handler, secret),
             ratelimit(by_handler),
@@ -117,10 +118,11 @@ def _complete_headers(
 ) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
     async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
         """What every answer carries, streams and errors too, before its head goes out."""
-        add_request_id(request, response)
-        if isinstance(request, web.Request):
+        context = request.get(CONTEXT)
+        add_request_id(context, response)
+        if isinstance(request, web.Request) and context is not None:
             add_origin(request, response)
-            add_limits(request, response)
+            add_limits(context, response)
         if flights.stopping:
             end_connection(response)
         add_safety(request, response)
@@ -129,7 +131,7 @@ def _complete_headers(
 
 
 async def _identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    add_request_id(request, response)
+    add_request_id(request.get(CONTEXT), response)
 
 
 def _observed(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:

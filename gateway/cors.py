@@ -9,7 +9,7 @@ from aiohttp import web
 
 from gateway.credentials import is_foreign
 from gateway.errors import Forbidden, clean
-from gateway.keys import STATE
+from gateway.keys import state_of
 
 _EXPOSED = ", ".join(
     (
@@ -58,7 +58,7 @@ def add_origin(request: web.Request, response: web.StreamResponse) -> None:
 
 def _allowed(request: web.Request, origin: str) -> str:
     """What to tell a page of that origin: `*`, its own origin, or "" if it may not call."""
-    origins = request.app[STATE].now.config.server.cors_origins
+    origins = state_of(request).config.server.cors_origins
     if "*" in origins:
         return "*"
     return "" if is_foreign(origin, origins) else origin

@@ -43,7 +43,7 @@ class State:
 
 
 class StateHolder:
-    """Where the present state is; `app[STATE].now` is read once per request."""
+    """Where the present state is. `requestlog` reads it once for each request, for `state_of`."""
 
     def __init__(self, state: State) -> None:
         self.now = state
@@ -85,6 +85,7 @@ class Context:
 
     request_id: str
     address: str  # the client's, behind trusted proxies
+    state: State | None  # the configuration that it began with; none has an ops port
     began: float = field(default_factory=time.monotonic)
     noted: dict[str, object] = field(default_factory=dict)  # members of its log line
     caller: Caller | None = None  # from `auth` on, where somebody has to be known
@@ -99,6 +100,13 @@ class Context:
 
 
 CONTEXT = web.RequestKey("context", Context)
+
+
+def state_of(request: web.Request) -> State:
+    """The configuration that the request began with."""
+    state = request[CONTEXT].state
+    assert state is not None
+    return state
 
 
 def caller_of(request: web.Request) -> Caller:

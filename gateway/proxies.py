@@ -5,7 +5,7 @@ import re
 
 from aiohttp import web
 
-from gateway.keys import STATE
+from gateway.keys import state_of
 
 Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
@@ -16,23 +16,18 @@ def client_origin(request: web.Request) -> str:
     """`http://host:port` as the client knows us; a trusted proxy tells it where it stands before
     us."""
     scheme, host = request.scheme, request.host
-    if _is_in(_unmapped(request.remote or ""), _trusted(request)):
+    trusted = state_of(request).config.server.trusted_proxies
+    if _is_in(_unmapped(request.remote or ""), trusted):
         told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
         scheme = told if told in ("http", "https") else scheme
         host = request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip() or host
     return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
 
 
-def _trusted(request: web.Request) -> Networks:
-    state = request.app.get(STATE)
-    return state.now.config.server.trusted_proxies if state is not None else []
-
-
-def client_address(request: web.Request) -> str:
+def client_address(request: web.Request, trusted: Networks) -> str:
     """The client's address. `X-Forwarded-For` counts as far as trusted proxies have written it:
     the last address in it that is not one of theirs."""
     address = _unmapped(request.remote or "")
-    trusted = _trusted(request)
     if not trusted or not _is_in(address, trusted):
         return address
     hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")

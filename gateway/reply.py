@@ -32,7 +32,6 @@ from gateway.keys import (
     ATTACHMENTS,
     CONTEXT,
     METRICS,
-    STATE,
     UPSTREAM,
     State,
     call_of,
@@ -66,7 +65,10 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
     `/api/v1/chat`."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        context, call, state = request[CONTEXT], call_of(request), request.app[STATE].now
+        context = request[CONTEXT]
+        call, state = context.call, context.state
+        assert call is not None
+        assert state is not None
         chat, targets = await read(request, state)
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)

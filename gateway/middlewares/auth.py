@@ -16,7 +16,7 @@ from gateway.books import books_of
 from gateway.cors import is_preflight, preflight
 from gateway.credentials import Caller, is_foreign, presented_key
 from gateway.errors import Forbidden, GatewayError, Unauthorized
-from gateway.keys import BOOKS, CONTEXT, STATE, State
+from gateway.keys import BOOKS, CONTEXT, State, state_of
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
@@ -53,16 +53,16 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
 async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
     """Note who calls, and refuse whom the route is not for."""
     context = request[CONTEXT]
+    assert context.state is not None
     if access == "login" or access == "login-admin":
         caller = await _logged_in(request, verify)
         if access == "login-admin" and caller.role != "admin":
             raise Forbidden("Only administrators may do this.")
         context.caller = caller
         return
-    state = request.app[STATE].now
-    caller = await _identify(request, state, verify)
+    caller = await _identify(request, context.state, verify)
     if caller.is_anonymous:
-        _refuse_foreign_page(request, state)
+        _refuse_foreign_page(request, context.state)
     context.caller = caller
     if caller.is_anonymous and access == "admin":
         raise Unauthorized(_LOG_IN)
@@ -86,7 +86,7 @@ async def _identify(request: web.Request, state: State, verify: Verify) -> Calle
 async def _recognise(request: web.Request, verify: Verify) -> None:
     """On a public route a bad key is no reason to refuse, only none to be taken for somebody."""
     with suppress(GatewayError):
-        request[CONTEXT].caller = await _identify(request, request.app[STATE].now, verify)
+        request[CONTEXT].caller = await _identify(request, state_of(request), verify)
 
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:

@@ -8,14 +8,13 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
 from gateway.call import Call, Surface
-from gateway.config import RateLimits
 from gateway.credentials import Caller, by_address
 from gateway.keys import (
     BUCKETS,
     CONTEXT,
     METRICS,
-    STATE,
     TRACER,
+    Context,
     caller_of,
     is_api,
     route_of,
@@ -31,14 +30,14 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         route = routes.get(request.match_info.handler)
         if route is None or route.limit is None:
             return await handler(request)
-        app = request.app
-        asked = _asked(request, app[STATE].now.config.rate_limits, route.limit)
+        context = request[CONTEXT]
+        asked = _asked(context, route.limit)
         await take(request, asked, route.limit)
         if route.limit != "chat":
             return await handler(request)
         asked = [take for take in asked if take.kind != "rate"]  # of the rest there is more to do
         surface: Surface = "chat" if is_api(route.path) else "openai"
-        context = request[CONTEXT]
+        app = request.app
         call = context.call = Call(context.request_id, caller_of(request), surface)
         call.trace = app[TRACER].call(partial(_span, request), request.headers, call.request_id)
         try:
@@ -58,8 +57,9 @@ def _span(request: web.Request) -> str:
     return f"{request.method} {route_of(request)}"
 
 
-def _asked(request: web.Request, limits: RateLimits, class_: Class) -> list[Take]:
-    context = request[CONTEXT]
+def _asked(context: Context, class_: Class) -> list[Take]:
+    assert context.state is not None
+    limits = context.state.config.rate_limits
     if class_ == "login":
         return login_takes(limits, by_address(context.address), None)
     caller = context.caller
@@ -77,8 +77,7 @@ async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
         raise error
 
 
-def add_limits(request: web.Request, response: web.StreamResponse) -> None:
-    context = request.get(CONTEXT)
-    if context is not None and context.limits:
+def add_limits(context: Context, response: web.StreamResponse) -> None:
+    if context.limits:
         response.headers.update(context.limits)
         context.limits = None

@@ -6,16 +6,18 @@ from collections.abc import Callable
 from aiohttp import web
 
 from gateway.call import Call
-from gateway.keys import BOOKS, CONTEXT
+from gateway.keys import Books, Context
 from gateway.metrics import Metrics
 
 
-def record(metrics: Metrics) -> Callable[[web.Request, web.StreamResponse | None, int], None]:
-    """For `requestlog`, which knows when a request is over."""
+def record(
+    metrics: Metrics, books_now: Callable[[], Books | None]
+) -> Callable[[Context, web.StreamResponse | None, int], None]:
+    """For `requestlog`, which knows when a request is over. `books_now` gives none with
+    `database: none`."""
 
-    def on_over(request: web.Request, response: web.StreamResponse | None, status: int) -> None:
+    def on_over(context: Context, response: web.StreamResponse | None, status: int) -> None:
         """Calls that were refused for their key or their rate are in the log alone."""
-        context = request[CONTEXT]
         call = context.call
         if call is None:
             return
@@ -23,7 +25,7 @@ def record(metrics: Metrics) -> Callable[[web.Request, web.StreamResponse | None
         error = str(context.noted.get("error") or "")
         metrics.call_ended(call, status, error, time.monotonic() - call.began)
         call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
-        if (books := request.app.get(BOOKS)) is not None:
+        if (books := books_now()) is not None:
             _add_body(call, response)
             books.recorder.add(call, status, error)
 

@@ -14,12 +14,12 @@ from gateway.accesslog import AccessLog
 from gateway.errors import clean
 from gateway.flights import Flights
 from gateway.ids import new_id
-from gateway.keys import CONTEXT, Context, route_of
+from gateway.keys import CONTEXT, STATE, Context, route_of
 from gateway.metrics import Metrics
 from gateway.proxies import client_address
 from gateway.times import stamp
 
-OnOver = Callable[[web.Request, web.StreamResponse | None, int], None]
+OnOver = Callable[[Context, web.StreamResponse | None, int], None]
 
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
@@ -30,18 +30,20 @@ _LONGEST = 200  # characters of a path or of a client's name for itself
 def requestlog(
     metrics: Metrics, access_log: AccessLog, flights: Flights, on_over: OnOver | None = None
 ) -> Middleware:
-    """`on_over` is given each request with its answer, if there is one, and its status."""
+    """`on_over` is given each request's context, its answer, if there is one, and its status."""
 
-    def over(request: web.Request, response: web.StreamResponse | None, status: int) -> None:
+    def over(
+        request: web.Request, context: Context, response: web.StreamResponse | None, status: int
+    ) -> None:
         metrics.request_ended(route_of(request), status)
         if access_log.is_on and request.path not in _QUIET:
-            access_log.add(_line(request, status))
+            access_log.add(_line(request, context, status))
         if on_over is not None:
-            on_over(request, response, status)
+            on_over(context, response, status)
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        request[CONTEXT] = Context(_request_id(request), client_address(request))
+        context = request[CONTEXT] = _context(request)
         flight = flights.begin(request)
         status, response = 500, None
         try:
@@ -51,18 +53,24 @@ def requestlog(
         except (asyncio.CancelledError, ConnectionError):
             # The caller has left (nginx gave the number its meaning), or an answer under way was
             # cut to stop.
-            status = 499 if request[CONTEXT].stopped is None else 503
+            status = 499 if context.stopped is None else 503
             raise
         finally:
             flights.end(flight)
-            over(request, response, status)
+            over(request, context, response, status)
 
     return middleware
 
 
-def _line(request: web.Request, status: int) -> str:
+def _context(request: web.Request) -> Context:
+    holder = request.app.get(STATE)
+    state = None if holder is None else holder.now
+    trusted = [] if state is None else state.config.server.trusted_proxies
+    return Context(_request_id(request), client_address(request, trusted), state)
+
+
+def _line(request: web.Request, context: Context, status: int) -> str:
     """One JSON object. No query, no body and no header that could hold a secret is in it."""
-    context = request[CONTEXT]
     line = {
         "time": stamp(time.time()),
         "level": "info",
@@ -105,7 +113,7 @@ def new_request_id() -> str:
     return f"req-{time.time_ns() // 1_000_000:011x}{new_id(13)}"
 
 
-def add_request_id(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    if context := request.get(CONTEXT):
+def add_request_id(context: Context | None, response: web.StreamResponse) -> None:
+    if context is not None:
         response.headers[headernames.REQUEST_ID] = context.request_id
     response.headers[headernames.SERVER] = "ai-gateway"

@@ -11,7 +11,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 from gateway.body import check, check_changes, choice, envelope, page_of, read_bytes, read_object
 from gateway.books import books_of, usage_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, WrongPassword
-from gateway.keys import CONTEXT, SIGNER, STATE, Books, caller_of
+from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
 from gateway.limits import login_takes
 from gateway.middlewares.ratelimit import take
 from gateway.passwords import LONGEST, check_strength
@@ -93,7 +93,7 @@ async def login(request: web.Request) -> web.Response:
     """One answer for a wrong name and a wrong password, after the same time."""
     books = books_of(request)
     body = check(Login, await _form_or_json(request))
-    limits = request.app[STATE].now.config.rate_limits
+    limits = state_of(request).config.rate_limits
     takes = login_takes(limits, request[CONTEXT].address, name_key(body.username))
     await take(request, takes, "login")
     user = await books.accounts.user_by_login(body.username)
@@ -137,7 +137,7 @@ def _given(request: web.Request, user: User) -> web.Response:
 async def register(request: web.Request) -> web.Response:
     """A new account with the role `user`, where `auth.registration` is on."""
     books = books_of(request)
-    if not request.app[STATE].now.config.auth.registration:
+    if not state_of(request).config.auth.registration:
         raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
     user = await add_user(books, check_changes(Register, await read_object(request)))
     return _given(request, user)

@@ -5,12 +5,12 @@ from typing import Any
 from aiohttp import web
 
 from gateway.body import envelope
-from gateway.keys import STATE, UPSTREAM
+from gateway.keys import UPSTREAM, state_of
 from gateway.routing import Target
 
 
 async def list_agents(request: web.Request) -> web.Response:
-    targets = request.app[STATE].now.routing.targets.values()
+    targets = state_of(request).routing.targets.values()
     agents = [_described(target) for target in targets]
     return envelope({"total": len(agents), "agents": agents})
 
@@ -22,7 +22,7 @@ async def get_agent(request: web.Request) -> web.Response:
 async def agent_health(request: web.Request) -> web.Response:
     """Always 200: the answer is about the bot. `/readyz` is about the gateway."""
     target = _target(request)
-    health = await request.app[STATE].now.health.check(request.app[UPSTREAM], target)
+    health = await state_of(request).health.check(request.app[UPSTREAM], target)
     return envelope(
         {
             "name": target.name,
@@ -35,7 +35,7 @@ async def agent_health(request: web.Request) -> web.Response:
 
 
 def _target(request: web.Request) -> Target:
-    return request.app[STATE].now.routing.agent(request.match_info["name"])
+    return state_of(request).routing.agent(request.match_info["name"])
 
 
 def _described(target: Target) -> dict[str, Any]:

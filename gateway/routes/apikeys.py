@@ -10,7 +10,7 @@ from gateway.body import check_changes, envelope, moment_ms, number, page_of, re
 from gateway.books import books_of, usage_of
 from gateway.config import KeyLimits, Permission, Rate, RateLimits
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
-from gateway.keys import SIGNER, STATE, caller_of
+from gateway.keys import SIGNER, caller_of, state_of
 from gateway.routing import Routing
 from gateway.times import iso
 
@@ -64,10 +64,10 @@ def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> d
     if "rate_limits" in out:
         out["rate_limits"] = out["rate_limits"] or {}
         if caller_of(request).role != "admin":
-            _check_limits(request.app[STATE].now.config.rate_limits, out["rate_limits"])
+            _check_limits(state_of(request).config.rate_limits, out["rate_limits"])
     if out.get("agents") is not None:
         out["agents"] = [name.strip() for name in out["agents"]]
-        _check_agents(request.app[STATE].now.routing, out["agents"])
+        _check_agents(state_of(request).routing, out["agents"])
     return out
 
 
@@ -188,7 +188,7 @@ async def create_token(request: web.Request) -> web.Response:
     if caller.role is not None or caller.is_anonymous or caller.end_user:
         raise Forbidden("Tokens for web pages are made with an API key.")
     body = check_changes(TokenBody, await read_object(request))
-    routing = request.app[STATE].now.routing
+    routing = state_of(request).routing
     _check_agents(routing, body.agents or [])
     for name in body.agents or ():
         targets = routing.resolve(name, "agent")

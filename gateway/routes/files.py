@@ -20,7 +20,7 @@ from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
-from gateway.keys import ATTACHMENTS, CONTEXT, FILES, STATE, UPSTREAM, caller_of
+from gateway.keys import ATTACHMENTS, CONTEXT, FILES, UPSTREAM, caller_of, state_of
 from gateway.messages import Media
 from gateway.proxies import client_origin
 from gateway.routing import Target
@@ -32,7 +32,7 @@ STALLED_S = 60.0
 
 
 async def upload(request: web.Request) -> web.Response:
-    state, caller = request.app[STATE].now, caller_of(request)
+    state, caller = state_of(request), caller_of(request)
     target = _target(request)
     with request.app[FILES].place(owner_of(caller)):
         return await _upload(request, target, UploadForm(request, state.config.storage))
@@ -121,7 +121,7 @@ def _target(request: web.Request) -> Target | None:
     name = agent_name(request)
     if not name:
         return None
-    targets = request.app[STATE].now.routing.resolve(name, "agent")
+    targets = state_of(request).routing.resolve(name, "agent")
     caller_of(request).require_agent(name, [target.name for target in targets])
     return targets[0] if len(targets) == 1 else None
 
@@ -131,7 +131,7 @@ async def agents(request: web.Request) -> web.Response:
     caller = caller_of(request)
     names = [
         target.name
-        for target in request.app[STATE].now.routing.targets.values()
+        for target in state_of(request).routing.targets.values()
         if target.kinds and caller.may_ask(target.name, [target.name])
     ]
     return envelope({"supported_agents": names, "count": len(names)})
@@ -141,7 +141,7 @@ async def agents(request: web.Request) -> web.Response:
 
 
 async def create(request: web.Request) -> web.Response:
-    form = UploadForm(request, request.app[STATE].now.config.storage)
+    form = UploadForm(request, state_of(request).config.storage)
     with request.app[FILES].place(owner_of(caller_of(request))):
         await form.begin()
         file = await _keep(request, form, "user_data")

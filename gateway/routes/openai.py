@@ -15,7 +15,7 @@ from gateway.call import Capture
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
-from gateway.keys import ATTACHMENTS, CONTEXT, STATE, UPSTREAM, State, call_of, caller_of
+from gateway.keys import ATTACHMENTS, CONTEXT, UPSTREAM, State, call_of, caller_of, state_of
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
@@ -120,14 +120,14 @@ def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 async def models(request: web.Request) -> web.Response:
-    state = request.app[STATE].now
+    state = state_of(request)
     data = [_model(name, owner, state.since) for name, owner in _visible(request)]
     return web.json_response({"object": "list", "data": data}, dumps=_dumps)
 
 
 async def model(request: web.Request) -> web.Response:
     """One model. Its name may hold a slash, encoded or not, and any script."""
-    state = request.app[STATE].now
+    state = state_of(request)
     wanted = request.match_info["id"].strip("/")
     for name, owner in _visible(request):
         if name.lower() == wanted.lower():
@@ -139,7 +139,7 @@ async def model(request: web.Request) -> web.Response:
 
 def _visible(request: web.Request) -> Iterator[tuple[str, str]]:
     """The models that the caller may ask, with their owners."""
-    routing = request.app[STATE].now.routing
+    routing = state_of(request).routing
     for name, owner in routing.models():
         if caller_of(request).may_ask(name, routing.behind(name)):
             yield name, owner
@@ -165,15 +165,15 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
         hint = "" if asked else " without a 'model' in the body"
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
-    target, platform = _openai_target(request.app[STATE].now.routing, asked, path)
+    target, platform = _openai_target(state_of(request).routing, asked, path)
     caller_of(request).require_agent(asked, [target.name])
     if caller_of(request).end_user:
         raise Forbidden("A web page's token opens chats only.")
     context, call = request[CONTEXT], call_of(request)
     call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
-    call.model = request.app[STATE].now.routing.known(asked)
+    call.model = state_of(request).routing.known(asked)
     if target.agent.capture != "off":
-        limit = request.app[STATE].now.config.record.max_body
+        limit = state_of(request).config.record.max_body
         call.capture = Capture(limit, context.body or b"")
         call.capture_always = target.agent.capture == "all"
     context.body = None  # a stream may last for minutes
