@@ -242,8 +242,12 @@ class WholeRenderer:
     def feed(self, deltas: list[Delta]) -> None:
         """Take the deltas in. Raises what a Failed delta carries: nothing has been sent yet."""
         for delta in deltas:
-            if isinstance(delta, Text):
+            if isinstance(delta, Text):  # the commonest first
                 self._text.append(delta.text)
+            elif isinstance(delta, Raw):
+                self._raw += delta.data
+            elif isinstance(delta, Finish):
+                self.finish = delta
             elif isinstance(delta, Reasoning):
                 self._reasoning.append(delta.text)
             elif isinstance(delta, Replace):
@@ -256,10 +260,6 @@ class WholeRenderer:
                     self._id = self._notes.id or self._id
             elif isinstance(delta, Note):
                 self._notes.add(delta)
-            elif isinstance(delta, Finish):
-                self.finish = delta
-            elif isinstance(delta, Raw):
-                self._raw += delta.data
             elif isinstance(delta, Failed):
                 raise delta.error
 

@@ -9,11 +9,11 @@ _MOST = 1 << 53  # what JSON readers can count exactly; more is no count of toke
 
 def as_count(value: Any) -> int:
     """A count that may come as a number or as digits in a string; anything else is 0."""
+    if type(value) is int:
+        return value if 0 < value < _MOST else 0
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
         return int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return 0
-    return value if 0 < value < _MOST else 0
+    return 0
 
 
 def read_usage(value: Any) -> Usage | None:
