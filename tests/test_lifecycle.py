@@ -314,6 +314,29 @@ async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway
     assert (await gw.complete("bot")).status == 503
 
 
+async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scripted):
+    from gateway.configfile import parse
+    from gateway.keys import FLIGHTS, RELOAD
+
+    answer = b'{"object":"list","data":[]}'
+    upstream = await scripted(Script([answer], headers={"Content-Type": "application/json"}))
+    bot = {"platform": "openai", "base_url": upstream.url, "api_key": "k", "model": "m"}
+    gw = await gateway(agents={"bot": bot})
+    agents = {"another": bot}
+
+    async def body():
+        yield b'{"model":"bot",'
+        while not len(gw.app[FLIGHTS]):
+            await asyncio.sleep(0)
+        await gw.app[RELOAD](parse(yaml.safe_dump({"agents": agents, "database": "none"}), {}))
+        yield b'"input":"hi"}'
+
+    async with gw.client.post(gw.url + "/v1/embeddings", data=body()) as begun_before:
+        assert (begun_before.status, await begun_before.read()) == (200, answer)
+    async with gw.post("/v1/embeddings", {"model": "bot", "input": "hi"}) as begun_after:
+        assert begun_after.status == 404
+
+
 async def test_a_new_agent_may_be_a_demo(gateway):
     from gateway.configfile import parse
     from gateway.keys import RELOAD
