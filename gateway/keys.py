@@ -85,7 +85,7 @@ class Context:
 
     request_id: str
     address: str  # the client's, behind trusted proxies
-    state: State | None  # the configuration that it began with; none has an ops port
+    state: State | None  # the configuration that it began with; None on an ops port
     began: float = field(default_factory=time.monotonic)
     noted: dict[str, object] = field(default_factory=dict)  # members of its log line
     caller: Caller | None = None  # from `auth` on, where somebody has to be known

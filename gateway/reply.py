@@ -37,6 +37,7 @@ from gateway.keys import (
     call_of,
     header_value,
     is_api,
+    state_of,
 )
 from gateway.messages import ChatRequest, Delta, Failed, Finish
 from gateway.pump import Pump, open_pump
@@ -65,10 +66,7 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
     `/api/v1/chat`."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        context = request[CONTEXT]
-        call, state = context.call, context.state
-        assert call is not None
-        assert state is not None
+        context, call, state = request[CONTEXT], call_of(request), state_of(request)
         chat, targets = await read(request, state)
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)

@@ -3,13 +3,24 @@
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
-from prometheus_client.exposition import generate_latest
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+    exposition,
+)
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from gateway.tally import Counts, Histograms
 
 BOUNDS = (0.01, 0.5, 1, 2.5, 1048576)
 LABELS = st.tuples(st.sampled_from(["dify", '"quoted"\n', "客服"]), st.sampled_from(["", "a"]))
+
+
+def read(registry):
+    """In both forms that may be asked for."""
+    return exposition.generate_latest(registry), openmetrics.generate_latest(registry)
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +36,7 @@ def test_a_histogram_reads_as_the_librarys(values):
     for labels, value in values:
         mine.add(labels, value)
         library.labels(*labels).observe(value)
-    assert generate_latest(ours) == generate_latest(theirs)
+    assert read(ours) == read(theirs)
 
 
 @given(st.lists(LABELS))
@@ -36,7 +47,7 @@ def test_a_counter_reads_as_the_librarys(values):
     for labels in values:
         mine.add(labels)
         library.labels(*labels).inc()
-    assert generate_latest(ours) == generate_latest(theirs)
+    assert read(ours) == read(theirs)
 
 
 def test_a_value_on_a_bound_is_in_the_bucket_below_it():

@@ -53,16 +53,16 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
 async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
     """Note who calls, and refuse whom the route is not for."""
     context = request[CONTEXT]
-    assert context.state is not None
     if access == "login" or access == "login-admin":
         caller = await _logged_in(request, verify)
         if access == "login-admin" and caller.role != "admin":
             raise Forbidden("Only administrators may do this.")
         context.caller = caller
         return
-    caller = await _identify(request, context.state, verify)
+    state = state_of(request)
+    caller = await _identify(request, state, verify)
     if caller.is_anonymous:
-        _refuse_foreign_page(request, context.state)
+        _refuse_foreign_page(request, state)
     context.caller = caller
     if caller.is_anonymous and access == "admin":
         raise Unauthorized(_LOG_IN)

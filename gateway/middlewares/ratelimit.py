@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
 from gateway.call import Call, Surface
+from gateway.config import RateLimits
 from gateway.credentials import Caller, by_address
 from gateway.keys import (
     BUCKETS,
@@ -18,6 +19,7 @@ from gateway.keys import (
     caller_of,
     is_api,
     route_of,
+    state_of,
 )
 from gateway.limits import Class, Take, headers, login_takes, refusal, takes
 
@@ -31,7 +33,7 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         if route is None or route.limit is None:
             return await handler(request)
         context = request[CONTEXT]
-        asked = _asked(context, route.limit)
+        asked = _asked(context, state_of(request).config.rate_limits, route.limit)
         await take(request, asked, route.limit)
         if route.limit != "chat":
             return await handler(request)
@@ -57,9 +59,7 @@ def _span(request: web.Request) -> str:
     return f"{request.method} {route_of(request)}"
 
 
-def _asked(context: Context, class_: Class) -> list[Take]:
-    assert context.state is not None
-    limits = context.state.config.rate_limits
+def _asked(context: Context, limits: RateLimits, class_: Class) -> list[Take]:
     if class_ == "login":
         return login_takes(limits, by_address(context.address), None)
     caller = context.caller

@@ -165,15 +165,16 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
         hint = "" if asked else " without a 'model' in the body"
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
-    target, platform = _openai_target(state_of(request).routing, asked, path)
+    state = state_of(request)
+    target, platform = _openai_target(state.routing, asked, path)
     caller_of(request).require_agent(asked, [target.name])
     if caller_of(request).end_user:
         raise Forbidden("A web page's token opens chats only.")
     context, call = request[CONTEXT], call_of(request)
     call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
-    call.model = state_of(request).routing.known(asked)
+    call.model = state.routing.known(asked)
     if target.agent.capture != "off":
-        limit = state_of(request).config.record.max_body
+        limit = state.config.record.max_body
         call.capture = Capture(limit, context.body or b"")
         call.capture_always = target.agent.capture == "all"
     context.body = None  # a stream may last for minutes
