@@ -9,6 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
+from gateway.direct import Caller
 from gateway.errors import (
     GatewayError,
     HeadersTooLarge,
@@ -18,10 +19,10 @@ from gateway.errors import (
     clean,
 )
 from gateway.flights import Flights
+from gateway.headernames import SERVER_NAME
 from gateway.keys import FLIGHTS
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
-from gateway.pump import Caller
 
 log = logging.getLogger("gateway")
 
@@ -65,6 +66,12 @@ class _Connection(Caller, RequestHandler):
         super().resume_writing()
         self.become(is_full=False)
 
+    @property
+    def goes_on(self) -> bool:
+        server = self._manager
+        flights = server.flights if isinstance(server, _Server) else None
+        return flights is not None and not flights.stopping and not self.is_full
+
     def connection_lost(self, exc: BaseException | None) -> None:
         # The handler learns of it in the loop's next round; nothing must be written before.
         self.become(is_full=True)
@@ -100,7 +107,7 @@ class _Connection(Caller, RequestHandler):
             error = _refusal(exc, message or "")
         response = error_response(request, error)
         response.headers["x-request-id"] = new_request_id()
-        response.headers["Server"] = "ai-gateway"
+        response.headers["Server"] = SERVER_NAME
         response.force_close()
         return response
 

@@ -1,4 +1,4 @@
-"""Names of answers' headers in the form that multidict keeps them in.
+"""Names of answers' headers in the form that multidict keeps them in, and what never changes.
 
 With plain strings it folds their case anew for every answer, and keeps two copies of each for as
 long as a stream is open.
@@ -22,4 +22,13 @@ REFERRER_POLICY = istr("Referrer-Policy")
 LIMITS = {
     unit: tuple(istr(f"x-ratelimit-{what}-{unit}") for what in ("limit", "remaining", "reset"))
     for unit in ("requests", "tokens")
+}
+
+SERVER_NAME = "ai-gateway"
+# They keep browsers from doing more with an answer than showing it.
+SAFETY = {CONTENT_TYPE_OPTIONS: "nosniff", REFERRER_POLICY: "no-referrer"}
+# Files say themselves what may be done with them, and for how long they may be kept.
+SAFETY_OF_OUR_OWN = SAFETY | {
+    CONTENT_SECURITY_POLICY: "default-src 'none'; frame-ancestors 'none'",
+    CACHE_CONTROL: "no-store",  # answers are one caller's own
 }

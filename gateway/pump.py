@@ -7,18 +7,17 @@ form that has just been seen (`Pattern`): those take a `Shortcut`, which does wh
 does and no more than that. `tests/test_pump.py` holds both to the same answers.
 
 aiohttp writes an answer's head, its first frames and its end. In between its chunked framing is
-done here, on the transport that it shows as `request.transport`. That aiohttp adds nothing of its
-own there is not promised: with a version that the tests have not seen, or another server than
-ours, `open_pump` gives None, and the answer is written with aiohttp's own means.
+done here (see `direct`); where that is not possible, `open_pump` gives None, and the answer is
+written with aiohttp's own means.
 """
 
 import asyncio
 from collections.abc import Callable
 
-import aiohttp
 from aiohttp import web
 from orjson import loads
 
+from gateway.direct import Caller, connection_of
 from gateway.messages import Delta, Raw
 from gateway.pattern import Pattern
 from gateway.relay import Run
@@ -26,21 +25,7 @@ from gateway.render import StreamRenderer
 from gateway.sse import KEEP_ALIVE, one_line
 from gateway.timers import Timer
 
-_SEEN = ("3.13.", "3.14.")  # versions of aiohttp
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
-
-
-class Caller:
-    """What `connections` adds to aiohttp's connections: whether the caller has to be waited for,
-    since it does not read, or has left and reads no more."""
-
-    is_full = False
-    on_full: Callable[[bool], None] | None = None
-
-    def become(self, is_full: bool) -> None:
-        self.is_full = is_full
-        if self.on_full is not None:
-            self.on_full(is_full)
 
 
 def open_pump(
@@ -54,12 +39,10 @@ def open_pump(
 ) -> "Pump | None":
     """For an answer whose head has been sent. `capture` is given a copy of what is sent, `on_over`
     the last deltas and their frames, which are its to send."""
-    caller, transport = request.protocol, request.transport
-    if not (aiohttp.__version__.startswith(_SEEN) and response.chunked):
+    caller, transport = connection_of(request), request.transport
+    if caller is None or transport is None or not response.chunked:
         return None
-    if transport is None or not isinstance(caller, Caller):
-        return None
-    caller.keep_alive(False)  # its timer for the next request would be kept all the while
+    request.protocol.keep_alive(False)  # its timer for the next request would be kept all the while
     return Pump(caller, transport, run, renderer, keepalive_s, capture, on_over)
 
 

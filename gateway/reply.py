@@ -19,6 +19,7 @@ from aiohttp.typedefs import Handler
 from gateway import headernames
 from gateway.call import Call, Capture
 from gateway.config import Server
+from gateway.direct import answer_json
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -53,7 +54,6 @@ ReadQuestion = Callable[[web.Request, State], Awaitable[tuple[ChatRequest, list[
 
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
-_JSON: dict[str, str] = {headernames.CONTENT_TYPE: "application/json"}
 STREAM_HEADERS: dict[str, str] = {
     headernames.CONTENT_TYPE: "text/event-stream; charset=utf-8",
     headernames.CACHE_CONTROL: "no-cache",
@@ -97,7 +97,7 @@ def _answer(
         return _Stream(request, run, chat, conversational, server.keepalive).answer()
     if server.keepalive_whole:
         return _kept_alive(request, run, chat, conversational, server.keepalive)
-    return _at_once(run, chat, conversational, call_of(request))
+    return _at_once(request, run, chat, conversational, call_of(request))
 
 
 def _explain_stop(stopped: Stopping, run: Run) -> None:
@@ -170,10 +170,12 @@ async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) 
 
 
 async def _at_once(
-    run: Run, chat: ChatRequest, conversational: bool, call: Call
+    request: web.Request, run: Run, chat: ChatRequest, conversational: bool, call: Call
 ) -> web.StreamResponse:
     body = await _whole(run, chat, conversational, call)
-    return web.Response(body=body, headers={**_JSON, **_headers(run)})
+    if call.capture is not None:
+        call.capture.add(body)
+    return answer_json(request, request[CONTEXT], _headers(run), body)
 
 
 async def _kept_alive(

@@ -3,6 +3,7 @@
 import re
 import time
 from datetime import UTC, datetime
+from email.utils import formatdate
 from functools import lru_cache
 
 LATEST_MS = 253_370_764_800_000  # 9999-01-01, as far as Python's calendar goes
@@ -28,6 +29,16 @@ def stamp(now_s: float) -> str:
 @lru_cache(maxsize=2)
 def _second(number: int) -> str:
     return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+
+
+def http_date(now_s: float) -> str:
+    """As in the header `Date`."""
+    return _http_second(int(now_s))
+
+
+@lru_cache(maxsize=2)
+def _http_second(number: int) -> str:
+    return formatdate(number, usegmt=True)
 
 
 def read_iso(text: str) -> int:

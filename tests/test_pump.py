@@ -16,13 +16,14 @@ from hypothesis import strategies as st
 from test_link import HEAD, Line
 from test_link import connected as connected_link
 
-from gateway import pump as pump_module
+from gateway import direct
 from gateway.connections import _Connection
+from gateway.direct import Caller
 from gateway.messages import ChatRequest, Message
 from gateway.passthrough import PassThrough
 from gateway.pattern import find_pattern
 from gateway.platforms.openai_compatible import explain_error
-from gateway.pump import Caller, Pump, Shortcut
+from gateway.pump import Pump, Shortcut
 from gateway.relay import Run
 from gateway.render import StreamRenderer
 from gateway.timers import Timers
@@ -373,8 +374,8 @@ async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
     carry = Pump.carry
     monkeypatch.setattr(Pump, "carry", lambda self: carried.append(self) or carry(self))
     got = []
-    for seen in (pump_module._SEEN, ("0.",)):
-        monkeypatch.setattr(pump_module, "_SEEN", seen)
+    for seen in (direct.SEEN, ("0.",)):
+        monkeypatch.setattr(direct, "SEEN", seen)
         async with gw.complete("bot", stream=True) as answer:
             got.append(streamed(await answer.read()))
     assert len(carried) == 1

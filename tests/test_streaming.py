@@ -9,7 +9,7 @@ import pytest
 from aiohttp import web
 from conftest import AGENTS, Script, stopped, streamed
 
-from gateway import pump
+from gateway import direct, pump
 from gateway.keys import CONTEXT, FLIGHTS, STATE
 from gateway.messages import ChatRequest, Message
 from gateway.relay import Run
@@ -154,9 +154,9 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
     assert upstream.bodies("stop") == [{"user": "u-1"}]
 
 
-@pytest.mark.parametrize("seen", [pump._SEEN, ()], ids=["pumped", "copied"])
+@pytest.mark.parametrize("seen", [direct.SEEN, ()], ids=["pumped", "copied"])
 async def test_the_whole_call_has_an_end(gateway, scripted, monkeypatch, seen):
-    monkeypatch.setattr(pump, "_SEEN", seen)
+    monkeypatch.setattr(direct, "SEEN", seen)
     endless = Script([HELLO[0], 0.1] * 100, end="hang")
     upstream = await scripted(endless, stopped(), endless, stopped())
     gw = await start(gateway, upstream, timeouts={"total": "1s"})

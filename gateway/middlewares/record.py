@@ -33,7 +33,7 @@ def record(
 
 
 def _add_body(call: Call, response: web.StreamResponse | None) -> None:
-    """What was not streamed is captured here, errors too."""
+    """What was not captured when it was sent is captured here, errors too."""
     body = response.body if isinstance(response, web.Response) else None
-    if call.capture is not None and isinstance(body, bytes):
+    if call.capture is not None and not call.capture.answer_size and isinstance(body, bytes):
         call.capture.add(body)

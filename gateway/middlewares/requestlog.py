@@ -116,4 +116,4 @@ def new_request_id() -> str:
 def add_request_id(context: Context | None, response: web.StreamResponse) -> None:
     if context is not None:
         response.headers[headernames.REQUEST_ID] = context.request_id
-    response.headers[headernames.SERVER] = "ai-gateway"
+    response.headers[headernames.SERVER] = headernames.SERVER_NAME

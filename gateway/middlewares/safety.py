@@ -4,15 +4,6 @@ from aiohttp import web
 
 from gateway import headernames
 
-_ALWAYS = {
-    headernames.CONTENT_TYPE_OPTIONS: "nosniff",
-    headernames.REFERRER_POLICY: "no-referrer",
-}
-# Files say themselves what may be done with them, and for how long they may be kept.
-_ON_OUR_OWN = _ALWAYS | {
-    headernames.CONTENT_SECURITY_POLICY: "default-src 'none'; frame-ancestors 'none'",
-    headernames.CACHE_CONTROL: "no-store",  # answers are one caller's own
-}
 _OUR_TYPES = ("application/json", "text/event-stream")
 
 
@@ -20,7 +11,8 @@ def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
     """What a route has said itself stays."""
     headers = response.headers
     kind = headers.get(headernames.CONTENT_TYPE, "")
-    added = _ON_OUR_OWN if kind.startswith(_OUR_TYPES) else _ALWAYS
+    is_ours = kind.startswith(_OUR_TYPES)
+    added = headernames.SAFETY_OF_OUR_OWN if is_ours else headernames.SAFETY
     for name, value in added.items():
         headers.setdefault(name, value)
     if request.secure:

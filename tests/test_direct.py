@@ -1,0 +1,171 @@
+"""A whole answer that is written beside aiohttp is the one that aiohttp would have written."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gateway import direct
+from gateway.direct import SEEN, answer_json
+from gateway.keys import FLIGHTS, Context
+
+DEMO = {"bot": {"platform": "dify", "base_url": "demo:", "mode": "chat"}}
+QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
+# They differ from one answer to the next.
+CHANGING = ("date", "x-request-id", "x-conversation-id", "content-length")
+
+
+def question(version: str = "1.1", *headers: str, body: bytes = QUESTION) -> bytes:
+    lines = [f"POST /v1/chat/completions HTTP/{version}", "Host: gateway", *headers]
+    return "\r\n".join([*lines, f"Content-Length: {len(body)}", "\r\n"]).encode() + body
+
+
+async def asked(gw: Any, *questions: bytes) -> list[tuple[str, dict[str, str], bytes]]:
+    """(status line, headers, body) of each answer on one connection, all asked at once."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
+    writer.write(b"".join(questions))
+    answers = []
+    for _ in questions:
+        first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("ascii").split("\r\n")[:-2]
+        headers = {
+            name.lower(): value for name, _, value in (line.partition(": ") for line in lines)
+        }
+        assert len(headers) == len(lines)
+        answers.append((first, headers, await reader.readexactly(int(headers["content-length"]))))
+    writer.close()
+    return answers
+
+
+@pytest.fixture
+def sent(monkeypatch) -> list[bool]:
+    """For each whole answer, whether it was written directly."""
+    out: list[bool] = []
+
+    def spy(*args: Any) -> Any:
+        answer = answer_json(*args)
+        out.append(answer is direct._SENT)
+        return answer
+
+    monkeypatch.setattr("gateway.reply.answer_json", spy)
+    return out
+
+
+@pytest.mark.parametrize("limits", [{"chat": None}, {"chat": "9/s"}, {"tokens": "9999999/min"}])
+@pytest.mark.parametrize("name", ["bot", "机器人"])
+async def test_both_ways_send_the_same_headers(name, limits, gateway, sent, monkeypatch):
+    gw = await gateway(agents={name: DEMO["bot"]}, rate_limits=limits)
+    got = []
+    for seen in (SEEN, ()):
+        monkeypatch.setattr(direct, "SEEN", seen)
+        body = QUESTION.replace(b"bot", name.encode())
+        ((first, headers, _),) = await asked(gw, question(body=body))
+        for changing in CHANGING:
+            assert headers.pop(changing)
+        for reset in [name for name in headers if name.endswith(("remaining-requests", "tokens"))]:
+            headers[reset] = ""
+        headers.pop("x-ratelimit-reset-requests", None)
+        got.append((first, headers))
+    assert sent == [True, False]
+    assert got[0] == got[1]
+    assert got[0][0] == "HTTP/1.1 200 OK"
+    assert ("x-ratelimit-limit-requests" in got[0][1]) is (
+        "chat" not in limits or bool(limits["chat"])
+    )
+
+
+async def test_both_ways_date_their_answers_alike(gateway, sent, monkeypatch):
+    gw = await gateway(agents=DEMO)
+    for seen in (SEEN, ()):
+        monkeypatch.setattr(direct, "SEEN", seen)
+        monkeypatch.setattr("gateway.direct.time.time", lambda: 1_800_000_000.9)
+        monkeypatch.setattr("aiohttp.helpers.time.time", lambda: 1_800_000_000.9)
+        ((_, headers, _),) = await asked(gw, question())
+        assert headers["date"] == "Fri, 15 Jan 2027 08:00:00 GMT"
+    assert sent == [True, False]
+
+
+async def test_questions_sent_at_once_are_answered_one_after_another(gateway, sent):
+    gw = await gateway(agents=DEMO)
+    ids = [f"question-{n}" for n in range(5)]
+    answers = await asked(gw, *(question("1.1", f"x-request-id: {id_}") for id_ in ids))
+    assert [headers["x-request-id"] for _, headers, _ in answers] == ids
+    assert sent == [True] * 5
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "expected"),
+    [
+        ("1.0", "x: y", {"connection": "close"}),
+        ("1.0", "Connection: keep-alive", {"connection": "keep-alive"}),
+        ("1.1", "Connection: close", {"connection": "close"}),
+        ("1.1", "Origin: http://localhost:3000", {"vary": "Origin"}),
+    ],
+)
+async def test_what_is_not_quite_plain_is_left_to_aiohttp(version, header, expected, gateway, sent):
+    gw = await gateway(agents=DEMO)
+    ((first, headers, body),) = await asked(gw, question(version, header))
+    assert first == f"HTTP/{version} 200 OK"
+    if expected != {"connection": "close"} or version == "1.1":
+        assert expected.items() <= headers.items()
+    assert body.startswith(b"{")
+    assert sent == [False]
+
+
+async def test_a_long_answer_is_left_to_aiohttp(gateway, sent, monkeypatch):
+    monkeypatch.setattr(direct, "MAX_BODY", 10)
+    gw = await gateway(agents=DEMO)
+    ((_, _, body),) = await asked(gw, question())
+    assert len(body) > 10
+    assert sent == [False]
+
+
+async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(gateway, sent, monkeypatch):
+    gw = await gateway(agents=DEMO)
+    flights = gw.app[FLIGHTS]
+
+    def stop(*args: Any) -> Any:
+        flights.stopping = True
+        return answer_json(*args)
+
+    monkeypatch.setattr("gateway.reply.answer_json", stop)
+    ((_, headers, _),) = await asked(gw, question())
+    assert headers["connection"] == "close"
+
+
+class Transport:
+    """That of a caller who has left, or does not read."""
+
+    def __init__(self, is_closing: bool) -> None:
+        self.is_closing = lambda: is_closing
+
+    def write(self, data: bytes) -> None:
+        raise AssertionError("it is not to be written to")
+
+
+class Connection(direct.Caller):
+    def __init__(self, goes_on: bool) -> None:
+        self._goes_on = goes_on
+
+    @property
+    def goes_on(self) -> bool:
+        return self._goes_on
+
+
+@pytest.mark.parametrize(
+    ("transport", "caller"),
+    [
+        (None, Connection(True)),
+        (Transport(is_closing=True), Connection(True)),
+        (Transport(is_closing=False), Connection(False)),
+        (Transport(is_closing=False), object()),
+    ],
+)
+def test_a_caller_who_has_left_or_does_not_read_is_not_written_to(transport, caller):
+    class Request:
+        def __init__(self) -> None:
+            self.transport, self.protocol = transport, caller
+            self.version, self.keep_alive, self.secure = direct.HttpVersion11, True, False
+            self.headers: dict[str, str] = {}
+
+    answer: Any = answer_json(Request(), Context("r", "a", None), {"x": "y"}, b"{}")  # type: ignore[arg-type]
+    assert (answer.status, answer.body, answer.headers["x"]) == (200, b"{}", "y")
