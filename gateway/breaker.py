@@ -33,6 +33,7 @@ class Breaker:
         self._settings = settings
         self._clock = clock
         self._era = 0
+        self._plain = Pass(0, is_probe=False)  # for all calls of an era in which it is closed
         self._failures = 0  # in a row
         self._open_until: float | None = None
         self._probe_until: float | None = None  # a call is trying, and alone until then
@@ -49,7 +50,7 @@ class Breaker:
         """Let a call in, whose end `ended` is to be told. Raises CircuitOpen if nothing is to be
         sent at the moment."""
         if self._open_until is None:
-            return Pass(self._era, False)
+            return self._plain
         now = self._clock()
         left = max(self._open_until, self._probe_until or 0.0) - now
         if left > 0:
@@ -60,7 +61,7 @@ class Breaker:
                 retry_after_s=max(left, 1.0),
             )
         self._probe_until = now + self._settings.cooldown
-        return Pass(self._era, True)
+        return Pass(self._era, is_probe=True)
 
     def ended(
         self, pass_: Pass, error: BaseException | None = None, has_answered: bool = False
@@ -87,4 +88,5 @@ class Breaker:
 
     def _begin_era(self, open_until: float | None) -> None:
         self._era += 1
+        self._plain = Pass(self._era, is_probe=False)
         self._open_until, self._probe_until = open_until, None

@@ -49,19 +49,13 @@ def connection_of(request: web.Request) -> Caller | None:
     return None
 
 
-class _Sent(web.StreamResponse):
-    """For aiohttp: an answer of which nothing is left to be sent."""
+class Sent(web.StreamResponse):
+    """For aiohttp and its middlewares: an answer of which nothing is left to be sent."""
 
     keep_alive = True
 
-    async def prepare(self, request: web.BaseRequest) -> None:
-        return None
 
-    async def write_eof(self, data: bytes = b"") -> None:
-        return None
-
-
-_SENT = _Sent()
+SENT = Sent()
 _KIND = "application/json"
 _FIXED = "HTTP/1.1 200 OK\r\n" + "".join(
     f"{name}: {value}\r\n"
@@ -90,6 +84,7 @@ def answer_json(
         or not request.keep_alive
         or request.secure
         or "Origin" in request.headers
+        or "Upgrade" in request.headers  # for aiohttp to refuse
     ):
         headers[headernames.CONTENT_TYPE] = _KIND
         return web.Response(body=body, headers=headers)
@@ -100,4 +95,4 @@ def answer_json(
     date = http_date(time.time())
     head = f"{_FIXED}{lines}Date: {date}\r\nContent-Length: {len(body)}\r\n\r\n"
     transport.write(head.encode("ascii") + body)
-    return _SENT
+    return SENT

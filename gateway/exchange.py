@@ -7,9 +7,10 @@ from typing import Any
 import orjson
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class UpstreamRequest:
-    """One HTTP call to make. `stream` says that an event stream is wanted in return."""
+    """One HTTP call to make. `stream` says that an event stream is wanted in return. It is not
+    changed, though it could be: one is made for every call."""
 
     method: str
     url: str

@@ -89,8 +89,6 @@ def login_takes(limits: RateLimits, address: str, username: str | None) -> list[
 
 def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
     """The error for the bucket that keeps the caller waiting longest, or None."""
-    if all([said.gives for said in given]):
-        return None
     worst: tuple[Take, Given] | None = None
     for take, said in zip(asked, given, strict=True):
         if said.gives:
@@ -99,7 +97,8 @@ def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
             return _used_up(take)
         if worst is None or said.wait_ms > worst[1].wait_ms:
             worst = take, said
-    assert worst is not None
+    if worst is None:
+        return None
     take, said = worst
     wait_s = said.wait_ms / 1000
     if take.kind == "slots":
@@ -132,19 +131,19 @@ def _per(per_ms: float) -> str:
     return f"{round(per_s * 86_400, 1):.10g}/day"
 
 
-_UNITS = {"rate": "requests", "tokens": "tokens"}
+_NAMES = {"rate": headernames.LIMITS["requests"], "tokens": headernames.LIMITS["tokens"]}
 
 
 def headers(asked: list[Take], given: list[Given]) -> dict[str, str]:
     """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
     out: dict[str, str] = {}
-    left: dict[str, int] = {}
     for take, said in zip(asked, given, strict=True):
-        unit = _UNITS.get(take.kind)
-        if unit is None or said.remains >= left.get(unit, said.remains + 1):
+        names = _NAMES.get(take.kind)
+        if names is None:
             continue
-        left[unit] = said.remains
-        limit, remaining, reset = headernames.LIMITS[unit]
+        limit, remaining, reset = names
+        if remaining in out and said.remains >= int(out[remaining]):
+            continue
         out[limit] = str(int(take.a))
         out[remaining] = str(said.remains)
         out[reset] = duration(said.full_ms)

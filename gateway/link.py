@@ -138,9 +138,7 @@ class Link(asyncio.Protocol):
 
         Raises AnswerCut or NotHttp.
         """
-        while not self._pieces:
-            if self._is_whole:
-                return b""
+        while (chunk := self.read_at_once()) is None:
             if self._error is not None:
                 raise self._error.with_traceback(None)
             self._waiter = self._loop.create_future()
@@ -148,7 +146,13 @@ class Link(asyncio.Protocol):
                 await self._waiter
             finally:
                 self._waiter = None
-        return self._take()
+        return chunk
+
+    def read_at_once(self) -> bytes | None:
+        """What `read` gives if nothing has to be waited for, else None."""
+        if self._pieces:
+            return self._take()
+        return b"" if self._is_whole else None
 
     def _take(self) -> bytes:
         pieces, self._pieces, self._size = self._pieces, None, 0

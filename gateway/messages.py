@@ -90,7 +90,10 @@ class ChatRequest:
 
 def has_media(messages: tuple[Message, ...]) -> bool:
     """Whether files come with any of the turns."""
-    return any([message.media for message in messages])
+    for message in messages:  # noqa: SIM110 - a generator costs more than all it looks at
+        if message.media:
+            return True
+    return False
 
 
 @dataclass(slots=True)

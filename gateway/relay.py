@@ -171,7 +171,8 @@ class Run:
 
     def _forget_question(self) -> None:
         self.chat.let_go()
-        self._asked.let_go()
+        if self._asked is not self.chat:
+            self._asked.let_go()
         self._handover, self._early = None, []
 
     def _wait_until(self, moment: float | None) -> None:
@@ -211,8 +212,10 @@ class Run:
         configured; what that takes is not the upstream's fault, so the time to begin follows."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
         self._has_accepted = self._wants_whole = False
-        self._wait_until(None)
-        pass_ = await target.enter(queue_s)
+        pass_ = target.enter_at_once()
+        if pass_ is None:
+            self._wait_until(None)
+            pass_ = await target.enter(queue_s)
         self._entered = target
         began = self._loop.time()
         wait_s = target.agent.timeouts.first_delta
@@ -271,13 +274,13 @@ class Run:
 
     async def _first_deltas(self, exchange: Exchange) -> None:
         """Gather deltas until one has content, or the last has come."""
-        first, exchange.first = exchange.first, b""
+        link, has_content = exchange.link, False
+        chunk, exchange.first = exchange.first or link.read_at_once(), b""
         while not self.over:
             try:
-                deltas = self.take(first or await exchange.link.read())
+                deltas = self.take(await link.read() if chunk is None else chunk)
             except Exception as error:
                 deltas = self.broke(error)
-            first, has_content = b"", False
             for delta in deltas:
                 if not (isinstance(delta, Note) and not delta.data):  # else it only shows life
                     self._early.append(delta)
@@ -291,6 +294,7 @@ class Run:
             elif deltas:  # a step of a workflow: not silent, only not speaking yet
                 wait_s = self.target.agent.timeouts.first_delta
                 self._wait_until(self._loop.time() + wait_s)
+            chunk = link.read_at_once()
 
     async def _ask(self, target: Target) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""

@@ -19,6 +19,7 @@ from aiohttp.typedefs import Handler
 from gateway import headernames
 from gateway.call import Call, Capture
 from gateway.config import Server
+from gateway.credentials import Caller
 from gateway.direct import answer_json
 from gateway.errors import (
     GatewayError,
@@ -35,10 +36,8 @@ from gateway.keys import (
     METRICS,
     UPSTREAM,
     State,
-    call_of,
     header_value,
     is_api,
-    state_of,
 )
 from gateway.messages import ChatRequest, Delta, Failed, Finish
 from gateway.pump import Pump, open_pump
@@ -50,7 +49,7 @@ from gateway.sse import KEEP_ALIVE
 log = logging.getLogger("gateway")
 
 # The question in a request's body, and who may answer it, as the route understands them.
-ReadQuestion = Callable[[web.Request, State], Awaitable[tuple[ChatRequest, list[Target]]]]
+ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
 
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
@@ -66,16 +65,19 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
     `/api/v1/chat`."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
-        context, call, state = request[CONTEXT], call_of(request), state_of(request)
-        chat, targets = await read(request, state)
+        app, context = request.app, request[CONTEXT]
+        call, state = context.call, context.state
+        assert call is not None
+        assert state is not None
+        chat, targets = await read(request, state, call.caller)
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")
         context.body = None  # a stream may last for minutes
-        with Run(request.app[UPSTREAM], request.app[ATTACHMENTS], chat, targets, call.trace) as run:
+        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
             try:
-                return await _answer(request, run, chat, conversational, state.config.server)
+                return await _answer(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
                 if context.stopped is not None:
                     _explain_stop(context.stopped, run)
@@ -83,21 +85,26 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                     await _drain(request, run, call)
                 raise
             finally:
-                context.noted |= {"agent": run.target.name, "attempts": run.attempts}
+                context.noted["agent"], context.noted["attempts"] = run.target.name, run.attempts
                 _note(call, run)
 
     return handler
 
 
 def _answer(
-    request: web.Request, run: Run, chat: ChatRequest, conversational: bool, server: Server
+    request: web.Request,
+    call: Call,
+    run: Run,
+    chat: ChatRequest,
+    conversational: bool,
+    server: Server,
 ) -> Coroutine[Any, Any, web.StreamResponse]:
     """To be awaited. No coroutine itself: an open stream keeps all that it waits in."""
     if chat.stream:
-        return _Stream(request, run, chat, conversational, server.keepalive).answer()
+        return _Stream(request, call, run, chat, conversational, server.keepalive).answer()
     if server.keepalive_whole:
-        return _kept_alive(request, run, chat, conversational, server.keepalive)
-    return _at_once(request, run, chat, conversational, call_of(request))
+        return _kept_alive(request, call, run, chat, conversational, server.keepalive)
+    return _at_once(request, call, run, chat, conversational)
 
 
 def _explain_stop(stopped: Stopping, run: Run) -> None:
@@ -150,7 +157,7 @@ def _note(call: Call, run: Run) -> None:
         call.capture = None
 
 
-async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) -> bytes:
+async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) -> bytes:
     """The JSON of the answer."""
     try:
         deltas = await run.start()
@@ -170,21 +177,26 @@ async def _whole(run: Run, chat: ChatRequest, conversational: bool, call: Call) 
 
 
 async def _at_once(
-    request: web.Request, run: Run, chat: ChatRequest, conversational: bool, call: Call
+    request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
 ) -> web.StreamResponse:
-    body = await _whole(run, chat, conversational, call)
+    body = await _whole(call, run, chat, conversational)
     if call.capture is not None:
         call.capture.add(body)
     return answer_json(request, request[CONTEXT], _headers(run), body)
 
 
 async def _kept_alive(
-    request: web.Request, run: Run, chat: ChatRequest, conversational: bool, keepalive_s: float
+    request: web.Request,
+    call: Call,
+    run: Run,
+    chat: ChatRequest,
+    conversational: bool,
+    keepalive_s: float,
 ) -> web.StreamResponse:
     """A whole answer that is begun after `keepalive_s`, with spaces until its JSON is there. A
     failure after that is the error's JSON under 200: the status is gone by then."""
     response: web.StreamResponse | None = None
-    working = asyncio.ensure_future(_whole(run, chat, conversational, call_of(request)))
+    working = asyncio.ensure_future(_whole(call, run, chat, conversational))
     try:
         while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
             if response is None:
@@ -233,6 +245,7 @@ class _Stream:
     def __init__(
         self,
         request: web.Request,
+        call: Call,
         run: Run,
         chat: ChatRequest,
         conversational: bool,
@@ -243,7 +256,7 @@ class _Stream:
         self._chat = chat
         self._conversational = conversational
         self._keepalive_s = keepalive_s
-        self._call = call_of(request)
+        self._call = call
         self._response: web.StreamResponse | None = None  # set once something has been sent
         self._renderer: StreamRenderer  # once the answer has begun
         self._pump: Pump | None = None  # once the rest is on its way

@@ -50,18 +50,25 @@ class Target:
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
+    def enter_at_once(self) -> Pass | None:
+        """Like `enter`, but None if a place has to be waited for."""
+        if self.running >= self.agent.concurrency or self._queue:
+            return None
+        pass_ = self.breaker.admit()
+        self.running += 1
+        return pass_
+
     async def enter(self, patience_s: float | None = None) -> Pass:
         """Take one of the agent's places, or stand in the queue for one, so long at most. Gives
         what the breaker is to be shown at the call's end.
 
         Raises CircuitOpen, or TargetBusy if no place has become free in time.
         """
+        if pass_ := self.enter_at_once():
+            return pass_
         if self.breaker.state == "open":
             self.breaker.admit()  # which raises: there is nothing to wait for
-        if self.running < self.agent.concurrency and not self._queue:
-            self.running += 1
-        else:
-            await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s)
+        await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s)
         try:
             return self.breaker.admit()
         except CircuitOpen:

@@ -41,6 +41,16 @@ class Counts(Collector):
         return [family]
 
 
+class _Series:
+    """The values of one histogram with the same labels: how many in each bucket alone."""
+
+    __slots__ = ("counts", "sum")
+
+    def __init__(self, buckets: int) -> None:
+        self.counts = [0] * buckets
+        self.sum = 0.0
+
+
 class Histograms(Collector):
     """A histogram with labels. `bounds` are the upper ones of its buckets, in order and in the
     metric's unit; what is above the last has a bucket of its own."""
@@ -55,23 +65,21 @@ class Histograms(Collector):
     ) -> None:
         self._name, self._words, self._labels = name, words, labels
         self._bounds = bounds
-        self._counts: dict[Labels, list[int]] = {}  # in each bucket alone
-        self._sums: dict[Labels, float] = {}
+        self._series: dict[Labels, _Series] = {}
         registry.register(self)
 
     def add(self, labels: Labels, value: float) -> None:
         """One more value, in the metric's unit."""
-        counts = self._counts.get(labels)
-        if counts is None:
-            counts = self._counts[labels] = [0] * (len(self._bounds) + 1)
-            self._sums[labels] = 0.0
-        counts[bisect_left(self._bounds, value)] += 1
-        self._sums[labels] += value
+        series = self._series.get(labels)
+        if series is None:
+            series = self._series[labels] = _Series(len(self._bounds) + 1)
+        series.counts[bisect_left(self._bounds, value)] += 1
+        series.sum += value
 
     def collect(self) -> Iterable[Metric]:
         family = HistogramMetricFamily(self._name, self._words, labels=self._labels)
         shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
-        for labels, counts in self._counts.items():
-            buckets = list(zip(shown, accumulate(counts), strict=True))
-            family.add_metric(labels, buckets, self._sums[labels])
+        for labels, series in self._series.items():
+            buckets = list(zip(shown, accumulate(series.counts), strict=True))
+            family.add_metric(labels, buckets, series.sum)
         return [family]

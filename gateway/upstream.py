@@ -47,16 +47,13 @@ class Exchange:
         return self.link.headers
 
     @property
-    def _kind(self) -> str:
-        return self.link.kind.partition(";")[0].strip().lower()
-
-    @property
     def is_json(self) -> bool:
-        return self._kind == "application/json" or self._kind.endswith("+json")
+        kind = _media_type(self.link.kind)
+        return kind == "application/json" or kind.endswith("+json")
 
     @property
     def is_page(self) -> bool:
-        return self._kind in ("text/html", "application/xhtml+xml")
+        return _media_type(self.link.kind) in ("text/html", "application/xhtml+xml")
 
     async def peek(self) -> bytes:
         """The first bytes of the body, which `read` will give again; b"" if there are none."""
@@ -221,6 +218,12 @@ class Upstream:
         for task in list(self._background):
             task.cancel()
         self._links.close()
+
+
+@lru_cache(maxsize=256)
+def _media_type(kind: str) -> str:
+    """Of a `Content-Type`, without its parameters."""
+    return kind.partition(";")[0].strip().lower()
 
 
 # Ours, unless an agent's `headers` say something else.

@@ -20,17 +20,15 @@ def read_usage(value: Any) -> Usage | None:
     """OpenAI's usage object, if it is one."""
     if not isinstance(value, dict):
         return None
-    prompt, completion = (
-        as_count(value.get("prompt_tokens")),
-        as_count(value.get("completion_tokens")),
-    )
-    return Usage(
-        prompt,
-        completion,
-        as_count(value.get("total_tokens")) or prompt + completion,
-        _detail(value, "prompt_tokens_details", "cached_tokens"),
-        _detail(value, "completion_tokens_details", "reasoning_tokens"),
-    )
+    prompt = as_count(value.get("prompt_tokens"))
+    completion = as_count(value.get("completion_tokens"))
+    total = as_count(value.get("total_tokens")) or prompt + completion
+    usage = Usage(prompt, completion, total)
+    if "prompt_tokens_details" in value:
+        usage.cached = _detail(value, "prompt_tokens_details", "cached_tokens")
+    if "completion_tokens_details" in value:
+        usage.reasoning = _detail(value, "completion_tokens_details", "reasoning_tokens")
+    return usage
 
 
 def _detail(value: dict[str, Any], group: str, name: str) -> int:

@@ -43,7 +43,7 @@ def sent(monkeypatch) -> list[bool]:
 
     def spy(*args: Any) -> Any:
         answer = answer_json(*args)
-        out.append(answer is direct._SENT)
+        out.append(answer is direct.SENT)
         return answer
 
     monkeypatch.setattr("gateway.reply.answer_json", spy)
@@ -99,6 +99,7 @@ async def test_questions_sent_at_once_are_answered_one_after_another(gateway, se
         ("1.0", "Connection: keep-alive", {"connection": "keep-alive"}),
         ("1.1", "Connection: close", {"connection": "close"}),
         ("1.1", "Origin: http://localhost:3000", {"vary": "Origin"}),
+        ("1.1", "Connection: Upgrade\r\nUpgrade: websocket", {"server": "ai-gateway"}),
     ],
 )
 async def test_what_is_not_quite_plain_is_left_to_aiohttp(version, header, expected, gateway, sent):

@@ -16,12 +16,12 @@ from gateway.keys import (
     METRICS,
     TRACER,
     Context,
-    caller_of,
     is_api,
     route_of,
     state_of,
 )
-from gateway.limits import Class, Take, headers, login_takes, refusal, takes
+from gateway.limits import Class, Given, Take, headers, login_takes, refusal, takes
+from gateway.stores.buckets import Buckets
 
 
 def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
@@ -32,27 +32,34 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         route = routes.get(request.match_info.handler)
         if route is None or route.limit is None:
             return await handler(request)
-        context = request[CONTEXT]
+        app, context = request.app, request[CONTEXT]
         asked = _asked(context, state_of(request).config.rate_limits, route.limit)
-        await take(request, asked, route.limit)
+        given = await app[BUCKETS].take(asked)
+        _judge(app, context, route.limit, asked, given)
         if route.limit != "chat":
             return await handler(request)
-        asked = [take for take in asked if take.kind != "rate"]  # of the rest there is more to do
+        caller = context.caller
+        assert caller is not None
         surface: Surface = "chat" if is_api(route.path) else "openai"
-        app = request.app
-        call = context.call = Call(context.request_id, caller_of(request), surface)
+        call = context.call = Call(context.request_id, caller, surface)
         call.trace = app[TRACER].call(partial(_span, request), request.headers, call.request_id)
         try:
             return await handler(request)
         finally:
-            buckets = app[BUCKETS]
-            buckets.release(asked)
-            if not (call.agent and call.was_asked):  # refused before: that uses up no quota
-                buckets.uncount(asked)
-            if call.usage is not None:
-                buckets.spend(asked, call.usage.total)
+            # Of what was taken for good there is nothing more to do.
+            if rest := [take for take in asked if take.kind != "rate"]:
+                _settle(app[BUCKETS], rest, call)
 
     return middleware
+
+
+def _settle(buckets: Buckets, asked: list[Take], call: Call) -> None:
+    """The call is over."""
+    buckets.release(asked)
+    if not (call.agent and call.was_asked):  # refused before: that uses up no quota
+        buckets.uncount(asked)
+    if call.usage is not None:
+        buckets.spend(asked, call.usage.total)
 
 
 def _span(request: web.Request) -> str:
@@ -71,9 +78,15 @@ def _asked(context: Context, limits: RateLimits, class_: Class) -> list[Take]:
 async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
     given = await request.app[BUCKETS].take(asked)
-    request[CONTEXT].limits = headers(asked, given)
+    _judge(request.app, request[CONTEXT], class_, asked, given)
+
+
+def _judge(
+    app: web.Application, context: Context, class_: Class, asked: list[Take], given: list[Given]
+) -> None:
+    context.limits = headers(asked, given)
     if error := refusal(asked, given):
-        request.app[METRICS].rate_limited.labels(class_, error.code).inc()
+        app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 
 

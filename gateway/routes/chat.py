@@ -15,7 +15,7 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, State, caller_of
+from gateway.keys import ATTACHMENTS, State
 from gateway.messages import ChatRequest, Media, Message
 from gateway.proxies import client_origin
 from gateway.reply import answering
@@ -80,7 +80,9 @@ class ChatBody(BaseModel):
     variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
 
 
-async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
+async def _read(
+    request: web.Request, state: State, caller: Caller
+) -> tuple[ChatRequest, list[Target]]:
     name = agent_name(request)
     if not name:
         known = ", ".join(state.routing.targets)
@@ -90,7 +92,6 @@ async def _read(request: web.Request, state: State) -> tuple[ChatRequest, list[T
             detail={"known": list(state.routing.targets)},
         )
     targets = state.routing.resolve(name, "agent")
-    caller = caller_of(request)
     caller.require_agent(name, [target.name for target in targets])
     body = check(ChatBody, await read_object(request))
     attachments = request.app[ATTACHMENTS]

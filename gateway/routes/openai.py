@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.body import read_object
 from gateway.call import Capture
+from gateway.credentials import Caller
 from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
@@ -30,13 +31,14 @@ _MAX_ID = 1024
 _TAIL = 2048  # bytes at the end of an answer, where the usage is
 
 
-async def _read_chat(request: web.Request, state: State) -> tuple[ChatRequest, list[Target]]:
+async def _read_chat(
+    request: web.Request, state: State, caller: Caller
+) -> tuple[ChatRequest, list[Target]]:
     body = await read_object(request)
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     targets = state.routing.resolve(model)
-    caller = caller_of(request)
     caller.require_agent(model, [target.name for target in targets])
     is_routed = len(targets) > 1
     if conversation := _conversation(request, body):

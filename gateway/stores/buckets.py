@@ -45,12 +45,14 @@ class LocalBuckets:
     def take(self, asked: list[Take]) -> list[Given]:
         """From all or from none; see `take_token.lua`, which does the same in Redis."""
         now = self._clock() * 1000
-        given, left = [], []
+        given, left, taken = [], [], True
         for take in asked:
             said, level = self._look(take, now)
             given.append(said)
             left.append(level)
-        if all([said.gives for said in given]):
+            if not said.gives:
+                taken = False
+        if taken:
             for take, level in zip(asked, left, strict=True):
                 if take.kind == "rate":
                     self._put(take, level, now)
