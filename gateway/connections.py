@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.direct import Caller, Sent
+from gateway.direct import SENT, Caller
 from gateway.errors import (
     GatewayError,
     HeadersTooLarge,
@@ -81,7 +81,7 @@ class _Connection(Caller, RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Handlers return whole answers and files; they are sent here, and under way still."""
-        if isinstance(resp, Sent):
+        if resp is SENT:
             return resp, False
         server = self._manager
         if not isinstance(server, _Server) or server.flights is None:

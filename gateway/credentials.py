@@ -144,7 +144,7 @@ class KeyRing:
         self._anonymous = config.anonymous
 
     def static(self, key: str) -> Caller | None:
-        """The caller behind a key of config.yaml."""
+        """The caller behind a key of config.yaml, if it is one."""
         digest = sha256(key.encode("utf-8", "surrogateescape")).digest()
         return self._keys.get(digest)  # what the time may tell is about the hash, not the key
 

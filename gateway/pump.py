@@ -6,9 +6,9 @@ the same call; a caller who does not read makes the upstream wait. Most reads ar
 form that has just been seen (`Pattern`): those take a `Shortcut`, which does what the long way
 does and no more than that. `tests/test_pump.py` holds both to the same answers.
 
-aiohttp writes an answer's head, its first frames and its end. In between its chunked framing is
-done here (see `direct`); where that is not possible, `open_pump` gives None, and the answer is
-written with aiohttp's own means.
+An answer's head, its first frames and its end are written before and after, perhaps by aiohttp.
+In between its chunked framing is done here (see `direct`); where that is not possible, `open_pump`
+gives None, and the answer is written with aiohttp's own means.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from aiohttp import web
 from orjson import loads
 
-from gateway.direct import Caller, connection_of
+from gateway.direct import Caller, Stream, connection_of
 from gateway.messages import Delta, Raw
 from gateway.pattern import Pattern
 from gateway.relay import Run
@@ -30,7 +30,7 @@ MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for
 
 def open_pump(
     request: web.Request,
-    response: web.StreamResponse,
+    response: Stream | web.StreamResponse,
     run: Run,
     renderer: StreamRenderer,
     keepalive_s: float,

@@ -13,14 +13,14 @@ from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import orjson
-from aiohttp import HttpVersion11, web
+from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import headernames
 from gateway.call import Call, Capture
 from gateway.config import Server
 from gateway.credentials import Caller
-from gateway.direct import answer_json
+from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -52,12 +52,6 @@ log = logging.getLogger("gateway")
 ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
 
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
-
-STREAM_HEADERS: dict[str, str] = {
-    headernames.CONTENT_TYPE: "text/event-stream; charset=utf-8",
-    headernames.CACHE_CONTROL: "no-cache",
-    headernames.BUFFERING: "no",
-}
 
 
 def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
@@ -257,7 +251,7 @@ class _Stream:
         self._conversational = conversational
         self._keepalive_s = keepalive_s
         self._call = call
-        self._response: web.StreamResponse | None = None  # set once something has been sent
+        self._response: Stream | web.StreamResponse | None = None  # set once it has begun
         self._renderer: StreamRenderer  # once the answer has begun
         self._pump: Pump | None = None  # once the rest is on its way
         self._last = b""  # frames of the complete answer, which are sent together with its end
@@ -314,7 +308,7 @@ class _Stream:
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
             await self._response.write_eof(self._last)
-        return self._response
+        return SENT if isinstance(self._response, Stream) else self._response
 
     async def _begin(self) -> None:
         """Send the first deltas, once they are there, unless they are the last as well."""
@@ -399,15 +393,10 @@ class _Stream:
             await response.write(KEEP_ALIVE)
             await asyncio.sleep(self._keepalive_s)
 
-    async def _commit(self) -> web.StreamResponse:
+    async def _commit(self) -> "Stream | web.StreamResponse":
         if self._response is None:
-            headers = {**STREAM_HEADERS, **_headers(self._run)}
-            response = web.StreamResponse(headers=headers)
-            if self._request.version >= HttpVersion11:
-                response.enable_chunked_encoding()
-            await response.prepare(self._request)
-            response.headers.clear()  # which were sent; they are kilobytes, for as long as it lasts
-            self._response = response
+            context = self._request[CONTEXT]
+            self._response = await begin_stream(self._request, context, _headers(self._run))
         return self._response
 
 

@@ -1,18 +1,28 @@
-"""A whole answer that is written beside aiohttp is the one that aiohttp would have written."""
+"""An answer that is written beside aiohttp is the one that aiohttp would have written."""
 
 import asyncio
+import re
 from typing import Any
 
+import orjson
 import pytest
 
 from gateway import direct
-from gateway.direct import SEEN, answer_json
+from gateway.direct import SEEN, answer_json, begin_stream
 from gateway.keys import FLIGHTS, Context
 
 DEMO = {"bot": {"platform": "dify", "base_url": "demo:", "mode": "chat"}}
 QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
 # They differ from one answer to the next.
-CHANGING = ("date", "x-request-id", "x-conversation-id", "content-length")
+CHANGING = ("date", "x-request-id", "x-conversation-id")
+
+
+def lasting(headers: dict[str, str], *changing: str) -> dict[str, str]:
+    """What is the same for all answers. Only the names of the others are."""
+    for name in (*CHANGING, *changing):
+        assert headers.pop(name)
+    left = ("-remaining-requests", "-reset-requests", "-tokens")
+    return {name: "" if name.endswith(left) else value for name, value in headers.items()}
 
 
 def question(version: str = "1.1", *headers: str, body: bytes = QUESTION) -> bytes:
@@ -59,12 +69,7 @@ async def test_both_ways_send_the_same_headers(name, limits, gateway, sent, monk
         monkeypatch.setattr(direct, "SEEN", seen)
         body = QUESTION.replace(b"bot", name.encode())
         ((first, headers, _),) = await asked(gw, question(body=body))
-        for changing in CHANGING:
-            assert headers.pop(changing)
-        for reset in [name for name in headers if name.endswith(("remaining-requests", "tokens"))]:
-            headers[reset] = ""
-        headers.pop("x-ratelimit-reset-requests", None)
-        got.append((first, headers))
+        got.append((first, lasting(headers, "content-length")))
     assert sent == [True, False]
     assert got[0] == got[1]
     assert got[0][0] == "HTTP/1.1 200 OK"
@@ -133,6 +138,99 @@ async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(gateway,
     assert headers["connection"] == "close"
 
 
+def stream_question(*headers: str, version: str = "1.1", name: str = "bot") -> bytes:
+    body = QUESTION.replace(b"bot", name.encode()).replace(b"{", b'{"stream": true, ', 1)
+    return question(version, *headers, body=body)
+
+
+async def streamed(gw: Any, asked: bytes) -> tuple[str, dict[str, str], bytes]:
+    """(status line, headers, the deltas' contents) of a stream's answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
+    writer.write(asked)
+    first, *lines = (await reader.readuntil(b"\r\n\r\n")).decode("ascii").split("\r\n")[:-2]
+    headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
+    assert len(headers) == len(lines)
+    chunked = headers.get("transfer-encoding") == "chunked"
+    body = await (unchunked(reader) if chunked else reader.read())
+    writer.close()
+    assert body.endswith(b"data: [DONE]\n\n")
+    return first, headers, b"".join(re.findall(rb'"content":"([^"]*)"', body))
+
+
+async def unchunked(reader: asyncio.StreamReader) -> bytes:
+    out = b""
+    while size := int((await reader.readuntil(b"\r\n"))[:-2], 16):
+        out += await reader.readexactly(size)
+        assert await reader.readexactly(2) == b"\r\n"
+    assert await reader.readexactly(2) == b"\r\n"
+    return out
+
+
+@pytest.fixture
+def begun(monkeypatch) -> list[bool]:
+    """For each stream, whether it was written directly."""
+    out: list[bool] = []
+
+    async def spy(*args: Any) -> Any:
+        answer = await begin_stream(*args)
+        out.append(isinstance(answer, direct.Stream))
+        return answer
+
+    monkeypatch.setattr("gateway.reply.begin_stream", spy)
+    return out
+
+
+@pytest.mark.parametrize("limits", [{"chat": None}, {"chat": "9/s"}, {"tokens": "9999999/min"}])
+@pytest.mark.parametrize("name", ["bot", "机器人"])
+async def test_both_ways_begin_a_stream_alike(name, limits, gateway, begun, monkeypatch):
+    gw = await gateway(agents={name: DEMO["bot"]}, rate_limits=limits)
+    got = []
+    for seen in (SEEN, ()):
+        monkeypatch.setattr(direct, "SEEN", seen)
+        first, headers, text = await streamed(gw, stream_question(name=name))
+        got.append((first, lasting(headers), text))
+    assert begun == [True, False]
+    assert got[0] == got[1]
+    assert got[0][1]["content-type"] == "text/event-stream; charset=utf-8"
+    assert got[0][1]["cache-control"] == "no-cache"
+
+
+@pytest.mark.parametrize(
+    ("version", "header", "expected"),
+    [
+        ("1.0", "x: y", ("transfer-encoding", None)),
+        ("1.0", "Connection: keep-alive", ("transfer-encoding", None)),
+        ("1.1", "Connection: close", ("connection", "close")),
+        ("1.1", "Origin: http://localhost:3000", ("vary", "Origin")),
+        ("1.1", "Connection: Upgrade\r\nUpgrade: websocket", ("server", "ai-gateway")),
+    ],
+)
+async def test_a_stream_that_is_not_quite_plain_is_left_to_aiohttp(
+    version, header, expected, gateway, begun
+):
+    gw = await gateway(agents=DEMO)
+    first, headers, text = await streamed(gw, stream_question(header, version=version))
+    assert first == f"HTTP/{version} 200 OK"
+    assert headers.get(expected[0]) == expected[1]
+    assert text
+    assert begun == [False]
+
+
+async def test_a_question_behind_a_stream_is_answered_after_it(gateway, begun, sent):
+    gw = await gateway(agents=DEMO)
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
+    writer.write(stream_question() + question() + stream_question())
+    assert b"chunked" in await reader.readuntil(b"\r\n\r\n")
+    assert (await unchunked(reader)).endswith(b"data: [DONE]\n\n")
+    length = re.search(rb"Content-Length: (\d+)", await reader.readuntil(b"\r\n\r\n"))
+    assert length
+    assert orjson.loads(await reader.readexactly(int(length[1])))["choices"]
+    assert b"chunked" in await reader.readuntil(b"\r\n\r\n")
+    assert (await unchunked(reader)).endswith(b"data: [DONE]\n\n")
+    writer.close()
+    assert (begun, sent) == ([True, True], [True])
+
+
 class Transport:
     """That of a caller who has left, or does not read."""
 
@@ -170,3 +268,11 @@ def test_a_caller_who_has_left_or_does_not_read_is_not_written_to(transport, cal
 
     answer: Any = answer_json(Request(), Context("r", "a", None), {"x": "y"}, b"{}")  # type: ignore[arg-type]
     assert (answer.status, answer.body, answer.headers["x"]) == (200, b"{}", "y")
+
+
+async def test_a_stream_is_not_written_to_a_caller_who_has_left():
+    request: Any = object()
+    stream = direct.Stream(request, Transport(is_closing=True), b"head")  # type: ignore[arg-type]
+    for write in (stream.write, stream.write_eof):
+        with pytest.raises(ConnectionResetError):
+            await write(b"data: x\n\n")

@@ -16,6 +16,15 @@ from gateway.relay import Run
 from gateway.render import StreamRenderer
 
 
+@pytest.fixture(params=[direct.SEEN, ()], ids=["direct", "aiohttp"])
+def _both_ways(request, monkeypatch):
+    """Written to the connection beside aiohttp, and by its means."""
+    monkeypatch.setattr(direct, "SEEN", request.param)
+
+
+both_ways = pytest.mark.usefixtures("_both_ways")
+
+
 def dify(event: str, **members) -> bytes:
     ids = {"conversation_id": "c-1", "message_id": "m-1", "task_id": "t-1", "created_at": 1}
     return b"data: " + orjson.dumps({"event": event, **ids, **members}) + b"\n\n"
@@ -39,6 +48,7 @@ async def start(gateway, upstream, server=None, **more):
     return await gateway(agents={"bot": agent(upstream.url, **more)}, server=server or {})
 
 
+@both_ways
 async def test_a_failure_before_the_first_delta_keeps_its_status(gateway, scripted):
     refusal = b'{"code":"unauthorized","message":"Access token is invalid","status":401}'
     upstream = await scripted(
@@ -68,6 +78,7 @@ async def test_an_error_event_before_the_first_delta_is_a_status_too(gateway, sc
     assert "x-should-retry" in answer.headers
 
 
+@both_ways
 async def test_a_failure_after_the_first_delta_is_one_error_event_and_the_end(gateway, scripted):
     fault = (
         b'data: {"event":"error","code":"completion_request_error","status":400,"message":"x"}\n\n'
@@ -83,6 +94,7 @@ async def test_a_failure_after_the_first_delta_is_one_error_event_and_the_end(ga
     assert "done" not in got
 
 
+@both_ways
 @pytest.mark.parametrize("end", ["close", "reset"])
 async def test_a_stream_that_is_cut_is_never_finished_with_stop(gateway, scripted, end):
     upstream = await scripted(Script([HELLO[0], HELLO[1][:40]], end=end))
@@ -95,6 +107,7 @@ async def test_a_stream_that_is_cut_is_never_finished_with_stop(gateway, scripte
     assert whole.status == 502
 
 
+@both_ways
 @pytest.mark.parametrize("end", ["close", "reset"])
 async def test_a_passed_through_stream_that_is_cut_ends_with_an_error(gateway, scripted, end):
     pieces = [chunk({"role": "assistant", "content": ""}), chunk({"content": "你"}), b'data: {"id"']
@@ -141,6 +154,7 @@ async def test_steps_of_a_workflow_are_no_silence(gateway, scripted):
     assert answer.status == 200
 
 
+@both_ways
 async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_call(
     gateway, scripted
 ):
@@ -154,9 +168,8 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
     assert upstream.bodies("stop") == [{"user": "u-1"}]
 
 
-@pytest.mark.parametrize("seen", [direct.SEEN, ()], ids=["pumped", "copied"])
-async def test_the_whole_call_has_an_end(gateway, scripted, monkeypatch, seen):
-    monkeypatch.setattr(direct, "SEEN", seen)
+@both_ways
+async def test_the_whole_call_has_an_end(gateway, scripted):
     endless = Script([HELLO[0], 0.1] * 100, end="hang")
     upstream = await scripted(endless, stopped(), endless, stopped())
     gw = await start(gateway, upstream, timeouts={"total": "1s"})
@@ -207,6 +220,7 @@ async def test_an_open_stream_does_not_keep_its_question(gateway, scripted, leng
     await until(lambda: upstream.bodies("stop"))
 
 
+@both_ways
 async def test_after_keepalive_the_answer_is_committed_and_comments_follow(gateway, scripted):
     upstream = await scripted(Script([0.5, *HELLO]))
     gw = await start(gateway, upstream, server={"keepalive": "100ms"})
@@ -217,6 +231,7 @@ async def test_after_keepalive_the_answer_is_committed_and_comments_follow(gatew
     assert streamed(raw)["done"]
 
 
+@both_ways
 async def test_a_late_failure_after_keepalive_is_an_error_event(gateway, scripted):
     upstream = await scripted(Script([b"no"], status="500 X", before_headers_s=0.3))
     gw = await start(gateway, upstream, server={"keepalive": "100ms"})
@@ -227,6 +242,7 @@ async def test_a_late_failure_after_keepalive_is_an_error_event(gateway, scripte
     assert streamed(raw)["error"]["type"] == "upstream_error"
 
 
+@both_ways
 async def test_comments_keep_a_silent_stream_alive_in_the_middle(gateway, scripted):
     upstream = await scripted(Script([HELLO[0], 0.5, *HELLO[1:]]))
     gw = await start(gateway, upstream, server={"keepalive": "100ms"})
@@ -235,6 +251,7 @@ async def test_comments_keep_a_silent_stream_alive_in_the_middle(gateway, script
     assert streamed(raw)["text"] == "你好"
 
 
+@both_ways
 async def test_the_first_delta_is_not_held_back(gateway, scripted):
     upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
     gw = await start(gateway, upstream)
@@ -255,6 +272,7 @@ def idle(gw) -> bool:
     return all(target.running == 0 for target in targets)
 
 
+@both_ways
 @pytest.mark.parametrize(
     "pieces", [[], [b"event: ping\n\n"], [HELLO[0]]], ids=["before headers", "before delta", "mid"]
 )
@@ -281,6 +299,7 @@ async def test_a_client_that_leaves_closes_the_upstream_request(gateway, scripte
         assert upstream.bodies("/stop") == [{"user": "u-9"}]
 
 
+@both_ways
 async def test_a_client_that_leaves_a_whole_answer_stops_the_run_too(gateway, scripted):
     upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
     gw = await start(gateway, upstream)
@@ -297,6 +316,7 @@ async def test_a_client_that_leaves_a_whole_answer_stops_the_run_too(gateway, sc
     assert "/stop" in upstream.requests[1][0]
 
 
+@both_ways
 async def test_a_slow_reader_slows_the_upstream_instead_of_filling_memory(gateway, scripted):
     big = dify("message", answer="长" * 5000)
     upstream = await scripted(Script([big] * 4000))  # 60 MB
@@ -364,6 +384,7 @@ async def test_an_upstream_limit_is_429_with_retry_after(gateway, scripted):
     assert len(upstream.requests) == 1
 
 
+@both_ways
 async def test_more_calls_than_the_agent_may_have_are_refused(gateway, scripted):
     upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
     gw = await start(gateway, upstream, concurrency=1, timeouts={"queue": "50ms"})

@@ -60,7 +60,8 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
         context.caller = caller
         return
     state = state_of(request)
-    caller = await _identify(request, state, verify)
+    credential = presented_key(request.headers)
+    caller = state.keyring.static(credential) or await _identify(request, state, credential, verify)
     if caller.is_anonymous:
         _refuse_foreign_page(request, state)
     context.caller = caller
@@ -69,14 +70,11 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
     caller.require(access)
 
 
-async def _identify(request: web.Request, state: State, verify: Verify) -> Caller:
-    """The caller behind a key or a token; anonymous where that is allowed."""
-    credential = presented_key(request.headers)
+async def _identify(request: web.Request, state: State, credential: str, verify: Verify) -> Caller:
+    """The caller behind a token or a key of the database; anonymous where that is allowed."""
     if is_token(credential):
         return _of_token(request, state, await verify(request))
     if credential:
-        if caller := state.keyring.static(credential):
-            return caller
         books = request.app.get(BOOKS)
         if books is not None and (caller := await books.directory.caller(credential)):
             return caller
@@ -85,8 +83,11 @@ async def _identify(request: web.Request, state: State, verify: Verify) -> Calle
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
     """On a public route a bad key is no reason to refuse, only none to be taken for somebody."""
+    state, credential = state_of(request), presented_key(request.headers)
     with suppress(GatewayError):
-        request[CONTEXT].caller = await _identify(request, state_of(request), verify)
+        request[CONTEXT].caller = state.keyring.static(credential) or await _identify(
+            request, state, credential, verify
+        )
 
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from gateway.call import Call
+from gateway.call import Capture
 from gateway.keys import Books, Context
 from gateway.metrics import Metrics
 
@@ -26,14 +26,15 @@ def record(
         metrics.call_ended(call, status, error, time.monotonic() - call.began)
         call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
         if (books := books_now()) is not None:
-            _add_body(call, response)
+            if call.capture is not None:
+                _add_body(call.capture, response)
             books.recorder.add(call, status, error)
 
     return on_over
 
 
-def _add_body(call: Call, response: web.StreamResponse | None) -> None:
+def _add_body(capture: Capture, response: web.StreamResponse | None) -> None:
     """What was not captured when it was sent is captured here, errors too."""
     body = response.body if isinstance(response, web.Response) else None
-    if call.capture is not None and not call.capture.answer_size and isinstance(body, bytes):
-        call.capture.add(body)
+    if not capture.answer_size and isinstance(body, bytes):
+        capture.add(body)

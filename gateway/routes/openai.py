@@ -88,7 +88,8 @@ def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
 def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     """A platform's conversation to continue, from the body or a header."""
     given = _text(body, "conversation_id") or _text(body, "chat_id")
-    given = given or unquote(request.headers.get("x-conversation-id", "").strip())
+    if not given and "x-conversation-id" in request.headers:
+        given = unquote(request.headers["x-conversation-id"].strip())
     if not given:
         return None
     if len(given) > _MAX_ID or not given.isprintable():
@@ -100,11 +101,11 @@ def _text(body: dict[str, Any], name: str) -> str:
     value = body.get(name)
     if value is None:
         return ""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    if not isinstance(value, str):
+    if isinstance(value, str):
+        return value.strip()
+    if not isinstance(value, int) or isinstance(value, bool):
         raise InvalidRequest(f"'{name}' must be a string.", param=name)
-    return value.strip()
+    return str(value)
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:
