@@ -9,7 +9,7 @@ import pytest
 from gateway.call import COLUMNS
 from gateway.errors import DatabaseAway, StartError
 from gateway.stores import database as module
-from gateway.stores.database import SQL, ValueRefused, connect, fetch, migrations
+from gateway.stores.database import SQL, SQLite, ValueRefused, connect, fetch, migrations
 
 
 @pytest.fixture
@@ -19,10 +19,15 @@ async def database(database_url):
     await database.close()
 
 
+def dialect(database) -> str:
+    return "sqlite" if isinstance(database, SQLite) else "postgresql"
+
+
 async def test_replicas_that_start_at_once_migrate_once(database_url):
     several = [connect(database_url) for _ in range(4)]
+    there_are = len(migrations(dialect(several[0])))
     steps = await asyncio.gather(*(database.migrate() for database in several))
-    assert sorted(steps) == [0, 0, 0, len(migrations("sqlite"))]
+    assert sorted(steps) == [0, 0, 0, there_are]
     for database in several:
         await database.close()
 
@@ -31,7 +36,8 @@ async def test_a_newer_schema_is_refused_with_a_clear_message(database):
     await database.migrate()
     async with database.transaction() as conn:
         await conn.execute("INSERT INTO schema_version VALUES (999, 0)")
-    with pytest.raises(StartError, match=r"version 999.*versions up to 1.*as new as"):
+    newest = migrations(dialect(database))[-1][0]
+    with pytest.raises(StartError, match=rf"version 999.*versions up to {newest}:.*as new as"):
         await database.migrate()
 
 
@@ -46,13 +52,52 @@ async def test_a_gateway_does_not_start_on_a_newer_schema(with_accounts, databas
 
 
 async def test_a_step_that_fails_leaves_nothing_behind(database, monkeypatch):
-    steps = [*migrations("sqlite" if "SQLite" in type(database).__name__ else "postgresql")]
-    broken = (2, "CREATE TABLE half (id TEXT);\nCREATE TABLE half (id TEXT);\n")
+    steps = migrations(dialect(database))
+    broken = (steps[-1][0] + 1, "CREATE TABLE half (id TEXT);\nCREATE TABLE half (id TEXT);\n")
     monkeypatch.setattr(module, "migrations", lambda dialect: [*steps, broken])
     with pytest.raises(Exception, match="half"):
         await database.migrate()
     monkeypatch.undo()
     assert await database.migrate() == len(steps)
+
+
+async def test_a_step_leaves_what_there_was_before(tmp_path, monkeypatch):
+    """The calls, in this case, whose indexes go."""
+    database = connect(f"sqlite:///{tmp_path}/g.db")
+    first, *_ = migrations("sqlite")
+    row = (
+        "1",
+        "r",
+        1,
+        "1970-01-01",
+        "c",
+        "",
+        "",
+        "a",
+        "openai",
+        200,
+        0,
+        1,
+        2,
+        3,
+        "exact",
+        1,
+        1,
+        0,
+        "",
+    )
+    monkeypatch.setattr(module, "migrations", lambda dialect: [first])
+    await database.migrate()
+    async with database.transaction() as conn:
+        await database.load_incoming(conn, [row])
+        await database.queries.calls_keep(conn)
+    monkeypatch.undo()
+    await database.migrate()
+    async with database.transaction() as conn:
+        assert tuple(await database.queries.call_by_id(conn, id="1")) == row
+        names = await fetch(await conn.execute("PRAGMA index_list (calls)"))
+    assert [index["origin"] for index in names] == ["pk"]
+    await database.close()
 
 
 async def test_what_fails_is_undone_as_a_whole(database):
