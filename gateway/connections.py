@@ -9,7 +9,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
 
-from gateway.direct import SENT, Caller
+from gateway.direct import SENT, Caller, is_seen
 from gateway.errors import (
     GatewayError,
     HeadersTooLarge,
@@ -65,6 +65,11 @@ class _Connection(Caller, RequestHandler):
     def resume_writing(self) -> None:
         super().resume_writing()
         self.become(is_full=False)
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # aiohttp calls this for every body, and parses nothing once more each time.
+        if self._reading_paused or not is_seen():
+            super().resume_reading(resume_parser)
 
     @property
     def goes_on(self) -> bool:

@@ -45,9 +45,12 @@ class Caller:
 def connection_of(request: web.Request) -> Caller | None:
     """The caller's, if it may be written to beside aiohttp."""
     caller = request.protocol
-    if isinstance(caller, Caller) and aiohttp.__version__.startswith(SEEN):
-        return caller
-    return None
+    return caller if isinstance(caller, Caller) and is_seen() else None
+
+
+def is_seen() -> bool:
+    """Whether what is relied upon of aiohttp, beyond what it promises, has been tested."""
+    return aiohttp.__version__.startswith(SEEN)
 
 
 class _Sent(web.StreamResponse):

@@ -97,6 +97,17 @@ async def test_questions_sent_at_once_are_answered_one_after_another(gateway, se
     assert sent == [True] * 5
 
 
+@pytest.mark.parametrize("seen", [SEEN, ()], ids=["seen", "unknown"])
+async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(seen, gateway, monkeypatch):
+    """It stops reading in their midst, and goes on when they are read."""
+    monkeypatch.setattr(direct, "SEEN", seen)
+    gw = await gateway(agents=DEMO)
+    long = QUESTION.replace(b"hi", b"h" * 500_000)
+    for _ in range(2):
+        answers = await asked(gw, question(body=long), question(), question(body=long))
+        assert [first for first, _, _ in answers] == ["HTTP/1.1 200 OK"] * 3
+
+
 @pytest.mark.parametrize(
     ("version", "header", "expected"),
     [

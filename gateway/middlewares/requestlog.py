@@ -4,6 +4,7 @@ import asyncio
 import re
 import time
 from collections.abc import Callable
+from functools import lru_cache
 
 import orjson
 from aiohttp import web
@@ -96,7 +97,11 @@ def _path(path: str) -> str:
 
 def _plain(text: str) -> str:
     """Short and printable, and without a key that somebody put there by mistake."""
-    shown = text[:_LONGEST]
+    return _shown(text[:_LONGEST])
+
+
+@lru_cache(maxsize=256)
+def _shown(shown: str) -> str:
     if not (shown.isascii() and shown.isprintable()):
         shown = "".join(c if " " <= c <= "~" else "?" for c in shown)
     return clean(shown) if "-" in shown or "eyJ" in shown else shown

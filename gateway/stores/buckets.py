@@ -45,20 +45,24 @@ class LocalBuckets:
     def take(self, asked: list[Take]) -> list[Given]:
         """From all or from none; see `take_token.lua`, which does the same in Redis."""
         now = self._clock() * 1000
-        given, left, taken = [], [], True
-        for take in asked:
-            said, level = self._look(take, now)
-            given.append(said)
-            left.append(level)
-            if not said.gives:
-                taken = False
-        if taken:
-            for take, level in zip(asked, left, strict=True):
-                if take.kind == "rate":
-                    self._put(take, level, now)
-                elif take.kind == "slots":
-                    self._holders.setdefault(take.key, set()).add(str(take.c))
+        if len(asked) == 1:  # the commonest case by far: a caller's rate and nothing more
+            said, level = self._look(asked[0], now)
+            if said.gives:
+                self._keep(asked[0], level, now)
+            return [said]
+        looks = [self._look(take, now) for take in asked]
+        given = [said for said, _ in looks]
+        if all([said.gives for said in given]):
+            for take, (_, level) in zip(asked, looks, strict=True):
+                self._keep(take, level, now)
         return given
+
+    def _keep(self, take: Take, level: float, now: float) -> None:
+        """What was looked at is taken."""
+        if take.kind == "rate":
+            self._put(take, level, now)
+        elif take.kind == "slots":
+            self._holders.setdefault(take.key, set()).add(str(take.c))
 
     def _look(self, take: Take, now: float) -> tuple[Given, float]:
         """What a bucket says, and the level at which it would be left."""

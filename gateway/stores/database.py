@@ -10,7 +10,7 @@ import re
 import sqlite3
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,7 +182,7 @@ class SQLite:
             values = ", ".join([marks] * len(some))
             await conn.execute(
                 f"INSERT INTO calls_incoming VALUES {values}",  # noqa: S608
-                [value for row in some for value in row],
+                list(chain.from_iterable(some)),
             )
 
     async def close(self) -> None:

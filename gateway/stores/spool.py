@@ -73,7 +73,7 @@ class Spool:
 
         Raises OSError, also where the spool is full.
         """
-        data = b"".join(orjson.dumps(row) + b"\n" for row in rows)
+        data = b"\n".join([*map(orjson.dumps, rows), b""])
         if self._own is None or self.size + len(data) > self._max:
             raise OSError("the spool is full" if self._own else "there is no spool")
         if last and last.path and last.size < MAX_SEGMENT:
