@@ -50,7 +50,7 @@ class Alarm:
 
     def set(self, moment: float) -> None:
         """Let the timer go off at `moment`. The task that calls this is the one that waits."""
-        self._task = asyncio.current_task()
+        self._task = asyncio.current_task(self._timers.loop)
         self._set(moment)
 
     def _set(self, moment: float) -> None:

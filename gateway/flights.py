@@ -15,6 +15,7 @@ class Flights:
     def __init__(self, tell: Callable[[Any], None]) -> None:
         self._tell = tell
         self._under_way: dict[asyncio.Task[object], object] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()  # one of them has, while the process stops
         self.sending = 0  # whole answers; nobody has to be told, but none shall be cut
         self.stopping = False
@@ -25,7 +26,9 @@ class Flights:
 
     def begin(self, request: object) -> asyncio.Task[object]:
         """The current task is one of them, until `end`."""
-        task = asyncio.current_task()
+        if self._loop is None:  # asking for the running one is a system call
+            self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
         assert task is not None
         self._under_way[task] = request
         return task

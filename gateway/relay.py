@@ -60,7 +60,7 @@ class Run:
         self._asked = chat  # the same with its files as the present target takes them
         self._handover = Handover(upstream, attachments, chat) if has_media(chat.messages) else None
         self._targets = targets
-        self._loop = asyncio.get_running_loop()
+        self._loop = upstream.timers.loop  # asking for the running one is a system call
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
         self.timers = upstream.timers

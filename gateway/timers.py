@@ -30,7 +30,7 @@ class Timers:
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+        self.loop = loop
         self._order = count()  # of timers for the same moment; actions cannot be compared
         self._heap: list[tuple[float, int, Timer]] = []
         self._forgotten = 0  # about so many of the heap
@@ -42,7 +42,7 @@ class Timers:
 
     def now(self) -> float:
         """Loop time."""
-        return self._loop.time()
+        return self.loop.time()
 
     def set(self, moment: float, act: Callable[[], None]) -> Timer:
         """`act` is called at `moment`, in loop time."""
@@ -67,11 +67,11 @@ class Timers:
         if self._bell is not None:
             self._bell.cancel()
         self._rings_at = moment
-        self._bell = self._loop.call_at(moment, self._ring)
+        self._bell = self.loop.call_at(moment, self._ring)
 
     def _ring(self) -> None:
         """Call what is due. What that sets anew is for another time, even if it is due as well."""
-        now = self._loop.time()
+        now = self.loop.time()
         due = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heappop(self._heap)[2])

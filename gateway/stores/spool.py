@@ -73,7 +73,9 @@ class Spool:
 
         Raises OSError, also where the spool is full.
         """
-        data = b"\n".join([*map(orjson.dumps, rows), b""])
+        data = bytearray()  # not thousands of rows at once, and the memory that they would take
+        for row in rows:
+            data += orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
         if self._own is None or self.size + len(data) > self._max:
             raise OSError("the spool is full" if self._own else "there is no spool")
         if last and last.path and last.size < MAX_SEGMENT:
@@ -135,7 +137,7 @@ def _lock(folder: Path) -> Any:
     return file
 
 
-def _append(path: Path, data: bytes) -> None:
+def _append(path: Path, data: bytearray) -> None:
     """Whole or not at all: half a line would spoil the next one."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
