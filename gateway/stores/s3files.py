@@ -8,6 +8,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -47,6 +48,7 @@ class S3Files:
         self._stack = AsyncExitStack()
         self._client: Any = None
         self._aborting: set[asyncio.Task[None]] = set()
+        self._keeping: dict[str, asyncio.Task[dict[str, Any]]] = {}  # by key
 
     @property
     def has_public_links(self) -> bool:
@@ -84,8 +86,8 @@ class S3Files:
         )
 
     async def close(self) -> None:
-        if self._aborting:
-            await asyncio.wait(self._aborting, timeout=_ABORT_S)
+        if under_way := [*self._aborting, *self._keeping.values()]:
+            await asyncio.wait(under_way, timeout=_ABORT_S)
         await self._stack.aclose()
 
     async def _call(self, name: str, **how: Any) -> dict[str, Any]:
@@ -96,19 +98,33 @@ class S3Files:
                 answer: dict[str, Any] = await call(Bucket=self._bucket, **how)
         return answer
 
+    async def _keep(self, call: str, key: str, **how: Any) -> None:
+        """The request that makes `key` be there. It goes on if its caller is cancelled: a server
+        that has it all would go on too, and perhaps be done only after a deletion."""
+        task = asyncio.get_running_loop().create_task(self._call(call, Key=key, **how))
+        self._keeping[key] = task
+        task.add_done_callback(partial(self._kept, key))
+        await asyncio.shield(task)
+
+    def _kept(self, key: str, task: asyncio.Task[dict[str, Any]]) -> None:
+        self._keeping.pop(key, None)
+        if not task.cancelled():
+            task.exception()  # has been seen, also where nobody waits any more
+
     async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
         """In one request if it is small, else in parts."""
         key = self._prefix + name
-        how = {"Key": key, "ContentType": mime, "ContentDisposition": disposition}
+        how = {"ContentType": mime, "ContentDisposition": disposition}
         if self._s3.acl:
             how["ACL"] = self._s3.acl
         parts = _Parts(chunks)
         part = await parts.next()
         if parts.is_over:
-            await self._call("put_object", Body=part, **how)
+            await self._keep("put_object", key, Body=part, **how)
             return parts.size
-        begun = await self._call("create_multipart_upload", **how)
-        at = {"Key": key, "UploadId": begun["UploadId"]}
+        begun = await self._call("create_multipart_upload", Key=key, **how)
+        upload = begun["UploadId"]
+        at = {"Key": key, "UploadId": upload}
         try:
             etags: list[str] = []
             while part.size:
@@ -118,7 +134,8 @@ class S3Files:
                 part = _Part()  # lets go of its memory before the next one gathers
                 part = await parts.next()
             whole = {"Parts": [{"ETag": e, "PartNumber": i} for i, e in enumerate(etags, 1)]}
-            await self._call("complete_multipart_upload", MultipartUpload=whole, **at)
+            last = "complete_multipart_upload"
+            await self._keep(last, key, MultipartUpload=whole, UploadId=upload)
         except BaseException:
             self._abort(at)
             raise
@@ -138,7 +155,7 @@ class S3Files:
 
     async def write(self, name: str, data: bytes) -> None:
         key = self._prefix + name
-        await self._call("put_object", Key=key, Body=data, ContentType="application/json")
+        await self._keep("put_object", key, Body=data, ContentType="application/json")
 
     async def read(self, name: str) -> bytes:
         async with self.source(name) as source:
@@ -155,7 +172,10 @@ class S3Files:
 
     async def delete(self, names: Iterable[str]) -> None:
         for name in names:  # one by one: not all servers know the call for many
-            await self._call("delete_object", Key=self._prefix + name)
+            key = self._prefix + name
+            if keeping := self._keeping.get(key):
+                await asyncio.wait([keeping])
+            await self._call("delete_object", Key=key)
 
     async def days(self) -> list[str]:
         folders = [f"{self._prefix}uploads/"]

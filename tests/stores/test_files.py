@@ -331,6 +331,46 @@ async def test_a_cancelled_upload_leaves_nothing_whenever_it_comes(storage):
         assert await leftovers(files) == []
 
 
+@pytest.mark.parametrize("which", [".txt", ".json"])
+async def test_a_cancelled_upload_that_the_bucket_has_already_leaves_nothing(shared_s3, which):
+    """The bucket goes on with a request it has all of, and may come to it after the deletion."""
+    has_come, may_go_on = asyncio.Event(), asyncio.Event()
+    port = int(shared_s3.url.rpartition(":")[2])
+
+    async def copy(source, sink):
+        begins = b""
+        with suppress(ConnectionError):
+            while data := await source.read(1 << 20):
+                begins = begins or data
+                line = begins.partition(b"\r\n")[0]
+                is_the_put = line.startswith(b"PUT ") and which.encode() in line
+                if is_the_put and b"100-continue" not in data:
+                    has_come.set()
+                    await may_go_on.wait()
+                sink.write(data)
+                await sink.drain()
+        sink.close()
+
+    async def relay(reader, writer):
+        other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, other_writer), copy(other_reader, writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0, limit=1 << 20)
+    storage = shared_s3.storage(shared_s3.bucket(f"kept-{which[1:]}"))
+    behind = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with opened(storage | {"s3": storage["s3"] | {"endpoint": behind}}) as files:
+        task = asyncio.create_task(add(files))
+        await has_come.wait()
+        task.cancel()
+        await asyncio.sleep(0.1)  # for a deletion that would not wait
+        may_go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    server.close()
+    async with opened(storage) as files:
+        assert await everything(files) == []
+
+
 async def test_uploads_race_with_the_deletion_of_the_days_last_file(tmp_path):
     async with opened({"url": f"file:{tmp_path}"}) as files:
 
