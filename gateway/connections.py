@@ -46,6 +46,12 @@ class _Connection(Caller, RequestHandler):
     """aiohttp's connection, but what is not HTTP is answered like every other error, and whoever
     writes can be told when the client does not read."""
 
+    __slots__ = ("is_full", "on_full")  # thousands of streams would each keep a dictionary
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.is_full, self.on_full = False, None
+        super().__init__(*args, **kwargs)
+
     def connection_made(self, transport: BaseTransport) -> None:
         server = self._manager
         if isinstance(server, _Server) and len(server.connections) >= server.most:

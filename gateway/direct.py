@@ -106,6 +106,7 @@ def _head(fixed: str, context: Context, headers: dict[str, str]) -> str:
     headers[headernames.REQUEST_ID] = context.request_id
     if context.limits:
         headers |= context.limits
+        context.limits = None
     lines = "\r\n".join(map(": ".join, headers.items()))
     return f"{fixed}{lines}\r\nDate: {http_date(time.time())}\r\n"
 

@@ -33,9 +33,7 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         if route is None or route.limit is None:
             return await handler(request)
         app, context = request.app, request[CONTEXT]
-        asked = _asked(context, state_of(request).config.rate_limits, route.limit)
-        given = await app[BUCKETS].take(asked)
-        _judge(app, context, route.limit, asked, given)
+        held = await _admit(app, context, state_of(request).config.rate_limits, route.limit)
         if route.limit != "chat":
             return await handler(request)
         caller = context.caller
@@ -46,11 +44,20 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         try:
             return await handler(request)
         finally:
-            # Of what was taken for good there is nothing more to do.
-            if rest := [take for take in asked if take.kind != "rate"]:
-                _settle(app[BUCKETS], rest, call)
+            if held:
+                _settle(app[BUCKETS], held, call)
 
     return middleware
+
+
+async def _admit(
+    app: web.Application, context: Context, limits: RateLimits, class_: Class
+) -> list[Take]:
+    """What has to be settled when the call is over; nothing else, since a stream keeps it. Raises
+    RateLimited or one of its kind."""
+    asked = _asked(context, limits, class_)
+    _judge(app, context, class_, asked, await app[BUCKETS].take(asked))
+    return [take for take in asked if take.kind != "rate"]
 
 
 def _settle(buckets: Buckets, asked: list[Take], call: Call) -> None:
