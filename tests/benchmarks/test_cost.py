@@ -18,11 +18,11 @@ import targets
 from measure import Load, Rig, Sample, figure, long_streams, ratio, whole_requests
 from targets import GatewayFiles, Server, Target
 
-# Of bare aiohttp's cost. An event is passed on for about 0.6 of it, a request for about 1.7.
+# Of bare aiohttp's cost. An event is passed on for about 0.6 of it, a request for about 1.4.
 EVENT_LIMIT = 1.1
-REQUEST_LIMIT = 2.4
+REQUEST_LIMIT = 2.0
 OPEN_STREAMS = 300  # each takes two of the 1,024 files that a process may have open at least
-OPEN_STREAM_LIMIT_KIB = 24  # each takes 17
+OPEN_STREAM_LIMIT_KIB = 24  # each takes 19
 TRIES = 2  # noise only ever adds, so of two tries the cheaper one says more
 
 STREAMS = long_streams(100, window_s=0.5, spread_s=0.2)
