@@ -70,17 +70,27 @@ class Growth:
             )
 
     def replicas(self) -> dict[int, Rounds]:
-        """A fixed number of streams, dealt out over more and more replicas on the same core."""
+        """A fixed number of streams, dealt out over more and more replicas on the same core. What
+        the core takes for its turning from one to another shows in as many nginx, which share
+        nothing."""
         with contextlib.ExitStack() as stack:
             redis = stack.enter_context(_redis(self._rig.folder))
             most = max(REPLICAS)
             running = [
                 self._start(stack, self._files(f"replica-{n}", redis=redis)) for n in range(most)
             ]
-            target = targets.gateway("dify")
-            return self._events_and_requests(
-                {count: (running[:count], target, 1) for count in self._levels(REPLICAS)}
-            )
+            target, levels = targets.gateway("dify"), self._levels(REPLICAS)
+            cases = self._cases({count: (running[:count], target, 1) for count in levels})
+            if targets.has_nginx():
+                others = [self._start_nginx(stack, n) for n in range(most)]
+                passed, load = targets.passed("nginx", "dify"), self._all_streams
+                for count in levels:
+                    cases[f"event, nginx {count}"] = self._case(passed, others[:count], load)
+            return _by_count(interleaved(self._rounds, cases))
+
+    @property
+    def _all_streams(self) -> Load:
+        return long_streams(_CONNECTIONS, self._window_s)
 
     def _files(self, name: str, **settings: Any) -> GatewayFiles:
         return GatewayFiles(self._rig.folder / name, self._rig.upstream.port, **settings).write()
@@ -91,19 +101,31 @@ class Growth:
         stack.callback(server.process.stop)
         return server
 
+    def _start_nginx(self, stack: contextlib.ExitStack, number: int) -> Server:
+        folder = self._rig.folder / f"nginx-{number}"
+        folder.mkdir()
+        server = targets.nginx(folder, self._rig.upstream.port)
+        stack.callback(server.process.stop)
+        return server
+
     def _events_and_requests(
         self, levels: dict[int, tuple[list[Server], Target, int]]
     ) -> dict[int, Rounds]:
+        return _by_count(interleaved(self._rounds, self._cases(levels)))
+
+    def _cases(
+        self, levels: dict[int, tuple[list[Server], Target, int]]
+    ) -> dict[str, Callable[[], Sample]]:
         cases = {}
         for count, (servers, target, vary) in levels.items():
-            events = long_streams(_CONNECTIONS, self._window_s)
+            events = self._all_streams
             # With fewer for each, a replica would find less to do at a time, which costs more.
             requests = whole_requests(_ASKING * len(servers), self._window_s)
             whole = target if target.agent.startswith("agent") else replace(target, agent="openai")
             for name, aim, load in (("event", target, events), ("request", whole, requests)):
                 varied = replace(load, vary=min(vary, load.connections))
                 cases[f"{name} {count}"] = self._case(aim, servers, varied)
-        return _by_count(interleaved(self._rounds, cases))
+        return cases
 
     def _case(self, target: Target, servers: list[Server], load: Load) -> Callable[[], Sample]:
         return lambda: self._rig.measure(target, servers, load)

@@ -212,9 +212,10 @@ def curves(growth: Results) -> dict[str, dict[str, dict[int, Figure]]]:
             for server, by_count in growth["streams"].items()
         }
         for varied in _VARIED:
+            by_count = growth[varied]
             out[varied] = {
-                unit: {int(n): of(s[unit], "cpu_us") for n, s in growth[varied].items()}
-                for unit in ("event", "request")
+                unit: {int(n): of(s[unit], "cpu_us") for n, s in by_count.items()}
+                for unit in next(iter(by_count.values()))
             }
     return out
 
