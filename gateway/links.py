@@ -52,6 +52,7 @@ class Links:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._open: dict[Link, Origin] = {}
+        self._on_free = self._freed  # bound once, not for each of thousands
         self._idle: dict[Origin, dict[Link, None]] = {}  # the most recently used last
         self._known: dict[tuple[str, int], tuple[float, list[Any]]] = {}
         self._sweep: asyncio.TimerHandle | None = None
@@ -73,7 +74,7 @@ class Links:
             happy_eyeballs_delay=_NEXT_S,
             interleave=1,
         )
-        link = Link(self._freed)
+        link = Link(self._on_free)
         self._open[link] = origin
         try:
             await self._loop.create_connection(

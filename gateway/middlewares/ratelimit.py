@@ -1,6 +1,6 @@
 """Take what a request costs from the caller's buckets, or refuse it."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 from aiohttp import web
@@ -52,15 +52,15 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
 
 async def _admit(
     app: web.Application, context: Context, limits: RateLimits, class_: Class
-) -> list[Take]:
+) -> tuple[Take, ...]:
     """What has to be settled when the call is over; nothing else, since a stream keeps it. Raises
     RateLimited or one of its kind."""
     asked = _asked(context, limits, class_)
     _judge(app, context, class_, asked, await app[BUCKETS].take(asked))
-    return [take for take in asked if take.kind != "rate"]
+    return tuple([take for take in asked if take.kind != "rate"])
 
 
-def _settle(buckets: Buckets, asked: list[Take], call: Call) -> None:
+def _settle(buckets: Buckets, asked: Sequence[Take], call: Call) -> None:
     """The call is over."""
     buckets.release(asked)
     if not (call.agent and call.was_asked):  # refused before: that uses up no quota

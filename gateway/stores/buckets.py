@@ -9,7 +9,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from math import ceil
 from typing import Any, TypeVar
 
@@ -184,7 +184,7 @@ class Buckets:
                     self._owed.pop(str(take.c), None)
         return given
 
-    def release(self, asked: list[Take]) -> None:
+    def release(self, asked: Sequence[Take]) -> None:
         """Give back the slots; nothing waits for it."""
         for take in asked:
             if take.kind == "slots":
@@ -192,7 +192,7 @@ class Buckets:
                 if self._held.pop(str(take.c), None) is not None:
                     self._owe(take)
 
-    def uncount(self, asked: list[Take]) -> None:
+    def uncount(self, asked: Sequence[Take]) -> None:
         """Give back a call of each quota; nothing waits for it."""
         for take in asked:
             if take.quota is not None:
@@ -200,7 +200,7 @@ class Buckets:
                 if self._redis is not None and not self.away:
                     self._spawn(self._quietly(self._redis.uncount(take)))
 
-    def spend(self, asked: list[Take], tokens: int) -> None:
+    def spend(self, asked: Sequence[Take], tokens: int) -> None:
         """Take what an answer used from the buckets of tokens; nothing waits for it."""
         for take in asked:
             if take.kind == "tokens" and tokens:
