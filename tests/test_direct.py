@@ -11,7 +11,6 @@ from gateway import direct
 from gateway.direct import SEEN, answer_json, begin_stream
 from gateway.keys import FLIGHTS, Context
 
-DEMO = {"bot": {"platform": "dify", "base_url": "demo:", "mode": "chat"}}
 QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
 # They differ from one answer to the next.
 CHANGING = ("date", "x-request-id", "x-conversation-id")
@@ -47,6 +46,18 @@ async def asked(gw: Any, *questions: bytes) -> list[tuple[str, dict[str, str], b
 
 
 @pytest.fixture
+def agents(demo):
+    """`await agents("bot")`: one agent of that name, which answers without pauses."""
+
+    async def start(name: str = "bot") -> dict[str, dict[str, str]]:
+        served = await demo("dify", key="app-key")
+        dify = {"platform": "dify", "base_url": served.url, "api_key": "app-key", "mode": "chat"}
+        return {name: dify}
+
+    return start
+
+
+@pytest.fixture
 def sent(monkeypatch) -> list[bool]:
     """For each whole answer, whether it was written directly."""
     out: list[bool] = []
@@ -62,8 +73,8 @@ def sent(monkeypatch) -> list[bool]:
 
 @pytest.mark.parametrize("limits", [{"chat": None}, {"chat": "9/s"}, {"tokens": "9999999/min"}])
 @pytest.mark.parametrize("name", ["bot", "机器人"])
-async def test_both_ways_send_the_same_headers(name, limits, gateway, sent, monkeypatch):
-    gw = await gateway(agents={name: DEMO["bot"]}, rate_limits=limits)
+async def test_both_ways_send_the_same_headers(name, limits, agents, gateway, sent, monkeypatch):
+    gw = await gateway(agents=await agents(name), rate_limits=limits)
     got = []
     for seen in (SEEN, ()):
         monkeypatch.setattr(direct, "SEEN", seen)
@@ -78,8 +89,8 @@ async def test_both_ways_send_the_same_headers(name, limits, gateway, sent, monk
     )
 
 
-async def test_both_ways_date_their_answers_alike(gateway, sent, monkeypatch):
-    gw = await gateway(agents=DEMO)
+async def test_both_ways_date_their_answers_alike(agents, gateway, sent, monkeypatch):
+    gw = await gateway(agents=await agents())
     for seen in (SEEN, ()):
         monkeypatch.setattr(direct, "SEEN", seen)
         monkeypatch.setattr("gateway.direct.time.time", lambda: 1_800_000_000.9)
@@ -89,8 +100,8 @@ async def test_both_ways_date_their_answers_alike(gateway, sent, monkeypatch):
     assert sent == [True, False]
 
 
-async def test_questions_sent_at_once_are_answered_one_after_another(gateway, sent):
-    gw = await gateway(agents=DEMO)
+async def test_questions_sent_at_once_are_answered_one_after_another(agents, gateway, sent):
+    gw = await gateway(agents=await agents())
     ids = [f"question-{n}" for n in range(5)]
     answers = await asked(gw, *(question("1.1", f"x-request-id: {id_}") for id_ in ids))
     assert [headers["x-request-id"] for _, headers, _ in answers] == ids
@@ -98,10 +109,12 @@ async def test_questions_sent_at_once_are_answered_one_after_another(gateway, se
 
 
 @pytest.mark.parametrize("seen", [SEEN, ()], ids=["seen", "unknown"])
-async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(seen, gateway, monkeypatch):
+async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(
+    seen, agents, gateway, monkeypatch
+):
     """It stops reading in their midst, and goes on when they are read."""
     monkeypatch.setattr(direct, "SEEN", seen)
-    gw = await gateway(agents=DEMO)
+    gw = await gateway(agents=await agents())
     long = QUESTION.replace(b"hi", b"h" * 500_000)
     for _ in range(2):
         answers = await asked(gw, question(body=long), question(), question(body=long))
@@ -118,8 +131,10 @@ async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(seen, gatewa
         ("1.1", "Connection: Upgrade\r\nUpgrade: websocket", {"server": "ai-gateway"}),
     ],
 )
-async def test_what_is_not_quite_plain_is_left_to_aiohttp(version, header, expected, gateway, sent):
-    gw = await gateway(agents=DEMO)
+async def test_what_is_not_quite_plain_is_left_to_aiohttp(
+    version, header, expected, agents, gateway, sent
+):
+    gw = await gateway(agents=await agents())
     ((first, headers, body),) = await asked(gw, question(version, header))
     assert first == f"HTTP/{version} 200 OK"
     if expected != {"connection": "close"} or version == "1.1":
@@ -128,16 +143,18 @@ async def test_what_is_not_quite_plain_is_left_to_aiohttp(version, header, expec
     assert sent == [False]
 
 
-async def test_a_long_answer_is_left_to_aiohttp(gateway, sent, monkeypatch):
+async def test_a_long_answer_is_left_to_aiohttp(agents, gateway, sent, monkeypatch):
     monkeypatch.setattr(direct, "MAX_BODY", 10)
-    gw = await gateway(agents=DEMO)
+    gw = await gateway(agents=await agents())
     ((_, _, body),) = await asked(gw, question())
     assert len(body) > 10
     assert sent == [False]
 
 
-async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(gateway, sent, monkeypatch):
-    gw = await gateway(agents=DEMO)
+async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(
+    agents, gateway, sent, monkeypatch
+):
+    gw = await gateway(agents=await agents())
     flights = gw.app[FLIGHTS]
 
     def stop(*args: Any) -> Any:
@@ -193,8 +210,8 @@ def begun(monkeypatch) -> list[bool]:
 
 @pytest.mark.parametrize("limits", [{"chat": None}, {"chat": "9/s"}, {"tokens": "9999999/min"}])
 @pytest.mark.parametrize("name", ["bot", "机器人"])
-async def test_both_ways_begin_a_stream_alike(name, limits, gateway, begun, monkeypatch):
-    gw = await gateway(agents={name: DEMO["bot"]}, rate_limits=limits)
+async def test_both_ways_begin_a_stream_alike(name, limits, agents, gateway, begun, monkeypatch):
+    gw = await gateway(agents=await agents(name), rate_limits=limits)
     got = []
     for seen in (SEEN, ()):
         monkeypatch.setattr(direct, "SEEN", seen)
@@ -217,9 +234,9 @@ async def test_both_ways_begin_a_stream_alike(name, limits, gateway, begun, monk
     ],
 )
 async def test_a_stream_that_is_not_quite_plain_is_left_to_aiohttp(
-    version, header, expected, gateway, begun
+    version, header, expected, agents, gateway, begun
 ):
-    gw = await gateway(agents=DEMO)
+    gw = await gateway(agents=await agents())
     first, headers, text = await streamed(gw, stream_question(header, version=version))
     assert first == f"HTTP/{version} 200 OK"
     assert headers.get(expected[0]) == expected[1]
@@ -227,8 +244,8 @@ async def test_a_stream_that_is_not_quite_plain_is_left_to_aiohttp(
     assert begun == [False]
 
 
-async def test_a_question_behind_a_stream_is_answered_after_it(gateway, begun, sent):
-    gw = await gateway(agents=DEMO)
+async def test_a_question_behind_a_stream_is_answered_after_it(agents, gateway, begun, sent):
+    gw = await gateway(agents=await agents())
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
     writer.write(stream_question() + question() + stream_question())
     assert b"chunked" in await reader.readuntil(b"\r\n\r\n")

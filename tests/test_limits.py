@@ -2,11 +2,13 @@
 
 import asyncio
 import contextlib
+import re
 
 import aiohttp
 import pytest
 import yaml
 from conftest import AGENTS, UNLIMITED, Script, streamed
+from redis import asyncio as aioredis
 from test_cli import serving
 
 from gateway.keys import BUCKETS
@@ -274,6 +276,7 @@ async def processes(number: int, folder, redis: str, agent: dict):
 
 
 async def test_of_120_calls_over_three_processes_60_pass(tmp_path, redis_server, demo):
+    """Where each limits by itself meanwhile, since this machine leaves Redis no 50 ms, try again."""
     served = await demo("dify")
     agent = {**AGENTS["dify"], "base_url": served.url}
     async with (
@@ -286,9 +289,25 @@ async def test_of_120_calls_over_three_processes_60_pass(tmp_path, redis_server,
                 await answer.read()
                 return answer.status
 
-        began = asyncio.get_running_loop().time()
-        statuses = await asyncio.gather(*(ask(i) for i in range(120)))
-        took = asyncio.get_running_loop().time() - began
+        async def told(what: str) -> list[float]:
+            pages = [await (await client.get(f"{url}/metrics")).text() for url in urls]
+            found = [re.search(rf"^gateway_{what} (\S+)$", page, re.MULTILINE) for page in pages]
+            return [float(one[1]) for one in found if one]
+
+        for _ in range(5):
+            failures = await told("redis_failures_total")
+            assert len(failures) == 3
+            began = asyncio.get_running_loop().time()
+            statuses = await asyncio.gather(*(ask(i) for i in range(120)))
+            took = asyncio.get_running_loop().time() - began
+            if await told("redis_failures_total") == failures:
+                break
+            while await told("redis_up") != [1, 1, 1]:
+                await asyncio.sleep(0.1)
+            async with aioredis.from_url(redis_server.url) as redis:
+                await redis.flushall()
+        else:
+            raise AssertionError("Redis was too slow each time")
     assert 60 <= statuses.count(200) <= 60 + took + 1
     assert set(statuses) == {200, 429}
 

@@ -27,6 +27,7 @@ _RENEW_S = LEASE_S / 3
 _PATIENCE_S = 1.0  # for what nobody waits for
 _MAX_BACKGROUND = 10_000
 _LATE = 1.3  # times the deadline: when the loop notices it so late, it was itself too slow
+_ROUNDS = 10  # of the loop, that an answer may need from the socket to whom it is for
 _HAIR = 1e-6  # fractions that add up to one may come to 0.999999
 _PROBE = Take("rate", "{probe}:rate", 1, 1000.0, 1)
 
@@ -311,6 +312,10 @@ class Buckets:
                 # The loop was busy with other things for longer than Redis had: the answer may
                 # have come and only not been read.
                 await asyncio.wait({task}, timeout=seconds)
+            for _ in range(_ROUNDS):  # or it was busy all the time, in many small steps
+                if task.done():
+                    break
+                await asyncio.sleep(0)
         except BaseException:
             is_waited_for = False
             raise
