@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -210,6 +211,7 @@ def probe(args: argparse.Namespace) -> int:
 
 
 def serve(args: argparse.Namespace) -> int:
+    _collect_garbage_less()
     config = _load(args)
     if config is None:
         return 1
@@ -232,6 +234,14 @@ def serve(args: argparse.Namespace) -> int:
         except StartError as error:
             print(f"Cannot start: {error}", file=sys.stderr)
             return 1
+
+
+def _collect_garbage_less() -> None:
+    """What is made per event is freed by its reference count; only cycles wait for the collector,
+    and they are few. With 200 streams open its walks were a sixth of an event's cost, and they are
+    a part of the start: what is loaded stays.
+    """
+    gc.set_threshold(50_000, 20, 100)
 
 
 class _JsonFormatter(logging.Formatter):

@@ -61,7 +61,7 @@ async def serve(config: Config, path: Path, load: Load) -> int:
         if main is None:
             return 1
         _greet(config, main.addresses[0][1])
-        _collect_garbage_less()
+        gc.freeze()  # what has been loaded is in no collection any more
         watching = asyncio.ensure_future(reloads.watch())
         try:
             await stop.wait()
@@ -266,17 +266,6 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
-
-
-def _collect_garbage_less() -> None:
-    """Leave what has been loaded out of every collection, and collect less often.
-
-    With 200 streams open the collector's walks were a sixth of an event's cost. What is made per
-    event is freed by its reference count; only cycles wait for the collector, and they are few.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)
 
 
 def _greet(config: Config, port: int) -> None:
