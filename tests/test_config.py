@@ -80,6 +80,26 @@ extra: 1
     assert len(found) == len(starts)
 
 
+@pytest.mark.parametrize("name", ["a", "模型", "org/model:7b", "x" * 128])
+def test_a_name_may_be_what_clients_call_a_model(name):
+    assert list(parse(f'agents: {{"{name}": {{platform: dify}}}}', {}).agents) == [name]
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("x" * 129, "should have at most 128 characters"),
+        ("/a", "contains characters that are not allowed here"),
+        (r"a\n", "contains characters that are not allowed here"),
+        (" a", "contains characters that are not allowed here"),
+    ],
+)
+def test_a_name_that_no_header_or_path_could_carry_is_refused(name, words):
+    agents, routes = f'"{name}": {{platform: dify}}', f'"{name}": [a]'
+    assert any(words in problem for problem in problems(f"agents: {{{agents}}}"))
+    assert any(words in problem for problem in problems(f"{AGENT}routes: {{{routes}}}"))
+
+
 @pytest.mark.parametrize(
     ("text", "seconds"), [("500ms", 0.5), ("30s", 30), ("1.5m", 90), ("2h", 7200), ("7", 7), (9, 9)]
 )
