@@ -84,7 +84,10 @@ class PassThrough:
         failed: Failed | None = None
         says_nothing = False
         if _is_odd(data):
-            data, failed = self._look_closer(data)
+            if _is_plain_end(data):
+                self.done = True
+            else:
+                data, failed = self._look_closer(data)
         if b'"usage"' in data and _USAGE.search(data):
             self._usage = _last_usage(data) or self._usage
             if self._hides_usage:
@@ -201,6 +204,12 @@ def _is_odd(data: bytes) -> bool:
     )
 
 
+def _is_plain_end(data: bytes) -> bool:
+    """Whether the end at its end is all that is odd about it, as it nearly always is."""
+    rest = data[: -len(DONE)]
+    return data.endswith(DONE) and (not rest or rest.endswith(b"\n\n")) and not _is_odd(rest)
+
+
 def _after(data: bytes, mark: bytes) -> int:
     at = data.rfind(mark)
     return at + len(mark) if at >= 0 else 0
@@ -224,6 +233,10 @@ def _error_of(payload: bytes) -> Any:
 
 
 def _last_usage(data: bytes) -> Usage | None:
+    at = data.rfind(b'"usage"')
+    line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
+    if line.startswith(b"data:") and (usage := read_usage(_object(line[5:]).get("usage"))):
+        return usage
     found = None
     for event in Parser(len(data) + 2).feed(data):
         if _USAGE.search(event.data):

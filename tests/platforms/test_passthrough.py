@@ -1,0 +1,96 @@
+"""What is passed through depends on the bytes that came, not on how the network cut them."""
+
+import pytest
+from decoding import feed
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.messages import Delta, Failed, Finish, Raw
+from gateway.passthrough import PassThrough
+from gateway.platforms.openai_compatible import explain_error
+
+
+def event(members: str) -> bytes:
+    return b'data: {"id":"x",%b}\n\n' % members.encode()
+
+
+CONTENT = event('"choices":[{"index":0,"delta":{"content":"你好"}}]')
+FINISH = event('"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]')
+USAGE = event('"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}')
+LATER_USAGE = event('"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":5}')
+PIECES = [
+    CONTENT,
+    FINISH,
+    USAGE,
+    LATER_USAGE,
+    event('"choices":[{"delta":{"content":"data: [DONE]"}}]'),
+    event('"choices":[{"delta":{"content":"an \\"error\\" in its \\"usage\\": {"}}]'),
+    event('"choices":[],"usage":null'),
+    event('"choices":[],"x_groq":{"usage":{"prompt_tokens":7}}'),
+    b'data: {"choices":[],\ndata: "usage":{"prompt_tokens":8}}\n\n',
+    USAGE.replace(b"\n", b"\r\n"),
+    USAGE.replace(b"\n", b"\r"),
+    b'data: {"choices":[{"delta":{"content":"x"}}]}\ndata: [DONE]\n\n',
+    b"data: not JSON\n\n",
+    b": a comment\n\n",
+    b"id: 7\n\n",
+    b"data:\n\n",
+]
+DONE = [
+    b"data: [DONE]\n\n",
+    b"data:[DONE]\n\n",
+    b"data: [DONE]\r\n\r\n",
+    b"id: 7\ndata: [DONE]\n\n",
+]
+
+
+def passed(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> object:
+    decoder = PassThrough(lambda error: explain_error("It", error or {}, ""), hides_usage)
+    deltas = feed(decoder, raw, size)
+    return b"".join(d.data for d in deltas if isinstance(d, Raw)), _end(deltas[-1])
+
+
+def _end(delta: Delta) -> object:
+    return delta.error.message if isinstance(delta, Failed) else getattr(delta, "usage", None)
+
+
+@given(
+    pieces=st.lists(st.sampled_from(PIECES), max_size=5),
+    ends=st.lists(st.sampled_from([*DONE, CONTENT]), max_size=2),
+    size=st.integers(1, 200),
+    hides_usage=st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_any_split_passes_the_same(pieces, ends, size, hides_usage):
+    raw = b"".join([CONTENT, *pieces, *ends])
+    whole = passed(raw, hides_usage=hides_usage)
+    assert passed(raw, size, hides_usage=hides_usage) == whole
+
+
+@pytest.mark.parametrize("done", DONE)
+def test_an_answer_that_comes_in_one_read_is_whole_and_counted(done):
+    raw = CONTENT + FINISH + USAGE + done
+    data, usage = passed(raw + CONTENT)  # nothing follows the end
+    assert data == raw
+    assert (usage.prompt, usage.completion, usage.total) == (1, 2, 3)
+
+
+def test_the_last_usage_counts():
+    _, usage = passed(CONTENT + USAGE + LATER_USAGE + PIECES[4] + PIECES[6] + DONE[0])
+    assert (usage.prompt, usage.completion, usage.total) == (4, 5, 9)
+
+
+def test_an_end_without_its_mark_is_given_one_if_the_answer_was_finished():
+    assert passed(CONTENT + FINISH)[0] == CONTENT + FINISH + DONE[0]
+    data, words = passed(CONTENT)
+    assert data == CONTENT
+    assert "ended before it was complete" in words
+
+
+def test_the_end_is_one_event_of_its_own():
+    deltas = feed(
+        PassThrough(lambda error: explain_error("It", error or {}, "")), CONTENT + DONE[0]
+    )
+    assert [type(delta) for delta in deltas] == [Raw, Finish]
+    words = passed(CONTENT + PIECES[11])[1]
+    assert "ended before it was complete" in words
