@@ -4,8 +4,7 @@ These models are the schema; `config/config.schema.json` is generated from them 
 """
 
 import re
-from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -16,63 +15,30 @@ from pydantic import (
     Discriminator,
     Field,
     Tag,
-    WithJsonSchema,
     field_validator,
     model_validator,
 )
 
+from gateway.configvalues import (
+    Age,
+    AnyRate,
+    Duration,
+    HeaderValue,
+    Network,
+    OptionalText,
+    Port,
+    PublicAddress,
+    Rate,
+    Size,
+    empty_is_none,
+    public_address,
+    with_a_port,
+)
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
 from gateway.secret import Secret
 
 DEMO = "demo:"
 SHORTEST_SECRET = 32  # characters of a secret that tokens are signed with
-
-_UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
-_UNITS_BYTES = {"": 1, "b": 1}
-_UNITS_BYTES |= {f"{p}b": 1000**i for i, p in enumerate(("k", "m", "g"), 1)}
-_UNITS_BYTES |= {f"{p}ib": 1024**i for i, p in enumerate(("k", "m", "g"), 1)}
-
-
-def _duration(value: Any) -> Any:
-    """Seconds from `90`, `"90s"`, `"1.5m"`, `"500ms"`, `"2h"` or `"7d"`."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value)
-        if not match:
-            raise ValueError("must be a duration such as 500ms, 30s, 5m, 2h or 30d")
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
-    return value
-
-
-def _size(value: Any) -> Any:
-    """Bytes from `1048576`, `"10MiB"` or `"100MB"`."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", value)
-        if not match or match[2].lower() not in _UNITS_BYTES:
-            raise ValueError("must be a size such as 512KiB, 10MiB or 100MB")
-        return int(float(match[1]) * _UNITS_BYTES[match[2].lower()])
-    return value
-
-
-class Rate(NamedTuple):
-    """So many at once, and so many per second afterwards: `60/min` is `Rate(60, 1.0)`."""
-
-    capacity: int
-    per_s: float
-
-
-_PERIODS_S = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86_400}
-_PERIODS_S["day"] = _PERIODS_S["d"]
-
-
-def parse_rate(value: Any) -> Any:
-    """`Rate` from `60/min`, `5/s` or `1000/day`."""
-    if isinstance(value, Rate):
-        return value
-    text = value if isinstance(value, str) and len(value) <= 32 else ""
-    match = re.fullmatch(r"\s*([1-9][0-9]{0,8})\s*/\s*([a-z]{1,4})\s*", text)
-    if not match or match[2] not in _PERIODS_S:
-        raise ValueError("must be a rate such as 60/min, 5/s or 1000/day")
-    return Rate(int(match[1]), int(match[1]) / _PERIODS_S[match[2]])
 
 
 def _web_address(value: str) -> str:
@@ -90,43 +56,9 @@ def _web_address(value: str) -> str:
     return value.rstrip("/")
 
 
-def _with_a_port(url: Secret) -> Secret:
-    """The same, if what stands behind its host can be a port. Several hosts are the driver's."""
-    try:
-        parts = urlsplit(url.reveal())
-        if "," not in parts.netloc:
-            _ = parts.port
-    except ValueError:
-        raise ValueError(
-            "is not a URL: check its host and port, and write / : @ # ? of a password as %2F %3A"
-            " %40 %23 %3F"
-        ) from None
-    return url
-
-
-def _network(value: Any) -> Any:
-    try:
-        return ip_network(value)
-    except ValueError:
-        raise ValueError("must be an address or a network such as 10.0.0.0/8") from None
-
-
 def _a_day_or_more(value: float) -> float:
     if value < 86_400:
         raise ValueError("must be a day or more (1d): files are deleted by whole days")
-    return value
-
-
-def _public_address(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
-        raise ValueError("must be an http:// or https:// address without a query")
-    return value.rstrip("/")
-
-
-def _header(value: Secret) -> Secret:
-    if not re.fullmatch(r"[\t\x20-\x7e\x80-\U0010ffff]*", value.reveal()):
-        raise ValueError("contains characters that are not allowed here")
     return value
 
 
@@ -139,47 +71,7 @@ def _lower(value: Any) -> Any:
     return value.lower().removeprefix(".") if isinstance(value, str) else value
 
 
-def _empty_is_none(value: Any) -> Any:
-    return None if value == "" else value
-
-
-def _units(schema: dict[str, Any]) -> WithJsonSchema:
-    return WithJsonSchema({"anyOf": [{"type": "number"}, {"type": "string", **schema}]})
-
-
-Duration = Annotated[
-    float,
-    BeforeValidator(_duration),
-    Field(gt=0, le=7 * 86_400),
-    _units({"description": "a duration such as 500ms, 30s, 5m or 2h"}),
-]
-Size = Annotated[
-    int,
-    BeforeValidator(_size),
-    Field(gt=0),
-    _units({"description": "a size such as 512KiB, 10MiB or 100MB"}),
-]
-Age = Annotated[
-    float,
-    BeforeValidator(_duration),
-    Field(gt=0, le=3660 * 86_400),
-    _units({"description": "a duration such as 12h, 30d or 400d"}),
-]
-AnyRate = Annotated[
-    Rate,
-    BeforeValidator(parse_rate),
-    WithJsonSchema({"type": "string", "description": "a rate such as 60/min, 5/s or 1000/day"}),
-]
-Network = Annotated[
-    IPv4Network | IPv6Network,
-    BeforeValidator(_network),
-    WithJsonSchema({"type": "string", "description": "an address or a network: 10.0.0.0/8"}),
-]
-PublicAddress = Annotated[str, AfterValidator(_public_address)]
 BaseUrl = Annotated[str, AfterValidator(_web_address)]
-Port = Annotated[int, Field(ge=0, le=65_535)]
-OptionalText = Annotated[str | None, BeforeValidator(_empty_is_none)]
-HeaderValue = Annotated[Secret, AfterValidator(_header)]  # some hold credentials
 
 
 class Model(BaseModel):
@@ -207,7 +99,7 @@ class Server(Model):
     port: Port = 3000
     reuse_port: bool = False
     ops_host: OptionalText = None
-    ops_port: Annotated[Port | None, BeforeValidator(_empty_is_none)] = None
+    ops_port: Annotated[Port | None, BeforeValidator(empty_is_none)] = None
     metrics: bool = True
     tls: Tls | None = None
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
@@ -272,7 +164,7 @@ class S3(Model):
     `addressing` auto: `path` (endpoint/bucket/key) where an endpoint is given, as MinIO wants it;
     OSS and COS want `virtual`."""
 
-    endpoint: Annotated[PublicAddress | None, BeforeValidator(_empty_is_none)] = None
+    endpoint: Annotated[PublicAddress | None, BeforeValidator(empty_is_none)] = None
     access_key: Secret = Secret("")
     secret_key: Secret = Secret("")
     bucket: str = ""
@@ -288,7 +180,7 @@ class Storage(Model):
     where others reach the files; without one links to a bucket are signed and last `link_ttl`."""
 
     url: str = ""
-    public_base_url: Annotated[PublicAddress | None, BeforeValidator(_empty_is_none)] = None
+    public_base_url: Annotated[PublicAddress | None, BeforeValidator(empty_is_none)] = None
     max_size: Size = 100 * 1000 * 1000
     extensions: list[Extension] = list(DEFAULT_EXTENSIONS)
     keep: Annotated[Age, AfterValidator(_a_day_or_more)] | None = None
@@ -352,7 +244,7 @@ class Redis(Model):
     def _known_scheme(cls, url: Secret) -> Secret:
         if url and not url.reveal().startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must begin with redis://, rediss:// or unix://")
-        return _with_a_port(url)
+        return with_a_port(url)
 
 
 def _redis_url(value: Any) -> Any:
@@ -382,7 +274,7 @@ class Traces(Model):
     @field_validator("endpoint")
     @classmethod
     def _web_address(cls, url: str) -> str:
-        return _public_address(url) if url else url
+        return public_address(url) if url else url
 
 
 class Timeouts(Model):
@@ -568,7 +460,7 @@ class Config(Model):
             raise ValueError(
                 "must begin with sqlite:/// or postgresql://, or be none: no accounts, no record"
             )
-        return _with_a_port(url)
+        return with_a_port(url)
 
     @property
     def uses_postgresql(self) -> bool:

@@ -14,7 +14,8 @@ from hashlib import sha256
 from typing import Literal, NamedTuple
 
 from gateway import headernames
-from gateway.config import Rate, RateLimits
+from gateway.config import RateLimits
+from gateway.configvalues import Rate
 from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id

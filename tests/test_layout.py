@@ -13,7 +13,7 @@ ORDER = [
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "links", "link", "render", "passthrough", "pattern", "thinking", "turns", "history", "explain",
     "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "tokens", "passwords",
-    "configschema", "configfile", "credentials", "config", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
+    "configschema", "configfile", "credentials", "config", "configvalues", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
     "times", "errors", "headernames",
 ]  # fmt: skip
 SHARED = {

@@ -8,7 +8,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from gateway.body import check_changes, envelope, moment_ms, number, page_of, read_object
 from gateway.books import books_of, usage_of
-from gateway.config import KeyLimits, Permission, Rate, RateLimits
+from gateway.config import KeyLimits, Permission, RateLimits
+from gateway.configvalues import Rate
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.keys import SIGNER, caller_of, state_of
 from gateway.routing import Routing
