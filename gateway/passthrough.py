@@ -84,10 +84,7 @@ class PassThrough:
         failed: Failed | None = None
         says_nothing = False
         if _is_odd(data):
-            if _is_plain_end(data):
-                self.done = True
-            else:
-                data, failed = self._look_closer(data)
+            data, failed = self._look_closer(data)
         if b'"usage"' in data and _USAGE.search(data):
             self._usage = _last_usage(data) or self._usage
             if self._hides_usage:
@@ -117,6 +114,9 @@ class PassThrough:
 
     def _look_closer(self, data: bytes) -> tuple[bytes, Failed | None]:
         """The events worth passing on, up to the end or an error, and the error."""
+        if _ends_plainly(data):
+            self.done = True
+            return data, None
         kept = []
         for match in _BLOCK.finditer(data):
             block = match[0]
@@ -204,8 +204,9 @@ def _is_odd(data: bytes) -> bool:
     )
 
 
-def _is_plain_end(data: bytes) -> bool:
-    """Whether the end at its end is all that is odd about it, as it nearly always is."""
+def _ends_plainly(data: bytes) -> bool:
+    """Whether `[DONE]`, as an event of its own at the end, is all that is odd about it: nearly
+    always, and then no event needs to be read."""
     rest = data[: -len(DONE)]
     return data.endswith(DONE) and (not rest or rest.endswith(b"\n\n")) and not _is_odd(rest)
 
@@ -233,6 +234,8 @@ def _error_of(payload: bytes) -> Any:
 
 
 def _last_usage(data: bytes) -> Usage | None:
+    """Of the last event that has one at its top. It is looked for in one line, and only if there
+    is none, or JSON over several lines, in all the events."""
     at = data.rfind(b'"usage"')
     line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
     if line.startswith(b"data:") and (usage := read_usage(_object(line[5:]).get("usage"))):

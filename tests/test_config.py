@@ -94,7 +94,7 @@ def test_a_name_may_be_what_clients_call_a_model(name):
         (" a", "contains characters that are not allowed here"),
     ],
 )
-def test_a_name_that_no_header_or_path_could_carry_is_refused(name, words):
+def test_any_other_name_is_refused_and_why(name, words):
     agents, routes = f'"{name}": {{platform: dify}}', f'"{name}": [a]'
     assert any(words in problem for problem in problems(f"agents: {{{agents}}}"))
     assert any(words in problem for problem in problems(f"{AGENT}routes: {{{routes}}}"))

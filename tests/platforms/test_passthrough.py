@@ -1,5 +1,7 @@
 """What is passed through depends on the bytes that came, not on how the network cut them."""
 
+from typing import Any
+
 import pytest
 from decoding import feed
 from hypothesis import given, settings
@@ -18,19 +20,22 @@ CONTENT = event('"choices":[{"index":0,"delta":{"content":"你好"}}]')
 FINISH = event('"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]')
 USAGE = event('"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"total_tokens":3}')
 LATER_USAGE = event('"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":5}')
+SAYS_DONE = event('"choices":[{"delta":{"content":"data: [DONE]"}}]')
+NO_USAGE = event('"choices":[],"usage":null')
+DONE_INSIDE = b'data: {"choices":[{"delta":{"content":"x"}}]}\ndata: [DONE]\n\n'  # one event
 PIECES = [
     CONTENT,
     FINISH,
     USAGE,
     LATER_USAGE,
-    event('"choices":[{"delta":{"content":"data: [DONE]"}}]'),
+    SAYS_DONE,
+    NO_USAGE,
+    DONE_INSIDE,
     event('"choices":[{"delta":{"content":"an \\"error\\" in its \\"usage\\": {"}}]'),
-    event('"choices":[],"usage":null'),
     event('"choices":[],"x_groq":{"usage":{"prompt_tokens":7}}'),
     b'data: {"choices":[],\ndata: "usage":{"prompt_tokens":8}}\n\n',
     USAGE.replace(b"\n", b"\r\n"),
     USAGE.replace(b"\n", b"\r"),
-    b'data: {"choices":[{"delta":{"content":"x"}}]}\ndata: [DONE]\n\n',
     b"data: not JSON\n\n",
     b": a comment\n\n",
     b"id: 7\n\n",
@@ -44,14 +49,17 @@ DONE = [
 ]
 
 
-def passed(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> object:
+def decode(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> list[Delta]:
     decoder = PassThrough(lambda error: explain_error("It", error or {}, ""), hides_usage)
-    deltas = feed(decoder, raw, size)
-    return b"".join(d.data for d in deltas if isinstance(d, Raw)), _end(deltas[-1])
+    return feed(decoder, raw, size)
 
 
-def _end(delta: Delta) -> object:
-    return delta.error.message if isinstance(delta, Failed) else getattr(delta, "usage", None)
+def passed(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> tuple[bytes, Any]:
+    """The bytes, and the usage or the error's words at their end."""
+    deltas = decode(raw, size, hides_usage=hides_usage)
+    end = deltas[-1]
+    told = end.error.message if isinstance(end, Failed) else getattr(end, "usage", None)
+    return b"".join(d.data for d in deltas if isinstance(d, Raw)), told
 
 
 @given(
@@ -76,7 +84,7 @@ def test_an_answer_that_comes_in_one_read_is_whole_and_counted(done):
 
 
 def test_the_last_usage_counts():
-    _, usage = passed(CONTENT + USAGE + LATER_USAGE + PIECES[4] + PIECES[6] + DONE[0])
+    _, usage = passed(CONTENT + USAGE + LATER_USAGE + SAYS_DONE + NO_USAGE + DONE[0])
     assert (usage.prompt, usage.completion, usage.total) == (4, 5, 9)
 
 
@@ -87,10 +95,6 @@ def test_an_end_without_its_mark_is_given_one_if_the_answer_was_finished():
     assert "ended before it was complete" in words
 
 
-def test_the_end_is_one_event_of_its_own():
-    deltas = feed(
-        PassThrough(lambda error: explain_error("It", error or {}, "")), CONTENT + DONE[0]
-    )
-    assert [type(delta) for delta in deltas] == [Raw, Finish]
-    words = passed(CONTENT + PIECES[11])[1]
-    assert "ended before it was complete" in words
+def test_the_end_is_an_event_of_its_own():
+    assert [type(delta) for delta in decode(CONTENT + DONE[0])] == [Raw, Finish]
+    assert "ended before it was complete" in passed(CONTENT + DONE_INSIDE)[1]
