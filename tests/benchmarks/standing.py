@@ -24,7 +24,7 @@ def start(rig: Rig, rounds: int) -> dict[str, Any]:
     # compile whatever has been edited since.
     compileall.compile_dir(targets.ROOT / "gateway", quiet=1)
     files = GatewayFiles(rig.folder / "start", rig.upstream.port).write()
-    ready_s, resident_mb, proportional_mb = [], [], []
+    ready_s, resident_mb = [], []
     for _ in range(rounds):
         port = free_port()
         rig.turns.take()
@@ -37,11 +37,10 @@ def start(rig: Rig, rounds: int) -> dict[str, Any]:
             ready_s.append(time.monotonic() - began)
             time.sleep(1)
             resident_mb.append(process.memory_kib("Rss") / 1024)
-            proportional_mb.append(process.memory_kib("Pss") / 1024)
         finally:
             process.stop()
     print(f"  ready after {statistics.median(ready_s):.2f} s", flush=True)
-    return {"ready_s": ready_s, "resident_mb": resident_mb, "proportional_mb": proportional_mb}
+    return {"ready_s": ready_s, "resident_mb": resident_mb}
 
 
 def idle(rig: Rig, rounds: int, wanted: int) -> dict[str, Any]:
