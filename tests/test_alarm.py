@@ -5,6 +5,8 @@ import pytest
 from gateway.alarm import Alarm
 from gateway.timers import Timers
 
+pytestmark = pytest.mark.looptime  # seconds pass at once, and no slower on a busy machine
+
 
 async def wait_with(alarm: Alarm, seconds: float, work) -> str:
     try:
