@@ -221,7 +221,7 @@ async def test_two_admins_cannot_remove_each_other_at_once(gw):
         assert (await accounts.users("admin", "active", 1, 10))[1] == 1, answers
         await accounts.update_user(me, {"role": "admin"})  # two again, then one: as at the start
         await accounts.update_user(other, {"role": "user"})
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while (await gw.api("GET", "/auth/users", admin))[0] != 200:
                 await asyncio.sleep(0.05)
 

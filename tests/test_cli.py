@@ -44,7 +44,7 @@ async def serving(*args: str, **environ: str):
 
     reading = asyncio.ensure_future(read())
     try:
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(20):
             while not any("listens on" in line for line in log):
                 assert process.returncode is None, log
                 await asyncio.sleep(0.02)
@@ -65,13 +65,18 @@ async def test_the_first_command_answers_and_term_ends_it():
         assert "demo" in (await answer.json())["choices"][0]["message"]["content"]
         assert run("probe", "--port", str(port)).returncode == 0
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 5) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
     line = json.loads(next(line for line in log if line.startswith("{")))
     assert line.items() >= {
         "request_id": "my-id-1", "method": "POST", "path": "/api/v1/chat", "status": 200,
         "address": "127.0.0.1", "agent": "dify", "attempts": 1,
     }.items()  # fmt: skip
     assert line["caller"].startswith("anonymous-")
+
+
+async def metrics(client: aiohttp.ClientSession, port: int) -> str:
+    async with client.get(f"http://127.0.0.1:{port}/metrics") as answer:
+        return await answer.text()
 
 
 async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_at_once():
@@ -83,16 +88,20 @@ async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_a
         process.send_signal(signal.SIGTERM)
         rest = await answer.read()
         assert rest.endswith(b"data: [DONE]\n\n")
-        assert await asyncio.wait_for(process.wait(), 5) == 0
-    async with serving() as (process, port, _), aiohttp.ClientSession() as client:
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    async with serving() as (process, port, log), aiohttp.ClientSession() as client:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         body["messages"][0]["content"] = "#slow"
         asking = asyncio.ensure_future(client.post(url, json=body))
-        await asyncio.sleep(0.2)
+        async with asyncio.timeout(20):
+            while 'gateway_agent_running{agent="dify"} 1.0' not in await metrics(client, port):
+                await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(20):
+            while not any("Stopping; 1 request" in line for line in log):
+                await asyncio.sleep(0.02)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 5) == 1
+        assert await asyncio.wait_for(process.wait(), 20) == 1
         await asyncio.wait({asking})
         assert asking.exception() is not None
 
@@ -102,7 +111,7 @@ async def test_the_log_can_be_json_in_every_line():
         async with aiohttp.ClientSession() as client:
             (await client.get(f"http://127.0.0.1:{port}/v1/models")).close()
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 5) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
     lines = [json.loads(line) for line in log]
     assert {"time", "level", "message"} <= set.intersection(*(set(line) for line in lines))
     assert any(line.get("path") == "/v1/models" for line in lines)

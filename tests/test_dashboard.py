@@ -111,7 +111,7 @@ async def exposed(gateway, demo, scripted, shared_redis, tmp_path) -> dict[str, 
         async with gw.chat("bot") as answer:
             assert answer.status == 429
             await answer.read()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not (series := await scrape(gw)).get("gateway_client_disconnects_total"):
                 await asyncio.sleep(0.02)
     return series

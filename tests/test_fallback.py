@@ -107,7 +107,7 @@ async def test_a_place_that_is_not_free_is_not_waited_for_while_another_agent_ca
         Script([HELLO[0]], end="hang"), stopped(), a={"concurrency": 1, "timeouts": {"queue": "1m"}}
     )
     first = await gw.complete("r", stream=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         second = await gw.complete("r", stream=True)
         assert second.headers["x-gateway-agent"] == "b"
         await second.read()
@@ -202,7 +202,7 @@ async def test_an_upstream_that_tells_no_time_is_tried_again_at_once(gateway, sc
     answer = await gw.complete("bot")
     assert (answer.status, answer.headers["Retry-After"]) == (429, "5")
     assert len(questions(upstream)) == 3
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4
 
 
 async def test_a_wait_past_the_deadline_is_left_to_the_caller(gateway, scripted):
@@ -221,7 +221,7 @@ async def test_with_another_agent_left_nobody_waits_for_the_first(route):
     began = time.monotonic()
     answer = await gw.complete("r")
     assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
-    assert time.monotonic() - began < 3
+    assert time.monotonic() - began < 4
 
 
 async def test_all_tries_at_one_agent_share_the_time_to_begin(gateway, scripted):
@@ -238,7 +238,7 @@ async def test_one_deadline_is_over_all_agents_of_a_route(route):
     gw, _, two = await route(Script(before_headers_s=60), a=slow)
     two.scripts = [Script(before_headers_s=60)]
     for stream in (False, True):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             answer = await gw.complete("r", stream=stream)
         assert answer.status == 504
         assert "longer than 0.4 s" in (await answer.json())["error"]["message"]

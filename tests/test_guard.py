@@ -807,7 +807,7 @@ async def test_leaving_early_ends_the_connection(guard, scripted):
     upstream = await scripted(Script([b"x"], headers={}, end="hang"))
     async with guard(allow=LOOPBACK).open(upstream.url) as source:
         assert await anext(source.chunks) == b"x"
-    await asyncio.wait_for(upstream.gone.wait(), 1)
+    await asyncio.wait_for(upstream.gone.wait(), 20)
 
 
 async def test_an_error_of_the_reader_is_its_own(guard, serve):
@@ -824,7 +824,7 @@ async def test_cancelling_a_fetch_is_no_error_of_the_url(guard, scripted):
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await asyncio.wait_for(upstream.gone.wait(), 1)
+    await asyncio.wait_for(upstream.gone.wait(), 20)
 
 
 async def test_the_chunks_end_with_the_block(guard, serve):

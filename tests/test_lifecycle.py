@@ -57,7 +57,7 @@ def ask(client, url, name="bot", **body):
 
 
 async def wait_for(log, word) -> str:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while not (found := [line for line in log if word in line]):
             await asyncio.sleep(0.01)
     return found[0]
@@ -89,7 +89,7 @@ async def test_a_stream_outlives_sigterm_and_the_process_exits_0(tmp_path, scrip
         go_on.set()
         rest = await answer.read()
         assert rest.endswith(b"data: [DONE]\n\n")
-        assert await asyncio.wait_for(running.wait(), 5) == 0
+        assert await asyncio.wait_for(running.wait(), 20) == 0
     with contextlib.closing(sqlite3.connect(tmp_path / "gateway.db")) as conn:
         assert conn.execute("SELECT status, usage FROM calls").fetchall() == [(200, "exact")]
 
@@ -123,7 +123,7 @@ async def test_who_is_not_done_by_then_is_told_and_the_platform_too(tmp_path, sc
             assert (answer.status, answer.headers["Retry-After"]) == (503, "1")
             assert answer.headers["x-should-retry"] == "true"
             await answer.read()
-        assert await asyncio.wait_for(running.wait(), 10) == 0
+        assert await asyncio.wait_for(running.wait(), 20) == 0
     assert await wait_for(log, "3 requests did not finish in time")
     assert len([line for line, _, _ in upstream.requests if "/stop" in line]) == 2
 
@@ -150,7 +150,7 @@ async def test_a_connection_that_stays_open_gets_no_new_work(tmp_path, scripted)
                 assert (await answer.json())["detail"]["error"] == "shutting_down"
             go_on.set()
             assert (await stream.read()).endswith(b"[DONE]\n\n")
-            assert await asyncio.wait_for(running.wait(), 5) == 0
+            assert await asyncio.wait_for(running.wait(), 20) == 0
 
 
 async def test_an_upload_under_way_arrives_whole(tmp_path, scripted, client):
@@ -176,7 +176,7 @@ async def test_an_upload_under_way_arrives_whole(tmp_path, scripted, client):
         async with await uploading as answer:
             assert answer.status == 200
             assert (await answer.json())["data"]["size"] == 600_000
-        assert await asyncio.wait_for(running.wait(), 5) == 0
+        assert await asyncio.wait_for(running.wait(), 20) == 0
 
 
 # Reloading
@@ -188,7 +188,7 @@ async def generation(client, ops) -> int:
 
 
 async def reloaded(client, ops, wanted: int) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while await generation(client, ops) < wanted:
             await asyncio.sleep(0.02)
 
@@ -360,11 +360,11 @@ async def test_processes_may_share_a_port(tmp_path, scripted):
             env={**os.environ, "DATABASE_URL": "none"}, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(20):
                 while b"listens on" not in await other.stderr.readline():
                     pass
             one.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(one.wait(), 5) == 0
+            assert await asyncio.wait_for(one.wait(), 20) == 0
             async with (
                 aiohttp.ClientSession() as client,
                 ask(client, f"http://127.0.0.1:{port}") as answer,
@@ -426,7 +426,7 @@ async def test_tls_is_served_and_a_renewed_certificate_is_taken(tmp_path, script
         assert await asyncio.to_thread(shown, port) == "CN=first"
         assert not any("read again" in line for line in log)
         certificate(tmp_path, "second")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await asyncio.to_thread(shown, port) != "CN=second":
                 await asyncio.sleep(0.05)
 
@@ -502,7 +502,7 @@ async def test_a_certificate_without_its_key_leaves_the_old_pair_in_use(tmp_path
         await wait_for(log, "cannot be used")
         assert await asyncio.to_thread(shown, port) == "CN=first"
         key.write_bytes(new_key)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             while await asyncio.to_thread(shown, port) != "CN=second":
                 await asyncio.sleep(0.05)
 
@@ -523,7 +523,7 @@ async def test_a_file_that_is_being_downloaded_arrives_whole(tmp_path, scripted,
         await wait_for(log, "Stopping; 1 requests under way")
         await asyncio.sleep(2.5)  # longer than idle connections have
         assert len(await answer.read()) == 20_000_000 - 100_000
-        assert await asyncio.wait_for(running.wait(), 5) == 0
+        assert await asyncio.wait_for(running.wait(), 20) == 0
 
 
 async def test_a_reload_cannot_open_a_public_address_to_anonymous_callers(gateway, scripted):
@@ -569,7 +569,7 @@ async def test_a_shorter_drain_timeout_counts_when_the_stop_comes(tmp_path, scri
         await reloaded(client, ops, 2)
         running.send_signal(signal.SIGTERM)
         assert b"shutting_down" in await stream.read()
-        assert await asyncio.wait_for(running.wait(), 10) == 0
+        assert await asyncio.wait_for(running.wait(), 20) == 0
 
 
 async def test_sigterm_ends_a_process_that_is_only_starting(tmp_path):
@@ -584,7 +584,7 @@ async def test_sigterm_ends_a_process_that_is_only_starting(tmp_path):
             while not await asyncio.to_thread(_handles_term, started.pid):
                 assert started.returncode is None
         started.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(started.wait(), 10) in (0, 143)
+        assert await asyncio.wait_for(started.wait(), 20) in (0, 143)
     finally:
         with contextlib.suppress(ProcessLookupError):
             started.kill()

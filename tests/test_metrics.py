@@ -116,7 +116,7 @@ async def test_open_streams_and_places_are_shown_while_they_last(gateway, script
         names = ("gateway_open_streams", "gateway_agent_running", "gateway_agent_waiting")
         return not any(value(now, name) for name in names)
 
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not await is_quiet():
             await asyncio.sleep(0.01)
 
@@ -298,7 +298,7 @@ async def test_a_collector_that_is_away_slows_no_call_and_holds_up_no_stop(scrip
 
     upstream = await scripted(Script(HELLO))
     traces = {"endpoint": "http://127.0.0.1:9"}
-    async with asyncio.timeout(8):
+    async with asyncio.timeout(20):
         async with run_gateway({"agents": {"bot": agent(upstream.url)}, "traces": traces}) as gw:
             assert await read(gw.complete("bot")) == 200
 

