@@ -85,16 +85,17 @@ async def test_a_bucket_gives_its_capacity_and_then_says_how_long_to_wait(bucket
     said = [(await buckets.take([rate(3, 0.5)]))[0] for _ in range(4)]
     assert [one.gives for one in said] == [True, True, True, False]
     assert [one.remains for one in said] == [2, 1, 0, 0]
-    assert 1900 <= said[3].wait_ms <= 2000
-    assert 5900 <= said[3].full_ms <= 6000
+    assert 1000 <= said[3].wait_ms <= 2000
+    assert 5000 <= said[3].full_ms <= 6000
 
 
 async def test_a_bucket_fills_up_again_with_time(buckets):
     for _ in range(2):
-        await buckets.take([rate(2, 20)])
-    assert not (await buckets.take([rate(2, 20)]))[0].gives
-    await asyncio.sleep(0.06)
-    assert (await buckets.take([rate(2, 20)]))[0].gives
+        await buckets.take([rate(2, 2)])
+    said = (await buckets.take([rate(2, 2)]))[0]
+    assert not said.gives
+    await asyncio.sleep(said.wait_ms / 1000)
+    assert (await buckets.take([rate(2, 2)]))[0].gives
 
 
 async def test_from_all_or_from_none(buckets):
@@ -106,13 +107,13 @@ async def test_from_all_or_from_none(buckets):
 
 
 async def test_tokens_are_spent_afterwards_and_may_leave_a_debt(buckets):
-    budget = tokens(100, 1000)
+    budget = tokens(100, 100)
     assert (await buckets.take([budget]))[0].gives
     await buckets.spend(budget, 150)
     said = (await buckets.take([budget]))[0]
     assert not said.gives
-    assert 30 <= said.wait_ms <= 51
-    await asyncio.sleep(0.07)
+    assert 0 < said.wait_ms <= 510
+    await asyncio.sleep(said.wait_ms / 1000)
     assert (await buckets.take([budget]))[0].gives
 
 
@@ -135,10 +136,10 @@ async def test_a_quota_counts_what_the_database_knows(buckets):
 
 async def test_a_dead_holders_slot_comes_free_in_redis(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
-    assert (await redis.take([slots(1, "a", 100)]))[0].gives
-    assert not (await redis.take([slots(1, "b", 100)]))[0].gives
-    await asyncio.sleep(0.15)
-    assert (await redis.take([slots(1, "b", 100)]))[0].gives
+    assert (await redis.take([slots(1, "a", 1000)]))[0].gives
+    assert not (await redis.take([slots(1, "b", 1000)]))[0].gives
+    await asyncio.sleep(1.01)
+    assert (await redis.take([slots(1, "b", 1000)]))[0].gives
     await redis.hold([slots(1, "b", 100)])
     await redis.close()
 
