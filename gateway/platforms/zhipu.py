@@ -14,20 +14,17 @@ from typing import Any, ClassVar
 from gateway.config import ZhipuAgent
 from gateway.errors import (
     ContentRefused,
-    ContextTooLong,
     GatewayError,
     InternalError,
     InvalidRequest,
     KindNotTaken,
-    QuotaExhausted,
     RateLimited,
     UpstreamCut,
-    UpstreamFailed,
     UpstreamMisconfigured,
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import classify, explain_http, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
@@ -389,8 +386,9 @@ class ModelDecoder(ChunkDecoder):
             ]
             out.append(Note("citations", cited))
 
-    def explain(self, error: dict[str, Any], words: str) -> GatewayError:
-        return _explain_code(as_id(error.get("code")), as_text(error.get("message")) or words)
+    def explain(self, error: Any) -> GatewayError:
+        told = as_object(error)
+        return _explain_code(as_id(told.get("code")), as_text(told.get("message") or error))
 
 
 _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
@@ -584,16 +582,8 @@ def _explain_glms(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     words = as_text(body.get("message")) or as_text(body.get("msg"))
     low = words.lower()
-    if any(mark in low for mark in ("频繁", "并发", "too many", "frequent")):
-        return RateLimited(
-            f"智谱清言 is limiting calls: {clean(words)}",
-            retry_after_s=RETRY_AFTER_S,
-            retryable=True,
-        )
-    if reply.status not in (200, 400):
+    if reply.status not in (200, 400) or not body or classify(words, ()) not in (None, "key"):
         return explain_http("智谱清言", reply, words)
-    if not body:
-        return explain_http("智谱清言", reply)
     if body.get("validation_error"):
         return UpstreamMisconfigured(
             f"智谱清言 does not accept the assistant: check assistant_id. {clean(words)}"
@@ -606,36 +596,19 @@ def _explain_glms(reply: UpstreamReply) -> GatewayError:
     return explain_words("智谱清言", words)
 
 
-_AUTH = {"401", "1000", "1001", "1002", "1003", "1004"}
-_QUOTA = {"1113", "1304", "1308", "1309", "1310"}
-_BUSY = {"1302", "1303", "1305", "1312", "1313"}
 _CALLER = {"1210", "1213", "1214", "1215"}
-_OPERATOR = {"1211", "1212", "1220", "1221", "1222", "1311"}
 
 
 def _explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for Zhipu's code, digits in a string; a status of 429 has two very different."""
+    """The error for Zhipu's code, digits in a string; most are rows of the table of failures."""
     said = f" (Zhipu {code}: {clean(words) or 'no message'})"
-    if code in _AUTH:
-        return UpstreamMisconfigured("Zhipu refused the gateway's API key: check api_key." + said)
-    if code in _QUOTA:
-        return QuotaExhausted("The Zhipu account has no credit left or its plan is used up." + said)
-    if code in _BUSY:
-        return RateLimited(
-            "Zhipu is limiting calls; try again shortly." + said,
-            retry_after_s=RETRY_AFTER_S,
-            retryable=True,
-        )
     if code == "1231":
         return InternalError("The gateway repeated a request id." + said)
-    if code in _OPERATOR or (code.startswith("11") and len(code) == 4):
-        return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
-    if code == "1261":
-        return ContextTooLong("The conversation is too long for the model." + said)
-    if code in ("1300", "1301"):
-        return ContentRefused("Zhipu's moderation refused the question." + said)
     if code in _CALLER:
         return InvalidRequest("Zhipu does not accept the request." + said)
-    if reply is not None and reply.status in (401, 403, 404, 413, 429):
-        return explain_http("Zhipu", reply, words)
-    return UpstreamFailed("Zhipu could not finish the answer." + said)
+    if code.startswith("11") and len(code) == 4 and code != "1113":
+        return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
+    if reply is None or reply.status < 300:
+        body = dump({"error": {"code": code, "message": words}})
+        reply = UpstreamReply(200, {} if reply is None else reply.headers, body)
+    return explain_http("Zhipu", reply, f"{words} (Zhipu {code})")
