@@ -50,6 +50,7 @@ from gateway.platforms.base import (
     parse_object,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
+from gateway.turns import tidy
 from gateway.usage import as_count
 
 _TOKEN_MARGIN_S = 600
@@ -134,24 +135,7 @@ class Zhipu(TextOnly):
             "stream": True,
             "user_id": _user_id(chat.user),
         }
-        for name in ("do_sample", "max_tokens", "tools", "thinking", "tool_stream"):
-            if given.get(name) is not None:
-                body[name] = given[name]
-        if "max_tokens" not in body and given.get("max_completion_tokens") is not None:
-            body["max_tokens"] = given["max_completion_tokens"]
-        if isinstance(t := given.get("temperature"), int | float):
-            body["temperature"] = min(max(t, 0.0), 1.0)
-        if isinstance(p := given.get("top_p"), int | float):
-            body["top_p"] = min(max(p, 0.01), 0.99)  # 1 is refused, and clients send just that
-        stop = given.get("stop")
-        if stops := [stop] if isinstance(stop, str) else as_list(stop)[:1]:
-            body["stop"] = stops
-        if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
-            body["tool_choice"] = "auto"
-        effort = given.get("reasoning_effort")
-        if isinstance(effort, str) and "thinking" not in body:
-            off = effort in ("none", "minimal")
-            body["thinking"] = {"type": "disabled" if off else "enabled"}
+        body |= _options(given)
         _ask_for_json(body, as_object(given.get("response_format")))
         url = f"{self._api}/chat/completions"
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
@@ -294,6 +278,57 @@ class Zhipu(TextOnly):
         return "the key is accepted"
 
 
+_MAX_TOKENS = 131_072  # more is refused
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """The caller's options in values that Zhipu takes; for what it would refuse its own default
+    holds, or the nearest value that it takes."""
+    out: dict[str, Any] = {}
+    for name in ("do_sample", "tool_stream"):
+        if isinstance(given.get(name), bool):
+            out[name] = given[name]
+    for name in ("max_completion_tokens", "max_tokens"):  # the later one counts
+        if (most := as_count(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
+            out["max_tokens"] = min(most, _MAX_TOKENS)
+    if isinstance(given.get("tools"), list) and given["tools"]:
+        out["tools"] = given["tools"]
+        if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
+            out["tool_choice"] = "auto"
+    if (temperature := _number(given, "temperature")) is not None:
+        out["temperature"] = min(max(temperature, 0.0), 1.0)
+    if (top_p := _number(given, "top_p")) is not None:
+        out["top_p"] = min(max(top_p, 0.01), 0.99)  # 1 is refused, and clients send just that
+    stop = given.get("stop")
+    stops = [text for text in (stop if isinstance(stop, list) else [stop]) if text]
+    if stops and isinstance(stops[0], str):
+        out["stop"] = stops[:1]
+    if thinking := _thinking(given):
+        out["thinking"] = thinking
+    return out
+
+
+def _number(given: dict[str, Any], name: str) -> float | None:
+    value = given.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
+    """`thinking` in any of the forms that clients have for it."""
+    wanted, effort = given.get("thinking"), given.get("reasoning_effort")
+    if isinstance(wanted, dict):
+        if wanted.get("type") in ("enabled", "disabled"):
+            return {k: v for k, v in wanted.items() if k in ("type", "clear_thinking")}
+        wanted = {"adaptive": True, "auto": True}.get(as_text(wanted.get("type")))
+    if wanted is None:
+        wanted = given.get("enable_thinking")
+    if wanted is None and isinstance(effort, str) and effort:
+        wanted = effort not in ("none", "minimal")
+    if not isinstance(wanted, bool):
+        return None
+    return {"type": "enabled" if wanted else "disabled"}
+
+
 _FILE_ID = "glms-"
 
 
@@ -334,10 +369,7 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
     if not isinstance(given, list):
         given = [message(turn) for turn in chat.messages]
     out = []
-    for turn in given:
-        turn = dict(turn)
-        if turn.get("role") == "developer":
-            turn["role"] = "system"
+    for turn in tidy(given):
         if turn.get("tool_calls") and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
         parts = turn.get("content")

@@ -73,15 +73,12 @@ chat_completions = answering(_read_chat, conversational=False)
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
     """The neutral turns. An OpenAI-compatible upstream judges its messages by itself."""
     messages = body.get("messages")
+    only_openai = all(target.platform.kind == "openai" for target in targets)
     try:
-        return read_turns(messages)
+        return read_turns(messages, skips=only_openai)
     except InvalidRequest:
-        only_openai = all(target.platform.kind == "openai" for target in targets)
         if not (only_openai and isinstance(messages, list) and messages):
             raise
-    try:
-        return read_turns(messages, skips=True)
-    except InvalidRequest:
         return (Message("user", ""),)
 
 
