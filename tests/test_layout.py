@@ -14,7 +14,7 @@ ORDER = [
     "files", "flights", "guard", "upstream", "links", "link", "render", "passthrough", "pattern", "thinking", "turns", "history", "failures", "failuretable",
     "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "tokens", "passwords",
     "configschema", "configfile", "credentials", "config", "configvalues", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
-    "times", "errors", "headernames",
+    "times", "errors", "headernames", "addresses",
 ]  # fmt: skip
 SHARED = {
     "stores.database",
