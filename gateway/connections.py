@@ -3,12 +3,16 @@
 import logging
 import time
 from asyncio import BaseTransport, WriteTransport
+from collections.abc import Callable
 from typing import Any, cast
 
 from aiohttp import web
+from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
 from aiohttp.web_protocol import RequestHandler
+from yarl import URL
 
+from gateway.addresses import canonical
 from gateway.direct import SENT, Caller, is_seen
 from gateway.errors import (
     GatewayError,
@@ -190,4 +194,17 @@ class Runner(web.AppRunner):
         assert isinstance(server, _Server)
         server.most = self._most
         server.flights = self.app.get(FLIGHTS)
+        server.request_factory = _at_canonical(server.request_factory)
         return server
+
+
+def _at_canonical(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
+    """`make` a request of its head as if its address had been written in the one right form."""
+
+    def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+        path = canonical(message.path)
+        if path is not message.path:
+            message = message._replace(path=path, url=URL(path, encoded=True))
+        return make(message, *rest)
+
+    return make_request

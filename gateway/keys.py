@@ -95,8 +95,9 @@ class Context:
     stopped: Stopping | None = None  # set when it has to end with the process
 
     def failed(self, error: GatewayError) -> None:
-        """For the log line of an answer whose status does not tell."""
+        """For the log line: which error it was, and why in the words that the caller got."""
         self.noted["error"] = error.code or error.type
+        self.noted["reason"] = error.message
 
 
 CONTEXT = web.RequestKey("context", Context)

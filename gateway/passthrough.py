@@ -184,8 +184,8 @@ class WholeBody:
         body = _object(data)
         if isinstance(body.get("choices"), list) and body["choices"]:
             return [Raw(data), Finish(usage=read_usage(body.get("usage")))]
-        if body.get("error"):
-            return [Failed(self._explain(body["error"]))]
+        if body:
+            return [Failed(self._explain(body.get("error") or body))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 

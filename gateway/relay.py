@@ -41,8 +41,8 @@ class Run:
         "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_handover",
         "_has_accepted", "_idle_s", "_is_last", "_loop", "_targets", "_trace", "_trace_headers",
         "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder", "ends_at",
-        "failures", "fallbacks", "most", "over", "read_at", "received", "retries", "target",
-        "timers",
+        "failures", "fallbacks", "most", "over", "read_at", "reasons", "received", "retries",
+        "target", "timers",
     )  # fmt: skip
 
     def __init__(
@@ -80,6 +80,7 @@ class Run:
         self.attempts = self.fallbacks = 0
         self.retries: tuple[str, ...] = ()  # the agent of each further try
         self.failures: tuple[tuple[str, str], ...] = ()  # (agent, code) of each failed attempt
+        self.reasons: tuple[str, ...] = ()  # why, in the same order
         self.over = False
 
     def __enter__(self) -> "Run":
@@ -190,7 +191,7 @@ class Run:
             except GatewayError as error:
                 if isinstance(error, CircuitOpen) and before is not None:
                     raise before from None  # our own tries opened it: this is why
-                target.explain(error)
+                self.reasons += (target.explain(error).message,)
                 self._drop()
                 told_s = error.retry_after_s or 0.0
                 wait_s = max(_backoff_s(attempt), 0.0 if isinstance(told_s, Guess) else told_s)

@@ -80,6 +80,8 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                 raise
             finally:
                 context.noted["agent"], context.noted["attempts"] = run.target.name, run.attempts
+                if len(run.failures) > 1 or (run.failures and "error" not in context.noted):
+                    context.noted["failures"] = run.reasons  # another try may have made it good
                 _note(call, run)
 
     return handler

@@ -9,49 +9,98 @@ from gateway.messages import Media, Message, Role
 MAX_MESSAGES = 5000
 MAX_PARTS = 1000  # of one message
 
+# As OpenAI's clients write them, and as those of other APIs do; compared in lower case.
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
     "user": "user",
+    "human": "user",
     "assistant": "assistant",
+    "model": "assistant",
+    "ai": "assistant",
+    "bot": "assistant",
     "tool": "tool",
     "function": "tool",
+    "observation": "tool",
 }
-
-
+_NAMED = ("system", "developer", "user", "assistant", "tool", "function")
 _NO_MEDIA: tuple[Media, ...] = ()
 
 
 def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
-    """Raises InvalidRequest that names the message or part which cannot be understood, unless it
-    `skips` parts of unknown types."""
+    """The turns; the last one is the question.
+
+    What an earlier turn holds that cannot be understood is left out: the caller's program has it in
+    its history and would send it with every question. Only the question itself is refused, unless
+    it `skips` unknown parts there as well. Raises InvalidRequest that names the message or part.
+    """
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(value) > MAX_MESSAGES:
         raise InvalidRequest(f"'messages' has more than {MAX_MESSAGES} items.", param="messages")
-    return tuple([_turn(item, i, skips) for i, item in enumerate(value)])
+    turns = _arranged(value)
+    if not skips:
+        _require_turn(value[-1], len(value) - 1)
+    if not turns:
+        raise InvalidRequest("'messages' holds no message.", param="messages")
+    question = turns[-1][0]
+    return tuple([_turn(value[i], i, role, skips or i != question) for i, role in turns])
 
 
-def _turn(item: Any, number: int, skips: bool) -> Message:
+def _arranged(items: list[Any]) -> list[tuple[int, Role]]:
+    """Which of the messages are turns, by index, and their roles, with the question last.
+
+    Some programs end a list with a system turn. Behind a question it is an instruction for its
+    answer; else it is the question: chats are summed up and given titles like that.
+    """
+    out = [(i, role) for i, item in enumerate(items) if (role := _role(item)) is not None]
+    if out and out[-1][1] == "system":
+        behind = next((n for n, turn in enumerate(reversed(out)) if turn[1] != "system"), len(out))
+        at = len(out) - behind - 1  # of the last turn before them
+        if at >= 0 and out[at][1] == "user":
+            out.append(out.pop(at))
+        else:
+            out[-1] = (out[-1][0], "user")
+    return out
+
+
+def _role(item: Any) -> Role | None:
+    given = item.get("role") if isinstance(item, dict) else None
+    if not isinstance(given, str):
+        return None
+    return _ROLES.get(given) or _ROLES.get(given[:20].strip().lower())
+
+
+def _require_turn(item: Any, number: int) -> None:
+    path = f"messages[{number}]"
     if not isinstance(item, dict):
-        path = f"messages[{number}]"
         raise InvalidRequest(f"{path} must be an object.", param=path)
-    given = item.get("role")
-    role = _ROLES.get(given) if isinstance(given, str) else None
-    if role is None:
-        path = f"messages[{number}].role"
-        raise InvalidRequest(f"{path} must be one of {', '.join(_ROLES)}.", param=path)
-    text, media = item.get("content"), _NO_MEDIA
+    if _role(item) is None:
+        path += ".role"
+        raise InvalidRequest(f"{path} must be one of {', '.join(_NAMED)}.", param=path)
+
+
+def _turn(item: dict[str, Any], number: int, role: Role, skips: bool) -> Message:
+    text, media = _content_of(item), _NO_MEDIA
     if not isinstance(text, str):
         text, media = _content(text, f"messages[{number}].content", skips)
     call = item.get("tool_call_id")
     return Message(role, text, media, call if isinstance(call, str) else "")
 
 
+def _content_of(item: dict[str, Any]) -> Any:
+    content = item.get("content")
+    if content is None:
+        content = item.get("parts")  # the AI SDK's own messages, and Gemini's
+    return [content] if isinstance(content, dict) else content
+
+
 def _content(value: Any, path: str, skips: bool) -> tuple[str, tuple[Media, ...]]:
     if value is None:
         return "", ()
     if not isinstance(value, list):
+        if skips:
+            return "", ()
         raise InvalidRequest(f"{path} must be a string or an array of parts.", param=path)
     if len(value) > MAX_PARTS:
         raise InvalidRequest(f"{path} has more than {MAX_PARTS} parts.", param=path)
@@ -71,14 +120,20 @@ def _content(value: Any, path: str, skips: bool) -> tuple[str, tuple[Media, ...]
     return "\n".join(texts), tuple(media)
 
 
+_TEXTS = ("text", "input_text", "output_text", "refusal")
+_THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content", "step-start")
+
+
 def _part(part: Any, path: str) -> str | Media:
+    """The text of a part, "" if it holds none that is for others, or its file."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
         raise InvalidRequest(f"{path} must be an object.", param=path)
     kind = part.get("type")
-    if kind in ("text", "input_text", "output_text", "refusal"):
-        return _string(part.get("refusal" if kind == "refusal" else "text"), f"{path}.text")
+    if kind in _TEXTS or (kind is None and "text" in part):
+        text = part.get("refusal" if kind == "refusal" else "text")
+        return "" if text is None else _string(text, f"{path}.text")
     if kind in ("image_url", "video_url", "input_image"):
         url = part.get("image_url" if kind == "input_image" else kind)
         url = url.get("url") if isinstance(url, dict) else url
@@ -89,6 +144,10 @@ def _part(part: Any, path: str) -> str | Media:
         data = _string(audio.get("data"), f"{path}.input_audio.data")
         format_ = "mpeg" if audio.get("format") == "mp3" else "wav"
         return Media("audio", f"data:audio/{format_};base64,{data}")
+    if kind in _THOUGHTS:
+        return ""
+    if foreign := _foreign_file(part, kind, path):
+        return foreign
     if kind in ("file", "file_url"):
         return _file(part, kind, path)
     raise InvalidRequest(
@@ -96,6 +155,55 @@ def _part(part: Any, path: str) -> str | Media:
         " video_url or file.",
         param=f"{path}.type",
     )
+
+
+def _foreign_file(part: dict[str, Any], kind: Any, path: str) -> Media | None:
+    """A file as Anthropic's API (`source`), the AI SDK (`image`, `data`) or Gemini's
+    (`inline_data`) have it; None if it is none of those."""
+    inside = part.get("source") or part.get("inline_data") or part.get("inlineData")
+    about: dict[str, Any] = inside if isinstance(inside, dict) else part
+    given = about.get("data") or about.get("url") or part.get("image")
+    if kind not in ("image", "document", "file", None) or not isinstance(given, str):
+        return None
+    names = ("media_type", "mime_type", "mimeType", "mediaType")
+    mime = next((about[name] for name in names if isinstance(about.get(name), str)), "")
+    if about.get("type") == "text":  # a document that is text
+        return None
+    if not given[:5].lower().startswith(("http:", "https", "data:")):
+        given = f"data:{mime or 'image/png'};base64,{given}"
+    is_image = kind == "image" or mime.startswith("image/")
+    name = part.get("filename") or part.get("title")
+    url = _url(given, f"{path}.source")
+    return Media("image" if is_image else "file", url, name if isinstance(name, str) else "")
+
+
+def tidy(messages: list[Any]) -> list[dict[str, Any]]:
+    """A caller's own messages as OpenAI's clients write them, in the order of `read_turns`: for
+    upstreams that refuse all of a list for one part of it."""
+    out = []
+    for i, role in _arranged(messages):
+        content = _content_of(messages[i])
+        if isinstance(content, list):
+            content = [part for given in content if (part := _tidy_part(given))] or ""
+        turn = {name: value for name, value in messages[i].items() if name != "parts"}
+        out.append({**turn, "role": role, "content": content})
+    return out
+
+
+_OPENAIS = ("text", "image_url", "video_url", "input_audio", "file", "file_url")
+
+
+def _tidy_part(part: Any) -> dict[str, Any] | None:
+    try:
+        read = _part(part, "")
+    except InvalidRequest:
+        return None
+    if isinstance(read, Media):
+        is_foreign = part.get("type") not in _OPENAIS or "data" in part
+        return media_part(read) if is_foreign else part
+    if isinstance(part, dict) and part.get("type") == "text" and read:
+        return part
+    return {"type": "text", "text": read} if read else None
 
 
 def _file(part: dict[str, Any], kind: str, path: str) -> Media:
@@ -131,12 +239,12 @@ def media_part(media: Media) -> dict[str, Any]:
 def put_back(messages: list[Any], turns: tuple[Message, ...]) -> list[Any]:
     """A caller's own messages with those files replaced that are another thing in `turns`, which
     were read from them."""
-    out = []
-    for item, turn in zip(messages, turns, strict=True):
+    out = list(messages)
+    for (i, _), turn in zip(_arranged(messages), turns, strict=True):
         if turn.media:
             media = iter(turn.media)
-            item = {**item, "content": [_put_back(part, media) for part in item["content"]]}
-        out.append(item)
+            content = [_put_back(part, media) for part in _content_of(messages[i])]
+            out[i] = {**messages[i], "content": content}
     return out
 
 

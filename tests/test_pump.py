@@ -121,7 +121,7 @@ def makers(path: Path) -> list[Any]:
     kind = path.parent.name
     out = [lambda: decoder_for(kind, path.stem)]
     if kind == "openai":
-        out.append(lambda: PassThrough(lambda error: explain_error("x", error or {}, "")))
+        out.append(lambda: PassThrough(lambda error: explain_error("x", error or {})))
     return out
 
 
@@ -172,7 +172,7 @@ EVENTS = {
 def make_for(name: str) -> Any:
     kind, _, variant = name.partition(" ")
     if kind == "openai":
-        return lambda: PassThrough(lambda error: explain_error("x", error or {}, ""))
+        return lambda: PassThrough(lambda error: explain_error("x", error or {}))
     return lambda: decoder_for(kind, variant)
 
 

@@ -31,7 +31,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.explain import RETRY_AFTER_S, explain_http
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -543,9 +543,7 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     if as_count(body.get("code")) or as_count(body.get("error_code")):
         return _explain_code(body, reply.status)
-    if as_text(body.get("error_message")):
-        return explain_http("Coze", reply, as_text(body.get("error_message")))
-    return explain_http("Coze", reply, as_text(body.get("msg")))
+    return explain_http("Coze", reply)
 
 
 _REFUSED = {4100, 4101, 700012006}
@@ -603,6 +601,6 @@ def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
         return ContentRefused("Coze's moderation refused the question." + said)
     if code in _CALLER or code == 4000:
         return InvalidRequest("Coze does not accept the request." + said)
-    if status in (401, 403, 413, 415, 429):
-        return explain_http("Coze", UpstreamReply(status, {}, b""), f"{code} {words}")
-    return UpstreamFailed("Coze could not finish the answer." + said)
+    if status in (401, 402, 403, 413, 415, 429):
+        return explain_http("Coze", UpstreamReply(status, {}, b""), f"{words} (Coze {code})")
+    return explain_words("Coze", f"{words or 'no message'} (Coze {code or status})")

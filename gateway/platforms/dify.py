@@ -28,7 +28,7 @@ from gateway.errors import (
     retry_after,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -707,7 +707,7 @@ def _explain_run(data: dict[str, Any]) -> GatewayError:
     error = explain_words("Dify", words)
     if "conversation not exists" in words.lower():
         return ConversationNotFound(_NO_CONVERSATION)
-    if data.get("total_steps") == 0 and words and error.status == 502:
+    if data.get("total_steps") == 0 and words and type(error) is UpstreamFailed:
         return InvalidRequest(f"Dify does not accept the request: {clean(words)}")
     return error
 
@@ -738,7 +738,7 @@ def _explain_code(code: str, words: str) -> GatewayError | None:
         return QuotaExhausted(f"The model's quota in Dify is used up. {said}")
     if code in ("too_many_requests", "rate_limit_error") or low.startswith("too many requests"):
         return RateLimited(
-            "Dify is busy with this app's other calls; try again shortly.",
+            f"Dify is busy with this app's other calls; try again shortly. {said}",
             retry_after_s=RETRY_AFTER_S,
             retryable=True,
         )
@@ -746,7 +746,7 @@ def _explain_code(code: str, words: str) -> GatewayError | None:
         return ConversationNotFound(_NO_CONVERSATION)
     if code == "invalid_param" and low.startswith("workflow not published"):
         return UpstreamMisconfigured(
-            "The Dify workflow has not been published: publish it in Dify."
+            f"The Dify workflow has not been published: publish it in Dify. (Dify: {said})"
         )
     if code == "invalid_param" and low.startswith("run failed"):
         return explain_words("Dify", words)
@@ -764,7 +764,7 @@ def _explain_file(code: str, said: str) -> GatewayError | None:
     if code in ("no_file_uploaded", "too_many_files", "filename_not_exists_error"):
         return InvalidRequest(f"Dify does not accept the file: {said}", param="file")
     if code in ("unsupported_media_type", "unsupported_file_type"):
-        return UnsupportedMediaType("Dify does not take a file of this type.")
+        return UnsupportedMediaType(f"Dify does not take a file of this type. {said}")
     if code == "file_too_large":
-        return BodyTooLarge("The file is too large for Dify.")
+        return BodyTooLarge(f"The file is too large for Dify. {said}")
     return None

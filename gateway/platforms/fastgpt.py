@@ -23,7 +23,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
 from gateway.history import require_question
 from gateway.messages import (
     Begin,

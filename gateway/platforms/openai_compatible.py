@@ -4,24 +4,13 @@ To a caller of `/v1/*` the upstream's stream goes back byte for byte, whole even
 looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it decoded.
 """
 
+from functools import partial
 from typing import Any, ClassVar
 
 from gateway.config import OpenAIAgent
-from gateway.errors import (
-    BodyTooLarge,
-    ContentRefused,
-    ContextTooLong,
-    GatewayError,
-    InvalidRequest,
-    QuotaExhausted,
-    UnsupportedMediaType,
-    UpstreamCut,
-    UpstreamFailed,
-    UpstreamMisconfigured,
-    clean,
-)
+from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.explain import explain_http, explain_words
+from gateway.failures import explain_http, explain_member
 from gateway.filetypes import KINDS
 from gateway.messages import (
     Begin,
@@ -207,7 +196,7 @@ class ChunkDecoder(EventDecoder):
             return
         chunk = parse_object(data)
         if error := chunk.get("error"):
-            raise self.explain(as_object(error), as_text(error))
+            raise self.explain(error)
         if not self._begun:
             self._begun = True
             out.append(Begin(message_id=as_id(chunk.get("id"))))
@@ -216,8 +205,8 @@ class ChunkDecoder(EventDecoder):
         for choice in map(as_object, as_list(chunk.get("choices"))[:1]):
             self._choice(choice, out)
 
-    def explain(self, error: dict[str, Any], words: str) -> GatewayError:
-        return explain_error(self.platform, error, words)
+    def explain(self, error: Any) -> GatewayError:
+        return explain_error(self.platform, error)
 
     def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
         delta = as_object(choice.get("delta"))
@@ -269,58 +258,12 @@ def explain(platform: str, reply: UpstreamReply, own_model: bool = False) -> Gat
 
     `own_model` says that the caller chose the upstream's model, so an unknown one is the caller's.
     """
-    body = reply.object()
-    error = body.get("error")
-    words = (
-        as_text(as_object(error).get("message")) or as_text(error) or as_text(body.get("message"))
-    )
-    code = as_id(as_object(error).get("code")) or as_text(as_object(error).get("type"))
-    said = clean(words)
-    if reply.status == 429 and "insufficient_quota" in code:
-        return QuotaExhausted(f"The account behind the agent has no credit left. {said}")
-    if reply.status == 404 and error and own_model:
-        return InvalidRequest(f"{platform} does not offer this model. {said}", param="model")
-    if reply.status == 404 and error:
-        return UpstreamMisconfigured(f"{platform} does not know the configured model. {said}")
-    if reply.status in (400, 409, 422):
-        param = clean(as_text(as_object(error).get("param")), 100) or None
-        if "context_length" in code or "context length" in words.lower():
-            return ContextTooLong(f"{platform}: {said}", param="messages")
-        if "content_filter" in code or "content_policy" in code:
-            return ContentRefused(f"{platform}: {said}")
-        return InvalidRequest(f"{platform} does not accept the request: {said}", param=param)
-    if reply.status == 413:
-        return BodyTooLarge(f"{platform} refused the request as too large. {said}")
-    if reply.status == 415:
-        return UnsupportedMediaType(f"{platform} does not take this kind of content. {said}")
-    return explain_http(platform, reply, words)
+    return explain_http(platform, reply, own_request=True, own_model=own_model)
 
 
-def explain_error(platform: str, error: dict[str, Any], words: str) -> GatewayError:
-    """The error for an `error` member inside a 200 answer; its code takes the place of a status."""
-    code = as_id(error.get("code")) or as_text(error.get("type"))
-    is_status = len(code) == 3 and code.isascii() and code.isdigit() and code >= "400"
-    status = int(code) if is_status else _STATUS.get(code, 0)
-    if not status:
-        return explain_words(platform, as_text(error.get("message")) or words or code)
-    told = {"message": as_text(error.get("message")) or words, "code": code}
-    body = {
-        "error": {**told, "param": as_text(error.get("param")), "type": as_text(error.get("type"))}
-    }
-    return explain(platform, UpstreamReply(status, {}, dump(body)))
+def explain_error(platform: str, error: Any) -> GatewayError:
+    """The error for an `error` member inside a 200 answer, or for all of that answer."""
+    return explain_member(platform, error, own_request=True)
 
 
-def _explain_member(error: Any) -> GatewayError:
-    return explain_error("The upstream", as_object(error), as_text(error))
-
-
-_STATUS = {
-    "rate_limit_exceeded": 429,
-    "rate_limit_error": 429,
-    "insufficient_quota": 429,
-    "context_length_exceeded": 400,
-    "content_filter": 400,
-    "invalid_request_error": 400,
-    "invalid_api_key": 401,
-    "authentication_error": 401,
-}
+_explain_member = partial(explain_error, "The upstream")

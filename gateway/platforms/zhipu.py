@@ -14,20 +14,17 @@ from typing import Any, ClassVar
 from gateway.config import ZhipuAgent
 from gateway.errors import (
     ContentRefused,
-    ContextTooLong,
     GatewayError,
     InternalError,
     InvalidRequest,
     KindNotTaken,
-    QuotaExhausted,
     RateLimited,
     UpstreamCut,
-    UpstreamFailed,
     UpstreamMisconfigured,
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.explain import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import classify, explain_http, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
@@ -53,6 +50,7 @@ from gateway.platforms.base import (
     parse_object,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
+from gateway.turns import tidy
 from gateway.usage import as_count
 
 _TOKEN_MARGIN_S = 600
@@ -137,24 +135,7 @@ class Zhipu(TextOnly):
             "stream": True,
             "user_id": _user_id(chat.user),
         }
-        for name in ("do_sample", "max_tokens", "tools", "thinking", "tool_stream"):
-            if given.get(name) is not None:
-                body[name] = given[name]
-        if "max_tokens" not in body and given.get("max_completion_tokens") is not None:
-            body["max_tokens"] = given["max_completion_tokens"]
-        if isinstance(t := given.get("temperature"), int | float):
-            body["temperature"] = min(max(t, 0.0), 1.0)
-        if isinstance(p := given.get("top_p"), int | float):
-            body["top_p"] = min(max(p, 0.01), 0.99)  # 1 is refused, and clients send just that
-        stop = given.get("stop")
-        if stops := [stop] if isinstance(stop, str) else as_list(stop)[:1]:
-            body["stop"] = stops
-        if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
-            body["tool_choice"] = "auto"
-        effort = given.get("reasoning_effort")
-        if isinstance(effort, str) and "thinking" not in body:
-            off = effort in ("none", "minimal")
-            body["thinking"] = {"type": "disabled" if off else "enabled"}
+        body |= _options(given)
         _ask_for_json(body, as_object(given.get("response_format")))
         url = f"{self._api}/chat/completions"
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
@@ -297,6 +278,57 @@ class Zhipu(TextOnly):
         return "the key is accepted"
 
 
+_MAX_TOKENS = 131_072  # more is refused
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """The caller's options in values that Zhipu takes; for what it would refuse its own default
+    holds, or the nearest value that it takes."""
+    out: dict[str, Any] = {}
+    for name in ("do_sample", "tool_stream"):
+        if isinstance(given.get(name), bool):
+            out[name] = given[name]
+    for name in ("max_completion_tokens", "max_tokens"):  # the later one counts
+        if (most := as_count(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
+            out["max_tokens"] = min(most, _MAX_TOKENS)
+    if isinstance(given.get("tools"), list) and given["tools"]:
+        out["tools"] = given["tools"]
+        if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
+            out["tool_choice"] = "auto"
+    if (temperature := _number(given, "temperature")) is not None:
+        out["temperature"] = min(max(temperature, 0.0), 1.0)
+    if (top_p := _number(given, "top_p")) is not None:
+        out["top_p"] = min(max(top_p, 0.01), 0.99)  # 1 is refused, and clients send just that
+    stop = given.get("stop")
+    stops = [text for text in (stop if isinstance(stop, list) else [stop]) if text]
+    if stops and isinstance(stops[0], str):
+        out["stop"] = stops[:1]
+    if thinking := _thinking(given):
+        out["thinking"] = thinking
+    return out
+
+
+def _number(given: dict[str, Any], name: str) -> float | None:
+    value = given.get(name)
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
+    """`thinking` in any of the forms that clients have for it."""
+    wanted, effort = given.get("thinking"), given.get("reasoning_effort")
+    if isinstance(wanted, dict):
+        if wanted.get("type") in ("enabled", "disabled"):
+            return {k: v for k, v in wanted.items() if k in ("type", "clear_thinking")}
+        wanted = {"adaptive": True, "auto": True}.get(as_text(wanted.get("type")))
+    if wanted is None:
+        wanted = given.get("enable_thinking")
+    if wanted is None and isinstance(effort, str) and effort:
+        wanted = effort not in ("none", "minimal")
+    if not isinstance(wanted, bool):
+        return None
+    return {"type": "enabled" if wanted else "disabled"}
+
+
 _FILE_ID = "glms-"
 
 
@@ -337,10 +369,7 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
     if not isinstance(given, list):
         given = [message(turn) for turn in chat.messages]
     out = []
-    for turn in given:
-        turn = dict(turn)
-        if turn.get("role") == "developer":
-            turn["role"] = "system"
+    for turn in tidy(given):
         if turn.get("tool_calls") and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
         parts = turn.get("content")
@@ -389,8 +418,9 @@ class ModelDecoder(ChunkDecoder):
             ]
             out.append(Note("citations", cited))
 
-    def explain(self, error: dict[str, Any], words: str) -> GatewayError:
-        return _explain_code(as_id(error.get("code")), as_text(error.get("message")) or words)
+    def explain(self, error: Any) -> GatewayError:
+        told = as_object(error)
+        return _explain_code(as_id(told.get("code")), as_text(told.get("message") or error))
 
 
 _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
@@ -584,16 +614,8 @@ def _explain_glms(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     words = as_text(body.get("message")) or as_text(body.get("msg"))
     low = words.lower()
-    if any(mark in low for mark in ("频繁", "并发", "too many", "frequent")):
-        return RateLimited(
-            f"智谱清言 is limiting calls: {clean(words)}",
-            retry_after_s=RETRY_AFTER_S,
-            retryable=True,
-        )
-    if reply.status not in (200, 400):
+    if reply.status not in (200, 400) or not body or classify(words, ()) not in (None, "key"):
         return explain_http("智谱清言", reply, words)
-    if not body:
-        return explain_http("智谱清言", reply)
     if body.get("validation_error"):
         return UpstreamMisconfigured(
             f"智谱清言 does not accept the assistant: check assistant_id. {clean(words)}"
@@ -606,36 +628,19 @@ def _explain_glms(reply: UpstreamReply) -> GatewayError:
     return explain_words("智谱清言", words)
 
 
-_AUTH = {"401", "1000", "1001", "1002", "1003", "1004"}
-_QUOTA = {"1113", "1304", "1308", "1309", "1310"}
-_BUSY = {"1302", "1303", "1305", "1312", "1313"}
 _CALLER = {"1210", "1213", "1214", "1215"}
-_OPERATOR = {"1211", "1212", "1220", "1221", "1222", "1311"}
 
 
 def _explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for Zhipu's code, digits in a string; a status of 429 has two very different."""
+    """The error for Zhipu's code, digits in a string; most are rows of the table of failures."""
     said = f" (Zhipu {code}: {clean(words) or 'no message'})"
-    if code in _AUTH:
-        return UpstreamMisconfigured("Zhipu refused the gateway's API key: check api_key." + said)
-    if code in _QUOTA:
-        return QuotaExhausted("The Zhipu account has no credit left or its plan is used up." + said)
-    if code in _BUSY:
-        return RateLimited(
-            "Zhipu is limiting calls; try again shortly." + said,
-            retry_after_s=RETRY_AFTER_S,
-            retryable=True,
-        )
     if code == "1231":
         return InternalError("The gateway repeated a request id." + said)
-    if code in _OPERATOR or (code.startswith("11") and len(code) == 4):
-        return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
-    if code == "1261":
-        return ContextTooLong("The conversation is too long for the model." + said)
-    if code in ("1300", "1301"):
-        return ContentRefused("Zhipu's moderation refused the question." + said)
     if code in _CALLER:
         return InvalidRequest("Zhipu does not accept the request." + said)
-    if reply is not None and reply.status in (401, 403, 404, 413, 429):
-        return explain_http("Zhipu", reply, words)
-    return UpstreamFailed("Zhipu could not finish the answer." + said)
+    if code.startswith("11") and len(code) == 4 and code != "1113":
+        return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
+    if reply is None or reply.status < 300:
+        body = dump({"error": {"code": code, "message": words}})
+        reply = UpstreamReply(200, {} if reply is None else reply.headers, body)
+    return explain_http("Zhipu", reply, f"{words} (Zhipu {code})")

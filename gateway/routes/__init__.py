@@ -1,6 +1,7 @@
 """Every route, with what it demands of its callers."""
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 
 from aiohttp import web
 
@@ -9,13 +10,25 @@ from gateway.errors import InvalidRequest
 from gateway.middlewares.errors import error_response
 from gateway.routes import accounts, agents, apikeys, chat, files, health, openai, records
 
-OPS = [
-    Route("GET", "/health", health.health),
-    Route("GET", "/livez", health.livez),
-    Route("GET", "/readyz", health.readyz),
-    Route("GET", "/metrics", health.metrics),
-    *(Route("HEAD", path, health.health) for path in ("/health", "/livez", "/readyz")),
-]
+
+def _with_head(routes: Iterable[Route]) -> Iterator[Route]:
+    """HEAD is there where GET is: monitors ask with it."""
+    for route in routes:
+        yield route
+        if route.method == "GET":
+            yield replace(route, method="HEAD")
+
+
+OPS = list(
+    _with_head(
+        (
+            Route("GET", "/health", health.health),
+            Route("GET", "/livez", health.livez),
+            Route("GET", "/readyz", health.readyz),
+            Route("GET", "/metrics", health.metrics),
+        )
+    )
+)
 
 _AUTH = "/api/v1/auth"
 _KEYS = "/api/v1/api-keys"
@@ -54,32 +67,28 @@ _API = [
     Route("POST", "/api/v1/upload", files.upload, "upload", "upload"),
     Route("GET", "/api/v1/upload/agents", files.agents, "upload", "agents"),
     Route("GET", _LINK, files.served),
-    Route("HEAD", _LINK, files.served),
     Route("GET", "/api/v1/usage", records.usage, "admin"),
     Route("GET", "/api/v1/calls", records.calls, "admin"),
     Route("GET", "/api/v1/calls/{id}", records.call, "admin"),
 ]
 
-# `/v1` comes missing or doubled, depending on what a client's settings make of the base URL.
-_PREFIXES = ("/v1", "", "/v1/v1")
+_V1 = [
+    Route("POST", "/v1/chat/completions", openai.chat_completions, "chat", "chat"),
+    Route("GET", "/v1/models", openai.models, "chat"),
+    Route("GET", "/v1/models/{id:.+}", openai.model, "chat"),
+    Route("POST", "/v1/files", files.create, "upload", "upload"),
+    Route("GET", "/v1/files", files.list_files, "upload", "agents"),
+    Route("GET", "/v1/files/{id}", files.retrieve, "upload"),
+    Route("DELETE", "/v1/files/{id}", files.delete, "upload"),
+    Route("GET", "/v1/files/{id}/content", files.content, "upload"),
+    Route("POST", "/v1/{path:.+}", openai.pass_on, "chat", "chat"),
+    Route("*", "/v1/{path:.+}", openai.nothing),
+]
 
 
 def all_routes() -> Iterator[Route]:
-    yield from OPS
-    yield from _API
-    for prefix in _PREFIXES:
-        for slash in ("", "/"):
-            path = f"{prefix}/chat/completions{slash}"
-            yield Route("POST", path, openai.chat_completions, "chat", "chat")
-            yield Route("GET", f"{prefix}/models{slash}", openai.models, "chat")
-            yield Route("POST", f"{prefix}/files{slash}", files.create, "upload", "upload")
-            yield Route("GET", f"{prefix}/files{slash}", files.list_files, "upload", "agents")
-        yield Route("GET", f"{prefix}/models/{{id:.+}}", openai.model, "chat")
-        yield Route("GET", f"{prefix}/files/{{id}}", files.retrieve, "upload")
-        yield Route("DELETE", f"{prefix}/files/{{id}}", files.delete, "upload")
-        yield Route("GET", f"{prefix}/files/{{id}}/content", files.content, "upload")
-    for prefix in ("/v1/v1", "/v1"):
-        yield Route("POST", f"{prefix}/{{path:.+}}", openai.pass_on, "chat", "chat")
+    """Addresses stand here in their canonical form (`gateway.addresses`)."""
+    yield from (*OPS, *_with_head((*_API, *_V1)))
 
 
 def add_to(app: web.Application, routes: Iterable[Route]) -> None:

@@ -13,7 +13,14 @@ from aiohttp import web
 from gateway.body import read_object
 from gateway.call import Capture
 from gateway.credentials import Caller
-from gateway.errors import Forbidden, GatewayError, InvalidRequest, NotFound, UpstreamTimeout
+from gateway.errors import (
+    Forbidden,
+    GatewayError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    UpstreamTimeout,
+)
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
 from gateway.keys import ATTACHMENTS, CONTEXT, UPSTREAM, State, call_of, caller_of, state_of
@@ -73,15 +80,12 @@ chat_completions = answering(_read_chat, conversational=False)
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
     """The neutral turns. An OpenAI-compatible upstream judges its messages by itself."""
     messages = body.get("messages")
+    only_openai = all(target.platform.kind == "openai" for target in targets)
     try:
-        return read_turns(messages)
+        return read_turns(messages, skips=only_openai)
     except InvalidRequest:
-        only_openai = all(target.platform.kind == "openai" for target in targets)
         if not (only_openai and isinstance(messages, list) and messages):
             raise
-    try:
-        return read_turns(messages, skips=True)
-    except InvalidRequest:
         return (Message("user", ""),)
 
 
@@ -154,6 +158,14 @@ def _model(name: str, owner: str, since: int) -> dict[str, Any]:
 
 def _dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
+
+
+async def nothing(request: web.Request) -> web.StreamResponse:
+    """Any other method under /v1: what is passed on is asked by POST, and nothing else is there."""
+    path = request.match_info["path"].strip("/")
+    if path == "chat/completions":
+        raise MethodNotAllowed(f"{request.method} is not possible here; use POST.")
+    raise NotFound(f"There is nothing at {request.method[:16]} /v1/{path[:100]}.")
 
 
 # Names of endpoints, and nothing that a URL library could read as a way out of the base URL.

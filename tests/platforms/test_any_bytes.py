@@ -76,7 +76,7 @@ def test_any_split_gives_the_same_answer(kind, raw, size):
 @given(raw=STREAMS, size=st.integers(1, 50))
 @settings(max_examples=150, deadline=None)
 def test_passing_through_never_raises_and_ends_once(make_decoder, raw, size):
-    deltas = feed(make_decoder(lambda error: explain_error("It", {}, str(error))), raw, size)
+    deltas = feed(make_decoder(lambda error: explain_error("It", str(error))), raw, size)
     assert sum(isinstance(delta, Finish | Failed) for delta in deltas) == 1
 
 

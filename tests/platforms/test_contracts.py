@@ -7,7 +7,7 @@ from decoding import feed, summary
 from gateway.config import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
 from gateway.errors import GatewayError
 from gateway.exchange import UpstreamReply
-from gateway.explain import explain_words
+from gateway.failures import explain_words
 from gateway.messages import ChatRequest, Message
 from gateway.platforms.base import base_url
 from gateway.platforms.coze import Coze, CozeDecoder
@@ -133,7 +133,7 @@ def test_a_plugins_error_is_told_by_its_sentence():
     words = 'req_id: 1 PluginInvokeError: {"args":{},"message":"[models] Error: no such model"}'
     decoder = DifyDecoder()
     (failed,) = [d for d in decoder.feed(data({"event": "error", "message": words}))]
-    assert failed.error.message == "Dify could not finish the answer: [models] Error: no such model"
+    assert failed.error.message.endswith(" Dify says: [models] Error: no such model.")
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ DONE = [
 
 
 def decode(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> list[Delta]:
-    decoder = PassThrough(lambda error: explain_error("It", error or {}, ""), hides_usage)
+    decoder = PassThrough(lambda error: explain_error("It", error or {}), hides_usage)
     return feed(decoder, raw, size)
 
 

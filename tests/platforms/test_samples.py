@@ -68,7 +68,7 @@ OPENAI = [path for path in SAMPLES if path.parent.name == "openai"]
 @pytest.mark.parametrize("size", [None, 1, 3, 50])
 def test_an_openai_stream_passes_through_byte_for_byte(path, end, size):
     raw = path.read_bytes().replace(b"\n", LINE_ENDS[end])
-    deltas = feed(PassThrough(lambda error: explain_error("It", error, "")), raw, size)
+    deltas = feed(PassThrough(lambda error: explain_error("It", error)), raw, size)
     if isinstance(deltas[-1], Failed):  # what stands before the error, and not the error itself
         assert raw.startswith(raw_bytes(deltas))
         assert b'"error"' not in raw_bytes(deltas)
