@@ -4,6 +4,7 @@ import re
 
 from gateway.errors import (
     BodyTooLarge,
+    ContentRefused,
     ContextTooLong,
     GatewayError,
     Guess,
@@ -32,7 +33,10 @@ _NO_MONEY = (
     "quota has been exhausted",
     "quota is not enough",
     "余额不足",
+    "insufficient_user_quota",
+    "额度不足",
 )
+_FILTERED = ("content_filter", "content management policy")
 _MODEL_KEY = ("incorrect api key", "invalid api key", "invalid_api_key", "status code 401")
 
 
@@ -47,6 +51,8 @@ def explain_words(platform: str, words: str) -> GatewayError:
         return QuotaExhausted(message)
     if any(mark in low for mark in _BUSY) or _BUSY_STATUS.search(low):
         return RateLimited(message, retry_after_s=RETRY_AFTER_S)
+    if any(mark in low for mark in _FILTERED):
+        return ContentRefused(message)
     if any(mark in low for mark in _TOO_LONG):
         return ContextTooLong(message)
     if any(mark in low for mark in _MODEL_KEY):
