@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gateway.errors import GatewayError
-from gateway.platforms.base import First
+from gateway.errors import GatewayError, UpstreamFailed
+from gateway.handover import MAX_STEPS
+from gateway.platforms.base import First, Step
 from gateway.routing import Target
 from gateway.upstream import Upstream
 
@@ -42,15 +43,23 @@ class HealthCache:
             return health
 
 
+async def _verdict(upstream: Upstream, target: Target) -> str:
+    connect_s = target.agent.timeouts.connect
+    step: Step | str = target.platform.probe()
+    for _ in range(MAX_STEPS):
+        if isinstance(step, str):
+            return step
+        if isinstance(step, First):
+            step = step.learn(await upstream.fetch(step.request, connect_s, _FETCH_S))
+        else:
+            step = target.platform.verdict(await upstream.fetch(step, connect_s, _FETCH_S))
+    raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
+
+
 async def ask(upstream: Upstream, target: Target) -> Health:
     """Ask the platform now."""
-    connect_s = target.agent.timeouts.connect
     try:
-        step = target.platform.probe()
-        while isinstance(step, First):
-            step = step.learn(await upstream.fetch(step.request, connect_s, _FETCH_S))
-        reply = await upstream.fetch(step, connect_s, _FETCH_S)
-        detail, healthy = target.platform.verdict(reply), True
+        detail, healthy = await _verdict(upstream, target), True
     except GatewayError as error:
         detail, healthy = target.explain(error).message, False
     return Health(healthy, detail, datetime.now(UTC).isoformat(timespec="seconds"))

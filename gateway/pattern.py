@@ -14,12 +14,12 @@ import orjson
 
 
 class Pattern(NamedTuple):
-    """An event is `before`, a JSON string with its quotes, and `after`. `add` is told each string,
-    if the decoder wants to know."""
+    """An event is `before`, a JSON string with its quotes, and `after`. `add` is given each string,
+    if the decoder wants to know it; something true in return: only the decoder can deal with it."""
 
     before: bytes
     after: bytes
-    add: Callable[[str], None] | None = None
+    add: Callable[[str], object] | None = None
 
 
 @lru_cache
@@ -30,7 +30,7 @@ def _member(name: bytes) -> re.Pattern[bytes]:
 
 
 def find_pattern(
-    event: bytes, names: tuple[bytes, ...], add: Callable[[str], None] | None, text: str | None
+    event: bytes, names: tuple[bytes, ...], add: Callable[[str], object] | None, text: str | None
 ) -> Pattern | None:
     """The pattern of one whole event that said `text` (None: whatever it said) in a member that
     has one of `names`; None unless there is just one such member.

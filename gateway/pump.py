@@ -250,9 +250,9 @@ class Shortcut:
             return False
         if not text or type(text) is not str or size > self.room:
             return False
+        if self._add is not None and self._add(text):
+            return False
         self.room -= size
-        if self._add is not None:
-            self._add(text)
         if self._verbatim:
             self._write(data)
         else:

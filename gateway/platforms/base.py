@@ -109,8 +109,9 @@ class Platform(Protocol):
     def probe(self) -> Step:
         """A cheap call that shows whether the address, the key and the app are right."""
 
-    def verdict(self, reply: UpstreamReply) -> str:
-        """What the probe's reply says of the bot, or raise what is wrong with it."""
+    def verdict(self, reply: UpstreamReply) -> str | Step:
+        """What the probe's reply says of the bot, or another call whose reply says more. Raises
+        what is wrong with it."""
 
 
 class TextOnly:
@@ -189,8 +190,9 @@ class EventDecoder(ABC):
         return None
 
     @property
-    def heard(self) -> Callable[[str], None] | None:
-        """Whom to tell of text that has not come as an event, if the decoder needs to know it."""
+    def heard(self) -> Callable[[str], object] | None:
+        """Is given text that does not come as an event, if the decoder needs to know it. If it
+        returns something true, the text comes as an event after all."""
         return None
 
     def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
@@ -206,8 +208,9 @@ class EventDecoder(ABC):
         self.done = True
 
     @abstractmethod
-    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
-        """Append the deltas of one event to `out`, or raise what it reports."""
+    def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
+        """Append the deltas of one event to `out`, or raise what it reports. False: the event is a
+        heartbeat, which the platform sends whether its model works or hangs."""
 
     def finish(self, out: list[Delta]) -> None:
         """The body has ended: append what was held back, or raise UpstreamCut."""

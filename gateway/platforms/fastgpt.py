@@ -4,10 +4,12 @@ Source: FastGPT's completions API, 4.6 to 4.16; the named events are those of `d
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import replace
 from hashlib import sha256
 from typing import Any, ClassVar
 
+from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.errors import (
     ConversationBusy,
@@ -35,11 +37,13 @@ from gateway.messages import (
     Note,
     Reasoning,
     Text,
-    Usage,
 )
+from gateway.pattern import Pattern
+from gateway.pauses import Field, Pause, Pauses, number_in
 from gateway.platforms.base import (
     Carriage,
     EventDecoder,
+    First,
     Step,
     TextOnly,
     as_list,
@@ -49,13 +53,25 @@ from gateway.platforms.base import (
     carry_inside,
     dump,
     json_headers,
-    json_text,
     parse_json,
     parse_object,
+)
+from gateway.platforms.fastgptnodes import (
+    any_failure,
+    choice_made,
+    last_failure,
+    model_finish,
+    quotes,
+    readable,
+    tokens,
+    what_plugin_gave,
 )
 from gateway.usage import as_count
 
 MAX_CHAT_ID = 250
+# The second is where 4.14.5 and later have it.
+_RECORDS = ("/core/chat/getPaginationRecords", "/core/chat/record/getPaginationRecords")
+_NO_APP = "0" * 24  # an id that no app has
 
 
 class FastGPT(TextOnly):
@@ -71,6 +87,7 @@ class FastGPT(TextOnly):
             url, "/v1/chat/completions", "/v2/chat/completions", "/v1", "/v2", "/api", then="/api"
         )
         self._headers = json_headers(self.token, agent.headers)
+        self._pauses = Pauses()
 
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
@@ -79,20 +96,50 @@ class FastGPT(TextOnly):
             raise InvalidRequest(
                 f"The conversation id is longer than {MAX_CHAT_ID} characters.", param="chat_id"
             )
+        if not chat.conversation_id:
+            return self._ask(chat, chat_id, _turns(chat))
         # With a chatId FastGPT adds the history it has stored: only what is new may be sent then.
-        turns = (chat.question,) if chat.conversation_id else chat.messages
+        pause = self._pauses.get(chat_id)
+        if pause is None and number_in(chat.question.text) and self._app_id(chat):
+            return self._recall(chat, chat_id)
+        return self._reply(chat, chat_id, pause)
+
+    def _reply(self, chat: ChatRequest, chat_id: str, pause: Pause | None) -> UpstreamRequest:
+        """The newest turn of a known conversation, as its bot wants it if it waits for one."""
+        turn = chat.question
+        if pause is not None:
+            turn = replace(turn, text=pause.answer(turn.text))
+        return self._ask(chat, chat_id, (turn,))
+
+    def _recall(self, chat: ChatRequest, chat_id: str, place: int = 0) -> First:
+        """Ask FastGPT itself whether its bot waits for a choice: another process has shown it."""
+
+        def learn(reply: UpstreamReply) -> Step:
+            if reply.status == 404 and place + 1 < len(_RECORDS):
+                return self._recall(chat, chat_id, place + 1)
+            return self._reply(chat, chat_id, _stored_pause(reply.object()))
+
+        body = {"appId": self._app_id(chat), "chatId": chat_id, "offset": 0, "pageSize": 2}
+        return First(self._post(_RECORDS[place], body), learn)
+
+    def _ask(self, chat: ChatRequest, chat_id: str, turns: tuple[Message, ...]) -> UpstreamRequest:
         body: dict[str, Any] = {
             "chatId": chat_id,
-            "stream": True,
+            "stream": True,  # also since a whole answer never comes if its model is cut
             "detail": True,  # the only way to learn of usage, citations and failed nodes
             "messages": [_message(turn) for turn in turns if turn.text or turn.media],
             "variables": {**self._agent.variables, **chat.variables},
             "customUid": chat.user,
         }
-        if app_id := self._agent.app_id or chat.app_id:
+        if app_id := self._app_id(chat):
             body["appId"] = app_id
-        url = f"{self._api}/v1/chat/completions"
-        return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
+        return self._post("/v1/chat/completions", body, stream=True)
+
+    def _app_id(self, chat: ChatRequest) -> str:
+        return self._agent.app_id or chat.app_id or ""
+
+    def _post(self, path: str, body: dict[str, Any], stream: bool = False) -> UpstreamRequest:
+        return UpstreamRequest("POST", self._api + path, self._headers, dump(body), stream)
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return not chat.conversation_id
@@ -111,32 +158,57 @@ class FastGPT(TextOnly):
         return "as it is"
 
     def decoder(self, chat: ChatRequest) -> "FastGPTDecoder":
-        return FastGPTDecoder(_chat_id(chat), chat.detail)
+        return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise _explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Any) -> UpstreamRequest | None:
         # v1 runs end with their connection; newer servers may run on, and need the app's id.
-        app_id = self._agent.app_id or chat.app_id
+        app_id = self._app_id(chat)
         if not app_id:
             return None
-        body = {"appId": app_id, "chatId": decoder.conversation_id}
-        return UpstreamRequest("POST", f"{self._api}/v2/chat/stop", self._headers, dump(body))
+        return self._post("/v2/chat/stop", {"appId": app_id, "chatId": decoder.conversation_id})
 
     def probe(self) -> Step:
-        app = f"?appId={self._agent.app_id}" if self._agent.app_id else ""
-        return UpstreamRequest("GET", f"{self._api}/core/chat/init{app}", self._headers)
+        """Without an app FastGPT does not look at the key, so one that does not exist is named."""
+        app = self._agent.app_id or _NO_APP
+        return UpstreamRequest("GET", f"{self._api}/core/chat/init?appId={app}", self._headers)
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def verdict(self, reply: UpstreamReply) -> str | Step:
         body = reply.object()
         app = as_object(as_object(body.get("data")).get("app"))
         if reply.status == 200 and body.get("code") == 200:
             return f"app {as_text(app.get('name')) or 'found'}"
+        if reply.status == 200 and body.get("code") == 403:
+            # Up to 4.8.11 this is what every key of an app gets here. A completion without
+            # messages runs nothing, and is refused for that only if the key is good.
+            return self._post("/v1/chat/completions", {"messages": []})
+        if as_text(body.get("message")) == "messages is empty":
+            return "the key is good; this server is too old to say which app it opens"
         error = _explain(reply)
-        if not self._agent.app_id and body and not isinstance(error, UpstreamMisconfigured):
+        if not self._agent.app_id and as_count(body.get("code")) not in _BAD_KEY and body:
             return "reachable; set app_id to have the app checked too"
         raise error
+
+
+def _turns(chat: ChatRequest) -> tuple[Message, ...]:
+    """All turns of a new conversation. Instructions stand right before the question, as if the user
+    had given them: servers up to 4.9.7 hand a system turn to the model twice."""
+    given = [turn for turn in chat.messages[:-1] if turn.role == "system" and turn.text]
+    others = [turn for turn in chat.messages[:-1] if turn.role != "system"]
+    return (*others, *(replace(turn, role="user") for turn in given), chat.question)
+
+
+def _stored_pause(records: dict[str, Any]) -> Pause | None:
+    """What the latest stored answer waits for, if it does."""
+    stored = [as_object(item) for item in as_list(as_object(records.get("data")).get("list"))]
+    if not stored or stored[-1].get("obj") != "AI":
+        return None
+    for part in map(as_object, as_list(stored[-1].get("value"))):
+        if asked := as_object(part.get("interactive")):
+            return _pause(as_object(_innermost(asked).get("params")))
+    return None
 
 
 def _chat_id(chat: ChatRequest) -> str:
@@ -174,59 +246,120 @@ class FastGPTDecoder(EventDecoder):
     """Answer chunks are OpenAI's; everything else comes as named events.
 
     Servers up to 4.14.6 send `[DONE]` before `flowResponses`, so the end is both or the close of
-    the connection. A failed node is silent: it shows only as an `error` in the node results.
+    the connection. A failed node is silent: only the node results tell of it, and of usage and why
+    the model stopped. A whole answer is read too, as one event: some proxies make one of a stream.
     """
 
     __slots__ = (
-        "_begun", "_detail", "_has_more", "_has_text", "_knows_nodes", "_nodes", "_reason",
-        "_said_done",
+        "_begun", "_detail", "_has_more", "_has_text", "_is_paused", "_knows_nodes", "_marks",
+        "_nodes", "_pauses", "_reason", "_said_done",
     )  # fmt: skip
 
     text_members = (b"content",)
 
-    def __init__(self, chat_id: str, detail: bool) -> None:
+    def __init__(self, chat_id: str, detail: bool, pauses: Pauses | None = None) -> None:
         super().__init__()
         self.conversation_id = chat_id
         self._detail = detail
+        self._pauses = pauses if pauses is not None else Pauses()
         self._begun = False
         self._said_done = False
         self._reason: str | None = None
         self._has_text = False
-        self._has_more = False  # thinking, or a question to the user
-        self._nodes: list[dict[str, Any]] = []
+        self._has_more = False  # thinking
+        self._is_paused = False
+        self._marks = CiteMarks()
+        self._nodes: list[Any] = []
         self._knows_nodes = False
 
-    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
+    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+        return None if self._marks.held else super().pattern(chunk, delta)
+
+    @property
+    def heard(self) -> Callable[[str], bool]:
+        return may_hold_mark
+
+    def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         if not self._begun:
             self._begun = True
             out.append(Begin(self.conversation_id))
+            if name != "error":
+                self._pauses.end(self.conversation_id)
         if data.strip() in (b"[DONE]", b'"[DONE]"'):
             self._said_done = True
             self._close_if_whole(out)
         elif name in ("", "answer", "fastAnswer"):
-            if data.strip():
-                self._chunk(parse_object(data), out)
+            return self._chunk(parse_object(data), out) if data.strip() else None
         elif handle := self._HANDLERS.get(name):
             handle(self, data, out)
+        return None
 
-    def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> None:
+    def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
         if "choices" not in chunk:
             if chunk.get("error") or as_text(chunk.get("statusText")):
                 raise _explain_code(as_object(chunk.get("error")) or chunk)
-            return  # 4.9.7 leaks its timing into plain streams
-        for choice in as_list(chunk["choices"])[:1]:
-            delta = as_object(as_object(choice).get("delta"))
+            return None  # 4.9.7 leaks its timing into plain streams
+        for choice in map(as_object, as_list(chunk["choices"])[:1]):
+            if "message" in choice:
+                self._whole(chunk, as_object(choice["message"]), out)
+                return None
+            delta = as_object(choice.get("delta"))
             if reasoning := as_text(delta.get("reasoning_content")):
-                self._has_more = True
-                out.append(Reasoning(reasoning))
+                self._think(reasoning, out)
             if text := as_text(delta.get("content")):
                 self._say(text, out)
-            if reason := as_text(as_object(choice).get("finish_reason")):
+            if reason := as_text(choice.get("finish_reason")):
                 self._reason = reason
+            if not (text or reasoning or reason):
+                return False
+        return None
+
+    def _whole(self, answer: dict[str, Any], message: dict[str, Any], out: list[Delta]) -> None:
+        """An answer that was not streamed: one message, and the node results beside it."""
+        if reasoning := as_text(message.get("reasoning_content")):
+            self._think(reasoning, out)
+        content = message.get("content")
+        if isinstance(content, str):
+            self._say(content, out)
+        for item in map(as_object, as_list(content)):
+            self._item(item, out)
+        if self._detail and (variables := _variables(answer.get("newVariables"))):
+            out.append(Note("outputs", variables))
+        self._nodes += as_list(answer.get("responseData"))
+        self._knows_nodes = "responseData" in answer
+        if not self._knows_nodes and answer.get("error"):  # the last node's
+            self._nodes.append({"error": answer["error"]})
+        self._end(out)
+
+    def _item(self, item: dict[str, Any], out: list[Delta]) -> None:
+        if reasoning := as_text(as_object(item.get("reasoning")).get("content")):
+            self._think(reasoning, out)
+        for tool in map(as_object, [*as_list(item.get("tools")), item.get("tool")]):
+            self._call(tool, out)
+        if text := as_text(as_object(item.get("text")).get("content")):
+            self._say(f"\n{text}" if self._has_text else text, out)
+        if asked := as_object(item.get("interactive")):
+            self._pause(asked, out)
+
+    def _fail(self, error: GatewayError, out: list[Delta]) -> None:
+        self._say_rest(out)
+        super()._fail(error, out)
+
+    def _think(self, words: str, out: list[Delta]) -> None:
+        self._has_more = True
+        out.append(Reasoning(words))
 
     def _say(self, text: str, out: list[Delta]) -> None:
-        self._has_text = True
-        out.append(Text(text))
+        if self._marks.held or may_hold_mark(text):
+            text = self._marks.feed(text)
+        if text:
+            self._has_text = True
+            out.append(Text(text))
+
+    def _say_rest(self, out: list[Delta]) -> None:
+        if rest := self._marks.close():
+            self._has_text = True
+            out.append(Text(rest))
 
     def _on_error(self, data: bytes, out: list[Delta]) -> None:
         raise _explain_code(parse_object(data))
@@ -240,7 +373,9 @@ class FastGPTDecoder(EventDecoder):
             out.append(Note("progress", []))  # a sign of life that shows nothing
 
     def _on_tool(self, data: bytes, out: list[Delta]) -> None:
-        tool = as_object(parse_object(data).get("tool"))
+        self._call(as_object(parse_object(data).get("tool")), out)
+
+    def _call(self, tool: dict[str, Any], out: list[Delta]) -> None:
         name = as_text(tool.get("toolName")) or as_text(tool.get("functionName"))
         shown = [{"name": name, "status": "running"}] if self._detail and name else []
         out.append(Note("tools", shown))
@@ -249,7 +384,7 @@ class FastGPTDecoder(EventDecoder):
         nodes = parse_json(data)
         if isinstance(nodes, dict):  # one pre-release sent {"0": …, "1": …}
             nodes = [nodes[key] for key in nodes]
-        self._nodes += [node for node in as_list(nodes) if isinstance(node, dict)]
+        self._nodes += as_list(nodes)
         self._knows_nodes = True
         self._close_if_whole(out)
 
@@ -259,17 +394,22 @@ class FastGPTDecoder(EventDecoder):
         out.append(Note("progress", []))
 
     def _on_variables(self, data: bytes, out: list[Delta]) -> None:
-        if self._detail:
-            out.append(Note("outputs", parse_object(data)))
+        variables = _variables(parse_object(data)) if self._detail else {}
+        out.append(Note("outputs", variables) if variables else Note("progress", []))
 
     def _on_title(self, data: bytes, out: list[Delta]) -> None:
         if title := as_text(parse_object(data).get("title")):
             out.append(Note("title", title))
 
     def _on_interactive(self, data: bytes, out: list[Delta]) -> None:
-        asked = _innermost(as_object(parse_object(data).get("interactive")))
+        self._pause(as_object(parse_object(data).get("interactive")), out)
+
+    def _pause(self, asked: dict[str, Any], out: list[Delta]) -> None:
+        """The bot waits: its question is shown, and remembered for the turn that answers it."""
+        asked = _innermost(asked)
         params = as_object(asked.get("params"))
-        self._has_more = True
+        self._is_paused = True
+        self._pauses.begin(self.conversation_id, _pause(params))
         out.append(Note("interaction", {"type": as_text(asked.get("type")), "params": params}))
         if words := _interactive_text(params):
             self._say(f"\n\n{words}" if self._has_text else words, out)
@@ -299,27 +439,46 @@ class FastGPTDecoder(EventDecoder):
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
-        nodes = list(_walk(self._nodes))
-        if not self._has_text and (words := _plugin_output(nodes)):
+        nodes = self._nodes
+        self._say_rest(out)
+        if not self._has_text and (words := what_plugin_gave(nodes)):
             self._say(words, out)
-        if not (self._has_text or self._has_more):
-            self._explain_silence(nodes)
-        if self._detail and (citations := _citations(nodes)):
+        reason = model_finish(nodes)
+        if not self._is_paused and (error := self._failure(reason)):
+            raise error
+        if self._detail and (citations := quotes(nodes)):
             out.append(Note("citations", citations))
-        out.append(Finish(self._reason or "stop", _usage(nodes)))
+        out.append(Finish(reason or self._reason or "stop", tokens(nodes)))
         self.done = True
 
-    def _explain_silence(self, nodes: list[dict[str, Any]]) -> None:
-        failed = [node for node in nodes if _node_error(node)]
-        if failed:
-            node = failed[-1]
-            where = as_text(node.get("moduleName"))
-            words = _node_error(node)
-            raise explain_words(f"FastGPT's node {where!r}" if where else "FastGPT", words)
-        if not self._knows_nodes:
-            raise UpstreamFailed(
-                "FastGPT sent an empty answer. Its app's log tells which node failed."
+    def _failure(self, reason: str) -> GatewayError | None:
+        """Why the answer is not whole, or none at all."""
+        if self._has_text:
+            return last_failure(self._nodes)
+        if error := any_failure(self._nodes):
+            return error
+        if self._has_more or reason:
+            return None
+        if choice := choice_made(self._nodes):
+            return InvalidRequest(
+                f"FastGPT's bot says nothing after the choice {clean(choice, 100)!r}: it may be"
+                " none of the options. Ask again, and reply with one of them, or its number.",
+                param="messages",
             )
+        return UpstreamFailed(
+            "FastGPT sent an empty answer; its app's log tells which node failed."
+        )
+
+
+def _variables(given: Any) -> dict[str, Any]:
+    """An app's variables; 4.8.11 puts an id of its own among them."""
+    variables = as_object(given)
+    if _OBJECT_ID.fullmatch(as_text(variables.get("userId"))):
+        return {name: value for name, value in variables.items() if name != "userId"}
+    return variables
+
+
+_OBJECT_ID = re.compile(r"[0-9a-f]{24}")
 
 
 def _innermost(asked: dict[str, Any]) -> dict[str, Any]:
@@ -332,90 +491,25 @@ def _innermost(asked: dict[str, Any]) -> dict[str, Any]:
     return asked
 
 
+def _options(params: dict[str, Any]) -> list[str]:
+    choices = as_list(params.get("userSelectOptions")) or as_list(params.get("options"))
+    return [as_text(choice) or as_text(as_object(choice).get("value")) for choice in choices]
+
+
+def _pause(params: dict[str, Any]) -> Pause:
+    fields = []
+    for entry in map(as_object, as_list(params.get("inputForm"))):
+        key, label = as_text(entry.get("key")), as_text(entry.get("label"))
+        fields.append(Field(key, label, entry.get("valueType") == "number"))
+    return Pause(tuple(_options(params)), tuple(fields))
+
+
 def _interactive_text(params: dict[str, Any]) -> str:
     lines = [as_text(params.get("description")) or as_text(params.get("content"))]
-    for i, option in enumerate(as_list(params.get("userSelectOptions")), 1):
-        lines.append(f"{i}. {as_text(as_object(option).get('value'))}")
-    for i, option in enumerate(as_list(params.get("options")), 1):
-        lines.append(f"{i}. {as_text(option) or as_text(as_object(option).get('value'))}")
+    lines += [f"{i}. {option}" for i, option in enumerate(_options(params), 1)]
     for entry in as_list(params.get("inputForm")):
         lines.append(f"- {as_text(as_object(entry).get('label'))}")
     return "\n".join(line for line in lines if line)
-
-
-_NESTED = ("toolDetail", "pluginDetail", "loopDetail", "childrenResponses")
-MAX_NODES = 5000
-
-
-def _walk(nodes: list[Any]) -> Iterator[dict[str, Any]]:
-    """Every node result once; newer servers send children both flat and nested."""
-    seen: set[str] = set()
-    todo = list(reversed(nodes))
-    while todo and len(seen) < MAX_NODES:
-        node = todo.pop()
-        if not isinstance(node, dict):
-            continue
-        key = as_text(node.get("id")) or f"#{len(seen)}"
-        if key in seen:
-            continue
-        seen.add(key)
-        yield node
-        for name in _NESTED:
-            todo += reversed(as_list(node.get(name)))
-
-
-def _usage(nodes: list[dict[str, Any]]) -> Usage | None:
-    """Real tokens, summed over nodes; the top-level `usage` of FastGPT is always 1/1/1."""
-    usage = Usage()
-    for node in nodes:
-        extension = as_object(node.get("queryExtensionResult"))
-        for part in (node, extension):
-            usage.prompt += as_count(part.get("inputTokens")) + as_count(
-                part.get("toolCallInputTokens")
-            )
-            usage.completion += as_count(part.get("outputTokens")) + as_count(
-                part.get("toolCallOutputTokens")
-            )
-            if "inputTokens" not in part and "toolCallInputTokens" not in part:
-                usage.total += as_count(part.get("tokens"))  # before 4.8.17
-    usage.total += usage.prompt + usage.completion
-    return usage if usage.total else None
-
-
-def _citations(nodes: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    out = []
-    for node in nodes:
-        for quote in map(as_object, as_list(node.get("quoteList"))):
-            scores = [as_object(score).get("value") for score in as_list(quote.get("score"))]
-            out.append(
-                {
-                    "title": as_text(quote.get("sourceName")),
-                    "text": "\n".join(
-                        filter(None, (as_text(quote.get("q")), as_text(quote.get("a"))))
-                    ),
-                    "score": next((s for s in scores if isinstance(s, int | float)), None),
-                }
-            )
-    return out
-
-
-def _plugin_output(nodes: list[dict[str, Any]]) -> str:
-    """The result of a plugin app, which sends no text: its one string, or all of it as JSON."""
-    for node in nodes:
-        output = as_object(node.get("pluginOutput"))
-        if node.get("moduleType") == "pluginOutput" and output:
-            words = [value for value in output.values() if isinstance(value, str) and value]
-            return words[0] if len(words) == 1 else json_text(output)
-    return ""
-
-
-def _node_error(node: dict[str, Any]) -> str:
-    if node.get("errorCaptured") is True:  # the flow has a branch for it
-        return ""
-    error = node.get("error")
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("msg") or json_text(error)
-    return as_text(node.get("errorText")) or as_text(error)
 
 
 def _explain(reply: UpstreamReply) -> GatewayError:
@@ -434,16 +528,22 @@ _BAD_APP = {511, 502000, 502001}
 
 
 def _explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for FastGPT's own code; the HTTP status is 500 for nearly all of them."""
-    code = as_count(body.get("code"))
+    """The error for FastGPT's own words or code; the HTTP status is 500 for nearly all of them."""
     words = as_text(body.get("message")) or as_text(body.get("msg"))
-    said = _readable(words, as_text(body.get("statusText")))
+    return _explain_own_words(words.lower()) or _explain_own_code(body, words, reply)
+
+
+def _explain_own_code(
+    body: dict[str, Any], words: str, reply: UpstreamReply | None
+) -> GatewayError:
+    code = as_count(body.get("code"))
+    said = readable(words, as_text(body.get("statusText"))).rstrip(".。")
     if code in _BAD_KEY:
         return UpstreamMisconfigured(
             f"FastGPT refused the gateway's API key (code {code}). Check api_key, and that the key"
             " belongs to this app and server."
         )
-    if code in _BAD_APP or "appid is empty" in words.lower():
+    if code in _BAD_APP:
         return UpstreamMisconfigured(
             f"FastGPT does not offer this app to the key ({said or code}). Check app_id."
         )
@@ -473,7 +573,23 @@ def _explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> G
     return explain_words("FastGPT", said or (f"code {code}" if code else ""))
 
 
-def _readable(words: str, otherwise: str) -> str:
-    """FastGPT often sends the key of a translation in place of a message."""
-    is_key = ":" in words and " " not in words and "." in words
-    return clean(otherwise if is_key else words or otherwise).rstrip(".。")
+def _explain_own_words(words: str) -> GatewayError | None:
+    """The error for FastGPT's own refusals that have no code of their own."""
+    if words.startswith("key is error"):
+        return UpstreamMisconfigured(
+            "FastGPT refused the gateway's API key: it opens the whole account. Take the key of"
+            " the app itself for api_key, or set app_id."
+        )
+    if words in ("app is empty", "appid is empty") or words.startswith("cast to objectid failed"):
+        return UpstreamMisconfigured(
+            "FastGPT does not know the app. Check app_id: it is the 24 hexadecimal digits in the"
+            " address of the app's page."
+        )
+    if words in _NO_QUESTION:
+        return InvalidRequest(f"FastGPT does not accept the request: {words}.", param="messages")
+    return None
+
+
+_NO_QUESTION = (
+    "messages is empty", "messages is not array", "question is empty", "user question is empty",
+)  # fmt: skip
