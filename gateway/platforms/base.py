@@ -22,6 +22,7 @@ from gateway.filetypes import MediaKind
 from gateway.messages import ChatRequest, Delta, Failed, Media, Text, Usage
 from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
+from gateway.sse import Life
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Decoder(Protocol):
     done: bool  # nothing that follows matters
     ending: bool  # the answer is whole; what may still follow is waited for only briefly
     conversation_id: str
+    life: Life  # what the last `feed` said of the upstream
 
     def feed(self, chunk: bytes) -> list[Delta]:
         """The deltas in `chunk`; the last is Failed if the platform reports a failure."""
@@ -151,7 +153,7 @@ class EventDecoder(ABC):
     `pattern`.
     """
 
-    __slots__ = ("_parser", "conversation_id", "done", "ending")
+    __slots__ = ("_parser", "conversation_id", "done", "ending", "life")
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
 
@@ -159,13 +161,17 @@ class EventDecoder(ABC):
         self.done = False
         self.ending = False
         self.conversation_id = ""
+        self.life = Life.NONE
         self._parser = sse.Parser()
 
     def feed(self, chunk: bytes) -> list[Delta]:
         out: list[Delta] = []
         try:
-            for name, data in self._parser.feed(chunk):
-                self.event(name, data, out)
+            events = self._parser.feed(chunk)
+            self.life = self._parser.life
+            for name, data in events:
+                if self.event(name, data, out) is not False:
+                    self.life = Life.SHOWN
                 if self.done:
                     break
         except GatewayError as error:
@@ -206,8 +212,9 @@ class EventDecoder(ABC):
         self.done = True
 
     @abstractmethod
-    def event(self, name: str, data: bytes, out: list[Delta]) -> None:
-        """Append the deltas of one event to `out`, or raise what it reports."""
+    def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
+        """Append the deltas of one event to `out`, or raise what it reports. False: the event is a
+        heartbeat, which the platform sends whether its model works or hangs."""
 
     def finish(self, out: list[Delta]) -> None:
         """The body has ended: append what was held back, or raise UpstreamCut."""
