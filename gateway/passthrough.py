@@ -13,13 +13,14 @@ import orjson
 from gateway.errors import GatewayError, UpstreamCut, UpstreamFailed
 from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
 from gateway.pattern import Pattern, find_pattern
-from gateway.sse import DONE, Parser
+from gateway.sse import DONE, Life, Parser, shows_life
 from gateway.usage import read_usage
 
 MAX_EVENT = 1 << 20  # bytes
 MAX_BODY = 32 << 20  # bytes of a whole answer
 
 _BLOCK = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
+_LINE_END = re.compile(rb"[\r\n]")
 _USAGE = re.compile(rb'"usage":\s*\{')
 _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal)":\s*(?:"[^"]|\[)'
@@ -42,10 +43,13 @@ class PassThrough:
         self.done = False
         self.ending = False
         self.conversation_id = ""
+        self.life = Life.NONE
         self._explain = explain
         self._hides_usage = hides_usage
         self._held: list[bytes] = []  # the unfinished event
         self._held_size = 0
+        self._seam = b""  # its last bytes, which may be a part of its end
+        self._is_in_comment: bool | None = None  # its last line; None if that has not begun
         self._opening = b""  # events before the first that says something
         self._begun = False
         self._finished = False
@@ -69,16 +73,40 @@ class PassThrough:
         return find_pattern(chunk, (b"content",), None, None)
 
     def _whole_events(self, chunk: bytes) -> bytes:
+        """The events that `chunk` completes. Each byte is looked at once, or as one of three that
+        stand before a chunk, however small the pieces of an event are."""
         if not self._held and chunk.endswith(b"\n\n"):  # nearly always
+            self.life = Life.SHOWN if shows_life(chunk) else Life.NONE
             return chunk
-        self._held.append(chunk)
-        self._held_size += len(chunk)
-        if b"\n" not in chunk and b"\r" not in chunk:
-            return b""
-        data = b"".join(self._held)
-        end = max(_after(data, b"\n\n"), _after(data, b"\r\n\r\n"), _after(data, b"\r\r"))
-        self._held, self._held_size = [data[end:]] if end < len(data) else [], len(data) - end
-        return data[:end]
+        seam = self._seam + chunk
+        ends = (_after(seam, mark) for mark in (b"\n\n", b"\r\n\r\n", b"\r\r"))
+        end = max(0, max(ends) - len(self._seam))
+        whole = b""
+        if end:
+            whole = b"".join(self._held) + chunk[:end]
+            chunk, self._held, self._held_size = chunk[end:], [], 0
+            self._seam, self._is_in_comment = b"", None
+        is_growing = self._grows(chunk)
+        if chunk:
+            self._held.append(chunk)
+            self._held_size += len(chunk)
+            self._seam = (self._seam + chunk)[-3:]
+        if whole and shows_life(whole):
+            self.life = Life.SHOWN
+        else:
+            self.life = Life.GROWING if is_growing else Life.NONE
+        return whole
+
+    def _grows(self, piece: bytes) -> bool:
+        """Whether this piece of an unfinished event has something outside of comments."""
+        grows = False
+        for i, line in enumerate(_LINE_END.split(piece)):
+            if i:
+                self._is_in_comment = None
+            if line and self._is_in_comment is None:
+                self._is_in_comment = line.startswith(b":")
+            grows = grows or (bool(line) and not self._is_in_comment)
+        return grows
 
     def _inspect(self, data: bytes) -> list[Delta]:
         failed: Failed | None = None
@@ -158,6 +186,7 @@ class WholeBody:
         self.done = False
         self.ending = False
         self.conversation_id = ""
+        self.life = Life.SHOWN
         self._explain = explain
         self._body: list[bytes] = []
         self._size = 0

@@ -105,14 +105,15 @@ class Pump:
     def _received(self, chunk: bytes) -> None:
         run = self._run
         self._settle()
+        was_read_at = run.read_at
         try:
             failure = run.link.failure
             deltas = run.broke(failure) if failure and not chunk else run.take(chunk)
             self._pass_on(deltas)
             if not run.over:
                 run.link.quick = self._shortcut(chunk, deltas)
-                if run.is_ending:
-                    self._look()  # its patience is shorter
+                if run.is_ending or run.read_at < was_read_at:
+                    self._look()  # its patience is shorter, or what came was a heartbeat
         except Exception as error:
             self._end(error)
 
@@ -158,7 +159,8 @@ class Pump:
         shortcut = self._run.link.quick
         if isinstance(shortcut, Shortcut) and shortcut.used_at:
             self._run.received = self._run.most - shortcut.room
-            self._run.read_at = self.written_at = shortcut.used_at
+            self._run.show_life(shortcut.used_at)
+            self.written_at = shortcut.used_at
             shortcut.used_at = 0.0
 
     # Time, and a caller who does not read.
@@ -192,7 +194,7 @@ class Pump:
             self._run.link.pause()
         else:
             self._settle()
-            self._run.read_at = self._loop.time()
+            self._run.show_life(self._loop.time())
             self._run.link.resume()
         self._look()
 

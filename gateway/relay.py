@@ -18,6 +18,7 @@ from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_medi
 from gateway.pattern import Pattern
 from gateway.platforms.base import Decoder, First, Step
 from gateway.routing import Target
+from gateway.sse import Life
 from gateway.traces import NO_TRACE, CallTrace
 from gateway.upstream import Exchange, Upstream, translate
 
@@ -38,7 +39,7 @@ class Run:
     """
 
     __slots__ = (
-        "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_handover",
+        "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_grows_from", "_handover",
         "_has_accepted", "_idle_s", "_is_last", "_loop", "_targets", "_trace", "_trace_headers",
         "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder", "ends_at",
         "failures", "fallbacks", "most", "over", "read_at", "reasons", "received", "retries",
@@ -67,6 +68,7 @@ class Run:
         self._alarm = Alarm(upstream.timers)
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self.read_at = 0.0  # loop time of the last sign of life
+        self._grows_from: float | None = None  # and before the event that is still coming, of one
         self._until: float | None = None  # when the answer of the present target must have begun
         self._idle_s = 0.0
         self.received = self.most = 0  # bytes of the present answer, and of any
@@ -317,7 +319,8 @@ class Run:
                 self._wait_until(None if self._is_last else (now + self.ends_at) / 2)
             connect_s = target.agent.timeouts.connect
             exchange = await self._upstream.send(step, connect_s, self._trace_headers)
-            self._exchange, self.read_at = exchange, self._loop.time()
+            self._exchange = exchange
+            self.show_life(self._loop.time())
             self._has_accepted = exchange.status == 200
             if self._has_accepted:  # before its first bytes have come, for who drains it
                 self.decoder = target.platform.decoder(self._asked)
@@ -360,8 +363,7 @@ class Run:
         """The deltas of one network chunk; b"" is the end of the body."""
         decoder = self.decoder
         assert decoder is not None
-        if not decoder.ending:
-            self.read_at = self._loop.time()
+        was_ending = decoder.ending
         self.received += len(chunk)
         if self.received > self.most:
             words = f"The upstream's answer is longer than {self.most} bytes (max_answer)."
@@ -375,9 +377,25 @@ class Run:
             deltas = [Failed(UpstreamFailed("The upstream's answer could not be understood."))]
             self._end(deltas)
             return deltas
+        if not was_ending:
+            self._note_life(decoder.life)
         if decoder.done or not chunk:
             self._end(deltas)
         return deltas
+
+    def _note_life(self, life: Life) -> None:
+        if life is Life.SHOWN:
+            self.show_life(self._loop.time())
+        elif life is Life.GROWING:
+            if self._grows_from is None:
+                self._grows_from = self.read_at
+            self.read_at = self._loop.time()
+        elif self._grows_from is not None:  # what had begun to come was a heartbeat
+            self.show_life(self._grows_from)
+
+    def show_life(self, moment: float) -> None:
+        """The upstream's silence, if it is silent, counts from loop time `moment`."""
+        self.read_at, self._grows_from = moment, None
 
     def broke(self, error: Exception) -> list[Delta]:
         """The connection broke: good if all that was needed had come, else it has failed."""

@@ -4,12 +4,21 @@ Lines end in LF, CRLF or CR and in nothing else: a raw U+2028 inside JSON is not
 is decoded as text here, so a character split between two reads is whole again in `Event.data`.
 """
 
+import enum
 from typing import NamedTuple
 
 from gateway.errors import UpstreamFailed
 
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+
+
+class Life(enum.Enum):
+    """What bytes of an upstream say about whether it still works on the answer."""
+
+    NONE = enum.auto()  # comments and blank lines, or a heartbeat
+    GROWING = enum.auto()  # a part of an event; only its end tells whether it is a heartbeat
+    SHOWN = enum.auto()
 
 
 class Event(NamedTuple):
@@ -27,56 +36,92 @@ class Parser:
     """
 
     __slots__ = (
-        "_after_cr", "_at_start", "_is_over", "_limit", "_pieces", "_size", "is_clean",
+        "_after_cr", "_at_start", "_data", "_has_grown", "_has_more", "_is_over", "_limit", "_name",
+        "_pieces", "_size", "is_clean", "life",
     )  # fmt: skip
 
     def __init__(self, limit: int = 1 << 20) -> None:
         self._limit = limit
-        self._pieces: list[bytes] = []  # the unfinished event; joined only when a line ends
-        self._size = 0
+        self._pieces: list[bytes] = []  # the unfinished line; joined only when it ends
+        self._size = 0  # bytes of the unfinished event
+        self._name = ""
+        self._data: list[bytes] = []  # its lines of data
+        self._has_more = False  # it has lines that are neither data nor comments
+        self._has_grown = False  # and the last `feed` brought some of it that is no comment
         self._after_cr = False
         self._at_start = True
         self.is_clean = True  # the last `feed` was whole events, and nothing is held of the next
+        self.life = Life.NONE  # of the last `feed`, beside the events that it gave
         self._is_over = False  # an event was too long; nothing is read any more
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by `chunk`."""
         if self._is_over:
             raise self._too_long()
-        was_clean = not (self._pieces or self._after_cr)
+        was_clean = not (self._pieces or self._size or self._after_cr)
+        self.life = Life.NONE
         if was_clean and self._is_one_line_of_data(chunk):
-            self.is_clean = True
+            self.is_clean, self._at_start = True, False
             return [Event("", chunk[6:-2])]
-        self.is_clean = False
         if self._after_cr or b"\r" in chunk:
             chunk = self._with_plain_line_ends(chunk)
-        self._size += len(chunk)
-        if b"\n" not in chunk:
-            if self._size > self._limit:
-                raise self._too_long()
-            self._pieces.append(chunk)
-            return []
-        if self._pieces:
-            self._pieces.append(chunk)
-            chunk = b"".join(self._pieces)
-        blocks = chunk.split(b"\n\n")
-        tail = blocks.pop()
-        self._pieces = [tail] if tail else []
-        self.is_clean = was_clean and not tail
-        self._size = len(tail)
-        if blocks and self._at_start:
-            self._at_start = False
-            blocks[0] = blocks[0].removeprefix(b"\xef\xbb\xbf")
+        self._has_grown = False
         out: list[Event] = []
-        for block in (*blocks, tail):
-            if len(block) > self._limit:
-                self._is_over = True
-                break
-            if block is not tail and (event := self._event(block)):
-                out.append(event)
-        if self._is_over and not out:
-            raise self._too_long()
+        try:
+            self._read(chunk, out)
+        except UpstreamFailed:
+            self._is_over = True
+            if not out:
+                raise
+        if self._has_grown and self.life is Life.NONE:
+            self.life = Life.GROWING
+        self.is_clean = was_clean and not (self._pieces or self._size)
         return out
+
+    def _read(self, chunk: bytes, out: list[Event]) -> None:
+        line, *rest = chunk.split(b"\n")
+        for following in rest:
+            self._count(len(line) + 1)
+            if self._pieces:
+                self._pieces.append(line)
+                line, self._pieces = b"".join(self._pieces), []
+            self._end_line(line, out)
+            line = following
+        if line:
+            self._count(len(line))
+            self._pieces.append(line)
+            self._has_grown = self._has_grown or not self._pieces[0].startswith(b":")
+
+    def _count(self, size: int) -> None:
+        self._size += size
+        if self._size > self._limit:
+            raise self._too_long()
+
+    def _end_line(self, line: bytes, out: list[Event]) -> None:
+        if self._at_start:
+            self._at_start = False
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            self._end_event(out)
+            return
+        if line.startswith(b":"):
+            return
+        self._has_grown = True
+        key, _, value = line.partition(b":")
+        if key == b"data":
+            self._data.append(value.removeprefix(b" "))
+            return
+        self._has_more = True
+        if key == b"event":
+            self._name = value.removeprefix(b" ").decode("utf-8", "replace")
+
+    def _end_event(self, out: list[Event]) -> None:
+        if self._data:
+            out.append(Event(self._name, b"\n".join(self._data)))
+        elif self._has_more:
+            self.life = Life.SHOWN
+        self._name, self._data, self._size = "", [], 0
+        self._has_more = self._has_grown = False
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
         """LF for CRLF and CR, also where a CRLF is cut between two chunks."""
@@ -104,24 +149,22 @@ class Parser:
         """
         if self._is_over:
             raise self._too_long()
-        block, self._pieces, self._size = b"".join(self._pieces), [], 0
-        event = self._event(block)
-        return [event] if event else []
-
-    def _event(self, block: bytes) -> Event | None:
-        if block.startswith(b"data: ") and b"\n" not in block:  # nearly all events are this
-            return Event("", block[6:])
-        name, data = "", []
-        for line in block.split(b"\n"):
-            key, _, value = line.partition(b":")
-            if key == b"data":
-                data.append(value.removeprefix(b" "))
-            elif key == b"event":
-                name = value.removeprefix(b" ").decode("utf-8", "replace")
-        return Event(name, b"\n".join(data)) if data else None
+        line, self._pieces = b"".join(self._pieces), []
+        out: list[Event] = []
+        if line:
+            self._end_line(line, out)
+        self._end_event(out)
+        return out
 
     def _too_long(self) -> UpstreamFailed:
         return UpstreamFailed(f"The upstream sent an event of more than {self._limit} bytes.")
+
+
+def shows_life(events: bytes) -> bool:
+    """Whether there is more in whole events than comments and blank lines."""
+    if events.startswith(b"data:"):  # nearly always
+        return True
+    return any(line and not line.startswith(b":") for line in events.splitlines())
 
 
 def event(data: bytes, name: str = "") -> bytes:

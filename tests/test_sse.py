@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 
 from gateway import sse
 from gateway.errors import UpstreamFailed
-from gateway.sse import Event, Parser
+from gateway.sse import Event, Life, Parser
 
 
 def parse(*chunks: bytes) -> list[Event]:
@@ -99,3 +99,34 @@ def test_nothing_is_read_behind_an_event_that_is_too_long():
     assert parser.feed(b"data: 1\n\ndata: " + b"x" * 200 + b"\n\n") == [("", b"1")]
     with pytest.raises(UpstreamFailed):
         parser.feed(b"data: 2\n\n")
+
+
+@pytest.mark.parametrize(
+    ("chunks", "life"),
+    [
+        ([b": ping\n\n"], Life.NONE),
+        ([b": pi", b"ng\n"], Life.NONE),
+        ([b"\n\n"], Life.NONE),
+        ([b"event: ping\n\n"], Life.SHOWN),
+        ([b"data: {"], Life.GROWING),
+        ([b"data: {", b'"a": "\n'], Life.GROWING),
+        ([b"data: {", b": no comment"], Life.GROWING),
+        ([b"data: 1\n\n"], Life.NONE),  # its reader judges the event itself
+        ([b"data: 1\n\n: ping\n\ndata: 2"], Life.GROWING),
+        ([b": ping\n\n: ping", b"\n\n"], Life.NONE),
+    ],
+)
+def test_what_bytes_beside_events_say_of_life(chunks, life):
+    parser = Parser()
+    for chunk in chunks:
+        parser.feed(chunk)
+    assert parser.life is life
+
+
+def test_an_event_of_many_lines_costs_what_it_is_long():
+    """Each byte by itself: were the event looked through at each line end, it would take minutes."""
+    parser, line = Parser(), b"data: x\n"
+    for _ in range(100_000):
+        for i in range(0, len(line), 4):
+            parser.feed(line[i : i + 4])
+    assert parser.feed(b"\n") == [("", b"\n".join([b"x"] * 100_000))]

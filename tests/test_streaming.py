@@ -12,6 +12,7 @@ from conftest import AGENTS, Script, stopped, streamed
 from gateway import direct, pump
 from gateway.keys import CONTEXT, FLIGHTS, STATE
 from gateway.messages import ChatRequest, Message
+from gateway.platforms.dify import DifyDecoder
 from gateway.relay import Run
 from gateway.render import StreamRenderer
 
@@ -166,6 +167,51 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
     await until(lambda: len(upstream.requests) == 2)
     assert "/v1/chat-messages/t-1/stop" in upstream.requests[1][0]
     assert upstream.bodies("stop") == [{"user": "u-1"}]
+
+
+@pytest.mark.parametrize("kind", ["dify", "openai"])
+@pytest.mark.parametrize("ping", [b": ping\n\n", b": ping\n", b"\n"])
+@both_ways
+async def test_comments_are_no_sign_of_life(kind, ping, gateway, scripted):
+    first = HELLO[0] if kind == "dify" else chunk({"content": "你"})
+    upstream = await scripted(Script([first, *([0.05, ping] * 60)], end="hang"), stopped())
+    bot = {**AGENTS[kind], "base_url": upstream.url, "timeouts": {"idle": "300ms"}}
+    gw = await gateway(agents={"bot": bot | ({"mode": "chat"} if kind == "dify" else {})})
+    async with asyncio.timeout(2):
+        got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert got["error"]["code"] == "upstream_timeout"
+
+
+@pytest.mark.parametrize("kind", ["dify", "openai"])
+@both_ways
+async def test_a_long_event_that_is_coming_is_alive(kind, gateway, scripted):
+    events = HELLO if kind == "dify" else [chunk({"content": "你"}), chunk({"content": "好"}),
+                                           chunk({}, "stop") + b"data: [DONE]\n\n"]  # fmt: skip
+    slow = [piece for i in range(0, len(events[1]), 20) for piece in (0.1, events[1][i : i + 20])]
+    upstream = await scripted(Script([events[0], *slow, *events[2:]]))
+    bot = {**AGENTS[kind], "base_url": upstream.url, "timeouts": {"idle": "400ms"}}
+    gw = await gateway(agents={"bot": bot | ({"mode": "chat"} if kind == "dify" else {})})
+    got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert (got["text"], got["finish"]) == ("你好", ["stop"])
+
+
+@pytest.mark.parametrize("size", [3, 50, 500])
+@both_ways
+async def test_heartbeats_are_no_sign_of_life_however_they_come(
+    size, gateway, scripted, monkeypatch
+):
+    """An event that its decoder calls a heartbeat takes back the life that its bytes seemed."""
+    read = DifyDecoder.event
+    monkeypatch.setattr(
+        DifyDecoder, "event", lambda self, *given: b'"beat"' not in given[1] and read(self, *given)
+    )
+    beat = dify("beat")
+    pieces = [piece for i in range(0, len(beat), size) for piece in (0.005, beat[i : i + size])]
+    upstream = await scripted(Script([HELLO[0], *(pieces * 60)], end="hang"), stopped())
+    gw = await start(gateway, upstream, timeouts={"idle": "300ms"})
+    async with asyncio.timeout(3):
+        got = streamed(await (await gw.complete("bot", stream=True)).read())
+    assert got["error"]["code"] == "upstream_timeout"
 
 
 @both_ways

@@ -22,6 +22,7 @@ from gateway.filetypes import MediaKind
 from gateway.messages import ChatRequest, Delta, Failed, Media, Text, Usage
 from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
+from gateway.sse import Life
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Decoder(Protocol):
     done: bool  # nothing that follows matters
     ending: bool  # the answer is whole; what may still follow is waited for only briefly
     conversation_id: str
+    life: Life  # what the last `feed` said of the upstream
 
     def feed(self, chunk: bytes) -> list[Delta]:
         """The deltas in `chunk`; the last is Failed if the platform reports a failure."""
@@ -152,7 +154,7 @@ class EventDecoder(ABC):
     `pattern`.
     """
 
-    __slots__ = ("_parser", "conversation_id", "done", "ending")
+    __slots__ = ("_parser", "conversation_id", "done", "ending", "life")
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
 
@@ -160,13 +162,17 @@ class EventDecoder(ABC):
         self.done = False
         self.ending = False
         self.conversation_id = ""
+        self.life = Life.NONE
         self._parser = sse.Parser()
 
     def feed(self, chunk: bytes) -> list[Delta]:
         out: list[Delta] = []
         try:
-            for name, data in self._parser.feed(chunk):
-                self.event(name, data, out)
+            events = self._parser.feed(chunk)
+            self.life = self._parser.life
+            for name, data in events:
+                if self.event(name, data, out) is not False:
+                    self.life = Life.SHOWN
                 if self.done:
                     break
         except GatewayError as error:
