@@ -40,6 +40,7 @@ from gateway.keys import (
     is_api,
 )
 from gateway.messages import ChatRequest, Delta, Failed, Finish
+from gateway.platforms.base import ignored_options
 from gateway.pump import Pump, open_pump
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -51,6 +52,7 @@ log = logging.getLogger("gateway")
 # The question in a request's body, and who may answer it, as the route understands them.
 ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
 
+_LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
 
@@ -80,8 +82,6 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                 raise
             finally:
                 context.noted["agent"], context.noted["attempts"] = run.target.name, run.attempts
-                if len(run.failures) > 1 or (run.failures and "error" not in context.noted):
-                    context.noted["failures"] = run.reasons  # another try may have made it good
                 _note(call, run)
 
     return handler
@@ -420,7 +420,16 @@ def _headers(run: Run) -> dict[str, str]:
     if run.decoder is not None and run.decoder.conversation_id:
         conversation = public_id(run.chat, agent, run.decoder.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)
+    if run.chat.options or run.chat.ignored:
+        names = ignored_options(run.target.platform, run.chat)
+        if names:
+            headers[headernames.IGNORED] = _listed(names)
     return headers
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = [header_value(name[:_LONGEST_NAME]).replace(",", "%2C") for name in names[:_MOST_NAMES]]
+    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
 
 
 def _too_long(run: Run) -> UpstreamTimeout:

@@ -91,6 +91,10 @@ class Zhipu(TextOnly):
             self._api = base_url(url, *tails, then="/api/llm-application/open")
 
     @property
+    def options(self) -> frozenset[str]:  # type: ignore[override]
+        return _OPTIONS if self._agent.api == "models" else frozenset()
+
+    @property
     def token(self) -> str:
         return self._token.value
 
@@ -278,6 +282,12 @@ class Zhipu(TextOnly):
         return "the key is accepted"
 
 
+_OPTIONS = frozenset(
+    (
+        "do_sample", "tool_stream", "max_completion_tokens", "max_tokens", "tools", "temperature",
+        "top_p", "stop", "thinking", "enable_thinking", "reasoning_effort", "response_format",
+    )
+)  # fmt: skip
 _MAX_TOKENS = 131_072  # more is refused
 
 
@@ -291,7 +301,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("max_completion_tokens", "max_tokens"):  # the later one counts
         if (most := as_count(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
             out["max_tokens"] = min(most, _MAX_TOKENS)
-    if isinstance(given.get("tools"), list) and given["tools"]:
+    wants_tools = given.get("tool_choice") != "none"
+    if wants_tools and isinstance(given.get("tools"), list) and given["tools"]:
         out["tools"] = given["tools"]
         if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
             out["tool_choice"] = "auto"
