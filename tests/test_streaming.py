@@ -163,7 +163,7 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
     gw = await start(gateway, upstream, timeouts={"idle": "300ms"})
     got = streamed(await (await gw.chat("bot", stream=True, user="u-1")).read())
     assert got["text"] == "你"
-    assert got["error"]["code"] == "upstream_timeout"
+    assert got["error"]["detail"]["error"] == "upstream_timeout"
     await until(lambda: len(upstream.requests) == 2)
     assert "/v1/chat-messages/t-1/stop" in upstream.requests[1][0]
     assert upstream.bodies("stop") == [{"user": "u-1"}]
