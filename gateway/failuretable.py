@@ -108,7 +108,10 @@ ROWS = (
         "reduce the length of the messages", "maximum model length",
     ), ("code:40303",)),
     Row("context", "Anthropic, Bedrock", (
-        "prompt is too long", "input is too long", "exceed context limit", "too long",
+        "prompt is too long", "input is too long", "exceed context limit", "inputs are too long",
+        "context is too long", "conversation is too long", "message is too long", "too long for",
+        "messages are too long", "text is too long", "question is too long", "query is too long",
+        "request is too long",
     )),
     Row("context", "Google", ("exceeds the maximum number of tokens", "input token count")),
     Row("context", "DashScope", ("range of input length",)),

@@ -58,8 +58,7 @@ class UploadForm:
 
         Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow.
         """
-        for category in _GRUMBLES:
-            warnings.simplefilter("ignore", category)  # a part without a name is enough to be told
+        be_quiet()
         if not self._request.content_type.startswith("multipart/"):
             raise InvalidRequest(
                 "Send the file as multipart/form-data, in a part named 'file'.", param="file"
@@ -156,6 +155,12 @@ class UploadForm:
         return BodyTooLarge(
             f"The file is larger than {most / 1e6:g} MB (storage.max_size).", param="file"
         )
+
+
+def be_quiet() -> None:
+    """aiohttp warns of parts whose name cannot be read; that they have none is told to callers."""
+    for category in _GRUMBLES:
+        warnings.simplefilter("ignore", category)
 
 
 @asynccontextmanager

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway.config import Storage
 from gateway.errors import InvalidRequest, SenderTooSlow, StorageFull, UnsupportedMediaType
-from gateway.form import SILENCE_S, SLOWEST, UploadForm, reading
+from gateway.form import SILENCE_S, SLOWEST, UploadForm, be_quiet, reading
 
 _CHUNK = 64 * 1024
 IN_MEMORY = 1 << 20  # bytes
@@ -53,6 +53,7 @@ class FormCopy(UploadForm):
             raise UnsupportedMediaType("Send the form as it is, without a Content-Encoding.")
         if (self._request.content_length or 0) > self._config.max_size:
             raise self._too_large()
+        be_quiet()
         async with reading():
             await self._require_boundary()
             self._reader = await self._request.multipart()
