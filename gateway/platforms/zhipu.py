@@ -24,7 +24,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import classify, explain_http, explain_words
+from gateway.failures import classify, explain_http, explain_words, read
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
@@ -201,7 +201,7 @@ class Zhipu(TextOnly):
                 raise error
             raise UpstreamMisconfigured(
                 "智谱清言 gave no token for the gateway's key: check api_key (id.secret)."
-                f" ({clean(as_text(reply.object().get('message'))) or reply.status})"
+                f" ({clean(read(reply).words) or reply.status})"
             )
         now = self._token.now()
         life = as_count(result.get("expires_in")) or 3600
@@ -381,7 +381,10 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
         given = [message(turn) for turn in chat.messages]
     out = []
     for turn in tidy(given):
-        if turn.get("tool_calls") and not turn.get("content"):
+        is_call = turn.get("tool_calls")
+        if turn["role"] == "assistant" and not (turn.get("content") or is_call):
+            continue  # an answer that was stopped at once; an empty one is refused
+        if is_call and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
         parts = turn.get("content")
         if isinstance(parts, list):
