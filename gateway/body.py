@@ -60,8 +60,7 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     """
     if request.headers.get("Content-Type", "")[:10].lower() == "multipart/":
         raise UnsupportedMediaType("Send the body as JSON (Content-Type: application/json).")
-    raw = await read_bytes(request)
-    raw = raw.removeprefix(b"\xef\xbb\xbf")  # editors and shells on Windows put it there
+    raw = _as_utf8(await read_bytes(request), request.headers.get("Content-Type", ""))
     if not raw.strip():
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
@@ -75,6 +74,40 @@ async def read_object(request: web.Request) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return value
+
+
+# What shells and programs of Windows send, as they name it.
+_CODECS = {
+    "gbk": "gb18030", "gb2312": "gb18030", "gb18030": "gb18030", "cp936": "gb18030",
+    "x-gbk": "gb18030", "big5": "big5hkscs", "utf-16": "utf-16", "utf16": "utf-16",
+    "utf-16le": "utf-16-le", "utf-16be": "utf-16-be", "utf-16-le": "utf-16-le",
+    "utf-16-be": "utf-16-be", "unicode": "utf-16", "utf-32": "utf-32",
+}  # fmt: skip
+_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.\-]{1,20})", re.IGNORECASE)
+
+
+def _as_utf8(raw: bytes, kind: str) -> bytes:
+    """A body in UTF-8, whatever it is in, as its first bytes or its `Content-Type` tell it."""
+    if raw.startswith(b"\xef\xbb\xbf"):  # editors and shells on Windows put it there
+        return raw[3:]
+    codec = _codec(raw[:4], kind)
+    if codec is None:
+        return raw
+    try:
+        return raw.decode(codec).removeprefix("\ufeff").encode()
+    except UnicodeError:
+        return raw  # it may be UTF-8 all the same, whatever it says
+
+
+def _codec(begin: bytes, kind: str) -> str | None:
+    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "utf-16"
+    if b"\0" in begin[:2]:  # JSON begins with a character of ASCII
+        return "utf-16-be" if begin[:1] == b"\0" else "utf-16-le"
+    if "charset" not in kind.lower():
+        return None
+    told = _CHARSET.search(kind)
+    return _CODECS.get(told[1].lower()) if told else None
 
 
 def check(model: type[M], value: dict[str, Any]) -> M:

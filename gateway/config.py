@@ -90,10 +90,14 @@ class Tls(Model):
     key: Annotated[str, Field(min_length=1)]
 
 
+KeepAliveForm = Literal["auto", "comment", "line"]
+
+
 class Server(Model):
     """`ops_port` is a second port for probes and metrics, at `ops_host` or else at `host`;
     `metrics: false` leaves them to that one. `drain_timeout` is how long answers under way may take
-    when the process is to stop. `keepalive_whole` keeps whole answers alive as well."""
+    when the process is to stop. `keepalive_form` is whether a blank line follows the comments that
+    keep a stream alive; `keepalive_whole` keeps whole answers alive as well."""
 
     host: str = "127.0.0.1"
     port: Port = 3000
@@ -106,6 +110,7 @@ class Server(Model):
     max_body: Size = 10 * 1024 * 1024
     drain_timeout: Duration = 120.0
     keepalive: Duration = 15.0
+    keepalive_form: KeepAliveForm = "auto"
     keepalive_whole: bool = False
     cors_origins: list[str] = []
     trusted_proxies: list[Network] = []

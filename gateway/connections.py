@@ -136,6 +136,8 @@ def _refusal(exc: BaseException | None, message: str) -> GatewayError:
         if quoted.removeprefix("ytearray(b").startswith(("'/", '"/')):
             return UriTooLong(f"The path and query are longer than {MAX_LINE} bytes.")
         return HeadersTooLarge(f"A header is longer than {MAX_LINE} bytes.")
+    if "PRI/Upgrade" in words:  # how llhttp names the preface of HTTP/2
+        return InvalidRequest("HTTP/2 is not spoken here without TLS; use HTTP/1.1.")
     if "Too many headers" in words:
         return HeadersTooLarge("There are too many headers.")
     return InvalidRequest(f"The request is not valid HTTP: {clean(words, 100)}")

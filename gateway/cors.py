@@ -14,7 +14,7 @@ from gateway.keys import state_of
 _EXPOSED = ", ".join(
     (
         "x-request-id", "retry-after", "retry-after-ms", "x-should-retry", "x-conversation-id",
-        "x-gateway-agent", "x-gateway-attempts", "x-ratelimit-limit-requests",
+        "x-gateway-agent", "x-gateway-attempts", "x-gateway-ignored", "x-ratelimit-limit-requests",
         "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests",
         "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
     )
@@ -34,12 +34,17 @@ def preflight(request: web.Request) -> web.Response:
             f"Pages of {clean(origin, 100)} may not call; add it to server.cors_origins."
         )
     asked = request.headers.get("Access-Control-Request-Headers", "")
+    headers = {}
+    for name in ("Private-Network", "Local-Network"):  # Chrome's question for pages of elsewhere
+        if request.headers.get(f"Access-Control-Request-{name}") == "true":
+            headers[f"Access-Control-Allow-{name}"] = "true"
     return web.Response(
         status=204,
         headers={
             "Access-Control-Allow-Methods": "GET, POST, PUT, DELETE, OPTIONS",
             "Access-Control-Allow-Headers": asked if asked.isprintable() and asked else _ALLOWED,
             "Access-Control-Max-Age": "86400",
+            **headers,
         },
     )
 

@@ -3,9 +3,10 @@
 import contextlib
 import hmac
 import ipaddress
+import re
 import secrets
 import string
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
@@ -93,15 +94,28 @@ class Caller:
         return self.end_user or given or self.id
 
 
-def presented_key(headers: Mapping[str, str]) -> str:
+_OURS = re.compile(rf"{OUR_PREFIX}|eyJ[\w\-]*\.[\w\-]*\.")  # what keys and tokens begin with
+
+
+def presented_key(
+    headers: Mapping[str, str], is_known: Callable[[str], object] = lambda key: None
+) -> str:
     """The caller's key from `Authorization: Bearer`, `x-api-key` or `api-key`, else "".
 
+    SDKs put a placeholder into one of them if they are given the key for another: of several keys
+    the first that is ours by its form, or that `is_known`, is meant, else the first.
     The only place that reads these headers, so no check can forget one of them.
     """
     scheme, _, rest = headers.get("Authorization", "").strip().partition(" ")
-    if scheme.lower() == "bearer" and rest.strip():
-        return rest.strip()
-    return headers.get("x-api-key", "").strip() or headers.get("api-key", "").strip()
+    while scheme.lower() == "bearer" and rest[:7].lower() == "bearer ":  # added by hand as well
+        rest = rest[7:].lstrip()
+    bearer = rest.strip() if scheme.lower() == "bearer" else ""
+    if bearer and "x-api-key" not in headers and "api-key" not in headers:
+        return bearer
+    given = (bearer, headers.get("x-api-key", "").strip(), headers.get("api-key", "").strip())
+    keys = [key for key in given if key]
+    likely = (key for key in keys if _OURS.match(key) or is_known(key))
+    return next(likely, keys[0] if keys else "")
 
 
 # Keys of the database: `sk-gw-<public id>-<secret>`. The id finds the key and may be logged.

@@ -5,7 +5,8 @@
     │                     WrongPassword Forbidden NotFound AgentNotFound ConversationNotFound
     │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
     │                     UnsupportedMediaType RateLimited TooManyAtOnce CallsUsedUp
-    │                     KindNotTaken FileNotFound SenderTooSlow UriTooLong HeadersTooLarge
+    │                     KindNotTaken OptionNotFollowed FileNotFound SenderTooSlow
+    │                     UriTooLong HeadersTooLarge
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
@@ -88,6 +89,13 @@ class KindNotTaken(InvalidRequest):
     """The agent cannot take a file of that kind; another target of the route may well."""
 
     code = "unsupported_file_kind"
+    elsewhere = True
+
+
+class OptionNotFollowed(InvalidRequest):
+    """The agent cannot do what an option demands; another target of the route may well."""
+
+    code = "unsupported_parameter"
     elsewhere = True
 
 

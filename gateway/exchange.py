@@ -17,6 +17,8 @@ class UpstreamRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: bool = False
+    rest: AsyncIterator[bytes] | None = None  # of the body, `rest_size` bytes, sent as they come
+    rest_size: int = 0
 
 
 @dataclass(frozen=True, slots=True)

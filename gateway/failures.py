@@ -35,7 +35,8 @@ from gateway.failuretable import ROWS, Kind
 # Seconds told to callers when an upstream refuses without saying for how long.
 RETRY_AFTER_S = Guess(5.0)
 
-MAX_READ = 64 * 1024  # bytes of a body, or characters of words, that are looked at
+MAX_READ = 64 * 1024  # bytes of a body that is read as JSON
+_MAX_SEARCHED = 4096  # characters of words
 _MAX_DEPTH = 6
 _MAX_MEMBERS = 200
 _MAX_TOLD = 3  # sentences of one body
@@ -51,6 +52,7 @@ class Said:
     codes: list[str] = field(default_factory=list)
     status: int = 0
     param: str = ""
+    has_error: bool = False  # it has the member `error`: an API's answer, and no proxy's
 
 
 def explain_http(
@@ -71,7 +73,8 @@ def explain_http(
     status = said.status if said.status and reply.status < 300 else reply.status
     words = words or said.words
     kind = classify(words, said.codes) or _BY_STATUS.get(status)
-    if kind is None and status == 404 and own_request and said.codes:
+    is_of_model = said.has_error or "model" in words.lower()
+    if kind is None and status == 404 and own_request and is_of_model:
         kind = "model"
     about = _About(platform, status, clean(words), said.param)
     if kind == "model" and own_model:
@@ -92,7 +95,7 @@ def explain_words(platform: str, words: str) -> GatewayError:
 
     Agent platforms pass on what the model behind the bot said, so the words are all there is.
     """
-    found = _STATUS_IN_WORDS.search(words[:MAX_READ])
+    found = _STATUS_IN_WORDS.search(words[:_MAX_SEARCHED])
     status = int(found[1] or found[2]) if found else 0
     kind = classify(words, ()) or _BY_STATUS.get(status)
     about = _About(platform, status, clean(words), "")
@@ -124,7 +127,7 @@ def explain_member(platform: str, error: Any, *, own_request: bool = False) -> G
 def classify(words: str, codes: list[str] | tuple[str, ...]) -> Kind | None:
     """What the first row of the table that fits says."""
     names = [code.partition(":")[2] for code in codes]
-    text = "\n".join((words[:MAX_READ], *names)).lower()
+    text = "\n".join((words[:_MAX_SEARCHED], *names)).lower()
     exact = {code.lower() for code in codes}
     for row in ROWS:
         if not exact.isdisjoint(row.codes) or any(phrase in text for phrase in row.phrases):
@@ -154,6 +157,8 @@ def read(reply: UpstreamReply) -> Said:
     said = Said()
     value = reply.json() if len(reply.body) <= MAX_READ else None
     if isinstance(value, dict | list):
+        first = value[0] if isinstance(value, list) and value else value
+        said.has_error = isinstance(first, dict) and bool(first.get("error"))
         told: list[str] = []
         _walk(value, said, told, 0, [_MAX_MEMBERS])
         said.words = ": ".join(dict.fromkeys(told[:_MAX_TOLD]))
@@ -231,7 +236,7 @@ _TAG = re.compile(r"<[^<>]{0,2000}>")
 
 def _plain(reply: UpstreamReply) -> str:
     """The words of a text or a web page; of a page they are its title, else its first words."""
-    text = reply.body[:4096].decode("utf-8", "replace").strip()
+    text = reply.body[:2048].decode("utf-8", "replace").strip()
     kind = reply.headers.get("Content-Type", "").lower()
     if "html" not in kind and not text[:15].lower().startswith(("<!doctype", "<html")):
         return text if text.isprintable() or not reply.body.count(0) else ""
@@ -241,7 +246,8 @@ def _plain(reply: UpstreamReply) -> str:
 
 
 _STATUS_IN_WORDS = re.compile(
-    r"(?:error code|status code|status|http)[: ]{1,3}([45]\d\d)(?!\d)|(?<![\w.])(429)(?![\w.])",
+    r"(?:^\s*|(?:error code|status code|status|http)[: ]{1,3})([45]\d\d)(?!\d)"
+    r"|(?<![\w.])(429)(?![\w.])",
     re.IGNORECASE,
 )
 _WAIT = re.compile(
@@ -253,7 +259,7 @@ _WAIT = re.compile(
 
 def _wait_in(words: str) -> float | None:
     """Seconds to wait as the words tell them: "try again in 1m20.5s"."""
-    for found in _WAIT.finditer(words[:MAX_READ]):
+    for found in _WAIT.finditer(words[:_MAX_SEARCHED]):
         hours, minutes, seconds, unit = found.groups()
         if hours or minutes or seconds:
             wait_s = float(seconds or 0) / (1000 if unit == "ms" else 1)

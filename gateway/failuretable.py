@@ -101,6 +101,17 @@ ROWS = (
     )),
     Row("credit", "iFlytek Spark", ("授权量不足",), ("code:11201",)),
     Row("credit", "FastGPT, Coze", ("积分不足", "积分已用完", "点数不足", "资源点不足")),
+    Row("credit", "Novita, PPIO, ModelScope, Cloudflare, Kimi's and other plans", (
+        "not enough balance", "not_enough_balance", "daily free allocation", "today's quota",
+        "daily quota", "usage limit", "usage cap",
+    )),
+    Row("credit", "in English", (
+        "not enough credits", "no credits", "credits exhausted", "credit exhausted",
+        "please recharge", "recharge your account", "top up",
+    )),
+    Row("credit", "in Chinese", (
+        "额度已用", "额度用尽", "配额不足", "配额已用", "用量上限", "免费额度", "充值",
+    )),
 
     Row("context", "OpenAI, Azure, DeepSeek, Groq, Cerebras, vLLM", (
         "context_length", "context length", "maximum context", "context window",
@@ -108,7 +119,10 @@ ROWS = (
         "reduce the length of the messages", "maximum model length",
     ), ("code:40303",)),
     Row("context", "Anthropic, Bedrock", (
-        "prompt is too long", "input is too long", "exceed context limit", "too long",
+        "prompt is too long", "input is too long", "exceed context limit", "inputs are too long",
+        "context is too long", "conversation is too long", "message is too long", "too long for",
+        "messages are too long", "text is too long", "question is too long", "query is too long",
+        "request is too long",
     )),
     Row("context", "Google", ("exceeds the maximum number of tokens", "input token count")),
     Row("context", "DashScope", ("range of input length",)),
@@ -121,14 +135,20 @@ ROWS = (
     ), ("errorcode:336007", "errorcode:336103")),
     Row("context", "llama.cpp, Ollama, Mistral", (
         "exceed_context_size_error", "available context size", "context size",
-        "too large for model",
+        "too large for model", "`max_new_tokens` must be",
     )),
+    Row("context", "GitHub Models", ("tokens_limit_reached",)),
     Row("context", "iFlytek Spark", ("token数量超过上限",), ("code:10907",)),
-    Row("context", "in Chinese", ("超出最大长度", "超过最大长度", "上下文长度", "上下文过长")),
+    Row("context", "in Chinese", (
+        "超出最大长度", "超过最大长度", "上下文长度", "上下文过长", "上下文超",
+        "输入过长", "内容过长",
+        "超过模型最大",
+    )),
 
     Row("moderated", "OpenAI, Azure, Moonshot", (
         "content_filter", "content filter", "content_policy", "content management policy",
         "considered high risk", "moderation_blocked", "safety system", "cyber_policy",
+        "usage policy", "usage policies", "flagged as potentially",
     )),
     Row("moderated", "DeepSeek", ("content exists risk",)),
     Row("moderated", "DashScope", (
@@ -149,6 +169,7 @@ ROWS = (
     Row("moderated", "iFlytek Spark", (), ("code:10013", "code:10014", "code:10019")),
     Row("moderated", "in Chinese", (
         "敏感内容", "敏感信息", "不安全或敏感", "涉嫌违规", "内容安全", "违规内容",
+        "审核未通过", "审核不通过", "内容审核", "不合规",
     )),
 
     Row("model", "OpenAI, new-api", (
@@ -169,7 +190,9 @@ ROWS = (
     Row("model", "Azure", ("deploymentnotfound", "api deployment for this resource")),
     Row("model", "Google", ("is not found for api version",)),
     Row("model", "Groq", ("model_decommissioned", "has been decommissioned")),
-    Row("model", "one-api, new-api", ("无可用渠道", "no available channel")),
+    Row("model", "one-api, new-api", ("无可用渠道", "没有可用渠道", "no available channel")),
+    Row("model", "Ollama, LM Studio", ("try pulling it first", "no models loaded")),
+    Row("model", "in Chinese", ("模型未开通", "模型已下线", "未找到模型", "不支持该模型")),
     Row("model", "Baidu qianfan", ("invalid_model", "unsupported method"), ("errorcode:3",)),
 
     Row("key", "OpenAI, xAI, Groq", (
@@ -200,6 +223,9 @@ ROWS = (
         "errorcode:110", "errorcode:111",
     )),
     Row("key", "Tencent hunyuan", ("authfailure",)),
+    Row("key", "in Chinese", (
+        "密钥无效", "密钥错误", "令牌无效", "鉴权失败", "认证失败", "授权失败", "api key 错误",
+    )),
     Row("key", "iFlytek Spark", (), ("code:11200",)),
 
     Row("overloaded", "Anthropic, Moonshot, ark", (
@@ -215,6 +241,7 @@ ROWS = (
     )),
     Row("overloaded", "in Chinese", (
         "负载已饱和", "服务繁忙", "服务器繁忙", "系统繁忙", "访问量过大", "模型过载",
+        "模型繁忙", "算力不足", "服务过载",
     )),
 
     Row("rate", "MiniMax", (), ("statuscode:1002", "statuscode:1039", "statuscode:1041")),
@@ -233,6 +260,7 @@ ROWS = (
     )),
     Row("rate", "in Chinese", (
         "过于频繁", "请求频繁", "请求频率", "速率限制", "并发", "限流", "稍后重试",
+        "请求过快", "请求过多", "太频繁", "调用频率", "访问频率",
     )),
 
     Row("body", "Anthropic, nginx", (

@@ -58,8 +58,7 @@ class UploadForm:
 
         Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow.
         """
-        for category in _GRUMBLES:
-            warnings.simplefilter("ignore", category)  # a part without a name is enough to be told
+        be_quiet()
         if not self._request.content_type.startswith("multipart/"):
             raise InvalidRequest(
                 "Send the file as multipart/form-data, in a part named 'file'.", param="file"
@@ -69,7 +68,7 @@ class UploadForm:
         most = self._config.max_size
         if (self._request.content_length or 0) > most + _FRAME:
             raise self._too_large()
-        async with _reading():
+        async with reading():
             await self._require_boundary()
             self._reader = await self._request.multipart()
             while (part := await self._next()) is not None:
@@ -80,7 +79,7 @@ class UploadForm:
             came = f" (it has {', '.join(map(repr, self.fields))})" if self.fields else ""
             raise InvalidRequest(f"The form has no part named 'file'{came}.", param="file")
         self._part = part
-        async with _reading():
+        async with reading():
             if part.filename is None:
                 raise InvalidRequest("The part 'file' is no file: it has no filename.")
             self.title = clean_title(part.filename)
@@ -104,7 +103,7 @@ class UploadForm:
 
     async def finish(self) -> None:
         """Read what follows the file."""
-        async with _reading():
+        async with reading():
             while (part := await self._next()) is not None:
                 if part.name == "file" or part.filename is not None:
                     raise InvalidRequest("Send one file per upload.", param="file")
@@ -127,7 +126,7 @@ class UploadForm:
             content.unread_data(line)
 
     async def _read(self) -> bytes:
-        async with _reading():
+        async with reading():
             chunk: bytes = await self._part.read_chunk(_CHUNK)
         return chunk
 
@@ -158,8 +157,14 @@ class UploadForm:
         )
 
 
+def be_quiet() -> None:
+    """aiohttp warns of parts whose name cannot be read; that they have none is told to callers."""
+    for category in _GRUMBLES:
+        warnings.simplefilter("ignore", category)
+
+
 @asynccontextmanager
-async def _reading() -> AsyncIterator[None]:
+async def reading() -> AsyncIterator[None]:
     """aiohttp's ways to say that a form is malformed or its sender has stopped."""
     try:
         async with asyncio.timeout(SILENCE_S):

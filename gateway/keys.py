@@ -95,9 +95,8 @@ class Context:
     stopped: Stopping | None = None  # set when it has to end with the process
 
     def failed(self, error: GatewayError) -> None:
-        """For the log line: which error it was, and why in the words that the caller got."""
+        """For the log line of an answer whose status does not tell."""
         self.noted["error"] = error.code or error.type
-        self.noted["reason"] = error.message
 
 
 CONTEXT = web.RequestKey("context", Context)

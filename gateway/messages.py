@@ -59,6 +59,8 @@ class ChatRequest:
     for `user` alone and must not reach another one's conversation. `count_tokens`: the usage must
     be known, since tokens are limited. `raw` is the caller's body, kept for upstreams that speak
     the same protocol as the caller; `verbatim` says that their answer may go back as it came.
+    `options` are the names of its members that only some platforms follow, `demands` those of them
+    without which an answer would be of no use, `ignored` those that mean nothing to the surface.
     `call_id` is random and names this call through all attempts.
     """
 
@@ -76,6 +78,9 @@ class ChatRequest:
     count_tokens: bool = False
     raw: dict[str, Any] = field(default_factory=dict)
     verbatim: bool = False
+    options: tuple[str, ...] = ()
+    demands: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
     call_id: str = field(default_factory=lambda: new_id(32))
 
     @property

@@ -22,7 +22,7 @@ from gateway.messages import Delta, Raw
 from gateway.pattern import Pattern
 from gateway.relay import Run
 from gateway.render import StreamRenderer
-from gateway.sse import KEEP_ALIVE, one_line
+from gateway.sse import one_line
 from gateway.timers import Timer
 
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
@@ -34,6 +34,7 @@ def open_pump(
     run: Run,
     renderer: StreamRenderer,
     keepalive_s: float,
+    comment: bytes,
     capture: Callable[[bytes], None] | None,
     on_over: Callable[[list[Delta], bytes], None],
 ) -> "Pump | None":
@@ -43,15 +44,15 @@ def open_pump(
     if caller is None or transport is None or not response.chunked:
         return None
     request.protocol.keep_alive(False)  # its timer for the next request would be kept all the while
-    return Pump(caller, transport, run, renderer, keepalive_s, capture, on_over)
+    return Pump(caller, transport, run, renderer, keepalive_s, comment, capture, on_over)
 
 
 class Pump:
     """One streamed answer from its first frames on."""
 
     __slots__ = (
-        "_caller", "_capture", "_keepalive_s", "_left", "_loop", "_on_over", "_over", "_renderer",
-        "_run", "_timer", "_transport", "written_at",
+        "_caller", "_capture", "_comment", "_keepalive_s", "_left", "_loop", "_on_over", "_over",
+        "_renderer", "_run", "_timer", "_transport", "written_at",
     )  # fmt: skip
 
     def __init__(
@@ -61,6 +62,7 @@ class Pump:
         run: Run,
         renderer: StreamRenderer,
         keepalive_s: float,
+        comment: bytes,
         capture: Callable[[bytes], None] | None,
         on_over: Callable[[list[Delta], bytes], None],
     ) -> None:
@@ -69,6 +71,7 @@ class Pump:
         self._run = run
         self._renderer = renderer
         self._keepalive_s = keepalive_s
+        self._comment = comment
         self._capture = capture
         self._on_over = on_over
         self._loop = asyncio.get_running_loop()
@@ -182,7 +185,7 @@ class Pump:
                     self._end(error)
                 return
             if now >= self.written_at + self._keepalive_s:
-                self._write(KEEP_ALIVE)
+                self._write(self._comment)
             due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
         if self._timer is not None:  # set by a comment that has filled the caller's connection
             self._run.timers.forget(self._timer)

@@ -16,7 +16,7 @@ from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.link import Link
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.pattern import Pattern
-from gateway.platforms.base import Decoder, First, Step
+from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.routing import Target
 from gateway.sse import Life
 from gateway.traces import NO_TRACE, CallTrace
@@ -42,8 +42,8 @@ class Run:
         "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_grows_from", "_handover",
         "_has_accepted", "_idle_s", "_is_last", "_loop", "_targets", "_trace", "_trace_headers",
         "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder", "ends_at",
-        "failures", "fallbacks", "most", "over", "read_at", "reasons", "received", "retries",
-        "target", "timers",
+        "failures", "fallbacks", "most", "over", "read_at", "received", "retries", "target",
+        "timers",
     )  # fmt: skip
 
     def __init__(
@@ -82,7 +82,6 @@ class Run:
         self.attempts = self.fallbacks = 0
         self.retries: tuple[str, ...] = ()  # the agent of each further try
         self.failures: tuple[tuple[str, str], ...] = ()  # (agent, code) of each failed attempt
-        self.reasons: tuple[str, ...] = ()  # why, in the same order
         self.over = False
 
     def __enter__(self) -> "Run":
@@ -193,7 +192,7 @@ class Run:
             except GatewayError as error:
                 if isinstance(error, CircuitOpen) and before is not None:
                     raise before from None  # our own tries opened it: this is why
-                self.reasons += (target.explain(error).message,)
+                target.explain(error)
                 self._drop()
                 told_s = error.retry_after_s or 0.0
                 wait_s = max(_backoff_s(attempt), 0.0 if isinstance(told_s, Guess) else told_s)
@@ -301,6 +300,7 @@ class Run:
 
     async def _ask(self, target: Target) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
+        require_options(target.platform, self.chat)
         if self._handover is not None:
             self._wait_until(None)  # of a large file only `total` holds
             self._asked = await self._handover.prepare(target)

@@ -9,7 +9,7 @@ from typing import Any
 import orjson
 
 from gateway import sse
-from gateway.errors import GatewayError, openai_body
+from gateway.errors import GatewayError, api_body, openai_body
 from gateway.messages import (
     Begin,
     ChatRequest,
@@ -79,11 +79,19 @@ class Notes:
         return {**members, "usage": "exact" if usage and usage.total else "unknown"}
 
 
-def error_frame(error: GatewayError) -> bytes:
+def error_frame(error: GatewayError, conversational: bool) -> bytes:
     """The event that ends a stream that broke. No `finish_reason` and no `[DONE]` go with it. When
-    to ask again, if that is known, is in the field that event streams have for it."""
+    to ask again, if that is known, is in the field that event streams have for it.
+
+    Under `/api/v1/chat` it is the JSON of any error there, and once more as `error`, by which
+    clients tell it from a chunk.
+    """
+    body = openai_body(error)
+    if conversational:
+        told = api_body(error)
+        body = {**told, "error": {**body["error"], **told}}
     hint = b"" if error.retry_after_s is None else b"retry: %d\n" % (error.retry_after_s * 1000)
-    return hint + sse.event(sse.one_line(orjson.dumps(openai_body(error))))
+    return hint + sse.event(sse.one_line(orjson.dumps(body)))
 
 
 class StreamRenderer:
@@ -144,7 +152,7 @@ class StreamRenderer:
         elif isinstance(delta, Note):
             self._note(delta, parts)
         elif isinstance(delta, Failed):
-            parts.append(error_frame(delta.error))
+            parts.append(error_frame(delta.error, self._conversational))
         elif isinstance(delta, Finish) and self._verbatim:
             self.finish = delta
         elif not self._verbatim:

@@ -18,7 +18,7 @@ from aiohttp.typedefs import Handler
 
 from gateway import headernames
 from gateway.call import Call, Capture
-from gateway.config import Server
+from gateway.config import KeepAliveForm, Server
 from gateway.credentials import Caller
 from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (
@@ -40,17 +40,19 @@ from gateway.keys import (
     is_api,
 )
 from gateway.messages import ChatRequest, Delta, Failed, Finish
+from gateway.platforms.base import ignored_options
 from gateway.pump import Pump, open_pump
 from gateway.relay import Run
 from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.routing import Target
-from gateway.sse import KEEP_ALIVE
+from gateway.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 
 log = logging.getLogger("gateway")
 
 # The question in a request's body, and who may answer it, as the route understands them.
 ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
 
+_LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
 LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
 
 
@@ -80,8 +82,6 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                 raise
             finally:
                 context.noted["agent"], context.noted["attempts"] = run.target.name, run.attempts
-                if len(run.failures) > 1 or (run.failures and "error" not in context.noted):
-                    context.noted["failures"] = run.reasons  # another try may have made it good
                 _note(call, run)
 
     return handler
@@ -97,7 +97,7 @@ def _answer(
 ) -> Coroutine[Any, Any, web.StreamResponse]:
     """To be awaited. No coroutine itself: an open stream keeps all that it waits in."""
     if chat.stream:
-        return _Stream(request, call, run, chat, conversational, server.keepalive).answer()
+        return _Stream(request, call, run, chat, conversational, server).answer()
     if server.keepalive_whole:
         return _kept_alive(request, call, run, chat, conversational, server.keepalive)
     return _at_once(request, call, run, chat, conversational)
@@ -234,8 +234,8 @@ class _Stream:
     """One streamed answer."""
 
     __slots__ = (
-        "_call", "_chat", "_conversational", "_keepalive_s", "_last", "_pump", "_renderer",
-        "_request", "_response", "_run",
+        "_call", "_chat", "_comment", "_conversational", "_keepalive_s", "_last", "_pump",
+        "_renderer", "_request", "_response", "_run",
     )  # fmt: skip
 
     def __init__(
@@ -245,13 +245,14 @@ class _Stream:
         run: Run,
         chat: ChatRequest,
         conversational: bool,
-        keepalive_s: float,
+        server: Server,
     ) -> None:
         self._request = request
         self._run = run
         self._chat = chat
         self._conversational = conversational
-        self._keepalive_s = keepalive_s
+        self._keepalive_s = server.keepalive
+        self._comment = _comment(request, conversational, server.keepalive_form)
         self._call = call
         self._response: Stream | web.StreamResponse | None = None  # set once it has begun
         self._renderer: StreamRenderer  # once the answer has begun
@@ -306,7 +307,7 @@ class _Stream:
             # Of a stop in the very moment in which the answer became complete nobody need hear.
             if error is not None and not self._last:
                 self._request[CONTEXT].failed(error)
-                self._last = error_frame(error)
+                self._last = error_frame(error, self._conversational)
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
             await self._response.write_eof(self._last)
@@ -339,6 +340,7 @@ class _Stream:
             self._run,
             self._renderer,
             self._keepalive_s,
+            self._comment,
             None if capture is None else capture.add,
             self._note_end,
         )
@@ -351,7 +353,7 @@ class _Stream:
         async with asyncio.timeout_at(run.ends_at):
             while not run.over:
                 batch = await run.read(beat_at)
-                frames = KEEP_ALIVE if batch is None else self._renderer.feed(batch)
+                frames = self._comment if batch is None else self._renderer.feed(batch)
                 if run.over:
                     self._note_end(batch or [], frames)
                 elif frames:
@@ -392,7 +394,7 @@ class _Stream:
         """Until it is cancelled."""
         while True:
             response = await self._commit()
-            await response.write(KEEP_ALIVE)
+            await response.write(self._comment)
             await asyncio.sleep(self._keepalive_s)
 
     async def _commit(self) -> "Stream | web.StreamResponse":
@@ -400,6 +402,17 @@ class _Stream:
             context = self._request[CONTEXT]
             self._response = await begin_stream(self._request, context, _headers(self._run))
         return self._response
+
+
+def _comment(request: web.Request, conversational: bool, form: KeepAliveForm) -> bytes:
+    """The comment that keeps a stream alive.
+
+    OpenAI's own SDKs name themselves in a header; the one for Go takes the blank line behind a
+    comment for an event and fails (before 3.43), that for Python does if events had ids. All of
+    them skip a line. Programs that split at blank lines (Dify) would skip the event behind it too.
+    """
+    is_sdk = not conversational and "x-stainless-lang" in request.headers
+    return KEEP_ALIVE_LINE if form == "line" or (form == "auto" and is_sdk) else KEEP_ALIVE
 
 
 async def _end(task: asyncio.Future[Any]) -> None:
@@ -420,7 +433,16 @@ def _headers(run: Run) -> dict[str, str]:
     if run.decoder is not None and run.decoder.conversation_id:
         conversation = public_id(run.chat, agent, run.decoder.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)
+    if run.chat.options or run.chat.ignored:
+        names = ignored_options(run.target.platform, run.chat)
+        if names:
+            headers[headernames.IGNORED] = _listed(names)
     return headers
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = [header_value(name[:_LONGEST_NAME]).replace(",", "%2C") for name in names[:_MOST_NAMES]]
+    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
 
 
 def _too_long(run: Run) -> UpstreamTimeout:

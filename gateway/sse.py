@@ -10,6 +10,7 @@ from typing import NamedTuple
 from gateway.errors import UpstreamFailed
 
 KEEP_ALIVE = b": keep-alive\n\n"
+KEEP_ALIVE_LINE = b": keep-alive\n"  # as part of the event that follows
 DONE = b"data: [DONE]\n\n"
 
 

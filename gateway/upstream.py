@@ -108,11 +108,13 @@ class Upstream:
         """Send, with `beside` among the headers, and wait for the answer's headers. Redirects are
         not followed: they would carry the key."""
         address = _address(request.url)
-        size = len(request.body)
+        size = len(request.body) + request.rest_size
         head = _head(request.method, address, request.headers, beside or {}, size)
         link = self._links.kept(address.origin) or await self._connect(address, connect_s)
         try:
             link.send(head + request.body)
+            if request.rest is not None:
+                await _send_rest(link, request.rest)
             await link.answered()
         except BaseException as error:
             link.close()
@@ -218,6 +220,14 @@ class Upstream:
         for task in list(self._background):
             task.cancel()
         self._links.close()
+
+
+async def _send_rest(link: Link, rest: AsyncIterator[bytes]) -> None:
+    async for piece in rest:
+        if link.has_answered:  # as with 413: the rest is of no interest
+            return
+        link.send(piece)
+        await link.drain()
 
 
 @lru_cache(maxsize=256)

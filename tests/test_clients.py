@@ -257,3 +257,40 @@ async def test_many_streams_at_once_are_all_whole_and_leave_nothing(connect, ser
     assert await asyncio.gather(*(one() for _ in range(300))) == [True] * 300
     await until(lambda: nothing_is_left(gw))
     assert gw.app[METRICS].registry.get_sample_value("gateway_open_streams") == 0
+
+
+async def test_http_2_without_tls_is_told_what_is_spoken(connect, serve):
+    gw, _ = await serve(Script(HELLO))
+    reader, writer = await connect(gw)
+    writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+    answer = await reader.read()
+    assert answer.split()[1] == b"400"
+    assert b"use HTTP/1.1" in answer
+
+
+async def test_an_offer_of_http_2_is_not_taken_and_the_request_is_answered(connect, serve):
+    gw, _ = await serve(Script(HELLO))
+    reader, writer = await connect(gw)
+    offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMA"}
+    writer.write(request(orjson.dumps({"query": "hi"}), **offer))
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")
+
+
+async def test_a_body_that_is_too_large_is_refused_before_it_is_sent(connect, serve):
+    gw, upstream = await serve(Script(HELLO))
+    reader, writer = await connect(gw)
+    head = request(b"", **{"Content-Length": "90000000", "Expect": "100-continue"})
+    writer.write(head)
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert upstream.requests == []
+
+
+async def test_a_body_that_is_asked_for_is_read(connect, serve):
+    gw, _ = await serve(Script(HELLO))
+    reader, writer = await connect(gw)
+    body = orjson.dumps({"query": "hi"})
+    writer.write(request(b"", **{"Content-Length": str(len(body)), "Expect": "100-continue"}))
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(body)
+    assert (await reader.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200")

@@ -145,6 +145,15 @@ BODIES = {
     "stepfun credit": (402, {"error": {"message": "no money", "type": "quota_exceeded"}}, "credit"),
     "spark": (200, {"code": 11202, "message": "AppIdQpsOverFlowError", "sid": "s"}, "rate"),
     "llama.cpp": (400, {"error": {"code": 400, "message": "the request exceeds the available context size", "type": "exceed_context_size_error"}}, "context"),
+    "ollama": (404, {"error": "model 'm' not found, try pulling it first"}, "model"),
+    "vllm": (404, {"object": "error", "message": "The model `m` does not exist.", "type": "NotFoundError", "code": 404}, "model"),
+    "openai model": (404, {"error": {"message": "Sorry", "type": "invalid_request_error", "code": None}}, "model"),
+    "github tokens": (413, {"error": {"code": "tokens_limit_reached", "message": "Request body too large for m model. Max size: 8000 tokens."}}, "context"),
+    "tgi": (429, {"error": "Model is overloaded", "error_type": "overloaded"}, "overloaded"),
+    "novita": (403, {"code": 403, "reason": "NOT_ENOUGH_BALANCE", "message": "no"}, "credit"),
+    "cloudflare": (429, {"errors": [{"message": "you have used up your daily free allocation of 10,000 neurons", "code": 3036}], "success": False}, "credit"),
+    "bedrock": (429, {"__type": "ThrottlingException", "Message": "Too many tokens, please wait"}, "rate"),
+    "azure rate": (429, {"error": {"code": "429", "message": "Requests have exceeded call rate limit. Please retry after 20 seconds."}}, "rate"),
     "nginx": (413, b"<html><head><title>413 Request Entity Too Large</title></head></html>", "body"),
 }  # fmt: skip
 
@@ -202,6 +211,11 @@ def test_the_wait_in_the_header_goes_before_the_words():
     assert explained(body, 429, Retry_After="3").retry_after_s == 3
 
 
+def test_a_path_that_is_not_there_is_not_taken_for_a_model():
+    error = explained({"detail": "Not Found"}, 404)
+    assert "check base_url" in error.message
+
+
 def test_a_model_that_the_caller_chose_is_the_callers_to_change():
     body = {"error": {"message": "Model Not Exist"}}
     error = explain_http("X", reply(body), own_request=True, own_model=True)
@@ -213,7 +227,7 @@ def test_a_model_that_the_caller_chose_is_the_callers_to_change():
     [
         ("Error code: 402 - {'error': {'message': 'no'}}", QuotaExhausted),
         ("[models] Error: status code 401", UpstreamMisconfigured),
-        ("HTTP 429", RateLimited), ("status code: 529", UpstreamUnavailable),
+        ("402 no", QuotaExhausted), ("401 no", UpstreamMisconfigured), ("HTTP 429", RateLimited), ("status code: 529", UpstreamUnavailable),
         ("Content Exists Risk", ContentRefused), ("用户额度不足", QuotaExhausted),
         ("took 4290 ms", UpstreamFailed), ("node 402 failed", UpstreamFailed),
     ],

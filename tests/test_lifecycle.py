@@ -113,7 +113,8 @@ async def test_who_is_not_done_by_then_is_told_and_the_platform_too(tmp_path, sc
         running.send_signal(signal.SIGTERM)
         rest = (await stream.read()).decode()
         assert "retry: 1000\n" in rest
-        assert streamed(rest[rest.index("retry:") :].encode())["error"]["code"] == "shutting_down"
+        assert streamed(rest[rest.index("retry:") :].encode())["error"]["code"] == 503
+        assert '"error":"shutting_down"' in rest
         assert "[DONE]" not in rest
         async with await whole as answer:
             assert answer.status == 503

@@ -26,6 +26,7 @@ from gateway.platforms.openai_compatible import explain_error
 from gateway.pump import Pump, Shortcut
 from gateway.relay import Run
 from gateway.render import StreamRenderer
+from gateway.sse import KEEP_ALIVE
 from gateway.timers import Timers
 from gateway.upstream import Exchange
 
@@ -55,7 +56,7 @@ class Carried:
         self.caller, self.client = Caller(), Line()
         renderer = StreamRenderer(chat, "m", 1, conversational=False)
         self.last = b""
-        self.pump = Pump(self.caller, self.client, run, renderer, 60.0, None, self.end)  # type: ignore[arg-type]
+        self.pump = Pump(self.caller, self.client, run, renderer, 60.0, KEEP_ALIVE, None, self.end)  # type: ignore[arg-type]
         self.pump._left = 1000 if learns else 0
         self.shortcuts = 0
         self.work = asyncio.ensure_future(self.carry())

@@ -1,6 +1,7 @@
 """The official SDKs against the gateway, and against the simulators themselves."""
 
 import openai
+import orjson
 import pytest
 from conftest import AGENTS, Script
 from cozepy import (
@@ -52,6 +53,23 @@ async def test_openai_stream_with_usage(sdk, agent):
     assert "demo" in text
     assert finish == ["stop"]
     assert len(usage) == 1
+
+
+async def test_openai_reads_a_stream_with_ids_that_is_kept_alive(gateway, scripted):
+    """It takes a blank line without data for an event, once an event has had an id."""
+    choices = ({"delta": {"content": text}, "index": 0} for text in ("你", "好"))
+    chunks = [
+        b"id: 1\ndata: " + orjson.dumps({"id": "c", "choices": [c]}) + b"\n\n" for c in choices
+    ]
+    upstream = await scripted(Script([0.2, chunks[0], 0.3, chunks[1], 0.2, b"data: [DONE]\n\n"]))
+    agent = {**AGENTS["openai"], "base_url": upstream.url}
+    gw = await gateway(agents={"bot": agent}, server={"keepalive": "50ms"})
+    text = ""
+    async with openai.AsyncOpenAI(base_url=f"{gw.url}/v1", api_key="x", max_retries=0) as client:
+        stream = await client.chat.completions.create(model="bot", messages=QUESTION, stream=True)
+        async for chunk in stream:
+            text += chunk.choices[0].delta.content or ""
+    assert text == "你好"
 
 
 @pytest.mark.parametrize("agent", AGENTS)

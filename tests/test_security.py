@@ -13,7 +13,7 @@ from gateway.errors import Unauthorized, clean
 
 KEY = "sk-caller-12345678"
 CARRIERS = [("Authorization", f"Bearer {KEY}"), ("Authorization", f"bearer   {KEY} "),
-            ("x-api-key", KEY), ("api-key", KEY)]  # fmt: skip
+            ("Authorization", f"Bearer Bearer {KEY}"), ("x-api-key", KEY), ("api-key", KEY)]  # fmt: skip
 
 
 @pytest.fixture
@@ -38,12 +38,46 @@ async def test_a_key_is_taken_from_each_header_on_each_route(guarded, header, va
     assert answer.status == 200
 
 
+@pytest.mark.parametrize("other", ["dummy", "EMPTY", "sk-no-key-required", "Bearer", "x.y"])
+@pytest.mark.parametrize("names", [("Authorization", "x-api-key"), ("api-key", "x-api-key")])
+async def test_a_placeholder_beside_the_key_does_no_harm(guarded, other, names):
+    placeholder, key = names
+    prefix = "Bearer " if placeholder == "Authorization" else ""
+    for headers in (
+        {placeholder: prefix + other, key: KEY},
+        {placeholder: prefix + KEY, key: other},
+    ):
+        assert (await guarded.get("/v1/models", headers=headers)).status == 200
+
+
+def test_of_several_keys_the_one_of_ours_is_meant():
+    ours, token = "sk-gw-abcdefghijkl-x", "eyJhbGciOiJIUzI1NiJ9.eyJhIjoxfQ.x"
+    for key in (ours, token):
+        assert presented_key({"Authorization": "Bearer dummy", "api-key": key}) == key
+    assert presented_key({"Authorization": "Bearer a", "x-api-key": "b", "api-key": "c"}) == "a"
+    headers = {"Authorization": "Bearer a", "x-api-key": "b", "api-key": "c"}
+    assert presented_key(headers, lambda key: key == "c") == "c"
+
+
+async def test_chromes_question_for_private_networks_is_answered_for_listed_pages_only(guarded):
+    asks = {
+        "Access-Control-Request-Method": "POST",
+        "Access-Control-Request-Private-Network": "true",
+    }
+    answers = {}
+    for origin in ("http://localhost:5173", "https://evil.example"):
+        headers = {"Origin": origin, **asks}
+        async with guarded.client.options(guarded.url + "/v1/models", headers=headers) as answer:
+            answers[origin] = answer.headers.get("Access-Control-Allow-Private-Network")
+    assert answers == {"http://localhost:5173": "true", "https://evil.example": None}
+
+
 @pytest.mark.parametrize(
     "headers",
     [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": KEY},
      {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer sk-wrong-12345678"},
      {"x-api-key": KEY[:-1]}, {"x-api-key": KEY + "x"}, {"api-key": KEY.upper()},
-     {"Authorization": "Bearer sk-wrong-12345678", "x-api-key": KEY}],
+     {"Authorization": "Bearer sk-wrong-12345678", "x-api-key": KEY[:-1]}],
 )  # fmt: skip
 async def test_without_the_right_key_401_in_both_envelopes(guarded, headers):
     openai = await guarded.get("/v1/models", headers=headers)

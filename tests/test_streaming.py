@@ -163,7 +163,7 @@ async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_c
     gw = await start(gateway, upstream, timeouts={"idle": "300ms"})
     got = streamed(await (await gw.chat("bot", stream=True, user="u-1")).read())
     assert got["text"] == "你"
-    assert got["error"]["code"] == "upstream_timeout"
+    assert got["error"]["detail"]["error"] == "upstream_timeout"
     await until(lambda: len(upstream.requests) == 2)
     assert "/v1/chat-messages/t-1/stop" in upstream.requests[1][0]
     assert upstream.bodies("stop") == [{"user": "u-1"}]
@@ -497,3 +497,41 @@ async def test_a_stream_that_is_over_leaves_no_circle_of_references(gateway, scr
         await until(lambda: not any(isinstance(o, ours) for o in gc.get_objects()))
     finally:
         gc.enable()
+
+
+# How a stream is kept alive, by who reads it.
+
+SDK = {"x-stainless-lang": "go"}
+
+
+@both_ways
+@pytest.mark.parametrize(
+    ("form", "headers", "path", "comment"),
+    [
+        ("auto", {}, "/v1/chat/completions", b": keep-alive\n\n"),
+        ("auto", SDK, "/v1/chat/completions", b": keep-alive\n"),
+        ("auto", SDK, "/api/v1/chat", b": keep-alive\n\n"),
+        ("comment", SDK, "/v1/chat/completions", b": keep-alive\n\n"),
+        ("line", {}, "/v1/chat/completions", b": keep-alive\n"),
+        ("line", {}, "/api/v1/chat", b": keep-alive\n"),
+    ],
+)
+async def test_keep_alive_comments_have_the_form_that_the_client_takes(
+    gateway, scripted, form, headers, path, comment
+):
+    pieces = [0.25, HELLO[0], 0.25, HELLO[1], END]
+    upstream = await scripted(Script(pieces))
+    server = {"keepalive": "50ms", "keepalive_form": form}
+    gw = await start(gateway, upstream, server)
+    body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], "stream": True}
+    if path.startswith("/api"):
+        body = {"query": "hi", "stream": True}
+    async with gw.post(path, body, headers={"Agent": "bot", **headers}) as answer:
+        raw = await answer.read()
+    head, _, rest = raw.partition(b"data: ")
+    assert set(head.split(comment)) == {b""}
+    before, _, after = rest.partition("你".encode())[2].partition("好".encode())
+    assert comment + b"data: " in before
+    assert b": keep-alive" not in after
+    kept = raw.replace(comment, b"")
+    assert streamed(kept)["text"] == "你好"

@@ -60,7 +60,7 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
         context.caller = caller
         return
     state = state_of(request)
-    credential = presented_key(request.headers)
+    credential = presented_key(request.headers, state.keyring.static)
     caller = state.keyring.static(credential) or await _identify(request, state, credential, verify)
     if caller.is_anonymous:
         _refuse_foreign_page(request, state)
@@ -83,7 +83,8 @@ async def _identify(request: web.Request, state: State, credential: str, verify:
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
     """On a public route a bad key is no reason to refuse, only none to be taken for somebody."""
-    state, credential = state_of(request), presented_key(request.headers)
+    state = state_of(request)
+    credential = presented_key(request.headers, state.keyring.static)
     with suppress(GatewayError):
         request[CONTEXT].caller = state.keyring.static(credential) or await _identify(
             request, state, credential, verify

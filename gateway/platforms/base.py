@@ -16,7 +16,13 @@ from urllib.parse import urlsplit
 import orjson
 
 from gateway import sse
-from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
+from gateway.errors import (
+    GatewayError,
+    InvalidRequest,
+    OptionNotFollowed,
+    UpstreamCut,
+    UpstreamFailed,
+)
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.filetypes import MediaKind
 from gateway.messages import ChatRequest, Delta, Failed, Media, Text, Usage
@@ -70,6 +76,8 @@ class Platform(Protocol):
     """One configured agent of one kind of upstream."""
 
     kind: str
+    # The members of OpenAI's body that it follows, beside the turns; None is all of them.
+    options: frozenset[str] | None
     keeps_files: bool  # whether it has `upload`, and knows files by ids of its own
 
     def sends_turns(self, chat: ChatRequest) -> bool:
@@ -117,8 +125,9 @@ class Platform(Protocol):
 
 
 class TextOnly:
-    """What a platform has to say of files if it takes none; others override it."""
+    """What a platform has to say of files and options if it takes none; others override it."""
 
+    options: frozenset[str] | None = frozenset()
     keeps_files = False
 
     def sends_turns(self, chat: ChatRequest) -> bool:
@@ -139,6 +148,25 @@ class TextOnly:
 
     def uploaded(self, reply: UpstreamReply) -> str:
         raise NotImplementedError  # there is no `upload` whose reply this could be
+
+
+def ignored_options(platform: Platform, chat: ChatRequest) -> tuple[str, ...]:
+    """The names of all that the caller asked for and that has no effect there."""
+    if platform.options is None:
+        return chat.ignored
+    known = platform.options
+    return chat.ignored + tuple([name for name in chat.options if name not in known])
+
+
+def require_options(platform: Platform, chat: ChatRequest) -> None:
+    """Raises OptionNotFollowed for what the caller cannot do without."""
+    for name in chat.demands:
+        if platform.options is not None and name not in platform.options:
+            raise OptionNotFollowed(
+                f"This agent cannot follow {name!r}: its bot answers in its own way. Leave it out,"
+                " or ask an OpenAI-compatible agent.",
+                param=name,
+            )
 
 
 def carry_inside(media: Media) -> Carriage:

@@ -54,6 +54,7 @@ def _hides_usage(chat: ChatRequest) -> bool:
 
 class OpenAICompatible(TextOnly):
     kind = "openai"
+    options = None
     kinds = frozenset(KINDS)  # it is the upstream's to judge
 
     def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:

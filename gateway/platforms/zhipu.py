@@ -24,7 +24,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import classify, explain_http, explain_words
+from gateway.failures import classify, explain_http, explain_words, read
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
@@ -89,6 +89,10 @@ class Zhipu(TextOnly):
                 "/api",
             )
             self._api = base_url(url, *tails, then="/api/llm-application/open")
+
+    @property
+    def options(self) -> frozenset[str]:  # type: ignore[override]
+        return _OPTIONS if self._agent.api == "models" else frozenset()
 
     @property
     def token(self) -> str:
@@ -197,7 +201,7 @@ class Zhipu(TextOnly):
                 raise error
             raise UpstreamMisconfigured(
                 "智谱清言 gave no token for the gateway's key: check api_key (id.secret)."
-                f" ({clean(as_text(reply.object().get('message'))) or reply.status})"
+                f" ({clean(read(reply).words) or reply.status})"
             )
         now = self._token.now()
         life = as_count(result.get("expires_in")) or 3600
@@ -278,6 +282,12 @@ class Zhipu(TextOnly):
         return "the key is accepted"
 
 
+_OPTIONS = frozenset(
+    (
+        "do_sample", "tool_stream", "max_completion_tokens", "max_tokens", "tools", "temperature",
+        "top_p", "stop", "thinking", "enable_thinking", "reasoning_effort", "response_format",
+    )
+)  # fmt: skip
 _MAX_TOKENS = 131_072  # more is refused
 
 
@@ -291,7 +301,8 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     for name in ("max_completion_tokens", "max_tokens"):  # the later one counts
         if (most := as_count(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
             out["max_tokens"] = min(most, _MAX_TOKENS)
-    if isinstance(given.get("tools"), list) and given["tools"]:
+    wants_tools = given.get("tool_choice") != "none"
+    if wants_tools and isinstance(given.get("tools"), list) and given["tools"]:
         out["tools"] = given["tools"]
         if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
             out["tool_choice"] = "auto"
@@ -370,7 +381,10 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
         given = [message(turn) for turn in chat.messages]
     out = []
     for turn in tidy(given):
-        if turn.get("tool_calls") and not turn.get("content"):
+        is_call = turn.get("tool_calls")
+        if turn["role"] == "assistant" and not (turn.get("content") or is_call):
+            continue  # an answer that was stopped at once; an empty one is refused
+        if is_call and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
         parts = turn.get("content")
         if isinstance(parts, list):

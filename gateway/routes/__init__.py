@@ -6,7 +6,7 @@ from dataclasses import replace
 from aiohttp import web
 
 from gateway.access import Route
-from gateway.errors import InvalidRequest
+from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.middlewares.errors import error_response
 from gateway.routes import accounts, agents, apikeys, chat, files, health, openai, records
 
@@ -103,6 +103,13 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     """
     if request.headers.get("Expect", "").lower() != "100-continue":
         return error_response(request, InvalidRequest("Only 100-continue can be expected."))
+    most = request.client_max_size
+    is_form = request.headers.get("Content-Type", "")[:10].lower() == "multipart/"
+    if not is_form and (request.content_length or 0) > most:
+        words = f"The request body is larger than {most} bytes (server.max_body)."
+        response = error_response(request, BodyTooLarge(words))
+        response.force_close()
+        return response
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     request.writer.output_size = 0  # the answer itself has not begun
     return None

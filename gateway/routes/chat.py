@@ -16,10 +16,11 @@ from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
 from gateway.keys import ATTACHMENTS, State
-from gateway.messages import ChatRequest, Media, Message
+from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin
+from gateway.turns import read_turns
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"
@@ -58,13 +59,15 @@ def _named(value: Any) -> Any:
     """A file may also be given by its URL or id alone."""
     if not isinstance(value, str | dict | File):
         raise ValueError("must be a URL, the id of an upload, or an object with one of them")
+    if isinstance(value, dict) and value.get("upload_file_id"):  # Dify's own form
+        return {**value, "id": value.get("id") or value["upload_file_id"]}
     if not isinstance(value, str):
         return value
     return {"url": value} if re.match(_URL, value) else {"id": value}
 
 
 class ChatBody(BaseModel):
-    """The body of the call. Unknown members are ignored."""
+    """The body of the call. Unknown members are ignored, and named in the answer's headers."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, coerce_numbers_to_str=True)
 
@@ -78,6 +81,59 @@ class ChatBody(BaseModel):
     app_id: Id | None = None
     files: Annotated[list[Annotated[File, BeforeValidator(_named)]], _or([]), _at_most(50)] = []
     variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
+    messages: Annotated[list[Any], _or([])] = []
+
+
+# Words of Dify, FastGPT and Coze for members of ours.
+_OTHER_WORDS = {
+    "chatId": "chat_id",
+    "appId": "app_id",
+    "conversationId": "conversation_id",
+    "customUid": "user",
+    "user_id": "user",
+    "inputs": "variables",
+    "custom_variables": "variables",
+}
+_MODES = {"streaming": True, "blocking": False}
+
+
+def _in_our_words(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The body with other platforms' words put into ours, which win where both are there; and the
+    names of members that mean nothing here."""
+    out = {name: value for name, value in given.items() if name in ChatBody.model_fields}
+    ignored = []
+    for name in given.keys() - out.keys():
+        value, ours = given[name], _OTHER_WORDS.get(name, "")
+        if value is None:
+            continue
+        if ours == "variables" and isinstance(value, dict):
+            own = out.get(ours)
+            out[ours] = {**value, **own} if isinstance(own, dict) else value
+        elif ours and out.get(ours) is None:
+            out[ours] = value
+        elif name == "response_mode" and out.get("stream") is None:
+            out["stream"] = _is_streaming(value)
+        else:
+            ignored.append(name)
+    return out, sorted(ignored)
+
+
+def _is_streaming(mode: Any) -> bool:
+    if not isinstance(mode, str) or mode not in _MODES:
+        words = f"'response_mode' must be one of {', '.join(_MODES)}."
+        raise InvalidRequest(words, param="response_mode")
+    return _MODES[mode]
+
+
+def _messages(body: ChatBody, attachments: Attachments) -> tuple[Message, ...]:
+    """The question, or FastGPT's `messages` with the question last."""
+    media = tuple(_media(file, attachments) for file in body.files)
+    if body.query.strip() or not body.messages:
+        if not body.query.strip() and not media:
+            raise InvalidRequest("'query' is missing: put the question there.", param="query")
+        return (Message("user", body.query, media),)
+    *earlier, question = read_turns(body.messages)
+    return (*earlier, replace(question, media=question.media + media))
 
 
 async def _read(
@@ -93,19 +149,19 @@ async def _read(
         )
     targets = state.routing.resolve(name, "agent")
     caller.require_agent(name, [target.name for target in targets])
-    body = check(ChatBody, await read_object(request))
+    given_members, ignored = _in_our_words(await read_object(request))
+    body = check(ChatBody, given_members)
     attachments = request.app[ATTACHMENTS]
-    media = tuple(_media(file, attachments) for file in body.files)
-    if not body.query.strip() and not media:
-        raise InvalidRequest("'query' is missing: put the question there.", param="query")
+    messages = _messages(body, attachments)
+    if body.messages and body.query.strip():
+        ignored.append("messages")
     given = body.conversation_id or body.chat_id or None
     _check_id(given)
     is_routed = len(targets) > 1
     for user in (body.user, body.uid):
         caller.user_of(user)  # raises if the token is for another one
     targets, conversation = pin(targets, given, state.routing.is_route(name))
-    messages: tuple[Message, ...] = (Message("user", body.query, media),)
-    if media:
+    if has_media(messages):
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
@@ -119,6 +175,7 @@ async def _read(
         conversation_id=conversation,
         is_routed=is_routed,
         variables=_variables(body, caller),
+        ignored=tuple(ignored),
     )
     if body.app_id:
         question = _for_app(question, body.app_id, targets)

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -23,6 +23,7 @@ from gateway.errors import (
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
+from gateway.formcopy import FormCopy
 from gateway.keys import ATTACHMENTS, CONTEXT, UPSTREAM, State, call_of, caller_of, state_of
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
@@ -70,11 +71,50 @@ async def _read_chat(
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         raw=body,
         verbatim=True,
+        options=_options(body),
+        demands=_demands(body),
     )
     return chat, targets
 
 
 chat_completions = answering(_read_chat, conversational=False)
+
+
+# What is dealt with here, for all platforms.
+_UNDERSTOOD = frozenset(
+    (
+        "model", "messages", "user", "stream", "stream_options", "detail", "variables", "inputs",
+        "conversation_id", "chat_id",
+    )
+)  # fmt: skip
+# Values that ask for no more than what every answer is.
+_NOTHING_ASKED: dict[str, Any] = {"n": (1,), "tool_choice": ("auto", "none")}
+
+
+def _options(body: dict[str, Any]) -> tuple[str, ...]:
+    """The names of what else the caller asks for."""
+    names = body.keys() - _UNDERSTOOD
+    return tuple(sorted([name for name in names if _asks(name, body[name])])) if names else ()
+
+
+def _asks(name: str, value: Any) -> bool:
+    if value is None or value is False or value in ("", [], {}):
+        return False
+    if name == "response_format":
+        return not (isinstance(value, dict) and value.get("type") == "text")
+    return value not in _NOTHING_ASKED.get(name, ())
+
+
+def _demands(body: dict[str, Any]) -> tuple[str, ...]:
+    """The options that an answer in words alone would not meet."""
+    out = []
+    for name in ("tool_choice", "function_call"):
+        if isinstance(body.get(name), dict) or body.get(name) in ("required", "any"):
+            out.append(name)
+    wanted = body.get("response_format")
+    if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
+        out.append("response_format")
+    return tuple(out)
 
 
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
@@ -174,17 +214,44 @@ _PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
 
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Any other POST under /v1, such as embeddings, to the OpenAI-compatible agent in `model`."""
-    path = request.match_info["path"].strip("/")
+    if caller_of(request).end_user:
+        raise Forbidden("A web page's token opens chats only.")
+    if request.content_type.startswith("multipart/"):
+        async with FormCopy(request, state_of(request).config.storage) as form:
+            asked = await form.keep()
+            return await _pass_on(request, asked, partial(_with_form, form))
     body = await read_object(request)
-    asked = _text(body, "model")
+    return await _pass_on(request, _text(body, "model"), partial(_with_json, body))
+
+
+def _with_json(body: dict[str, Any], headers: Mapping[str, str], model: str) -> UpstreamRequest:
+    return UpstreamRequest("POST", "", headers, dump({**body, "model": model}))
+
+
+def _with_form(form: FormCopy, headers: Mapping[str, str], model: str) -> UpstreamRequest:
+    """Speech to be transcribed, pictures to be edited."""
+    others = {name: headers[name] for name in headers if name.lower() != "content-type"}
+    return UpstreamRequest(
+        "POST",
+        "",
+        {**others, "Content-Type": form.content_type},
+        form.head(model),
+        rest=form.rest(),
+        rest_size=form.size,
+    )
+
+
+async def _pass_on(
+    request: web.Request, asked: str, describe: Callable[[Mapping[str, str], str], UpstreamRequest]
+) -> web.StreamResponse:
+    """`describe` gives the request but for its URL, of an agent's headers and model."""
+    path = request.match_info["path"].strip("/")
     if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
         hint = "" if asked else " without a 'model' in the body"
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
     state = state_of(request)
     target, platform = _openai_target(state.routing, asked, path)
     caller_of(request).require_agent(asked, [target.name])
-    if caller_of(request).end_user:
-        raise Forbidden("A web page's token opens chats only.")
     context, call = request[CONTEXT], call_of(request)
     call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
     call.model = state.routing.known(asked)
@@ -195,12 +262,8 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     context.body = None  # a stream may last for minutes
     context.noted["agent"] = target.name
     query = request.rel_url.raw_query_string
-    upstream_request = UpstreamRequest(
-        "POST",
-        f"{platform.api}/{path}" + (f"?{query}" if query else ""),
-        platform.headers,
-        dump({**body, "model": platform.model(asked)}),
-    )
+    upstream_request = describe(platform.headers, platform.model(asked))
+    upstream_request.url = f"{platform.api}/{path}" + (f"?{query}" if query else "")
     try:
         async with target.place():
             return await _in_time(request, target, upstream_request)

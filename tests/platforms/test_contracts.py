@@ -378,3 +378,40 @@ def test_a_base_url_keeps_at_least_its_host():
 )  # fmt: skip
 def test_words_of_a_model_server_decide_the_status(words, status):
     assert explain_words("It", words).status == status
+
+
+# Options that Zhipu's models refuse.
+
+
+@pytest.mark.parametrize(
+    ("asked", "sent"),
+    [
+        ({"max_tokens": 0}, {}), ({"max_tokens": -1}, {}), ({"max_tokens": True}, {}),
+        ({"max_tokens": "9"}, {"max_tokens": 9}), ({"max_tokens": 500_000}, {"max_tokens": 131_072}),
+        ({"max_completion_tokens": 9}, {"max_tokens": 9}),
+        ({"max_completion_tokens": 9, "max_tokens": 8}, {"max_tokens": 8}),
+        ({"max_completion_tokens": 9, "max_tokens": -1}, {"max_tokens": 9}),
+        ({"tools": []}, {}), ({"tools": {}}, {}), ({"tools": [{}]}, {"tools": [{}]}),
+        ({"tools": [{}], "tool_choice": "auto"}, {"tools": [{}], "tool_choice": "auto"}),
+        ({"tools": [{}], "tool_choice": "none"}, {}), ({"tool_choice": "auto"}, {}),
+        ({"thinking": True}, {"thinking": {"type": "enabled"}}),
+        ({"thinking": False}, {"thinking": {"type": "disabled"}}),
+        ({"thinking": {"type": "enabled", "budget_tokens": 9}}, {"thinking": {"type": "enabled"}}),
+        ({"thinking": {"type": "adaptive"}}, {"thinking": {"type": "enabled"}}),
+        ({"thinking": "high"}, {}), ({"enable_thinking": False}, {"thinking": {"type": "disabled"}}),
+        ({"reasoning_effort": "minimal"}, {"thinking": {"type": "disabled"}}),
+        ({"reasoning_effort": ""}, {}), ({"temperature": 2}, {"temperature": 1.0}),
+        ({"temperature": True}, {}), ({"temperature": -1}, {"temperature": 0.0}),
+        ({"top_p": 1}, {"top_p": 0.99}), ({"top_p": 0}, {"top_p": 0.01}),
+        ({"stop": ""}, {}), ({"stop": ["", "a", "b"]}, {"stop": ["a"]}), ({"stop": [7]}, {}),
+        ({"do_sample": "yes", "tool_stream": 1}, {}), ({"do_sample": False}, {"do_sample": False}),
+    ],
+)  # fmt: skip
+def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
+    zhipu = Zhipu("z", ZhipuAgent(platform="zhipu", base_url="http://x", api_key="a.b"), "http://x")
+    turn = {"role": "user", "content": "hi"}
+    chat = ChatRequest("z", (Message("user", "hi"),), "user-1", raw={"messages": [turn], **asked})
+    body = orjson.loads(zhipu.prepare(chat).body)
+    for name in ("model", "messages", "stream", "user_id"):
+        del body[name]
+    assert body == sent
