@@ -80,7 +80,7 @@ class PassThrough:
 
     def _holds_data(self) -> bool:
         start = b"".join(self._held[:8])
-        return start.startswith((b"data:", b"event:", b"id:", b"\xef\xbb\xbfdata:"))
+        return start.startswith((b"data:", b"event:", b"id:", _BOM))
 
     def counted(self) -> Usage | None:
         return self._usage
@@ -150,7 +150,7 @@ class PassThrough:
             self._finished = self._finished or bool(_FINISH.search(data))
         if not self._begun:
             says_nothing = b"data:" not in data
-            data = self._opening + data
+            data = (self._opening + data).removeprefix(_BOM)
             if len(self._opening) > MAX_EVENT:
                 self.done = True
                 return [Failed(UpstreamFailed("The upstream sends events that say nothing."))]

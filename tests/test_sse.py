@@ -159,7 +159,9 @@ NAMED = b'event: a\ndata: {"n":1}\nevent: b\ndata: {"n":2}\nevent: c\ndata: [DON
 @pytest.mark.parametrize("size", [1, 7, 1000])
 @pytest.mark.parametrize("last", [b"", b"\n"])
 def test_events_with_one_line_end_between_them_are_events(end, size, last):
-    plain = NAMED.replace(b"event: a\n", b"").replace(b"event: b\n", b"").replace(b"event: c\n", b"")
+    plain = (
+        NAMED.replace(b"event: a\n", b"").replace(b"event: b\n", b"").replace(b"event: c\n", b"")
+    )
     for raw, names in ((NAMED, "abc"), (plain, ["", "", ""])):
         raw = (raw + last).replace(b"\n", end)
         got = parse(*(raw[at : at + size] for at in range(0, len(raw), size)))

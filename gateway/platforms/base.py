@@ -210,7 +210,9 @@ class EventDecoder(ABC):
                 with contextlib.suppress(BadEvent):  # cut inside; `finish` says if it matters
                     self._joined(name, data, out)
             if not self.done:
+                at = len(out)
                 self.finish(out)
+                self._replace_half(out, at)
         except GatewayError as error:
             self._fail(error, out)
         self.done = True
@@ -225,18 +227,20 @@ class EventDecoder(ABC):
         except loosejson.NotJson as error:
             raise BadEvent(f"The upstream sent an event that cannot be read: {error}.") from None
         shows_life = self.event(name, data, out)
-        said = [i for i in range(at, len(out)) if isinstance(out[i], CONTENT)]
-        if half and not said and any(isinstance(delta, Note) for delta in out[at:]):
-            half = b""  # it ends something beside the answer
-        elif half:
-            self._half_of = Reasoning if said and isinstance(out[said[-1]], Reasoning) else Text
-        if before and not is_joined:
-            if said:
-                out.insert(said[0], self._half_of(loosejson.REPLACED))
-            else:
-                half = before
-        self._half = half
+        kinds = [type(delta) for delta in out[at:]]
+        if is_joined:
+            self._half = b""
+        self._replace_half(out, at)
+        if half and (Note not in kinds or Text in kinds):  # else it ends something else
+            self._half, self._half_of = half, Reasoning if Reasoning in kinds else Text
         return shows_life
+
+    def _replace_half(self, out: list[Delta], at: int) -> None:
+        """More of the answer follows from `at` on, if anything does, but not the other half."""
+        said = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
+        if self._half and said is not None:
+            out.insert(said, self._half_of(loosejson.REPLACED))
+            self._half = b""
 
     def counted(self) -> Usage | None:
         return None
