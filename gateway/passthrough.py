@@ -79,7 +79,7 @@ class PassThrough:
         return self._inspect(whole) if whole else []
 
     def _holds_data(self) -> bool:
-        start = b"".join(self._held[:8])
+        start = b"".join([piece[:8] for piece in self._held[:8]])
         return start.startswith((b"data:", b"event:", b"id:", _BOM))
 
     def counted(self) -> Usage | None:
@@ -379,13 +379,13 @@ def told_error(body: dict[str, Any]) -> Any:
     if body.get("choices"):
         return None
     base = body.get("base_resp")
-    if isinstance(base, dict) and base.get("status_code"):
-        return {"message": base.get("status_msg"), "code": base["status_code"]}
-    code = body.get("error_code") or body.get("code")
-    words = [body.get(name) for name in ("message", "msg", "error_msg", "detail", "text")]
-    if body.get("object") == "error" or code not in (None, "", 0, 200, "0", "200") or words[3]:
-        return {"message": next((w for w in words if w and isinstance(w, str)), ""), "code": code}
-    return None
+    is_refused = isinstance(base, dict) and base.get("status_code")
+    codes = (body.get("error_code"), body.get("code"))
+    has_code = any(code not in (None, "", 0, 200, "0", "200") for code in codes)
+    if not (is_refused or has_code or body.get("object") == "error" or body.get("detail")):
+        return None
+    words = body.get("text")
+    return {**body, "message": words} if words and "message" not in body else body
 
 
 def as_events(reply: UpstreamReply) -> bytes:

@@ -162,7 +162,7 @@ class Parser:
     def _outgrow(self, line: list[bytes]) -> None:
         """The unfinished event is over the limit; `line` is what there is of its last line."""
         if not self._is_large:
-            start = b"".join(line[:8]).removeprefix(_BOM)
+            start = b"".join([piece[:8] for piece in line[:8]]).removeprefix(_BOM)
             if not (self._data or start.startswith(b"data:")):
                 raise self._too_long()
             self._is_large = True

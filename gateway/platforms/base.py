@@ -175,6 +175,7 @@ class EventDecoder(ABC):
     __slots__ = ("_half", "_half_of", "_parser", "conversation_id", "done", "ending", "life")
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
+    repeats: ClassVar[bool] = False  # each event has all of the text so far
 
     def __init__(self) -> None:
         self.done = False
@@ -228,7 +229,7 @@ class EventDecoder(ABC):
             raise BadEvent(f"The upstream sent an event that cannot be read: {error}.") from None
         shows_life = self.event(name, data, out)
         kinds = [type(delta) for delta in out[at:]]
-        if is_joined:
+        if is_joined or self.repeats:  # with a half that is left out the text is only shorter
             self._half = b""
         self._replace_half(out, at)
         if half and (Note not in kinds or Text in kinds):  # else it ends something else

@@ -27,7 +27,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import classify, explain_http, explain_words
+from gateway.failures import classify, explain_http, explain_member, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
@@ -448,7 +448,9 @@ class ModelDecoder(ChunkDecoder):
 
     def explain(self, error: Any) -> GatewayError:
         told = as_object(error)
-        return _explain_code(as_id(told.get("code")), as_text(told.get("message") or error))
+        if code := as_id(told.get("code")):
+            return _explain_code(code, as_text(told.get("message")))
+        return explain_member("Zhipu", error)
 
 
 _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
@@ -456,6 +458,8 @@ _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
 
 class GlmsDecoder(EventDecoder):
     """Every frame repeats the text so far. Text keeps growing over tool parts in between."""
+
+    repeats = True
 
     def __init__(self) -> None:
         super().__init__()
