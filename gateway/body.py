@@ -11,6 +11,7 @@ import orjson
 from aiohttp import web
 from pydantic import BaseModel, ValidationError
 
+from gateway import loosejson
 from gateway.errors import InvalidRequest, SenderTooSlow, UnsupportedMediaType
 from gateway.keys import CONTEXT
 from gateway.times import read_iso
@@ -65,15 +66,21 @@ async def read_object(request: web.Request) -> dict[str, Any]:
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
         value = orjson.loads(raw)
-    except orjson.JSONDecodeError as error:
-        try:
-            raw.decode()
-        except UnicodeDecodeError:
-            raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+    except orjson.JSONDecodeError:
+        value = _read_loosely(raw)
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return value
+
+
+def _read_loosely(raw: bytes) -> Any:
+    try:
+        raw.decode()
+        return loosejson.loads(raw)
+    except UnicodeDecodeError:
+        raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
+    except loosejson.NotJson as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
 
 
 # What shells and programs of Windows send, as they name it.

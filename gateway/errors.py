@@ -10,6 +10,7 @@
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
+    │                     EmptyAnswer
     └── ours:             InternalError DatabaseAway Overloaded StorageAway StorageFull Stopping
 
 Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
@@ -280,6 +281,15 @@ class UpstreamCut(UpstreamFailed):
 
     code = "upstream_cut"
     outage = True
+
+
+class EmptyAnswer(UpstreamFailed):
+    """The upstream's answer ended without a word, and without a reason for it."""
+
+    elsewhere = True
+
+    def __init__(self, who: str) -> None:
+        super().__init__(f"{who} sent an empty answer: no text, and no reason why there is none.")
 
 
 class UpstreamUnavailable(GatewayError):

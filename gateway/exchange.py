@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
+from gateway import loosejson
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class UpstreamReply:
     def json(self) -> Any:
         """The parsed body, or None if it is not JSON."""
         try:
-            return orjson.loads(self.body)
-        except orjson.JSONDecodeError:
+            return loosejson.loads(self.body)
+        except loosejson.NotJson:
             return None
 
     def object(self) -> dict[str, Any]:

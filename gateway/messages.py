@@ -160,10 +160,12 @@ class Note:
     """Something beside the answer: `name` is one of NOTES, `data` is JSON-ready.
 
     Lists are joined under their name in the `gateway` member; other values replace each other.
+    `text` is the same in words, for callers of a surface whose clients show nothing but text.
     """
 
     name: str
     data: Any
+    text: str = ""
 
 
 @dataclass(slots=True)

@@ -6,29 +6,40 @@ match members of the JSON and never the text of an answer.
 
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import orjson
 
-from gateway.errors import GatewayError, UpstreamCut, UpstreamFailed
+from gateway import loosejson, sse
+from gateway.errors import EmptyAnswer, GatewayError, UpstreamCut, UpstreamFailed
+from gateway.exchange import UpstreamReply
 from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
 from gateway.pattern import Pattern, find_pattern
-from gateway.sse import DONE, Life, Parser, shows_life
+from gateway.sse import DONE, MAX_EVENT, Event, Life, Parser, shows_life
 from gateway.usage import read_usage
 
-MAX_EVENT = 1 << 20  # bytes
 MAX_BODY = 32 << 20  # bytes of a whole answer
 
 _BLOCK = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
 _LINE_END = re.compile(rb"[\r\n]")
 _USAGE = re.compile(rb'"usage":\s*\{')
 _CONTENT = re.compile(
-    rb'"(?:content|reasoning_content|reasoning|refusal)":\s*(?:"[^"]|\[)'
-    rb'|"(?:tool_calls|function_call|audio)":\s*[\[{]'
+    rb'"(?:content|reasoning_content|reasoning|refusal)":\s*(?:"[^"]|\[\s*[{"])'
+    rb'|"(?:tool_calls|function_call|audio|images)":\s*[\[{]\s*[{"]'
 )
 _FINISH = re.compile(rb'"finish_reason":\s*"[^"]')
 
+_BOM = b"\xef\xbb\xbf"
+
 Explain = Callable[[Any], GatewayError]
+
+
+class Streamed(Protocol):
+    """A decoder of a stream, as far as `WholeBody` needs it."""
+
+    def feed(self, chunk: bytes) -> list[Delta]: ...
+
+    def close(self) -> list[Delta]: ...
 
 
 class PassThrough:
@@ -49,6 +60,9 @@ class PassThrough:
         self._held: list[bytes] = []  # the unfinished event
         self._held_size = 0
         self._seam = b""  # its last bytes, which may be a part of its end
+        self._splitter: Parser | None = None  # once one line end was found between two events
+        self._waiting: Event | None = None  # ends with half a character; the other may follow
+        self._half = b""
         self._is_in_comment: bool | None = None  # its last line; None if that has not begun
         self._opening = b""  # events before the first that says something
         self._begun = False
@@ -57,12 +71,16 @@ class PassThrough:
 
     def feed(self, chunk: bytes) -> list[Delta]:
         whole = self._whole_events(chunk)
-        if self._held_size > MAX_EVENT:
+        if self._held_size > MAX_EVENT and not self._holds_data():
             self.done = True
             return [
                 Failed(UpstreamFailed(f"The upstream sent an event of over {MAX_EVENT} bytes."))
             ]
         return self._inspect(whole) if whole else []
+
+    def _holds_data(self) -> bool:
+        start = b"".join([piece[:8] for piece in self._held[:8]])
+        return start.startswith((b"data:", b"event:", b"id:", _BOM))
 
     def counted(self) -> Usage | None:
         return self._usage
@@ -75,6 +93,8 @@ class PassThrough:
     def _whole_events(self, chunk: bytes) -> bytes:
         """The events that `chunk` completes. Each byte is looked at once, or as one of three that
         stand before a chunk, however small the pieces of an event are."""
+        if self._splitter is not None:
+            return self._split(chunk)
         if not self._held and chunk.endswith(b"\n\n"):  # nearly always
             self.life = Life.SHOWN if shows_life(chunk) else Life.NONE
             return chunk
@@ -86,16 +106,25 @@ class PassThrough:
             whole = b"".join(self._held) + chunk[:end]
             chunk, self._held, self._held_size = chunk[end:], [], 0
             self._seam, self._is_in_comment = b"", None
+        elif _runs_on(seam):
+            self._splitter, held, self._held = Parser(), b"".join(self._held), []
+            return self._split(held + chunk)
         is_growing = self._grows(chunk)
         if chunk:
             self._held.append(chunk)
             self._held_size += len(chunk)
-            self._seam = (self._seam + chunk)[-3:]
+            self._seam = (self._seam + chunk)[-_SEAM:]
         if whole and shows_life(whole):
             self.life = Life.SHOWN
         else:
             self.life = Life.GROWING if is_growing else Life.NONE
         return whole
+
+    def _split(self, chunk: bytes) -> bytes:
+        assert self._splitter is not None
+        events = self._splitter.feed(chunk)
+        self.life = Life.SHOWN if events else self._splitter.life
+        return b"".join([sse.event(data, name) for name, data in events])
 
     def _grows(self, piece: bytes) -> bool:
         """Whether this piece of an unfinished event has something outside of comments."""
@@ -111,7 +140,7 @@ class PassThrough:
     def _inspect(self, data: bytes) -> list[Delta]:
         failed: Failed | None = None
         says_nothing = False
-        if _is_odd(data):
+        if self._waiting is not None or _is_odd(data):
             data, failed = self._look_closer(data)
         if b'"usage"' in data and _USAGE.search(data):
             self._usage = _last_usage(data) or self._usage
@@ -121,14 +150,14 @@ class PassThrough:
             self._finished = self._finished or bool(_FINISH.search(data))
         if not self._begun:
             says_nothing = b"data:" not in data
-            data = self._opening + data
-            if len(data) > MAX_EVENT:
+            data = (self._opening + data).removeprefix(_BOM)
+            if len(self._opening) > MAX_EVENT:
                 self.done = True
                 return [Failed(UpstreamFailed("The upstream sends events that say nothing."))]
-            self._begun = (
-                self._finished or bool(_CONTENT.search(data)) or (self.done and not failed)
-            )
+            self._begun = self._finished or bool(_CONTENT.search(data))
             self._opening = data
+            if self.done and not (self._begun or failed):
+                failed = Failed(self._explain_silence(data))
         out: list[Delta] = []
         if self._begun:
             out = [Raw(data)] if data else []
@@ -140,54 +169,110 @@ class PassThrough:
             out.append(Finish(usage=self._usage))
         return out
 
+    def _explain_silence(self, data: bytes) -> GatewayError:
+        """Why there was no answer in these events."""
+        for event in Parser(len(data) + 2).feed(data):
+            if told := told_error(_object(event.data)):
+                return self._explain(told)
+        return EmptyAnswer("The upstream")
+
     def _look_closer(self, data: bytes) -> tuple[bytes, Failed | None]:
         """The events worth passing on, up to the end or an error, and the error."""
-        if _ends_plainly(data):
+        if self._waiting is None and _ends_plainly(data):
             self.done = True
             return data, None
-        kept = []
+        kept: list[bytes] = []
         for match in _BLOCK.finditer(data):
             block = match[0]
             events = Parser(len(data) + 2).feed(block)
-            payload = b"".join(event.data for event in events).strip()
-            if payload == b"[DONE]":
+            if not events and b"data" not in block:
                 kept.append(block)
-                self.done = True
-                break
-            error = _error_of(payload) if b'"error"' in payload else None
-            if error or any(event.name == "error" for event in events):
-                self.done = True
-                return b"".join(kept), Failed(self._explain(error or _object(payload)))
-            if payload or b"data" not in block:
-                kept.append(block)
+            for event in events:
+                failed = self._pass(event, block if len(events) == 1 else b"", kept)
+                if self.done:
+                    return b"".join(kept), failed
         return b"".join(kept), None
+
+    def _pass(self, event: Event, block: bytes, kept: list[bytes]) -> Failed | None:
+        """Append an event to those that are `kept`, as it came in a `block` of its own or made
+        anew; set `done` for the last, and give its error if it is one."""
+        payload = event.data.strip()
+        if payload == b"[DONE]":
+            self._let_go(kept)
+            kept.append(block or DONE)
+            self.done = True
+            return None
+        error = _error_of(payload) if b"error" in payload else None
+        if error or event.name == "error":
+            self._let_go(kept)
+            self.done = True
+            return Failed(self._explain(error or _object(payload)))
+        if payload and (mended := self._mended(Event(event.name, payload), kept)):
+            is_same = block and mended is payload
+            kept.append(block if is_same else sse.event(mended, event.name))
+        return None
+
+    def _mended(self, event: Event, kept: list[bytes]) -> bytes:
+        """The event's JSON as it came, or what strict readers take for the same; b"" for one that
+        waits for the other half of a character."""
+        data = event.data
+        try:
+            if self._waiting is not None or loosejson.has_halves(data):
+                joined, half, is_joined = loosejson.join_halves(data, self._half)
+                if is_joined:
+                    data = joined
+                self._let_go(kept, is_joined)
+                if half:
+                    self._waiting, self._half = Event(event.name, data), half
+                    return b""
+            return data if _is_strict(data) else loosejson.mend(data)
+        except loosejson.NotJson:
+            return data.decode("utf-8", "replace").encode()
+
+    def _let_go(self, kept: list[bytes], is_joined: bool = False) -> None:
+        """Of the event that waits: without its half, if that has been joined to the next event."""
+        if self._waiting is None:
+            return
+        (name, data), self._waiting, self._half = self._waiting, None, b""
+        data = loosejson.join_halves(data, b"" if is_joined else None)[0]
+        kept.append(sse.event(loosejson.mend(data), name))
 
     def close(self) -> list[Delta]:
         if self.done:
             return []
         out: list[Delta] = []
-        if _is_whole(rest := b"".join(self._held).rstrip(b"\r\n")):
-            out = self._inspect(rest + b"\n\n")  # closed without its last blank line
+        if self._splitter is not None:
+            last = b"".join([sse.event(data, name) for name, data in self._splitter.close()])
+        else:
+            last = b"".join(self._held).rstrip(b"\r\n")
+        if _is_whole(last):
+            out = self._inspect(last + b"\n\n")  # closed without its last blank line
         if not self.done:
             self.done = True
             if self._finished:  # complete, though its [DONE] is missing
-                out += [Raw(DONE), Finish(usage=self._usage)]
+                kept: list[bytes] = []
+                self._let_go(kept)
+                out += [Raw(b"".join((*kept, DONE))), Finish(usage=self._usage)]
             else:
-                out.append(
-                    Failed(UpstreamCut("The upstream's answer ended before it was complete."))
-                )
+                error = self._explain_silence(self._opening)
+                if self._begun or isinstance(error, EmptyAnswer):
+                    error = UpstreamCut("The upstream's answer ended before it was complete.")
+                out.append(Failed(error))
         return out
 
 
 class WholeBody:
-    """A whole JSON answer, unchanged, once it has come entirely."""
+    """A whole JSON answer, unchanged, once it has come entirely; or the deltas of a stream, from an
+    upstream that streams though nobody asked for it."""
 
-    def __init__(self, explain: Explain) -> None:
+    def __init__(self, explain: Explain, streamed: Callable[[], Streamed]) -> None:
+        """`streamed` makes a decoder for such a stream."""
         self.done = False
         self.ending = False
         self.conversation_id = ""
         self.life = Life.SHOWN
         self._explain = explain
+        self._streamed = streamed
         self._body: list[bytes] = []
         self._size = 0
 
@@ -209,17 +294,48 @@ class WholeBody:
         if self.done:
             return []
         self.done = True
-        data = b"".join(self._body)
+        data = b"".join(self._body).removeprefix(_BOM)
+        if data.lstrip().startswith((b"data:", b"event:", b"id:", b":")):
+            decoder = self._streamed()
+            return decoder.feed(data) + decoder.close()
         body = _object(data)
         if isinstance(body.get("choices"), list) and body["choices"]:
-            return [Raw(data), Finish(usage=read_usage(body.get("usage")))]
+            if not any(_says_something(choice) for choice in body["choices"]):
+                return [Failed(EmptyAnswer("The upstream"))]
+            strict = data if _is_strict(data) else loosejson.mend(data)
+            return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
         if body:
-            return [Failed(self._explain(body.get("error") or body))]
+            return [Failed(self._explain(told_error(body) or body))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 
+_SEAM = 8  # bytes: as many as make up the end of an event, or of a line and the next one's start
+
+
+def _runs_on(data: bytes) -> bool:
+    """Whether an event's data seems to end and another's to begin with one line end between."""
+    return b"}\ndata:" in data or b"}\r\ndata:" in data or b"}\rdata:" in data
+
+
+def _is_strict(data: bytes) -> bool:
+    try:
+        orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _is_utf8(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
 def _is_odd(data: bytes) -> bool:
-    """Whether there may be an error, the end, or an event without data (SDKs fail on those).
+    """Whether there may be an error, the end, an event without data (SDKs fail on those), or what
+    strict readers of JSON refuse.
 
     Plain searches for fixed bytes: a regular expression over every event costs ten times as much.
     """
@@ -230,6 +346,11 @@ def _is_odd(data: bytes) -> bool:
         or b"data: \n" in data
         or b"data:\r" in data
         or b"data: \r" in data
+        or b"NaN" in data
+        or b"Infinity" in data
+        or loosejson.has_halves(data)
+        or _runs_on(data)
+        or not (data.isascii() or _is_utf8(data))
     )
 
 
@@ -240,6 +361,62 @@ def _ends_plainly(data: bytes) -> bool:
     return data.endswith(DONE) and (not rest or rest.endswith(b"\n\n")) and not _is_odd(rest)
 
 
+def _says_something(choice: Any) -> bool:
+    """Whether there is anything in it, or a reason why not."""
+    if not isinstance(choice, dict):
+        return False
+    message = choice.get("message")
+    said = message.values() if isinstance(message, dict) else ()
+    role = message.get("role") if isinstance(message, dict) else None
+    return bool(choice.get("finish_reason") or any(v for v in said if v and v != role))
+
+
+def told_error(body: dict[str, Any]) -> Any:
+    """What an answer or an event says went wrong: OpenAI's `error`, or one of the forms that
+    compatible servers have for it (FastChat, vLLM, MiniMax, FastAPI); None if nothing did."""
+    if error := body.get("error"):
+        return error
+    if body.get("choices"):
+        return None
+    base = body.get("base_resp")
+    is_refused = isinstance(base, dict) and base.get("status_code")
+    codes = (body.get("error_code"), body.get("code"))
+    has_code = any(code not in (None, "", 0, 200, "0", "200") for code in codes)
+    if not (is_refused or has_code or body.get("object") == "error" or body.get("detail")):
+        return None
+    words = body.get("text")
+    return {**body, "message": words} if words and "message" not in body else body
+
+
+def as_events(reply: UpstreamReply) -> bytes:
+    """A whole completion as the stream it would have been, or JSON that came in lines as the events
+    that it should have been; b"" if it is neither."""
+    body = reply.object()
+    if not body:
+        lines = [line for line in reply.body.splitlines() if line.strip()]
+        is_stream = len(lines) > 1 and all(_object(line) for line in lines)
+        return b"".join(map(sse.event, lines)) if is_stream else b""
+    choices = body.get("choices")
+    if not isinstance(choices, list) or told_error(body):
+        return b""
+    chunks = [_as_chunk(choice) for choice in choices if isinstance(choice, dict)]
+    if not any("delta" in chunk for chunk in chunks):
+        return b""
+    chunk = {**body, "object": "chat.completion.chunk", "choices": chunks}
+    return sse.event(orjson.dumps(chunk)) + DONE
+
+
+def _as_chunk(choice: dict[str, Any]) -> dict[str, Any]:
+    message = choice.get("message")
+    if not isinstance(message, dict):
+        return choice
+    calls = message.get("tool_calls")
+    if isinstance(calls, list):
+        numbered = [{"index": i, **c} for i, c in enumerate(calls) if isinstance(c, dict)]
+        message = {**message, "tool_calls": numbered}
+    return {**{k: v for k, v in choice.items() if k != "message"}, "delta": message}
+
+
 def _after(data: bytes, mark: bytes) -> int:
     at = data.rfind(mark)
     return at + len(mark) if at >= 0 else 0
@@ -247,8 +424,8 @@ def _after(data: bytes, mark: bytes) -> int:
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        value = orjson.loads(data)
-    except orjson.JSONDecodeError:
+        value = loosejson.loads(data)
+    except loosejson.NotJson:
         return {}
     return value if isinstance(value, dict) else {}
 
@@ -256,10 +433,11 @@ def _object(data: bytes) -> dict[str, Any]:
 def _error_of(payload: bytes) -> Any:
     """The event's error; what cannot be read and speaks of one is taken for one."""
     try:
-        value = orjson.loads(payload)
-    except orjson.JSONDecodeError:
-        return {"message": "it sent an error that is not JSON"}
-    return value.get("error") if isinstance(value, dict) else None
+        value = loosejson.loads(payload)
+    except loosejson.NotJson:
+        is_error = b'"error"' in payload
+        return {"message": "it sent an error that is not JSON"} if is_error else None
+    return told_error(value) if isinstance(value, dict) else None
 
 
 def _last_usage(data: bytes) -> Usage | None:

@@ -20,7 +20,7 @@ from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.routing import Target
 from gateway.sse import Life
 from gateway.traces import NO_TRACE, CallTrace
-from gateway.upstream import Exchange, Upstream, translate
+from gateway.upstream import MAX_REPLY, Exchange, Upstream, translate
 
 log = logging.getLogger("gateway")
 
@@ -284,7 +284,8 @@ class Run:
             except Exception as error:
                 deltas = self.broke(error)
             for delta in deltas:
-                if not (isinstance(delta, Note) and not delta.data):  # else it only shows life
+                is_empty = isinstance(delta, Note) and not (delta.data or delta.text)
+                if not is_empty:  # else it only shows life
                     self._early.append(delta)
                     has_content = has_content or isinstance(delta, CONTENT)
             if len(self._early) > MAX_EARLY:
@@ -327,7 +328,10 @@ class Run:
             is_answer = exchange.status == 200 and not exchange.is_page
             if is_answer and (not step.stream or await _is_stream(exchange)):
                 return exchange
-            reply = await exchange.reply()
+            reply = await exchange.reply(target.agent.max_answer if is_answer else MAX_REPLY)
+            if is_answer and (stream := target.platform.as_stream(reply)):
+                exchange.first = stream
+                return exchange
             exchange.close()
             self._has_accepted, self.decoder = False, None  # it answered, but with something else
             step = target.platform.refused(reply, self._asked)
@@ -459,7 +463,7 @@ async def _is_stream(exchange: Exchange) -> bool:
 
     Content types are not to be trusted for that: the first bytes are looked at as well.
     """
-    first = (await exchange.peek()).lstrip()
+    first = (await exchange.peek()).lstrip().removeprefix(b"\xef\xbb\xbf")
     return first.startswith(_EVENTS) or not (exchange.is_json or first.startswith(b"{"))
 
 

@@ -27,6 +27,7 @@ from gateway.messages import (
 from gateway.usage import usage_body
 
 MAX_NOTES = 200  # entries of one list in the `gateway` member
+MAX_NOTE = 1 << 20  # bytes of one note; files may be as long as the answer itself
 
 
 def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
@@ -53,10 +54,12 @@ class Notes:
         self.id = conversation or public_id(self._chat, self._agent, delta.message_id)
 
     def add(self, note: Note) -> bool:
-        """Keep the note; False if it is nested too deep to be written as JSON."""
+        """Keep the note; False if it is too long, or nested too deep to be written as JSON."""
         try:
-            orjson.dumps(note.data)
+            size = len(orjson.dumps(note.data))
         except orjson.JSONEncodeError:
+            return False
+        if size > MAX_NOTE and note.name != "files":
             return False
         if self._members is None:
             self._members = {}
@@ -204,6 +207,9 @@ class StreamRenderer:
     def _note(self, note: Note, parts: list[bytes]) -> None:
         if not self._notes.add(note):
             return
+        if note.text and not self._conversational:
+            text = f"\n\n{note.text}" if self._said else note.text
+            parts.append(self.feed([Text(text)]))
         if not (self._conversational and self._chat.detail and note.data):
             return
         event = sse.event(sse.one_line(orjson.dumps(note.data)), note.name)
@@ -267,9 +273,13 @@ class WholeRenderer:
                 if self._conversational:
                     self._id = self._notes.id or self._id
             elif isinstance(delta, Note):
-                self._notes.add(delta)
+                self._note(delta)
             elif isinstance(delta, Failed):
                 raise delta.error
+
+    def _note(self, note: Note) -> None:
+        if self._notes.add(note) and note.text and not self._conversational:
+            self._text.append(f"\n\n{note.text}" if self._text else note.text)
 
     def _tool_call(self, delta: ToolCall) -> None:
         call = self._calls.setdefault(delta.index, _tool_piece(ToolCall(delta.index)))

@@ -5,10 +5,15 @@ is decoded as text here, so a character split between two reads is whole again i
 """
 
 import enum
+from collections.abc import Callable
 from typing import NamedTuple
 
+from gateway import loosejson
 from gateway.errors import UpstreamFailed
 
+MAX_EVENT = 1 << 20  # bytes; what is longer is not kept without need
+_HEAD = 4096  # bytes
+_BOM = b"\xef\xbb\xbf"
 KEEP_ALIVE = b": keep-alive\n\n"
 KEEP_ALIVE_LINE = b": keep-alive\n"  # as part of the event that follows
 DONE = b"data: [DONE]\n\n"
@@ -32,23 +37,34 @@ class Event(NamedTuple):
 class Parser:
     """Feed bytes in pieces of any size; get the events that are complete.
 
-    An event longer than `limit` bytes raises `UpstreamFailed`, so a line without an end costs that
-    much memory and no more. What was complete before it is given first: then the next call raises.
+    What grows past `limit` bytes and is no data raises `UpstreamFailed`, so a line without an end
+    costs that much memory and no more. What was complete before it is given first: then the next
+    call raises. An event whose data grows past `limit` is read on, however long the answer may be,
+    unless `skips` says of its name and its beginning that nobody needs it: then nothing is kept.
+
+    Servers exist that put one line end between two events in place of two. There a line of data
+    follows another that is a whole JSON object, which no event over several lines begins with.
     """
 
     __slots__ = (
-        "_after_cr", "_at_start", "_data", "_has_grown", "_has_more", "_is_over", "_limit", "_name",
-        "_pieces", "_size", "is_clean", "life",
+        "_after_cr", "_at_start", "_data", "_has_grown", "_has_more", "_is_large", "_is_over",
+        "_is_skipped", "_limit", "_name", "_pieces", "_size", "_skips", "_splits", "is_clean",
+        "life",
     )  # fmt: skip
 
-    def __init__(self, limit: int = 1 << 20) -> None:
+    def __init__(
+        self, limit: int = MAX_EVENT, skips: Callable[[str, bytes], bool] | None = None
+    ) -> None:
         self._limit = limit
+        self._skips = skips
         self._pieces: list[bytes] = []  # the unfinished line; joined only when it ends
         self._size = 0  # bytes of the unfinished event
         self._name = ""
         self._data: list[bytes] = []  # its lines of data
         self._has_more = False  # it has lines that are neither data nor comments
         self._has_grown = False  # and the last `feed` brought some of it that is no comment
+        self._is_large = self._is_skipped = False
+        self._splits = False  # one line end has been found between two events
         self._after_cr = False
         self._at_start = True
         self.is_clean = True  # the last `feed` was whole events, and nothing is held of the next
@@ -82,47 +98,81 @@ class Parser:
     def _read(self, chunk: bytes, out: list[Event]) -> None:
         line, *rest = chunk.split(b"\n")
         for following in rest:
-            self._count(len(line) + 1)
+            self._size += len(line) + 1
             if self._pieces:
                 self._pieces.append(line)
                 line, self._pieces = b"".join(self._pieces), []
             self._end_line(line, out)
             line = following
         if line:
-            self._count(len(line))
             self._pieces.append(line)
+            self._size += len(line)
             self._has_grown = self._has_grown or not self._pieces[0].startswith(b":")
-
-    def _count(self, size: int) -> None:
-        self._size += size
-        if self._size > self._limit:
-            raise self._too_long()
+            if self._size > self._limit:
+                self._outgrow(self._pieces)
 
     def _end_line(self, line: bytes, out: list[Event]) -> None:
         if self._at_start:
             self._at_start = False
-            line = line.removeprefix(b"\xef\xbb\xbf")
+            line = line.removeprefix(_BOM)
         if not line:
             self._end_event(out)
             return
+        if self._size > self._limit:
+            self._outgrow([line])
         if line.startswith(b":"):
             return
         self._has_grown = True
         key, _, value = line.partition(b":")
         if key == b"data":
-            self._data.append(value.removeprefix(b" "))
+            self._add_data(value.removeprefix(b" "), out)
             return
         self._has_more = True
         if key == b"event":
+            if self._name and self._has_whole_data():
+                self._splits = True
+                self._give(out)
             self._name = value.removeprefix(b" ").decode("utf-8", "replace")
+
+    def _add_data(self, line: bytes, out: list[Event]) -> None:
+        if self._is_skipped:
+            return
+        if self._has_whole_data():
+            self._splits = True
+            self._give(out)
+        self._data.append(line)
+        if self._splits and self._has_whole_data():
+            self._give(out)
+
+    def _has_whole_data(self) -> bool:
+        return len(self._data) == 1 and _is_whole(self._data[0])
 
     def _end_event(self, out: list[Event]) -> None:
         if self._data:
-            out.append(Event(self._name, b"\n".join(self._data)))
-        elif self._has_more:
+            self._give(out)
+        elif self._has_more or self._is_skipped:
             self.life = Life.SHOWN
+        self._has_more = self._has_grown = self._is_large = self._is_skipped = False
+        self._name, self._size = "", 0
+
+    def _give(self, out: list[Event]) -> None:
+        out.append(Event(self._name, b"\n".join(self._data)))
         self._name, self._data, self._size = "", [], 0
-        self._has_more = self._has_grown = False
+        self._has_more = self._has_grown = self._is_large = False
+
+    def _outgrow(self, line: list[bytes]) -> None:
+        """The unfinished event is over the limit; `line` is what there is of its last line."""
+        if not self._is_large:
+            start = b"".join([piece[:8] for piece in line[:8]]).removeprefix(_BOM)
+            if not (self._data or start.startswith(b"data:")):
+                raise self._too_long()
+            self._is_large = True
+            head = self._data[0] if self._data else b"".join(line)
+            self._is_skipped = self._skips is not None and self._skips(self._name, head)
+        if self._is_skipped:
+            self._data.clear()
+            del line[1:]  # what it begins with still tells what kind of line it is
+            line[0] = line[0][:_HEAD]
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
         """LF for CRLF and CR, also where a CRLF is cut between two chunks."""
@@ -159,6 +209,18 @@ class Parser:
 
     def _too_long(self) -> UpstreamFailed:
         return UpstreamFailed(f"The upstream sent an event of more than {self._limit} bytes.")
+
+
+def _is_whole(line: bytes) -> bool:
+    """Whether a line of data is an event's data by itself."""
+    line = line.strip()
+    if not line.startswith(b"{"):
+        return line == b"[DONE]"
+    try:
+        loosejson.loads(line)
+    except loosejson.NotJson:
+        return False
+    return True
 
 
 def shows_life(events: bytes) -> bool:

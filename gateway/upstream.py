@@ -70,13 +70,13 @@ class Exchange:
         except Exception as error:
             raise translate(error) from None
 
-    async def reply(self) -> UpstreamReply:
-        """The whole answer. Raises UpstreamFailed if it is longer than an API's answer can be."""
+    async def reply(self, most: int = MAX_REPLY) -> UpstreamReply:
+        """The whole answer. Raises UpstreamFailed if it is longer than `most` bytes."""
         body = bytearray()
         while chunk := await self.read():
             body += chunk
-            if len(body) > MAX_REPLY:
-                raise UpstreamFailed(f"The upstream's answer is longer than {MAX_REPLY} bytes.")
+            if len(body) > most:
+                raise UpstreamFailed(f"The upstream's answer is longer than {most} bytes.")
         return UpstreamReply(self.status, self.headers, bytes(body))
 
     def close(self) -> None:

@@ -291,9 +291,7 @@ async def test_the_next_target_answers_when_one_refuses_for_good(gateway, script
 
 
 async def test_text_before_an_event_that_is_too_long_is_not_lost(gateway, scripted):
-    upstream = await scripted(
-        Script([HELLO[0] + HELLO[1] + b"data: " + b"x" * 1_200_000 + b"\n\n"])
-    )
+    upstream = await scripted(Script([HELLO[0] + HELLO[1] + b"x" * 1_200_000 + b"\n\n"]))
     gw = await gateway(agents={"bot": bot("dify", upstream.url)})
     got = streamed(await (await gw.complete("bot", stream=True)).read())
     assert got["text"] == "你好"

@@ -12,7 +12,7 @@ ORDER = [
     "cli", "serve", "live", "connections", "app", "admin", "reload", "routes", "middlewares", "access", "cors", "reply", "pump", "direct", "books", "formcopy", "form", "body", "proxies", "vitals", "keys",
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "links", "link", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable",
-    "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "tokens", "passwords",
+    "content", "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "loosejson", "tokens", "passwords",
     "configschema", "configfile", "credentials", "config", "configvalues", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
     "times", "errors", "headernames", "addresses",
 ]  # fmt: skip

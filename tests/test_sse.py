@@ -59,10 +59,11 @@ def test_the_last_event_may_lack_its_blank_line():
     assert parse(b"data: 1\n\ndata: [DONE]") == [("", b"1"), ("", b"[DONE]")]
 
 
-def test_an_event_over_the_limit_is_refused_however_it_comes():
+@pytest.mark.parametrize("line", [b"x", b"event: x", b": x", b"\x00", b"dat"])
+def test_what_is_no_data_and_over_the_limit_is_refused_however_it_comes(line):
     for size in (1, 10, 1000):
         parser = Parser(limit=100)
-        raw = b"data: " + b"x" * 200 + b"\n\n"
+        raw = line + b"x" * 200 + b"\n\n"
         with pytest.raises(UpstreamFailed, match="more than 100 bytes"):
             for at in range(0, len(raw), size):
                 parser.feed(raw[at : at + size])
@@ -96,7 +97,7 @@ def test_json_is_kept_on_one_line_for_clients_that_split_like_unicode_does():
 
 def test_nothing_is_read_behind_an_event_that_is_too_long():
     parser = Parser(limit=100)
-    assert parser.feed(b"data: 1\n\ndata: " + b"x" * 200 + b"\n\n") == [("", b"1")]
+    assert parser.feed(b"data: 1\n\nid: " + b"x" * 200 + b"\n\n") == [("", b"1")]
     with pytest.raises(UpstreamFailed):
         parser.feed(b"data: 2\n\n")
 
@@ -130,3 +131,50 @@ def test_an_event_of_many_lines_costs_what_it_is_long():
         for i in range(0, len(line), 4):
             parser.feed(line[i : i + 4])
     assert parser.feed(b"\n") == [("", b"\n".join([b"x"] * 100_000))]
+
+
+@pytest.mark.parametrize("size", [1, 10, 1000])
+def test_data_over_the_limit_is_read_unless_nobody_needs_it(size):
+    asked = []
+
+    def skips(name: str, head: bytes) -> bool:
+        asked.append((name, b'"tool"' in head))
+        return b'"tool"' in head
+
+    tool = b'event: a\ndata: {"tool":"' + b"x" * 200 + b'"}\n\n'
+    text = b'event: b\ndata: {"text":"' + b"x" * 200 + b'"}\n\n'
+    raw = tool + text + b": " + b"c" * 90 + b"\n\n" + tool + b"data: 1\n\n"
+    parser, got = Parser(100, skips), []
+    for at in range(0, len(raw), size):
+        got += parser.feed(raw[at : at + size])
+        assert sum(map(len, parser._pieces)) + sum(map(len, parser._data)) <= 230
+    assert got == [("b", text[15:-2]), ("", b"1")]
+    assert asked == [("a", True), ("b", False), ("a", True)]
+
+
+NAMED = b'event: a\ndata: {"n":1}\nevent: b\ndata: {"n":2}\nevent: c\ndata: [DONE]\n'
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n", b"\r"])
+@pytest.mark.parametrize("size", [1, 7, 1000])
+@pytest.mark.parametrize("last", [b"", b"\n"])
+def test_events_with_one_line_end_between_them_are_events(end, size, last):
+    plain = (
+        NAMED.replace(b"event: a\n", b"").replace(b"event: b\n", b"").replace(b"event: c\n", b"")
+    )
+    for raw, names in ((NAMED, "abc"), (plain, ["", "", ""])):
+        raw = (raw + last).replace(b"\n", end)
+        got = parse(*(raw[at : at + size] for at in range(0, len(raw), size)))
+        assert got == list(zip(names, [b'{"n":1}', b'{"n":2}', b"[DONE]"], strict=True))
+
+
+def test_such_an_event_is_given_when_the_next_one_begins_and_later_ones_at_once():
+    parser = Parser()
+    assert parser.feed(b'data: {"n":1}\n') == []
+    assert parser.feed(b'data: {"n":2}\n') == [("", b'{"n":1}'), ("", b'{"n":2}')]
+    assert parser.feed(b"data: [DONE]\n") == [("", b"[DONE]")]
+
+
+def test_json_over_several_lines_stays_one_event():
+    assert parse(b'data: {"a":{}\ndata: ,"b":1}\n\n') == [("", b'{"a":{}\n,"b":1}')]
+    assert parse(b'data: [\ndata: {"a":1}\ndata: ]\n\n') == [("", b'[\n{"a":1}\n]')]

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from gateway import sse
+from gateway import loosejson, sse
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -25,7 +25,18 @@ from gateway.errors import (
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.filetypes import MediaKind
-from gateway.messages import ChatRequest, Delta, Failed, Media, Text, Usage
+from gateway.messages import (
+    CONTENT,
+    ChatRequest,
+    Delta,
+    Failed,
+    Media,
+    Note,
+    Reasoning,
+    Text,
+    Usage,
+)
+from gateway.passthrough import as_events
 from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
 from gateway.sse import Life
@@ -113,6 +124,10 @@ class Platform(Protocol):
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """A reply that is not the answer asked for: another step to try, or raise what it means."""
 
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """A whole answer that came though a stream was asked for, as the stream that the platform
+        would have sent; b"" if it is no answer."""
+
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         """The call that stops a run whose caller has left, if the platform has one."""
 
@@ -149,6 +164,9 @@ class TextOnly:
     def uploaded(self, reply: UpstreamReply) -> str:
         raise NotImplementedError  # there is no `upload` whose reply this could be
 
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        return as_events(reply)
+
 
 def ignored_options(platform: Platform, chat: ChatRequest) -> tuple[str, ...]:
     """The names of all that the caller asked for and that has no effect there."""
@@ -182,16 +200,19 @@ class EventDecoder(ABC):
     `pattern`.
     """
 
-    __slots__ = ("_parser", "conversation_id", "done", "ending", "life")
+    __slots__ = ("_half", "_half_of", "_parser", "conversation_id", "done", "ending", "life")
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
+    repeats: ClassVar[bool] = False  # each event has all of the text so far
 
     def __init__(self) -> None:
         self.done = False
         self.ending = False
         self.conversation_id = ""
         self.life = Life.NONE
-        self._parser = sse.Parser()
+        self._parser = sse.Parser(skips=self.skips)
+        self._half = b""  # of a character, as JSON writes it; the other half may follow
+        self._half_of: type[Text] | type[Reasoning] = Text
 
     def feed(self, chunk: bytes) -> list[Delta]:
         out: list[Delta] = []
@@ -199,7 +220,11 @@ class EventDecoder(ABC):
             events = self._parser.feed(chunk)
             self.life = self._parser.life
             for name, data in events:
-                if self.event(name, data, out) is not False:
+                if self._half or loosejson.has_halves(data):
+                    shows_life = self._joined(name, data, out)
+                else:
+                    shows_life = self.event(name, data, out)
+                if shows_life is not False:
                     self.life = Life.SHOWN
                 if self.done:
                     break
@@ -212,13 +237,39 @@ class EventDecoder(ABC):
         try:
             for name, data in self._parser.close() if not self.done else ():
                 with contextlib.suppress(BadEvent):  # cut inside; `finish` says if it matters
-                    self.event(name, data, out)
+                    self._joined(name, data, out)
             if not self.done:
+                at = len(out)
                 self.finish(out)
+                self._replace_half(out, at)
         except GatewayError as error:
             self._fail(error, out)
         self.done = True
         return out
+
+    def _joined(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
+        """`event` where halves of characters are, or one has come before. Text that ends with a
+        half is said without it; what follows begins with the whole character, or with U+FFFD."""
+        before, at = self._half, len(out)
+        try:
+            data, half, is_joined = loosejson.join_halves(data, before)
+        except loosejson.NotJson as error:
+            raise BadEvent(f"The upstream sent an event that cannot be read: {error}.") from None
+        shows_life = self.event(name, data, out)
+        kinds = [type(delta) for delta in out[at:]]
+        if is_joined or self.repeats:  # with a half that is left out the text is only shorter
+            self._half = b""
+        self._replace_half(out, at)
+        if half and (Note not in kinds or Text in kinds):  # else it ends something else
+            self._half, self._half_of = half, Reasoning if Reasoning in kinds else Text
+        return shows_life
+
+    def _replace_half(self, out: list[Delta], at: int) -> None:
+        """More of the answer follows from `at` on, if anything does, but not the other half."""
+        said = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
+        if self._half and said is not None:
+            out.insert(said, self._half_of(loosejson.REPLACED))
+            self._half = b""
 
     def counted(self) -> Usage | None:
         return None
@@ -245,6 +296,12 @@ class EventDecoder(ABC):
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         """Append the deltas of one event to `out`, or raise what it reports. False: the event is a
         heartbeat, which the platform sends whether its model works or hangs."""
+
+    @staticmethod
+    def skips(name: str, head: bytes) -> bool:
+        """Whether an event of more than `sse.MAX_EVENT` bytes that begins with `head` may be left
+        out: what it holds is neither shown nor counted."""
+        return False
 
     def finish(self, out: list[Delta]) -> None:
         """The body has ended: append what was held back, or raise UpstreamCut."""
@@ -279,6 +336,9 @@ class Token:
         return True
 
 
+MAX_VALUES = 300_000  # of one event; to read them takes some 50 ms, in which all others wait
+
+
 class BadEvent(UpstreamFailed):
     """An event that is not what the platform's protocol allows."""
 
@@ -289,10 +349,12 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """The JSON in an event. Raises BadEvent if it is none."""
+    """The JSON in an event. Raises BadEvent if it is none, or more than can be read in passing."""
+    if len(data) > sse.MAX_EVENT and data.count(b",") > MAX_VALUES:
+        raise BadEvent(f"The upstream sent an event of more than {MAX_VALUES} values.")
     try:
-        return orjson.loads(data)
-    except orjson.JSONDecodeError:
+        return loosejson.loads(data)
+    except loosejson.NotJson:
         raise BadEvent(
             "The upstream sent an event that is not JSON; is base_url the address of its API?"
         ) from None

@@ -4,6 +4,7 @@ Source: Coze's developer guides, its SDKs and the open-source server. Failures m
 HTTP 200 with a `code`, so the code decides and the status seldom does.
 """
 
+import re
 import secrets
 import time
 from collections.abc import Callable
@@ -12,7 +13,9 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
+from gateway import loosejson, sse
 from gateway.config import CozeAgent
+from gateway.content import plain_text, read_content
 from gateway.errors import (
     BodyTooLarge,
     ContentRefused,
@@ -234,6 +237,25 @@ class Coze(TextOnly):
             return self.prepare(chat)
         raise _explain(reply)
 
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """From a list of messages, or from the output of a workflow's run."""
+        body = reply.object()
+        told, asked = body.get("data"), as_object(body.get("interrupt_data"))
+        if as_count(body.get("code")):
+            return b""
+        if isinstance(told, str) or asked:
+            message = [("Message", {"content": told, "usage": body.get("usage")})] if told else []
+            last = [("Interrupt", {"interrupt_data": asked})] if asked else [("Done", {})]
+            return _events([*message, *last])
+        messages = [as_object(m) for m in as_list(told) or as_list(body.get("messages"))]
+        answers = [m for m in messages if m.get("type") not in (None, "question")]
+        if not any(m.get("type") == "answer" for m in answers):
+            return b""
+        ids = {k: answers[0].get(k) for k in ("conversation_id",)}
+        end = {**ids, "id": answers[0].get("chat_id"), "usage": body.get("usage")}
+        events = [("conversation.message.completed", message) for message in answers]
+        return _events([*events, ("conversation.chat.completed", end), ("done", {})])
+
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         if not isinstance(decoder, CozeDecoder) or not decoder.chat_id:
             return None
@@ -305,6 +327,10 @@ def _entries(text: str, media: tuple[Media, ...]) -> list[dict[str, str]]:
     return [entry] if text else [entry, _text_entry("请看附件。/ See the attachment.")]
 
 
+def _events(events: list[tuple[str, dict[str, Any]]]) -> bytes:
+    return b"".join(sse.event(dump(event), name) for name, event in events)
+
+
 def _as_string(value: Any) -> str:
     return value if isinstance(value, str) else dump(value).decode()
 
@@ -336,12 +362,15 @@ def _tool_results(
     return (*place, outputs) if place else None
 
 
+_TYPE = re.compile(rb'"type":\s*"(\w+)"')
+
+
 class CozeDecoder(EventDecoder):
     """Deltas are the answer; `completed` repeats them and carries what is not the answer."""
 
     __slots__ = (
-        "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_meta_usage",
-        "_run_usage", "chat_id",
+        "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_last_said",
+        "_meta_usage", "_node", "_run_usage", "chat_id",
     )  # fmt: skip
 
     text_members = (b"content",)
@@ -353,6 +382,7 @@ class CozeDecoder(EventDecoder):
         self._answers: set[str] = set()  # ids of answers that came as deltas
         self._answer = ""
         self._has_text = False
+        self._node = self._last_said = ""  # of a plain workflow: who speaks, and what it has said
         self._has_reasoning = False
         self._meta_usage: Usage | None = None
         self._finish: Finish | None = None
@@ -360,6 +390,14 @@ class CozeDecoder(EventDecoder):
 
     def counted(self) -> Usage | None:
         return (self._finish and self._finish.usage) or self._run_usage or self._meta_usage
+
+    @staticmethod
+    def skips(name: str, head: bytes) -> bool:
+        """What tools and look-ups have found, and events that are ignored."""
+        found = _TYPE.search(head, 0, 4096)
+        if name == "conversation.message.completed":
+            return found is not None and found[1] not in (b"answer", b"follow_up", b"function_call")
+        return bool(name) and name not in CozeDecoder._HANDLERS
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if name in ("done", "conversation.stream.done", "Done"):
@@ -393,9 +431,23 @@ class CozeDecoder(EventDecoder):
         if reasoning := as_text(event.get("reasoning_content")):
             self._has_reasoning = True
             out.append(Reasoning(reasoning))
+        if event.get("content_type") == "object_string":
+            return  # parts in one string, which `completed` has whole
         if text := as_text(event.get("content")):
             self._answers.add(answer)
             self._say(answer, text, out)
+
+    def _say_parts(self, answer: str, content: str, out: list[Delta]) -> None:
+        """Text and files of an answer that is a list of parts, written as a string."""
+        try:
+            parts = read_content(loosejson.loads(content.encode()))
+        except loosejson.NotJson:
+            parts = read_content(content)
+        for part in parts:
+            if isinstance(part, Text):
+                self._say(answer, part.text, out)
+            else:
+                out.append(part)
 
     def _say(self, answer: str, text: str, out: list[Delta]) -> None:
         """Coze shows several answers as several bubbles; here a blank line is between them."""
@@ -416,7 +468,10 @@ class CozeDecoder(EventDecoder):
                 out.append(Reasoning(reasoning))
             if answer not in self._answers and content:
                 self._answers.add(answer)
-                self._say(answer, content, out)
+                if event.get("content_type") == "object_string":
+                    self._say_parts(answer, content, out)
+                else:
+                    self._say(answer, content, out)
             self._read_meta_usage(as_object(event.get("meta_data")))
         elif kind == "follow_up" and content:
             out.append(Note("suggestions", [content]))
@@ -479,6 +534,9 @@ class CozeDecoder(EventDecoder):
         if as_text(event.get("node_title")):
             if content:
                 self._has_text = True
+                seq = as_id(event.get("node_id")) or as_text(event.get("node_title"))
+                self._last_said = content if seq != self._node else self._last_said + content
+                self._node = seq
                 out.append(Text(content))
         elif not self._has_text:  # the end node repeats in JSON what output nodes have streamed
             output = _embedded(content)
@@ -491,7 +549,12 @@ class CozeDecoder(EventDecoder):
         raise _explain_code({"code": code, "msg": words})
 
     def _on_interrupt(self, event: dict[str, Any], out: list[Delta]) -> None:
-        out.append(Note("interaction", as_object(event.get("interrupt_data"))))
+        asked = as_object(event.get("interrupt_data"))
+        out.append(Note("interaction", asked))
+        words = _question(asked)
+        if words and words != self._last_said:  # a question node may have said it as a message
+            out.append(Text(f"\n\n{words}" if self._has_text else words))
+            self._has_text = True
         self._finish = Finish("stop", self._run_usage)
         self._close(out)
 
@@ -526,9 +589,32 @@ class CozeDecoder(EventDecoder):
 def _embedded(content: str) -> dict[str, Any]:
     """JSON inside a string; {} if it is none."""
     try:
-        return as_object(orjson.loads(content))
-    except orjson.JSONDecodeError:
+        return as_object(loosejson.loads(content.encode()))
+    except loosejson.NotJson:
         return {}
+
+
+def _question(asked: dict[str, Any]) -> str:
+    """What an interrupted workflow asks, with the answers or inputs that it takes; it comes as
+    plain text or as JSON in a string."""
+    data = asked.get("data")
+    told = _embedded(data) if isinstance(data, str) else as_object(data)
+    lines = [next(filter(None, map(plain_text, map(told.get, _QUESTION))), "")]
+    options = next(filter(None, map(as_list, map(told.get, _OPTIONS))), [])
+    lines += [f"{i}. {plain_text(_named(option))}" for i, option in enumerate(options[:100], 1)]
+    if not told:
+        lines = [as_text(data)]
+    inputs = as_object(asked.get("required_parameters"))
+    lines += [f"- {name}" for name in list(inputs)[:100]]
+    return "\n".join(line for line in lines if line)
+
+
+_QUESTION = ("question", "content", "text", "title", "message", "prompt")
+_OPTIONS = ("options", "option", "choices")
+
+
+def _named(option: Any) -> Any:
+    return as_object(option).get("name") or as_object(option).get("content") or option
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:

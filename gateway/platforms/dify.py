@@ -3,15 +3,16 @@
 Source: Dify's service API and captures of real servers (tests/platforms/captures/dify).
 """
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-import orjson
-
+from gateway import loosejson, sse
 from gateway.config import DifyAgent
+from gateway.content import markdown
 from gateway.errors import (
     BodyTooLarge,
     ConversationNotFound,
@@ -29,7 +30,7 @@ from gateway.errors import (
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
-from gateway.filetypes import KINDS, MediaKind
+from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
     Begin,
@@ -218,7 +219,7 @@ class Dify(TextOnly):
         question = as_prompt(chat)
         inputs = {**self._agent.inputs, **chat.variables}
         body: dict[str, Any] = {"inputs": inputs, "user": chat.user, "response_mode": "streaming"}
-        files = [_file(media) for media in chat.question.media]
+        files = [_file(media, self._rules) for media in chat.question.media]
         if mode == "workflow":
             inputs.setdefault(self._agent.input_variable or _field(form, _FORM_TEXT), question)
             _put_files(inputs, files, form)
@@ -258,6 +259,22 @@ class Dify(TextOnly):
         if isinstance(error, ConversationNotFound) and len(chat.messages) > 1:
             return self.prepare(replace(chat, conversation_id=None))
         raise error
+
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """From the shapes of the blocking mode."""
+        body = reply.object()
+        told = as_object(body.get("data"))
+        is_paused = "workflow_paused" in (body.get("event"), f"workflow_{told.get('status')}")
+        events: list[dict[str, Any]] = []
+        if answer := as_text(body.get("answer")) or as_text(told.get("answer")):
+            events.append({**told, **body, "event": "message", "answer": answer})
+        if is_paused:
+            events.append({**told, **body, "event": "workflow_paused"})
+        elif "answer" in body:
+            events.append({**body, "event": "message_end"})
+        elif "workflow_run_id" in body and told:
+            events.append({**body, "event": "workflow_finished"})
+        return b"".join(sse.event(dump(event)) for event in events)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         if not isinstance(decoder, DifyDecoder) or not decoder.task_id:
@@ -302,8 +319,8 @@ def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, An
     inputs.setdefault(name, files if takes_list else files[0])
 
 
-def _file(media: Media) -> dict[str, Any]:
-    kind = "document" if media.kind == "file" else media.kind
+def _file(media: Media, rules: "_FileRules") -> dict[str, Any]:
+    kind = rules.type_of(media)
     if media.uploaded:
         return {"type": kind, "transfer_method": "local_file", "upload_file_id": media.uploaded}
     return {"type": kind, "transfer_method": "remote_url", "url": media.url}
@@ -316,6 +333,31 @@ class _FileRules:
     kinds: frozenset[MediaKind] = frozenset(KINDS)
     takes_links: bool = True
     takes_uploads: bool = True
+    types: frozenset[str] = frozenset()  # in Dify's words; none: it does not say
+    endings: frozenset[str] = frozenset()  # of `custom` files, without dots
+
+    def type_of(self, media: Media) -> str:
+        """Dify refuses a file under any other type than the one that the app allows it as."""
+        own = "document" if media.kind == "file" else media.kind
+        if own == "document" and own in self.types:
+            ending = _ending(media)
+            is_custom = ending in self.endings and ending not in _DOCUMENTS
+            return "custom" if "custom" in self.types and is_custom else own
+        return "custom" if "custom" in self.types and own not in self.types else own
+
+
+# The endings that Dify itself calls documents: some versions refuse them as `custom`.
+_DOCUMENTS = frozenset((
+    "csv", "doc", "docx", "eml", "epub", "html", "markdown", "md", "mdx", "msg", "pdf", "ppt",
+    "pptx", "properties", "txt", "vtt", "xls", "xlsx", "xml",
+))  # fmt: skip
+
+
+def _ending(media: Media) -> str:
+    if media.is_data and not media.name:
+        return ""
+    path = media.name or media.url.partition("?")[0].partition("#")[0]
+    return extension_of(path.rpartition("/")[2])
 
 
 def _file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any]]) -> _FileRules:
@@ -337,10 +379,22 @@ def _file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any
         return _FileRules()  # it does not say
     types = [t for t in as_list(rules.get("allowed_file_types")) if isinstance(t, str)]
     kinds = frozenset(_TYPES[t] for t in types if t in _TYPES) if types else frozenset(KINDS)
+    listed = map(as_text, as_list(rules.get("allowed_file_extensions")))
+    endings = frozenset(ending.lower().removeprefix(".") for ending in listed)
+    if "custom" in types:
+        kinds |= {kind_of(mime_of(ending)) for ending in endings}
     methods = as_list(rules.get("allowed_file_upload_methods")) or ["remote_url", "local_file"]
     return _FileRules(
-        kinds if is_on else frozenset(), "remote_url" in methods, "local_file" in methods
+        kinds if is_on else frozenset(),
+        "remote_url" in methods,
+        "local_file" in methods,
+        frozenset(types),
+        endings,
     )
+
+
+_KIND = re.compile(rb'"event":\s*"(\w+)"')
+_MODEL = re.compile(rb'"node_type":\s*"llm"')
 
 
 class DifyDecoder(EventDecoder):
@@ -351,9 +405,9 @@ class DifyDecoder(EventDecoder):
     """
 
     __slots__ = (
-        "_begun", "_files", "_filtered", "_finished", "_has_reasoning", "_is_agent", "_message_end",
-        "_nodes_usage", "_output", "_repeats", "_runs_workflow", "_shown", "_speaker", "_split",
-        "_thought", "mode", "task_id",
+        "_begun", "_files", "_filtered", "_finished", "_forms", "_has_reasoning", "_is_agent",
+        "_message_end", "_nodes_usage", "_output", "_repeats", "_runs_workflow", "_shown",
+        "_speaker", "_split", "_thought", "mode", "task_id",
     )  # fmt: skip
 
     text_members = (b"answer", b"text")
@@ -374,7 +428,8 @@ class DifyDecoder(EventDecoder):
         self._thought = ""  # the round of an agent that speaks
         self._is_agent = False
         self._repeats = False  # what comes is the answer once more
-        self._files: set[str] | None = None  # the places of those that came
+        self._files: dict[str, dict[str, str]] | None = None  # those that came, by place
+        self._forms: list[dict[str, Any]] | None = None  # what a person is to fill in
         self._nodes_usage: Usage | None = None  # the sum of what the model nodes have told
         self._filtered = False
 
@@ -404,6 +459,15 @@ class DifyDecoder(EventDecoder):
     def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
         adds_only = self._split.passes_all and not self._repeats
         return super().pattern(chunk, delta) if adds_only else None
+
+    @staticmethod
+    def skips(name: str, head: bytes) -> bool:
+        """Outputs of nodes and audio; of a node that is a model the tokens are counted."""
+        found = _KIND.search(head, 0, 4096)
+        kind = found[1].decode() if found else "message"
+        if kind.startswith("node_"):
+            return not _MODEL.search(head, 0, 4096)
+        return kind not in DifyDecoder._HANDLERS and kind not in ("message", "error")
 
     def _begin(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._begun = True
@@ -555,12 +619,19 @@ class DifyDecoder(EventDecoder):
         else:
             self.ending = True
 
+    def _on_form(self, event: dict[str, Any], out: list[Delta]) -> None:
+        """What `workflow_paused` says again in most versions."""
+        self._forms = [*(self._forms or ()), as_object(event.get("data"))]
+        out.append(Note("progress", []))
+
     def _on_paused(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._flush(out)
         asked = [as_object(r) for r in as_list(as_object(event.get("data")).get("reasons"))]
+        known = {as_id(form.get("form_id")) for form in asked}
+        asked += [form for form in self._forms or () if as_id(form.get("form_id")) not in known]
         forms = [
             {
-                "type": as_text(form.get("TYPE")),
+                "type": as_text(form.get("TYPE")) or "human_input_required",
                 "title": as_text(form.get("node_title")),
                 "text": as_text(form.get("form_content")),
                 "inputs": as_list(form.get("inputs")),
@@ -586,23 +657,30 @@ class DifyDecoder(EventDecoder):
                 self._show([Text(without_thinking(text)[len(so_far) :])], out)
             else:
                 self._replace(text, out)
-        elif not self._shown and outputs:
+        elif not self._shown and any(v not in (None, "", [], {}) for v in outputs.values()):
             self._say(words[0] if len(words) == 1 else json_text(outputs), out)
         self._flush(out)
         if outputs:
             out.append(Note("outputs", outputs))
 
+    def _add_answer(self, out: list[Delta]) -> None:
+        """A chatflow's text that never came as a `message` stands in its run's outputs."""
+        outputs = as_object(as_object(self._finished).get("outputs"))
+        if not (self._shown or self._filtered):
+            self._say(as_text(outputs.get("answer")), out)
+            self._flush(out)
+
     def _add_files(self, files: Any, out: list[Delta]) -> None:
         """Files of the bot; the same file comes again at the end, under another signature."""
         shown = []
         if self._files is None:
-            self._files = set()
+            self._files = {}
         for file in map(as_object, as_list(files)):
             url = as_text(file.get("url")) or as_text(file.get("remote_url"))
             place = url.partition("?")[0]
             if url and file.get("belongs_to") != "user" and place not in self._files:
-                self._files.add(place)
-                shown.append(_made_file(file, url))
+                self._files[place] = _made_file(file, url)
+                shown.append(self._files[place])
         if shown:
             out.append(Note("files", shown))
 
@@ -615,8 +693,17 @@ class DifyDecoder(EventDecoder):
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
+        self._add_answer(out)
+        if self._files:
+            self._show_files(self._files, out)
         self.done = True
         out.append(Finish("content_filter" if self._filtered else "stop", self.counted()))
+
+    def _show_files(self, files: dict[str, dict[str, str]], out: list[Delta]) -> None:
+        """Where only text is shown, those that the text does not name by itself."""
+        text = "".join(self._shown)
+        if words := markdown([file for place, file in files.items() if place not in text]):
+            out.append(Note("files", [], words))
 
     def counted(self) -> Usage | None:
         """The message's own figures, else the sum of the model nodes'; zeros are what Dify says
@@ -649,6 +736,7 @@ class DifyDecoder(EventDecoder):
         "message_end": _on_message_end,
         "workflow_finished": _on_workflow_finished,
         "workflow_paused": _on_paused,
+        "human_input_required": _on_form,
     }
 
 
@@ -680,8 +768,8 @@ def _plain(words: str) -> str:
     start = words.find('{"')
     if start >= 0:
         try:
-            inner = as_text(as_object(orjson.loads(words[start:])).get("message"))
-        except orjson.JSONDecodeError:
+            inner = as_text(as_object(loosejson.loads(words[start:].encode())).get("message"))
+        except loosejson.NotJson:
             return words
         return inner or words
     return words

@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, ClassVar
 
+from gateway import sse
 from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.errors import (
@@ -162,6 +163,11 @@ class FastGPT(TextOnly):
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise _explain(reply)
+
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """The decoder reads a whole answer as one event, and its node results with it."""
+        body = reply.object()
+        return sse.event(dump(body)) if as_list(body.get("choices")) else b""
 
     def stop(self, chat: ChatRequest, decoder: Any) -> UpstreamRequest | None:
         # v1 runs end with their connection; newer servers may run on, and need the app's id.

@@ -8,7 +8,8 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gateway.config import OpenAIAgent
-from gateway.errors import GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
+from gateway.content import read_content, read_pictures
+from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.failures import explain_http, explain_member
 from gateway.filetypes import KINDS
@@ -19,13 +20,14 @@ from gateway.messages import (
     Finish,
     Media,
     Message,
+    Note,
     Reasoning,
     Text,
     ToolCall,
     Usage,
     has_media,
 )
-from gateway.passthrough import PassThrough, WholeBody
+from gateway.passthrough import PassThrough, WholeBody, told_error
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -121,7 +123,7 @@ class OpenAICompatible(TextOnly):
         if not chat.verbatim:
             return ChunkDecoder()
         if not chat.stream:
-            return WholeBody(_explain_member)
+            return WholeBody(_explain_member, ChunkDecoder)
         return PassThrough(_explain_member, hides_usage=_hides_usage(chat))
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
@@ -185,6 +187,8 @@ class ChunkDecoder(EventDecoder):
         self._usage: Usage | None = None
         self._calls: list[tuple[str, str]] = []  # (the upstream's mark, id) of each tool call
         self.has_text = False
+        self.has_more = False  # thinking, or pictures
+        self._shown: set[int] | None = None  # the pictures
 
     def counted(self) -> Usage | None:
         return self._usage
@@ -196,7 +200,7 @@ class ChunkDecoder(EventDecoder):
             self._end(out)
             return
         chunk = parse_object(data)
-        if error := chunk.get("error"):
+        if error := told_error(chunk):
             raise self.explain(error)
         if not self._begun:
             self._begun = True
@@ -210,18 +214,38 @@ class ChunkDecoder(EventDecoder):
         return explain_error(self.platform, error)
 
     def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
-        delta = as_object(choice.get("delta"))
+        delta = as_object(choice.get("delta")) or as_object(choice.get("message"))
         if reasoning := as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning")):
+            self.has_more = True
             out.append(Reasoning(reasoning))
-        if text := as_text(delta.get("content")) or as_text(delta.get("refusal")):
+        content = delta.get("content") or delta.get("refusal")
+        if type(content) is str:  # nearly always
             self.has_text = True
-            out.append(Text(text))
+            out.append(Text(content))
+        else:
+            self._parts(read_content(content), out)
+        if "images" in delta:
+            self._parts(read_pictures(delta["images"]), out)
         for call in map(as_object, as_list(delta.get("tool_calls"))):
             self._tool_call(call, out)
         if reason := as_text(choice.get("finish_reason")):
             self._reason = self.reasons.get(reason, reason)
             if self._reason == "error":
                 raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
+
+    def _parts(self, parts: list[Delta], out: list[Delta]) -> None:
+        """Content in another form; pictures come again in a last message that repeats all."""
+        for part in parts:
+            if isinstance(part, Note):
+                mark = hash(str(part.data))  # they may be megabytes
+                if self._shown is None:
+                    self._shown = set()
+                if mark in self._shown:
+                    continue
+                self._shown.add(mark)
+            self.has_text = self.has_text or isinstance(part, Text)
+            self.has_more = True
+            out.append(part)
 
     def _tool_call(self, call: dict[str, Any], out: list[Delta]) -> None:
         """One piece; the index is counted by ourselves, since some upstreams send -1 or none."""
@@ -247,6 +271,8 @@ class ChunkDecoder(EventDecoder):
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
+        if not (self._reason or self.has_text or self.has_more or self._calls):
+            raise EmptyAnswer(self.platform)
         reason = self._reason or "stop"
         if reason == "stop" and self._calls:  # `stop` here would end an agent's loop
             reason = "tool_calls"

@@ -11,9 +11,12 @@ from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+from gateway import sse
 from gateway.config import ZhipuAgent
+from gateway.content import files_note, read_content
 from gateway.errors import (
     ContentRefused,
+    EmptyAnswer,
     GatewayError,
     InternalError,
     InvalidRequest,
@@ -24,7 +27,13 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import classify, explain_http, explain_words, read
+from gateway.failures import (
+    classify,
+    explain_http,
+    explain_member,
+    explain_words,
+    read,
+)
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
@@ -260,6 +269,22 @@ class Zhipu(TextOnly):
             return self.prepare(chat)
         raise error
 
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        body = reply.object()
+        if self._agent.api == "models":
+            return super().as_stream(reply)
+        if self._agent.api == "application":
+            return _application_events(body)
+        told = as_object(body.get("result"))
+        frames = [
+            {**told, "message": message, "status": ""}
+            for message in map(as_object, as_list(told.get("output")))
+        ]
+        if not frames:
+            return b""
+        frames[-1]["status"] = told.get("status") or "finish"
+        return b"".join(sse.event(dump(frame)) for frame in frames)
+
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         return None  # none of the three has such a call
 
@@ -338,6 +363,15 @@ def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
     if not isinstance(wanted, bool):
         return None
     return {"type": "enabled" if wanted else "disabled"}
+
+
+def _application_events(body: dict[str, Any]) -> bytes:
+    """A whole answer of an application as its stream; b"" if it is none."""
+    told = as_object(body.get("data"))
+    if words := as_text(told.get("content")):  # of the older call
+        choice = {"delta": {"content": {"type": "text", "msg": words}}, "finish_reason": "stop"}
+        body = {"choices": [choice], "usage": told.get("usage")}
+    return sse.event(dump(body)) + sse.DONE if as_list(body.get("choices")) else b""
 
 
 _FILE_ID = "glms-"
@@ -434,7 +468,9 @@ class ModelDecoder(ChunkDecoder):
 
     def explain(self, error: Any) -> GatewayError:
         told = as_object(error)
-        return _explain_code(as_id(told.get("code")), as_text(told.get("message") or error))
+        if code := as_id(told.get("code")):
+            return _explain_code(code, as_text(told.get("message")))
+        return explain_member("Zhipu", error)
 
 
 _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
@@ -442,6 +478,8 @@ _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
 
 class GlmsDecoder(EventDecoder):
     """Every frame repeats the text so far. Text keeps growing over tool parts in between."""
+
+    repeats = True
 
     def __init__(self) -> None:
         super().__init__()
@@ -480,7 +518,7 @@ class GlmsDecoder(EventDecoder):
             images = {as_text(as_object(i).get("image_url")) for i in as_list(part.get("image"))}
             new = sorted(images - self._images - {""})
             self._images |= images
-            out.append(Note("files", [{"type": "image", "url": url, "name": ""} for url in new]))
+            out.append(files_note([{"type": "image", "url": url, "name": ""} for url in new]))
         elif kind == "quote_result":
             sources = as_list(as_object(message.get("meta_data")).get("metadata_list"))
             cited = [
@@ -531,6 +569,7 @@ class ApplicationDecoder(EventDecoder):
     def __init__(self) -> None:
         super().__init__()
         self._begun = False
+        self._has_said = False
         self._reason = ""
         self._usage: Usage | None = None
 
@@ -554,21 +593,27 @@ class ApplicationDecoder(EventDecoder):
             self.conversation_id = as_id(frame.get("conversation_id"))
             out.append(Begin(self.conversation_id, as_id(frame.get("request_id"))))
         self._usage = _application_usage(frame.get("usage")) or self._usage
+        before = len(out)
         for choice in map(as_object, as_list(frame.get("choices"))[:1]):
             self._choice(choice, out)
+        self._has_said = self._has_said or len(out) > before
         self.ending = bool(self._reason)
 
     def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
-        delta = as_object(choice.get("delta")) or as_object(choice.get("messages"))
+        whole = choice.get("messages")
+        whole = as_list(whole)[-1] if as_list(whole) else whole
+        delta = as_object(choice.get("delta")) or as_object(whole)
         content = delta.get("content")
         words = as_text(content) or as_text(as_object(content).get("msg"))
+        if isinstance(content, list) or (not words and "text" in as_object(content)):
+            out += read_content(content)
         kind = as_text(as_object(content).get("type"))
         if words and kind in ("", "text", "all_tools"):
             out.append(Text(words))
         elif kind in ("image", "video"):
             url = words or as_text(as_object(content).get("url"))
             if url:
-                out.append(Note("files", [{"type": kind, "url": url, "name": ""}]))
+                out.append(files_note([{"type": kind, "url": url, "name": ""}]))
         event = as_object(delta.get("event"))
         if event:
             step = {
@@ -590,6 +635,8 @@ class ApplicationDecoder(EventDecoder):
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
+        if not (self._reason or self._has_said):
+            raise EmptyAnswer("Zhipu")
         self.done = True
         out.append(
             Finish(ModelDecoder.reasons.get(self._reason, self._reason) or "stop", self._usage)

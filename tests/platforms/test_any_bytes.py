@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.errors import GatewayError
 from gateway.messages import Failed, Finish
 from gateway.passthrough import PassThrough, WholeBody
-from gateway.platforms.openai_compatible import explain_error
+from gateway.platforms.openai_compatible import ChunkDecoder, explain_error
 
 KINDS = [("fastgpt", ""), ("dify", ""), ("dify", "workflow"), ("coze", ""), ("zhipu", "chat"),
          ("zhipu", "glms"), ("zhipu", "app"), ("openai", "")]  # fmt: skip
@@ -72,7 +72,11 @@ def test_any_split_gives_the_same_answer(kind, raw, size):
     assert summary(feed(make(kind), raw, size)) == summary(feed(make(kind), raw))
 
 
-@pytest.mark.parametrize("make_decoder", [PassThrough, WholeBody])
+def whole_body(explain):
+    return WholeBody(explain, ChunkDecoder)
+
+
+@pytest.mark.parametrize("make_decoder", [PassThrough, whole_body])
 @given(raw=STREAMS, size=st.integers(1, 50))
 @settings(max_examples=150, deadline=None)
 def test_passing_through_never_raises_and_ends_once(make_decoder, raw, size):

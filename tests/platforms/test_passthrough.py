@@ -22,7 +22,7 @@ USAGE = event('"choices":[],"usage":{"prompt_tokens":1,"completion_tokens":2,"to
 LATER_USAGE = event('"choices":[],"usage":{"prompt_tokens":4,"completion_tokens":5}')
 SAYS_DONE = event('"choices":[{"delta":{"content":"data: [DONE]"}}]')
 NO_USAGE = event('"choices":[],"usage":null')
-DONE_INSIDE = b'data: {"choices":[{"delta":{"content":"x"}}]}\ndata: [DONE]\n\n'  # one event
+DONE_INSIDE = b'data: {"choices":[{"delta":{"content":"x"}}]}\ndata: [DONE]\n\n'
 PIECES = [
     CONTENT,
     FINISH,
@@ -95,6 +95,7 @@ def test_an_end_without_its_mark_is_given_one_if_the_answer_was_finished():
     assert "ended before it was complete" in words
 
 
-def test_the_end_is_an_event_of_its_own():
+def test_the_end_is_an_event_even_behind_a_single_line_end():
     assert [type(delta) for delta in decode(CONTENT + DONE[0])] == [Raw, Finish]
-    assert "ended before it was complete" in passed(CONTENT + DONE_INSIDE)[1]
+    want = CONTENT + DONE_INSIDE.replace(b"}\ndata", b"}\n\ndata")
+    assert passed(CONTENT + DONE_INSIDE) == (want, None)

@@ -1,0 +1,136 @@
+"""JSON as it is really sent: read by orjson, and mended only where orjson refuses it.
+
+A half of a surrogate pair, which JavaScript and length limits leave behind, becomes U+FFFD. NaN and
+Infinity, which Python writes, become null. A byte order mark is skipped, and a byte that is no
+UTF-8 becomes U+FFFD. Text that needs more mending than the bounds below allow is not JSON: it would
+hold up everybody else.
+"""
+
+import re
+from typing import Any
+
+import orjson
+
+MAX_MENDS = 20_000  # strings, constants or halves to look at one by one: some 20 ms
+MAX_ESCAPES = 500_000  # to look for halves among: as long
+MAX_SEARCHED = 2 << 20  # bytes to look for constants in
+
+REPLACED = "\ufffd"
+REPLACEMENT = b"\\ufffd"
+_BOM = b"\xef\xbb\xbf"
+_HALVES = (b"\\ud", b"\\uD")  # how an escaped half begins
+_PAIR = re.compile(
+    rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
+    rb"|[c-fC-F][0-9a-fA-F]{2})"
+)
+_STRING_OR_CONSTANT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?(?:NaN|Infinity)\b', re.DOTALL)
+# Members with a piece of an answer's text, whose end may be the first half of a character.
+_TEXT = frozenset(
+    (b"answer", b"arguments", b"content", b"msg", b"reasoning", b"reasoning_content", b"text")
+)
+
+
+class NotJson(ValueError):
+    """It cannot be read as JSON. The message says why, without repeating what was sent."""
+
+
+def loads(data: bytes) -> Any:
+    """The value. Raises NotJson."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return _mended(data)[1]
+
+
+def mend(data: bytes) -> bytes:
+    """The same as strict JSON in UTF-8. Raises NotJson if that is not to be had."""
+    return _mended(data)[0]
+
+
+def _mended(data: bytes) -> tuple[bytes, Any]:
+    """(strict JSON, its value)."""
+    data = _as_utf8(data.removeprefix(_BOM))
+    if has_halves(data):
+        data = join_halves(data)[0]
+    try:
+        return data, orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        constants = data.count(b"NaN") + data.count(b"Infinity")
+        if not constants:
+            raise NotJson(str(error)) from None
+    if len(data) > MAX_SEARCHED:
+        raise NotJson("it has NaN or Infinity in it")
+    _check_work(constants + data.count(b'"') // 2)
+    data = _STRING_OR_CONSTANT.sub(_without_constant, data)
+    try:
+        return data, orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise NotJson(str(error)) from None
+
+
+def _as_utf8(data: bytes) -> bytes:
+    return data if data.isascii() else data.decode("utf-8", "replace").encode()
+
+
+def _without_constant(found: re.Match[bytes]) -> bytes:
+    return found[0] if found[0].startswith(b'"') else b"null"
+
+
+def _check_work(pieces: int, escapes: int = 0) -> None:
+    if pieces > MAX_MENDS or escapes > MAX_ESCAPES:
+        raise NotJson("it has too many places that are no strict JSON")
+
+
+# Halves of surrogate pairs.
+
+
+def has_halves(data: bytes) -> bool:
+    """Whether there are escaped halves, which are mostly those of whole pairs."""
+    return _HALVES[0] in data or _HALVES[1] in data
+
+
+def join_halves(data: bytes, first: bytes | None = None) -> tuple[bytes, bytes, bool]:
+    """(JSON without lone halves, the half that its text ends with, whether `first` was joined).
+
+    Without `first` nothing is kept back and each lone half becomes U+FFFD. With it, a half at the
+    end of a piece of text is taken out, for the next event to be given as `first`; and the one
+    given (b"" for none) is put before text that begins with the other half. Raises NotJson.
+
+        '{"content":"ok \\ud83d"}', b""  →  '{"content":"ok "}', b"\\ud83d", False
+        '{"content":"\\ude00!"}', b"\\ud83d"  →  '{"content":"\\ud83d\\ude00!"}', b"", True
+    """
+    _check_work(sum(data.count(half) for half in _HALVES), data.count(b"\\"))
+    last, is_joined = b"", False
+
+    def mended(found: re.Match[bytes]) -> bytes:
+        nonlocal last, is_joined
+        half, at = found[0], found.start()
+        if _is_escaped(data, at):  # a backslash and the text `ud83d`
+            return half[:6] + (REPLACEMENT if found["low"] else b"")
+        if found["low"]:
+            return half
+        is_low = half[3:4] not in b"89abAB"
+        if is_low and first and not is_joined and data[at - 1 : at] == b'"':
+            is_joined = True
+            return first + half
+        if not is_low and first is not None and _ends_text(data, found):
+            last = half
+            return b""
+        return REPLACEMENT
+
+    return _PAIR.sub(mended, data), last, is_joined
+
+
+def _is_escaped(data: bytes, at: int) -> bool:
+    if data[at - 1 : at] != b"\\":
+        return False
+    before = data[max(0, at - 1000) : at]
+    return bool((len(before) - len(before.rstrip(b"\\"))) % 2)
+
+
+def _ends_text(data: bytes, found: re.Match[bytes]) -> bool:
+    """Whether a piece of the answer's text ends there."""
+    if data[found.end() : found.end() + 1] != b'"':
+        return False
+    end = data.rfind(b'":', 0, found.start())
+    return data[data.rfind(b'"', 0, max(end, 0)) + 1 : end] in _TEXT
