@@ -193,11 +193,16 @@ class FastGPT(TextOnly):
 
 
 def _turns(chat: ChatRequest) -> tuple[Message, ...]:
-    """All turns of a new conversation. Instructions stand right before the question, as if the user
-    had given them: servers up to 4.9.7 hand a system turn to the model twice."""
-    given = [turn for turn in chat.messages[:-1] if turn.role == "system" and turn.text]
-    others = [turn for turn in chat.messages[:-1] if turn.role != "system"]
-    return (*others, *(replace(turn, role="user") for turn in given), chat.question)
+    """All turns of a new conversation. Instructions lead the user's first turn: servers up to 4.9.7
+    hand a system turn to the model twice, from 4.8.20 on as parts that some models refuse."""
+    earlier = chat.messages[:-1]
+    system = "\n\n".join(turn.text for turn in earlier if turn.role == "system" and turn.text)
+    turns = [turn for turn in earlier if turn.role != "system"] + [chat.question]
+    if system:
+        first = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns) - 1)
+        text = f"{system}\n\n{turns[first].text}" if turns[first].text else system
+        turns[first] = replace(turns[first], text=text)
+    return tuple(turns)
 
 
 def _stored_pause(records: dict[str, Any]) -> Pause | None:
