@@ -12,20 +12,14 @@ from typing import Any, ClassVar
 from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.errors import (
-    ConversationBusy,
-    ConversationNotFound,
     GatewayError,
     InvalidRequest,
     KindNotTaken,
-    QuotaExhausted,
-    RateLimited,
     UpstreamCut,
     UpstreamFailed,
-    UpstreamMisconfigured,
     clean,
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
 from gateway.history import require_question
 from gateway.messages import (
     Begin,
@@ -56,17 +50,16 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
+from gateway.platforms.fastgpterrors import concerns_key, explain, explain_code
 from gateway.platforms.fastgptnodes import (
     any_failure,
     choice_made,
     last_failure,
     model_finish,
     quotes,
-    readable,
     tokens,
     what_plugin_gave,
 )
-from gateway.usage import as_count
 
 MAX_CHAT_ID = 250
 # The second is where 4.14.5 and later have it.
@@ -161,7 +154,7 @@ class FastGPT(TextOnly):
         return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        raise _explain(reply)
+        raise explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Any) -> UpstreamRequest | None:
         # v1 runs end with their connection; newer servers may run on, and need the app's id.
@@ -186,10 +179,9 @@ class FastGPT(TextOnly):
             return self._post("/v1/chat/completions", {"messages": []})
         if as_text(body.get("message")) == "messages is empty":
             return "the key is good; this server is too old to say which app it opens"
-        error = _explain(reply)
-        if not self._agent.app_id and as_count(body.get("code")) not in _BAD_KEY and body:
+        if not self._agent.app_id and body and not concerns_key(body):
             return "reachable; set app_id to have the app checked too"
-        raise error
+        raise explain(reply)
 
 
 def _turns(chat: ChatRequest) -> tuple[Message, ...]:
@@ -302,7 +294,7 @@ class FastGPTDecoder(EventDecoder):
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
         if "choices" not in chunk:
             if chunk.get("error") or as_text(chunk.get("statusText")):
-                raise _explain_code(as_object(chunk.get("error")) or chunk)
+                raise explain_code(as_object(chunk.get("error")) or chunk)
             return None  # 4.9.7 leaks its timing into plain streams
         for choice in map(as_object, as_list(chunk["choices"])[:1]):
             if "message" in choice:
@@ -367,7 +359,7 @@ class FastGPTDecoder(EventDecoder):
             out.append(Text(rest))
 
     def _on_error(self, data: bytes, out: list[Delta]) -> None:
-        raise _explain_code(parse_object(data))
+        raise explain_code(parse_object(data))
 
     def _on_status(self, data: bytes, out: list[Delta]) -> None:
         status = parse_object(data)
@@ -515,86 +507,3 @@ def _interactive_text(params: dict[str, Any]) -> str:
     for entry in as_list(params.get("inputForm")):
         lines.append(f"- {as_text(as_object(entry).get('label'))}")
     return "\n".join(line for line in lines if line)
-
-
-def _explain(reply: UpstreamReply) -> GatewayError:
-    body = reply.object()
-    if as_count(body.get("code")):
-        return _explain_code(body, reply)
-    words = as_text(body.get("message"))
-    if words and reply.status in (200, 500):
-        return _explain_code(body, reply)
-    return explain_http("FastGPT", reply, words)
-
-
-_BAD_KEY = {403, 514, 506000, 506001, 506003}
-_NO_MONEY = {500004, 510, 506002}
-_BAD_APP = {511, 502000, 502001}
-
-
-def _explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for FastGPT's own words or code; the HTTP status is 500 for nearly all of them."""
-    words = as_text(body.get("message")) or as_text(body.get("msg"))
-    return _explain_own_words(words.lower()) or _explain_own_code(body, words, reply)
-
-
-def _explain_own_code(
-    body: dict[str, Any], words: str, reply: UpstreamReply | None
-) -> GatewayError:
-    code = as_count(body.get("code"))
-    said = readable(words, as_text(body.get("statusText"))).rstrip(".。")
-    if code in _BAD_KEY:
-        return UpstreamMisconfigured(
-            f"FastGPT refused the gateway's API key (code {code}). Check api_key, and that the key"
-            " belongs to this app and server."
-        )
-    if code in _BAD_APP:
-        return UpstreamMisconfigured(
-            f"FastGPT does not offer this app to the key ({said or code}). Check app_id."
-        )
-    if code in _NO_MONEY:
-        return QuotaExhausted(f"The FastGPT account has no credit left (code {code}).")
-    if code == 429:
-        wait = re.search(r"in (\d{1,5}) seconds?", words)
-        return RateLimited(
-            f"FastGPT is limiting calls: {said or 'too many requests'}.",
-            retry_after_s=float(wait[1]) if wait else RETRY_AFTER_S,
-            retryable=True,
-        )
-    if code == 504001:
-        return ConversationBusy("FastGPT is still answering in this conversation; wait for it.")
-    if code == 504000:
-        return ConversationNotFound("FastGPT does not give this conversation to the key's user.")
-    if code == 400 or body.get("zodError") or body.get("errorType") == "UserError":
-        return InvalidRequest(f"FastGPT does not accept the request: {said or 'bad input'}.")
-    if 506000 <= code < 507000 or 502000 <= code < 503000:
-        return UpstreamMisconfigured(f"FastGPT refuses the key or the app (code {code}: {said}).")
-    if 510000 <= code < 511000:
-        return InvalidRequest(f"FastGPT does not take the file: {said or code}.")
-    if code and reply and reply.status not in (200, 500):
-        return explain_http("FastGPT", reply, said)
-    if code in (401, 403, 404, 413, 415):
-        return explain_http("FastGPT", UpstreamReply(code, {}, b""), said)
-    return explain_words("FastGPT", said or (f"code {code}" if code else ""))
-
-
-def _explain_own_words(words: str) -> GatewayError | None:
-    """The error for FastGPT's own refusals that have no code of their own."""
-    if words.startswith("key is error"):
-        return UpstreamMisconfigured(
-            "FastGPT refused the gateway's API key: it opens the whole account. Take the key of"
-            " the app itself for api_key, or set app_id."
-        )
-    if words in ("app is empty", "appid is empty") or words.startswith("cast to objectid failed"):
-        return UpstreamMisconfigured(
-            "FastGPT does not know the app. Check app_id: it is the 24 hexadecimal digits in the"
-            " address of the app's page."
-        )
-    if words in _NO_QUESTION:
-        return InvalidRequest(f"FastGPT does not accept the request: {words}.", param="messages")
-    return None
-
-
-_NO_QUESTION = (
-    "messages is empty", "messages is not array", "question is empty", "user question is empty",
-)  # fmt: skip

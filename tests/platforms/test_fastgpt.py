@@ -1,17 +1,18 @@
 """What FastGPT is asked: conversations, instructions, and replies to a question of its bot."""
 
 import json
+import re
 from typing import Any
 
 import orjson
 import pytest
-from decoding import feed
+from decoding import feed, summary
 from test_fastgpt_captures import capture, fastgpt
 
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Message
+from gateway.messages import ChatRequest, Failed, Message
 from gateway.platforms.base import First
-from gateway.platforms.fastgpt import FastGPT
+from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
 
 
 def turn(text: str, conversation_id: str | None = "c-1") -> ChatRequest:
@@ -156,3 +157,67 @@ def test_instructions_lead_the_first_turn():
 def test_instructions_lead_a_first_question():
     chat = ChatRequest("f", (Message("system", "你是海盗"), Message("user", "历史")), "u")
     assert sent(fastgpt().prepare(chat)) == "你是海盗\n\n历史"
+
+
+# What a failed node says.
+
+
+@pytest.mark.parametrize(
+    ("node", "code", "words"),
+    [
+        ({"errorText": "aiPointsNotEnough"}, "insufficient_quota", "no credit left"),
+        (
+            {"errorText": "common:code_error.team_error.ai_points_not_enough"},
+            "insufficient_quota", "no credit left",
+        ),
+        ({"error": "common:code_error.error_message.511"}, "upstream_auth_failed", "Check app_id"),
+        ({"errorText": "401 令牌无效"}, "upstream_auth_failed", "HTTP 401 令牌无效"),
+        ({"errorText": "chat:LLM_model_response_empty"}, "upstream_failed", "sent an empty answer"),
+        ({"errorText": "chat:some_new_key"}, "upstream_failed", "did not say why"),
+        ({"error": {"message": "null The server had an error"}}, "upstream_failed", ": The server"),
+        (
+            {"errorText": "502 <html>\r\n<head><title>502 Bad Gateway</title></head></html>"},
+            "upstream_failed", "HTTP 502 it got a web page",
+        ),
+        ({"errorText": "http://x:80/a.b is away"}, "upstream_failed", "http://x:80/a.b is away"),
+        (
+            {"httpResult": {"error": {"message": "Request failed with status code 429"}}},
+            "upstream_failed", "failed in its HTTP request",
+        ),
+        (
+            {"httpResult": {"error": {"message": "Request failed with status code 401"}}},
+            "upstream_failed", "failed in its HTTP request",
+        ),
+    ],
+)  # fmt: skip
+def test_a_failed_node_is_explained_in_words(node, code, words):
+    nodes = orjson.dumps([{"moduleName": "AI", **node}])
+    body = b"event: answer\ndata: [DONE]\n\nevent: flowResponses\ndata: " + nodes + b"\n\n"
+    failed = feed(FastGPTDecoder("c", detail=True), body)[-1]
+    assert isinstance(failed, Failed)
+    assert failed.error.code == code
+    assert words in failed.error.message
+    assert not re.search(r"common:|chat:|<html|null ", failed.error.message)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "fails"),
+    [
+        ([{"error": "x"}, {}], False),
+        ([{}, {"error": "x"}], True),
+        ([{}, {"error": "x", "errorCaptured": True}], False),
+        ([{}, {"error": {}, "errorText": ""}], False),
+        ([{"moduleType": "pluginModule", "pluginDetail": [{}, {"errorText": "x"}]}], True),
+        ([{"moduleType": "pluginModule", "pluginDetail": [{"errorText": "x"}, {}]}], False),
+        ([{"moduleType": "tools", "toolDetail": [{"httpResult": {"error": {"message": "x"}}}]}], False),
+        ([{"moduleType": "agent", "childrenResponses": [{"errorText": "x"}]}], False),
+        ([{"httpResult": "plain text"}], False),
+        (["odd", 7], False),
+    ],
+)  # fmt: skip
+def test_only_the_last_node_cuts_an_answer(nodes, fails):
+    said = {"choices": [{"delta": {"content": "好"}, "finish_reason": "stop"}]}
+    body = b"event: answer\ndata: " + orjson.dumps(said) + b"\n\nevent: answer\ndata: [DONE]\n\n"
+    body += b"event: flowResponses\ndata: " + orjson.dumps(nodes) + b"\n\n"
+    got = summary(feed(FastGPTDecoder("c", detail=True), body))
+    assert (got["text"], "error" in got) == ("好", fails)
