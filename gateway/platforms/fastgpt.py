@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from typing import Any, ClassVar
 
+from gateway import sse
 from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.errors import (
@@ -153,6 +154,11 @@ class FastGPT(TextOnly):
     def decoder(self, chat: ChatRequest) -> "FastGPTDecoder":
         return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
 
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """A whole answer that came though a stream was asked for: one event to the decoder."""
+        answer = reply.object()
+        return sse.event(dump(answer)) if as_list(answer.get("choices")) else b""
+
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise explain(reply)
 
@@ -176,12 +182,16 @@ class FastGPT(TextOnly):
         if reply.status == 200 and body.get("code") == 403:
             # Up to 4.8.11 this is what every key of an app gets here. A completion without
             # messages runs nothing, and is refused for that only if the key is good.
-            return self._post("/v1/chat/completions", {"messages": []})
-        if as_text(body.get("message")) == "messages is empty":
-            return "the key is good; this server is too old to say which app it opens"
+            return First(self._post("/v1/chat/completions", {"messages": []}), _judge_key)
         if not self._agent.app_id and body and not concerns_key(body):
             return "reachable; set app_id to have the app checked too"
         raise explain(reply)
+
+
+def _judge_key(reply: UpstreamReply) -> str:
+    if as_text(reply.object().get("message")) == "messages is empty":
+        return "the key is good; this server is too old to say which app it opens"
+    raise explain(reply)
 
 
 def _turns(chat: ChatRequest) -> tuple[Message, ...]:
@@ -292,24 +302,23 @@ class FastGPTDecoder(EventDecoder):
         return None
 
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
-        if "choices" not in chunk:
+        choices = as_list(chunk.get("choices"))
+        if not choices:
             if chunk.get("error") or as_text(chunk.get("statusText")):
                 raise explain_code(as_object(chunk.get("error")) or chunk)
             return None  # 4.9.7 leaks its timing into plain streams
-        for choice in map(as_object, as_list(chunk["choices"])[:1]):
-            if "message" in choice:
-                self._whole(chunk, as_object(choice["message"]), out)
-                return None
-            delta = as_object(choice.get("delta"))
-            if reasoning := as_text(delta.get("reasoning_content")):
-                self._think(reasoning, out)
-            if text := as_text(delta.get("content")):
-                self._say(text, out)
-            if reason := as_text(choice.get("finish_reason")):
-                self._reason = reason
-            if not (text or reasoning or reason):
-                return False
-        return None
+        choice = as_object(choices[0])
+        if "message" in choice:
+            self._whole(chunk, as_object(choice["message"]), out)
+            return None
+        delta = as_object(choice.get("delta"))
+        if reasoning := as_text(delta.get("reasoning_content")):
+            self._think(reasoning, out)
+        if text := as_text(delta.get("content")):
+            self._say(text, out)
+        if reason := as_text(choice.get("finish_reason")):
+            self._reason = reason
+        return None if text or reasoning or reason else False
 
     def _whole(self, answer: dict[str, Any], message: dict[str, Any], out: list[Delta]) -> None:
         """An answer that was not streamed: one message, and the node results beside it."""
