@@ -22,6 +22,7 @@ SHARED = {
     "stores.calls",
     "stores.redisbuckets",
     "platforms.base",
+    "platforms.fastgpterrors",
     "platforms.fastgptnodes",
     "platforms.openai_compatible",
     "demo.stage",

@@ -13,6 +13,7 @@ from conftest import AGENTS, Script, streamed
 from decoding import decoder_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_fastgpt_captures import ANSWERS
 from test_link import HEAD, Line
 from test_link import connected as connected_link
 
@@ -33,6 +34,7 @@ from gateway.upstream import Exchange
 PLATFORMS = Path(__file__).parent / "platforms"
 SAMPLES = sorted((PLATFORMS / "samples").glob("*/*.sse"))
 CAPTURES = sorted((PLATFORMS / "captures" / "dify").glob("*/*stream*.http"))
+FASTGPT = [capture for capture in ANSWERS if capture.is_stream]
 
 
 class Carried:
@@ -159,6 +161,26 @@ async def test_both_ways_agree_on_every_capture(path):
         assert taken > 300
 
 
+@pytest.mark.parametrize("version", ["4.8.11", "4.8.20", "4.9.7", "4.12.2"])
+async def test_both_ways_agree_on_fastgpts_captures(version):
+    """As a proxy frames them; FastGPT itself sends an event in two chunks, the long way."""
+    for capture in FASTGPT:
+        if capture.version == version and len(capture.body) < 100_000:
+            reads = [framed(event) for event in events_of(capture.body)]
+            got, want, _ = await both(lambda: decoder_for("fastgpt", ""), reads)
+            assert said(got) == said(want)
+
+
+async def test_a_mark_takes_the_long_way_and_the_rest_does_not():
+    mark = ["[", "6881f0a1b2c3d4e5f6071829", "](", "QUOTE", ")"]
+    texts = [*["天 "] * 50, *mark, "。", *["a[0] "] * 5, *["b "] * 50, "[", "[", "c", "["]
+    reads = [framed((EVENTS["fastgpt"] % json.dumps(text)).encode()) for text in texts]
+    got, want, taken = await both(lambda: decoder_for("fastgpt", ""), reads)
+    assert said(got) == said(want)
+    assert said(got)[1]["text"] == "天 " * 50 + "。" + "a[0] " * 5 + "b " * 50 + "[[c["
+    assert taken > 90
+
+
 EVENTS = {
     "dify": 'data: {"event": "message", "task_id": "t", "answer": %s, "created_at": 1}\n\n',
     "dify workflow": 'data: {"event":"text_chunk","task_id":"t","data":{"text":%s}}\n\n',
@@ -188,7 +210,7 @@ async def test_nearly_all_of_a_plain_answer_takes_the_shortcut(name):
 
 TEXTS = st.lists(
     st.text(min_size=1, max_size=20)
-    | st.sampled_from(["\u2028", '"', "\\", "\\u0041", "你好", "😀"]),
+    | st.sampled_from(["\u2028", '"', "\\", "\\u0041", "你好", "😀", "[", "【", "[6881"]),
     max_size=12,
 )
 

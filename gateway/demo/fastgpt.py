@@ -1,4 +1,8 @@
-"""A FastGPT server of one app, as of 4.14.7: `flowResponses` before `[DONE]`."""
+"""A FastGPT server of one app, as of 4.12.2.
+
+`[DONE]` comes before `flowResponses`, and only the node results show that a model failed. The limit
+on calls and `stop` are those of 4.14.
+"""
 
 from typing import Any
 
@@ -9,10 +13,23 @@ from gateway.demo.openai import files, text
 from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1}  # FastGPT's constants
+_STREAM = "text/event-stream;charset=utf-8"
+_HEADERS = {
+    "Access-Control-Allow-Origin": "*",
+    "X-Accel-Buffering": "no",
+    "Cache-Control": "no-cache, no-transform",
+}
+_FAILED = "500 The failure you asked for."
+_CUT = "Premature close"
 
 
 class FastGPTDemo(Demo):
     platform = "FastGPT"
+
+    def app(self) -> web.Application:
+        app = super().app()
+        app.on_response_prepare.append(_leave_out_no_type)
+        return app
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [
@@ -22,10 +39,12 @@ class FastGPTDemo(Demo):
         ]
 
     async def init(self, request: web.Request) -> web.Response:
+        if "appId" not in request.query:
+            return json(_error(501, "You don't have an app yet"), 501)
         if not self.knows_key(request):
             return json(_BAD_KEY, 500)
         app = {"name": "演示应用 Demo", "type": "simple", "chatModels": ["demo"]}
-        data = {"chatId": "", "appId": request.query.get("appId", ""), "app": app}
+        data = {"chatId": "", "appId": request.query["appId"], "app": app}
         return json({"code": 200, "statusText": "", "message": "", "data": data})
 
     async def stop(self, request: web.Request) -> web.Response:
@@ -36,10 +55,13 @@ class FastGPTDemo(Demo):
         body = await self.body(request)
         streamed, detail = body.get("stream") is True, body.get("detail") is True
         if not self.knows_key(request):
-            return await _fail(request, _BAD_KEY) if streamed else json(_BAD_KEY, 500)
+            return await _refuse(request, _BAD_KEY) if streamed else json(_BAD_KEY, 500)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
-            return json({"code": 500, "statusText": "error", "message": "messages is empty"}, 500)
+            words = "messages is empty"
+            if streamed:
+                return await _refuse(request, {"message": words})
+            return json(_error(500, words), 500)
         asked = messages[-1] if isinstance(messages[-1], dict) else {}
         question = text(asked)
         chat_id = str(body.get("chatId") or new_id())
@@ -48,44 +70,51 @@ class FastGPTDemo(Demo):
         if speech.fault == "limit":
             words = "Rate limit exceeded. Please try again in 1 seconds."
             return json({"code": 429, "statusText": "error", "message": words, "data": None}, 429)
-        nodes = _nodes(speech, question)
         if streamed:
-            return await self._stream(request, speech, detail, nodes)
-        message: dict[str, Any] = {"role": "assistant", "content": speech.text}
-        if speech.reasoning:
-            message["reasoning_content"] = speech.thought
-        choices = [{"message": message, "finish_reason": "stop", "index": 0}]
-        more = {"responseData": nodes, "newVariables": {}} if detail else {}
-        return json({**more, "id": chat_id, "model": "", "usage": _USAGE, "choices": choices})
+            return await self._stream(request, speech, detail, question)
+        return json(_whole(speech, detail, question, chat_id))
 
     async def _stream(
-        self, request: web.Request, speech: Speech, detail: bool, nodes: list[dict[str, Any]]
+        self, request: web.Request, speech: Speech, detail: bool, question: str
     ) -> web.StreamResponse:
-        stream = await Stream.open(request, "text/event-stream;charset=utf-8")
+        stream = await Stream.open(request, _STREAM, _HEADERS)
 
         async def send(name: str, data: bytes) -> None:
-            """`event:` and `data:` are two writes, as FastGPT makes them."""
+            """With `detail`, `event:` and `data:` are two writes, as FastGPT makes them."""
             if detail:
                 await stream.write(f"event: {name}\n".encode())
             await stream.write(b"data: " + data + b"\n\n")
 
+        if detail:
+            await send("flowNodeStatus", dumps({"status": "running", "name": "AI 对话"}))
         try:
-            if detail:
-                await send("flowNodeStatus", dumps({"status": "running", "name": "AI 对话"}))
             if speech.fault == "fail":
                 raise Broken
             async for kind, piece in self.pieces(speech, stream):
                 member = "reasoning_content" if kind == "think" else "content"
                 await send("answer", _chunk({"role": "assistant", member: piece}))
-            await send("answer", _chunk({"role": "assistant", "content": None}, "stop"))
-            if detail:
-                await send("flowResponses", dumps(nodes))
-            await send("answer", b"[DONE]")
+            error = ""
         except Broken:
-            if not stream.is_cut:
-                words = dumps({"message": "The failure you asked for."})
-                await stream.write(b"event: error\ndata: " + words + b"\n\n")
+            if stream.is_cut:
+                return await stream.close()
+            error = _FAILED if speech.fault == "fail" else _CUT
+        if detail:
+            await send("workflowDuration", dumps({"durationSeconds": 1.5}))
+        await send("answer", _chunk({"role": "assistant", "content": None}, "stop"))
+        await send("answer", b"[DONE]")
+        if detail:
+            await send("flowResponses", dumps(_nodes(speech, question, error)))
         return await stream.close()
+
+
+async def _leave_out_no_type(request: web.Request, response: web.StreamResponse) -> None:
+    """FastGPT's refusals of a stream have no `Content-Type`; aiohttp would write one of its own."""
+    if response.headers.get("Content-Type") == "":
+        del response.headers["Content-Type"]
+
+
+def _error(code: int, words: str) -> dict[str, Any]:
+    return {"code": code, "statusText": "", "message": words, "data": None}
 
 
 _BAD_KEY = {
@@ -96,9 +125,10 @@ _BAD_KEY = {
 }
 
 
-async def _fail(request: web.Request, error: dict[str, Any]) -> web.StreamResponse:
-    stream = await Stream.open(request, "text/event-stream;charset=utf-8")
-    await stream.write(b"event: error\ndata: " + dumps(error) + b"\n\n")
+async def _refuse(request: web.Request, error: dict[str, Any]) -> web.StreamResponse:
+    stream = await Stream.open(request, "")
+    await stream.write(b"event: error\n")
+    await stream.write(b"data: " + dumps(error) + b"\n\n")
     return await stream.close()
 
 
@@ -107,12 +137,30 @@ def _chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
     return dumps({"id": "", "object": "", "created": 0, "model": "", "choices": [choice]})
 
 
-def _nodes(speech: Speech, question: str) -> list[dict[str, Any]]:
+def _whole(speech: Speech, detail: bool, question: str, chat_id: str) -> dict[str, Any]:
+    error = _FAILED if speech.fault else ""
+    said = "" if error else speech.text
+    content: Any = said
+    if detail and (speech.reasoning or error):
+        thought = [{"type": "reasoning", "reasoning": {"content": speech.thought}}]
+        content = [*(thought if not error else []), {"type": "text", "text": {"content": said}}]
+    message = {"role": "assistant", "content": content}
+    choices = [{"message": message, "finish_reason": "stop", "index": 0}]
+    nodes = _nodes(speech, question, error)
+    more = {"responseData": nodes, "newVariables": {}} if detail else {}
+    return {**more, "id": chat_id, "model": "", "usage": _USAGE, "choices": choices}
+
+
+def _nodes(speech: Speech, question: str, error: str) -> list[dict[str, Any]]:
     start = {"nodeId": "448745", "moduleName": "流程开始", "moduleType": "workflowStart"}
     chat = {"nodeId": "7BdojPlukIQw", "moduleName": "AI 对话", "moduleType": "chatNode"}
     tokens = {"inputTokens": speech.prompt_tokens, "outputTokens": speech.completion_tokens}
-    more = {"model": "demo", **tokens, "query": question, "finishReason": "stop"}
+    done = {
+        "totalPoints": 0, "model": "demo", **tokens, "query": question, "maxToken": 2000,
+        "reasoningText": speech.thought, "historyPreview": [], "contextTotalLen": 2,
+        "finishReason": "stop",
+    }  # fmt: skip
     return [
         {"id": new_id(), **start, "runningTime": 0},
-        {"id": new_id(), **chat, "runningTime": 1.5, "totalPoints": 0, **more},
+        {**({"errorText": error} if error else done), "id": new_id(), **chat, "runningTime": 1.5},
     ]

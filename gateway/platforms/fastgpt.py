@@ -13,20 +13,14 @@ from gateway import sse
 from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.errors import (
-    ConversationBusy,
-    ConversationNotFound,
     GatewayError,
     InvalidRequest,
     KindNotTaken,
-    QuotaExhausted,
-    RateLimited,
     UpstreamCut,
     UpstreamFailed,
-    UpstreamMisconfigured,
     clean,
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
 from gateway.history import require_question
 from gateway.messages import (
     Begin,
@@ -57,17 +51,16 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
+from gateway.platforms.fastgpterrors import concerns_key, explain, explain_code
 from gateway.platforms.fastgptnodes import (
     any_failure,
     choice_made,
     last_failure,
     model_finish,
     quotes,
-    readable,
     tokens,
     what_plugin_gave,
 )
-from gateway.usage import as_count
 
 MAX_CHAT_ID = 250
 # The second is where 4.14.5 and later have it.
@@ -161,8 +154,13 @@ class FastGPT(TextOnly):
     def decoder(self, chat: ChatRequest) -> "FastGPTDecoder":
         return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
 
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """A whole answer that came though a stream was asked for: one event to the decoder."""
+        answer = reply.object()
+        return sse.event(dump(answer)) if as_list(answer.get("choices")) else b""
+
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        raise _explain(reply)
+        raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
         """The decoder reads a whole answer as one event, and its node results with it."""
@@ -189,21 +187,29 @@ class FastGPT(TextOnly):
         if reply.status == 200 and body.get("code") == 403:
             # Up to 4.8.11 this is what every key of an app gets here. A completion without
             # messages runs nothing, and is refused for that only if the key is good.
-            return self._post("/v1/chat/completions", {"messages": []})
-        if as_text(body.get("message")) == "messages is empty":
-            return "the key is good; this server is too old to say which app it opens"
-        error = _explain(reply)
-        if not self._agent.app_id and as_count(body.get("code")) not in _BAD_KEY and body:
+            return First(self._post("/v1/chat/completions", {"messages": []}), _judge_key)
+        if not self._agent.app_id and body and not concerns_key(body):
             return "reachable; set app_id to have the app checked too"
-        raise error
+        raise explain(reply)
+
+
+def _judge_key(reply: UpstreamReply) -> str:
+    if as_text(reply.object().get("message")) == "messages is empty":
+        return "the key is good; this server is too old to say which app it opens"
+    raise explain(reply)
 
 
 def _turns(chat: ChatRequest) -> tuple[Message, ...]:
-    """All turns of a new conversation. Instructions stand right before the question, as if the user
-    had given them: servers up to 4.9.7 hand a system turn to the model twice."""
-    given = [turn for turn in chat.messages[:-1] if turn.role == "system" and turn.text]
-    others = [turn for turn in chat.messages[:-1] if turn.role != "system"]
-    return (*others, *(replace(turn, role="user") for turn in given), chat.question)
+    """All turns of a new conversation. Instructions lead the user's first turn: servers up to 4.9.7
+    hand a system turn to the model twice, from 4.8.20 on as parts that some models refuse."""
+    earlier = chat.messages[:-1]
+    system = "\n\n".join(turn.text for turn in earlier if turn.role == "system" and turn.text)
+    turns = [turn for turn in earlier if turn.role != "system"] + [chat.question]
+    if system:
+        first = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns) - 1)
+        text = f"{system}\n\n{turns[first].text}" if turns[first].text else system
+        turns[first] = replace(turns[first], text=text)
+    return tuple(turns)
 
 
 def _stored_pause(records: dict[str, Any]) -> Pause | None:
@@ -301,24 +307,23 @@ class FastGPTDecoder(EventDecoder):
         return None
 
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
-        if "choices" not in chunk:
+        choices = as_list(chunk.get("choices"))
+        if not choices:
             if chunk.get("error") or as_text(chunk.get("statusText")):
-                raise _explain_code(as_object(chunk.get("error")) or chunk)
+                raise explain_code(as_object(chunk.get("error")) or chunk)
             return None  # 4.9.7 leaks its timing into plain streams
-        for choice in map(as_object, as_list(chunk["choices"])[:1]):
-            if "message" in choice:
-                self._whole(chunk, as_object(choice["message"]), out)
-                return None
-            delta = as_object(choice.get("delta"))
-            if reasoning := as_text(delta.get("reasoning_content")):
-                self._think(reasoning, out)
-            if text := as_text(delta.get("content")):
-                self._say(text, out)
-            if reason := as_text(choice.get("finish_reason")):
-                self._reason = reason
-            if not (text or reasoning or reason):
-                return False
-        return None
+        choice = as_object(choices[0])
+        if "message" in choice:
+            self._whole(chunk, as_object(choice["message"]), out)
+            return None
+        delta = as_object(choice.get("delta"))
+        if reasoning := as_text(delta.get("reasoning_content")):
+            self._think(reasoning, out)
+        if text := as_text(delta.get("content")):
+            self._say(text, out)
+        if reason := as_text(choice.get("finish_reason")):
+            self._reason = reason
+        return None if text or reasoning or reason else False
 
     def _whole(self, answer: dict[str, Any], message: dict[str, Any], out: list[Delta]) -> None:
         """An answer that was not streamed: one message, and the node results beside it."""
@@ -368,7 +373,7 @@ class FastGPTDecoder(EventDecoder):
             out.append(Text(rest))
 
     def _on_error(self, data: bytes, out: list[Delta]) -> None:
-        raise _explain_code(parse_object(data))
+        raise explain_code(parse_object(data))
 
     def _on_status(self, data: bytes, out: list[Delta]) -> None:
         status = parse_object(data)
@@ -516,86 +521,3 @@ def _interactive_text(params: dict[str, Any]) -> str:
     for entry in as_list(params.get("inputForm")):
         lines.append(f"- {as_text(as_object(entry).get('label'))}")
     return "\n".join(line for line in lines if line)
-
-
-def _explain(reply: UpstreamReply) -> GatewayError:
-    body = reply.object()
-    if as_count(body.get("code")):
-        return _explain_code(body, reply)
-    words = as_text(body.get("message"))
-    if words and reply.status in (200, 500):
-        return _explain_code(body, reply)
-    return explain_http("FastGPT", reply, words)
-
-
-_BAD_KEY = {403, 514, 506000, 506001, 506003}
-_NO_MONEY = {500004, 510, 506002}
-_BAD_APP = {511, 502000, 502001}
-
-
-def _explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for FastGPT's own words or code; the HTTP status is 500 for nearly all of them."""
-    words = as_text(body.get("message")) or as_text(body.get("msg"))
-    return _explain_own_words(words.lower()) or _explain_own_code(body, words, reply)
-
-
-def _explain_own_code(
-    body: dict[str, Any], words: str, reply: UpstreamReply | None
-) -> GatewayError:
-    code = as_count(body.get("code"))
-    said = readable(words, as_text(body.get("statusText"))).rstrip(".。")
-    if code in _BAD_KEY:
-        return UpstreamMisconfigured(
-            f"FastGPT refused the gateway's API key (code {code}). Check api_key, and that the key"
-            " belongs to this app and server."
-        )
-    if code in _BAD_APP:
-        return UpstreamMisconfigured(
-            f"FastGPT does not offer this app to the key ({said or code}). Check app_id."
-        )
-    if code in _NO_MONEY:
-        return QuotaExhausted(f"The FastGPT account has no credit left (code {code}).")
-    if code == 429:
-        wait = re.search(r"in (\d{1,5}) seconds?", words)
-        return RateLimited(
-            f"FastGPT is limiting calls: {said or 'too many requests'}.",
-            retry_after_s=float(wait[1]) if wait else RETRY_AFTER_S,
-            retryable=True,
-        )
-    if code == 504001:
-        return ConversationBusy("FastGPT is still answering in this conversation; wait for it.")
-    if code == 504000:
-        return ConversationNotFound("FastGPT does not give this conversation to the key's user.")
-    if code == 400 or body.get("zodError") or body.get("errorType") == "UserError":
-        return InvalidRequest(f"FastGPT does not accept the request: {said or 'bad input'}.")
-    if 506000 <= code < 507000 or 502000 <= code < 503000:
-        return UpstreamMisconfigured(f"FastGPT refuses the key or the app (code {code}: {said}).")
-    if 510000 <= code < 511000:
-        return InvalidRequest(f"FastGPT does not take the file: {said or code}.")
-    if code and reply and reply.status not in (200, 500):
-        return explain_http("FastGPT", reply, said)
-    if code in (401, 403, 404, 413, 415):
-        return explain_http("FastGPT", UpstreamReply(code, {}, b""), said)
-    return explain_words("FastGPT", said or (f"code {code}" if code else ""))
-
-
-def _explain_own_words(words: str) -> GatewayError | None:
-    """The error for FastGPT's own refusals that have no code of their own."""
-    if words.startswith("key is error"):
-        return UpstreamMisconfigured(
-            "FastGPT refused the gateway's API key: it opens the whole account. Take the key of"
-            " the app itself for api_key, or set app_id."
-        )
-    if words in ("app is empty", "appid is empty") or words.startswith("cast to objectid failed"):
-        return UpstreamMisconfigured(
-            "FastGPT does not know the app. Check app_id: it is the 24 hexadecimal digits in the"
-            " address of the app's page."
-        )
-    if words in _NO_QUESTION:
-        return InvalidRequest(f"FastGPT does not accept the request: {words}.", param="messages")
-    return None
-
-
-_NO_QUESTION = (
-    "messages is empty", "messages is not array", "question is empty", "user question is empty",
-)  # fmt: skip

@@ -3,18 +3,16 @@
 A failed node is silent from 4.8.13 on: the stream ends like any other, and only its result tells.
 """
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, clean
-from gateway.failures import explain_words
 from gateway.messages import Usage
 from gateway.platforms.base import as_list, as_object, as_text, json_text
+from gateway.platforms.fastgpterrors import explain_run, readable
 from gateway.usage import as_count
 
 MAX_NODES = 5000
-_MOST = 2000  # characters of a failure's words
 MAX_DEPTH = 20  # of sub-apps in each other; FastGPT's own limit
 _SUB_APPS = ("pluginDetail", "loopDetail", "childrenResponses")
 _NESTED = ("toolDetail", *_SUB_APPS)
@@ -86,13 +84,10 @@ def model_finish(nodes: list[Any]) -> str:
 
     The answer's frames always say `stop`.
     """
-    for node in reversed(nodes):
-        reason = as_text(as_object(node).get("finishReason"))
-        if reason:
+    for node in map(as_object, reversed(nodes)):
+        reasons = [as_text(inner.get("finishReason")) for inner in walk([node])]
+        if reason := reasons[0] or next(filter(None, reversed(reasons)), ""):
             return reason if reason in ("length", "content_filter") else ""
-        children = [child for name in _SUB_APPS for child in as_list(as_object(node).get(name))]
-        if any("finishReason" in as_object(child) for child in children):
-            return model_finish(children)
     return ""
 
 
@@ -118,21 +113,31 @@ def last_failure(nodes: list[Any]) -> GatewayError | None:
 
 def any_failure(nodes: list[Any]) -> GatewayError | None:
     """Why an answer without text has none: the latest of the nodes that failed."""
-    failed = [error for node in walk(nodes) if (error := _failure(node))]
-    return failed[-1] if failed else None
+    failed = [node for node in walk(nodes) if _run_error(node) or _http_error(node)]
+    return _failure(failed[-1]) if failed else None
 
 
 def _failure(node: dict[str, Any]) -> GatewayError | None:
-    if node.get("errorCaptured") is True:  # the flow has a branch for it
-        return None
     name = as_text(node.get("moduleName"))
     where = f"FastGPT's node {clean(name, 100)!r}" if name else "FastGPT"
-    if words := as_text(node.get("errorText")) or _error_words(node.get("error")):
-        return explain_words(where, readable(words))
+    if words := _run_error(node):
+        return explain_run(where, words)
     # What an app's own HTTP request met says nothing of the model, its key or its limits.
-    if words := _error_words(as_object(node.get("httpResult")).get("error")):
+    if words := _http_error(node):
         return UpstreamFailed(f"{where} failed in its HTTP request: {readable(words)}")
     return None
+
+
+def _run_error(node: dict[str, Any]) -> str:
+    if node.get("errorCaptured") is True:  # the flow has a branch for it
+        return ""
+    return as_text(node.get("errorText")) or _error_words(node.get("error"))
+
+
+def _http_error(node: dict[str, Any]) -> str:
+    if node.get("errorCaptured") is True:
+        return ""
+    return _error_words(as_object(node.get("httpResult")).get("error"))
 
 
 def _error_words(error: Any) -> str:
@@ -144,25 +149,3 @@ def _error_words(error: Any) -> str:
     if not words:
         return json_text(error) if error else ""
     return words if not code or code in words or code.isupper() else f"{code} {words}"
-
-
-_NAMESPACES = r"(?:common|chat|app|workflow|dataset|user|account\w*|file|publish|plugin|login)"
-_KEY = re.compile(
-    rf"(?<!\S){_NAMESPACES}:[A-Za-z_][\w.-]*(?!\S)"
-    r"|^[a-z][a-z_]*:[A-Za-z_][\w.-]*$|^(?:common|core|error|support)(?:\.\w+)+$"
-)
-_KEYS_MEANING = {
-    "LLM_model_response_empty": "the model sent an empty answer",
-    "AI_input_is_empty": "the model was given no question",
-}
-_PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
-
-
-def readable(words: str, otherwise: str = "") -> str:
-    """FastGPT's words without what no reader understands: keys of translations, a missing code
-    (`null …`), a proxy's web page. `otherwise` if nothing is left."""
-    words = words[:_MOST].removeprefix("null ").strip()
-    if page := _PAGE.search(words):
-        words = f"{words[: page.start()]} it got a web page"
-    words = _KEY.sub(lambda key: _KEYS_MEANING.get(key[0].partition(":")[2], ""), words)
-    return clean(words) or clean(otherwise)

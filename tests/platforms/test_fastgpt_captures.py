@@ -17,6 +17,7 @@ from gateway.config import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.messages import ChatRequest, Failed, Message
+from gateway.platforms.base import First
 from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
 from gateway.sse import Parser
 
@@ -220,9 +221,20 @@ def told_finish(nodes: list[dict[str, Any]]) -> str:
     return reasons[-1] if reasons and reasons[-1] in ("length", "content_filter") else "stop"
 
 
+def fastgpt(**options: Any) -> FastGPT:
+    agent = FastGPTAgent(
+        platform="fastgpt", base_url="http://fastgpt.test", api_key="fastgpt-x", **options
+    )
+    return FastGPT("f", agent, agent.base_url)
+
+
+def reply(capture: Capture) -> UpstreamReply:
+    return UpstreamReply(capture.status, capture.headers, capture.body)
+
+
 def as_fed(capture: Capture) -> bytes:
-    """A whole answer is one event to the decoder."""
-    return capture.body if capture.is_stream else b"data: " + capture.body + b"\n\n"
+    """The bytes for the decoder: of a whole answer the stream that the platform makes of it."""
+    return capture.body if capture.is_stream else fastgpt().as_stream(reply(capture))
 
 
 def decoded(capture: Capture, size: int | None = None) -> dict[str, Any]:
@@ -267,13 +279,6 @@ def test_nothing_that_no_reader_understands_is_shown(capture):
 
 
 CHAT = ChatRequest("f", (Message("user", "你好"),), "user-001")
-
-
-def fastgpt(**options: Any) -> FastGPT:
-    agent = FastGPTAgent(
-        platform="fastgpt", base_url="http://fastgpt.test", api_key="fastgpt-x", **options
-    )
-    return FastGPT("f", agent, agent.base_url)
 
 
 def refused(capture: Capture) -> GatewayError:
@@ -364,11 +369,12 @@ def test_a_cite_mark_is_cut_out_of_the_text():
     assert got["text"] == "退货期限 7 天。"
 
 
-# The bot's page: who it is, and whether the key is good.
+def test_a_refusal_is_no_answer():
+    for capture in REFUSALS:
+        assert fastgpt().as_stream(reply(capture)) == b""
 
 
-def reply(capture: Capture) -> UpstreamReply:
-    return UpstreamReply(capture.status, capture.headers, capture.body)
+# Who the bot is, and whether the key is good.
 
 
 @pytest.mark.parametrize("version", ["4.8.20", "4.12.2"])
@@ -379,14 +385,13 @@ def test_a_good_key_is_told_the_apps_name(version):
 def test_an_old_server_is_asked_for_a_chat_without_messages():
     platform = fastgpt(app_id="6b")
     step = platform.verdict(reply(capture("4.8.11", "init")))
-    assert isinstance(step, UpstreamRequest)
-    assert step.url == "http://fastgpt.test/api/v1/chat/completions"
-    assert step.body == b'{"messages":[]}'
-    good = platform.verdict(reply(capture("4.8.11", "err_body_empty")))
-    assert isinstance(good, str)
-    assert "key is good" in good
-    with pytest.raises(UpstreamMisconfigured, match="refused the gateway's API key"):
-        platform.verdict(reply(capture("4.8.11", "auth_bad_key_whole")))
+    assert isinstance(step, First)
+    assert step.request.url == "http://fastgpt.test/api/v1/chat/completions"
+    assert step.request.body == b'{"messages":[]}'
+    assert "key is good" in step.learn(reply(capture("4.8.11", "err_body_empty")))
+    for refused in ("auth_bad_key_whole", "init"):  # 514 and 403, both under HTTP 200
+        with pytest.raises(UpstreamMisconfigured, match="refused the gateway's API key"):
+            step.learn(reply(capture("4.8.11", refused)))
 
 
 def test_a_bad_key_is_found_without_an_app_id():

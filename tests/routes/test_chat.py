@@ -2,6 +2,7 @@
 
 import pytest
 from conftest import AGENTS, Script, sse_events, streamed
+from test_fastgpt_captures import capture
 
 MEMBERS = {"id", "object", "created", "model", "usage", "choices"}
 AGENT_PLATFORMS = ["fastgpt", "dify", "coze"]
@@ -294,3 +295,15 @@ async def test_the_callers_headers_do_not_go_upstream(gateway, scripted):
     assert sent["authorization"] == "Bearer sk-upstream-key"
     assert sent["x-team"] == "a"
     assert not {"x-stainless-lang", "cookie", "x-api-key", "openai-organization"} & sent.keys()
+
+
+async def test_a_choice_by_its_number_reaches_fastgpt(gateway, scripted):
+    names = ("select_pause_stream_detail", "select_continue_stream_detail")
+    upstream = await scripted(*(Script([capture("4.9.7", name).body]) for name in names))
+    gw = await gateway(agents={"bot": {**AGENTS["fastgpt"], "base_url": upstream.url}})
+    asked = await (await gw.chat("bot", "我要请假")).json()
+    text = asked["choices"][0]["message"]["content"]
+    assert text == "请选择部门 🏢\n1. 人事部\n2. 财务部 💰"
+    answer = await (await gw.chat("bot", "2", chat_id=asked["id"])).json()
+    assert answer["choices"][0]["message"]["content"] == "\n已转财务部"
+    assert upstream.bodies()[-1]["messages"] == [{"role": "user", "content": "财务部 💰"}]

@@ -59,7 +59,7 @@ async def test_system_and_earlier_turns_reach_each_platform_in_its_form(all_five
     prompt = "你是客服\n\nUser: 第一问\n\nAssistant: 第一答\n\nUser: 第二问"
     assert sent["dify"]["query"] == prompt
     assert [(m["role"], m["content"]) for m in sent["fastgpt"]["messages"]] == [
-        ("user", "第一问"), ("assistant", "第一答"), ("user", "你是客服"), ("user", "第二问"),
+        ("user", "你是客服\n\n第一问"), ("assistant", "第一答"), ("user", "第二问"),
     ]  # fmt: skip
     coze = sent["coze"]["additional_messages"]
     assert [(m["role"], m["content"]) for m in coze] == [
