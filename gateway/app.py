@@ -153,7 +153,8 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
 
 def _files(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_both(app: web.Application) -> AsyncIterator[None]:
-        files, guard = open_files(config.storage), Guard(config.fetch)
+        files = open_files(config.storage)
+        guard = Guard(config.fetch, lambda: app[STATE].now.config.outgoing)
         app[FILES], app[ATTACHMENTS] = files, Attachments(files, guard)
         try:
             await files.open()
