@@ -25,8 +25,8 @@ LIMITS = {
 }
 
 SERVER_NAME = "ai-gateway"
-# They keep browsers from doing more with an answer than showing it. Files say themselves what may be
-# done with them, and for how long they may be kept.
+# They keep browsers from doing more with an answer than showing it. Files say themselves what may
+# be done with them, and for how long they may be kept.
 SAFETY: dict[str, str] = {
     CONTENT_TYPE_OPTIONS: "nosniff",
     REFERRER_POLICY: "no-referrer",

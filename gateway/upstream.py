@@ -269,10 +269,11 @@ def _head(
         head += _encoded(
             [f"{name}: {value}" for name, value in beside.items() if name not in given]
         )
+    # Their usual case: some proxies add another length where they find none in that.
     if size is None:
-        return head + b"transfer-encoding: chunked\r\n\r\n"
+        return head + b"Transfer-Encoding: chunked\r\n\r\n"
     if size or method != "GET":
-        return b"%bcontent-length: %d\r\n\r\n" % (head, size)
+        return b"%bContent-Length: %d\r\n\r\n" % (head, size)
     return head + b"\r\n"
 
 
