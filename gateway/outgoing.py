@@ -7,7 +7,7 @@ from pathlib import Path
 
 from yarl import URL
 
-from gateway.config import Agent, Outgoing
+from gateway.config import Agent, Config, Outgoing
 from gateway.proxy import Proxy
 
 
@@ -78,6 +78,16 @@ def way_of(agent: Agent, url: str, outgoing: Outgoing) -> Way:
     return Way(proxy, _trust_of(agent), proxy_trust, connect_s)
 
 
+def warnings(config: Config) -> Iterator[str]:
+    """What is dangerous about the ways out, for whoever wrote the file."""
+    for name, agent in config.agents.items():
+        if not agent.verify and not agent.is_demo:
+            yield (
+                f"agents.{name}.verify is false: anybody between the gateway and {agent.base_url}"
+                " can pose as it and read key and chats; name its authority in ca instead"
+            )
+
+
 def _trust_of(agent: Agent) -> Trust:
     if not (agent.ca or agent.cert) and agent.verify:
         return SYSTEM
@@ -107,10 +117,16 @@ def _load(context: ssl.SSLContext, trust: Trust) -> None:
         context.load_cert_chain(trust.cert, trust.key or None, password=lambda: b"")
 
 
+def pem_files(config: Config) -> list[str]:
+    """The paths that all agents name."""
+    agents = config.agents.values()
+    return [path for agent in agents for path in (agent.ca, agent.cert, agent.key) if path]
+
+
 def tls_reason(error: ssl.SSLError) -> str:
     """OpenSSL's own words, short."""
-    words = getattr(error, "verify_message", "") or error.reason or "no TLS there"
-    return str(words).replace("_", " ").lower()
+    words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+    return str(words or "no TLS there").replace("_", " ").lower()
 
 
 def file_problems(agent: Agent) -> Iterator[tuple[str, str]]:

@@ -16,18 +16,22 @@ import trustme
 import uvloop
 import yaml
 from aiohttp import web
-from conftest import AGENTS, Script
+from conftest import AGENTS, UNLIMITED, Script
 from doorway import Doorway
 from tiny_proxy import Socks5ProxyHandler
 
 from gateway import configfile
+from gateway.cli import main
 from gateway.config import Fetch, Outgoing
 from gateway.configfile import ConfigError
 from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.exchange import UpstreamRequest
 from gateway.guard import Guard
+from gateway.keys import RELOAD, STATE
+from gateway.live import check_live
 from gateway.outgoing import Trust, Way
 from gateway.proxy import is_excepted, read_proxy
+from gateway.serve import _greet
 from gateway.upstream import open_upstream
 
 SAID = {
@@ -684,3 +688,81 @@ def answering(*addresses: str):
         return [(2, 1, 0, "", (address, port)) for address in addresses]
 
     return resolve
+
+
+# What the operator is told.
+
+
+async def test_the_live_check_tells_each_way_out(demo, proxy_url, pems):
+    served = await demo("dify", key="app-test-key")
+    far = {**AGENTS["dify"], "base_url": served.url}
+    agents = {
+        "near": far,
+        "far": {**far, "proxy": await proxy_url("socks5h"), "ca": pems.ca, "verify": False},
+        "demo": {"platform": "dify"},
+    }
+    config = configfile.parse(yaml.safe_dump({"agents": agents}), {})
+    words = {name: words for name, *_, words in await check_live(config)}
+    assert words["near"].endswith(" [direct]")
+    proxy = str(config.agents["far"].proxy)
+    assert words["far"].endswith(f" [by proxy {proxy}, ca {pems.ca}, verify off]")
+    assert "[" not in words["demo"]
+
+
+def test_the_check_tells_ways_and_warns_of_certificates_that_are_not_checked(tmp_path, capsys):
+    agents = {
+        "bot": bot("https://far.test/v1", proxy="http://u:geheim99@one:3128", verify=False),
+        "near": bot("https://near.test/v1"),
+    }
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump({"agents": agents}))
+    assert main(["check", "--config", str(path)]) == 0
+    out = capsys.readouterr().out
+    assert "https://far.test/v1, by proxy http://one:3128, verify off\n" in out
+    assert "https://near.test/v1\n" in out
+    assert "agents.bot.verify is false" in out
+    assert "geheim99" not in out
+
+
+def test_the_start_tells_ways_and_warns_of_certificates_that_are_not_checked(caplog):
+    agents = {"bot": bot("https://far.test/v1", verify=False), "near": bot("https://near.test/v1")}
+    caplog.set_level("INFO", logger="gateway")
+    config = configfile.parse(yaml.safe_dump({"agents": agents}), {"HTTPS_PROXY": "one:3128"})
+    _greet(config, 3000)
+    assert "(https://far.test/v1, by proxy http://one:3128, verify off)" in caplog.text
+    assert "(https://near.test/v1, by proxy http://one:3128)" in caplog.text
+    assert "agents.bot.verify is false" in caplog.text
+
+
+async def test_readiness_warns_of_certificates_that_are_not_checked(gateway):
+    agents = {"bot": bot("https://far.test/v1", verify=False), "near": bot("https://near.test/v1")}
+    async with (await gateway(agents=agents)).get("/readyz") as answer:
+        body = await answer.json()
+    assert (answer.status, body["degraded"]) == (200, [])
+    assert body["detail"]["warning"] == "certificates of 1 upstream(s) are not checked"
+
+
+async def test_a_reload_reads_pem_files_again(gateway, platform, pems, tmp_path):
+    other = Pems(tmp_path)
+    path = tmp_path / "trusted.pem"
+    path.write_bytes(Path(other.ca).read_bytes())
+    agents = {"bot": bot(f"https://localhost:{await platform(tls=True)}/v1", ca=str(path))}
+    gw = await gateway(agents=agents)
+    assert (await ask(gw))[0] == 502
+    path.write_bytes(Path(pems.ca).read_bytes())
+    config = gw.app[STATE].now.config
+    before = gw.app[STATE].now.routing.targets["bot"]
+    await gw.app[RELOAD](config)
+    assert gw.app[STATE].now.routing.targets["bot"] is before
+    assert await ask(gw) == (200, "from afar", "")
+
+
+async def test_a_reload_changes_proxies_of_the_environment(gateway, scripted):
+    said = Script([json.dumps(SAID).encode()], headers=JSON)
+    proxy = await scripted(said)
+    agents = {"bot": bot("http://far.test/v1")}
+    gw = await gateway({"HTTP_PROXY": f"http://127.0.0.1:{servers.free_port()}"}, agents=agents)
+    assert (await ask(gw))[0] == 502
+    text = yaml.safe_dump({"agents": agents, "database": "none", "rate_limits": UNLIMITED})
+    await gw.app[RELOAD](configfile.parse(text, {"HTTP_PROXY": proxy.url}))
+    assert await ask(gw) == (200, "from afar", "")
