@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import aiohttp
 import anyio
 import pytest
 import servers
@@ -17,6 +18,8 @@ import uvloop
 import yaml
 from aiohttp import web
 from conftest import AGENTS, UNLIMITED, Script
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import rsa
 from doorway import Doorway
 from tiny_proxy import Socks5ProxyHandler
 
@@ -28,6 +31,7 @@ from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.exchange import UpstreamRequest
 from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
+from gateway.links import Links
 from gateway.live import check_live
 from gateway.outgoing import Trust, Way
 from gateway.proxy import is_excepted, read_proxy
@@ -372,20 +376,46 @@ def test_no_proxy_lists_hosts_domains_addresses_and_networks(no_proxy, host, por
 # What goes by an agent's way beside its chats.
 
 
-async def test_uploads_probes_and_health_go_the_same_way(gateway, demo, proxy_url, stack):
+@pytest.fixture
+def nothing_goes_direct(monkeypatch):
+    async def refuse(self, link, origin, *_):
+        raise AssertionError(f"{origin} is connected to directly")
+
+    monkeypatch.setattr(Links, "_connect", refuse)
+
+
+@pytest.mark.usefixtures("nothing_goes_direct")
+async def test_probes_uploads_and_stop_calls_go_the_same_way(gateway, demo, proxy_url):
     served = await demo("dify", key="app-test-key")
-    socks = Socks()
-    url = f"socks5h://user:pass@127.0.0.1:{await socks.serve(stack)}"
+    url = await proxy_url("http")
     agent = {**AGENTS["dify"], "base_url": served.url, "proxy": url, "upload": "platform"}
     gw = await gateway(agents={"dify": agent})
     async with gw.get("/api/v1/agents/dify/health") as answer:
         assert (await answer.json())["data"]["status"] == "healthy"
-    assert socks.count == 1
-    with_file = {"files": [{"type": "image", "url": "data:image/png;base64,iVBORw0KGgo="}]}
-    async with gw.chat("dify", **with_file) as answer:
+    form = aiohttp.FormData()
+    form.add_field("file", b"\x89PNG\r\n\x1a\n", filename="a.png")
+    async with gw.client.post(
+        f"{gw.url}/api/v1/upload", data=form, headers={"Agent": "dify"}
+    ) as answer:
         assert answer.status == 200, await answer.text()
-    assert all(line for line in served.demo.__dict__)
-    assert socks.count >= 1
+    async with gw.chat("dify") as answer:
+        assert answer.status == 200
+
+
+@pytest.mark.usefixtures("nothing_goes_direct")
+async def test_tokens_of_coze_go_the_same_way(gateway, demo, proxy_url):
+    key = rsa.generate_private_key(public_exponent=65537, key_size=2048).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption(),
+    )
+    served = await demo("coze", key="only-tokens-from-oauth")
+    oauth = {"app_id": "1", "key_id": "k", "private_key": key.decode()}
+    agent = {"platform": "coze", "bot_id": "7", "base_url": served.url, "oauth": oauth}
+    gw = await gateway(agents={"coze": {**agent, "proxy": await proxy_url("socks5h")}})
+    async with gw.chat("coze") as answer:
+        assert answer.status == 200, await answer.text()
+    assert "/api/permission/oauth2/token" in [path for path, _ in served.demo.requests]
 
 
 # Faults of proxies.
