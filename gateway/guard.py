@@ -25,8 +25,7 @@ from gateway.exchange import Source
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Links, address_of
 from gateway.lookups import CallersNames, Found, numeric
-from gateway.outgoing import Way
-from gateway.tunnel import ProxyFailed
+from gateway.outgoing import NoWay, Way
 
 MAX_URL = 8192  # characters
 MAX_REDIRECTS = 3
@@ -233,7 +232,7 @@ class Guard:
             raise InvalidRequest(
                 f"The URL took longer than {self._config.timeout:g} s; use a faster server."
             ) from None
-        except ProxyFailed as error:
+        except NoWay as error:
             raise _explain_proxy(error) from None
         except _NETWORK_ERRORS as error:
             raise InvalidRequest(_explain(error)) from None
@@ -327,7 +326,7 @@ def _explain(error: Exception) -> str:
     return "The URL's server broke off the connection; try again."
 
 
-def _explain_proxy(error: ProxyFailed) -> GatewayError:
+def _explain_proxy(error: NoWay) -> GatewayError:
     """A caller can only do something about the URL."""
     if error.is_refusal:
         return InvalidRequest(f"No connection to the URL's server. {error.message}")

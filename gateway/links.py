@@ -76,7 +76,7 @@ class Links:
         return None
 
     async def connect(self, origin: Origin, way: Way = DIRECT) -> Link:
-        """A new one. Raises ProxyFailed, gaierror, ssl.SSLError and OSError."""
+        """A new one. Raises NoWay, gaierror, ssl.SSLError and OSError."""
         link = Link(self._on_free)
         self._open[link] = origin, way.pool
         try:
@@ -105,9 +105,7 @@ class Links:
             if way.proxy is None:
                 await self._connect(link, origin, way, addresses)
             else:
-                # Of both kinds a proxy more surely reaches IPv4.
-                first = min(addresses, key=lambda found: found[0] != socket.AF_INET)
-                await self._tunnel(link, origin, first[4][0], way.proxy, way)
+                await self._tunnel(link, origin, _first(addresses), way.proxy, way)
         except BaseException:
             link.close()
             raise
@@ -125,7 +123,7 @@ class Links:
     async def _tunnel(self, link: Link, origin: Origin, host: str, proxy: Proxy, way: Way) -> None:
         """Through `proxy` to `host`, the origin's name or an address of it."""
         if proxy.scheme == "socks5":  # which is not asked to look up names
-            host = (await self._lookups.find(host, origin.port))[0][4][0]
+            host = _first(await self._lookups.find(host, origin.port))
         stream = Stream()
         try:
             await self._connect_to_proxy(proxy, way, lambda: stream)
@@ -213,6 +211,11 @@ class Links:
             self._sweep.cancel()
         for link in list(self._open):
             link.close()
+
+
+def _first(addresses: Found) -> str:
+    """The one that a proxy is asked for: of both kinds it more surely reaches IPv4."""
+    return str(min(addresses, key=lambda found: found[0] != socket.AF_INET)[4][0])
 
 
 def _never_free(link: Link) -> None:

@@ -11,6 +11,18 @@ from gateway.config import Agent, Config, Outgoing
 from gateway.proxy import Proxy
 
 
+class NoWay(Exception):
+    """No connection, for a reason of the way itself. `is_setup`: somebody must change the
+    configuration, ours or the proxy's. `is_refusal`: the proxy has answered, and it is about this
+    one upstream."""
+
+    def __init__(self, message: str, *, is_setup: bool = False, is_refusal: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.is_setup = is_setup
+        self.is_refusal = is_refusal
+
+
 @dataclass(frozen=True, eq=False)
 class Trust:
     """Whose certificates are accepted, and which one is shown. Paths of PEM files, or "".
@@ -95,9 +107,15 @@ def _trust_of(agent: Agent) -> Trust:
 
 
 def tls_context(trust: Trust) -> ssl.SSLContext:
-    """Takes tens of milliseconds, for the system's certificates. Raises OSError."""
+    """Takes tens of milliseconds, for the system's certificates. Raises NoWay."""
     context = ssl.create_default_context()
-    _load(context, trust)
+    try:
+        _load(context, trust)
+    except OSError:
+        raise NoWay(
+            "The agent's ca, cert or key cannot be read any more; `run.py check` says why.",
+            is_setup=True,
+        ) from None
     if not trust.verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE

@@ -12,23 +12,12 @@ from typing import cast
 from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio.v2 import Proxy as Negotiation
 
-from gateway.outgoing import tls_reason
+from gateway.outgoing import NoWay, tls_reason
 from gateway.proxy import Proxy
 
 _MAX_REPLY = 64 << 10  # bytes of what a proxy says before the tunnel is there
 # SOCKS5's codes (RFC 1928); CONNECT's are HTTP statuses.
 _SOCKS_NOT_ALLOWED = 2
-
-
-class ProxyFailed(Exception):
-    """No connection by way of the proxy. `is_setup`: somebody must change the configuration, ours
-    or the proxy's. `is_refusal`: the proxy has answered, and it is about this one upstream."""
-
-    def __init__(self, message: str, *, is_setup: bool = False, is_refusal: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
-        self.is_setup = is_setup
-        self.is_refusal = is_refusal
 
 
 class Stream(asyncio.Protocol):
@@ -89,7 +78,7 @@ class Stream(asyncio.Protocol):
 
 
 async def negotiate(proxy: Proxy, stream: Stream, host: str, port: int) -> None:
-    """Make `stream` lead to `host`, a name or an address. Raises ProxyFailed; then it is closed."""
+    """Make `stream` lead to `host`, a name or an address. Raises NoWay; then it is closed."""
     kind = ProxyType.HTTP if proxy.speaks_http else ProxyType.SOCKS5
     user, password = proxy.user, proxy.password.reveal()
     if proxy.speaks_http:  # python-socks makes Latin-1 of them; UTF-8 is what RFC 7617 prefers
@@ -100,12 +89,12 @@ async def negotiate(proxy: Proxy, stream: Stream, host: str, port: int) -> None:
     except ProxyError as error:
         raise _failed(proxy, error) from None
     except (UnicodeError, ValueError) as error:
-        raise ProxyFailed(
+        raise NoWay(
             f"The proxy {proxy} cannot be given the upstream's name: {error}.", is_setup=True
         ) from None
     if not stream.is_ready:
         await stream.close()
-        raise ProxyFailed(f"The proxy {proxy} closed the connection, or sends what it must not.")
+        raise NoWay(f"The proxy {proxy} closed the connection, or sends what it must not.")
 
 
 class _Opened(Negotiation):
@@ -118,24 +107,24 @@ class _Opened(Negotiation):
         return self._stream
 
 
-def _failed(proxy: Proxy, error: ProxyError) -> ProxyFailed:
+def _failed(proxy: Proxy, error: ProxyError) -> NoWay:
     code = error.error_code
     shown = f" ({code})" if code is not None else ""
     if code in (401, 407) or "uthentication" in str(error):
-        return ProxyFailed(
+        return NoWay(
             f"The proxy {proxy} does not accept the gateway's user and password{shown}; put them"
             " into its URL: scheme://user:password@host:port.",
             is_setup=True,
         )
     if code is None:
-        return ProxyFailed(
+        return NoWay(
             f"What listens at {proxy} does not answer as such a proxy; check its scheme and port.",
             is_setup=True,
         )
     is_down = code >= 500 if proxy.speaks_http else code != _SOCKS_NOT_ALLOWED
     if is_down:
-        return ProxyFailed(f"The proxy {proxy} cannot reach the upstream{shown}.", is_refusal=True)
-    return ProxyFailed(
+        return NoWay(f"The proxy {proxy} cannot reach the upstream{shown}.", is_refusal=True)
+    return NoWay(
         f"The proxy {proxy} does not let the gateway reach the upstream{shown}; allow it there, or"
         " go direct with proxy: none or NO_PROXY.",
         is_setup=True,
@@ -143,14 +132,14 @@ def _failed(proxy: Proxy, error: ProxyError) -> ProxyFailed:
     )
 
 
-def no_proxy_there(proxy: Proxy, error: OSError | UnicodeError) -> ProxyFailed:
+def no_proxy_there(proxy: Proxy, error: OSError | UnicodeError) -> NoWay:
     """Why there is no connection to the proxy itself."""
     if isinstance(error, ssl.SSLError):
-        return ProxyFailed(
+        return NoWay(
             f"No TLS connection to the proxy {proxy}: {tls_reason(error)}; if its certificate is"
             " one of your own, trust its authority with ca.",
             is_setup=True,
         )
     if isinstance(error, socket.gaierror | UnicodeError):
-        return ProxyFailed(f"The host name of the proxy {proxy} cannot be resolved; check its URL.")
-    return ProxyFailed(f"The proxy {proxy} refuses connections; is it up, and its URL right?")
+        return NoWay(f"The host name of the proxy {proxy} cannot be resolved; check its URL.")
+    return NoWay(f"The proxy {proxy} refuses connections; is it up, and its URL right?")

@@ -23,9 +23,8 @@ from gateway.errors import (
 from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Address, Links, address_of
-from gateway.outgoing import Way, tls_reason
+from gateway.outgoing import NoWay, Way, tls_reason
 from gateway.timers import Timers
-from gateway.tunnel import ProxyFailed
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
 MAX_BACKGROUND = 10_000
@@ -133,7 +132,7 @@ class Upstream:
             raise UpstreamConnectTimeout(
                 f"No connection to the upstream in time{by}; is it up?"
             ) from None
-        except ProxyFailed as error:
+        except NoWay as error:
             kind = UpstreamMisconfigured if error.is_setup else UpstreamUnreachable
             raise kind(error.message) from None
         except (OSError, UnicodeError) as error:  # the latter for a host that no name can be

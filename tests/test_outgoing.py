@@ -596,6 +596,17 @@ async def test_a_client_certificate_is_shown(gateway, strict, pems):
     assert "Set the agent's cert and key" in message
 
 
+async def test_a_pem_file_that_has_gone_since_is_said(gateway, platform, pems, tmp_path):
+    path = tmp_path / "ca.pem"
+    path.write_bytes(Path(pems.ca).read_bytes())
+    url = f"https://localhost:{await platform(tls=True)}/v1"
+    gw = await gateway(agents={"bot": bot(url, ca=str(path))})
+    path.unlink()
+    status, code, message = await ask(gw)
+    assert (status, code) == (502, "upstream_auth_failed")
+    assert "cannot be read any more" in message
+
+
 async def test_an_upstream_without_tls_is_said(gateway, platform):
     url = f"https://localhost:{await platform()}/v1"
     status, code, message = await ask(await gateway(agents={"bot": bot(url)}))
