@@ -132,6 +132,7 @@ def _complete_headers(
 
 async def _identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
     add_request_id(request.get(CONTEXT), response)
+    add_safety(request, response)
 
 
 def _observed(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
