@@ -132,6 +132,7 @@ def _complete_headers(
 
 async def _identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
     add_request_id(request.get(CONTEXT), response)
+    add_safety(request, response)
 
 
 def _observed(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -153,7 +154,8 @@ async def _upstream(app: web.Application) -> AsyncIterator[None]:
 
 def _files(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_both(app: web.Application) -> AsyncIterator[None]:
-        files, guard = open_files(config.storage), Guard(config.fetch)
+        files = open_files(config.storage)
+        guard = Guard(config.fetch, lambda: app[STATE].now.config.outgoing)
         app[FILES], app[ATTACHMENTS] = files, Attachments(files, guard)
         try:
             await files.open()

@@ -65,7 +65,7 @@ class Attachments:
             except FileNotFound:
                 if self._files.is_ours(media.url, origin()):
                     raise
-                return media  # a link of another gateway may look the same
+                return replace(media, owner=owner)  # another gateway's link may look the same
         link = await self._files.public_link(file)
         return Media(kind_of(file.mime), link, media.name or file.title, stored=file.name)
 
@@ -80,7 +80,7 @@ class Attachments:
             mime, data = read_data(media.url)
             yield Source(media.name or _name_for(media, mime), mime, len(data), _blocks(data))
         else:
-            async with self._guard.open(media.url) as source:
+            async with self._guard.open(media.url, media.owner) as source:
                 name = media.name or source.name
                 if not extension_of(name):
                     name = _name_for(media, source.mime)

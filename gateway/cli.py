@@ -160,15 +160,18 @@ def check(args: argparse.Namespace) -> int:
     if config is None:
         return 1
     from gateway.configfile import lock_out
+    from gateway.outgoing import warnings, way_of
 
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
         where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
-        print(f"  {name}: {agent.platform} at {where}")
+        way = str(way_of(agent, agent.base_url, config.outgoing))
+        print(f"  {name}: {agent.platform} at {where}" + f", {way}" * (way != "direct"))
         if agent.is_demo and agent.api_key:
             print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
-    if warning := lock_out(config):
-        print(f"  {warning}")
+    for warning in (*warnings(config), lock_out(config)):
+        if warning:
+            print(f"  {warning}")
     return _check_live(config) if getattr(args, "live", False) else 0
 
 

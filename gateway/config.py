@@ -21,6 +21,7 @@ from pydantic import (
 
 from gateway.configvalues import (
     Age,
+    AnyProxy,
     AnyRate,
     Duration,
     HeaderValue,
@@ -35,6 +36,7 @@ from gateway.configvalues import (
     with_a_port,
 )
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
+from gateway.proxy import Proxy, is_excepted
 from gateway.secret import Secret
 
 DEMO = "demo:"
@@ -213,10 +215,26 @@ class Storage(Model):
         return bucket or self.s3.bucket, prefix or self.s3.key_prefix
 
 
+class Outgoing(Model):
+    """The proxies of connections to platforms and to the hosts of callers' URLs, where an agent
+    and `fetch` name none: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the environment."""
+
+    http_proxy: AnyProxy = None
+    https_proxy: AnyProxy = None
+    no_proxy: str = ""
+
+    def proxy_for(self, scheme: str, host: str, port: int) -> Proxy | None:
+        proxy = self.https_proxy if scheme == "https" else self.http_proxy
+        if proxy is None or proxy == "none" or is_excepted(self.no_proxy, host, port):
+            return None
+        return proxy
+
+
 class Fetch(Model):
     """What the gateway itself fetches when a caller names a URL: never from private networks,
     but for those in `allow`. `timeout` is for the whole of it."""
 
+    proxy: AnyProxy = None
     allow: list[Network] = []
     max_size: Size = 100 * 1000 * 1000
     timeout: Duration = 60.0
@@ -323,10 +341,17 @@ AnyLeavers = Annotated[
 
 
 class Agent(Model):
-    """What every agent has, whatever its platform."""
+    """What every agent has, whatever its platform. `proxy`: left out, that of `outgoing`. `ca`,
+    `cert` and `key` are PEM files: authorities that are trusted beside the system's, and the
+    certificate that the gateway shows. A reload reads them again."""
 
     base_url: BaseUrl = DEMO
     api_key: Secret = Secret("")
+    proxy: AnyProxy = None
+    ca: OptionalText = None
+    cert: OptionalText = None
+    key: OptionalText = None
+    verify: bool = True
     timeouts: Timeouts = Timeouts()
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 100
@@ -449,6 +474,7 @@ class Config(Model):
     redis: AnyRedis = Redis()
     storage: Storage = Storage()
     fetch: Fetch = Fetch()
+    outgoing: Outgoing = Outgoing()
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     traces: Traces = Traces()

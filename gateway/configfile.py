@@ -12,6 +12,8 @@ from pydantic import BaseModel, ValidationError
 
 from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
 from gateway.errors import clean
+from gateway.outgoing import file_problems
+from gateway.proxy import read_proxy
 
 
 class ConfigError(Exception):
@@ -52,6 +54,7 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
                 server.setdefault(name, environ[name.upper()])
         server.update(given)
     _fill_in(tree, environ)
+    _fill_in_proxies(tree, environ, problems)
     config = None
     try:
         config = Config.model_validate(tree)
@@ -69,6 +72,9 @@ def check_together(config: Config) -> Iterator[str]:
     """What is wrong with sections that are each right by themselves."""
     yield from _check_access(config)
     yield from _check_files(config)
+    for name, agent in config.agents.items():
+        for member, words in file_problems(agent):
+            yield f"agents.{name}.{member}: {words}"
 
 
 def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -100,6 +106,27 @@ def _fill_in_storage(storage: dict[str, Any], environ: Mapping[str, str]) -> Non
     )
     if is_bucket and environ.get("S3_PUBLIC_BASE_URL"):
         storage["public_base_url"] = storage.get("public_base_url") or environ["S3_PUBLIC_BASE_URL"]
+
+
+def _fill_in_proxies(tree: dict[str, Any], environ: Mapping[str, str], problems: list[str]) -> None:
+    """As curl, Go and Python read these variables: in lower case first, ALL_PROXY last."""
+    outgoing = tree.setdefault("outgoing", {})
+    if not isinstance(outgoing, dict):
+        return
+    for name in ("http_proxy", "https_proxy", "no_proxy"):
+        variables = [name, name.upper()]
+        if name != "no_proxy":
+            variables += ["all_proxy", "ALL_PROXY"]
+        found = next((v for v in variables if environ.get(v)), None)
+        if found is None or name in outgoing:
+            continue
+        outgoing[name] = environ[found]
+        try:
+            if name != "no_proxy":
+                read_proxy(environ[found])
+        except ValueError as error:
+            outgoing[name] = None
+            problems.append(f"outgoing.{name}: {error} (it is from the environment's {found})")
 
 
 class _Loader(yaml.SafeLoader):

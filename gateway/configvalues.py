@@ -5,11 +5,12 @@ Their errors are for whoever wrote the file, and pydantic puts the place before 
 
 import re
 from ipaddress import IPv4Network, IPv6Network, ip_network
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from gateway.proxy import Proxy, read_proxy
 from gateway.secret import Secret
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -89,6 +90,15 @@ def public_address(value: str) -> str:
     return value.rstrip("/")
 
 
+def _proxy(value: Any) -> Any:
+    """A `Proxy` from its URL; "none" from nothing, which is not the same as the key left out."""
+    if isinstance(value, Secret):
+        value = value.reveal()
+    if value is None or value in ("", "none"):
+        return "none"
+    return read_proxy(value) if isinstance(value, str) else value
+
+
 def _header(value: Secret) -> Secret:
     if not re.fullmatch(r"[\t\x20-\x7e\x80-\U0010ffff]*", value.reveal()):
         raise ValueError("contains characters that are not allowed here")
@@ -131,6 +141,13 @@ Network = Annotated[
     IPv4Network | IPv6Network,
     BeforeValidator(_network),
     WithJsonSchema({"type": "string", "description": "an address or a network: 10.0.0.0/8"}),
+]
+AnyProxy = Annotated[
+    Proxy | Literal["none"] | None,  # None: the key was left out
+    BeforeValidator(_proxy),
+    WithJsonSchema(
+        {"anyOf": [{"type": "null"}, {"type": "string"}], "description": "a proxy's URL, or none"}
+    ),
 ]
 PublicAddress = Annotated[str, AfterValidator(public_address)]
 Port = Annotated[int, Field(ge=0, le=65_535)]

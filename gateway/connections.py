@@ -23,10 +23,11 @@ from gateway.errors import (
     clean,
 )
 from gateway.flights import Flights
-from gateway.headernames import SERVER_NAME
+from gateway.headernames import SAFETY, SERVER_NAME
 from gateway.keys import FLIGHTS
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
+from gateway.middlewares.safety import add_safety
 
 log = logging.getLogger("gateway")
 
@@ -38,7 +39,9 @@ MAX_LINE = 8190  # bytes of the request line, and of one header
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
-    b"x-should-retry: true\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+    b"x-should-retry: true\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
+    + "".join(f"{name}: {value}\r\n" for name, value in SAFETY.items()).encode()
+    + b"\r\n%s"
 )
 _FULL_BODY = (
     b'{"error":{"message":"The gateway has as many connections as it takes; try again shortly.",'
@@ -125,6 +128,7 @@ class _Connection(Caller, RequestHandler):
         response = error_response(request, error)
         response.headers["x-request-id"] = new_request_id()
         response.headers["Server"] = SERVER_NAME
+        add_safety(request, response)
         response.force_close()
         return response
 

@@ -66,7 +66,7 @@ def _fixed(headers: dict[str, str]) -> str:
     """The lines that all answers of a kind begin with."""
     every: dict[str, str] = {
         headernames.SERVER: headernames.SERVER_NAME,
-        **headernames.SAFETY_OF_OUR_OWN,
+        **headernames.SAFETY,
         **headers,
     }
     lines = [f"{name}: {value}\r\n" for name, value in every.items()]

@@ -3,27 +3,29 @@
 A caller must not reach, through us, what only we can reach. So a host is resolved once per hop,
 every address it has is judged, and the connection goes to these very addresses: there is no second
 look-up that could answer otherwise. A refusal comes before any connection is made, and so tells
-nothing of what listens inside. Redirects are followed by hand, each judged like the first URL.
+nothing of what listens inside. Redirects are followed by hand, each judged like the first URL. A
+proxy on the way is asked for an address as well, and so has nothing to look up.
 """
 
 import asyncio
 import re
-import socket
+import ssl
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
-from contextvars import ContextVar
 from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from urllib.parse import urljoin
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-from aiohttp.http_exceptions import HttpProcessingError
+from multidict import CIMultiDictProxy
 from yarl import URL
 
-from gateway.config import Fetch
-from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.config import Fetch, Outgoing
+from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, UpstreamFailed
 from gateway.exchange import Source
+from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
+from gateway.links import Links, address_of
+from gateway.lookups import CallersNames, Found, numeric
+from gateway.outgoing import NoWay, Way
 
 MAX_URL = 8192  # characters
 MAX_REDIRECTS = 3
@@ -44,44 +46,57 @@ _SPECIAL_V6 = [ip_network(n) for n in ("2001::/23", "2001:db8::/32", "3fff::/20"
 _NAT64 = ip_network("64:ff9b::/96")
 _SIX_TO_FOUR = ip_network("2002::/16")
 
+_HEAD = (
+    b"GET %b HTTP/1.1\r\nhost: %b\r\nuser-agent: ai-gateway\r\naccept: */*\r\n"
+    b"accept-encoding: identity\r\nconnection: close\r\n\r\n"
+)
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as a host's last label: not a name for any parser
 
-_pinned: ContextVar[list[ResolveResult]] = ContextVar("pinned")
+Resolve = Callable[[str, int, str], Awaitable[Found]]  # of a host, a port and whose URL it is
 
 
 class Guard:
-    """Fetches what callers name. Opens its connections on first use; `close` ends them."""
+    """Fetches what callers name. `outgoing` gives the proxies of the configuration in effect."""
 
-    def __init__(self, config: Fetch, resolver: AbstractResolver | None = None) -> None:
+    def __init__(
+        self,
+        config: Fetch,
+        outgoing: Callable[[], Outgoing] = Outgoing,
+        resolve: Resolve | None = None,
+    ) -> None:
         self._config = config
-        self._resolver = resolver
-        self._session: aiohttp.ClientSession | None = None
+        self._outgoing = outgoing
+        self._names = CallersNames()
+        self._resolve = resolve or self._names.find
+        self._links: Links | None = None  # from the first fetch on
 
     async def close(self) -> None:
-        if self._session is not None:
-            await self._session.close()
+        await self._names.close()
+        if self._links is not None:
+            self._links.close()
 
     @asynccontextmanager
-    async def open(self, url: str) -> AsyncIterator[Source]:
-        """The file at `url`. Its `chunks` can be read once and within the block only.
+    async def open(self, url: str, owner: str = "") -> AsyncIterator[Source]:
+        """The file at `url`, which `owner` named. Its `chunks` can be read once and within the
+        block only.
 
         Raises InvalidRequest for a URL that may not or cannot be fetched and BodyTooLarge for a
         file over `max_size` bytes. Reading `chunks` raises these too; a file that ends is whole.
         """
         deadline = asyncio.get_running_loop().time() + self._config.timeout
         first = self.check(url)
-        response = await self._follow(first, deadline)
+        link = await self._follow(first, deadline, owner)
         try:
-            size = _size(response)
+            size = _size(link.status, headers := link.headers)
             self._check_size(size or 0)
-            mime = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            async with aclosing(self._chunks(response, deadline)) as chunks:
+            mime = headers.get("Content-Type", "").partition(";")[0].strip().lower()
+            async with aclosing(self._chunks(link, deadline)) as chunks:
                 yield Source(_file_name(first), mime, size, chunks)
         finally:
-            response.close()
+            link.close()
 
     @staticmethod
     def check(url: str) -> URL:
@@ -118,14 +133,14 @@ class Guard:
             ip = ip.ipv4_mapped
         return not _is_public(ip) and not any(ip in network for network in self._config.allow)
 
-    async def _follow(self, url: URL, deadline: float) -> aiohttp.ClientResponse:
+    async def _follow(self, url: URL, deadline: float, owner: str) -> Link:
         """The first answer that is no redirect. The bodies of redirects are not read."""
         for _ in range(MAX_REDIRECTS + 1):
-            response = await self._get(url, deadline)
-            location = response.headers.get("Location")
-            if response.status not in _REDIRECTS or location is None:
-                return response
-            response.close()
+            link = await self._get(url, deadline, owner)
+            location = link.headers.get("Location")
+            if link.status not in _REDIRECTS or location is None:
+                return link
+            link.close()
             url = self._target(url, location)
         raise InvalidRequest(
             f"The URL redirects more than {MAX_REDIRECTS} times; use the one it leads to."
@@ -141,27 +156,38 @@ class Guard:
             raise InvalidRequest("The URL redirects from https to http; use one that does not.")
         return target
 
-    async def _get(self, url: URL, deadline: float) -> aiohttp.ClientResponse:
+    async def _get(self, url: URL, deadline: float, owner: str) -> Link:
         """The answer of one hop, its body unread."""
         async with self._network(deadline):
-            _pinned.set(await self._addresses(url))
-            return await self._client().get(url, allow_redirects=False)
+            addresses = await self._addresses(url, owner)
+            address = address_of(str(url))
+            self._links = self._links or Links()
+            link = await self._links.connect_to(address.origin, addresses, self._way(url))
+            try:
+                link.send(_HEAD % (address.target.encode(), address.host.encode()))
+                await link.answered()
+            except BaseException:
+                link.close()
+                raise
+        return link
 
-    async def _addresses(self, url: URL) -> list[ResolveResult]:
-        """Where a name is to be found, or [] for an address, for which aiohttp asks no resolver.
+    def _way(self, url: URL) -> Way:
+        proxy = self._config.proxy
+        if proxy is None:
+            proxy = self._outgoing().proxy_for(url.scheme, url.raw_host or "", url.port or 0)
+        return Way(None if proxy == "none" else proxy)
+
+    async def _addresses(self, url: URL, owner: str) -> Found:
+        """Where the host is to be found.
 
         Raises InvalidRequest if any of the addresses is forbidden: a host that has a private one
         is not a public host, and which of them would be connected to is chance.
         """
         host, port = url.raw_host or "", url.port or 0
-        answer: list[ResolveResult] = []
+        answer: Found = []
         try:
-            if (literal := _literal(host)) is not None:
-                found = [literal]
-            else:
-                self._resolver = self._resolver or aiohttp.ThreadedResolver()
-                answer = await self._resolver.resolve(host, port, socket.AF_UNSPEC)
-                found = [ip_address(result["host"]) for result in answer]
+            answer = numeric(host, port) or await self._resolve(host, port, owner)
+            found = [ip_address(address[4][0]) for address in answer]
         except (OSError, ValueError):
             found = []
         if not found:
@@ -173,29 +199,12 @@ class Guard:
             )
         return answer
 
-    def _client(self) -> aiohttp.ClientSession:
-        """Connections are not kept, so that none outlives the judgement it was made on."""
-        if self._session is None:
-            self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    resolver=_Pinned(), use_dns_cache=False, force_close=True, limit=0
-                ),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers={"User-Agent": "ai-gateway", "Accept-Encoding": "identity"},
-                timeout=aiohttp.ClientTimeout(total=None),  # `_network` keeps the time
-                auto_decompress=False,
-                trust_env=False,
-            )
-        return self._session
-
-    async def _chunks(
-        self, response: aiohttp.ClientResponse, deadline: float
-    ) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. aiohttp raises if it ends before its length or its last chunk."""
+    async def _chunks(self, link: Link, deadline: float) -> AsyncGenerator[bytes, None]:
+        """The body as it comes. The link raises if it ends before its length or its last chunk."""
         read = 0
         while True:
             async with self._network(deadline):
-                chunk = await response.content.readany()
+                chunk = await link.read()
             if not chunk:
                 return
             read += len(chunk)
@@ -223,20 +232,10 @@ class Guard:
             raise InvalidRequest(
                 f"The URL took longer than {self._config.timeout:g} s; use a faster server."
             ) from None
+        except NoWay as error:
+            raise _explain_proxy(error) from None
         except _NETWORK_ERRORS as error:
             raise InvalidRequest(_explain(error)) from None
-
-
-class _Pinned(AbstractResolver):
-    """Gives aiohttp the addresses that were judged for the hop under way, and no others."""
-
-    async def resolve(
-        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_INET
-    ) -> list[ResolveResult]:
-        return _pinned.get()
-
-    async def close(self) -> None:
-        pass
 
 
 def _check_authority(text: str) -> None:
@@ -286,23 +285,24 @@ def _is_public(ip: IPv4Address | IPv6Address) -> bool:
     return ip in _GLOBAL_V6 and not any(ip in network for network in _SPECIAL_V6)
 
 
-def _size(response: aiohttp.ClientResponse) -> int | None:
+def _size(status: int, headers: CIMultiDictProxy[str]) -> int | None:
     """The bytes that the file will have; None if it comes in HTTP's chunks.
 
     Raises InvalidRequest for an answer that is no file, is compressed (a bomb may be in it), or
     ends with its connection: of that one could not tell whether it is whole.
     """
-    if response.status != 200:
-        raise InvalidRequest(f"The URL's server answers {response.status}, not 200; check the URL.")
-    coding = ",".join(response.headers.getall("Content-Encoding", [])).strip().lower()
-    framing = ",".join(response.headers.getall("Transfer-Encoding", [])).strip().lower()
+    if status != 200:
+        raise InvalidRequest(f"The URL's server answers {status}, not 200; check the URL.")
+    coding = ",".join(headers.getall("Content-Encoding", [])).strip().lower()
+    framing = ",".join(headers.getall("Transfer-Encoding", [])).strip().lower()
     if coding not in ("", "identity") or framing not in ("", "chunked"):
         raise InvalidRequest("The URL's file comes compressed; use one that is sent as it is.")
     if framing:
         return None
-    if response.content_length is None:
+    length = headers.get("Content-Length", "").strip()
+    if not length.isdecimal():
         raise InvalidRequest("The URL's server does not tell the file's length; use another one.")
-    return response.content_length
+    return int(length)
 
 
 def _file_name(url: URL) -> str:
@@ -313,14 +313,21 @@ def _file_name(url: URL) -> str:
 
 
 # RuntimeError is what uvloop raises for a transport that has just closed.
-_NETWORK_ERRORS = (aiohttp.ClientError, HttpProcessingError, OSError, RuntimeError, ValueError)
+_NETWORK_ERRORS = (NotHttp, OSError, RuntimeError, ValueError)
 
 
 def _explain(error: Exception) -> str:
-    if isinstance(error, aiohttp.ClientSSLError | aiohttp.ClientConnectorCertificateError):
+    if isinstance(error, ssl.SSLError):
         return "The TLS certificate of the URL's server is not accepted; use another server."
-    if isinstance(error, aiohttp.ClientConnectorError):
-        return "No connection to the URL's server; check the URL."
-    if isinstance(error, aiohttp.ClientResponseError | HttpProcessingError):
+    if isinstance(error, NotHttp):
         return "The URL's server does not answer in valid HTTP; check the URL."
+    if isinstance(error, OSError) and not isinstance(error, NoAnswer | AnswerCut):
+        return "No connection to the URL's server; check the URL."
     return "The URL's server broke off the connection; try again."
+
+
+def _explain_proxy(error: NoWay) -> GatewayError:
+    """A caller can only do something about the URL."""
+    if error.is_refusal:
+        return InvalidRequest(f"No connection to the URL's server. {error.message}")
+    return UpstreamFailed(f"The URL cannot be fetched. {error.message}")

@@ -26,8 +26,7 @@ async def learn(
     """
 
     async def ask(step: First) -> Any:
-        connect_s = target.agent.timeouts.connect
-        return step.learn(await upstream.fetch(step.request, connect_s, _FETCH_S))
+        return step.learn(await upstream.fetch(step.request, target.way, _FETCH_S))
 
     if not step.shared or again is None:
         return await ask(step)
@@ -123,8 +122,8 @@ async def give(upstream: Upstream, target: Target, source: Source, user: Callabl
     step = target.platform.upload()
     for _ in range(MAX_STEPS):
         if isinstance(step, UploadRequest):
-            timeouts = target.agent.timeouts
-            reply = await upstream.send_file(step, source, user, timeouts.connect, timeouts.total)
+            total_s = target.agent.timeouts.total
+            reply = await upstream.send_file(step, source, user, target.way, total_s)
             return target.platform.uploaded(reply)
         step = await learn(upstream, target, step, target.platform.upload)
     raise UpstreamFailed("The upstream keeps asking for preliminary calls.")

@@ -26,10 +26,11 @@ LIMITS = {
 }
 
 SERVER_NAME = "ai-gateway"
-# They keep browsers from doing more with an answer than showing it.
-SAFETY: dict[str, str] = {CONTENT_TYPE_OPTIONS: "nosniff", REFERRER_POLICY: "no-referrer"}
-# Files say themselves what may be done with them, and for how long they may be kept.
-SAFETY_OF_OUR_OWN: dict[str, str] = SAFETY | {
+# They keep browsers from doing more with an answer than showing it. Files say themselves what may
+# be done with them, and for how long they may be kept.
+SAFETY: dict[str, str] = {
+    CONTENT_TYPE_OPTIONS: "nosniff",
+    REFERRER_POLICY: "no-referrer",
     CONTENT_SECURITY_POLICY: "default-src 'none'; frame-ancestors 'none'",
     CACHE_CONTROL: "no-store",  # answers are one caller's own
 }

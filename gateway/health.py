@@ -44,15 +44,14 @@ class HealthCache:
 
 
 async def _verdict(upstream: Upstream, target: Target) -> str:
-    connect_s = target.agent.timeouts.connect
     step: Step | str = target.platform.probe()
     for _ in range(MAX_STEPS):
         if isinstance(step, str):
             return step
         if isinstance(step, First):
-            step = step.learn(await upstream.fetch(step.request, connect_s, _FETCH_S))
+            step = step.learn(await upstream.fetch(step.request, target.way, _FETCH_S))
         else:
-            step = target.platform.verdict(await upstream.fetch(step, connect_s, _FETCH_S))
+            step = target.platform.verdict(await upstream.fetch(step, target.way, _FETCH_S))
     raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
 
 

@@ -6,6 +6,7 @@ do that as well.
 """
 
 import asyncio
+import ssl
 import zlib
 from collections.abc import Callable
 from typing import cast
@@ -41,15 +42,16 @@ class Link(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_between", "_error", "_fields", "_fresh", "_head", "_head_size", "_inflate", "_is_asked",
-        "_is_whole", "_keeps", "_listener", "_loop", "_on_free", "_parser", "_paused", "_pieces",
-        "_size", "_until_close", "_waiter", "_writable", "idle_since", "kind", "quick", "status",
-        "transport",
+        "_between", "_decodes", "_error", "_fields", "_fresh", "_head", "_head_size",
+        "_inflate", "_is_asked", "_is_whole", "_keeps", "_listener", "_loop", "_on_free",
+        "_parser", "_paused", "_pieces", "_size", "_until_close", "_waiter", "_writable",
+        "idle_since", "kind", "quick", "status", "transport",
     )  # fmt: skip
 
-    def __init__(self, on_free: Callable[["Link"], None]) -> None:
+    def __init__(self, on_free: Callable[["Link"], None], decodes: bool = True) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_free = on_free
+        self._decodes = decodes  # else a body is given as it comes, whatever its encoding
         self._parser = httptools.HttpResponseParser(self)
         # What servers in the world send and every client reads.
         self._parser.set_dangerous_leniencies(
@@ -284,7 +286,9 @@ class Link(asyncio.Protocol):
             self._is_whole = True
             self._deliver()
         elif self._is_asked:
-            self._fail(AnswerCut() if self.status else NoAnswer())
+            # With TLS 1.3 a client's certificate is refused only here.
+            refusal = exc if isinstance(exc, ssl.SSLError) and not self.status else None
+            self._fail(refusal or (AnswerCut() if self.status else NoAnswer()))
         self._on_free(self)
 
     def _fail(self, error: Exception) -> None:
@@ -320,7 +324,7 @@ class Link(asyncio.Protocol):
         self._until_close = not has_length and status not in (204, 304)
         self._keeps = self._parser.should_keep_alive() and not self._until_close
         self.kind = fields.get(b"content-type", b"").decode("latin-1")
-        encoding = fields.get(b"content-encoding", b"").lower()
+        encoding = fields.get(b"content-encoding", b"").lower() if self._decodes else b""
         if encoding in (b"gzip", b"x-gzip", b"deflate"):
             self._inflate = zlib.decompressobj(zlib.MAX_WBITS | 32)
         elif encoding not in (b"identity", b""):

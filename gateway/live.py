@@ -43,7 +43,7 @@ async def _agents(config: Config) -> list[Row]:
             continue
         health = next(told)
         words = health.detail.removeprefix(f"Agent {name!r}: ")
-        rows.append((name, kind, target.url, health.healthy, words))
+        rows.append((name, kind, target.url, health.healthy, f"{words} [{target.way}]"))
     return rows
 
 

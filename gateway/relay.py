@@ -318,8 +318,7 @@ class Run:
                 self._wants_whole = True
                 now = self._loop.time()
                 self._wait_until(None if self._is_last else (now + self.ends_at) / 2)
-            connect_s = target.agent.timeouts.connect
-            exchange = await self._upstream.send(step, connect_s, self._trace_headers)
+            exchange = await self._upstream.send(step, target.way, self._trace_headers)
             self._exchange = exchange
             self.show_life(self._loop.time())
             self._has_accepted = exchange.status == 200
@@ -455,7 +454,7 @@ class Run:
 
     async def _stop(self, target: Target, request: UpstreamRequest) -> None:
         with contextlib.suppress(GatewayError):  # it ends by itself; nobody is left to be told
-            await self._upstream.fetch(request, target.agent.timeouts.connect, _STOP_S)
+            await self._upstream.fetch(request, target.way, _STOP_S)
 
 
 async def _is_stream(exchange: Exchange) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import difflib
 import random
+import re
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -13,8 +14,12 @@ from gateway.breaker import Breaker, Pass
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
 from gateway.errors import AgentNotFound, CircuitOpen, GatewayError, TargetBusy, shorten
 from gateway.filetypes import MediaKind
+from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.platforms import PLATFORMS, Platform
 
+_CREDENTIAL = re.compile(
+    "auth|key|token|secret|cookie|password", re.IGNORECASE
+)  # in headers' names
 _SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
 
@@ -30,6 +35,7 @@ class Target:
     agent: Agent
     platform: Platform
     url: str
+    way: Way
     breaker: Breaker = field(init=False)
     running: int = 0
     draining: int = 0
@@ -119,6 +125,23 @@ class Target:
         else:
             self.running -= 1
 
+    @property
+    def secrets(self) -> set[str]:
+        """What the agent is known by upstream: its key and the parts of it, and its headers."""
+        key = self.agent.api_key.reveal()
+        headers = (value.reveal() for value in self.agent.headers.values())
+        return {key, self.platform.token, *key.split("."), *headers}
+
+    @property
+    def credentials(self) -> set[str]:
+        """Those of `secrets` that no answer can hold by chance, as it may a header's title."""
+        headers = (
+            value.reveal().rpartition(" ")[2]  # without `Bearer`
+            for name, value in self.agent.headers.items()
+            if _CREDENTIAL.search(name)
+        )
+        return {self.agent.api_key.reveal(), self.platform.token, *headers}
+
     def explain(self, error: GatewayError) -> GatewayError:
         """The error with the agent's name in front and without the agent's secrets in it.
 
@@ -127,10 +150,7 @@ class Target:
         """
         if not error.message.startswith("Agent "):
             error.message = f"Agent {self.name!r}: {error.message}"
-        key = self.agent.api_key.reveal()
-        headers = (value.reveal() for value in self.agent.headers.values())
-        secrets = {key, self.platform.token, *key.split("."), *headers}
-        for secret in sorted(secrets, key=len, reverse=True):
+        for secret in sorted(self.secrets, key=len, reverse=True):
             if len(secret) >= _SECRET_LENGTH:
                 error.message = error.message.replace(secret, "***")
                 error.param = error.param and error.param.replace(secret, "***")
@@ -172,10 +192,13 @@ class Routing:
         self.targets: dict[str, Target] = {}
         for name, agent in config.agents.items():
             url = demo_urls[name] if agent.is_demo else agent.base_url
+            way = way_of(agent, url, config.outgoing)
             target = before.targets.get(name) if before else None
             if target is None or target.agent != agent or target.url != url:
                 platform = PLATFORMS[agent.platform](name, agent, url)
-                target = Target(name, agent, platform, url)
+                target = Target(name, agent, platform, url, way)
+            elif way.proxy != target.way.proxy or way.trust is not SYSTEM:
+                target.way = way  # for the calls to come; PEM files may hold something else now
             self.targets[name] = target
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}

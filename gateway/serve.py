@@ -26,6 +26,7 @@ from gateway.configfile import ConfigError, lock_out
 from gateway.connections import Runner
 from gateway.errors import StartError
 from gateway.keys import FLIGHTS, RELOAD, STATE
+from gateway.outgoing import pem_files, warnings, way_of
 
 log = logging.getLogger("gateway")
 
@@ -147,6 +148,7 @@ class _Reloads:
         self._tls = tls
         self._asked = asyncio.Event()
         self._server = config.server  # whose certificate is served; a reload does not change it
+        self._config = config
         self._seen = self._fingerprint()
 
     def ask(self) -> None:
@@ -195,7 +197,8 @@ class _Reloads:
 
     def _paths(self) -> list[Path]:
         tls = self._server.tls
-        return [self._path, *(Path(name) for name in ((tls.cert, tls.key) if tls else ()))]
+        names = [tls.cert, tls.key] if tls else []
+        return [self._path, *map(Path, names + pem_files(self._config))]
 
     def _fingerprint(self) -> str:
         """Of the files' content; "" while one of them is not there, as in the middle of a swap."""
@@ -221,11 +224,14 @@ class _Reloads:
             log.debug("Reloading failed", exc_info=True)
             self._keep([f"unexpected {type(error).__name__}; LOG_LEVEL=DEBUG shows more"])
         else:
+            self._config = config
             holder.problems = 0
             holder.reloads["ok"] += 1
             log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
+            for warning in warnings(config):
+                log.warning("  %s", warning)
 
     def _renew_certificate(self) -> None:
         """Tried apart first: a pair that does not fit would leave the live context without any."""
@@ -274,8 +280,11 @@ def _greet(config: Config, port: int) -> None:
     scheme = "https" if config.server.tls else "http"
     log.info("AI Gateway %s listens on %s://%s:%d", gateway.__version__, scheme, shown, port)
     for name, agent in config.agents.items():
-        where = "demo, answers by itself" if agent.is_demo else agent.base_url
+        way = way_of(agent, agent.base_url, config.outgoing)
+        where = "demo, answers by itself" if agent.is_demo else f"{agent.base_url}, {way}"
         log.info("  agent %s: %s (%s)", name, agent.platform, where)
+    for warning in warnings(config):
+        log.warning("  %s", warning)
     if config.anonymous:
         log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
     elif warning := lock_out(config):

@@ -23,6 +23,7 @@ from gateway.errors import (
 from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Address, Links, address_of
+from gateway.outgoing import NoWay, Way, tls_reason
 from gateway.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
@@ -103,14 +104,14 @@ class Upstream:
         self._background: set[asyncio.Task[None]] = set()
 
     async def send(
-        self, request: UpstreamRequest, connect_s: float, beside: Mapping[str, str] | None = None
+        self, request: UpstreamRequest, way: Way, beside: Mapping[str, str] | None = None
     ) -> Exchange:
         """Send, with `beside` among the headers, and wait for the answer's headers. Redirects are
         not followed: they would carry the key."""
         address = _address(request.url)
         size = len(request.body) + request.rest_size
-        head = _head(request.method, address, request.headers, beside or {}, size)
-        link = self._links.kept(address.origin) or await self._connect(address, connect_s)
+        head = _head(request.method, address, request.headers, beside or {}, size, way)
+        link = self._links.kept(address.origin, way) or await self._connect(address, way)
         try:
             link.send(head + request.body)
             if request.rest is not None:
@@ -119,26 +120,31 @@ class Upstream:
         except BaseException as error:
             link.close()
             raise _translated(error) from None
-        return Exchange(link)
+        exchange = Exchange(link)
+        if way.forwards(address.origin.is_tls):
+            _check_forwarded(exchange, way)
+        return exchange
 
-    async def _connect(self, address: Address, connect_s: float) -> Link:
+    async def _connect(self, address: Address, way: Way) -> Link:
         try:
-            async with asyncio.timeout(connect_s):
-                return await self._links.connect(address.origin)
+            async with asyncio.timeout(way.connect_s):
+                return await self._links.connect(address.origin, way)
         except TimeoutError:
+            by = f" by way of the proxy {way.proxy}" if way.proxy else ""
             raise UpstreamConnectTimeout(
-                "No connection to the upstream in time; is it up?"
+                f"No connection to the upstream in time{by}; is it up?"
             ) from None
+        except NoWay as error:
+            kind = UpstreamMisconfigured if error.is_setup else UpstreamUnreachable
+            raise kind(error.message) from None
         except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
             raise _no_connection(error) from None
 
-    async def fetch(
-        self, request: UpstreamRequest, connect_s: float, total_s: float
-    ) -> UpstreamReply:
+    async def fetch(self, request: UpstreamRequest, way: Way, total_s: float) -> UpstreamReply:
         """A whole answer within `total_s`."""
         try:
             async with asyncio.timeout(total_s):
-                exchange = await self.send(request, connect_s)
+                exchange = await self.send(request, way)
                 try:
                     return await exchange.reply()
                 finally:
@@ -151,7 +157,7 @@ class Upstream:
         request: UploadRequest,
         source: Source,
         user: Callable[[], str],
-        connect_s: float,
+        way: Way,
         total_s: float,
     ) -> UpstreamReply:
         """Send a file as it comes; `user` is asked when all of it has been sent.
@@ -161,7 +167,7 @@ class Upstream:
         form = _FileForm(request, source, user)
         try:
             async with asyncio.timeout(total_s):
-                reply = await self._send_form(request.url, form, connect_s)
+                reply = await self._send_form(request.url, form, way)
         except TimeoutError:
             error = UpstreamTimeout(f"The upstream did not take the file within {total_s:g} s.")
             error.outage = form.is_read  # else it may as well be the sender who is slow
@@ -170,11 +176,11 @@ class Upstream:
             raise UpstreamFailed("The upstream answered before it had the whole file.")
         return reply
 
-    async def _send_form(self, url: str, form: "_FileForm", connect_s: float) -> UpstreamReply:
+    async def _send_form(self, url: str, form: "_FileForm", way: Way) -> UpstreamReply:
         address = _address(url)
         size = form.size
-        head = _head("POST", address, form.headers, form.beside, size)
-        link = self._links.kept(address.origin) or await self._connect(address, connect_s)
+        head = _head("POST", address, form.headers, form.beside, size, way)
+        link = self._links.kept(address.origin, way) or await self._connect(address, way)
         is_sent = is_over = False
         try:
             link.send(head)
@@ -191,7 +197,10 @@ class Upstream:
                         link.send(b"0\r\n\r\n")
                     is_sent = True
             await link.answered()
-            reply = await Exchange(link).reply()
+            exchange = Exchange(link)
+            if way.forwards(address.origin.is_tls):
+                _check_forwarded(exchange, way)
+            reply = await exchange.reply()
             is_over = is_sent
             return reply
         except Exception as error:
@@ -256,19 +265,24 @@ def _head(
     headers: Mapping[str, str],
     beside: Mapping[str, str],
     size: int | None,
+    way: Way,
 ) -> bytes:
     """The request line and headers: those of the agent, and `beside` (in lower case) those of this
     one request. `size` is the body's, in bytes; None is a body in chunks."""
+    if way.proxy is not None and way.forwards(address.origin.is_tls):
+        address = address._replace(target=f"http://{address.host}{address.target}")
+        beside = {**beside, **way.proxy.headers}
     head = _fixed_head(method, address, tuple(headers.items()))
     if beside:
         given = {name.lower() for name in headers}
         head += _encoded(
             [f"{name}: {value}" for name, value in beside.items() if name not in given]
         )
+    # Their usual case: some proxies add another length where they find none in that.
     if size is None:
-        return head + b"transfer-encoding: chunked\r\n\r\n"
+        return head + b"Transfer-Encoding: chunked\r\n\r\n"
     if size or method != "GET":
-        return b"%bcontent-length: %d\r\n\r\n" % (head, size)
+        return b"%bContent-Length: %d\r\n\r\n" % (head, size)
     return head + b"\r\n"
 
 
@@ -359,13 +373,55 @@ async def open_upstream() -> AsyncIterator[Upstream]:
         await upstream.close()
 
 
+def _check_forwarded(exchange: Exchange, way: Way) -> None:
+    """Raise for an answer of the proxy in the upstream's place. APIs answer in JSON; so what says
+    403 or 50x in other words is most likely a proxy's page, and it is named as one of the two."""
+    status = exchange.status
+    if status == 407:
+        error: GatewayError = UpstreamMisconfigured(
+            f"The proxy {way.proxy} does not accept the gateway's user and password (407); put them"
+            " into its URL: scheme://user:password@host:port."
+        )
+    elif status not in (403, 502, 503, 504) or exchange.is_json:
+        return
+    elif status == 403:
+        error = UpstreamMisconfigured(
+            f"The proxy {way.proxy}, or the upstream behind it, refuses the call (403); allow it"
+            " there, or go direct with proxy: none or NO_PROXY."
+        )
+    else:
+        error = UpstreamUnreachable(
+            f"The proxy {way.proxy}, or the upstream behind it, cannot reach who should answer"
+            f" ({status})."
+        )
+    exchange.close()
+    raise error
+
+
 def _no_connection(error: OSError | UnicodeError) -> GatewayError:
     """Why there is none. Nothing has been asked yet."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return UpstreamMisconfigured(
+            f"The upstream's TLS certificate is not accepted: {tls_reason(error)}. Set the"
+            " agent's ca to a PEM file with the authority that signed it (or verify: false)."
+        )
     if isinstance(error, ssl.SSLError):
-        return UpstreamMisconfigured("The upstream's TLS certificate is not accepted.")
+        return _no_tls(error)
     if isinstance(error, socket.gaierror | UnicodeError):
         return UpstreamUnreachable("The upstream's host name cannot be resolved; check base_url.")
     return UpstreamUnreachable("The upstream refuses connections; is it up, and base_url right?")
+
+
+def _no_tls(error: ssl.SSLError) -> GatewayError:
+    reason = tls_reason(error)
+    if "certificate" in reason or "handshake failure" in reason:
+        return UpstreamMisconfigured(
+            f"The upstream does not accept the gateway's TLS certificate, or misses one: {reason}."
+            " Set the agent's cert and key to PEM files."
+        )
+    return UpstreamMisconfigured(
+        f"No TLS connection with the upstream: {reason}. Is base_url right with https?"
+    )
 
 
 # From special to general: the first row that fits is taken.
@@ -403,6 +459,8 @@ def translate(error: Exception) -> Exception:
     """The gateway's error for the network's; what is no network's fault comes back as is."""
     if isinstance(error, GatewayError):
         return error
+    if isinstance(error, ssl.SSLError):
+        return _no_tls(error)
     for foreign, ours, message in _FOREIGN:
         if isinstance(error, foreign):
             return ours(message)

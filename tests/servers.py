@@ -1,4 +1,4 @@
-"""Real servers for the tests: PostgreSQL, Redis and S3, started here from packages on PyPI."""
+"""Real servers for the tests, from packages on PyPI: PostgreSQL, Redis, S3 and proxies."""
 
 import contextlib
 import importlib.util
@@ -153,6 +153,26 @@ def _build_redis(built: Path) -> None:
         draft = built.with_name(f"redis-server-{os.getpid()}")
         shutil.copy(source / "src" / "redis-server", draft)
         draft.rename(built)  # whole, if another run of the tests looks for it just now
+
+
+class HttpProxy(Server):
+    """proxy.py: a forward proxy that wants `user:pass`, over TLS if it has a certificate."""
+
+    def __init__(self, folder: Path, certificate: str = "") -> None:
+        self.port, self._folder = free_port(), folder
+        self._tls = ["--cert-file", certificate, "--key-file", certificate] if certificate else []
+        self._log = folder / "proxy.log"
+
+    def command(self) -> list[str]:
+        one = ["--threaded", "--num-workers", "1", "--num-acceptors", "1", "--log-level", "INFO"]
+        return [
+            sys.executable, "-m", "proxy", "--hostname", "127.0.0.1", "--port", str(self.port),
+            *one, "--basic-auth", "user:pass", "--data-dir", str(self._folder),
+            "--log-file", str(self._log), *self._tls,
+        ]  # fmt: skip
+
+    def log(self) -> str:
+        return self._log.read_text()
 
 
 class PostgreSQL(Server):

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 ORDER = [
     "cli", "serve", "live", "connections", "app", "admin", "reload", "routes", "middlewares", "access", "cors", "reply", "pump", "direct", "books", "formcopy", "form", "body", "proxies", "vitals", "keys",
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
-    "files", "flights", "guard", "upstream", "links", "link", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable",
+    "files", "flights", "guard", "upstream", "links", "link", "lookups", "tunnel", "scrub", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable",
     "content", "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "loosejson", "tokens", "passwords",
-    "configschema", "configfile", "credentials", "config", "configvalues", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
+    "configschema", "configfile", "credentials", "outgoing", "config", "configvalues", "proxy", "filetypes", "secret", "accesslog", "alarm", "timers", "ids",
     "times", "errors", "headernames", "addresses",
 ]  # fmt: skip
 SHARED = {

@@ -9,6 +9,7 @@ from test_upstream import Echo
 
 from gateway.link import MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import IDLE_S, Links, address_of
+from gateway.outgoing import DIRECT
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -273,7 +274,7 @@ async def test_connections_are_kept_for_the_next_question_but_not_for_long():
     server = Echo()
     links, origin = Links(), address_of(await server.start()).origin
     for _ in range(3):
-        link = links.kept(origin) or await links.connect(origin)
+        link = links.kept(origin, DIRECT) or await links.connect(origin)
         link.send(b"GET /path HTTP/1.1\r\n\r\n")
         await link.answered()
         assert await link.read() == b"/path"
@@ -282,7 +283,7 @@ async def test_connections_are_kept_for_the_next_question_but_not_for_long():
     assert IDLE_S < 5  # what uvicorn and Node keep theirs for
     link.idle_since -= IDLE_S
     links._close_idle()
-    assert links.kept(origin) is None
+    assert links.kept(origin, DIRECT) is None
     links.close()
     await server.stop()
 

@@ -218,6 +218,8 @@ async def test_every_answer_tells_browsers_to_do_nothing_with_it_but_show_it(lis
     answers = [
         await listing.get("/health"),
         await listing.get("/nowhere"),
+        await listing.get("/metrics"),
+        await listing.get("/health", headers={"x": "y" * 9000}),
         await listing.post("/v1/chat/completions", body, headers={"x-api-key": KEY}),
     ]
     for answer in answers:

@@ -9,6 +9,7 @@ import pytest
 from gateway.errors import GatewayError
 from gateway.exchange import Source, UploadRequest, UpstreamRequest
 from gateway.link import AnswerCut, NoAnswer, NotHttp
+from gateway.outgoing import Way
 from gateway.upstream import _no_connection, open_upstream, translate
 
 
@@ -64,7 +65,7 @@ def test_a_bug_of_ours_is_not_the_networks_fault():
 async def test_an_address_that_leads_nowhere_is_named(url, code):
     async with open_upstream() as upstream:
         with pytest.raises(GatewayError) as caught:
-            await upstream.send(UpstreamRequest("GET", url), 5.0)
+            await upstream.send(UpstreamRequest("GET", url), Way())
     assert caught.value.code == code
 
 
@@ -72,7 +73,9 @@ async def test_an_address_that_leads_nowhere_is_named(url, code):
 async def test_a_header_cannot_smuggle_another_one_in(bad):
     async with open_upstream() as upstream:
         with pytest.raises(GatewayError) as caught:
-            await upstream.send(UpstreamRequest("GET", "http://127.0.0.1:1/", {"x-key": bad}), 5.0)
+            await upstream.send(
+                UpstreamRequest("GET", "http://127.0.0.1:1/", {"x-key": bad}), Way()
+            )
     assert caught.value.code == "upstream_auth_failed"
 
 
@@ -140,7 +143,7 @@ class Taking(Served):
 async def upload(url: str, pieces: AsyncGenerator[bytes, None]) -> tuple[int, bytes]:
     async with open_upstream() as upstream:
         source = Source("a.txt", "text/plain", None, pieces)
-        reply = await upstream.send_file(UploadRequest(url, {}), source, lambda: "u", 5.0, 10.0)
+        reply = await upstream.send_file(UploadRequest(url, {}), source, lambda: "u", Way(), 10.0)
         assert len(upstream._links._open) <= 1
         idle = [link for links in upstream._links._idle.values() for link in links]
         return len(idle), reply.body
@@ -177,11 +180,11 @@ async def test_a_connection_let_go_twice_is_one_connection():
     echo = Echo()
     url = await echo.start()
     async with open_upstream() as upstream:
-        exchange = await upstream.send(UpstreamRequest("GET", f"{url}/first"), 5.0)
+        exchange = await upstream.send(UpstreamRequest("GET", f"{url}/first"), Way())
         assert (await exchange.reply()).body == b"/first"
         exchange.close()  # by who has read the refusal
         exchange.close()  # and by who gives up the attempt
-        asked = [upstream.send(UpstreamRequest("GET", f"{url}/{i}"), 5.0) for i in range(3)]
+        asked = [upstream.send(UpstreamRequest("GET", f"{url}/{i}"), Way()) for i in range(3)]
         exchanges = await asyncio.gather(*asked)
         assert len({id(one.link) for one in exchanges}) == 3
         assert [(await one.reply()).body for one in exchanges] == [b"/0", b"/1", b"/2"]

@@ -154,11 +154,6 @@ class FastGPT(TextOnly):
     def decoder(self, chat: ChatRequest) -> "FastGPTDecoder":
         return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
 
-    def as_stream(self, reply: UpstreamReply) -> bytes:
-        """A whole answer that came though a stream was asked for: one event to the decoder."""
-        answer = reply.object()
-        return sse.event(dump(answer)) if as_list(answer.get("choices")) else b""
-
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise explain(reply)
 

@@ -26,6 +26,7 @@ from gateway.proxies import client_origin
 from gateway.routing import Target
 
 _NO_SCRIPTS = "default-src 'none'; img-src 'self'; media-src 'self'; sandbox"
+_NO_POLICY = "frame-ancestors *"  # browsers' viewers of PDFs do not run in a sandbox
 MAX_CREATED_BY = 1024  # characters
 MAX_PURPOSE = 64
 STALLED_S = 60.0
@@ -207,9 +208,8 @@ async def _sent(request: web.Request, file: StoredFile) -> web.StreamResponse:
         "Content-Disposition": disposition(file.title, file.mime),
         "X-Content-Type-Options": "nosniff",
         "Cache-Control": "private, max-age=3600",
+        "Content-Security-Policy": _NO_POLICY if file.mime == "application/pdf" else _NO_SCRIPTS,
     }
-    if file.mime != "application/pdf":  # browsers' viewers of those do not run in a sandbox
-        headers["Content-Security-Policy"] = _NO_SCRIPTS
     path = request.app[FILES].local_path(file)
     if path is not None:
         return web.FileResponse(path, headers=headers)  # with ranges

@@ -71,6 +71,9 @@ async def readyz(request: web.Request) -> web.Response:
     if holder.problems:
         degraded.append("config")
     config = holder.now.config
+    if unchecked := sum(not agent.verify for agent in config.agents.values()):
+        # Not whose: anybody may ask.
+        detail["warning"] = f"certificates of {unchecked} upstream(s) are not checked"
     knows_callers = books is None or books.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)

@@ -32,6 +32,7 @@ from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Routing, Target, pin
+from gateway.scrub import Scrubber
 from gateway.turns import read_turns
 from gateway.upstream import Exchange
 
@@ -304,7 +305,7 @@ async def _copy(
     tail = b""
     try:
         beside = call_of(request).trace.attempt(target.name, target.platform.kind, target.url)
-        exchange = await request.app[UPSTREAM].send(upstream_request, timeouts.connect, beside)
+        exchange = await request.app[UPSTREAM].send(upstream_request, target.way, beside)
         if exchange.status != 200:
             raise _refusal(await exchange.reply())
         await exchange.peek()
@@ -313,10 +314,14 @@ async def _copy(
         call.streamed = kind.startswith("text/event-stream")
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
-        while True:
+        scrubber = Scrubber(target.credentials)
+        is_over = False
+        while not is_over:
             chunk = await _within(timeouts.idle, exchange)
+            is_over = not chunk
+            chunk = scrubber.end() if is_over else scrubber.feed(chunk)
             if not chunk:
-                break
+                continue
             call.first_delta()
             tail = (tail + chunk)[-_TAIL:]
             if call.capture is not None:

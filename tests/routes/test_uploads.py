@@ -602,5 +602,5 @@ async def test_a_pdf_may_be_shown_by_a_browsers_viewer(gateway, tmp_path):
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
     data = (await (await upload(gw, ("file", b"%PDF-1.7", "a.pdf"))).json())["data"]
     answer = await gw.client.get(data["id"])
-    assert "Content-Security-Policy" not in answer.headers
+    assert answer.headers["Content-Security-Policy"] == "frame-ancestors *"
     assert answer.headers["Content-Type"] == "application/pdf"

@@ -1,0 +1,145 @@
+"""A tunnel through a proxy: CONNECT for http and https proxies, SOCKS5 for the others.
+
+python-socks speaks both protocols, on a stream of ours: so the connection to the proxy is made like
+every other one, and becomes the upstream's without a copy in between.
+"""
+
+import asyncio
+import socket
+import ssl
+from typing import cast
+
+from python_socks import ProxyError, ProxyType
+from python_socks.async_.asyncio.v2 import Proxy as Negotiation
+
+from gateway.outgoing import NoWay, tls_reason
+from gateway.proxy import Proxy
+
+_MAX_REPLY = 64 << 10  # bytes of what a proxy says before the tunnel is there
+# SOCKS5's codes (RFC 1928); CONNECT's are HTTP statuses.
+_SOCKS_NOT_ALLOWED = 2
+
+
+class Stream(asyncio.Protocol):
+    """The connection to the proxy while the tunnel is being negotiated."""
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._arrived = asyncio.Event()
+        self._is_closed = False
+        self.transport: asyncio.Transport  # from the moment that it is connected
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._buffer += data
+        self._arrived.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._is_closed = True
+        self._arrived.set()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can be handed on: open, and nothing in it that came too early."""
+        return not self._is_closed and not self._buffer
+
+    # What python-socks calls.
+
+    async def write(self, data: bytes) -> None:
+        self.transport.write(data)
+
+    async def read(self, max_bytes: int = _MAX_REPLY) -> bytes:
+        """The head of an HTTP answer, which is all that CONNECT wants to read."""
+        while b"\r\n\r\n" not in self._buffer:
+            await self._more()
+        return self._take(self._buffer.index(b"\r\n\r\n") + 4)
+
+    async def read_exactly(self, n: int) -> bytes:
+        while len(self._buffer) < n:
+            await self._more()
+        return self._take(n)
+
+    async def close(self) -> None:
+        if hasattr(self, "transport"):
+            self.transport.abort()
+
+    async def _more(self) -> None:
+        if self._is_closed or len(self._buffer) > _MAX_REPLY:
+            raise ProxyError("It ended the connection.")
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def _take(self, n: int) -> bytes:
+        taken = bytes(self._buffer[:n])
+        del self._buffer[:n]
+        return taken
+
+
+async def negotiate(proxy: Proxy, stream: Stream, host: str, port: int) -> None:
+    """Make `stream` lead to `host`, a name or an address. Raises NoWay; then it is closed."""
+    kind = ProxyType.HTTP if proxy.speaks_http else ProxyType.SOCKS5
+    user, password = proxy.user, proxy.password.reveal()
+    if proxy.speaks_http:  # python-socks makes Latin-1 of them; UTF-8 is what RFC 7617 prefers
+        user, password = (text.encode().decode("latin-1") for text in (user, password))
+    negotiation = Negotiation(kind, proxy.host, proxy.port, user, password, forward=_Opened(stream))
+    try:
+        await negotiation.connect(host, port, timeout=3600)  # the caller keeps the time
+    except ProxyError as error:
+        raise _failed(proxy, error) from None
+    except (UnicodeError, ValueError) as error:
+        raise NoWay(
+            f"The proxy {proxy} cannot be given the upstream's name: {error}.", is_setup=True
+        ) from None
+    if not stream.is_ready:
+        await stream.close()
+        raise NoWay(f"The proxy {proxy} closed the connection, or sends what it must not.")
+
+
+class _Opened(Negotiation):
+    """In the place of another proxy, through which python-socks would reach this one."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    async def connect(self, *_: object, **__: object) -> Stream:  # type: ignore[override]
+        return self._stream
+
+
+def _failed(proxy: Proxy, error: ProxyError) -> NoWay:
+    code = error.error_code
+    shown = f" ({code})" if code is not None else ""
+    if code in (401, 407) or "uthentication" in str(error):
+        return NoWay(
+            f"The proxy {proxy} does not accept the gateway's user and password{shown}; put them"
+            " into its URL: scheme://user:password@host:port.",
+            is_setup=True,
+        )
+    if code is None:
+        return NoWay(
+            f"What listens at {proxy} does not answer as such a proxy; check its scheme and port.",
+            is_setup=True,
+        )
+    is_down = code >= 500 if proxy.speaks_http else code != _SOCKS_NOT_ALLOWED
+    if is_down:
+        return NoWay(f"The proxy {proxy} cannot reach the upstream{shown}.", is_refusal=True)
+    return NoWay(
+        f"The proxy {proxy} does not let the gateway reach the upstream{shown}; allow it there, or"
+        " go direct with proxy: none or NO_PROXY.",
+        is_setup=True,
+        is_refusal=True,
+    )
+
+
+def no_proxy_there(proxy: Proxy, error: OSError | UnicodeError) -> NoWay:
+    """Why there is no connection to the proxy itself."""
+    if isinstance(error, ssl.SSLError):
+        return NoWay(
+            f"No TLS connection to the proxy {proxy}: {tls_reason(error)}; if its certificate is"
+            " one of your own, trust its authority with ca.",
+            is_setup=True,
+        )
+    if isinstance(error, socket.gaierror | UnicodeError):
+        return NoWay(f"The host name of the proxy {proxy} cannot be resolved; check its URL.")
+    return NoWay(f"The proxy {proxy} refuses connections; is it up, and its URL right?")

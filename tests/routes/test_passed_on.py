@@ -1,0 +1,56 @@
+"""What is passed on under /v1 is as safe as every other answer."""
+
+import json
+
+import pytest
+from conftest import AGENTS, Script
+
+KEY = "sk-operators-own-key"
+
+
+@pytest.fixture
+def passed_on(gateway, scripted):
+    """`await passed_on(script, **agent's settings)`: the answer of POST /v1/responses."""
+
+    async def start(script: Script, **settings):
+        upstream = await scripted(script)
+        agent = {**AGENTS["openai"], "base_url": upstream.url, "api_key": KEY, **settings}
+        gw = await gateway(agents={"bot": agent})
+        return await gw.post("/v1/responses", {"model": "bot", "input": "x"})
+
+    return start
+
+
+async def test_a_page_of_the_upstream_can_do_nothing(passed_on):
+    page = b"<script>alert(1)</script>"
+    answer = await passed_on(Script([page], headers={"Content-Type": "text/html"}))
+    assert await answer.read() == page
+    assert answer.headers["Content-Type"] == "text/html"
+    assert answer.headers["Content-Security-Policy"] == "default-src 'none'; frame-ancestors 'none'"
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.headers["X-Content-Type-Options"] == "nosniff"
+
+
+EVENT = b'event: error\ndata: {"message":"bad key Bearer %b"}\n\n'
+
+
+async def test_an_event_that_repeats_the_key_is_passed_on_without_it(passed_on):
+    event = EVENT % KEY.encode()
+    answer = await passed_on(Script([event[:60], 0.01, event[60:]]))
+    assert await answer.read() == EVENT % b"***"
+
+
+async def test_a_200_that_repeats_the_key_is_passed_on_without_it(passed_on):
+    body = json.dumps({"error": {"message": f"key {KEY}", "headers": ["geheim-token-99"]}}).encode()
+    script = Script([body], headers={"Content-Type": "application/json"})
+    headers = {"X-Access-Token": "geheim-token-99", "X-Title": "A company's own title"}
+    raw = await (await passed_on(script, headers=headers)).read()
+    assert raw == body.replace(KEY.encode(), b"***").replace(b"geheim-token-99", b"***")
+
+
+async def test_what_is_no_credential_is_passed_on_as_it_is(passed_on):
+    title = "A company's own title, no 1"
+    body = f"{title}: not-needed, ollama, EMPTY".encode()
+    script = Script([body], headers={"Content-Type": "text/plain"})
+    answer = await passed_on(script, api_key="not-needed", headers={"X-Title": title})
+    assert await answer.read() == body

@@ -1,0 +1,54 @@
+"""Credentials of an operator never leave in what is passed on."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.scrub import Scrubber
+
+KEY = "sk-operators-own/key-1"
+
+
+def fed(secrets, *chunks: bytes) -> bytes:
+    scrubber = Scrubber(secrets)
+    return b"".join(map(scrubber.feed, chunks)) + scrubber.end()
+
+
+@pytest.mark.parametrize("at", range(len(KEY) + 8))
+def test_a_key_is_masked_wherever_it_is_cut(at):
+    text = f"key {KEY}.".encode() + b"..."
+    assert fed([KEY], text[:at], text[at:]) == b"key ***...."
+
+
+def test_a_key_is_masked_byte_by_byte_and_as_json_writes_it():
+    text = f'{{"a": "{KEY}", "b": "{KEY.replace("/", chr(92) + "/")}"}}'.encode()
+    assert fed([KEY], *[text[i : i + 1] for i in range(len(text))]) == b'{"a": "***", "b": "***"}'
+
+
+def test_only_what_may_begin_a_key_waits():
+    scrubber = Scrubber([KEY])
+    assert scrubber.feed(b"data: sk-o") == b"data: "
+    assert scrubber.feed(b"k\n\n") == b"sk-ok\n\n"
+    assert scrubber.feed(b"data: s") == b"data: "
+    assert scrubber.end() == b"s"
+
+
+@pytest.mark.parametrize("word", ["", "none", "EMPTY", "ollama", "lm-studio", "not-needed"])
+def test_stand_ins_for_a_key_are_words(word):
+    text = f"{word} is a word".encode()
+    assert fed([word], text) == text
+
+
+@given(
+    st.lists(st.text("ab1", min_size=8, max_size=12), max_size=3),
+    st.lists(st.text("ab1", max_size=20), max_size=8),
+)
+def test_no_secret_gets_through_and_nothing_else_is_lost(secrets, pieces):
+    whole = "".join(pieces).encode()
+    out = fed(secrets, *(piece.encode() for piece in pieces))
+    telling = [s for s in secrets if "1" in s or len(s) >= 12]
+    assert not any(secret.encode() in out for secret in telling)
+    if not any(re.search(secret.encode(), whole) for secret in telling):
+        assert out == whole
