@@ -447,6 +447,7 @@ class Config(Model):
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     traces: Traces = Traces()
+    demo: bool = True  # whether agents may be answered by a simulator
     agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]
     routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
 
@@ -471,6 +472,11 @@ class Config(Model):
         """The path in `sqlite:///path`, or "" for another database."""
         url = self.database.reveal()
         return url.removeprefix("sqlite:///") if url.startswith("sqlite:") else ""
+
+    @property
+    def demos(self) -> list[str]:
+        """The agents that are answered by a simulator."""
+        return [name for name, agent in self.agents.items() if agent.is_demo]
 
     @property
     def anonymous(self) -> bool:

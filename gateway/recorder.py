@@ -18,7 +18,7 @@ from typing import Any
 from gateway.call import Call, scopes
 from gateway.config import Record
 from gateway.directory import Directory
-from gateway.errors import DatabaseAway
+from gateway.errors import DatabaseAway, why
 from gateway.stores.calls import Calls
 from gateway.stores.database import ValueRefused
 from gateway.stores.spool import Segment, Spool
@@ -234,9 +234,12 @@ class Recorder:
                     continue
                 try:
                     await self._write(list(rows))
-                except DatabaseAway:
+                except DatabaseAway as error:
                     if not self.away:
-                        log.warning("The database takes no calls; they wait in the spool")
+                        words = why(error)
+                        log.warning(
+                            "The database takes no calls (%s); they wait in the spool", words
+                        )
                     self.away = True
                     raise
                 if self.away:

@@ -18,13 +18,14 @@ from pathlib import Path
 
 from aiohttp import web
 
-import gateway
 from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
-from gateway.configfile import ConfigError, lock_out
+from gateway.configcheck import warnings
+from gateway.configfile import ConfigError, sources
 from gateway.connections import Runner
 from gateway.errors import StartError
+from gateway.greeting import greet
 from gateway.keys import FLIGHTS, RELOAD, STATE
 
 log = logging.getLogger("gateway")
@@ -34,17 +35,17 @@ _LOOK_MS = 2000  # how often the file is read where the system tells of no chang
 _SETTLE_MS = 200  # what an editor does to a file in so short a time is one change
 _SWAP_S = 1.0  # how long a file may be away while another one is put in its place
 _RETRY_S = 5.0
+_LARGEST_FILE = 16 << 20  # bytes of a file that are looked at
 _GOODBYE_S = 1.0  # for connections that are idle when all answers have ended
 
 Load = Callable[[], Config]
 
 
-async def serve(config: Config, path: Path, load: Load) -> int:
+async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int:
     """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
     tls = _tls(server)
-    lines = AccessLog(sys.stderr)
     app = build(config, lines)
     reloads = _Reloads(app, config, load, path, tls)
     _on_signals(stop, reloads)
@@ -60,7 +61,7 @@ async def serve(config: Config, path: Path, load: Load) -> int:
         main = await _listen(stack, app, server.host, server.port, server.reuse_port, tls, most)
         if main is None:
             return 1
-        _greet(config, main.addresses[0][1])
+        greet(config, path, main.addresses[0][1], for_people=lines.for_people)
         gc.freeze()  # what has been loaded is in no collection any more
         watching = asyncio.ensure_future(reloads.watch())
         try:
@@ -172,9 +173,9 @@ class _Reloads:
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         while True:
             try:
-                folders = {str(path.absolute().parent) for path in self._paths()}
+                folders = {path.absolute().parent for path in self._paths()}
                 changes: AsyncIterator[object] = awatch(
-                    *folders,
+                    *(folder for folder in folders if folder.is_dir()),
                     watch_filter=None,
                     debounce=_SETTLE_MS,
                     rust_timeout=_LOOK_MS,
@@ -183,7 +184,8 @@ class _Reloads:
                 )
                 async for _ in changes:
                     now = await asyncio.to_thread(self._fingerprint)
-                    if not now:  # as in the middle of a swap, or for good
+                    if any(self._seen.get(path) and not digest for path, digest in now.items()):
+                        # A file is gone, as in the middle of a swap, or for good.
                         await asyncio.sleep(_SWAP_S)
                         now = await asyncio.to_thread(self._fingerprint)
                     if now != self._seen:
@@ -195,17 +197,12 @@ class _Reloads:
 
     def _paths(self) -> list[Path]:
         tls = self._server.tls
-        return [self._path, *(Path(name) for name in ((tls.cert, tls.key) if tls else ()))]
+        pair = (tls.cert, tls.key) if tls else ()
+        return [*sources(self._path), *(Path(name) for name in pair)]
 
-    def _fingerprint(self) -> str:
-        """Of the files' content; "" while one of them is not there, as in the middle of a swap."""
-        digest = hashlib.sha256()
-        try:
-            for path in self._paths():
-                digest.update(path.read_bytes() + b"\x00")
-        except OSError:
-            return ""
-        return digest.hexdigest()
+    def _fingerprint(self) -> dict[Path, str]:
+        """Of each file's content; "" for one that is not there."""
+        return {path: _digest(path) for path in self._paths()}
 
     async def _reload(self) -> None:
         holder = self._app[STATE]
@@ -226,6 +223,8 @@ class _Reloads:
             log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
+            for warning in warnings(config, self._path.parent):
+                log.warning("  %s", warning)
 
     def _renew_certificate(self) -> None:
         """Tried apart first: a pair that does not fit would leave the live context without any."""
@@ -241,6 +240,14 @@ class _Reloads:
         log.error("%s has problems; the configuration before it stays in effect", self._path)
         for line in lines:
             log.error("  %s", line)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(_LARGEST_FILE)).hexdigest()
+    except OSError:
+        return ""
 
 
 # The machine.
@@ -266,19 +273,3 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
-
-
-def _greet(config: Config, port: int) -> None:
-    host = config.server.host
-    shown = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
-    scheme = "https" if config.server.tls else "http"
-    log.info("AI Gateway %s listens on %s://%s:%d", gateway.__version__, scheme, shown, port)
-    for name, agent in config.agents.items():
-        where = "demo, answers by itself" if agent.is_demo else agent.base_url
-        log.info("  agent %s: %s (%s)", name, agent.platform, where)
-    if config.anonymous:
-        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
-    elif warning := lock_out(config):
-        log.warning("  %s", warning)
-    elif config.database:
-        log.info("  calls need a key; make one with: python run.py keys create web")
