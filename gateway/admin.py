@@ -74,7 +74,7 @@ async def _run(args: argparse.Namespace, config: Config) -> None:
     database = connect(config.database.reveal())
     passwords = Passwords()
     try:
-        steps = await database.migrate(may_create=args.administer == "migrate")
+        steps = await database.migrate()
         if args.administer == "migrate":
             print(f"{steps} step(s) applied" if steps else "the schema is up to date")
         else:

@@ -43,22 +43,18 @@ _PAGES = {
     "console.volcengine.com": "https://ark.cn-beijing.volces.com/api/v3",
     "console.anthropic.com": "https://api.anthropic.com/v1",
 }
+_CLOUDS = {urlsplit(url).hostname for url in _PAGES.values()}
 # Paths of pages, by platform, for those who run it on a host of their own.
 _PAGE_PATHS = {
-    "dify": r"/(?:apps?|datasets|explore|installed|signin|chat|chatbot|workflow|completion|agent)"
-    r"(?:/(?!api(?:/|$)|v1(?:/|$)).*)?$",
-    "fastgpt": r"/(?:chat|chat/share|app/.*|apps|dashboard.*|account.*|login|dataset.*)$",
-    "coze": r"/(?:space|store|home|studio|open/.*)(?:/.*)?$",
-    "zhipu": r"/(?:main|console|usercenter|dev|login|trialcenter).*$",
-    "openai": r"/(?:playground|console|dashboard|login|c/.*|chat/share)$",
+    "dify": r"/(?:apps|signin|install|datasets|explore/.*|app/[\w-]{8,}(?:/.*)?"
+    r"|(?:chat|chatbot|workflow|completion)/\w{8,})$",
+    "fastgpt": r"/(?:chat|chat/share|app/(?:list|detail)|apps|login|dataset/(?:list|detail)"
+    r"|(?:dashboard|account)(?:/.*)?)$",
+    "coze": r"/(?:space|store|home)(?:/.*)?$",
+    "zhipu": r"/(?:main|console|usercenter|dev)(?:/.*)?$",
+    "openai": r"/(?:playground|c/[\w-]{20,}|chat/share)$",
 }
-_API = {
-    "dify": "https://<host>/v1",
-    "fastgpt": "https://<host>/api",
-    "coze": "https://api.coze.cn",
-    "zhipu": "https://open.bigmodel.cn",
-    "openai": "https://<host>/v1",
-}
+_API_PATHS = {"dify": "/v1", "fastgpt": "/api", "openai": "/v1"}
 _ENDPOINT = re.compile(
     r"(?:/v\d)?/(?:chat/completions|completions|chat-messages|completion-messages|workflows/run"
     r"|workflows/chat|workflow/run|workflow/stream_run|v3/chat|open_api/v2/chat|messages|responses"
@@ -124,7 +120,7 @@ def address_problem(platform: str, url: str) -> str:
             " https://<resource>.openai.azure.com/openai/v1"
         )
     endpoint = _ENDPOINT.search(parts.path.rstrip("/"))
-    if endpoint and not re.search(_FORGIVEN.get(platform, "$^"), parts.path.rstrip("/")):
+    if endpoint and not re.search(_FORGIVEN.get(platform, "(?!)"), parts.path.rstrip("/")):
         return f"is an endpoint; leave out {endpoint[0]} at its end"
     return ""
 
@@ -143,8 +139,9 @@ def _page(platform: str, parts: SplitResult) -> str:
     if host in _PAGES:
         return _PAGES[host]
     path = parts.path.rstrip("/")
-    if "shareId=" in parts.query or re.match(_PAGE_PATHS.get(platform, "$^"), path):
-        return _API.get(platform, "another address").replace("<host>", parts.netloc)
+    if "shareId=" in parts.query or re.match(_PAGE_PATHS.get(platform, "(?!)"), path):
+        host = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{host}{_API_PATHS.get(platform, '')}"
     return ""
 
 
@@ -168,16 +165,21 @@ def key_problem(agent: dict[str, Any]) -> str:
         return "is a key of a Dify knowledge base; an app's key begins with app-"
     if agent.get("platform") == "zhipu" and "." not in key and _is_zhipu(agent):
         return "has no dot; a key of Zhipu is id.secret, copy the whole of it"
-    if _PLACEHOLDER.fullmatch(key) and agent.get("platform") != "openai":
+    # A model server of one's own takes any key.
+    is_strict = agent.get("platform") != "openai" or _host(agent) in _CLOUDS
+    if _PLACEHOLDER.fullmatch(key) and is_strict:
         return "is a placeholder; put the platform's key there"
     return ""
 
 
 def _is_zhipu(agent: dict[str, Any]) -> bool:
     """Zhipu itself, not a proxy with keys of its own. The assistants' keys are taken apart."""
+    return agent.get("api") == "glms" or _host(agent).endswith(_ZHIPU_HOSTS)
+
+
+def _host(agent: dict[str, Any]) -> str:
     parts = _split(str(agent.get("base_url", "")))
-    host = (parts.hostname or "") if parts else ""
-    return agent.get("api") == "glms" or host.endswith(_ZHIPU_HOSTS)
+    return (parts.hostname or "") if parts else ""
 
 
 def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:

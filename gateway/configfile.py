@@ -84,7 +84,7 @@ def parse(
     if config is not None:
         problems += check_together(config)
     problems += [line for line, path in check_agents(tree) if path not in values.unset]
-    problems += _check_names(tree)
+    problems += [line for line in _check_names(tree) if line.partition(": ")[0] not in values.unset]
     if problems or config is None:
         raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)))
     return anchored(config, Path(environ.get("GATEWAY_HOME") or folder))
@@ -211,7 +211,9 @@ def _read_yaml(text: str, problems: list[str]) -> Any:
             for name, part in parts.items()
             if isinstance(part, dict) and name in part
         } or None
-    problems += dict.fromkeys(found)
+    # The same fault may be seen twice, in other words.
+    problems += {line.partition(":")[0] if line.startswith("line ") else line: line
+                 for line in reversed(found)}.values()  # fmt: skip
     return tree
 
 

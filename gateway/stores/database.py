@@ -49,9 +49,8 @@ class Database(Protocol):
     def transaction(self) -> contextlib.AbstractAsyncContextManager[Connection]:
         """A connection whose work is kept as a whole at the end, or not at all."""
 
-    async def migrate(self, *, may_create: bool = True) -> int:
-        """Bring the schema up to date; how many steps that took. Raises StartError, also where
-        there is no schema yet, unless this `may_create` one."""
+    async def migrate(self) -> int:
+        """Bring the schema up to date; how many steps that took. Raises StartError."""
 
     async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
         """Put rows of `call.COLUMNS` into `calls_incoming`, a table of this transaction alone."""
@@ -83,14 +82,8 @@ def migrations(dialect: str) -> list[tuple[int, str]]:
     return sorted(steps.items())
 
 
-def pending(dialect: str, present: int, *, may_create: bool = True) -> list[tuple[int, str]]:
-    """The steps that a database of version `present` lacks. Raises StartError if it is newer, or
-    if it has none and must not be made."""
-    if not present and not may_create:
-        raise StartError(
-            "the database is empty: start the gateway first, or make its schema with the command"
-            " migrate"
-        )
+def pending(dialect: str, present: int) -> list[tuple[int, str]]:
+    """The steps that a database of version `present` lacks. Raises StartError if it is newer."""
     steps = migrations(dialect)
     newest = steps[-1][0]
     if present > newest:
@@ -167,12 +160,12 @@ class SQLite:
         if not is_there:
             raise OSError(f"{self._path} was removed or replaced; start again")
 
-    async def migrate(self, *, may_create: bool = True) -> int:
+    async def migrate(self) -> int:
         async with self.transaction() as conn:
             await conn.execute(_VERSIONS)
             async with conn.execute("SELECT max(version) FROM schema_version") as cursor:
                 row = await cursor.fetchone()
-            steps = pending("sqlite", row[0] or 0, may_create=may_create)
+            steps = pending("sqlite", row[0] or 0)
             for number, text in steps:
                 for statement in _statements(text):
                     await conn.execute(statement)
@@ -285,13 +278,13 @@ class PostgreSQL:
                 )
         return self._pool
 
-    async def migrate(self, *, may_create: bool = True) -> int:
+    async def migrate(self) -> int:
         async with self.transaction() as conn:
             # Two replicas that start at once take turns, and the second finds nothing to do.
             await conn.execute(f"SELECT pg_advisory_xact_lock({_LOCK})", timeout=_MIGRATION_S)
             await conn.execute(_VERSIONS)
             present = await conn.fetchval("SELECT max(version) FROM schema_version")
-            steps = pending("postgresql", present or 0, may_create=may_create)
+            steps = pending("postgresql", present or 0)
             for number, text in steps:
                 await conn.execute(text, timeout=_MIGRATION_S)
                 await conn.execute(
