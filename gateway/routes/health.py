@@ -51,6 +51,7 @@ async def readyz(request: web.Request) -> web.Response:
             "written": recorder.written,
             "lost": recorder.lost,
             "rejected": recorder.rejected,
+            "damaged": recorder.damaged,
         }
         if books.directory.away or recorder.away:
             degraded.append("database")
@@ -71,6 +72,9 @@ async def readyz(request: web.Request) -> web.Response:
     if holder.problems:
         degraded.append("config")
     config = holder.now.config
+    if config.demos and not config.binds_loopback:
+        detail["demo"] = f"answered by simulators: {', '.join(config.demos[:10])}"
+        degraded.append("demo")
     knows_callers = books is None or books.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)

@@ -188,6 +188,7 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     context, call = request[CONTEXT], call_of(request)
     call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
     call.model = state.routing.known(asked)
+    call.end_user = _text(body, "user") or ""
     if target.agent.capture != "off":
         limit = state.config.record.max_body
         call.capture = Capture(limit, context.body or b"")
