@@ -145,6 +145,7 @@ class Auth(Model):
     jwt_secret: Secret = Secret("")
     admin_password: Secret = Secret("")
     token_ttl: Duration = 1800.0
+    session_ttl: Duration = 12 * 3600.0  # how long a login can be refreshed
     registration: bool = False
     keys: list[StaticKey] = []
 
@@ -477,6 +478,13 @@ class Config(Model):
     def demos(self) -> list[str]:
         """The agents that are answered by a simulator."""
         return [name for name, agent in self.agents.items() if agent.is_demo]
+
+    @property
+    def exposed_demos(self) -> list[str]:
+        """The same, where people elsewhere can talk to them."""
+        server = self.server
+        is_behind_proxy = server.trusted_proxies or self.storage.public_base_url or server.tls
+        return self.demos if is_behind_proxy or not self.binds_loopback else []
 
     @property
     def anonymous(self) -> bool:

@@ -199,8 +199,8 @@ def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
 
 
 def _demo_warnings(config: Config) -> Iterator[str]:
-    if config.demos and not config.binds_loopback:
-        names = ", ".join(config.demos[:10])
+    if config.exposed_demos:
+        names = ", ".join(config.exposed_demos[:10])
         yield (
             f"demo: {names} answer by themselves, as a simulator, and others can reach them; set"
             " base_url and api_key, or `demo: false` to refuse simulators"

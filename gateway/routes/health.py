@@ -72,8 +72,8 @@ async def readyz(request: web.Request) -> web.Response:
     if holder.problems:
         degraded.append("config")
     config = holder.now.config
-    if config.demos and not config.binds_loopback:
-        detail["demo"] = f"answered by simulators: {', '.join(config.demos[:10])}"
+    if config.exposed_demos:
+        detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
         degraded.append("demo")
     knows_callers = books is None or books.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:

@@ -90,7 +90,7 @@ async def test_a_step_leaves_what_there_was_before(tmp_path, monkeypatch):
     await database.migrate()
     async with database.transaction() as conn:
         marks = ", ".join("?" * len(row))
-        await conn.execute(f"INSERT INTO calls VALUES ({marks})", row)  # noqa: S608
+        await conn.execute(f"INSERT INTO calls VALUES ({marks})", row)
     monkeypatch.undo()
     await database.migrate()
     async with database.transaction() as conn:
