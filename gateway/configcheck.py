@@ -153,7 +153,7 @@ def key_problem(agent: dict[str, Any]) -> str:
         return ""
     if re.match(r"bearer\b", key.strip(), re.IGNORECASE):
         return "begins with Bearer; give the key alone, the gateway adds that word"
-    if re.match(r"[A-Za-z-]*(?:key|token|authorization)\s*[:=]", key.strip(), re.IGNORECASE):
+    if re.match(r"[\w-]*(?:key|token|authorization)\s*[:=]", key.strip(), re.IGNORECASE):
         return "has its name in it; give the key alone"
     if key[0] in "\"'`“”‘’" or key[-1] in "\"'`“”‘’":
         return "has quotes in it; give the key alone"
