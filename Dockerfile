@@ -57,10 +57,12 @@ COPY --from=build /app /app
 # owner; a folder of the host must belong to 65532.
 COPY --from=build --chown=65532:65532 /app/data /app/data
 
+# GATEWAY_HOME: `data/` in config.yaml is in /app, wherever that file is mounted.
 # HOST opens the port to the container's network, and so keys are demanded.
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \
+    GATEWAY_HOME=/app \
     HOST=0.0.0.0 \
     PORT=3000
 

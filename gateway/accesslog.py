@@ -4,7 +4,9 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
+
+import orjson
 
 _GATHER_S = 0.02
 
@@ -13,9 +15,14 @@ log = logging.getLogger("gateway.access")
 
 class AccessLog:
     """One line per request. Without a stream they are records of the logger `gateway.access`, for
-    whoever embeds the application; that costs several times as much as making them."""
+    whoever embeds the application; that costs several times as much as making them. `render` makes
+    a line of a request's members; without one it is a JSON object."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, render: Callable[[dict[str, Any]], str] | None = None
+    ) -> None:
+        self.render = render or _json
+        self.for_people = render is not None
         self._stream = stream
         self._lines: list[str] = []
         self.add: Callable[[str], None] = log.info if stream is None else self._gather
@@ -36,3 +43,7 @@ class AccessLog:
             with contextlib.suppress(OSError):  # nobody reads our output any more
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
+
+
+def _json(line: dict[str, Any]) -> str:
+    return orjson.dumps(line, default=str).decode()

@@ -5,16 +5,20 @@ import asyncio
 import getpass
 import sys
 from collections.abc import Awaitable, Callable
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from gateway.body import check
 from gateway.config import Config, KeyLimits
-from gateway.errors import DatabaseAway, GatewayError, InvalidRequest, StartError
+from gateway.configvalues import duration_s
+from gateway.errors import DatabaseAway, GatewayError, InvalidRequest, StartError, words_of
+from gateway.invocation import command
 from gateway.passwords import Passwords, check_strength
 from gateway.routes.accounts import Register
 from gateway.secret import Secret
-from gateway.stores.accounts import Accounts, User
+from gateway.stores.accounts import Accounts, ApiKey, User
 from gateway.stores.database import connect
-from gateway.times import iso
+from gateway.times import LATEST_MS, iso, now_ms, read_iso
 
 _PERMISSIONS = ("chat", "upload", "admin")
 _PAGE = 1000
@@ -26,15 +30,18 @@ def run(args: argparse.Namespace, config: Config) -> int:
     if not config.database:
         print("There is no database (database: none).", file=sys.stderr)
         return 1
+    print(f"database: {_place(config)}", file=sys.stderr)
     try:
+        if args.administer != "migrate":
+            _check_is_there(config, args.config)
         if args.administer in _WITH_PASSWORD:  # before there is a loop, so that Ctrl-C works
             args.password = _read_password()
         asyncio.run(_run(args, config))
     except (KeyboardInterrupt, EOFError):
         print("Nothing was changed.", file=sys.stderr)
     except DatabaseAway as error:
-        why = error.__cause__ or "no answer in time"
-        print(f"The database cannot be used: {why}", file=sys.stderr)
+        words = words_of(error.__cause__ or TimeoutError())
+        print(f"The database cannot be used: {words}", file=sys.stderr)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
     except StartError as error:
@@ -42,6 +49,25 @@ def run(args: argparse.Namespace, config: Config) -> int:
     else:
         return 0
     return 1
+
+
+def _place(config: Config) -> str:
+    """Where the database is, without user and password."""
+    if config.sqlite_file:
+        return f"SQLite, {Path(config.sqlite_file).absolute()}"
+    parts = urlsplit(config.database.reveal())
+    return f"PostgreSQL, {parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def _check_is_there(config: Config, path: Path) -> None:
+    """Only a start and `migrate` make a database: one made by mistake is found to be empty."""
+    file = Path(config.sqlite_file)
+    if config.sqlite_file and not (file.is_file() and file.stat().st_size):
+        raise StartError(
+            f"there is no database at {file.absolute()} yet. Start the gateway first, or make the"
+            f" database with: {command(path)} migrate. If it is elsewhere, name its config.yaml"
+            " with --config, or set DATABASE_URL"
+        )
 
 
 async def _run(args: argparse.Namespace, config: Config) -> None:
@@ -81,7 +107,9 @@ async def _named(accounts: Accounts, name: str) -> User:
     user = await accounts.user_by_login(name)
     if user is None:
         hint = (
-            "" if await accounts.has_users() else " There is none yet: users add NAME --role admin."
+            ""
+            if await accounts.has_users()
+            else " There is none yet; make one with the command: users add admin --role admin."
         )
         raise InvalidRequest(f"There is no user {name!r}.{hint}")
     return user
@@ -142,22 +170,51 @@ async def _create_key(args: argparse.Namespace, accounts: Accounts, passwords: P
         "agents": agents or None,
         "max_calls": args.max_calls,
         "rate_limits": limits,
+        "expires_ms": _expiry(args.expires) if args.expires else None,
     }
     key, full = await accounts.add_key(user.id, settings)
-    print(f"key {key.id} of {user.username}, shown only now:", file=sys.stderr)
+    until = f", until {iso(key.expires_ms)}" if key.expires_ms else ""
+    print(f"key {key.id} of {user.username}{until}, shown only now:", file=sys.stderr)
     print(full.reveal())
+
+
+def _expiry(text: str) -> int:
+    """Milliseconds since the epoch, from `30d` or a moment in ISO 8601. Raises InvalidRequest."""
+    try:
+        moment = now_ms() + int(duration_s(text) * 1000)
+    except ValueError:
+        try:
+            moment = read_iso(text)
+        except ValueError:
+            raise InvalidRequest("--expires: must be such as 30d, 12h or 2026-12-31.") from None
+    if not now_ms() < moment < LATEST_MS:
+        raise InvalidRequest("--expires: must be in the future.")
+    return moment
+
+
+_COLUMNS = ("id", "owner", "name", "rights", "state", "calls", "limits", "last used", "expires")
 
 
 async def _list_keys(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
     owner = (await _named(accounts, args.user)).id if args.user else ""
     page = 1
+    print("\t".join(_COLUMNS))
     while (found := await accounts.keys(owner, page, _PAGE))[0]:
         for key in found[0]:
-            told = key.public()
-            state = "active" if told["is_active"] else "over"
-            rights = ",".join(key.permissions)
-            print(f"{key.id}\t{key.created_by}\t{key.name}\t{rights}\t{state}\t{key.calls} calls")
+            print("\t".join(_cells(key)))
         page += 1
+
+
+def _cells(key: ApiKey) -> tuple[str, ...]:
+    told = key.public()
+    limits = [f"{name} {value}" for name, value in key.rate_limits.items() if value is not None]
+    limits += [f"max {key.max_calls} calls"] if key.max_calls is not None else []
+    limits += [f"agents {','.join(key.agents)}"] if key.agents is not None else []
+    return (
+        key.id, key.created_by, key.name, ",".join(key.permissions),
+        "active" if told["is_active"] else "over", f"{key.calls} calls", "; ".join(limits) or "-",
+        told["last_used_at"] or "never", told["expires_at"] or "never",
+    )  # fmt: skip
 
 
 async def _revoke_key(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:

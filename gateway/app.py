@@ -15,7 +15,7 @@ from gateway.attachments import Attachments
 from gateway.config import Config
 from gateway.cors import add_origin
 from gateway.directory import Directory
-from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError
+from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of
 from gateway.files import open_files
 from gateway.flights import Flights
 from gateway.guard import Guard
@@ -200,11 +200,15 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             await directory.open(_PATIENCE_S)
             if directory.away and config.sqlite_file and not is_locked(directory.cause):
                 raise StartError(
-                    f"database: {config.sqlite_file} cannot be opened or written; name another"
-                    " file in DATABASE_URL, or none to do without accounts and the record"
+                    f"database: {config.sqlite_file} cannot be opened or written"
+                    f" ({_cause(directory)}); name another file in DATABASE_URL, or none to do"
+                    " without accounts and the record"
                 )
             if directory.away:
-                log.warning("The database does not answer; accounts wait until it does")
+                log.warning(
+                    "The database does not answer (%s); accounts wait until it does",
+                    _cause(directory),
+                )
             await recorder.open()
             app[BOOKS] = Books(accounts, directory, calls, recorder, passwords)
             yield
@@ -217,12 +221,18 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     return open_books
 
 
+def _cause(directory: Directory) -> str:
+    return words_of(directory.cause) if directory.cause else "no answer in time"
+
+
 async def _first_admin(
     accounts: Accounts, passwords: Passwords, given: Secret, made_up: Secret
 ) -> None:
     """An empty database gets the account `admin`, with the password `given` or else `made_up`,
     which is shown this once, on the terminal and not in the log."""
     if await accounts.has_users():
+        if given:
+            log.info("ADMIN_PASSWORD is not used: the database has accounts already")
         return
     if given:
         try:

@@ -1,5 +1,6 @@
 """One call as the record keeps it: filled in while it runs, a row when it is over."""
 
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -8,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from gateway.credentials import Caller
+from gateway.errors import shorten
 from gateway.ids import new_id
 from gateway.messages import Finish, Usage
 from gateway.traces import NO_TRACE, CallTrace
@@ -18,8 +20,17 @@ Surface = Literal["chat", "openai", "passthrough"]
 COLUMNS = (
     "id", "request_id", "began_ms", "day", "caller", "key_id", "user_id", "agent", "surface",
     "status", "streamed", "prompt_tokens", "completion_tokens", "total_tokens", "usage",
-    "first_delta_ms", "total_ms", "client_gone", "error",
+    "first_delta_ms", "total_ms", "client_gone", "error", "reason", "end_user",
 )  # fmt: skip
+_NUMBERS = frozenset((
+    "began_ms", "status", "streamed", "prompt_tokens", "completion_tokens", "total_tokens",
+    "first_delta_ms", "total_ms", "client_gone",
+))  # fmt: skip
+_COLUMNS_BEFORE = len(COLUMNS) - 2  # of versions without `reason` and `end_user`
+_LONGEST_USER = 256  # characters of an end user's name
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
+_LONGEST = 4096  # characters of a column
+_ERROR = COLUMNS.index("error")
 Row = tuple[Any, ...]
 
 
@@ -47,6 +58,7 @@ class Call:
     request_id: str
     caller: Caller
     surface: Surface
+    end_user: str = ""  # as the caller named it
     began_ns: int = field(default_factory=time.time_ns)  # since the epoch
     began: float = field(default_factory=time.monotonic)
     agent: str = ""  # who answered, or was asked last
@@ -76,7 +88,7 @@ class Call:
         """The answer is whole."""
         self.usage, self.finish, self.is_whole = finish.usage, finish.reason, True
 
-    def row(self, status: int, error: str) -> Row:
+    def row(self, status: int, error: str, reason: str = "") -> Row:
         """`usage` is exact if the platform counted the whole answer, partial if it counted one
         that broke off, unknown if it counted nothing."""
         usage = self.usage or Usage()
@@ -103,15 +115,43 @@ class Call:
             int((time.monotonic() - self.began) * 1000),
             int(self.client_gone),
             _plain(error),
+            _plain(shorten(reason)),
+            _plain(shorten(self.end_user, _LONGEST_USER)),
         )
 
     def bodies(self, row: Row) -> Row | None:
         """(call id, began_ms, request, answer, their sizes), if they are to be kept."""
         kept = self.capture
-        if kept is None or not (self.capture_always or row[-1]):
+        if kept is None or not (self.capture_always or row[_ERROR]):
             return None
         texts = (_plain(bytes(b).decode("utf-8", "replace")) for b in (kept.request, kept.answer))
         return (row[0], row[2], *texts, kept.request_size, kept.answer_size)
+
+
+def read_row(value: Any) -> Row | None:
+    """A row that was kept as JSON, by this version or the one before; None if it is none."""
+    if not isinstance(value, list):
+        return None
+    if len(value) == _COLUMNS_BEFORE:
+        value = [*value, "", ""]
+    if len(value) != len(COLUMNS) or not all(map(_fits, COLUMNS, value)):
+        return None
+    return tuple(value) if value[0] and _DAY.fullmatch(value[COLUMNS.index("day")]) else None
+
+
+def _fits(column: str, value: Any) -> bool:
+    if column in _NUMBERS:
+        is_missing = value is None and column == "first_delta_ms"
+        return is_missing or (type(value) is int and abs(value) < 1 << 62)
+    return type(value) is str and len(value) <= _LONGEST
+
+
+def read_bodies(value: Any, row: Row) -> Row | None:
+    """The bodies beside a row, if they are any."""
+    kinds = (str, int, str, str, int, int)
+    if not isinstance(value, list) or tuple(map(type, value)) != kinds or value[0] != row[0]:
+        return None
+    return tuple(value) if all(abs(value[i]) < 1 << 62 for i in (1, 4, 5)) else None
 
 
 @lru_cache(maxsize=4)

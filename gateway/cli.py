@@ -11,13 +11,14 @@ import ssl
 import sys
 import threading
 import urllib.request
-from collections.abc import Callable
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gateway
+from gateway import invocation, logs
+from gateway.environment import with_dotenv
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     """The options stand before or after the command; both are the same options."""
     parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
-    _add_options(parser, Path(os.environ.get("GATEWAY_CONFIG") or "config.yaml"), None)
+    _add_options(parser, invocation.default_config(), None)
     parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
     for name, words in _COMMANDS.items():
@@ -108,12 +109,14 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
+    words = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
+    sub.add_argument("--expires", metavar="WHEN", help=words)
     sub = add(keys, "keys list", "every key, without its secret")
     sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
     sub = add(keys, "keys revoke", "end a key for good")
     sub.add_argument("id", help="the first column of `keys list`, or the whole key")
 
-    add(commands, "migrate", "bring the database's schema up to date, and exit")
+    add(commands, "migrate", "make the database, or bring its schema up to date, and exit")
 
 
 def administer(args: argparse.Namespace) -> int:
@@ -127,8 +130,8 @@ def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: obj
     words = "config.yaml or what GATEWAY_CONFIG names, unless given"
     parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=words)
     parser.add_argument("--host", default=otherwise)
-    words = "of the log: text (unless LOG_FORMAT says otherwise) or json"
-    parser.add_argument("--log-format", choices=("text", "json"), default=otherwise, help=words)
+    words = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
+    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=words)
     parser.add_argument("--port", type=int, default=otherwise)
 
 
@@ -148,30 +151,29 @@ def _load(args: argparse.Namespace) -> "Config | None":
         return None
 
 
-def _read(args: argparse.Namespace) -> "Config":
+def _read(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> "Config":
     """Raises ConfigError."""
     from gateway import configfile
 
-    return configfile.load(args.config, host=args.host, port=args.port)
+    return configfile.load(args.config, environ, host=args.host, port=args.port)
 
 
 def check(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
+    from gateway.configcheck import warnings
     from gateway.configfile import lock_out
-    from gateway.outgoing import warnings, way_of
+    from gateway.outgoing import way_of
 
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
         where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
         way = str(way_of(agent, agent.base_url, config.outgoing))
         print(f"  {name}: {agent.platform} at {where}" + f", {way}" * (way != "direct"))
-        if agent.is_demo and agent.api_key:
-            print(f"    has an api_key, but base_url is demo: - set agents.{name}.base_url as well")
-    for warning in (*warnings(config), lock_out(config)):
+    for warning in (*warnings(config, args.config.parent), lock_out(config)):
         if warning:
-            print(f"  {warning}")
+            print(f"  warning: {warning}")
     return _check_live(config) if getattr(args, "live", False) else 0
 
 
@@ -218,22 +220,23 @@ def serve(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
+    real = dict(os.environ)
+    os.environ.update(with_dotenv(args.config.parent, real))  # for libraries: proxies, AWS_…
     level = os.environ.get("LOG_LEVEL", "INFO").upper()
     if not isinstance(logging.getLevelName(level), int):
         print(f"LOG_LEVEL: {level!r} is none of DEBUG, INFO, WARNING, ERROR", file=sys.stderr)
         return 1
-    # Not in the format, so not worth looking up for every line.
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    form = args.log_format or os.environ.get("LOG_FORMAT") or "text"
-    if form not in ("text", "json"):
-        print(f"LOG_FORMAT: {form!r} is none of text, json", file=sys.stderr)
+    form = args.log_format or os.environ.get("LOG_FORMAT") or "auto"
+    if form not in logs.FORMS:
+        print(f"LOG_FORMAT: {form!r} is none of {', '.join(logs.FORMS)}", file=sys.stderr)
         return 1
-    _set_up_logging(level, form)
+    access_log = logs.set_up(level, form, sys.stderr)
     from gateway.serve import serve as serve_on
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
-            return runner.run(serve_on(config, args.config, partial(_read, args)))
+            load = partial(_read, args, real)
+            return runner.run(serve_on(config, args.config, load, access_log))
         except StartError as error:
             print(f"Cannot start: {error}", file=sys.stderr)
             return 1
@@ -244,29 +247,6 @@ def _collect_garbage_less() -> None:
     event's cost, and a twentieth of the start. What is made per event is freed by its reference
     count; only cycles wait for the collector, and they are few."""
     gc.set_threshold(50_000, 20, 100)
-
-
-class _JsonFormatter(logging.Formatter):
-    """One JSON object per line, with the members that lines of requests have too."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
-
-
-def _set_up_logging(level: str, form: str) -> None:
-    """Text for people, unless it shall be JSON as the lines of requests are, which `requestlog`
-    writes by itself."""
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    if form == "json":
-        logging.getLogger().handlers[0].setFormatter(_JsonFormatter())
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -152,6 +152,7 @@ class Auth(Model):
     jwt_secret: Secret = Secret("")
     admin_password: Secret = Secret("")
     token_ttl: Duration = 1800.0
+    session_ttl: Duration = 12 * 3600.0  # how long a login can be refreshed
     registration: bool = False
     keys: list[StaticKey] = []
 
@@ -478,6 +479,7 @@ class Config(Model):
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     traces: Traces = Traces()
+    demo: bool = True  # whether agents may be answered by a simulator
     agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]
     routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
 
@@ -502,6 +504,18 @@ class Config(Model):
         """The path in `sqlite:///path`, or "" for another database."""
         url = self.database.reveal()
         return url.removeprefix("sqlite:///") if url.startswith("sqlite:") else ""
+
+    @property
+    def demos(self) -> list[str]:
+        """The agents that are answered by a simulator."""
+        return [name for name, agent in self.agents.items() if agent.is_demo]
+
+    @property
+    def exposed_demos(self) -> list[str]:
+        """The same, where people elsewhere can talk to them."""
+        server = self.server
+        is_behind_proxy = server.trusted_proxies or self.storage.public_base_url or server.tls
+        return self.demos if is_behind_proxy or not self.binds_loopback else []
 
     @property
     def anonymous(self) -> bool:

@@ -4,16 +4,21 @@ import difflib
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.composer import ComposerError
 
 from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
+from gateway.configcheck import check_agents
+from gateway.environment import secret_in, with_dotenv
 from gateway.errors import clean
 from gateway.outgoing import file_problems
 from gateway.proxy import read_proxy
+from gateway.secret import Secret
 
 
 class ConfigError(Exception):
@@ -25,7 +30,7 @@ class ConfigError(Exception):
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
-    """The checked configuration in `path`.
+    """The checked configuration in `path`; variables also come from `.env` in its folder.
 
     `overrides` replace members of `server` (from the command line) where not None.
     Raises ConfigError with all problems.
@@ -35,17 +40,35 @@ def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) 
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise ConfigError([f"{path}: {reason}"]) from None
-    return parse(text, environ, **overrides)
-
-
-def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
-    """Like `load`, from the file's text."""
     problems: list[str] = []
+    environ = with_dotenv(path.parent, environ, problems)
+    return parse(text, environ, path.parent, problems, **overrides)
+
+
+def sources(path: Path) -> list[Path]:
+    """The files that `load(path)` reads: `path`, `.env` beside it, and every `${file:…}`."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        text = ""
+    named = (match["file"] for match in _VARIABLE.finditer(text) if match["file"])
+    return [path, path.parent / ".env", *(path.parent / name for name in dict.fromkeys(named))]
+
+
+def parse(
+    text: str,
+    environ: Mapping[str, str],
+    folder: Path = Path(),
+    problems: list[str] | None = None,
+    **overrides: Any,
+) -> Config:
+    """Like `load`, from the file's text. `folder` is the file's, `problems` those found so far."""
+    problems = [] if problems is None else problems
     tree = _read_yaml(text, problems)
     if not isinstance(tree, dict):
         raise ConfigError(problems or ["the file must be a mapping with `agents:` in it"])
-    unset: set[str] = set()
-    tree = _substitute(tree, "", environ, problems, unset)
+    values = _Values(environ, folder, problems)
+    tree = values.fill(tree)
     given = {key: value for key, value in overrides.items() if value is not None}
     server = tree.setdefault("server", {})
     if isinstance(server, dict):
@@ -55,26 +78,83 @@ def parse(text: str, environ: Mapping[str, str], **overrides: Any) -> Config:
         server.update(given)
     _fill_in(tree, environ)
     _fill_in_proxies(tree, environ, problems)
-    config = None
+    config: Config | None = None
+    home = Path(environ.get("GATEWAY_HOME") or folder)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        problems += [line for line, path in _explain(error, tree) if path not in unset]
-    problems += _check_names(tree)
+        problems += [line for line, path in _explain(error, tree) if path not in values.unset]
+        problems += _check_the_rest(tree, error, home)
     if config is not None:
         problems += check_together(config)
+        config = anchored(config, home)
+        problems += _check_pem_files(config)
+    problems += [line for line, path in check_agents(tree) if path not in values.unset]
+    problems += [line for line in _check_names(tree) if line.partition(": ")[0] not in values.unset]
     if problems or config is None:
         raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)))
     return config
+
+
+def _check_the_rest(tree: dict[str, Any], error: ValidationError, home: Path) -> Iterator[str]:
+    """What `check_together` finds where sections, or agents, that do not parse are left out."""
+    bad = {item["loc"][:2] if item["loc"][:1] == ("agents",) else item["loc"][:1]
+           for item in error.errors(include_url=False, include_input=False)}  # fmt: skip
+    kept: dict[str, Any] = {name: part for name, part in tree.items() if (name,) not in bad}
+    agents = kept.pop("agents", None)
+    agents = agents if isinstance(agents, dict) and ("agents",) not in bad else {}
+    good = {name: agent for name, agent in agents.items() if ("agents", name) not in bad}
+    kept["agents"] = good or {"none": {"platform": "openai"}}
+    try:
+        config = Config.model_validate(kept)
+    except ValidationError:
+        return
+    # What is said of a section that was left out is said of its defaults.
+    skipped = tuple(f"{loc[0]}." for loc in bad if len(loc) == 1)
+    yield from (line for line in check_together(config) if not line.startswith(skipped))
+    yield from _check_pem_files(anchored(config, home))
+
+
+def _check_pem_files(config: Config) -> Iterator[str]:
+    for name, agent in config.agents.items():
+        for member, words in file_problems(agent):
+            yield f"agents.{name}.{member}: {words}"
+
+
+def anchored(config: Config, folder: Path) -> Config:
+    """With every path relative to `folder` instead of the working directory."""
+    changes: dict[str, Any] = {}
+    if config.sqlite_file:
+        changes["database"] = Secret(f"sqlite:///{folder / config.sqlite_file}")
+    if config.storage.folder:
+        url = f"file:{folder / config.storage.folder}"
+        changes["storage"] = config.storage.model_copy(update={"url": url})
+    spool = str(folder / config.record.spool)
+    changes["record"] = config.record.model_copy(update={"spool": spool})
+    if tls := config.server.tls:
+        files = {"cert": str(folder / tls.cert), "key": str(folder / tls.key)}
+        changes["server"] = config.server.model_copy(update={"tls": tls.model_copy(update=files)})
+    changes["agents"] = {name: _anchored(agent, folder) for name, agent in config.agents.items()}
+    return config.model_copy(update=changes)
+
+
+def _anchored(agent: AnyAgent, folder: Path) -> AnyAgent:
+    files = {member: getattr(agent, member) for member in ("ca", "cert", "key")}
+    paths = {member: str(folder / path) for member, path in files.items() if path}
+    return agent.model_copy(update=paths) if paths else agent
 
 
 def check_together(config: Config) -> Iterator[str]:
     """What is wrong with sections that are each right by themselves."""
     yield from _check_access(config)
     yield from _check_files(config)
-    for name, agent in config.agents.items():
-        for member, words in file_problems(agent):
-            yield f"agents.{name}.{member}: {words}"
+    if not config.demo:
+        for name, agent in config.agents.items():
+            if agent.is_demo:
+                yield (
+                    f"agents.{name}.base_url: is demo:, which `demo: false` refuses; name the"
+                    " platform's address"
+                )
 
 
 def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
@@ -161,22 +241,56 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["
 
 
 def _read_yaml(text: str, problems: list[str]) -> Any:
+    """The tree; without the sections that are not valid YAML, which are told in `problems`."""
+    found: list[str] = []
+    tree = _compose(text, found)
+    if tree is None and found:
+        parts = {name: _compose(part, found) for name, part in _sections(text)}
+        # A whole section of that kind begins a mapping of its own.
+        tree = {
+            name: part[name]
+            for name, part in parts.items()
+            if isinstance(part, dict) and name in part
+        } or None
+    # The same fault may be seen twice, in other words.
+    problems += {line.partition(":")[0] if line.startswith("line ") else line: line
+                 for line in reversed(found)}.values()  # fmt: skip
+    return tree
+
+
+def _sections(text: str) -> Iterator[tuple[str, str]]:
+    """(name, text) of what begins at the left margin, on the lines where it stands in the file."""
+    lines = text.splitlines()
+    begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_]+\s*:", line)]
+    for begin, end in pairwise([*begins, len(lines)]):
+        part = "\n" * begin + "\n".join(lines[begin:end]) + "\n"
+        yield lines[begin].partition(":")[0].strip(), part
+
+
+def _compose(text: str, problems: list[str]) -> Any:
     loader = _Loader(text)
     try:
         root = loader.get_single_node()
         problems += _given_twice(root, "")
         return loader.construct_document(root) if root else None
+    except ComposerError as error:
+        if "undefined alias" not in str(error.problem):  # it may be defined in another section
+            problems.append(_yaml_problem(error))
     except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else "?"
-        # The parser quotes what it cannot read, which may be a secret without quotes.
-        # What is short or in angles is YAML's own.
-        words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "")
-        problems.append(f"line {line}: not valid YAML: {words}; put odd values in quotes")
+        problems.append(_yaml_problem(error))
     except (yaml.YAMLError, ValueError, TypeError, RecursionError):
         problems.append("the file is not valid YAML")
     finally:
         loader.dispose()
     return None
+
+
+def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
+    line = error.problem_mark.line + 1 if error.problem_mark else "?"
+    # The parser quotes what it cannot read, which may be a secret without quotes.
+    # What is short or in angles is YAML's own.
+    words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "")
+    return f"line {line}: not valid YAML: {words}; put odd values in quotes"
 
 
 def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:
@@ -196,49 +310,63 @@ def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:
 
 # `$${` stands for a literal `${`. LiteLLM's `os.environ/NAME` is read too, so that its users' lines
 # can be pasted.
-_VARIABLE = re.compile(r"\$\$\{|\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-([^}]*))?\}|\$\{([^}]*)\}?")
+_VARIABLE = re.compile(
+    r"\$\$\{|\$\{file:(?P<file>[^}\-][^}]*)\}"
+    r"|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|\$\{(?P<odd>[^}]*)\}?"
+)
 
 
-def _substitute(
-    node: Any, path: str, environ: Mapping[str, str], problems: list[str], unset: set[str]
-) -> Any:
-    if isinstance(node, dict):
-        return {
-            str(key): _substitute(value, f"{path}.{key}".lstrip("."), environ, problems, unset)
-            for key, value in node.items()
-        }
-    if isinstance(node, list):
-        return [
-            _substitute(value, f"{path}[{i}]", environ, problems, unset)
-            for i, value in enumerate(node)
-        ]
-    if not isinstance(node, str):
-        return node
+class _Values:
+    """Puts variables and files in the place of `${…}`. `unset` are the paths that got nothing."""
 
-    def value_of(match: re.Match[str]) -> str:
+    def __init__(self, environ: Mapping[str, str], folder: Path, problems: list[str]) -> None:
+        self._environ = environ
+        self._folder = folder
+        self._problems = problems
+        self.unset: set[str] = set()
+
+    def fill(self, node: Any, path: str = "") -> Any:
+        if isinstance(node, dict):
+            return {
+                str(key): self.fill(value, f"{path}.{key}".lstrip("."))
+                for key, value in node.items()
+            }
+        if isinstance(node, list):
+            return [self.fill(value, f"{path}[{i}]") for i, value in enumerate(node)]
+        if not isinstance(node, str):
+            return node
+        if node.startswith("os.environ/"):
+            node = f"${{{node.removeprefix('os.environ/')}}}"
+        return _VARIABLE.sub(lambda match: self._value(match, path), node)
+
+    def _value(self, match: re.Match[str], path: str) -> str:
         if match[0] == "$${":
             return "${"
-        name, default, odd = match.groups()
-        if odd is not None:
-            problems.append(
-                f"{path}: has a ${{ that is no variable; write ${{NAME}} or ${{NAME:-default}}, or"
-                " $${ for the two characters themselves"
+        if match["odd"] is not None:
+            return self._nothing(
+                path,
+                "has a ${ that is no variable; write ${NAME}, ${NAME:-default} or ${file:path}, or"
+                " $${ for the two characters themselves",
             )
-            unset.add(path)
-            return ""
-        value = environ.get(name) or default
+        if match["file"]:
+            try:
+                return secret_in(self._folder, match["file"])
+            except ValueError as error:
+                return self._nothing(path, str(error))
+        name = match["name"]
+        value = self._environ.get(name) or match["default"]
         if value is None:
-            problems.append(
-                f"{path}: the environment variable {name} is not set"
-                f" (set it, or give a default: ${{{name}:-…}})"
+            return self._nothing(
+                path,
+                f"the environment variable {name} is not set"
+                f" (set it, or give a default: ${{{name}:-…}})",
             )
-            unset.add(path)
-            return ""
         return value
 
-    if node.startswith("os.environ/"):
-        node = f"${{{node.removeprefix('os.environ/')}}}"
-    return _VARIABLE.sub(value_of, node)
+    def _nothing(self, path: str, problem: str) -> str:
+        self._problems.append(f"{path}: {problem}")
+        self.unset.add(path)
+        return ""
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str, str]]:

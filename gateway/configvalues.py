@@ -19,14 +19,16 @@ _UNITS_BYTES |= {f"{p}b": 1000**i for i, p in enumerate(("k", "m", "g"), 1)}
 _UNITS_BYTES |= {f"{p}ib": 1024**i for i, p in enumerate(("k", "m", "g"), 1)}
 
 
+def duration_s(value: str) -> float:
+    """Seconds from `90s`, `1.5m`, `500ms`, `2h`, `7d` or plain `90`. Raises ValueError."""
+    match = re.fullmatch(r"\s*(\d{1,12}(?:\.\d{1,12})?)\s*(ms|s|m|h|d)?\s*", value)
+    if not match:
+        raise ValueError("must be a duration such as 500ms, 30s, 5m, 2h or 30d")
+    return float(match[1]) * _UNITS_S[match[2] or "s"]
+
+
 def _duration(value: Any) -> Any:
-    """Seconds from `90`, `"90s"`, `"1.5m"`, `"500ms"`, `"2h"` or `"7d"`."""
-    if isinstance(value, str):
-        match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(ms|s|m|h|d)?\s*", value)
-        if not match:
-            raise ValueError("must be a duration such as 500ms, 30s, 5m, 2h or 30d")
-        return float(match[1]) * _UNITS_S[match[2] or "s"]
-    return value
+    return duration_s(value) if isinstance(value, str) else value
 
 
 def _size(value: Any) -> Any:

@@ -20,7 +20,7 @@ import orjson
 
 from gateway.config import KeyLimits, Permission
 from gateway.credentials import Caller, Quota, Role, is_secret, split_key
-from gateway.errors import DatabaseAway, StartError, Unauthorized
+from gateway.errors import DatabaseAway, StartError, Unauthorized, why
 from gateway.stores.database import Database, fetch
 
 log = logging.getLogger("gateway")
@@ -135,7 +135,7 @@ class Directory:
             await self._sync()
         except DatabaseAway as error:
             if self.away is None:
-                log.warning("The database does not answer: %r", error.__cause__)
+                log.warning("The database does not answer: %s", why(error))
             self.away, self.cause = "it does not answer", error.__cause__
         except StartError:
             raise
@@ -146,7 +146,7 @@ class Directory:
         else:
             if self.away and self.rounds > 1:
                 log.info("The database answers again")
-            self.away = None
+            self.away = self.cause = None
         finally:
             if not waited.done():
                 waited.set_result(None)
@@ -179,7 +179,7 @@ class Directory:
                     return int(await self._sql.change_version(conn))
             except TimeoutError:
                 pass
-        raise DatabaseAway
+        raise DatabaseAway from self.cause
 
     def _turn_month(self) -> None:
         """A new month's quotas begin at once, whether or not the database is there."""
@@ -229,14 +229,14 @@ class Directory:
     async def refresh(self) -> None:
         """Wait for a round that begins from now on. Raises DatabaseAway."""
         if self.away is not None or self._next is None:
-            raise DatabaseAway
+            raise DatabaseAway from self.cause
         waited = self._next
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await asyncio.shield(waited)
         if not waited.done() or self.away is not None:
-            raise DatabaseAway
+            raise DatabaseAway from self.cause
 
     # Asking.
 

@@ -59,6 +59,7 @@ class GatewayError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
+        self.cause: str | None = None  # for operators: the fault behind it, in its own words
         self.param = param
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -380,6 +381,7 @@ _KEYS = re.compile(
     r"|(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)*"
     r"|(?i:bearer\s+)[^\s\"',]{8,}"
 )
+_URL_PASSWORD = re.compile(r"//[^/\s@]*@")
 _MAX_WORDS = 2000  # characters of an upstream's words that are looked at
 MAX_MESSAGE = 500  # characters of a message that a caller gets
 
@@ -392,6 +394,25 @@ def clean(text: object, limit: int = _MAX_WORDS) -> str:
     words = str(text)[: limit + 100]
     words = "".join(c if c.isprintable() else " " for c in words)
     return shorten(_KEYS.sub("***", " ".join(words.split())), limit)
+
+
+def why(error: GatewayError) -> str:
+    """What the log and the record tell of a failure: its message, and the fault behind it.
+
+    The fault is noted on the error, since its frames, and its cause with them, are let go early.
+    """
+    if error.cause is None and error.__cause__ is not None:
+        error.cause = words_of(error.__cause__)
+    words = clean(error.message, MAX_MESSAGE)
+    return shorten(f"{words} ({error.cause})") if error.cause else words
+
+
+def words_of(fault: BaseException) -> str:
+    """A driver's or the system's own words, cleaned; its kind where it has none."""
+    words = clean(_URL_PASSWORD.sub("//***@", str(fault)), MAX_MESSAGE)
+    return words or (
+        "no answer in time" if isinstance(fault, TimeoutError) else type(fault).__name__
+    )
 
 
 def shorten(text: str, limit: int = MAX_MESSAGE) -> str:

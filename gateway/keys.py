@@ -13,7 +13,7 @@ from gateway.call import Call
 from gateway.config import Config
 from gateway.credentials import Caller, KeyRing
 from gateway.directory import Directory
-from gateway.errors import GatewayError, Stopping
+from gateway.errors import GatewayError, Stopping, why
 from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
@@ -95,8 +95,9 @@ class Context:
     stopped: Stopping | None = None  # set when it has to end with the process
 
     def failed(self, error: GatewayError) -> None:
-        """For the log line of an answer whose status does not tell."""
+        """For the log line and the record: the error's name, and what was said, without keys."""
         self.noted["error"] = error.code or error.type
+        self.noted["reason"] = why(error)
 
 
 CONTEXT = web.RequestKey("context", Context)

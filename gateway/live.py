@@ -6,7 +6,7 @@ from collections.abc import Awaitable
 from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config
-from gateway.errors import DatabaseAway, GatewayError, StartError
+from gateway.errors import DatabaseAway, GatewayError, StartError, words_of
 from gateway.health import ask
 from gateway.routing import Routing
 from gateway.stores.database import connect
@@ -74,7 +74,7 @@ async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
     except TimeoutError:
         words = "no answer in time"
     except DatabaseAway as error:
-        words = str(error.__cause__ or "") or "no answer in time"
+        words = words_of(error.__cause__ or error)
     except GatewayError as error:
         words = error.message
     except (StartError, OSError) as error:

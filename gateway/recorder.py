@@ -18,7 +18,7 @@ from typing import Any
 from gateway.call import Call, scopes
 from gateway.config import Record
 from gateway.directory import Directory
-from gateway.errors import DatabaseAway
+from gateway.errors import DatabaseAway, why
 from gateway.stores.calls import Calls
 from gateway.stores.database import ValueRefused
 from gateway.stores.spool import Segment, Spool
@@ -62,16 +62,21 @@ class Recorder:
         self.written = self.lost = self.rejected = 0
 
     @property
+    def damaged(self) -> int:
+        """Files of the spool that were set aside."""
+        return self._spool.damaged
+
+    @property
     def waiting(self) -> int:
         """Calls that the database does not have yet."""
         return len(self._queue) + sum(segment.count for segment in self._segments)
 
-    def add(self, call: Call, status: int, error: str) -> None:
+    def add(self, call: Call, status: int, error: str, reason: str = "") -> None:
         """Keep a call that is over. Never waits and never raises."""
         if len(self._queue) >= MAX_QUEUED:
             self.lost += 1
             return
-        row = call.row(status, error)
+        row = call.row(status, error, reason)
         bodies = call.bodies(row)
         if bodies is not None:
             self._queued_bytes += len(bodies[2]) + len(bodies[3])
@@ -94,7 +99,7 @@ class Recorder:
     async def _count_what_is_left(self) -> None:
         """What an earlier process has left counts in the quotas before it is written."""
         for segment in self._segments:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):  # which writing it will tell
                 rows = await asyncio.to_thread(self._spool.read, segment)
                 if self._directory is not None:
                     self._directory.calls_waiting(_counts(rows))
@@ -229,14 +234,18 @@ class Recorder:
                 except OSError as error:
                     log.error("%d calls are lost with a file of the spool: %s", count, error)
                     self.lost += count
+                    segment.odd = max(count, 1)
                     async with self._spooling:
                         await self._drop_first()
                     continue
                 try:
                     await self._write(list(rows))
-                except DatabaseAway:
+                except DatabaseAway as error:
                     if not self.away:
-                        log.warning("The database takes no calls; they wait in the spool")
+                        words = why(error)
+                        log.warning(
+                            "The database takes no calls (%s); they wait in the spool", words
+                        )
                     self.away = True
                     raise
                 if self.away:

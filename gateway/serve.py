@@ -18,15 +18,16 @@ from pathlib import Path
 
 from aiohttp import web
 
-import gateway
 from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
-from gateway.configfile import ConfigError, lock_out
+from gateway.configcheck import warnings
+from gateway.configfile import ConfigError, sources
 from gateway.connections import Runner
 from gateway.errors import StartError
+from gateway.greeting import greet
 from gateway.keys import FLIGHTS, RELOAD, STATE
-from gateway.outgoing import pem_files, warnings, way_of
+from gateway.outgoing import pem_files
 
 log = logging.getLogger("gateway")
 
@@ -35,17 +36,17 @@ _LOOK_MS = 2000  # how often the file is read where the system tells of no chang
 _SETTLE_MS = 200  # what an editor does to a file in so short a time is one change
 _SWAP_S = 1.0  # how long a file may be away while another one is put in its place
 _RETRY_S = 5.0
+_LARGEST_FILE = 16 << 20  # bytes of a file that are looked at
 _GOODBYE_S = 1.0  # for connections that are idle when all answers have ended
 
 Load = Callable[[], Config]
 
 
-async def serve(config: Config, path: Path, load: Load) -> int:
+async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int:
     """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
     tls = _tls(server)
-    lines = AccessLog(sys.stderr)
     app = build(config, lines)
     reloads = _Reloads(app, config, load, path, tls)
     _on_signals(stop, reloads)
@@ -61,7 +62,7 @@ async def serve(config: Config, path: Path, load: Load) -> int:
         main = await _listen(stack, app, server.host, server.port, server.reuse_port, tls, most)
         if main is None:
             return 1
-        _greet(config, main.addresses[0][1])
+        greet(config, path, main.addresses[0][1], for_people=lines.for_people)
         gc.freeze()  # what has been loaded is in no collection any more
         watching = asyncio.ensure_future(reloads.watch())
         try:
@@ -174,9 +175,9 @@ class _Reloads:
         logging.getLogger("watchfiles").setLevel(logging.WARNING)
         while True:
             try:
-                folders = {str(path.absolute().parent) for path in self._paths()}
+                folders = {path.absolute().parent for path in self._paths()}
                 changes: AsyncIterator[object] = awatch(
-                    *folders,
+                    *(folder for folder in folders if folder.is_dir()),
                     watch_filter=None,
                     debounce=_SETTLE_MS,
                     rust_timeout=_LOOK_MS,
@@ -185,7 +186,8 @@ class _Reloads:
                 )
                 async for _ in changes:
                     now = await asyncio.to_thread(self._fingerprint)
-                    if not now:  # as in the middle of a swap, or for good
+                    if any(self._seen.get(path) and not digest for path, digest in now.items()):
+                        # A file is gone, as in the middle of a swap, or for good.
                         await asyncio.sleep(_SWAP_S)
                         now = await asyncio.to_thread(self._fingerprint)
                     if now != self._seen:
@@ -198,17 +200,11 @@ class _Reloads:
     def _paths(self) -> list[Path]:
         tls = self._server.tls
         names = [tls.cert, tls.key] if tls else []
-        return [self._path, *map(Path, names + pem_files(self._config))]
+        return [*sources(self._path), *map(Path, names + pem_files(self._config))]
 
-    def _fingerprint(self) -> str:
-        """Of the files' content; "" while one of them is not there, as in the middle of a swap."""
-        digest = hashlib.sha256()
-        try:
-            for path in self._paths():
-                digest.update(path.read_bytes() + b"\x00")
-        except OSError:
-            return ""
-        return digest.hexdigest()
+    def _fingerprint(self) -> dict[Path, str]:
+        """Of each file's content; "" for one that is not there."""
+        return {path: _digest(path) for path in self._paths()}
 
     async def _reload(self) -> None:
         holder = self._app[STATE]
@@ -230,7 +226,7 @@ class _Reloads:
             log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
-            for warning in warnings(config):
+            for warning in warnings(config, self._path.parent):
                 log.warning("  %s", warning)
 
     def _renew_certificate(self) -> None:
@@ -247,6 +243,14 @@ class _Reloads:
         log.error("%s has problems; the configuration before it stays in effect", self._path)
         for line in lines:
             log.error("  %s", line)
+
+
+def _digest(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.sha256(file.read(_LARGEST_FILE)).hexdigest()
+    except OSError:
+        return ""
 
 
 # The machine.
@@ -272,22 +276,3 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))
-
-
-def _greet(config: Config, port: int) -> None:
-    host = config.server.host
-    shown = "localhost" if host in ("127.0.0.1", "::1") else f"[{host}]" if ":" in host else host
-    scheme = "https" if config.server.tls else "http"
-    log.info("AI Gateway %s listens on %s://%s:%d", gateway.__version__, scheme, shown, port)
-    for name, agent in config.agents.items():
-        way = way_of(agent, agent.base_url, config.outgoing)
-        where = "demo, answers by itself" if agent.is_demo else f"{agent.base_url}, {way}"
-        log.info("  agent %s: %s (%s)", name, agent.platform, where)
-    for warning in warnings(config):
-        log.warning("  %s", warning)
-    if config.anonymous:
-        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
-    elif warning := lock_out(config):
-        log.warning("  %s", warning)
-    elif config.database:
-        log.info("  calls need a key; make one with: python run.py keys create web")

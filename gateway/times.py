@@ -1,4 +1,5 @@
-"""Moments: milliseconds since the epoch inside, ISO 8601 outside, UTC everywhere."""
+"""Moments: milliseconds since the epoch inside, ISO 8601 outside. The API says UTC, the log the
+machine's own time zone (TZ) with its offset."""
 
 import re
 import time
@@ -23,12 +24,20 @@ def iso(ms: int | None) -> str | None:
 def stamp(now_s: float) -> str:
     """The time of a log's line, with milliseconds: there are many in the same second."""
     second = int(now_s)
-    return f"{_second(second)}.{int((now_s - second) * 1000):03d}+00:00"
+    date, offset = _second(second)
+    return f"{date}.{int((now_s - second) * 1000):03d}{offset}"
+
+
+def local_second(second: int) -> str:
+    """The same without milliseconds, for people: `2026-11-28 20:19:07+08:00`."""
+    date, offset = _second(second)
+    return f"{date.replace('T', ' ')}{offset}"
 
 
 @lru_cache(maxsize=2)
-def _second(number: int) -> str:
-    return datetime.fromtimestamp(number, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+def _second(number: int) -> tuple[str, str]:
+    text = datetime.fromtimestamp(number, UTC).astimezone().isoformat(timespec="seconds")
+    return text[:19], text[19:]
 
 
 def http_date(now_s: float) -> str:

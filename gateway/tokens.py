@@ -34,9 +34,13 @@ class Signer:
         self.secret = secret
         self.ttl_s = int(ttl_s)
 
-    def login(self, user_id: str, role: str, version: int) -> str:
-        """`version` counts the user's passwords: a token for an older one is refused."""
-        return self._sign(LOGIN, user_id, self.ttl_s, {"role": role, "ver": version})
+    def login(self, user_id: str, role: str, version: int, since: int, until: int) -> str:
+        """`version` counts the user's passwords: a token for an older one is refused. `since` is
+        when the password was given and `until` when the token ends at the latest, as seconds since
+        the epoch."""
+        claims = {"role": role, "ver": version, "since": since}
+        ttl_s = min(self.ttl_s, until - int(time.time()))
+        return self._sign(LOGIN, user_id, ttl_s, claims)
 
     def browser(
         self, key: str, user: str, agents: Sequence[str] | None, permissions: list[str], ttl_s: int

@@ -90,6 +90,7 @@ def _books(app: web.Application) -> Iterator[Metric]:
     yield _gauge("record_queue_depth", words, recorder.waiting)
     yield _counter("record_written", "Calls written to the database", recorder.written)
     yield _counter("record_lost", "Calls that nothing had room for", recorder.lost)
+    yield _counter("record_damaged", "Files of the spool that were set aside", recorder.damaged)
     yield _counter("record_rejected", "Calls that the database refused", recorder.rejected)
 
 

@@ -66,6 +66,8 @@ SELECT day, agent, CAST(sum(calls) AS BIGINT) AS calls, CAST(sum(errors) AS BIGI
 FROM usage_days WHERE user_id = :user_id AND day >= :first_day GROUP BY day, agent ORDER BY day, agent;
 
 -- name: usage_by(first_day, last_day, by_day, by_agent, by_caller, by_key, by_user, limit)
+SELECT sums.*, coalesce(k.name, '') AS key_name, coalesce(u.username, '') AS user_name
+FROM (
 SELECT CASE WHEN :by_day = 1 THEN day ELSE '' END AS day,
        CASE WHEN :by_agent = 1 THEN agent ELSE '' END AS agent,
        CASE WHEN :by_caller = 1 THEN caller ELSE '' END AS caller,
@@ -75,10 +77,14 @@ SELECT CASE WHEN :by_day = 1 THEN day ELSE '' END AS day,
        CAST(sum(completion_tokens) AS BIGINT) AS completion_tokens, CAST(sum(total_tokens) AS BIGINT) AS total_tokens
 FROM usage_days WHERE day >= :first_day AND day <= :last_day
 GROUP BY 1, 2, 3, 4, 5 ORDER BY 1, 2, 3, 4, 5
-LIMIT :limit;
+LIMIT :limit
+) AS sums LEFT JOIN api_keys k ON k.id = sums.key LEFT JOIN users u ON u.id = sums."user"
+ORDER BY 1, 2, 3, 4, 5;
 
 -- name: calls_page(before_id, from_ms, to_ms, request_id, caller, key_id, user_id, agent, surface, status, only_errors, limit)
 -- The newest first, below `before_id`; '' and 0 filter nothing.
+SELECT c.*, coalesce(k.name, '') AS key_name, coalesce(u.username, '') AS user_name
+FROM (
 SELECT * FROM calls
 WHERE id < :before_id AND began_ms >= :from_ms AND began_ms < :to_ms
   AND (CAST(:request_id AS TEXT) = '' OR request_id = :request_id)
@@ -90,10 +96,14 @@ WHERE id < :before_id AND began_ms >= :from_ms AND began_ms < :to_ms
   AND (:status = 0 OR status = :status)
   AND (:only_errors = 0 OR error <> '')
 ORDER BY id DESC
-LIMIT :limit;
+LIMIT :limit
+) AS c LEFT JOIN api_keys k ON k.id = c.key_id LEFT JOIN users u ON u.id = c.user_id
+ORDER BY c.id DESC;
 
 -- name: call_by_id(id)^
-SELECT * FROM calls WHERE id = :id;
+SELECT c.*, coalesce(k.name, '') AS key_name, coalesce(u.username, '') AS user_name
+FROM calls c LEFT JOIN api_keys k ON k.id = c.key_id LEFT JOIN users u ON u.id = c.user_id
+WHERE c.id = :id;
 
 -- name: call_body(call_id)^
 SELECT request, answer, request_size, answer_size FROM call_bodies WHERE call_id = :call_id;

@@ -66,7 +66,7 @@ async def test_the_first_command_answers_and_term_ends_it():
         assert run("probe", "--port", str(port)).returncode == 0
         process.send_signal(signal.SIGTERM)
         assert await asyncio.wait_for(process.wait(), 20) == 0
-    line = json.loads(next(line for line in log if line.startswith("{")))
+    line = json.loads(next(line for line in log if '"request_id"' in line))
     assert line.items() >= {
         "request_id": "my-id-1", "method": "POST", "path": "/api/v1/chat", "status": 200,
         "address": "127.0.0.1", "agent": "dify", "attempts": 1,

@@ -29,13 +29,13 @@ from gateway.config import Fetch, Outgoing
 from gateway.configfile import ConfigError
 from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.exchange import UpstreamRequest
+from gateway.greeting import greet
 from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
 from gateway.links import Links
 from gateway.live import check_live
 from gateway.outgoing import Trust, Way
 from gateway.proxy import is_excepted, read_proxy
-from gateway.serve import _greet
 from gateway.upstream import open_upstream
 
 SAID = {
@@ -769,7 +769,7 @@ def test_the_start_tells_ways_and_warns_of_certificates_that_are_not_checked(cap
     agents = {"bot": bot("https://far.test/v1", verify=False), "near": bot("https://near.test/v1")}
     caplog.set_level("INFO", logger="gateway")
     config = configfile.parse(yaml.safe_dump({"agents": agents}), {"HTTPS_PROXY": "one:3128"})
-    _greet(config, 3000)
+    greet(config, Path("config.yaml"), 3000, for_people=False)
     assert "(https://far.test/v1, by proxy http://one:3128, verify off)" in caplog.text
     assert "(https://near.test/v1, by proxy http://one:3128)" in caplog.text
     assert "agents.bot.verify is false" in caplog.text

@@ -27,6 +27,7 @@ from gateway.cli import _COMMANDS as COMMANDS
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "config/kubernetes"
+PLACEHOLDER = "SET-YOUR-REGISTRY/ai-gateway"
 OVERLAYS = ("sidecar", "deployment")
 VERSIONS = ("1.30", kubernetes_validate.latest_version())  # the oldest that the README names
 A_SECRET = "0123456789abcdef" * 4
@@ -182,9 +183,9 @@ def test_the_images_labels_and_tags_have_this_version():
     last = stages()[-1]
     assert f"VERSION={gateway.__version__}" in [rest for name, rest in last if name == "ARG"]
     assert "org.opencontainers.image.licenses=Apache-2.0" in shlex.split(only(last, "LABEL"))
-    for overlay in OVERLAYS:
-        images = kustomization(KUBERNETES / "overlays" / overlay)["images"]
-        assert images == [{"name": "ai-gateway", "newTag": gateway.__version__}]
+    for folder in ("components/sidecar", "overlays/deployment"):
+        (image,) = kustomization(KUBERNETES / folder)["images"]
+        assert image["newTag"] == gateway.__version__
 
 
 def test_the_traces_extra_can_be_had_in_the_image():
@@ -444,7 +445,7 @@ def test_the_stores_of_compose_know_the_gateways_names_and_passwords():
 
 def manifests() -> list[Path]:
     """Every file with Kubernetes objects in it, those that are no part of an overlay too."""
-    others = ("kustomization.yaml", "config.yaml")
+    others = ("kustomization.yaml", "config.yaml", "patch.yaml")
     return sorted(path for path in KUBERNETES.rglob("*.yaml") if path.name not in others)
 
 
@@ -466,7 +467,24 @@ def built(folder: Path) -> list[dict[str, Any]]:
         data = {name: (folder / name).read_text("utf-8") for name in made["files"]}
         about = {"name": made["name"]}
         out.append({"apiVersion": "v1", "kind": "ConfigMap", "metadata": about, "data": data})
+    for name in kustomization(folder).get("components", []):
+        (patch,) = kustomization(folder / name)["patches"]
+        (change,) = documents(folder / name / patch["path"])
+        wanted = {"spec": change["spec"]}
+        out = [merged(it, wanted) if it["kind"] == patch["target"]["kind"] else it for it in out]
+        out += built(folder / name)
     return out
+
+
+def merged(old: Any, new: Any) -> Any:
+    """As a strategic merge does it: mappings by key, lists of named things by name."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{k: merged(old[k], v) if k in old else v for k, v in new.items()}}
+    if isinstance(old, list) and isinstance(new, list):
+        named = {it["name"]: it for it in new}
+        kept = [merged(it, named.pop(it["name"])) if it["name"] in named else it for it in old]
+        return [*named.values(), *kept]
+    return new
 
 
 def of_kind(overlay: str, kind: str) -> list[dict[str, Any]]:
@@ -565,9 +583,65 @@ def test_kubectl_makes_the_same_of_an_overlay_and_kubernetes_knows_it(overlay):
         if "spec" in it:
             shown = json.dumps(made[it["kind"], it["metadata"]["name"]]["spec"])
             assert (
-                json.loads(shown.replace(f"ai-gateway:{gateway.__version__}", "ai-gateway"))
+                json.loads(shown.replace(f"{PLACEHOLDER}:{gateway.__version__}", "ai-gateway"))
                 == it["spec"]
             )
+
+
+def test_the_component_goes_into_any_deployment(tmp_path):
+    kubectl = shutil.which("kubectl")
+    if not kubectl:
+        pytest.skip("kubectl is not installed; the merge itself is tested by hand above")
+    shutil.copytree(KUBERNETES, tmp_path / "kubernetes")
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "kustomization.yaml").write_text(
+        "resources: [deployment.yaml]\ncomponents: [../kubernetes/components/sidecar]\n"
+        f"images: [{{name: {PLACEHOLDER}, newName: my.registry/gw, newTag: v1}}]\n"
+    )
+    (mine / "deployment.yaml").write_text(
+        "{apiVersion: apps/v1, kind: Deployment, metadata: {name: shop}, spec: {selector: {matchLabels:"
+        " {a: b}}, template: {metadata: {labels: {a: b}}, spec: {initContainers: [{name: first, image:"
+        " one}], containers: [{name: shop, image: shop}], volumes: [{name: data, emptyDir: {}}]}}}}"
+    )
+    command = [kubectl, "kustomize", str(mine)]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert told.returncode == 0, told.stderr
+    made = {it["kind"]: it for it in yaml.safe_load_all(told.stdout)}
+    pod = made["Deployment"]["spec"]["template"]
+    assert made["Deployment"]["metadata"]["name"] == "shop"
+    images = {it["name"]: it["image"] for it in containers(pod)}
+    assert images == {"first": "one", "ai-gateway": "my.registry/gw:v1", "shop": "shop"}
+    assert {"name": "data", "emptyDir": {}} in pod["spec"]["volumes"]
+    assert "config.yaml" in made["ConfigMap"]["data"]
+    for version in VERSIONS:
+        kubernetes_validate.validate(made["Deployment"], version, strict=True)
+
+
+@pytest.mark.parametrize("folder", ["components/sidecar", "overlays/deployment"])
+def test_the_image_is_no_name_that_could_be_pulled(folder):
+    (image,) = kustomization(KUBERNETES / folder)["images"]
+    assert (image["name"], image["newName"]) == ("ai-gateway", PLACEHOLDER)
+    assert not re.fullmatch(r"[a-z0-9._/-]+", image["newName"])  # names of images have no capitals
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS)
+def test_pods_start_without_the_secret_of_the_bots(overlay):
+    for _, pod in pods(overlay):
+        for container in containers(pod):
+            for source in container.get("envFrom", []):
+                is_optional = source["secretRef"].get("optional", False)
+                assert is_optional == (source["secretRef"]["name"] == "ai-gateway-agents")
+
+
+def test_compose_bounds_each_container_and_hands_on_the_index():
+    for name, service in compose()["services"].items():
+        assert service["mem_limit"], name
+        assert service["pids_limit"] <= 1000, name
+    gateway = interpolated(
+        compose()["services"]["gateway"]["build"], {"PIP_INDEX_URL": "https://x"}
+    )
+    assert gateway["args"] == {"PIP_INDEX_URL": "https://x"}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -1,8 +1,8 @@
 """What a demo bot says: in the language of the question, and that it is a demo.
 
-Words in the question make it behave: `#think` (or 思考) gives reasoning, `#fail` an error before
-the first word, `#break` an error after some, `#cut` a connection that ends early, `#slow` a long
-silence, `#limit` a rate limit, `#long` a long answer.
+Words in the last question make it behave: `#think` (or 思考) gives reasoning, `#fail` an error
+before the first word, `#break` an error after some, `#cut` a connection that ends early, `#slow` a
+long silence, `#limit` a rate limit, `#long` a long answer.
 """
 
 import re
@@ -13,6 +13,7 @@ from urllib.parse import unquote, unquote_to_bytes
 _ZH = re.compile(r"[\u4e00-\u9fff]")
 _JA = re.compile(r"[\u3040-\u30ff]")
 _THINK = re.compile(r"#think|思考|想一想|推理|\bthink\b|\breason", re.IGNORECASE)
+_LABEL = re.compile(r"(?:^|\n\n)User: ")
 _FAULTS = ("fail", "break", "cut", "slow", "limit")
 
 _ENV = {
@@ -51,17 +52,23 @@ def speak(platform: str, question: str, earlier: list[str], files: Sequence[str]
 
     `files` are the names of the files that came with the question.
     """
-    asked = " ".join(question.split())
+    last = last_question(question)
+    asked = " ".join(last.split())
     language = "ja" if _JA.search(asked) else "zh" if _ZH.search(asked) else "en"
-    before = earlier[-1][:100] if earlier else ""
+    before = last_question(earlier[-1])[:100] if earlier else ""
     names = [" ".join(name.split())[:100] for name in files]
     text = _WORDS[language](platform, asked[:200], before, names)
-    if "#long" in question:
+    if "#long" in last:
         text = f"{text}\n" * 20
-    thought = _THOUGHTS[language] if _THINK.search(question) else ""
-    fault = next((fault for fault in _FAULTS if f"#{fault}" in question), "")
+    thought = _THOUGHTS[language] if _THINK.search(last) else ""
+    fault = next((fault for fault in _FAULTS if f"#{fault}" in last), "")
     prompt_tokens = len(_pieces(question)) + sum(len(_pieces(q)) for q in earlier) + 8
     return Speech(_pieces(text), _pieces(thought), fault, prompt_tokens)
+
+
+def last_question(text: str) -> str:
+    """What was asked last. Platforms without turns get earlier ones in the text, with labels."""
+    return _LABEL.split(text)[-1]
 
 
 def _chinese(platform: str, asked: str, before: str, files: list[str]) -> str:
@@ -71,7 +78,7 @@ def _chinese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"你好！我是 {platform} 的演示机器人（demo）🤖。你问的是：“{asked}”。{memory}{seen}"
         f"我不是真正的 {platform}，只会照着它的协议说话：AI Gateway 把 FastGPT、Dify、Coze、智谱和"
         " OpenAI 兼容的服务放在同一个接口后面，流式输出逐字到达。\n"
-        f"要换成你自己的机器人，请设置环境变量 {_ENV[platform]} 后重新启动。"
+        f"要换成你自己的机器人，请把 {_ENV[platform]} 写进 config.yaml 旁边的 .env 文件，无需重启。"
     )
 
 
@@ -82,7 +89,7 @@ def _english(platform: str, asked: str, before: str, files: list[str]) -> str:
         f'Hello! I am a demo of {platform} 🤖. You asked: "{asked}".{memory}{seen}'
         f" I am not the real {platform}, I only speak its protocol: AI Gateway puts FastGPT, Dify,"
         " Coze, Zhipu and OpenAI-compatible services behind one API, streamed word by word.\n"
-        f"To talk to your own bot, set {_ENV[platform]} and start again."
+        f"To talk to your own bot, put {_ENV[platform]} into .env beside config.yaml."
     )
 
 
@@ -93,7 +100,8 @@ def _japanese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"こんにちは！{platform} のデモ（demo）ボットです🤖。ご質問は「{asked}」ですね。"
         f"{memory}{seen}"
         f"本物の {platform} ではなく、そのプロトコルで話すだけです。"
-        f"\n実際のボットを使うには {_ENV[platform]} を設定して再起動してください。"
+        f"\n実際のボットを使うには config.yaml と同じ場所の .env に"
+        f" {_ENV[platform]} を書いてください。"
     )
 
 

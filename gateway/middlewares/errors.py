@@ -73,9 +73,9 @@ def _ours(error: Exception, request: web.Request) -> GatewayError:
 
 
 def _drawn(request: web.Request, error: GatewayError) -> web.Response:
+    request[CONTEXT].failed(error)
     forget_frames(error)
     if request.writer.output_size > 0:
-        request[CONTEXT].failed(error)
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the answer broke after it had begun") from None

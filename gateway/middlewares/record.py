@@ -28,7 +28,8 @@ def record(
         if (books := books_now()) is not None:
             if call.capture is not None:
                 _add_body(call.capture, response)
-            books.recorder.add(call, status, error)
+            reason = str(context.noted.get("reason") or "")
+            books.recorder.add(call, status, error, reason)
 
     return on_over
 

@@ -5,8 +5,8 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
-import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
@@ -25,6 +25,7 @@ OnOver = Callable[[Context, web.StreamResponse | None, int], None]
 _SANE = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
 _FILE = re.compile(r"([0-9a-f]{17})[0-9A-Za-z]{22}(?![0-9A-Za-z])")
+_REFUSED = (401, 403)
 _LONGEST = 200  # characters of a path or of a client's name for itself
 
 
@@ -38,7 +39,7 @@ def requestlog(
     ) -> None:
         metrics.request_ended(route_of(request), status)
         if access_log.is_on and request.path not in _QUIET:
-            access_log.add(_line(request, context, status))
+            access_log.add(access_log.render(_line(request, context, status)))
         if on_over is not None:
             on_over(context, response, status)
 
@@ -70,9 +71,9 @@ def _context(request: web.Request) -> Context:
     return Context(_request_id(request), client_address(request, trusted), state)
 
 
-def _line(request: web.Request, context: Context, status: int) -> str:
-    """One JSON object. No query, no body and no header that could hold a secret is in it."""
-    line = {
+def _line(request: web.Request, context: Context, status: int) -> dict[str, Any]:
+    """The members of a line. No query, no body and no header that could hold a secret is in it."""
+    line: dict[str, Any] = {
         "time": stamp(time.time()),
         "level": "info",
         "message": "request",
@@ -86,8 +87,10 @@ def _line(request: web.Request, context: Context, status: int) -> str:
     }
     if context.caller is not None:
         line["caller"] = context.caller.id
+    if status in _REFUSED and (origin := request.headers.get("Origin")):
+        line["origin"] = _plain(origin)
     line |= context.noted
-    return orjson.dumps(line, default=str).decode()
+    return line
 
 
 def _path(path: str) -> str:

@@ -43,6 +43,7 @@ _API = [
     Route("POST", "/api/v1/login", accounts.login, None, "login"),
     Route("POST", f"{_AUTH}/login", accounts.login, None, "login"),
     Route("POST", f"{_AUTH}/register", accounts.register, None, "login"),
+    Route("POST", f"{_AUTH}/refresh", accounts.refresh, "login", "login"),
     Route("GET", f"{_AUTH}/me", accounts.me, "login"),
     Route("PUT", f"{_AUTH}/me", accounts.update_me, "login"),
     Route("GET", f"{_AUTH}/me/usage", accounts.my_usage, "login"),

@@ -1,6 +1,7 @@
 """/api/v1/login and /api/v1/auth: logging in, one's own account, and everybody's for admins."""
 
 import re
+import time
 import unicodedata
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl
@@ -10,7 +11,7 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from gateway.body import check, check_changes, choice, envelope, page_of, read_bytes, read_object
 from gateway.books import books_of, usage_of
-from gateway.errors import Conflict, Forbidden, InvalidRequest, WrongPassword
+from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
 from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
 from gateway.limits import login_takes
 from gateway.middlewares.ratelimit import take
@@ -122,16 +123,30 @@ async def _form_or_json(request: web.Request) -> dict[str, Any]:
         raise InvalidRequest("The form has too many fields.") from None
 
 
-def _given(request: web.Request, user: User) -> web.Response:
-    """A token and whose it is, in `data` and at top level, for clients of either form."""
-    signer = request.app[SIGNER]
+def _given(request: web.Request, user: User, since: int | None = None) -> web.Response:
+    """A token and whose it is, in `data` and at top level, for clients of either form. `since` is
+    when the password was given, if not now."""
+    signer, now = request.app[SIGNER], int(time.time())
+    since = now if since is None else since
+    until = since + int(state_of(request).config.auth.session_ttl)
     data = {
-        "access_token": signer.login(user.id, user.role, user.token_version),
+        "access_token": signer.login(user.id, user.role, user.token_version, since, until),
         "token_type": "bearer",
-        "expires_in": signer.ttl_s,
+        "expires_in": min(signer.ttl_s, until - now),
         "user": user.public(),
     }
     return envelope(data, **data)
+
+
+async def refresh(request: web.Request) -> web.Response:
+    """A new token for one that is still valid, until `auth.session_ttl` after the password was
+    given. The old one stays valid to its own end."""
+    books = books_of(request)
+    claims = request["claims"]
+    since = claims.get("since", claims["iat"])
+    if time.time() >= since + int(state_of(request).config.auth.session_ttl):
+        raise Unauthorized("This login is too old to be refreshed; log in again.")
+    return _given(request, await books.accounts.user(caller_of(request).user_id), since)
 
 
 async def register(request: web.Request) -> web.Response:

@@ -13,11 +13,12 @@ from gateway.configvalues import Rate
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.keys import SIGNER, caller_of, state_of
 from gateway.routing import Routing
-from gateway.times import iso
+from gateway.times import iso, now_ms
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
 _MOST_AGENTS = 200
 _LONGEST_HEADER = 7000  # bytes that servers and proxies take
+_LONGEST_KEY_S = 3660 * 86_400
 _TOKEN_TTL_S, _LONGEST_TOKEN_S = 900, 3600
 
 AgentNames = Annotated[
@@ -33,6 +34,7 @@ class KeySettings(BaseModel):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
     description: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
     expires_at: str | None = None
+    expires_in: Annotated[int | None, Field(ge=1, le=_LONGEST_KEY_S)] = None  # seconds, instead
     permissions: Annotated[list[Permission], Field(min_length=1)] = ["chat"]
     agents: AgentNames | None = None
     rate_limits: dict[str, Any] | None = None
@@ -53,6 +55,11 @@ class KeyChanges(KeySettings):
 def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> dict[str, Any]:
     """As the accounts store takes them. Raises InvalidRequest, Forbidden."""
     out = body.model_dump(exclude_unset=only_given)
+    seconds = out.pop("expires_in", None)
+    if seconds is not None and out.get("expires_at"):
+        raise InvalidRequest("Give 'expires_at' or 'expires_in', not both.", param="expires_in")
+    if seconds is not None:
+        out["expires_at"] = iso(now_ms() + seconds * 1000)
     if "expires_at" in out:
         text = out.pop("expires_at")
         out["expires_ms"] = moment_ms(text, "expires_at") if text else None

@@ -51,6 +51,7 @@ async def readyz(request: web.Request) -> web.Response:
             "written": recorder.written,
             "lost": recorder.lost,
             "rejected": recorder.rejected,
+            "damaged": recorder.damaged,
         }
         if books.directory.away or recorder.away:
             degraded.append("database")
@@ -74,6 +75,9 @@ async def readyz(request: web.Request) -> web.Response:
     if unchecked := sum(not agent.verify for agent in config.agents.values()):
         # Not whose: anybody may ask.
         detail["warning"] = f"certificates of {unchecked} upstream(s) are not checked"
+    if config.exposed_demos:
+        detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
+        degraded.append("demo")
     knows_callers = books is None or books.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)

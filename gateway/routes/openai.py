@@ -222,6 +222,7 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
             asked = await form.keep()
             return await _pass_on(request, asked, partial(_with_form, form))
     body = await read_object(request)
+    call_of(request).end_user = _text(body, "user") or ""
     return await _pass_on(request, _text(body, "model"), partial(_with_json, body))
 
 

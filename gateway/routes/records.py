@@ -97,6 +97,7 @@ def _clean(text: str) -> str:
 def _told(row: dict[str, Any]) -> dict[str, Any]:
     flags = {name: bool(row[name]) for name in ("streamed", "client_gone")}
     began = row["began_ms"]
-    out = {**row, **flags, "time": iso(began)}
+    texts = {name: row[name] or "" for name in ("reason", "end_user")}  # NULL in older rows
+    out = {**row, **flags, **texts, "time": iso(began)}
     del out["day"]
     return out

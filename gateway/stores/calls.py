@@ -73,7 +73,8 @@ class Calls:
                     conn, first_day=first_day, last_day=last_day, limit=MAX_GROUPS, **flags
                 )
             )
-        return [{name: row[name] for name in (*by, *COUNTS)} for row in rows]
+        names = [f"{name}_name" for name in ("key", "user") if name in by]
+        return [{name: row[name] for name in (*by, *names, *COUNTS)} for row in rows]
 
     async def page(self, limit: int, **filters: Any) -> Rows:
         """Calls, the newest first; `filters` as the parameters of the query `calls_page`."""

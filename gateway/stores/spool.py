@@ -2,23 +2,32 @@
 
 Every process has a folder of its own in the spool's, with a lock on it. A folder whose lock is free
 was left by a process that is gone; whoever starts next takes over what is in it.
+
+A file that is damaged, or no file of ours, is moved to the folder `damaged`; the calls in it that
+can be read are kept.
 """
 
-import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from gateway.call import COLUMNS
+from gateway.call import read_bodies, read_row
+
+log = logging.getLogger("gateway")
 
 MAX_SEGMENT = 1 << 20  # bytes; a file that is longer is not added to
+_DAMAGED = "damaged"
+_MOST_DAMAGED = 100  # files in it; further ones are deleted
+_BLOCK = 1 << 20
 
 
 @dataclass(slots=True)
@@ -29,6 +38,7 @@ class Segment:
     rows: list[Any] | None
     count: int
     size: int = 0
+    odd: int = 0  # lines that are no calls, once it has been read
 
 
 class Spool:
@@ -41,6 +51,7 @@ class Spool:
         self._lock: Any = None
         self._number = 0
         self.size = 0  # bytes of all segments
+        self.damaged = 0  # files that were set aside
 
     def open(self) -> list[Segment]:
         """Make this process's folder; gives what other processes have left behind."""
@@ -52,21 +63,58 @@ class Spool:
             self._own, self._lock = own, _lock(own)
             found: list[Segment] = []
             for other in sorted(self._parent.iterdir()):
-                if other != own and other.is_dir() and (left := _lock(other)) is not None:
+                if other.name in (own.name, _DAMAGED) or not other.is_dir():
+                    continue
+                if (left := _lock(other)) is not None:
                     with left:
                         found += self._take_over(other)
         return found
 
     def _take_over(self, other: Path) -> Iterator[Segment]:
+        """What can be read of another process's folder; the rest is set aside."""
         assert self._own is not None
-        for file in sorted(other.glob("*.jsonl")):
+        try:
+            files = sorted(file for file in other.iterdir() if file.name != "lock")
+        except OSError as error:
+            log.error("The spool's folder %s cannot be read: %s", other, error)
+            return
+        for file in files:
+            path = self._own / f"{self._number + 1:08d}.jsonl"
+            try:
+                size, count = self._examine(file)
+                file.rename(path)
+            except OSError as error:
+                self._set_aside(file, error)
+                continue
             self._number += 1
-            path = self._own / f"{self._number:08d}.jsonl"
-            file.rename(path)
-            size = path.stat().st_size
             self.size += size
-            yield Segment(path, None, _count(path), size)
+            yield Segment(path, None, count, size)
         shutil.rmtree(other, ignore_errors=True)
+
+    def _examine(self, file: Path) -> tuple[int, int]:
+        """Bytes and lines. Raises OSError if that is no file of ours."""
+        if file.suffix != ".jsonl" or file.is_symlink() or not file.is_file():
+            raise OSError("it is not a file of the spool")
+        size = file.stat().st_size
+        if size > self._max:
+            raise OSError("it is larger than record.max_spool")
+        return size, _count(file)
+
+    def _set_aside(self, path: Path, reason: object) -> None:
+        """Out of the way, for somebody to look at. Never raises."""
+        self.damaged += 1
+        place = self._parent / _DAMAGED
+        target = place / f"{secrets.token_hex(4)}-{path.name}"
+        try:
+            place.mkdir(exist_ok=True)
+            if sum(1 for _ in place.iterdir()) >= _MOST_DAMAGED:
+                raise OSError("there are enough of them")
+            path.rename(target)
+        except OSError as error:
+            log.error("The spool's file %s is damaged (%s); it is deleted: %s", path, reason, error)
+            _delete(path)
+        else:
+            log.error("The spool's file %s is damaged (%s); it is now %s", path, reason, target)
 
     def keep(self, rows: list[Any], last: Segment | None) -> Segment:
         """Write rows down: behind those of `last` if that is given and not long, else anew.
@@ -96,23 +144,32 @@ class Spool:
         return Segment(path, rows, len(rows), len(data))
 
     def read(self, segment: Segment) -> Iterable[Any]:
-        """The segment's rows, each (row, bodies or None). What is no such line is left out: the
-        last one may have been cut by a crash. Raises OSError if the file is gone."""
+        """The segment's rows, each (row, bodies or None). Lines that are no calls are left out, and
+        counted in `segment.odd`: the last one may have been cut by a crash. Raises OSError if the
+        file cannot be read."""
         if segment.rows is not None:
             return segment.rows
         assert segment.path is not None
-        rows = []
+        rows, segment.odd = [], 0
         for line in segment.path.read_bytes().splitlines():
-            with contextlib.suppress(ValueError, TypeError):
-                row, bodies = orjson.loads(line)
-                if len(row) == len(COLUMNS):
-                    rows.append((row, bodies))
+            if (found := _read_line(line)) is not None:
+                rows.append(found)
+            else:
+                segment.odd += 1
         return rows
 
     def remove(self, segment: Segment) -> None:
-        if segment.path is not None:
+        """Never raises: what is in the database must not be written again and again."""
+        if segment.path is None:
+            return
+        self.size -= segment.size
+        if segment.odd:
+            self._set_aside(segment.path, f"{segment.odd} line(s) that are no calls")
+            return
+        try:
             segment.path.unlink(missing_ok=True)
-            self.size -= segment.size
+        except OSError as error:
+            self._set_aside(segment.path, error)
 
     def close(self) -> None:
         """What is left stays, for the next process."""
@@ -154,4 +211,25 @@ def _append(path: Path, data: bytearray) -> None:
 
 
 def _count(path: Path) -> int:
-    return path.read_bytes().count(b"\n")
+    with path.open("rb") as file:
+        return sum(block.count(b"\n") for block in iter(lambda: file.read(_BLOCK), b""))
+
+
+def _read_line(line: bytes) -> tuple[Any, Any] | None:
+    """(row, bodies or None), or None if the line is not a call."""
+    try:
+        value = orjson.loads(line)
+    except ValueError:
+        return None
+    if not isinstance(value, list) or len(value) != 2 or (row := read_row(value[0])) is None:
+        return None
+    bodies = None if value[1] is None else read_bodies(value[1], row)
+    return (row, bodies) if bodies is not None or value[1] is None else None
+
+
+def _delete(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    with suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 import asyncio
 
+import orjson
 import pytest
 
-from gateway.call import Call
+from gateway.call import COLUMNS, Call
 from gateway.config import Record
 from gateway.credentials import Caller
 from gateway.directory import Directory
@@ -243,15 +244,109 @@ async def test_a_file_of_the_spool_that_vanished_holds_up_nothing(make, calls, t
     await recorder.close()
 
 
-async def test_lines_that_are_no_calls_are_left_out(make, calls, tmp_path):
-    left = tmp_path / "spool" / "1-dead"
-    left.mkdir(parents=True)
-    (left / "00000001.jsonl").write_bytes(b'{"a": 1}\n[1]\n[[1, 2], null]\n\xff\n[]\n5\n')
+def left_behind(tmp_path, name="00000001.jsonl"):
+    """A file in the folder of a process that is gone."""
+    folder = tmp_path / "spool" / "1-dead"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+async def written_beside(make, calls):
+    """(calls in the database, files set aside) after a start and one more call."""
     recorder = make()
     await recorder.open()
-    recorder.add(call(), 200, "")
+    recorder.add(call(request_id="new"), 200, "")
+    await recorder.flush()
+    assert recorder.waiting == 0
     await recorder.close()
-    assert len(await all_calls(calls)) == 1
+    return sorted(row["request_id"] for row in await all_calls(calls)), recorder.damaged
+
+
+GOOD = orjson.dumps([call(request_id="old").row(200, ""), None])
+
+
+def changed(column, value):
+    row = list(call().row(200, ""))
+    row[COLUMNS.index(column)] = value
+    return orjson.dumps([row, None])
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b'{"a": 1}', b"[1]", b"[[1, 2], null]", b"\xff\x00\xfe", b"[]", b"5", b"null", GOOD[:-20],
+        changed("day", {"a": 1}), changed("day", "today"), changed("id", None), changed("id", ""),
+        changed("status", "200"), changed("total_ms", 1 << 63), changed("error", "x" * 5000),
+        changed("agent", [1]), changed("streamed", None), orjson.dumps([[*call().row(200, ""), 1], None]),
+        orjson.dumps([call().row(200, ""), ["a", 1, "", "", 0, 0]]), b"[" * 100_000,
+    ],
+    ids=range(20),
+)  # fmt: skip
+async def test_a_damaged_line_ends_nothing_and_is_set_aside(make, calls, tmp_path, odd):
+    left_behind(tmp_path).write_bytes(odd + b"\n" + GOOD + b"\n")
+    assert await written_beside(make, calls) == (["new", "old"], 1)
+    (aside,) = (tmp_path / "spool" / "damaged").iterdir()
+    assert aside.read_bytes().startswith(odd)
+
+
+async def test_an_empty_file_of_the_spool_is_nothing_odd(make, calls, tmp_path):
+    left_behind(tmp_path).write_bytes(b"")
+    assert await written_beside(make, calls) == (["new"], 0)
+
+
+async def test_what_is_no_file_of_the_spool_is_set_aside(make, calls, tmp_path):
+    left_behind(tmp_path, "00000001.jsonl").mkdir()
+    left_behind(tmp_path, "notes.txt").write_text("mine")
+    left_behind(tmp_path, "00000002.jsonl").symlink_to("/dev/zero")
+    left_behind(tmp_path, "00000003.jsonl").write_bytes(GOOD + b"\n")
+    with left_behind(tmp_path, "00000004.jsonl").open("wb") as file:
+        file.truncate(1 << 40)  # a hole, larger than the spool may be
+    assert await written_beside(make, calls) == (["new", "old"], 4)
+    assert len(list((tmp_path / "spool" / "damaged").iterdir())) == 4
+
+
+async def test_files_set_aside_are_bounded(make, calls, tmp_path):
+    for i in range(130):
+        left_behind(tmp_path, f"{i:08}.jsonl").write_bytes(b"odd\n")
+    assert await written_beside(make, calls) == (["new"], 130)
+    assert len(list((tmp_path / "spool" / "damaged").iterdir())) == 100
+
+
+async def test_a_file_that_became_a_folder_holds_up_nothing(make, calls, tmp_path):
+    store = Away(calls)
+    recorder = make(store)
+    await recorder.open()
+    recorder.add(call(), 200, "")
+    with pytest.raises(DatabaseAway):
+        await recorder.flush()
+    (file,) = (tmp_path / "spool").rglob("*.jsonl")
+    file.unlink()
+    file.mkdir()
+    store.is_away = False
+    recorder.add(call(request_id="after"), 200, "")
+    await recorder.flush()
+    told = sorted(row["request_id"] for row in await all_calls(calls))
+    assert told == ["after", "req"]  # which was in memory as well
+    assert (recorder.lost, recorder.damaged) == (0, 1)
+    await recorder.close()
+
+
+async def test_rows_of_the_version_before_are_taken(make, calls, tmp_path):
+    row = call(request_id="older").row(502, "upstream_failed")[:-2]
+    left_behind(tmp_path).write_bytes(orjson.dumps([row, None]) + b"\n")
+    assert await written_beside(make, calls) == (["new", "older"], 0)
+
+
+async def test_reasons_and_end_users_have_a_bound(make, calls):
+    recorder = make()
+    await recorder.open()
+    told = call()
+    told.end_user = "u" * 1000
+    recorder.add(told, 502, "upstream_failed", "why " * 1000)
+    await recorder.flush()
+    (row,) = await all_calls(calls)
+    assert (len(row["reason"]), len(row["end_user"])) == (500, 256)
+    await recorder.close()
 
 
 async def test_a_disk_that_was_full_for_a_while_takes_the_rows_afterwards(

@@ -1,0 +1,263 @@
+"""What people paste into config.yaml by mistake: addresses of pages, notes, other keys.
+
+What can never work is a problem, which stops the start. What is only odd is a warning, for the log
+and for `run.py check`. Problems are found in the raw tree, so that they show beside all others.
+"""
+
+import os
+import re
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import SplitResult, urlsplit
+
+from gateway import outgoing
+from gateway.config import DEMO, Agent, Config, ZhipuAgent
+from gateway.secret import Secret
+
+# Hosts that serve pages for people, and the API that belongs to them.
+_PAGES = {
+    "cloud.dify.ai": "https://api.dify.ai/v1",
+    "dify.ai": "https://api.dify.ai/v1",
+    "www.dify.ai": "https://api.dify.ai/v1",
+    "udify.app": "https://api.dify.ai/v1",
+    "coze.cn": "https://api.coze.cn",
+    "www.coze.cn": "https://api.coze.cn",
+    "code.coze.cn": "https://api.coze.cn",
+    "space.coze.cn": "https://api.coze.cn",
+    "coze.com": "https://api.coze.com",
+    "www.coze.com": "https://api.coze.com",
+    "space.coze.com": "https://api.coze.com",
+    "bigmodel.cn": "https://open.bigmodel.cn",
+    "www.bigmodel.cn": "https://open.bigmodel.cn",
+    "docs.bigmodel.cn": "https://open.bigmodel.cn",
+    "platform.openai.com": "https://api.openai.com/v1",
+    "chat.openai.com": "https://api.openai.com/v1",
+    "chatgpt.com": "https://api.openai.com/v1",
+    "platform.deepseek.com": "https://api.deepseek.com",
+    "chat.deepseek.com": "https://api.deepseek.com",
+    "platform.moonshot.cn": "https://api.moonshot.cn/v1",
+    "kimi.moonshot.cn": "https://api.moonshot.cn/v1",
+    "cloud.siliconflow.cn": "https://api.siliconflow.cn/v1",
+    "bailian.console.aliyun.com": "https://dashscope.aliyuncs.com/compatible-mode/v1",
+    "console.volcengine.com": "https://ark.cn-beijing.volces.com/api/v3",
+    "console.anthropic.com": "https://api.anthropic.com/v1",
+}
+_CLOUDS = {urlsplit(url).hostname for url in _PAGES.values()}
+# Paths of pages, by platform, for those who run it on a host of their own.
+_PAGE_PATHS = {
+    "dify": r"/(?:apps|signin|install|datasets|explore/.*|app/[\w-]{8,}(?:/.*)?"
+    r"|(?:chat|chatbot|workflow|completion)/\w{8,})$",
+    "fastgpt": r"/(?:chat|chat/share|app/(?:list|detail)|apps|login|dataset/(?:list|detail)"
+    r"|(?:dashboard|account)(?:/.*)?)$",
+    "coze": r"/(?:space|store|home)(?:/.*)?$",
+    "zhipu": r"/(?:main|console|usercenter|dev)(?:/.*)?$",
+    "openai": r"/(?:playground|c/[\w-]{20,}|chat/share)$",
+}
+_API_PATHS = {"dify": "/v1", "fastgpt": "/api", "openai": "/v1"}
+_ENDPOINT = re.compile(
+    r"(?:/v\d)?/(?:chat/completions|completions|chat-messages|completion-messages|workflows/run"
+    r"|workflows/chat|workflow/run|workflow/stream_run|v3/chat|open_api/v2/chat|messages|responses"
+    r"|embeddings|models|files|files/upload|application/invoke|assistant-api/v1/stream|parameters)$"
+)
+# Endpoints that a platform's own module takes away from its address.
+_FORGIVEN = {
+    "openai": r"/chat/completions$|/models$",
+    "fastgpt": r"/v[12]/chat/completions$",
+    "dify": r"/chat-messages$|/completion-messages$|/workflows/run$",
+    "coze": r"/v3/chat$|/workflows/chat$|/workflow/stream_run$|/open_api/v2/chat$",
+    "zhipu": r"/chat/completions$|/application/invoke$|/assistant-api/v1/stream$",
+}
+
+_PLACEHOLDER = re.compile(
+    r"(?:sk|app|pat|fastgpt|dataset)?[-_]?(?:x{3,}|\.{3,}|\*{3,})"
+    r"|.*\byour[-_ ]?(?:own[-_ ]?)?(?:api|app|access|secret|key|token|dify|coze|openai|bot).*"
+    r"|(?:api|secret)[-_]?key|change[-_]?me|replace[-_]?me|todo|placeholder|<.*>|\{.*\}",
+    re.IGNORECASE,
+)
+# Beginnings of keys, and whose they are.
+_KINDS = {
+    "app-": "dify",
+    "fastgpt-": "fastgpt",
+    "pat_": "coze",
+    "sat_": "coze",
+    "czs_": "coze",
+    "sk-gw-": "this gateway",
+    "sk-": "openai",
+}
+_NAMES = {"dify": "Dify", "fastgpt": "FastGPT", "coze": "Coze", "openai": "OpenAI or its like"}
+_ZHIPU_HOSTS = ("bigmodel.cn", "chatglm.cn", "z.ai")
+
+
+def check_agents(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(line, path) of every problem in the agents of the raw tree."""
+    agents = tree.get("agents")
+    for name, agent in agents.items() if isinstance(agents, dict) else ():
+        if not isinstance(agent, dict):
+            continue
+        platform, url = str(agent.get("platform")), str(agent.get("base_url", DEMO))
+        for member, problem in (
+            ("base_url", address_problem(platform, url)),
+            ("api_key", key_problem(agent)),
+        ):
+            if problem:
+                path = f"agents.{name}.{member}"
+                yield f"{path}: {problem}", path
+
+
+def address_problem(platform: str, url: str) -> str:
+    """Why nothing at `url` can answer, or "". What is no URL at all, `config` tells."""
+    parts = _split(url)
+    if parts is None:
+        return ""
+    if re.search(r"[\s<>{}…\"'`]", url):
+        return "has a space, quotes or a placeholder in it; it must be the address alone"
+    if hint := _page(platform, parts):
+        return f"is the address of a page for people; the API is at {hint}"
+    if parts.query or parts.fragment or url.endswith(("?", "#")):
+        return (
+            "must not contain a query (? or #); for Azure OpenAI use"
+            " https://<resource>.openai.azure.com/openai/v1"
+        )
+    endpoint = _ENDPOINT.search(parts.path.rstrip("/"))
+    if endpoint and not re.search(_FORGIVEN.get(platform, "(?!)"), parts.path.rstrip("/")):
+        return f"is an endpoint; leave out {endpoint[0]} at its end"
+    return ""
+
+
+def _split(url: str) -> SplitResult | None:
+    try:
+        parts = urlsplit(url.strip())
+        return parts if parts.scheme in ("http", "https") and parts.hostname else None
+    except ValueError:
+        return None
+
+
+def _page(platform: str, parts: SplitResult) -> str:
+    """The address of the API, if `parts` is that of a page."""
+    host = (parts.hostname or "").lower()
+    if host in _PAGES:
+        return _PAGES[host]
+    path = parts.path.rstrip("/")
+    if "shareId=" in parts.query or re.match(_PAGE_PATHS.get(platform, "(?!)"), path):
+        host = parts.netloc.rpartition("@")[2]
+        return f"{parts.scheme}://{host}{_API_PATHS.get(platform, '')}"
+    return ""
+
+
+def key_problem(agent: dict[str, Any]) -> str:
+    """Why the platform cannot take `api_key`, or "". The key itself is not told."""
+    value = agent.get("api_key")
+    key = value.reveal() if isinstance(value, Secret) else str(value or "")
+    if not key or agent.get("base_url", DEMO) == DEMO:
+        return ""
+    if re.match(r"bearer\b", key.strip(), re.IGNORECASE):
+        return "begins with Bearer; give the key alone, the gateway adds that word"
+    if re.match(r"[\w-]*(?:key|token|authorization)\s*[:=]", key.strip(), re.IGNORECASE):
+        return "has its name in it; give the key alone"
+    if key[0] in "\"'`“”‘’" or key[-1] in "\"'`“”‘’":
+        return "has quotes in it; give the key alone"
+    if re.search(r"\s", key):
+        return "has a space or a line end in it; give the key alone"
+    if not key.isascii() or not key.isprintable():
+        return "has characters in it that no key has, such as … or Chinese; give the key alone"
+    if key.startswith("dataset-"):
+        return "is a key of a Dify knowledge base; an app's key begins with app-"
+    if agent.get("platform") == "zhipu" and "." not in key and _is_zhipu(agent):
+        return "has no dot; a key of Zhipu is id.secret, copy the whole of it"
+    # A model server of one's own takes any key.
+    is_strict = agent.get("platform") != "openai" or _host(agent) in _CLOUDS
+    if _PLACEHOLDER.fullmatch(key) and is_strict:
+        return "is a placeholder; put the platform's key there"
+    return ""
+
+
+def _is_zhipu(agent: dict[str, Any]) -> bool:
+    """Zhipu itself, not a proxy with keys of its own. The assistants' keys are taken apart."""
+    return agent.get("api") == "glms" or _host(agent).endswith(_ZHIPU_HOSTS)
+
+
+def _host(agent: dict[str, Any]) -> str:
+    parts = _split(str(agent.get("base_url", "")))
+    return (parts.hostname or "") if parts else ""
+
+
+def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
+    """What is odd in a configuration that can be used. `folder` is that of config.yaml."""
+    yield from _demo_warnings(config)
+    yield from outgoing.warnings(config)
+    for name, agent in config.agents.items():
+        if not agent.is_demo:
+            yield from _agent_warnings(f"agents.{name}", agent)
+    yield from _place_warnings(config, folder or Path())
+    if config.auth.admin_password and not config.database:
+        yield "auth.admin_password: is not used, since there is no database"
+    elif config.auth.admin_password and _has_users(config.sqlite_file):
+        yield (
+            "auth.admin_password: is not used, since the database has accounts already; change a"
+            " password with: users set-password admin"
+        )
+
+
+def _demo_warnings(config: Config) -> Iterator[str]:
+    if config.exposed_demos:
+        names = ", ".join(config.exposed_demos[:10])
+        yield (
+            f"demo: {names} answer by themselves, as a simulator, and others can reach them; set"
+            " base_url and api_key, or `demo: false` to refuse simulators"
+        )
+    for name in config.demos:
+        if config.agents[name].api_key:
+            yield f"agents.{name}.api_key: is not used, since base_url is demo:; set base_url too"
+
+
+def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
+    platform: str = getattr(agent, "platform", "")
+    if _ENDPOINT.search(urlsplit(agent.base_url).path):
+        yield f"{path}.base_url: is an endpoint; its end is left out"
+    key = agent.api_key.reveal()
+    kind = next((kind for begin, kind in _KINDS.items() if key.startswith(begin)), platform)
+    if kind != platform and not (platform == "openai" or kind == "openai"):
+        yield f"{path}.api_key: looks like a key of {_NAMES.get(kind, kind)}"
+    elif platform in ("dify", "coze") and kind == "openai":
+        yield f"{path}.api_key: looks like a key of {_NAMES[kind]}"
+    if platform == "openai" and _PLACEHOLDER.fullmatch(key):
+        yield f"{path}.api_key: is a placeholder, which only a server without keys takes"
+    if isinstance(agent, ZhipuAgent) and key and "." not in key:
+        yield f"{path}.api_key: has no dot; a key of Zhipu is id.secret"
+
+
+def _place_warnings(config: Config, folder: Path) -> Iterator[str]:
+    """Folders elsewhere, such as a disk that is not mounted. Those beside config.yaml are made."""
+    places = {"record.spool": config.record.spool, "storage.url": config.storage.folder}
+    if config.sqlite_file:
+        places["database"] = os.path.dirname(config.sqlite_file)
+    if not config.database:
+        del places["record.spool"]
+    for name, place in places.items():
+        path = Path(place)
+        if place and not path.is_dir() and not _is_within(path, folder):
+            yield f"{name}: the folder {place} is not there; is a disk not mounted?"
+    if tls := config.server.tls:
+        for name, file in (("cert", tls.cert), ("key", tls.key)):
+            if not Path(file).is_file():
+                yield f"server.tls.{name}: there is no file {file}"
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    return path.absolute().is_relative_to(folder.absolute())
+
+
+def _has_users(file: str) -> bool:
+    """Whether the SQLite file has accounts; nothing is made or changed."""
+    if not file or not os.path.isfile(file):
+        return False
+    try:
+        connection = sqlite3.connect(f"{Path(file).absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            return connection.execute("SELECT 1 FROM users LIMIT 1").fetchone() is not None
+        finally:
+            connection.close()
+    except sqlite3.Error:
+        return False

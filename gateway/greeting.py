@@ -1,0 +1,95 @@
+"""What the log says at the start: the address, the agents, what is odd, and what to do next."""
+
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import gateway
+from gateway.config import Config
+from gateway.configcheck import warnings
+from gateway.configfile import lock_out
+from gateway.invocation import command
+from gateway.outgoing import way_of
+
+log = logging.getLogger("gateway")
+
+# The variables in the shipped config.yaml that make an agent the real one.
+_VARIABLES = {
+    "fastgpt": "FASTGPT_BASE_URL and FASTGPT_API_KEY",
+    "dify": "DIFY_BASE_URL and DIFY_API_KEY",
+    "coze": "COZE_BASE_URL, COZE_API_TOKEN and COZE_BOT_ID",
+    "zhipu": "ZHIPU_BASE_URL and ZHIPU_API_KEY",
+    "openai": "OPENAI_BASE_URL and OPENAI_API_KEY",
+}
+_ANY = ("0.0.0.0", "::")  # noqa: S104 - not bound here
+
+
+def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
+    """`path` is config.yaml, `for_people` adds what to do next."""
+    url = _url(config, port, _host(config))
+    log.info("AI Gateway %s listens on %s", gateway.__version__, url)
+    for name, agent in config.agents.items():
+        way = way_of(agent, agent.base_url, config.outgoing)
+        where = "demo, answers by itself" if agent.is_demo else f"{agent.base_url}, {way}"
+        log.info("  agent %s: %s (%s)", name, agent.platform, where)
+    for warning in warnings(config, path.parent):
+        log.warning("  %s", warning)
+    if config.anonymous:
+        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
+    elif warning := lock_out(config):
+        log.warning("  %s", warning)
+    elif config.database:
+        log.info("  calls need a key; make one with: %s keys create web", command(path))
+    if for_people:
+        for line in _next_steps(config, path, port):
+            log.info("  %s", line)
+
+
+def _next_steps(config: Config, path: Path, port: int) -> Iterator[str]:
+    url = _url(config, port, "localhost" if config.server.host in _ANY else _host(config))
+    if config.server.host in _ANY and (address := _lan_address()):
+        yield f"for others in your network: {_url(config, port, address)}"
+    key = "" if config.anonymous else " -H 'Authorization: Bearer <key>'"
+    body = '{"query": "hi", "user": "me", "stream": false}'
+    yield f"try: curl {url}/api/v1/chat -H 'Agent: {next(iter(config.agents))}'{key} -d '{body}'"
+    if config.demos:
+        yield _make_real(config, path)
+    docs = Path(gateway.__file__).parent.parent / "docs"
+    if docs.is_dir():
+        yield f"docs: {os.path.relpath(docs)}/configuration.md, api.md, operations.md"
+
+
+def _make_real(config: Config, path: Path) -> str:
+    name = config.demos[0]
+    platform = config.agents[name].platform
+    try:
+        is_named = _VARIABLES[platform].split()[0] in path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        is_named = False
+    where = path.parent / ".env"
+    how = f"put {_VARIABLES[platform]} into {where}" if is_named else (
+        f"set its base_url and api_key in {path}"
+    )  # fmt: skip
+    return f"{name} is a demo; to make it your bot {how} (no restart needed)"
+
+
+def _host(config: Config) -> str:
+    host = config.server.host
+    return "localhost" if host in ("127.0.0.1", "::1") else host
+
+
+def _url(config: Config, port: int, host: str) -> str:
+    scheme = "https" if config.server.tls else "http"
+    return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def _lan_address() -> str:
+    """The address that other machines see, or "". Nothing is sent: UDP only chooses a route."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))
+            return str(probe.getsockname()[0])
+    except OSError:
+        return ""

@@ -1,0 +1,36 @@
+"""How this gateway was called, for hints that can be pasted."""
+
+import os
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+
+def command(config: Path | None = None) -> str:
+    """`.venv/bin/python run.py`, as it works in the current folder with the same interpreter.
+
+    `config` is named too, unless it is what would be read anyway.
+    """
+    called = Path(sys.argv[0])
+    words = [_short(called)]
+    if called.name != "ai-gateway":
+        script = called if called.name == "run.py" else Path("run.py")
+        words = [_short(Path(sys.executable)), _short(script)]
+    if config is not None and config != default_config():
+        words += ["--config", str(config)]
+    return shlex.join(words)
+
+
+def default_config() -> Path:
+    return Path(os.environ.get("GATEWAY_CONFIG") or "config.yaml")
+
+
+def _short(path: Path) -> str:
+    """The name alone where the shell finds it, else relative to the current folder if inside."""
+    if (found := shutil.which(path.name)) and Path(found) == path:
+        return path.name
+    try:
+        return str(path.absolute().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)

@@ -1,0 +1,214 @@
+"""What people paste into config.yaml by mistake: a problem if it can never work, else a warning."""
+
+import sqlite3
+
+import pytest
+
+from gateway.configcheck import address_problem, key_problem, warnings
+from gateway.configfile import ConfigError, load, parse
+
+API = {
+    "dify": "https://api.dify.ai/v1", "fastgpt": "https://api.fastgpt.in/api",
+    "coze": "https://api.coze.cn", "zhipu": "https://open.bigmodel.cn",
+    "openai": "https://api.openai.com/v1",
+}  # fmt: skip
+
+
+def problems(text, **environ):
+    with pytest.raises(ConfigError) as caught:
+        parse(text, environ)
+    return caught.value.problems
+
+
+@pytest.mark.parametrize(
+    ("platform", "url", "hint"),
+    [
+        ("dify", "https://cloud.dify.ai/app/6c1e/develop", "https://api.dify.ai/v1"),
+        ("dify", "https://udify.app/chat/AbCdEfGh12345678", "https://api.dify.ai/v1"),
+        ("dify", "http://10.0.0.5/app/6c1e77aa-1/workflow", "http://10.0.0.5/v1"),
+        ("dify", "http://10.0.0.5:8080/apps", "http://10.0.0.5:8080/v1"),
+        ("dify", "http://10.0.0.5/chat/AbCdEfGh12345678", "http://10.0.0.5/v1"),
+        ("coze", "https://www.coze.cn/space/73/bot/75", "https://api.coze.cn"),
+        ("coze", "https://www.coze.cn", "https://api.coze.cn"),
+        ("coze", "https://www.coze.com/store/bot/7", "https://api.coze.com"),
+        ("fastgpt", "https://cloud.fastgpt.cn/chat/share?shareId=a1", "https://cloud.fastgpt.cn/api"),
+        ("fastgpt", "http://h:3000/chat?appId=6", "http://h:3000/api"),
+        ("fastgpt", "http://h:3000/app/detail?appId=6", "http://h:3000/api"),
+        ("zhipu", "https://bigmodel.cn/usercenter/proj-mgmt/apikeys", "https://open.bigmodel.cn"),
+        ("zhipu", "https://chatglm.cn/main/gdetail/65", "https://chatglm.cn"),
+        ("openai", "https://platform.openai.com/api-keys", "https://api.openai.com/v1"),
+        ("openai", "https://chat.deepseek.com", "https://api.deepseek.com"),
+    ],
+)  # fmt: skip
+def test_a_page_for_people_is_no_api(platform, url, hint):
+    assert address_problem(platform, url) == (
+        f"is the address of a page for people; the API is at {hint}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("platform", "url", "tail"),
+    [
+        ("dify", "https://api.dify.ai/v1/chat/completions", "/v1/chat/completions"),
+        ("dify", "https://api.dify.ai/v1/files/upload", "/v1/files/upload"),
+        ("openai", "https://api.dify.ai/v1/chat-messages", "/v1/chat-messages"),
+        ("openai", "https://api.openai.com/v1/embeddings/", "/v1/embeddings"),
+        ("coze", "https://api.coze.cn/v1/workflow/run", "/v1/workflow/run"),
+        ("openai", "https://api.coze.cn/v3/chat", "/v3/chat"),
+    ],
+)
+def test_an_endpoint_of_another_kind_is_no_base_url(platform, url, tail):
+    assert address_problem(platform, url) == f"is an endpoint; leave out {tail} at its end"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://x.openai.azure.com/openai/deployments/gpt-4o?api-version=2024-06-01",
+     "https://h/v1?", "https://h/v1#top", "https://h/v1?key=1"],
+)  # fmt: skip
+def test_a_query_is_no_part_of_a_base_url(url):
+    assert address_problem("openai", url).startswith("must not contain a query")
+
+
+@pytest.mark.parametrize("url", ["https://<host>/v1", "https://h/v1 # mine", "https://h/…"])
+def test_notes_and_placeholders_are_no_address(url):
+    assert "must be the address alone" in address_problem("openai", url)
+
+
+@pytest.mark.parametrize(
+    ("platform", "url"),
+    [
+        *API.items(),
+        ("dify", "http://10.0.0.5"), ("dify", "http://10.0.0.5/dify/v1"), ("dify", "https://apps.example.com"),
+        ("dify", "https://api.dify.ai/v1/chat-messages"), ("dify", "http://h/agent"), ("dify", "http://h/app/v1"),
+        ("fastgpt", "https://cloud.fastgpt.cn/api/v1/chat/completions"), ("fastgpt", "http://h/v1"),
+        ("coze", "https://api.coze.cn/v3/chat"), ("zhipu", "https://chatglm.cn"),
+        ("zhipu", "https://open.bigmodel.cn/api/paas/v4/chat/completions"),
+        ("openai", "https://h/v1/chat/completions"), ("openai", "https://open.bigmodel.cn/api/paas/v4"),
+        ("openai", "http://localhost:11434/v1/"), ("openai", "https://ark.cn-beijing.volces.com/api/v3"),
+    ],
+)  # fmt: skip
+def test_addresses_that_work_are_no_problem(platform, url):
+    assert address_problem(platform, url) == ""
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("Bearer app-abcdefgh", "begins with Bearer"), ("bearer app-abcdefgh", "begins with Bearer"),
+        ("app-abcdefgh\n", "a line end"), (" app-abcdefgh", "a space"), ("app-abc defgh", "a space"),
+        ('"app-abcdefgh"', "quotes"), ("“app-abcdefgh”", "quotes"), ("app-你的密钥", "Chinese"),
+        ("app-…", "Chinese"), ("app-abc\x00", "Chinese"), ("DIFY_API_KEY=app-abcdefgh", "its name"),
+        ("api_key: app-abcdefgh", "its name"), ("dataset-abcdefgh", "knowledge base"),
+        ("app-xxx", "placeholder"), ("your-api-key", "placeholder"), ("<key>", "placeholder"),
+        ("app-your-key", "placeholder"), ("sk-xxxxxxxx", "placeholder"),
+    ],
+)  # fmt: skip
+def test_a_key_with_something_else_in_it_is_a_problem(key, words):
+    agent = {"platform": "dify", "base_url": API["dify"], "api_key": key}
+    assert words in key_problem(agent)
+    assert key_problem({**agent, "base_url": "demo:"}) == ""
+
+
+def test_a_key_of_zhipu_has_a_dot():
+    agent = {"platform": "zhipu", "base_url": API["zhipu"], "api_key": "0123456789abcdef"}
+    assert "has no dot" in key_problem(agent)
+    assert key_problem({**agent, "api_key": "0123.secret"}) == ""
+    assert key_problem({**agent, "base_url": "http://my-proxy:8080"}) == ""
+    assert "has no dot" in key_problem({**agent, "base_url": "http://h", "api": "glms"})
+
+
+def test_a_model_server_of_ones_own_takes_any_key():
+    agent = {"platform": "openai", "base_url": "http://10.0.0.7:8000/v1", "api_key": "sk-xxx"}
+    assert key_problem(agent) == ""
+    assert "placeholder" in key_problem({**agent, "base_url": API["openai"]})
+
+
+def test_no_problem_tells_the_key():
+    text = 'agents: {a: {platform: dify, base_url: "http://h", api_key: "Bearer Pa55w0rd-1"}}'
+    assert "Pa55" not in str(problems(text))
+
+
+def test_one_bad_section_does_not_hide_the_others():
+    found = problems(
+        """
+server: {host: 0.0.0.0, port: many}
+auth: {keys: [{name: a, key: same-key-1}, {name: b, key: same-key-1}]}
+storage: {s3: {access_key: x}}
+agents:
+  a: {platform: dify, base_url: "https://cloud.dify.ai/app/1", retries: many}
+  b: {platform: openai, upload: platform}
+"""
+    )
+    for path in ("server.port", "auth.keys[1].key", "storage.s3", "agents.a.base_url",
+                 "agents.a.retries", "agents.b.upload"):  # fmt: skip
+        assert any(line.startswith(f"{path}:") for line in found), (path, found)
+
+
+def test_a_section_that_is_no_yaml_does_not_hide_the_others():
+    found = problems(
+        "server: {host: x\nauth: {tokn_ttl: 1m}\nagents:\n  a: {platform: dfy}\nroutes: {x: [nobody]}\n"
+    )
+    assert found[0].startswith("line 2: not valid YAML")
+    assert [line.partition(":")[0] for line in found[1:]] == [
+        "auth.tokn_ttl", "agents.a.platform", "routes.x[0]",
+    ]  # fmt: skip
+
+
+def test_demo_false_refuses_simulators():
+    text = 'demo: false\nagents: {a: {platform: dify, base_url: "${DIFY_BASE_UR:-demo:}"}}'
+    (problem,) = problems(text, DIFY_BASE_URL="http://h")
+    assert problem.startswith("agents.a.base_url: is demo:, which `demo: false` refuses")
+
+
+def warned(text, **environ):
+    return list(warnings(parse(text, environ)))
+
+
+def test_a_demo_that_others_can_reach_is_a_warning():
+    text = "agents: {a: {platform: dify}}\n"
+    assert warned(text) == []
+    for more in ("server: {host: 0.0.0.0}", "server: {trusted_proxies: [10.0.0.1]}"):
+        (warning,) = warned(text + more)
+        assert warning.startswith("demo: a answer by themselves")
+
+
+@pytest.mark.parametrize(
+    ("agent", "words"),
+    [
+        ("{platform: fastgpt, base_url: 'http://h', api_key: app-1234567890}", "looks like a key of Dify"),
+        ("{platform: dify, base_url: 'http://h', api_key: sk-1234567890}", "looks like a key of OpenAI"),
+        ("{platform: dify, base_url: 'http://h', api_key: pat_1234567890}", "looks like a key of Coze"),
+        ("{platform: openai, base_url: 'http://h/v1/chat/completions'}", "is an endpoint"),
+        ("{platform: openai, base_url: 'http://h', api_key: sk-xxx}", "is a placeholder"),
+        ("{platform: dify, api_key: app-1234567890}", "since base_url is demo:"),
+    ],
+)  # fmt: skip
+def test_what_is_odd_is_a_warning(agent, words):
+    (warning,) = warned(f"agents: {{a: {agent}}}")
+    assert words in warning
+
+
+def test_folders_elsewhere_that_are_not_there_are_a_warning(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        f"agents: {{a: {{platform: dify}}}}\nstorage: {{url: 'file:{tmp_path}/nas/uploads'}}\n"
+        "record: {spool: /gone/spool}\n"
+    )
+    config = load(tmp_path / "config.yaml", {})
+    assert list(warnings(config, tmp_path)) == [
+        "record.spool: the folder /gone/spool is not there; is a disk not mounted?"
+    ]
+
+
+def test_an_admin_password_that_is_not_used_is_a_warning(tmp_path):
+    text = "agents: {a: {platform: dify}}\nauth: {admin_password: long-enough-1}\n"
+    assert "there is no database" in warned(text + "database: none")[0]
+    file = tmp_path / "gateway.db"
+    assert warned(text + f"database: sqlite:///{file}") == []
+    connection = sqlite3.connect(file)
+    connection.execute("CREATE TABLE users (id)")
+    connection.execute("INSERT INTO users VALUES (1)")
+    connection.commit()
+    connection.close()
+    (warning,) = warned(text + f"database: sqlite:///{file}")
+    assert "has accounts already" in warning
