@@ -39,7 +39,7 @@ from gateway.messages import (
 from gateway.passthrough import as_events
 from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
-from gateway.sse import Life
+from gateway.sse import NONE, SHOWN, Life
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,7 +209,7 @@ class EventDecoder(ABC):
         self.done = False
         self.ending = False
         self.conversation_id = ""
-        self.life = Life.NONE
+        self.life = NONE
         self._parser = sse.Parser(skips=self.skips)
         self._half = b""  # of a character, as JSON writes it; the other half may follow
         self._half_of: type[Text] | type[Reasoning] = Text
@@ -220,12 +220,12 @@ class EventDecoder(ABC):
             events = self._parser.feed(chunk)
             self.life = self._parser.life
             for name, data in events:
-                if self._half or loosejson.has_halves(data):
+                if self._half or (b"\\u" in data and loosejson.has_halves(data)):
                     shows_life = self._joined(name, data, out)
                 else:
                     shows_life = self.event(name, data, out)
                 if shows_life is not False:
-                    self.life = Life.SHOWN
+                    self.life = SHOWN
                 if self.done:
                     break
         except GatewayError as error:
