@@ -22,6 +22,7 @@ MAX_BODY = 32 << 20  # bytes of a whole answer
 
 _BLOCK = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
 _LINE_END = re.compile(rb"[\r\n]")
+_RUNS_ON = re.compile(rb"\}\r\n?(?:data|event):")
 _USAGE = re.compile(rb'"usage":\s*\{')
 _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal)":\s*(?:"[^"]|\[\s*[{"])'
@@ -304,19 +305,22 @@ class WholeBody:
                 return [Failed(EmptyAnswer("The upstream"))]
             strict = data if _is_strict(data) else loosejson.mend(data)
             return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
+        told = told_error(body)
+        if "choices" in body and not told:
+            return [Failed(EmptyAnswer("The upstream"))]
         if body:
-            return [Failed(self._explain(told_error(body) or body))]
+            return [Failed(self._explain(told or body))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 
-_SEAM = 8  # bytes: as many as make up the end of an event, or of a line and the next one's start
+_SEAM = 9  # bytes: as many as make up the end of an event, or of a line and the next one's start
 
 
 def _runs_on(data: bytes) -> bool:
-    """Whether an event's data seems to end and another's to begin with one line end between."""
-    if b"}\ndata:" in data:
+    """Whether an event's data seems to end and another to begin with one line end between."""
+    if b"}\ndata:" in data or b"}\nevent:" in data:
         return True
-    return b"\r" in data and (b"}\r\ndata:" in data or b"}\rdata:" in data)
+    return b"\r" in data and _RUNS_ON.search(data) is not None
 
 
 def _is_strict(data: bytes) -> bool:
