@@ -222,7 +222,8 @@ class PassThrough:
                 joined, half, is_joined = loosejson.join_halves(data, self._half)
                 if is_joined:
                     data = joined
-                self._let_go(kept, is_joined)
+                if is_joined or half or _CONTENT.search(data) or _FINISH.search(data):
+                    self._let_go(kept, is_joined)
                 if half:
                     self._waiting, self._half = Event(event.name, data), half
                     return b""
