@@ -251,10 +251,11 @@ class PassThrough:
             out = self._inspect(last + b"\n\n")  # closed without its last blank line
         if not self.done:
             self.done = True
+            kept: list[bytes] = []
+            self._let_go(kept)
+            out += [Raw(event) for event in kept]
             if self._finished:  # complete, though its [DONE] is missing
-                kept: list[bytes] = []
-                self._let_go(kept)
-                out += [Raw(b"".join((*kept, DONE))), Finish(usage=self._usage)]
+                out += [Raw(DONE), Finish(usage=self._usage)]
             else:
                 error = self._explain_silence(self._opening)
                 if self._begun or isinstance(error, EmptyAnswer):

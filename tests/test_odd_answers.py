@@ -224,6 +224,19 @@ UNNEEDED = {
 }  # fmt: skip
 
 
+async def test_long_results_of_nodes_are_read_for_what_is_needed_of_them(ask):
+    quotes = [{"id": str(i), "sourceName": "s", "q": "q" * 500, "a": ""} for i in range(8000)]
+    nodes = [
+        {"id": "1", "moduleType": "datasetSearchNode", "quoteList": quotes},
+        {"id": "2", "moduleType": "chatNode", "inputTokens": 5, "outputTokens": 6},
+    ]
+    results = event(nodes, "flowResponses")
+    assert len(results) > 4_000_000
+    for told in (await ask("fastgpt", saying("fastgpt", b"hi"), OPENAI_END, results)).values():
+        assert is_whole(told, "hi")
+        assert told.gateway["usage"] == "exact"
+
+
 @pytest.mark.parametrize("kind", UNNEEDED, indirect=True)
 async def test_a_long_event_that_is_not_needed_is_passed_over(kind, ask):
     pieces = [saying(kind, b"you"), *UNNEEDED[kind], saying(kind, b"rs"), KINDS[kind][2]]
