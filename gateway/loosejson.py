@@ -26,7 +26,7 @@ _PAIR = re.compile(
 _STRING_OR_CONSTANT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?(?:NaN|Infinity)\b', re.DOTALL)
 # Members with a piece of an answer's text, whose end may be the first half of a character.
 _TEXT = frozenset(
-    (b"answer", b"arguments", b"content", b"msg", b"reasoning", b"reasoning_content", b"text")
+    b"answer arguments content msg reasoning reasoning_content refusal text thinking".split()
 )
 
 

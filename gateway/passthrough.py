@@ -15,13 +15,14 @@ from gateway.errors import EmptyAnswer, GatewayError, UpstreamCut, UpstreamFaile
 from gateway.exchange import UpstreamReply
 from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
 from gateway.pattern import Pattern, find_pattern
-from gateway.sse import DONE, MAX_EVENT, Event, Life, Parser, shows_life
+from gateway.sse import DONE, MAX_EVENT, NONE, SHOWN, Event, Life, Parser, shows_life
 from gateway.usage import read_usage
 
 MAX_BODY = 32 << 20  # bytes of a whole answer
 
 _BLOCK = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
 _LINE_END = re.compile(rb"[\r\n]")
+_RUNS_ON = re.compile(rb"\}\r\n?(?:data|event):")
 _USAGE = re.compile(rb'"usage":\s*\{')
 _CONTENT = re.compile(
     rb'"(?:content|reasoning_content|reasoning|refusal)":\s*(?:"[^"]|\[\s*[{"])'
@@ -54,7 +55,7 @@ class PassThrough:
         self.done = False
         self.ending = False
         self.conversation_id = ""
-        self.life = Life.NONE
+        self.life = NONE
         self._explain = explain
         self._hides_usage = hides_usage
         self._held: list[bytes] = []  # the unfinished event
@@ -96,7 +97,7 @@ class PassThrough:
         if self._splitter is not None:
             return self._split(chunk)
         if not self._held and chunk.endswith(b"\n\n"):  # nearly always
-            self.life = Life.SHOWN if shows_life(chunk) else Life.NONE
+            self.life = SHOWN if chunk.startswith(b"data:") or shows_life(chunk) else NONE
             return chunk
         seam = self._seam + chunk
         ends = (_after(seam, mark) for mark in (b"\n\n", b"\r\n\r\n", b"\r\r"))
@@ -115,15 +116,15 @@ class PassThrough:
             self._held_size += len(chunk)
             self._seam = (self._seam + chunk)[-_SEAM:]
         if whole and shows_life(whole):
-            self.life = Life.SHOWN
+            self.life = SHOWN
         else:
-            self.life = Life.GROWING if is_growing else Life.NONE
+            self.life = Life.GROWING if is_growing else NONE
         return whole
 
     def _split(self, chunk: bytes) -> bytes:
         assert self._splitter is not None
         events = self._splitter.feed(chunk)
-        self.life = Life.SHOWN if events else self._splitter.life
+        self.life = SHOWN if events else self._splitter.life
         return b"".join([sse.event(data, name) for name, data in events])
 
     def _grows(self, piece: bytes) -> bool:
@@ -221,7 +222,8 @@ class PassThrough:
                 joined, half, is_joined = loosejson.join_halves(data, self._half)
                 if is_joined:
                     data = joined
-                self._let_go(kept, is_joined)
+                if is_joined or half or _CONTENT.search(data) or _FINISH.search(data):
+                    self._let_go(kept, is_joined)
                 if half:
                     self._waiting, self._half = Event(event.name, data), half
                     return b""
@@ -249,10 +251,11 @@ class PassThrough:
             out = self._inspect(last + b"\n\n")  # closed without its last blank line
         if not self.done:
             self.done = True
+            kept: list[bytes] = []
+            self._let_go(kept)
+            out += [Raw(event) for event in kept]
             if self._finished:  # complete, though its [DONE] is missing
-                kept: list[bytes] = []
-                self._let_go(kept)
-                out += [Raw(b"".join((*kept, DONE))), Finish(usage=self._usage)]
+                out += [Raw(DONE), Finish(usage=self._usage)]
             else:
                 error = self._explain_silence(self._opening)
                 if self._begun or isinstance(error, EmptyAnswer):
@@ -270,7 +273,7 @@ class WholeBody:
         self.done = False
         self.ending = False
         self.conversation_id = ""
-        self.life = Life.SHOWN
+        self.life = SHOWN
         self._explain = explain
         self._streamed = streamed
         self._body: list[bytes] = []
@@ -304,17 +307,22 @@ class WholeBody:
                 return [Failed(EmptyAnswer("The upstream"))]
             strict = data if _is_strict(data) else loosejson.mend(data)
             return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
+        told = told_error(body)
+        if "choices" in body and not told:
+            return [Failed(EmptyAnswer("The upstream"))]
         if body:
-            return [Failed(self._explain(told_error(body) or body))]
+            return [Failed(self._explain(told or body))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 
-_SEAM = 8  # bytes: as many as make up the end of an event, or of a line and the next one's start
+_SEAM = 9  # bytes: as many as make up the end of an event, or of a line and the next one's start
 
 
 def _runs_on(data: bytes) -> bool:
-    """Whether an event's data seems to end and another's to begin with one line end between."""
-    return b"}\ndata:" in data or b"}\r\ndata:" in data or b"}\rdata:" in data
+    """Whether an event's data seems to end and another to begin with one line end between."""
+    if b"}\ndata:" in data or b"}\nevent:" in data:
+        return True
+    return b"\r" in data and _RUNS_ON.search(data) is not None
 
 
 def _is_strict(data: bytes) -> bool:
@@ -339,18 +347,23 @@ def _is_odd(data: bytes) -> bool:
 
     Plain searches for fixed bytes: a regular expression over every event costs ten times as much.
     """
-    return (
+    if (
         b"error" in data
-        or b"[DONE]" in data
-        or b"data:\n" in data
-        or b"data: \n" in data
-        or b"data:\r" in data
-        or b"data: \r" in data
         or b"NaN" in data
         or b"Infinity" in data
-        or loosejson.has_halves(data)
-        or _runs_on(data)
+        or (b"\\u" in data and loosejson.has_halves(data))
         or not (data.isascii() or _is_utf8(data))
+    ):
+        return True
+    has_cr = b"\r" in data
+    if data.startswith(b"data: {") and data.find(b"\n") == len(data) - 2 and not has_cr:
+        return False  # nearly always
+    return (
+        b"[DONE]" in data
+        or b"data:\n" in data
+        or b"data: \n" in data
+        or _runs_on(data)
+        or (has_cr and (b"data:\r" in data or b"data: \r" in data))
     )
 
 

@@ -462,7 +462,7 @@ async def _is_stream(exchange: Exchange) -> bool:
 
     Content types are not to be trusted for that: the first bytes are looked at as well.
     """
-    first = (await exchange.peek()).lstrip().removeprefix(b"\xef\xbb\xbf")
+    first = (await exchange.peek_text()).lstrip().removeprefix(b"\xef\xbb\xbf")
     return first.startswith(_EVENTS) or not (exchange.is_json or first.startswith(b"{"))
 
 

@@ -27,6 +27,9 @@ class Life(enum.Enum):
     SHOWN = enum.auto()
 
 
+NONE, SHOWN = Life.NONE, Life.SHOWN  # looked up once: this is done for each read
+
+
 class Event(NamedTuple):
     """One event that carried data. `name` is empty if the block had no `event:` line."""
 
@@ -68,7 +71,7 @@ class Parser:
         self._after_cr = False
         self._at_start = True
         self.is_clean = True  # the last `feed` was whole events, and nothing is held of the next
-        self.life = Life.NONE  # of the last `feed`, beside the events that it gave
+        self.life = NONE  # of the last `feed`, beside the events that it gave
         self._is_over = False  # an event was too long; nothing is read any more
 
     def feed(self, chunk: bytes) -> list[Event]:
@@ -76,7 +79,7 @@ class Parser:
         if self._is_over:
             raise self._too_long()
         was_clean = not (self._pieces or self._size or self._after_cr)
-        self.life = Life.NONE
+        self.life = NONE
         if was_clean and self._is_one_line_of_data(chunk):
             self.is_clean, self._at_start = True, False
             return [Event("", chunk[6:-2])]
@@ -85,15 +88,30 @@ class Parser:
         self._has_grown = False
         out: list[Event] = []
         try:
-            self._read(chunk, out)
+            self._read(self._read_blocks(chunk, out) if was_clean else chunk, out)
         except UpstreamFailed:
             self._is_over = True
             if not out:
                 raise
-        if self._has_grown and self.life is Life.NONE:
+        if self._has_grown and self.life is NONE:
             self.life = Life.GROWING
         self.is_clean = was_clean and not (self._pieces or self._size)
         return out
+
+    def _read_blocks(self, chunk: bytes, out: list[Event]) -> bytes:
+        """Read the whole events, which are most of what comes; return the rest."""
+        *blocks, rest = chunk.split(b"\n\n")
+        for block in blocks:
+            is_plain = block.startswith(b"data: ") and b"\n" not in block
+            if is_plain and len(block) < self._limit:
+                out.append(Event("", block[6:]))
+                self._at_start = False
+            else:
+                for line in block.split(b"\n"):
+                    self._size += len(line) + 1
+                    self._end_line(line, out)
+                self._end_event(out)
+        return rest
 
     def _read(self, chunk: bytes, out: list[Event]) -> None:
         line, *rest = chunk.split(b"\n")
@@ -125,7 +143,11 @@ class Parser:
         self._has_grown = True
         key, _, value = line.partition(b":")
         if key == b"data":
-            self._add_data(value.removeprefix(b" "), out)
+            value = value.removeprefix(b" ")
+            if self._data or self._splits or self._is_skipped:
+                self._add_data(value, out)
+            else:
+                self._data.append(value)
             return
         self._has_more = True
         if key == b"event":
@@ -151,7 +173,7 @@ class Parser:
         if self._data:
             self._give(out)
         elif self._has_more or self._is_skipped:
-            self.life = Life.SHOWN
+            self.life = SHOWN
         self._has_more = self._has_grown = self._is_large = self._is_skipped = False
         self._name, self._size = "", 0
 
@@ -225,8 +247,6 @@ def _is_whole(line: bytes) -> bool:
 
 def shows_life(events: bytes) -> bool:
     """Whether there is more in whole events than comments and blank lines."""
-    if events.startswith(b"data:"):  # nearly always
-        return True
     return any(line and not line.startswith(b":") for line in events.splitlines())
 
 

@@ -27,6 +27,7 @@ from gateway.outgoing import NoWay, Way, tls_reason
 from gateway.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
+MAX_BLANK = 64 << 10  # bytes of white space before an answer
 MAX_BACKGROUND = 10_000
 _DRAIN_S = 1.0
 _MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
@@ -60,6 +61,15 @@ class Exchange:
         """The first bytes of the body, which `read` will give again; b"" if there are none."""
         self.first = await self.read()
         return self.first
+
+    async def peek_text(self) -> bytes:
+        """The same, up to the first that are no white space: servers send line ends while they
+        work."""
+        first = await self.read()
+        while not first.strip() and len(first) < MAX_BLANK and (more := await self.read()):
+            first += more
+        self.first = first
+        return first
 
     async def read(self) -> bytes:
         """The next bytes as they come from the network; b"" at the end."""

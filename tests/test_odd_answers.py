@@ -224,6 +224,19 @@ UNNEEDED = {
 }  # fmt: skip
 
 
+async def test_long_results_of_nodes_are_read_for_what_is_needed_of_them(ask):
+    quotes = [{"id": str(i), "sourceName": "s", "q": "q" * 500, "a": ""} for i in range(8000)]
+    nodes = [
+        {"id": "1", "moduleType": "datasetSearchNode", "quoteList": quotes},
+        {"id": "2", "moduleType": "chatNode", "inputTokens": 5, "outputTokens": 6},
+    ]
+    results = event(nodes, "flowResponses")
+    assert len(results) > 4_000_000
+    for told in (await ask("fastgpt", saying("fastgpt", b"hi"), OPENAI_END, results)).values():
+        assert is_whole(told, "hi")
+        assert told.gateway["usage"] == "exact"
+
+
 @pytest.mark.parametrize("kind", UNNEEDED, indirect=True)
 async def test_a_long_event_that_is_not_needed_is_passed_over(kind, ask):
     pieces = [saying(kind, b"you"), *UNNEEDED[kind], saying(kind, b"rs"), KINDS[kind][2]]
@@ -284,6 +297,13 @@ async def test_json_where_a_stream_was_asked_for_is_the_answer(kind, body, label
         assert is_whole(told, "hello")
 
 
+async def test_line_ends_before_the_json_are_a_server_at_work(kind, ask):
+    body = next(body for name, body in BODIES if name == kind)
+    pieces = [b"\n", b"\n\n", json.dumps(body).encode()]
+    for told in (await ask(kind, *pieces)).values():
+        assert is_whole(told, "hello")
+
+
 async def test_an_error_as_json_is_still_an_error(kind, ask):
     body = b'{"code":40001,"message":"no","msg":"no"}'
     for told in (await ask(kind, body, headers=JSON)).values():
@@ -331,7 +351,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize("kind", ["openai", "zhipu"], indirect=True)
+@pytest.mark.parametrize("kind", ["openai", "zhipu", "fastgpt"], indirect=True)
 @pytest.mark.parametrize("is_whole_body", [False, True])
 async def test_content_may_be_a_list_of_parts(kind, is_whole_body, ask):
     message = {"role": "assistant", "content": PARTS}
@@ -341,7 +361,8 @@ async def test_content_may_be_a_list_of_parts(kind, is_whole_body, ask):
         pieces = [json.dumps(body).encode()]
     for (surface, _), told in (await ask(kind, *pieces)).items():
         if kind != "openai" or surface != "/v1":  # to whom it goes as it came
-            assert is_whole(told, "Hello!")
+            is_fastgpts = kind == "fastgpt" and is_whole_body  # whose own parts are paragraphs
+            assert is_whole(told, "Hel\nlo!" if is_fastgpts else "Hello!")
             assert told.reasoning == "hm"
 
 
@@ -402,6 +423,19 @@ async def test_a_workflow_that_says_nothing_is_an_empty_answer(outputs, ask):
         assert is_whole(told, "")
 
 
+async def test_a_workflow_of_dify_may_return_nothing_but_a_file(ask):
+    file = {"dify_model_identity": "__dify__file__", "filename": "a.png", **MADE}
+    for (surface, _), told in (await ask("dify workflow", finished({"pictures": [file]}))).items():
+        assert is_whole(told, "![a.png](http://x.test/t/a.png?s=1)" if surface == "/v1" else "")
+        assert [made["url"] for made in told.gateway["files"]] == [MADE["url"]]
+
+
+async def test_an_output_that_is_configured_and_null_is_an_empty_answer(ask):
+    outputs = {"wanted": None, "other": "x"}
+    for told in (await ask("dify workflow", finished(outputs), output_variable="wanted")).values():
+        assert is_whole(told, "")
+
+
 @pytest.mark.parametrize("outputs", [{"n": 0}, {"is_good": False}, {"a": "", "n": 0}])
 async def test_a_workflow_that_says_zero_says_something(outputs, ask):
     for told in (await ask("dify workflow", finished(outputs))).values():
@@ -418,6 +452,17 @@ async def test_a_chatflow_whose_text_is_in_its_outputs_says_it_once(said, is_las
     messages = [dify("message", answer=text) for text in said]
     pieces = [STARTED, *messages, *(reversed(ends) if is_last else ends)]
     for told in (await ask("dify", *pieces)).values():
+        assert is_whole(told, "hello")
+
+
+@pytest.mark.parametrize("said", [[], ["hello"]])
+async def test_an_agents_answer_that_is_its_last_thought_alone_is_said_once(said, ask):
+    thoughts = [
+        dify("agent_thought", id="1", thought="let me look", tool="search", observation="ok"),
+        dify("agent_thought", id="2", thought="hello", tool=""),
+    ]
+    messages = [dify("agent_message", answer=text) for text in said]
+    for told in (await ask("dify", *messages, *thoughts, END)).values():
         assert is_whole(told, "hello")
 
 

@@ -408,3 +408,28 @@ async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
             one["gateway"].pop("conversation_id", None)  # FastGPT's is of our making
     assert got[0] == got[1]
     assert got[0]["done"]
+
+
+def utf16_pieces(text: str, cuts: list[int]) -> list[bytes]:
+    """What JavaScript writes of a text that is cut between any two UTF-16 units."""
+    whole = text.encode("utf-16-le")
+    at = [2 * cut for cut in sorted(cuts)]
+    pieces = [whole[a:b] for a, b in zip([0, *at], [*at, len(whole)], strict=True)]
+    return [json.dumps(p.decode("utf-16-le", "surrogatepass")).encode() for p in pieces]
+
+
+@pytest.mark.parametrize("name", EVENTS)
+@given(text=st.text(st.sampled_from('ab😀👍"\\你'), min_size=1, max_size=8), data=st.data())
+@settings(max_examples=40, deadline=None)
+def test_text_cut_in_the_middle_of_characters_arrives_whole(name, text, data):
+    size = len(text.encode("utf-16-le")) // 2
+    literals = utf16_pieces(text, data.draw(st.lists(st.integers(0, size), max_size=5)))
+    head, tail = (part.encode() for part in EVENTS[name].split("%s"))
+    end = [head + b'"!"' + tail]
+    raw = b"".join(framed(head + literal + tail) for literal in literals)
+    cuts = sorted(data.draw(st.sets(st.integers(1, len(raw) - 1), max_size=8)))
+    reads = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
+    reads += map(framed, end)
+    got, want, _ = asyncio.run(both(make_for(name), reads))
+    assert said(got) == said(want)
+    assert said(got)[1]["text"] == text + "!"

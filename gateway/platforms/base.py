@@ -34,12 +34,13 @@ from gateway.messages import (
     Note,
     Reasoning,
     Text,
+    ToolCall,
     Usage,
 )
 from gateway.passthrough import as_events
 from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
-from gateway.sse import Life
+from gateway.sse import NONE, SHOWN, Life
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,10 +210,10 @@ class EventDecoder(ABC):
         self.done = False
         self.ending = False
         self.conversation_id = ""
-        self.life = Life.NONE
+        self.life = NONE
         self._parser = sse.Parser(skips=self.skips)
         self._half = b""  # of a character, as JSON writes it; the other half may follow
-        self._half_of: type[Text] | type[Reasoning] = Text
+        self._half_of: type[Delta] = Text
 
     def feed(self, chunk: bytes) -> list[Delta]:
         out: list[Delta] = []
@@ -220,12 +221,12 @@ class EventDecoder(ABC):
             events = self._parser.feed(chunk)
             self.life = self._parser.life
             for name, data in events:
-                if self._half or loosejson.has_halves(data):
+                if self._half or (b"\\u" in data and loosejson.has_halves(data)):
                     shows_life = self._joined(name, data, out)
                 else:
                     shows_life = self.event(name, data, out)
                 if shows_life is not False:
-                    self.life = Life.SHOWN
+                    self.life = SHOWN
                 if self.done:
                     break
         except GatewayError as error:
@@ -261,15 +262,18 @@ class EventDecoder(ABC):
             self._half = b""
         self._replace_half(out, at)
         if half and (Note not in kinds or Text in kinds):  # else it ends something else
-            self._half, self._half_of = half, Reasoning if Reasoning in kinds else Text
+            self._half = half
+            self._half_of = next((k for k in kinds if k in (Reasoning, ToolCall)), Text)
         return shows_life
 
     def _replace_half(self, out: list[Delta], at: int) -> None:
         """More of the answer follows from `at` on, if anything does, but not the other half."""
         said = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
         if self._half and said is not None:
-            out.insert(said, self._half_of(loosejson.REPLACED))
             self._half = b""
+            if self._half_of is not ToolCall:
+                lost = Reasoning if self._half_of is Reasoning else Text
+                out.insert(said, lost(loosejson.REPLACED))
 
     def counted(self) -> Usage | None:
         return None

@@ -406,8 +406,8 @@ class DifyDecoder(EventDecoder):
 
     __slots__ = (
         "_begun", "_files", "_filtered", "_finished", "_forms", "_has_reasoning", "_is_agent",
-        "_message_end", "_nodes_usage", "_output", "_repeats", "_runs_workflow", "_shown",
-        "_speaker", "_split", "_thought", "mode", "task_id",
+        "_last_thought", "_message_end", "_nodes_usage", "_output", "_repeats", "_runs_workflow",
+        "_shown", "_speaker", "_split", "_thought", "mode", "task_id",
     )  # fmt: skip
 
     text_members = (b"answer", b"text")
@@ -426,6 +426,7 @@ class DifyDecoder(EventDecoder):
         self._shown: list[str] = []  # the answer so far, for what repeats or replaces it
         self._has_reasoning = False
         self._thought = ""  # the round of an agent that speaks
+        self._last_thought = ""
         self._is_agent = False
         self._repeats = False  # what comes is the answer once more
         self._files: dict[str, dict[str, str]] | None = None  # those that came, by place
@@ -561,6 +562,7 @@ class DifyDecoder(EventDecoder):
             self._thought = round_
             self._show(self._split.restart(), out)
         tool = as_text(event.get("tool"))
+        self._last_thought = "" if tool else as_text(event.get("thought"))
         status = "finished" if as_text(event.get("observation")) else "running"
         shown = [{"name": name, "status": status} for name in tool.split(";") if name]
         out.append(Note("tools", shown))
@@ -649,7 +651,6 @@ class DifyDecoder(EventDecoder):
     def _add_outputs(self, outputs: dict[str, Any], out: list[Delta]) -> None:
         """A workflow whose End node could not stream has its text in `outputs` only."""
         chosen = outputs.get(self._output) if self._output else None
-        words = [v for v in outputs.values() if isinstance(v, str) and v]
         if chosen is not None:
             text = chosen if isinstance(chosen, str) else json_text(chosen)
             so_far = "".join(self._shown)
@@ -657,17 +658,20 @@ class DifyDecoder(EventDecoder):
                 self._show([Text(without_thinking(text)[len(so_far) :])], out)
             else:
                 self._replace(text, out)
-        elif not self._shown and any(v not in (None, "", [], {}) for v in outputs.values()):
-            self._say(words[0] if len(words) == 1 else json_text(outputs), out)
+        elif not (self._shown or self._output in outputs):
+            self._say(_words_of(outputs), out)
         self._flush(out)
+        for value in outputs.values():
+            self._add_files([v for v in _listed(value) if _is_file(v)], out)
         if outputs:
             out.append(Note("outputs", outputs))
 
     def _add_answer(self, out: list[Delta]) -> None:
-        """A chatflow's text that never came as a `message` stands in its run's outputs."""
+        """Text that never came as a message: a chatflow's stands in its run's outputs, an agent's
+        in its last thought."""
         outputs = as_object(as_object(self._finished).get("outputs"))
         if not (self._shown or self._filtered):
-            self._say(as_text(outputs.get("answer")), out)
+            self._say(as_text(outputs.get("answer")) or self._last_thought, out)
             self._flush(out)
 
     def _add_files(self, files: Any, out: list[Delta]) -> None:
@@ -738,6 +742,23 @@ class DifyDecoder(EventDecoder):
         "workflow_paused": _on_paused,
         "human_input_required": _on_form,
     }
+
+
+def _words_of(outputs: dict[str, Any]) -> str:
+    """A workflow's one text, else all that it returned as JSON; "" for nothing but files."""
+    told = [v for v in outputs.values() if v not in (None, "", [], {})]
+    if all(all(map(_is_file, _listed(v))) for v in told):
+        return ""
+    words = [v for v in told if isinstance(v, str)]
+    return words[0] if len(words) == 1 else json_text(outputs)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_file(value: Any) -> bool:
+    return as_object(value).get("dify_model_identity") == "__dify__file__"
 
 
 def _made_file(file: dict[str, Any], url: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from gateway import sse
 from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
+from gateway.content import read_content
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -249,6 +250,10 @@ def _message(turn: Message) -> dict[str, Any]:
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "user"}
 
 
+# What FastGPT's own parts of an answer hold; other servers' parts have their text as it is.
+_ITEMS = ("text", "reasoning", "tools", "tool", "interactive")
+
+
 class FastGPTDecoder(EventDecoder):
     """Answer chunks are OpenAI's; everything else comes as named events.
 
@@ -314,11 +319,22 @@ class FastGPTDecoder(EventDecoder):
         delta = as_object(choice.get("delta"))
         if reasoning := as_text(delta.get("reasoning_content")):
             self._think(reasoning, out)
-        if text := as_text(delta.get("content")):
+        text = delta.get("content")
+        if isinstance(text, str):
             self._say(text, out)
+        elif text:
+            self._say_parts(text, out)
         if reason := as_text(choice.get("finish_reason")):
             self._reason = reason
         return None if text or reasoning or reason else False
+
+    def _say_parts(self, content: Any, out: list[Delta]) -> None:
+        for part in read_content(content):
+            if isinstance(part, Text):
+                self._say(part.text, out)
+            else:
+                self._has_more = True
+                out.append(part)
 
     def _whole(self, answer: dict[str, Any], message: dict[str, Any], out: list[Delta]) -> None:
         """An answer that was not streamed: one message, and the node results beside it."""
@@ -327,8 +343,11 @@ class FastGPTDecoder(EventDecoder):
         content = message.get("content")
         if isinstance(content, str):
             self._say(content, out)
-        for item in map(as_object, as_list(content)):
-            self._item(item, out)
+        for item in as_list(content):
+            if any(isinstance(as_object(item).get(name), dict | list) for name in _ITEMS):
+                self._item(item, out)
+            else:
+                self._say_parts(item, out)
         if self._detail and (variables := _variables(answer.get("newVariables"))):
             out.append(Note("outputs", variables))
         self._nodes += as_list(answer.get("responseData"))
