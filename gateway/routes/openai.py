@@ -110,12 +110,21 @@ def _demands(body: dict[str, Any]) -> tuple[str, ...]:
     """The options that an answer in words alone would not meet."""
     out = []
     for name in ("tool_choice", "function_call"):
-        if isinstance(body.get(name), dict) or body.get(name) in ("required", "any"):
+        if _demands_tool(body.get(name)):
             out.append(name)
     wanted = body.get("response_format")
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
         out.append("response_format")
     return tuple(out)
+
+
+def _demands_tool(choice: Any) -> bool:
+    """Whether a tool must be called; with `allowed_tools` their `mode` says it."""
+    if not isinstance(choice, dict):
+        return choice in ("required", "any")
+    allowed = choice.get("allowed_tools")
+    mode = allowed.get("mode") if isinstance(allowed, dict) else choice.get("mode")
+    return (mode or choice.get("type")) not in ("auto", "none")
 
 
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
