@@ -182,6 +182,23 @@ async def test_a_body_is_read_as_it_says_or_shows(all_five, told, codec):
     assert demos["dify"].requests[-1][1]["query"] == "小羊，你好嗎"
 
 
+async def test_latin_letters_are_read_as_told_and_utf_8_all_the_same(all_five):
+    gw, demos = all_five
+    kind = {"Agent": "dify", "Content-Type": "application/json; charset=ISO-8859-1"}
+    for raw in ('{"query": "déjà vu"}'.encode("latin-1"), '{"query": "déjà vu"}'.encode()):
+        answer = await gw.post("/api/v1/chat", raw, headers=kind)
+        await answer.read()
+        assert demos["dify"].requests[-1][1]["query"] == "déjà vu"
+
+
+async def test_half_a_character_in_utf_16_is_replaced(all_five):
+    gw, demos = all_five
+    raw = '{"query": "a\ud83d"}'.encode("utf-16-le", "surrogatepass")
+    answer = await gw.post("/api/v1/chat", raw, headers={"Agent": "dify"})
+    await answer.read()
+    assert demos["dify"].requests[-1][1]["query"] == "a\ufffd"
+
+
 @pytest.mark.parametrize("told", ["gbk", "utf-16", "klingon", "rot13", "base64", "unicode_escape"])
 async def test_a_body_that_cannot_be_read_is_400(all_five, told):
     headers = {"Agent": "dify", "Content-Type": f"application/json; charset={told}"}
