@@ -199,7 +199,9 @@ ROWS = (
     Row("model", "Groq", ("model_decommissioned", "has been decommissioned")),
     Row("model", "one-api, new-api", ("无可用渠道", "没有可用渠道", "no available channel")),
     Row("model", "Ollama, LM Studio", ("try pulling it first", "no models loaded")),
-    Row("model", "in Chinese", ("模型未开通", "模型已下线", "未找到模型", "不支持该模型", "无权访问模型")),
+    Row("model", "in Chinese", (
+        "模型未开通", "模型已下线", "未找到模型", "不支持该模型", "无权访问模型",
+    )),
     Row("model", "Baidu qianfan", ("invalid_model", "unsupported method"), ("errorcode:3",)),
 
     Row("key", "OpenAI, xAI, Groq", (
