@@ -52,12 +52,13 @@ async def _read_chat(
     is_routed = len(targets) > 1
     if conversation := _conversation(request, body):
         targets, conversation = pin(targets, conversation, state.routing.is_route(model))
-    options = body.get("stream_options")
+    stream_options = body.get("stream_options")
     messages = _turns(body, targets)
     if has_media(messages):
         messages = await request.app[ATTACHMENTS].resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
+    options = _options(body)
     chat = ChatRequest(
         model=model,
         messages=messages,
@@ -69,11 +70,12 @@ async def _read_chat(
         conversation_id=conversation,
         is_routed=is_routed,
         variables=_object(body, "variables") or _object(body, "inputs"),
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        include_usage=isinstance(stream_options, dict)
+        and stream_options.get("include_usage") is True,
         raw=body,
         verbatim=True,
-        options=_options(body),
-        demands=_demands(body),
+        options=options,
+        demands=_demands(body) if options else (),
     )
     return chat, targets
 
@@ -94,8 +96,10 @@ _NOTHING_ASKED: dict[str, Any] = {"n": (1,), "tool_choice": ("auto", "none")}
 
 def _options(body: dict[str, Any]) -> tuple[str, ...]:
     """The names of what else the caller asks for."""
+    if body.keys() <= _UNDERSTOOD:
+        return ()
     names = body.keys() - _UNDERSTOOD
-    return tuple(sorted([name for name in names if _asks(name, body[name])])) if names else ()
+    return tuple(sorted([name for name in names if _asks(name, body[name])]))
 
 
 def _asks(name: str, value: Any) -> bool:
