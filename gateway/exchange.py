@@ -1,6 +1,6 @@
 """One HTTP exchange with an upstream, described: what to send and what came back whole."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,9 @@ class UpstreamRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes = b""
     stream: bool = False
-    rest: AsyncIterator[bytes] | None = None  # of the body, `rest_size` bytes, sent as they come
+    rest: AsyncGenerator[bytes, None] | None = (
+        None  # of the body, `rest_size` bytes, sent as they come
+    )
     rest_size: int = 0
 
 

@@ -97,7 +97,9 @@ def explain_words(platform: str, words: str) -> GatewayError:
     """
     found = _STATUS_IN_WORDS.search(words[:_MAX_SEARCHED])
     status = int(found[1] or found[2]) if found else 0
-    kind = classify(words, ()) or _BY_STATUS.get(status)
+    kind = classify(words, ())
+    if kind is None and status in _TOLD_BY_MODELS:  # 403 and 404 are those of any step's own call
+        kind = _BY_STATUS[status]
     about = _About(platform, status, clean(words), "")
     if kind is None:
         return _unknown(about)
@@ -357,6 +359,7 @@ _BY_STATUS: dict[int, Kind] = {
     401: "key", 402: "credit", 403: "key", 413: "body", 429: "rate", 434: "key", 451: "moderated",
     529: "overloaded",
 }  # fmt: skip
+_TOLD_BY_MODELS = (401, 402, 429, 451, 529)
 
 
 def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:

@@ -147,6 +147,7 @@ ROWS = (
 
     Row("moderated", "OpenAI, Azure, Moonshot", (
         "content_filter", "content filter", "content_policy", "content management policy",
+        "responsibleaipolicyviolation",
         "considered high risk", "moderation_blocked", "safety system", "cyber_policy",
         "usage policy", "usage policies", "flagged as potentially",
     )),
@@ -177,12 +178,18 @@ ROWS = (
         "model_not_supported", "unknown model", "unsupported model", "no such model",
         "model_not_available",
     )),
-    Row("model", "DeepSeek, DashScope", ("model not exist", "modelnotfound", "model.accessdenied")),
+    Row("model", "DeepSeek, DashScope", (
+        "model not exist", "modelnotfound", "model.accessdenied", "access to model denied",
+        "unpurchased",
+    )),
     Row("model", "SiliconFlow, xAI, Cerebras", (
-        "model does not exist", "does not exist or your team",
-    ), ("code:20012",)),
+        "model does not exist", "does not exist or your team", "model disabled",
+        "model is disabled",
+    ), ("code:20012", "code:30003")),
+    Row("model", "MiniMax", ("plan not support model",), ("statuscode:2061",)),
+    Row("model", "Tencent hunyuan", ("servicenotactivated",)),
     Row("model", "Moonshot", ("not found the model", "resource_not_found_error")),
-    Row("model", "Volcengine ark", ("invalidendpointormodel", "modelnotopen")),
+    Row("model", "Volcengine ark", ("invalidendpointormodel", "modelnotopen", "servicenotopen")),
     Row("model", "Zhipu", ("模型不存在",), (
         "code:1211", "code:1212", "code:1220", "code:1221", "code:1222", "code:1311",
     )),
@@ -192,7 +199,9 @@ ROWS = (
     Row("model", "Groq", ("model_decommissioned", "has been decommissioned")),
     Row("model", "one-api, new-api", ("无可用渠道", "没有可用渠道", "no available channel")),
     Row("model", "Ollama, LM Studio", ("try pulling it first", "no models loaded")),
-    Row("model", "in Chinese", ("模型未开通", "模型已下线", "未找到模型", "不支持该模型")),
+    Row("model", "in Chinese", (
+        "模型未开通", "模型已下线", "未找到模型", "不支持该模型", "无权访问模型",
+    )),
     Row("model", "Baidu qianfan", ("invalid_model", "unsupported method"), ("errorcode:3",)),
 
     Row("key", "OpenAI, xAI, Groq", (
@@ -231,7 +240,7 @@ ROWS = (
     Row("overloaded", "Anthropic, Moonshot, ark", (
         "overloaded", "engine_overloaded", "inflightbatchsizeexceeded",
     )),
-    Row("overloaded", "SiliconFlow", (), ("code:50505",)),
+    Row("overloaded", "SiliconFlow", ("is really busy", "system is busy"), ("code:50505",)),
     Row("overloaded", "Baidu qianfan", ("server high load", "server_high_load"), (
         "errorcode:336100",
     )),
@@ -241,10 +250,12 @@ ROWS = (
     )),
     Row("overloaded", "in Chinese", (
         "负载已饱和", "服务繁忙", "服务器繁忙", "系统繁忙", "访问量过大", "模型过载",
-        "模型繁忙", "算力不足", "服务过载",
+        "模型繁忙", "算力不足", "服务过载", "负载过高", "负载较高",
     )),
 
-    Row("rate", "MiniMax", (), ("statuscode:1002", "statuscode:1039", "statuscode:1041")),
+    Row("rate", "MiniMax", (), (
+        "statuscode:1002", "statuscode:1039", "statuscode:1041", "statuscode:2045",
+    )),
     Row("rate", "Zhipu", (), (
         "code:1302", "code:1303", "code:1305", "code:1312", "code:1313",
     )),

@@ -7,7 +7,7 @@ goes. So it is kept: the first megabyte in memory, more of it in a temporary fil
 import asyncio
 import secrets
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -72,7 +72,7 @@ class FormCopy(UploadForm):
             f'--{self._boundary}\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n'
         ).encode()
 
-    async def rest(self) -> AsyncIterator[bytes]:
+    async def rest(self) -> AsyncGenerator[bytes, None]:
         """`size` bytes."""
         await asyncio.to_thread(self._kept.seek, 0)
         while piece := await asyncio.to_thread(self._kept.read, _CHUNK):

@@ -207,7 +207,7 @@ class PassThrough:
         if error or event.name == "error":
             self._let_go(kept)
             self.done = True
-            return Failed(self._explain(error or _object(payload)))
+            return Failed(self._explain(error or _object(payload) or _as_words(payload)))
         if payload and (mended := self._mended(Event(event.name, payload), kept)):
             is_same = block and mended is payload
             kept.append(block if is_same else sse.event(mended, event.name))
@@ -443,13 +443,16 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
+def _as_words(payload: bytes) -> dict[str, str]:
+    return {"message": payload[:2000].decode("utf-8", "replace")}
+
+
 def _error_of(payload: bytes) -> Any:
     """The event's error; what cannot be read and speaks of one is taken for one."""
     try:
         value = loosejson.loads(payload)
     except loosejson.NotJson:
-        is_error = b'"error"' in payload
-        return {"message": "it sent an error that is not JSON"} if is_error else None
+        return _as_words(payload) if b'"error"' in payload else None
     return told_error(value) if isinstance(value, dict) else None
 
 

@@ -38,6 +38,8 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(value) > MAX_MESSAGES:
         raise InvalidRequest(f"'messages' has more than {MAX_MESSAGES} items.", param="messages")
+    if plain := _plain(value):
+        return plain
     turns = _arranged(value)
     if not skips:
         _require_turn(value[-1], len(value) - 1)
@@ -45,6 +47,21 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
         raise InvalidRequest("'messages' holds no message.", param="messages")
     question = turns[-1][0]
     return tuple([_turn(value[i], i, role, skips or i != question) for i, role in turns])
+
+
+def _plain(items: list[Any]) -> tuple[Message, ...] | None:
+    """The turns of a list in which all is as it nearly always is: text of known roles. It comes to
+    the same as the long way."""
+    out, role = [], None
+    for item in items:
+        if type(item) is not dict:
+            return None
+        given, text, call = item.get("role"), item.get("content"), item.get("tool_call_id")
+        role = _ROLES.get(given) if type(given) is str else None
+        if role is None or type(text) is not str or call is not None:
+            return None
+        out.append(Message(role, text))
+    return None if role == "system" else tuple(out)
 
 
 def _arranged(items: list[Any]) -> list[tuple[int, Role]]:
@@ -81,9 +98,9 @@ def _require_turn(item: Any, number: int) -> None:
 
 
 def _turn(item: dict[str, Any], number: int, role: Role, skips: bool) -> Message:
-    text, media = _content_of(item), _NO_MEDIA
+    text, media = item.get("content"), _NO_MEDIA
     if not isinstance(text, str):
-        text, media = _content(text, f"messages[{number}].content", skips)
+        text, media = _content(_content_of(item), f"messages[{number}].content", skips)
     call = item.get("tool_call_id")
     return Message(role, text, media, call if isinstance(call, str) else "")
 

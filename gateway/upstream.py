@@ -241,12 +241,13 @@ class Upstream:
         self._links.close()
 
 
-async def _send_rest(link: Link, rest: AsyncIterator[bytes]) -> None:
-    async for piece in rest:
-        if link.has_answered:  # as with 413: the rest is of no interest
-            return
-        link.send(piece)
-        await link.drain()
+async def _send_rest(link: Link, rest: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(rest) as pieces:
+        async for piece in pieces:
+            if link.has_answered:  # as with 413: the rest is of no interest
+                return
+            link.send(piece)
+            await link.drain()
 
 
 @lru_cache(maxsize=256)

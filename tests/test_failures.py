@@ -227,7 +227,7 @@ def test_a_model_that_the_caller_chose_is_the_callers_to_change():
     [
         ("Error code: 402 - {'error': {'message': 'no'}}", QuotaExhausted),
         ("[models] Error: status code 401", UpstreamMisconfigured),
-        ("402 no", QuotaExhausted), ("401 no", UpstreamMisconfigured), ("HTTP 429", RateLimited), ("status code: 529", UpstreamUnavailable),
+        ("402 no", QuotaExhausted), ("status code 403", UpstreamFailed), ("401 no", UpstreamMisconfigured), ("HTTP 429", RateLimited), ("status code: 529", UpstreamUnavailable),
         ("Content Exists Risk", ContentRefused), ("用户额度不足", QuotaExhausted),
         ("took 4290 ms", UpstreamFailed), ("node 402 failed", UpstreamFailed),
     ],

@@ -499,6 +499,26 @@ async def test_a_stream_that_is_over_leaves_no_circle_of_references(gateway, scr
         gc.enable()
 
 
+@both_ways
+@pytest.mark.parametrize("begins", [False, True], ids=["before", "after"])
+async def test_an_error_has_one_shape_before_and_after_the_first_word(gateway, scripted, begins):
+    failure = b'data: {"event": "error", "code": "", "status": 500, "message": "boom"}\n\n'
+    upstream = await scripted(Script([HELLO[0], failure] if begins else [failure]))
+    gw = await start(gateway, upstream)
+    raw = await (await gw.chat("bot", stream=True)).read()
+    told = orjson.loads(raw.rpartition(b"data: ")[2])
+    assert (told["code"], told["detail"]["error"]) == (502, "upstream_failed")
+    assert "boom" in told["msg"]
+    if begins:  # by `error` it is told from a chunk, and may be read there as well
+        inside = told.pop("error")
+        assert (inside["message"], inside["type"]) == (told["msg"], "upstream_error")
+        assert {name: inside[name] for name in told} == told
+    raw = await (await gw.complete("bot", stream=True)).read()
+    error = orjson.loads(raw.rpartition(b"data: ")[2])["error"]
+    assert error.keys() == {"message", "type", "param", "code"}
+    assert error["code"] == "upstream_failed"
+
+
 # How a stream is kept alive, by who reads it.
 
 SDK = {"x-stainless-lang": "go"}

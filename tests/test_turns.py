@@ -139,3 +139,16 @@ def test_tidy_messages_are_what_openais_clients_write():
         {"role": "assistant", "content": ""},
         {"role": "user", "content": [{"type": "text", "text": "go on"}]},
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "odd", [{"role": []}, {"role": {}, "content": "x"}, {"content": "x"}, {"role": None}]
+)
+def test_a_role_of_any_type_is_none(odd):
+    assert turns(odd, ASK) == [("user", "go on")]
+
+
+def test_plain_turns_and_others_are_read_alike():
+    plain = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
+    parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in plain]
+    assert read_turns(plain) == read_turns(parts)

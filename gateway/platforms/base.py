@@ -22,6 +22,7 @@ from gateway.errors import (
     OptionNotFollowed,
     UpstreamCut,
     UpstreamFailed,
+    clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.filetypes import MediaKind
@@ -359,8 +360,14 @@ def parse_json(data: bytes) -> Any:
     try:
         return loosejson.loads(data)
     except loosejson.NotJson:
+        said = (
+            ""
+            if data.lstrip()[:1] in (b"{", b"[")
+            else clean(data[:300].decode("utf-8", "replace"))
+        )
         raise BadEvent(
             "The upstream sent an event that is not JSON; is base_url the address of its API?"
+            + (f" It says: {said}" if said else "")
         ) from None
 
 

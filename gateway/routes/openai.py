@@ -52,12 +52,13 @@ async def _read_chat(
     is_routed = len(targets) > 1
     if conversation := _conversation(request, body):
         targets, conversation = pin(targets, conversation, state.routing.is_route(model))
-    options = body.get("stream_options")
+    stream_options = body.get("stream_options")
     messages = _turns(body, targets)
     if has_media(messages):
         messages = await request.app[ATTACHMENTS].resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
+    options = _options(body)
     chat = ChatRequest(
         model=model,
         messages=messages,
@@ -69,11 +70,12 @@ async def _read_chat(
         conversation_id=conversation,
         is_routed=is_routed,
         variables=_object(body, "variables") or _object(body, "inputs"),
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        include_usage=isinstance(stream_options, dict)
+        and stream_options.get("include_usage") is True,
         raw=body,
         verbatim=True,
-        options=_options(body),
-        demands=_demands(body),
+        options=options,
+        demands=_demands(body) if options else (),
     )
     return chat, targets
 
@@ -94,8 +96,10 @@ _NOTHING_ASKED: dict[str, Any] = {"n": (1,), "tool_choice": ("auto", "none")}
 
 def _options(body: dict[str, Any]) -> tuple[str, ...]:
     """The names of what else the caller asks for."""
+    if body.keys() <= _UNDERSTOOD:
+        return ()
     names = body.keys() - _UNDERSTOOD
-    return tuple(sorted([name for name in names if _asks(name, body[name])])) if names else ()
+    return tuple(sorted([name for name in names if _asks(name, body[name])]))
 
 
 def _asks(name: str, value: Any) -> bool:
@@ -110,12 +114,21 @@ def _demands(body: dict[str, Any]) -> tuple[str, ...]:
     """The options that an answer in words alone would not meet."""
     out = []
     for name in ("tool_choice", "function_call"):
-        if isinstance(body.get(name), dict) or body.get(name) in ("required", "any"):
+        if _demands_tool(body.get(name)):
             out.append(name)
     wanted = body.get("response_format")
     if isinstance(wanted, dict) and wanted.get("type") == "json_schema":
         out.append("response_format")
     return tuple(out)
+
+
+def _demands_tool(choice: Any) -> bool:
+    """Whether a tool must be called; with `allowed_tools` their `mode` says it."""
+    if not isinstance(choice, dict):
+        return choice in ("required", "any")
+    allowed = choice.get("allowed_tools")
+    mode = allowed.get("mode") if isinstance(allowed, dict) else choice.get("mode")
+    return (mode or choice.get("type")) not in ("auto", "none")
 
 
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:

@@ -415,3 +415,8 @@ def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
     for name in ("model", "messages", "stream", "user_id"):
         del body[name]
     assert body == sent
+
+
+def test_an_event_in_plain_words_is_told_in_them():
+    (failed,) = DifyDecoder().feed(b"data: the worker has been killed\n\n")
+    assert "It says: the worker has been killed" in failed.error.message

@@ -11,7 +11,10 @@ BOTS = ["fastgpt", "dify", "coze"]
 
 
 @pytest.mark.parametrize("agent", [*BOTS, "zhipu"])
-@pytest.mark.parametrize("choice", ["required", "any", NAMED])
+@pytest.mark.parametrize(
+    "choice",
+    ["required", "any", NAMED, {"type": "any"}, {"type": "allowed_tools", "mode": "required"}],
+)
 async def test_a_tool_that_must_be_called_is_400_by_name(all_five, agent, choice):
     answer = await all_five[0].complete(agent, tools=[TOOL], tool_choice=choice)
     await answer.read()
@@ -27,6 +30,21 @@ async def test_a_schema_that_must_be_followed_is_400_by_name(all_five, agent, st
     answer = await all_five[0].complete(agent, response_format=SCHEMA, stream=stream)
     await answer.read()
     assert (answer.status, (await answer.json())["error"]["param"]) == (400, "response_format")
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        "auto",
+        "none",
+        {"type": "auto"},
+        {"type": "allowed_tools", "allowed_tools": {"mode": "auto"}},
+    ],
+)
+async def test_a_tool_that_may_be_called_is_no_demand(all_five, choice):
+    answer = await all_five[0].complete("dify", tools=[TOOL], tool_choice=choice)
+    await answer.read()
+    assert answer.status == 200
 
 
 async def test_a_route_asks_the_agent_that_can(gateway, demo):
@@ -70,7 +88,7 @@ async def test_openai_compatible_agents_ignore_nothing(all_five):
 @pytest.mark.parametrize(
     "asked",
     [{"n": 1}, {"tools": []}, {"tools": None}, {"logprobs": False}, {"tool_choice": "none"},
-     {"response_format": {"type": "text"}}, {"stop": ""}, {"stream_options": {"include_usage": True}}],
+     {"response_format": {"type": "text"}}, {"stop": ""}, {"function_call": None}, {"stream_options": {"include_usage": True}}],
 )  # fmt: skip
 async def test_what_asks_for_nothing_is_not_named(all_five, asked):
     answer = await all_five[0].complete("dify", **asked)
@@ -162,6 +180,23 @@ async def test_a_body_is_read_as_it_says_or_shows(all_five, told, codec):
     await answer.read()
     assert answer.status == 200, await answer.text()
     assert demos["dify"].requests[-1][1]["query"] == "小羊，你好嗎"
+
+
+async def test_latin_letters_are_read_as_told_and_utf_8_all_the_same(all_five):
+    gw, demos = all_five
+    kind = {"Agent": "dify", "Content-Type": "application/json; charset=ISO-8859-1"}
+    for raw in ('{"query": "déjà vu"}'.encode("latin-1"), '{"query": "déjà vu"}'.encode()):
+        answer = await gw.post("/api/v1/chat", raw, headers=kind)
+        await answer.read()
+        assert demos["dify"].requests[-1][1]["query"] == "déjà vu"
+
+
+async def test_half_a_character_in_utf_16_is_replaced(all_five):
+    gw, demos = all_five
+    raw = '{"query": "a\ud83d"}'.encode("utf-16-le", "surrogatepass")
+    answer = await gw.post("/api/v1/chat", raw, headers={"Agent": "dify"})
+    await answer.read()
+    assert demos["dify"].requests[-1][1]["query"] == "a\ufffd"
 
 
 @pytest.mark.parametrize("told", ["gbk", "utf-16", "klingon", "rot13", "base64", "unicode_escape"])
