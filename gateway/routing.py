@@ -127,10 +127,10 @@ class Target:
 
     @property
     def secrets(self) -> set[str]:
-        """What the agent is known by upstream: its key and the parts of it, and its headers."""
+        """What opens the upstream and the proxy on the way: the key and its parts, and headers."""
         key = self.agent.api_key.reveal()
         headers = (value.reveal() for value in self.agent.headers.values())
-        return {key, self.platform.token, *key.split("."), *headers}
+        return {key, self.platform.token, *key.split("."), *headers, *self.way.secrets}
 
     @property
     def credentials(self) -> set[str]:
@@ -140,7 +140,8 @@ class Target:
             for name, value in self.agent.headers.items()
             if _CREDENTIAL.search(name)
         )
-        return {self.agent.api_key.reveal(), self.platform.token, *headers}
+        key = self.agent.api_key.reveal()
+        return {key, self.platform.token, *headers, *self.way.secrets}
 
     def explain(self, error: GatewayError) -> GatewayError:
         """The error with the agent's name in front and without the agent's secrets in it.
