@@ -3,7 +3,6 @@
 import asyncio
 import difflib
 import random
-import re
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,9 +16,11 @@ from gateway.filetypes import MediaKind
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.platforms import PLATFORMS, Platform
 
-_CREDENTIAL = re.compile(
-    "auth|key|token|secret|cookie|password", re.IGNORECASE
-)  # in headers' names
+# Headers that say who asks, or how: an answer may well hold what stands in them.
+_PUBLIC = frozenset(
+    ("accept", "accept-language", "content-type", "http-referer", "origin", "referer", "user-agent",
+     "x-title")
+)  # fmt: skip
 _SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
 
@@ -134,14 +135,12 @@ class Target:
 
     @property
     def credentials(self) -> set[str]:
-        """Those of `secrets` that no answer can hold by chance, as it may a header's title."""
-        headers = (
-            value.reveal().rpartition(" ")[2]  # without `Bearer`
-            for name, value in self.agent.headers.items()
-            if _CREDENTIAL.search(name)
-        )
+        """Those of `secrets` that no answer can hold by chance."""
+        given = self.agent.headers.items()
+        headers = {value.reveal() for name, value in given if name.lower() not in _PUBLIC}
+        bare = {value.rpartition(" ")[2] for value in headers}  # without `Bearer`
         key = self.agent.api_key.reveal()
-        return {key, self.platform.token, *headers, *self.way.secrets}
+        return {key, self.platform.token, *headers, *bare, *self.way.secrets}
 
     def explain(self, error: GatewayError) -> GatewayError:
         """The error with the agent's name in front and without the agent's secrets in it.
