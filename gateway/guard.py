@@ -23,7 +23,7 @@ from gateway.config import Fetch, Outgoing
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, UpstreamFailed
 from gateway.exchange import Source
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
-from gateway.links import Links, address_of
+from gateway.links import Links, address_in
 from gateway.lookups import CallersNames, Found, numeric
 from gateway.outgoing import NoWay, Way
 
@@ -160,7 +160,7 @@ class Guard:
         """The answer of one hop, its body unread."""
         async with self._network(deadline):
             addresses = await self._addresses(url, owner)
-            address = address_of(str(url))
+            address = address_in(url)
             self._links = self._links or Links()
             link = await self._links.connect_to(address.origin, addresses, self._way(url))
             try:

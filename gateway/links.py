@@ -42,13 +42,18 @@ class Address(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def address_of(url: str) -> Address:
-    """Raises ValueError for what is no http(s) URL with a host."""
-    parsed = URL(url)
-    host, port = parsed.raw_host, parsed.port
-    if parsed.scheme not in ("http", "https") or not host or port is None:
-        raise ValueError(f"no http(s) URL: {url[:100]}")
-    origin = Origin(host, port, parsed.scheme == "https")
-    return Address(origin, parsed.host_port_subcomponent or host, parsed.raw_path_qs)
+    """Raises ValueError for what is no http(s) URL with a host. For the operator's URLs: callers'
+    would fill the cache."""
+    return address_in(URL(url))
+
+
+def address_in(url: URL) -> Address:
+    """The same, not remembered."""
+    host, port = url.raw_host, url.port
+    if url.scheme not in ("http", "https") or not host or port is None:
+        raise ValueError("no http(s) URL with a host")
+    origin = Origin(host, port, url.scheme == "https")
+    return Address(origin, url.host_port_subcomponent or host, url.raw_path_qs)
 
 
 _Pool = tuple[Origin, Way | None]  # connections that any call of it may use

@@ -65,6 +65,10 @@ class Way:
         way = f"by proxy {self.proxy}" if self.proxy else "direct"
         return f"{way}, {self.trust}" if str(self.trust) else way
 
+    @property
+    def secrets(self) -> set[str]:
+        return {self.proxy.password.reveal(), self.proxy.token} if self.proxy else set()
+
     def forwards(self, is_tls: bool) -> bool:
         """Whether the proxy itself is sent the request, for an upstream without TLS."""
         return self.proxy is not None and self.proxy.speaks_http and not is_tls

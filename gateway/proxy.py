@@ -35,12 +35,15 @@ class Proxy(NamedTuple):
         return self.scheme in ("http", "https")
 
     @property
+    def token(self) -> str:
+        """User and password as HTTP sends them; "" without them."""
+        pair = f"{self.user}:{self.password.reveal()}".encode()
+        return base64.b64encode(pair).decode() if self.user else ""
+
+    @property
     def headers(self) -> dict[str, str]:
         """What an HTTP proxy must see to let us in."""
-        if not self.user:
-            return {}
-        pair = f"{self.user}:{self.password.reveal()}".encode()
-        return {"proxy-authorization": f"Basic {base64.b64encode(pair).decode()}"}
+        return {"proxy-authorization": f"Basic {self.token}"} if self.user else {}
 
 
 def read_proxy(url: str) -> Proxy:

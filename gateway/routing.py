@@ -3,7 +3,6 @@
 import asyncio
 import difflib
 import random
-import re
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
@@ -17,9 +16,11 @@ from gateway.filetypes import MediaKind
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.platforms import PLATFORMS, Platform
 
-_CREDENTIAL = re.compile(
-    "auth|key|token|secret|cookie|password", re.IGNORECASE
-)  # in headers' names
+# Headers that say who asks, or how: an answer may well hold what stands in them.
+_PUBLIC = frozenset(
+    ("accept", "accept-language", "content-type", "http-referer", "origin", "referer", "user-agent",
+     "x-title")
+)  # fmt: skip
 _SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
 
@@ -127,20 +128,19 @@ class Target:
 
     @property
     def secrets(self) -> set[str]:
-        """What the agent is known by upstream: its key and the parts of it, and its headers."""
+        """What opens the upstream and the proxy on the way: the key and its parts, and headers."""
         key = self.agent.api_key.reveal()
         headers = (value.reveal() for value in self.agent.headers.values())
-        return {key, self.platform.token, *key.split("."), *headers}
+        return {key, self.platform.token, *key.split("."), *headers, *self.way.secrets}
 
     @property
     def credentials(self) -> set[str]:
-        """Those of `secrets` that no answer can hold by chance, as it may a header's title."""
-        headers = (
-            value.reveal().rpartition(" ")[2]  # without `Bearer`
-            for name, value in self.agent.headers.items()
-            if _CREDENTIAL.search(name)
-        )
-        return {self.agent.api_key.reveal(), self.platform.token, *headers}
+        """Those of `secrets` that no answer can hold by chance."""
+        given = self.agent.headers.items()
+        headers = {value.reveal() for name, value in given if name.lower() not in _PUBLIC}
+        bare = {value.rpartition(" ")[2] for value in headers}  # without `Bearer`
+        key = self.agent.api_key.reveal()
+        return {key, self.platform.token, *headers, *bare, *self.way.secrets}
 
     def explain(self, error: GatewayError) -> GatewayError:
         """The error with the agent's name in front and without the agent's secrets in it.

@@ -1,6 +1,5 @@
 """Take an operator's credentials out of what is passed on, however it is cut into chunks."""
 
-import re
 from collections.abc import Iterable
 
 _MASK = b"***"
@@ -15,13 +14,14 @@ class Scrubber:
     def __init__(self, secrets: Iterable[str]) -> None:
         forms = {form for secret in secrets if _is_telling(secret) for form in _forms(secret)}
         self._secrets = sorted(forms, key=len, reverse=True)
-        self._pattern = re.compile(b"|".join(map(re.escape, self._secrets)))
         self._held = b""
 
     def feed(self, chunk: bytes) -> bytes:
         if not self._secrets:
             return chunk
-        data = self._pattern.sub(_MASK, self._held + chunk)
+        data = self._held + chunk
+        for secret in self._secrets:  # a search for plain bytes costs next to nothing
+            data = data.replace(secret, _MASK)
         whole = len(data) - max(_begun(secret, data) for secret in self._secrets)
         self._held = data[whole:]
         return data[:whole]

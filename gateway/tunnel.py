@@ -109,7 +109,8 @@ class _Opened(Negotiation):
 
 def _failed(proxy: Proxy, error: ProxyError) -> NoWay:
     code = error.error_code
-    shown = f" ({code})" if code is not None else ""
+    # SOCKS's codes have words of python-socks; of HTTP's the words are the proxy's own.
+    shown = f" ({code if proxy.speaks_http else error})" if code is not None else ""
     if code in (401, 407) or "uthentication" in str(error):
         return NoWay(
             f"The proxy {proxy} does not accept the gateway's user and password{shown}; put them"

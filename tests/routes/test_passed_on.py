@@ -41,11 +41,12 @@ async def test_an_event_that_repeats_the_key_is_passed_on_without_it(passed_on):
 
 
 async def test_a_200_that_repeats_the_key_is_passed_on_without_it(passed_on):
-    body = json.dumps({"error": {"message": f"key {KEY}", "headers": ["geheim-token-99"]}}).encode()
+    told = {"message": f"key {KEY}", "headers": ["Bearer geheim-token-99", "geheim-token-99"]}
+    body = json.dumps({"error": told}).encode()
     script = Script([body], headers={"Content-Type": "application/json"})
-    headers = {"X-Access-Token": "geheim-token-99", "X-Title": "A company's own title"}
-    raw = await (await passed_on(script, headers=headers)).read()
-    assert raw == body.replace(KEY.encode(), b"***").replace(b"geheim-token-99", b"***")
+    raw = await (await passed_on(script, headers={"X-Own": "Bearer geheim-token-99"})).read()
+    masked = {"message": "key ***", "headers": ["***", "***"]}
+    assert json.loads(raw) == {"error": masked}
 
 
 async def test_what_is_no_credential_is_passed_on_as_it_is(passed_on):
