@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.accesslog import AccessLog
 from gateway.attachments import Attachments
+from gateway.body import BODIES_SHARE
 from gateway.config import Config
 from gateway.cors import add_origin
 from gateway.directory import Directory
@@ -22,6 +23,7 @@ from gateway.guard import Guard
 from gateway.keys import (
     ACCESS_LOG,
     ATTACHMENTS,
+    BODIES,
     BOOKS,
     BUCKETS,
     CONTEXT,
@@ -29,6 +31,7 @@ from gateway.keys import (
     FLIGHTS,
     MAIN,
     METRICS,
+    PARSING,
     RELOAD,
     SIGNER,
     STATE,
@@ -46,6 +49,7 @@ from gateway.middlewares.requestlog import add_request_id, requestlog
 from gateway.middlewares.safety import add_safety
 from gateway.middlewares.stopping import end_connection, tell_to_stop
 from gateway.passwords import Passwords, check_strength
+from gateway.places import Shares
 from gateway.recorder import Recorder
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
@@ -89,6 +93,7 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
         ],
     )
     app[ACCESS_LOG], app[FLIGHTS], app[METRICS] = access_log, flights, metrics
+    app[PARSING], app[BODIES] = asyncio.Lock(), Shares(config.server.max_bodies, BODIES_SHARE)
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
     app.on_response_prepare.append(_complete_headers(flights))

@@ -1,38 +1,98 @@
-"""Bodies: a request's bytes to a checked model, an answer's data into the envelope."""
+"""Bodies: a request's bytes to a checked model, an answer's data into the envelope.
+
+Everything is bounded before the work that it would cost: the bytes before they are read or
+inflated, the values before the JSON is parsed, members and lengths before a model looks at them.
+docs/limits.md says what one request may cost.
+"""
 
 import asyncio
 import difflib
 import re
+import zlib
+from collections.abc import Container, Iterable
 from datetime import date
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
-from pydantic import BaseModel, ValidationError
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ValidationError
+from pydantic.fields import FieldInfo
 
 from gateway import loosejson
-from gateway.errors import InvalidRequest, SenderTooSlow, UnsupportedMediaType
-from gateway.keys import CONTEXT
+from gateway.errors import (
+    BodyTooLarge,
+    InvalidRequest,
+    SenderTooSlow,
+    TooManyAtOnce,
+    UnsupportedMediaType,
+)
+from gateway.keys import BODIES, CONTEXT, PARSING
+from gateway.places import Part
 from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries
 BODY_S = 60.0  # for a JSON body to come, all of it
+MAX_SETTINGS = 64 * 1024  # bytes of a body that sets something: accounts, keys, tokens
+# The same inside: members of an object, entries of a list, characters of a text, levels.
+MAX_MEMBERS, MAX_ENTRIES, MAX_TEXT, MAX_DEPTH = 100, 1000, 4096, 8
+_MOST: dict[type, int] = {str: MAX_TEXT, list: MAX_ENTRIES, dict: MAX_MEMBERS}
+
+# What a JSON body may hold, wherever it stands: parsing costs up to 0.3 us for each. The bytes are
+# counted, so those inside texts count as well; a body under LARGE cannot hold too many.
+LARGE = 256 * 1024  # bytes
+BODIES_SHARE = 0.5  # of `server.max_bodies` for one caller
+MAX_VALUES = {b",": 400_000, b":": 150_000, b"{": 100_000, b"[": 100_000}
+
+_WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}
+_STEP = 64 * 1024  # bytes that are inflated at once
+_MOST_OUT = 4 * _STEP  # bytes that they may become at once
 
 M = TypeVar("M", bound=BaseModel)
 
 
-async def read_bytes(request: web.Request) -> bytes:
-    """The body as it came. Raises InvalidRequest, SenderTooSlow, or aiohttp's 413."""
+async def read_bytes(request: web.Request, most: int | None = None) -> bytes:
+    """The body without its Content-Encoding, of at most `most` bytes (else `server.max_body`).
+
+    Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow, TooManyAtOnce.
+    """
     context = request[CONTEXT]
     if context.body is None:
-        context.body = await _read(request)
+        most = request.client_max_size if most is None else most
+        coding = request.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("identity", "") and coding not in _WINDOWS:
+            raise UnsupportedMediaType("Send the body as it is, or encoded as gzip or deflate.")
+        body = await _read(request, most)
+        context.body = await _inflate(request, body, coding, most) if coding in _WINDOWS else body
     return context.body
 
 
-async def _read(request: web.Request) -> bytes:
+def _hold(request: web.Request, size: int) -> None:
+    """Memory for so many bytes of a body. Raises TooManyAtOnce."""
+    if size <= LARGE:
+        return
+    context, shares = request[CONTEXT], request.app[BODIES]
+    if context.held is None:
+        caller = context.caller
+        context.held = Part(shares, caller.holders if caller else (context.address,))
+    if not context.held.grow(size):
+        raise TooManyAtOnce(
+            "The large bodies under way are too many (server.max_bodies); wait for one to end.",
+            retry_after_s=1.0,
+        )
+
+
+def _too_large(most: int) -> BodyTooLarge:
+    name = "" if most == MAX_SETTINGS else " (server.max_body)"
+    return BodyTooLarge(f"The request body is larger than {most} bytes{name}.")
+
+
+async def _read(request: web.Request, most: int) -> bytes:
     """aiohttp's `Request.read` would keep a second reference, for as long as a stream lasts."""
-    content, most = request.content, request.client_max_size
+    content = request.content
+    if (request.content_length or 0) > most:
+        raise _too_large(most)
+    _hold(request, request.content_length or 0)
     pieces, size = [], 0
     try:
         if content.is_eof():  # most have come with their head
@@ -44,24 +104,74 @@ async def _read(request: web.Request) -> bytes:
                 while size <= most and (piece := await content.readany()):
                     pieces.append(piece)
                     size += len(piece)
+                    _hold(request, size)
         if size > most:
-            raise web.HTTPRequestEntityTooLarge(most, size)
+            raise _too_large(most)
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
     except TimeoutError:
         words = f"The body did not come within {BODY_S:g} s; send it again."
         raise SenderTooSlow(words) from None
     except web.RequestPayloadError:
-        raise InvalidRequest("The body is not what its Content-Encoding says.") from None
+        raise InvalidRequest("The body is not complete, or not framed as HTTP says.") from None
 
 
-async def read_object(request: web.Request) -> dict[str, Any]:
+async def _inflate(request: web.Request, data: bytes, coding: str, most: int) -> bytes:
+    """The body inside a gzip or deflate stream, a step at a time: others have their turn between
+    them, and what would become larger than `most` is not inflated to its end."""
+    window = _WINDOWS[coding]
+    if coding == "deflate" and data[:1] and data[0] & 0x0F != 8:
+        window = -zlib.MAX_WBITS  # without zlib's header, as some clients send it
+    inflater, pieces, size = zlib.decompressobj(window), [], 0
+    try:
+        for start in range(0, len(data), _STEP):
+            rest, is_full = data[start : start + _STEP], True
+            while rest or is_full:
+                piece = inflater.decompress(rest, _MOST_OUT)
+                rest, is_full = inflater.unconsumed_tail, len(piece) == _MOST_OUT
+                size += len(piece)
+                if size > most:
+                    raise _too_large(most)
+                _hold(request, size)
+                pieces.append(piece)
+                await asyncio.sleep(0)
+            if inflater.eof:
+                break
+    except zlib.error:
+        raise _not_encoded() from None
+    if data and (not inflater.eof or inflater.unused_data or start + _STEP < len(data)):
+        raise _not_encoded()
+    return b"".join(pieces)
+
+
+def _not_encoded() -> InvalidRequest:
+    return InvalidRequest("The body is not what its Content-Encoding says, or more follows it.")
+
+
+async def read_object(request: web.Request, most: int | None = None) -> dict[str, Any]:
     """The body as a JSON object. The content type is not insisted on: curl sends a wrong one.
 
-    Raises InvalidRequest, UnsupportedMediaType, or aiohttp's 413.
+    Raises what `read_bytes` raises.
     """
     if request.headers.get("Content-Type", "")[:10].lower() == "multipart/":
         raise UnsupportedMediaType("Send the body as JSON (Content-Type: application/json).")
-    raw = _as_utf8(await read_bytes(request), request.headers.get("Content-Type", ""))
+    raw = await read_bytes(request, most)
+    charset = request.headers.get("Content-Type", "")
+    if len(raw) <= LARGE:
+        return _parse(_as_utf8(raw, charset))
+    for mark, many in MAX_VALUES.items():
+        if raw.count(mark) > many:
+            raise InvalidRequest(
+                f"The body holds more than {many} of {mark.decode()!r}: send fewer values, or a"
+                " file in place of a long text."
+            )
+    async with request.app[PARSING]:  # one at a time, and others have their turn before and after
+        await asyncio.sleep(0)
+        value = _parse(_as_utf8(raw, charset))
+        await asyncio.sleep(0)
+        return value
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
     if not raw.strip():
         raise InvalidRequest("The request has no body; send a JSON object.")
     try:
@@ -140,13 +250,64 @@ def check(model: type[M], value: dict[str, Any]) -> M:
         raise InvalidRequest(f"{path!r}: {words}{more}", param=path or None) from None
 
 
-def check_changes(model: type[M], value: dict[str, Any]) -> M:
-    """Like `check`. Members that are not known are ignored, so that what was read can be sent back
-    changed, but not those that are nearly known: a misspelt restriction would restrict nothing."""
-    for name in value.keys() - model.model_fields.keys():
-        if near := difflib.get_close_matches(name, list(model.model_fields), 1, 0.8):
-            raise InvalidRequest(f"{name!r} is not known; did you mean {near[0]!r}?", param=name)
+async def read_settings(
+    request: web.Request, model: type[M], told: Container[str] = frozenset()
+) -> M:
+    """The checked body of a route that sets something, with bounds that are small.
+
+    Members that are not known are refused by name: a misspelt restriction would restrict nothing.
+    Those in `told`, which the answers of the resource have, are ignored, so that what was read can
+    be sent back changed. Raises InvalidRequest and what `read_bytes` raises.
+    """
+    value = await read_object(request, MAX_SETTINGS)
+    require_bounds(value)
+    known = [name for field in model.model_fields.items() for name in _names(*field)]
+    require_known([name for name in value if name not in told], known)
     return check(model, value)
+
+
+def _names(name: str, field: FieldInfo) -> Iterable[str]:
+    """Under which a body may have the field."""
+    alias = field.validation_alias
+    return map(str, alias.choices) if isinstance(alias, AliasChoices) else (name,)
+
+
+def require_bounds(value: Any, path: str = "", depth: int = 0) -> None:
+    """Raises InvalidRequest where a text, a list or an object is longer than any needs to be."""
+    size, most = 0, 0
+    if isinstance(value, str | list | dict):
+        size, most = len(value), _MOST[type(value)]
+    if size > most or depth > MAX_DEPTH:
+        where = f"{path!r}" if path else "The body"
+        words = "is nested too deeply" if depth > MAX_DEPTH else f"is too long (at most {most})"
+        raise InvalidRequest(f"{where} {words}.", param=path or None)
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            require_bounds(inner, f"{path}.{name[:100]}".lstrip("."), depth + 1)
+    elif isinstance(value, list):
+        for inner in value:
+            require_bounds(inner, path, depth + 1)
+
+
+def require_known(names: Iterable[str], known: list[str]) -> None:
+    """Raises InvalidRequest for the first of `names` that is not known, with the nearest one."""
+    for name in names:
+        if name in known:
+            continue
+        near = difflib.get_close_matches(name[:64].lower(), known, 1, 0.7)
+        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}."
+        raise InvalidRequest(f"{name[:100]!r} is not known here; {hint}", param=name[:100])
+
+
+def at_most(most: int) -> BeforeValidator:
+    """Counted before the entries are looked at, so that a million bad ones cost nothing."""
+
+    def check_length(value: Any) -> Any:
+        if isinstance(value, list | dict) and len(value) > most:
+            raise ValueError(f"must have at most {most} entries")
+        return value
+
+    return BeforeValidator(check_length)
 
 
 def envelope(data: Any, **beside: Any) -> web.Response:
@@ -156,6 +317,15 @@ def envelope(data: Any, **beside: Any) -> web.Response:
 
 
 # Headers and queries.
+
+
+def require_query(request: web.Request, *known: str) -> None:
+    """A filter that is not known, or given twice, would show more than was asked for."""
+    names = [name for name, _ in request.query.items()]
+    require_known(names, list(known))
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest(f"{twice!r} is given twice; give it once.", param=twice)
 
 
 def agent_name(request: web.Request) -> str:

@@ -98,8 +98,10 @@ KeepAliveForm = Literal["auto", "comment", "line"]
 class Server(Model):
     """`ops_port` is a second port for probes and metrics, at `ops_host` or else at `host`;
     `metrics: false` leaves them to that one. `drain_timeout` is how long answers under way may take
-    when the process is to stop. `keepalive_form` is whether a blank line follows the comments that
-    keep a stream alive; `keepalive_whole` keeps whole answers alive as well."""
+    when the process is to stop. `max_bodies` are the bytes of large bodies that are held at once,
+    half of them for one caller. `keepalive_form` is whether a blank line follows the comments that
+    keep a stream alive; `keepalive_whole` keeps whole answers alive as well. A caller who takes
+    next to nothing of an answer for `send_timeout` is cut off."""
 
     host: str = "127.0.0.1"
     port: Port = 3000
@@ -110,10 +112,12 @@ class Server(Model):
     tls: Tls | None = None
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     max_body: Size = 10 * 1024 * 1024
+    max_bodies: Size = 512 * 1024 * 1024
     drain_timeout: Duration = 120.0
     keepalive: Duration = 15.0
     keepalive_form: KeepAliveForm = "auto"
     keepalive_whole: bool = False
+    send_timeout: Duration = 60.0
     cors_origins: list[str] = []
     trusted_proxies: list[Network] = []
 
@@ -127,6 +131,7 @@ class KeyLimits(Model):
     chat: AnyRate | None = None
     upload: AnyRate | None = None
     agents: AnyRate | None = None
+    accounts: AnyRate | None = None
     tokens: AnyRate | None = None
     concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
@@ -242,13 +247,15 @@ class Fetch(Model):
 
 
 class RateLimits(Model):
-    """Per caller and class; null is no limit. `tokens` are counted from the answers' usage,
-    `concurrency` is calls under way."""
+    """Per caller and class; null is no limit. `accounts` are routes of accounts, keys, pages'
+    tokens and the record. `tokens` are counted from the answers' usage, `concurrency` is calls
+    under way."""
 
     chat: AnyRate | None = Rate(60, 1.0)
     upload: AnyRate | None = Rate(10, 10 / 60)
     agents: AnyRate | None = Rate(30, 0.5)
     login: AnyRate | None = Rate(10, 10 / 60)
+    accounts: AnyRate | None = Rate(300, 5.0)
     tokens: AnyRate | None = None
     concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
@@ -344,7 +351,8 @@ AnyLeavers = Annotated[
 class Agent(Model):
     """What every agent has, whatever its platform. `proxy`: left out, that of `outgoing`. `ca`,
     `cert` and `key` are PEM files: authorities that are trusted beside the system's, and the
-    certificate that the gateway shows. A reload reads them again."""
+    certificate that the gateway shows. A reload reads them again. `share` is the part of
+    `concurrency` and of `queue` that one caller may hold."""
 
     base_url: BaseUrl = DEMO
     api_key: Secret = Secret("")
@@ -357,6 +365,7 @@ class Agent(Model):
     retries: Annotated[int, Field(ge=0, le=10)] = 2
     concurrency: Annotated[int, Field(ge=1, le=100_000)] = 100
     queue: Annotated[int, Field(ge=0, le=100_000)] = 100
+    share: Annotated[float, Field(gt=0, le=1)] = 0.75
     breaker: BreakerSettings = BreakerSettings()
     max_answer: Size = 64 * 1024 * 1024
     on_disconnect: AnyLeavers = Leavers()

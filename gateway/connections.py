@@ -1,8 +1,12 @@
 """Connections of clients: aiohttp's, but bounded, and with our answers to what is not HTTP."""
 
+import contextlib
+import fcntl
 import logging
+import termios
 import time
-from asyncio import BaseTransport, WriteTransport
+from array import array
+from asyncio import BaseTransport, TimerHandle, WriteTransport
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -36,6 +40,10 @@ log = logging.getLogger("gateway")
 IDLE_S = 75.0
 _LINGER_S = 1.0  # for a client that is turned away to read why
 MAX_LINE = 8190  # bytes of the request line, and of one header
+SEND_S = 60.0  # server.send_timeout
+STEP = 4 * 1024  # bytes that are parsed at once of what is dear to parse
+DENSE = 32  # bytes for each line end: below that there are many chunks, or many requests
+LEAST_READ = 16 * 1024  # bytes that a caller must take in that time, while more wait for it
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
@@ -50,13 +58,16 @@ _FULL_BODY = (
 
 
 class _Connection(Caller, RequestHandler):
-    """aiohttp's connection, but what is not HTTP is answered like every other error, and whoever
-    writes can be told when the client does not read."""
+    """aiohttp's connection, but what is not HTTP is answered like every other error, whoever
+    writes can be told when the client does not read, and one that goes on so is cut off: until
+    then it holds an agent's place, or memory."""
 
-    __slots__ = ("is_full", "on_full")  # thousands of streams would each keep a dictionary
+    __slots__ = ("_rest", "_stalled", "is_full", "on_full")  # not a dictionary for each
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.is_full, self.on_full = False, None
+        self._stalled: TimerHandle | None = None
+        self._rest = b""  # of what has come, still to be parsed
         super().__init__(*args, **kwargs)
 
     def connection_made(self, transport: BaseTransport) -> None:
@@ -71,13 +82,66 @@ class _Connection(Caller, RequestHandler):
             return
         super().connection_made(transport)
 
+    # Chunks of a single byte cost a microsecond each, and 40,000 of them come in one read.
+
+    def data_received(self, data: bytes) -> None:
+        if self._rest and data:
+            self._rest += data
+        elif len(data) <= STEP or not _is_dense(data) or not isinstance(self._manager, _Server):
+            super().data_received(data)
+        else:
+            self._rest = data
+            self._pause_transport_reading()
+            self._manager.later(self)
+
+    def parse_more(self) -> None:
+        """One step, and the next in a later turn of the loop, unless nobody takes what has been
+        parsed: then `_resume_transport_reading` goes on."""
+        if self._reading_paused or self._buffer_paused:
+            return
+        piece, self._rest = self._rest[:STEP], self._rest[STEP:]
+        super().data_received(piece)
+        if not (self._reading_paused or self._buffer_paused):
+            self._resume_transport_reading()
+
+    def _resume_transport_reading(self) -> None:
+        if not self._rest:
+            super()._resume_transport_reading()
+        elif isinstance(self._manager, _Server):
+            self._manager.later(self)
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self.become(is_full=True)
+        self._look_again()
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._forget_stall()
         self.become(is_full=False)
+
+    def _look_again(self) -> None:
+        """In `send_timeout`, whether the client has taken enough of what waits for it."""
+        transport, server = self.transport, self._manager
+        if transport is not None:
+            send_s = server.send_s if isinstance(server, _Server) else SEND_S
+            waits = _unsent(cast(WriteTransport, transport))
+            self._stalled = self._loop.call_later(send_s, self._judge, waits)
+
+    def _judge(self, waited: int) -> None:
+        self._stalled = None
+        transport = cast(WriteTransport, self.transport)
+        if transport is None or transport.is_closing():
+            return
+        if waited - _unsent(transport) < LEAST_READ:
+            transport.abort()
+        else:
+            self._look_again()
+
+    def _forget_stall(self) -> None:
+        if self._stalled is not None:
+            self._stalled.cancel()
+            self._stalled = None
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         # aiohttp calls this for every body, and parses nothing once more each time.
@@ -91,6 +155,8 @@ class _Connection(Caller, RequestHandler):
         return flights is not None and not flights.stopping and not self.is_full
 
     def connection_lost(self, exc: BaseException | None) -> None:
+        self._forget_stall()
+        self._rest = b""
         # The handler learns of it in the loop's next round; nothing must be written before.
         self.become(is_full=True)
         super().connection_lost(exc)
@@ -133,6 +199,19 @@ class _Connection(Caller, RequestHandler):
         return response
 
 
+def _is_dense(data: bytes) -> bool:
+    return is_seen() and data.count(b"\r\n") * DENSE > len(data)
+
+
+def _unsent(transport: WriteTransport) -> int:
+    """Bytes that the client has not taken. The system keeps megabytes of them, and takes no more
+    from us until a third of those is gone: a slow client would seem to take nothing."""
+    kept = array("i", [0])
+    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
+        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
+    return transport.get_write_buffer_size() + kept[0]
+
+
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:
     """aiohttp quotes what it could not read, which may be somebody's key: that is cut off."""
     words, _, quoted = " ".join(message.split()).partition(": b")
@@ -149,8 +228,23 @@ def _refusal(exc: BaseException | None, message: str) -> GatewayError:
 
 class _Server(web.Server):
     most = 10_000
+    send_s = SEND_S
+    _parsing: "dict[_Connection, None]"  # those with a rest to be parsed, in their order
     flights: Flights | None = None  # of the application that is served, if it has them
     _told_at = 0.0
+
+    def later(self, connection: "_Connection") -> None:
+        """Let it parse more. Of all that wait for it one has a step in a turn of the loop."""
+        self._parsing[connection] = None
+        if len(self._parsing) == 1:
+            self._loop.call_soon(self._parse_next)
+
+    def _parse_next(self) -> None:
+        connection = next(iter(self._parsing))
+        del self._parsing[connection]
+        if self._parsing:
+            self._loop.call_soon(self._parse_next)
+        connection.parse_more()
 
     def refuse(self) -> None:
         """Count a connection too many, and say so once a minute."""
@@ -171,24 +265,28 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
 
 
 class Runner(web.AppRunner):
-    """AppRunner whose handlers are cancelled when their caller leaves, and whose connections are
-    at most `most`.
+    """AppRunner whose handlers are cancelled when their caller leaves, whose connections are at
+    most `most`, and end when their client takes nothing for `send_s`. Bodies come as they were
+    sent: `gateway.body` takes off their Content-Encoding, and what is not read is only dropped.
 
     aiohttp makes its connections in `Server.__call__`; a test sends bad HTTP and fails if that
     ever changes.
     """
 
-    def __init__(self, app: web.Application, most: int = 10_000, **kwargs: Any) -> None:
+    def __init__(
+        self, app: web.Application, most: int = 10_000, send_s: float = SEND_S, **kwargs: Any
+    ) -> None:
         super().__init__(
             app,
             handler_cancellation=True,
+            auto_decompress=False,
             access_log=None,
             keepalive_timeout=IDLE_S,
             max_line_size=MAX_LINE,
             max_field_size=MAX_LINE,
             **kwargs,
         )
-        self._most = most
+        self._most, self._send_s = most, send_s
 
     async def setup(self) -> None:
         logging.getLogger("aiohttp.server").addFilter(_is_worth_a_line)
@@ -198,7 +296,7 @@ class Runner(web.AppRunner):
         server = await super()._make_server()
         server.__class__ = _Server
         assert isinstance(server, _Server)
-        server.most = self._most
+        server.most, server.send_s, server._parsing = self._most, self._send_s, {}
         server.flights = self.app.get(FLIGHTS)
         server.request_factory = _at_canonical(server.request_factory)
         return server

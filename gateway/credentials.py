@@ -64,6 +64,12 @@ class Caller:
     def tag(self) -> str:
         return f"user-{self.user_id}" if self.user_id else self.id.partition("/")[0]
 
+    @property
+    def holders(self) -> tuple[str, ...]:
+        """Whose places a call takes (`gateway.places`): the owner's, and a page's user's own."""
+        tag = self.tag
+        return (tag, f"{tag}/{self.end_user}") if self.end_user else (tag,)
+
     def require(self, permission: Permission) -> None:
         if permission not in self.permissions:
             who = "This account" if self.role else "This token" if self.end_user else "This key"

@@ -4,7 +4,7 @@
     ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized
     │                     WrongPassword Forbidden NotFound AgentNotFound ConversationNotFound
     │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
-    │                     UnsupportedMediaType RateLimited TooManyAtOnce CallsUsedUp
+    │                     UnsupportedMediaType RateLimited TooManyAtOnce ShareTaken CallsUsedUp
     │                     KindNotTaken OptionNotFollowed FileNotFound SenderTooSlow
     │                     UriTooLong HeadersTooLarge
     ├── the operator's:   UpstreamMisconfigured QuotaExhausted
@@ -201,6 +201,12 @@ class TooManyAtOnce(RateLimited):
     """The caller has as many calls under way as it may."""
 
     code = "concurrency_limit_exceeded"
+
+
+class ShareTaken(TooManyAtOnce):
+    """The caller has its share of an agent's places; another target of the route may have room."""
+
+    elsewhere = True
 
 
 class CallsUsedUp(RateLimited):

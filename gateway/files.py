@@ -44,7 +44,8 @@ _PATIENCE_S = 10.0
 _CLEAN_UP_S = 5.0
 MAX_READS = 2000  # descriptions read for one page
 MAX_COMING = 50  # uploads under way
-MAX_COMING_EACH = 10
+MAX_COMING_KEY = 25  # of one key, account or address
+MAX_COMING_EACH = 10  # of one owner: a page's users are owners of their own
 _ALPHABET = string.ascii_letters + string.digits
 
 # The owner's mark, the time of day in ms, and chance: nobody guesses it, order is that of time.
@@ -144,13 +145,16 @@ class Files:
 
     @contextlib.contextmanager
     def place(self, owner: str) -> Iterator[None]:
-        """One of the places for uploads, of which each owner has some: a slow line holds one for
-        long. Raises TooManyAtOnce, Overloaded."""
-        if self._coming[owner] >= MAX_COMING_EACH:
-            raise TooManyAtOnce(
-                f"{MAX_COMING_EACH} uploads of yours are under way; wait for one to end.",
-                retry_after_s=5.0,
-            )
+        """One of the places for uploads, of which each owner has some, and all the users of a key
+        together not all: a slow line holds one for long. Raises TooManyAtOnce, Overloaded."""
+        key = owner.partition("/")[0]
+        of_key = sum(n for other, n in self._coming.items() if other.partition("/")[0] == key)
+        for many, most in ((self._coming[owner], MAX_COMING_EACH), (of_key, MAX_COMING_KEY)):
+            if many >= most:
+                raise TooManyAtOnce(
+                    f"{many} uploads of yours are under way; wait for one to end.",
+                    retry_after_s=5.0,
+                )
         if self._coming.total() >= MAX_COMING:
             raise Overloaded("Too many uploads are under way; try again soon.", retry_after_s=5.0)
         self._coming[owner] += 1

@@ -24,7 +24,8 @@ from gateway.filetypes import HEAD, checked
 MAX_FIELDS = 20
 MAX_FIELD = 8192  # bytes
 SILENCE_S = 60.0  # how long a sender may pause
-SLOWEST = 4096  # bytes per second that it must reach after that time
+START_S = 30.0  # that a sender has before its rate counts
+SLOWEST = 32 * 1024  # bytes per second that it must reach from then on
 _CHUNK = 64 * 1024
 _MAX_BLANK = 4  # lines before the form
 _GRUMBLES = (BadContentDispositionHeader, BadContentDispositionParam)
@@ -96,8 +97,11 @@ class UploadForm:
             self.size += len(chunk)
             if self.size > self._config.max_size:
                 raise self._too_large()
-            if self._clock() - self._began > SILENCE_S + self.size / SLOWEST:
-                raise SenderTooSlow("The file comes too slowly; send it over a better line.")
+            if self._clock() - self._began > START_S + self.size / SLOWEST:
+                raise SenderTooSlow(
+                    f"The file comes at less than {SLOWEST >> 10} KiB a second; send it over a"
+                    " better line, or a smaller one."
+                )
             yield chunk
             chunk = await self._read()
 

@@ -1,5 +1,6 @@
 """Every typed key under which something hangs on the application or on a request."""
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -19,6 +20,7 @@ from gateway.flights import Flights
 from gateway.health import HealthCache
 from gateway.metrics import Metrics
 from gateway.passwords import Passwords
+from gateway.places import Part, Shares
 from gateway.recorder import Recorder
 from gateway.routing import Routing
 from gateway.stores.accounts import Accounts
@@ -76,6 +78,8 @@ ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)
+BODIES: web.AppKey[Shares] = web.AppKey("bodies", Shares)  # bytes of large ones
+PARSING: web.AppKey[asyncio.Lock] = web.AppKey("parsing", asyncio.Lock)  # of large bodies
 SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 
@@ -90,9 +94,16 @@ class Context:
     noted: dict[str, object] = field(default_factory=dict)  # members of its log line
     caller: Caller | None = None  # from `auth` on, where somebody has to be known
     body: bytes | None = None  # once it has been read
+    held: Part | None = None  # of `BODIES`, if it is large
     limits: dict[str, str] | None = None  # headers that tell what is left
     call: Call | None = None  # of chats, from `ratelimit` on
     stopped: Stopping | None = None  # set when it has to end with the process
+
+    def let_go(self) -> None:
+        """Of the body's bytes, and of all that was made of it."""
+        self.body = None
+        if self.held is not None:
+            self.held.give_back()
 
     def failed(self, error: GatewayError) -> None:
         """For the log line and the record: the error's name, and what was said, without keys."""

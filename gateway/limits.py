@@ -20,7 +20,7 @@ from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id
 
-Class = Literal["chat", "upload", "agents", "login"]
+Class = Literal["chat", "upload", "agents", "login", "accounts"]
 
 LEASE_S = 60.0  # after which a holder of a slot who died is taken for gone
 QUOTA_TTL_S = 3600.0  # the database knows what was used, Redis is only quicker; it starts anew

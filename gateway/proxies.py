@@ -9,6 +9,8 @@ from gateway.keys import state_of
 
 Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
+MAX_HOPS = 50  # proxies between a client and us
+
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,255}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
 
 
@@ -30,8 +32,8 @@ def client_address(request: web.Request, trusted: Networks) -> str:
     address = _unmapped(request.remote or "")
     if not trusted or not _is_in(address, trusted):
         return address
-    hops = ",".join(request.headers.getall("X-Forwarded-For", ())).split(",")
-    for hop in reversed(hops):
+    hops = ",".join(request.headers.getall("X-Forwarded-For", ())).rsplit(",", MAX_HOPS)
+    for hop in reversed(hops[-MAX_HOPS:]):
         if not hop.strip():
             break
         if not _is_address(hop.strip()):

@@ -16,6 +16,7 @@ from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.link import Link
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.pattern import Pattern
+from gateway.places import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.routing import Target
 from gateway.sse import Life
@@ -40,10 +41,10 @@ class Run:
 
     __slots__ = (
         "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_grows_from", "_handover",
-        "_has_accepted", "_idle_s", "_is_last", "_loop", "_targets", "_trace", "_trace_headers",
-        "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder", "ends_at",
-        "failures", "fallbacks", "most", "over", "read_at", "received", "retries", "target",
-        "timers",
+        "_has_accepted", "_holders", "_idle_s", "_is_last", "_loop", "_targets", "_trace",
+        "_trace_headers", "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder",
+        "ends_at", "failures", "fallbacks", "most", "over", "read_at", "received", "retries",
+        "target", "timers",
     )  # fmt: skip
 
     def __init__(
@@ -53,8 +54,11 @@ class Run:
         chat: ChatRequest,
         targets: list[Target],
         trace: CallTrace = NO_TRACE,
+        holders: Holders = (),
     ) -> None:
+        """`holders` are whose places at the targets it takes."""
         self._upstream = upstream
+        self._holders = holders
         self._trace = trace
         self._trace_headers: Mapping[str, str] = {}
         self.chat = chat
@@ -214,10 +218,10 @@ class Run:
         configured; what that takes is not the upstream's fault, so the time to begin follows."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
         self._has_accepted = self._wants_whole = False
-        pass_ = target.enter_at_once()
+        pass_ = target.enter_at_once(self._holders)
         if pass_ is None:
             self._wait_until(None)
-            pass_ = await target.enter(queue_s)
+            pass_ = await target.enter(queue_s, self._holders)
         self._entered = target
         began = self._loop.time()
         wait_s = target.agent.timeouts.first_delta
@@ -440,7 +444,7 @@ class Run:
         exchange, self._exchange = self._exchange, None
         target, self._entered = self._entered, None
         if target:
-            target.leave()
+            target.leave(self._holders)
         if exchange is None:
             return
         if self.over and self._ended:

@@ -72,7 +72,8 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")
         context.body = None  # a stream may last for minutes
-        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace) as run:
+        holders = call.caller.holders
+        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders) as run:
             try:
                 return await _answer(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
@@ -319,6 +320,7 @@ class _Stream:
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
+        self._request[CONTEXT].let_go()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
         self._renderer = renderer

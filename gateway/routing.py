@@ -11,9 +11,17 @@ from zlib import crc32
 
 from gateway.breaker import Breaker, Pass
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
-from gateway.errors import AgentNotFound, CircuitOpen, GatewayError, TargetBusy, shorten
+from gateway.errors import (
+    AgentNotFound,
+    CircuitOpen,
+    GatewayError,
+    ShareTaken,
+    TargetBusy,
+    shorten,
+)
 from gateway.filetypes import MediaKind
 from gateway.outgoing import SYSTEM, Way, way_of
+from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
 
 # Headers that say who asks, or how: an answer may well hold what stands in them.
@@ -41,10 +49,15 @@ class Target:
     running: int = 0
     draining: int = 0
     learning: asyncio.Lock = field(default_factory=asyncio.Lock)
-    _queue: deque[asyncio.Future[None]] = field(init=False, default_factory=deque)
+    _queue: deque[tuple[asyncio.Future[None], Holders]] = field(init=False, default_factory=deque)
+    _held: Shares = field(init=False)
+    _queued: Shares = field(init=False)
 
     def __post_init__(self) -> None:
-        self.breaker = Breaker(self.agent.breaker)
+        agent = self.agent
+        self.breaker = Breaker(agent.breaker)
+        self._held = Shares(agent.concurrency, agent.share)
+        self._queued = Shares(agent.queue, agent.share)
 
     @property
     def waiting(self) -> int:
@@ -57,56 +70,72 @@ class Target:
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
-    def enter_at_once(self) -> Pass | None:
-        """Like `enter`, but None if a place has to be waited for."""
-        if self.running >= self.agent.concurrency or self._queue:
+    def enter_at_once(self, holders: Holders = ()) -> Pass | None:
+        """Like `enter`, but None if a place has to be waited for.
+
+        Where a place is free, those in the queue have their share already.
+        """
+        if self.running >= self.agent.concurrency or not self._held.has_room(holders):
             return None
         pass_ = self.breaker.admit()
         self.running += 1
+        self._held.take(holders)
         return pass_
 
-    async def enter(self, patience_s: float | None = None) -> Pass:
+    async def enter(self, patience_s: float | None = None, holders: Holders = ()) -> Pass:
         """Take one of the agent's places, or stand in the queue for one, so long at most. Gives
-        what the breaker is to be shown at the call's end.
+        what the breaker is to be shown at the call's end. `holders` is whose place it is.
 
-        Raises CircuitOpen, or TargetBusy if no place has become free in time.
+        Raises CircuitOpen, or TargetBusy or ShareTaken if no place has become free in time.
         """
-        if pass_ := self.enter_at_once():
+        if pass_ := self.enter_at_once(holders):
             return pass_
         if self.breaker.state == "open":
             self.breaker.admit()  # which raises: there is nothing to wait for
-        await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s)
+        await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s, holders)
         try:
             return self.breaker.admit()
         except CircuitOpen:
-            self.leave()
+            self.leave(holders)
             raise
 
-    async def _wait(self, patience_s: float) -> None:
-        if patience_s > 0 and len(self._queue) < self.agent.queue:
+    async def _wait(self, patience_s: float, holders: Holders) -> None:
+        has_room = len(self._queue) < self.agent.queue and self._queued.has_room(holders)
+        if patience_s > 0 and has_room:
             turn = asyncio.get_running_loop().create_future()
-            self._queue.append(turn)
+            self._queue.append((turn, holders))
+            self._queued.take(holders)
             try:
                 await asyncio.wait({turn}, timeout=patience_s)
             except asyncio.CancelledError:
                 if turn.done():
-                    self.leave()  # the place had just been given to us
+                    self.leave(holders)  # the place had just been given to us
                 raise
             finally:
+                self._queued.give_back(holders)
                 if not turn.done():
-                    self._queue.remove(turn)
+                    self._queue.remove((turn, holders))
             if turn.done():
                 return
-        raise TargetBusy(
+        raise self._busy(holders)
+
+    def _busy(self, holders: Holders) -> GatewayError:
+        if self.running < self.agent.concurrency and not self._held.has_room(holders):
+            return ShareTaken(
+                f"Agent {self.name!r} has {self._held.most} places for one caller, and all of yours"
+                " are taken; wait for a call to end.",
+                retry_after_s=1.0,
+            )
+        return TargetBusy(
             f"Agent {self.name!r} has {self.running} calls under way, which is its limit; try again"
             " shortly.",
             retry_after_s=1.0,
         )
 
     @asynccontextmanager
-    async def place(self) -> AsyncIterator[None]:
+    async def place(self, holders: Holders = ()) -> AsyncIterator[None]:
         """One of the agent's places, and what becomes of the call told to the breaker."""
-        pass_ = await self.enter()
+        pass_ = await self.enter(holders=holders)
         failure: BaseException | None = None
         try:
             yield
@@ -117,14 +146,18 @@ class Target:
             is_theirs = isinstance(failure, GatewayError) and failure.type == "upstream_error"
             self.breaker.ended(pass_, failure, has_answered=is_theirs)
             failure = None  # its traceback holds this frame
-            self.leave()
+            self.leave(holders)
 
-    def leave(self) -> None:
-        """Give the place back, or to the first who waits for one."""
-        if self._queue:
-            self._queue.popleft().set_result(None)
-        else:
-            self.running -= 1
+    def leave(self, holders: Holders = ()) -> None:
+        """Give the place back, or to the first in the queue who has not its share."""
+        self._held.give_back(holders)
+        for i, (turn, waiting) in enumerate(self._queue):
+            if self._held.has_room(waiting):
+                del self._queue[i]
+                self._held.take(waiting)
+                turn.set_result(None)
+                return
+        self.running -= 1
 
     @property
     def secrets(self) -> set[str]:

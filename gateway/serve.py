@@ -23,7 +23,7 @@ from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configcheck import warnings
 from gateway.configfile import ConfigError, sources
-from gateway.connections import Runner
+from gateway.connections import SEND_S, Runner
 from gateway.errors import StartError
 from gateway.greeting import greet
 from gateway.keys import FLIGHTS, RELOAD, STATE
@@ -58,8 +58,16 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
             ops = await _listen(stack, build_ops(app), ops_host, server.ops_port)
             if ops is None:
                 return 1
-        most = server.max_connections
-        main = await _listen(stack, app, server.host, server.port, server.reuse_port, tls, most)
+        main = await _listen(
+            stack,
+            app,
+            server.host,
+            server.port,
+            server.reuse_port,
+            tls,
+            server.max_connections,
+            server.send_timeout,
+        )
         if main is None:
             return 1
         greet(config, path, main.addresses[0][1], for_people=lines.for_people)
@@ -83,9 +91,10 @@ async def _listen(
     reuse_port: bool = False,
     tls: ssl.SSLContext | None = None,
     most: int = 1000,
+    send_s: float = SEND_S,
 ) -> Runner | None:
     """Serve `app`; None, after saying why, if the address cannot be had."""
-    runner = Runner(app, most, shutdown_timeout=_GOODBYE_S)
+    runner = Runner(app, most, send_s, shutdown_timeout=_GOODBYE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     site = web.TCPSite(

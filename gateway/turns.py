@@ -8,6 +8,8 @@ from gateway.messages import Media, Message, Role
 
 MAX_MESSAGES = 5000
 MAX_PARTS = 1000  # of one message
+MAX_ALL_PARTS = 10_000
+MAX_MEDIA = 500  # files of all messages; each may have to be looked up, fetched or uploaded
 
 # As OpenAI's clients write them, and as those of other APIs do; compared in lower case.
 _ROLES: dict[str, Role] = {
@@ -24,7 +26,26 @@ _ROLES: dict[str, Role] = {
     "observation": "tool",
 }
 _NAMED = ("system", "developer", "user", "assistant", "tool", "function")
+_MEDIA = frozenset(("image_url", "video_url", "input_image", "input_audio", "file", "file_url"))
 _NO_MEDIA: tuple[Media, ...] = ()
+
+
+def require_few(messages: Any) -> None:
+    """Raises InvalidRequest if the parts of all messages are too many to be looked at, or the
+    files among them: whoever judges the messages, it is the gateway that looks."""
+    if not isinstance(messages, list):
+        return
+    contents = [item.get("content") for item in messages if isinstance(item, dict)]
+    lists = [content for content in contents if isinstance(content, list)]
+    if not lists:
+        return
+    if sum(map(len, lists)) > MAX_ALL_PARTS:
+        words = f"'messages' has more than {MAX_ALL_PARTS} parts."
+        raise InvalidRequest(words, param="messages")
+    parts = (part.get("type") for parts in lists for part in parts if isinstance(part, dict))
+    if sum([isinstance(kind, str) and kind in _MEDIA for kind in parts]) > MAX_MEDIA:
+        words = f"'messages' has more than {MAX_MEDIA} files."
+        raise InvalidRequest(words, param="messages")
 
 
 def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:

@@ -100,7 +100,7 @@ class Gateway:
         return self.post("/v1/chat/completions", {"model": model, "messages": messages, **body})
 
 
-UNLIMITED = dict.fromkeys(("chat", "upload", "agents", "login"))
+UNLIMITED = dict.fromkeys(("chat", "upload", "agents", "login", "accounts"))
 
 
 @asynccontextmanager
@@ -111,7 +111,8 @@ async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = N
         config = {"database": "none", "rate_limits": UNLIMITED, "storage": storage, **config}
         loaded = configfile.parse(yaml.safe_dump(config, sort_keys=False), environ or {})
         app = build(loaded)
-        runner = Runner(app, shutdown_timeout=0.2)
+        server = loaded.server
+        runner = Runner(app, server.max_connections, server.send_timeout, shutdown_timeout=0.2)
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()

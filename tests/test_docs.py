@@ -32,6 +32,16 @@ def test_every_row_of_the_table_of_failures_has_a_test():
     assert set(re.findall(r"`(test_\w+)`", text)) - TESTS == set()
 
 
+def test_every_row_of_the_table_of_limits_has_a_test():
+    text = (ROOT / "docs" / "limits.md").read_text("utf-8")
+    table = rows(text)
+    assert len(table) > 15
+    for row in table:
+        named = re.findall(r"`(test_\w+)`", row)
+        assert named, row
+    assert set(re.findall(r"`(test_\w+)`", text)) - TESTS == set()
+
+
 def test_every_option_of_servers_and_agents_is_explained():
     text = (ROOT / "docs" / "configuration.md").read_text("utf-8")
     for model in (Server, Agent, Timeouts, Config):

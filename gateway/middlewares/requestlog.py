@@ -59,6 +59,7 @@ def requestlog(
             raise
         finally:
             flights.end(flight)
+            context.let_go()
             over(request, context, response, status)
 
     return middleware

@@ -358,8 +358,8 @@ def _tool_results(
         if mark != "coze" or not own:
             return None
         place = (chat_id, conversation)
-        outputs.insert(0, {"tool_call_id": own, "output": message.text})
-    return (*place, outputs) if place else None
+        outputs.append({"tool_call_id": own, "output": message.text})
+    return (*place, outputs[::-1]) if place else None
 
 
 _TYPE = re.compile(rb'"type":\s*"(\w+)"')

@@ -185,7 +185,8 @@ class ChunkDecoder(EventDecoder):
         self._begun = False
         self._reason = ""
         self._usage: Usage | None = None
-        self._calls: list[tuple[str, str]] = []  # (the upstream's mark, id) of each tool call
+        self._calls: list[str] = []  # the id of each tool call
+        self._marks: dict[str, int] = {}  # the upstream's mark of a call, and which one it is
         self.has_text = False
         self.has_more = False  # thinking, or pictures
         self._shown: set[int] | None = None  # the pictures
@@ -253,12 +254,13 @@ class ChunkDecoder(EventDecoder):
         id_, name = as_id(call.get("id")), as_text(function.get("name"))
         given = call.get("index")
         mark = str(given) if isinstance(given, int) and given >= 0 else id_
-        index = next((i for i, (m, _) in enumerate(self._calls) if m == mark), None)
+        index = self._marks.get(mark)
         if index is None and not name and self._calls:
             index = len(self._calls) - 1  # a piece without any mark goes on with the last call
-        if index is None or (name and (not mark or id_ != self._calls[index][1])):
+        if index is None or (name and (not mark or id_ != self._calls[index])):
             index = len(self._calls)
-            self._calls.append((mark, id_))
+            self._calls.append(id_)
+            self._marks.setdefault(mark, index)
         else:
             id_ = name = ""
         arguments = function.get("arguments")

@@ -9,7 +9,18 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
-from gateway.body import check, check_changes, choice, envelope, page_of, read_bytes, read_object
+from gateway.body import (
+    MAX_SETTINGS,
+    check,
+    choice,
+    envelope,
+    page_of,
+    read_bytes,
+    read_object,
+    read_settings,
+    require_bounds,
+    require_query,
+)
 from gateway.books import books_of, usage_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
 from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
@@ -18,6 +29,8 @@ from gateway.middlewares.ratelimit import take
 from gateway.passwords import LONGEST, check_strength
 from gateway.secret import Secret
 from gateway.stores.accounts import User, name_key
+
+LONGEST_NAME = 256  # characters as they come: NFKC may make 18 of one
 
 
 def _name(value: str) -> str:
@@ -37,8 +50,8 @@ def _email(value: str | None) -> str | None:
     return value
 
 
-UserName = Annotated[str, AfterValidator(_name)]
-Email = Annotated[str | None, AfterValidator(_email)]
+UserName = Annotated[str, Field(max_length=LONGEST_NAME), AfterValidator(_name)]
+Email = Annotated[Annotated[str, Field(max_length=LONGEST_NAME)] | None, AfterValidator(_email)]
 FullName = Annotated[str, Field(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
@@ -46,7 +59,7 @@ MaxCalls = Annotated[int | None, Field(ge=0, le=1_000_000_000)]
 
 
 class Body(BaseModel):
-    """Unknown members are ignored, so that what was read can be sent back changed."""
+    """`read_settings` refuses members that are not known; a login may have those of OAuth."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -70,6 +83,7 @@ class Profile(Body):
 
 class NewUser(Register):
     role: Literal["admin", "premium", "user"] = "user"
+    status: Literal["active", "inactive", "suspended"] = "active"
     max_api_calls: MaxCalls = None
 
 
@@ -113,10 +127,12 @@ async def login(request: web.Request) -> web.Response:
 
 async def _form_or_json(request: web.Request) -> dict[str, Any]:
     """Front ends written for OAuth's password grant send a form; `curl -d` only says so."""
-    raw = await read_bytes(request)
+    raw = await read_bytes(request, MAX_SETTINGS)
     is_form = request.content_type == "application/x-www-form-urlencoded"
     if not is_form or raw.lstrip().startswith(b"{"):
-        return await read_object(request)
+        value = await read_object(request, MAX_SETTINGS)
+        require_bounds(value)
+        return value
     try:
         return dict(parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20))
     except ValueError:
@@ -154,7 +170,7 @@ async def register(request: web.Request) -> web.Response:
     books = books_of(request)
     if not state_of(request).config.auth.registration:
         raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
-    user = await add_user(books, check_changes(Register, await read_object(request)))
+    user = await add_user(books, await read_settings(request, Register))
     return _given(request, user)
 
 
@@ -179,16 +195,17 @@ async def me(request: web.Request) -> web.Response:
 
 async def update_me(request: web.Request) -> web.Response:
     """Name and address; role and status are an administrator's to change."""
-    body = check_changes(Profile, await read_object(request))
-    changes = body.model_dump(exclude_unset=True)
-    user = await books_of(request).accounts.update_user(caller_of(request).user_id, changes)
+    books, id_ = books_of(request), caller_of(request).user_id
+    told = (await books.accounts.user(id_)).public()
+    body = await read_settings(request, Profile, told)
+    user = await books.accounts.update_user(id_, body.model_dump(exclude_unset=True))
     return envelope(user.public())
 
 
 async def change_password(request: web.Request) -> web.Response:
     """Ends all logins, and gives a new token for this one."""
     books = books_of(request)
-    body = check(NewPassword, await read_object(request))
+    body = await read_settings(request, NewPassword)
     user = await books.accounts.user(caller_of(request).user_id)
     if not await books.passwords.check(user.password_hash, body.old_password):
         raise InvalidRequest("The old password is wrong.", param="old_password")
@@ -208,6 +225,7 @@ async def my_usage(request: web.Request) -> web.Response:
 
 async def list_users(request: web.Request) -> web.Response:
     """`?page=&page_size=&role=&status=`."""
+    require_query(request, "page", "page_size", "role", "status")
     page, page_size = page_of(request)
     role = choice(request, "role", ("admin", "premium", "user"))
     status = choice(request, "status", ("active", "inactive", "suspended"))
@@ -217,8 +235,9 @@ async def list_users(request: web.Request) -> web.Response:
 
 
 async def create_user(request: web.Request) -> web.Response:
-    body = check_changes(NewUser, await read_object(request))
-    user = await add_user(books_of(request), body, role=body.role, max_api_calls=body.max_api_calls)
+    body = await read_settings(request, NewUser)
+    more = body.model_dump(include={"role", "status", "max_api_calls"})
+    user = await add_user(books_of(request), body, **more)
     return envelope(user.public())
 
 
@@ -230,11 +249,12 @@ async def get_user(request: web.Request) -> web.Response:
 async def update_user(request: web.Request) -> web.Response:
     """Members that are left out stay as they are. What is changed holds from the next request."""
     books, id_ = books_of(request), request.match_info["id"]
-    body = check_changes(UserChanges, await read_object(request))
+    present = await books.accounts.user(id_)
+    body = await read_settings(request, UserChanges, present.public())
     changes = body.model_dump(exclude_unset=True, exclude={"password"})
     hashed = None
     if body.password is not None:
-        check_strength(body.password, (await books.accounts.user(id_)).username)
+        check_strength(body.password, present.username)
         hashed = await books.passwords.hash(body.password)
     user = await books.accounts.update_user(id_, changes, hashed)
     await books.directory.refresh()

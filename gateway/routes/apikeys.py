@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.body import check_changes, envelope, moment_ms, number, page_of, read_object
+from gateway.body import (
+    at_most,
+    check,
+    envelope,
+    moment_ms,
+    number,
+    page_of,
+    read_settings,
+    require_known,
+    require_query,
+)
 from gateway.books import books_of, usage_of
 from gateway.config import KeyLimits, Permission, RateLimits
 from gateway.configvalues import Rate
@@ -22,12 +32,13 @@ _LONGEST_KEY_S = 3660 * 86_400
 _TOKEN_TTL_S, _LONGEST_TOKEN_S = 900, 3600
 
 AgentNames = Annotated[
-    list[Annotated[str, Field(max_length=300)]], Field(min_length=1, max_length=_MOST_AGENTS)
+    list[Annotated[str, Field(max_length=300)]], at_most(_MOST_AGENTS), Field(min_length=1)
 ]
+_MOST_PERMISSIONS = 20  # far more than there are
 
 
 class KeySettings(BaseModel):
-    """What can be set when a key is made and changed later. Unknown members are ignored."""
+    """What can be set when a key is made and changed later."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -35,7 +46,9 @@ class KeySettings(BaseModel):
     description: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
     expires_at: str | None = None
     expires_in: Annotated[int | None, Field(ge=1, le=_LONGEST_KEY_S)] = None  # seconds, instead
-    permissions: Annotated[list[Permission], Field(min_length=1)] = ["chat"]
+    permissions: Annotated[list[Permission], at_most(_MOST_PERMISSIONS), Field(min_length=1)] = [
+        "chat"
+    ]
     agents: AgentNames | None = None
     rate_limits: dict[str, Any] | None = None
     max_calls: Annotated[int | None, Field(ge=1, le=1_000_000_000)] = None
@@ -44,7 +57,11 @@ class KeySettings(BaseModel):
     @classmethod
     def _readable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
-            KeyLimits.model_validate(value)
+            try:
+                require_known(value, list(KeyLimits.model_fields))
+                check(KeyLimits, value)
+            except InvalidRequest as error:
+                raise ValueError(error.message) from None
         return value
 
 
@@ -113,7 +130,7 @@ async def create_key(request: web.Request) -> web.Response:
     if caller.role not in ("admin", "premium"):
         raise Forbidden("Only administrators and premium users may make keys.")
     books = books_of(request)
-    body = check_changes(KeySettings, await read_object(request))
+    body = await read_settings(request, KeySettings)
     settings = _settings(request, body, only_given=False)
     key, full = await books.accounts.add_key(caller.user_id, settings)
     await books.directory.refresh()
@@ -129,6 +146,7 @@ async def all_keys(request: web.Request) -> web.Response:
 
 
 async def _keys(request: web.Request, owner_id: str) -> web.Response:
+    require_query(request, "page", "page_size")
     page, page_size = page_of(request)
     keys, total = await books_of(request).accounts.keys(owner_id, page, page_size)
     data = {"total": total, "page": page, "page_size": page_size}
@@ -142,10 +160,11 @@ async def get_key(request: web.Request) -> web.Response:
 
 async def update_key(request: web.Request) -> web.Response:
     """Members that are left out stay as they are."""
-    books = books_of(request)
-    body = check_changes(KeyChanges, await read_object(request))
+    books, id_, owner = books_of(request), request.match_info["id"], _owner(request)
+    told = (await books.accounts.key(id_, owner)).public()
+    body = await read_settings(request, KeyChanges, told)
     settings = _settings(request, body, only_given=True)
-    key = await books.accounts.update_key(request.match_info["id"], _owner(request), settings)
+    key = await books.accounts.update_key(id_, owner, settings)
     await books.directory.refresh()
     return envelope(key.public())
 
@@ -172,6 +191,7 @@ async def key_usage(request: web.Request) -> web.Response:
 
 async def clean_up(request: web.Request) -> web.Response:
     """Delete keys that were revoked or ran out, `?older_than_days=` ago if that is given."""
+    require_query(request, "older_than_days")
     books = books_of(request)
     days = number(request, "older_than_days", 0, 3660)
     ids = await books.accounts.clean_up_keys(days * 86_400.0)
@@ -186,7 +206,9 @@ class TokenBody(BaseModel):
 
     user: Annotated[str, Field(min_length=1, max_length=256, pattern=r"^[^\x00-\x1f\x7f]+$")]
     agents: AgentNames | None = None
-    permissions: Annotated[list[Literal["chat", "upload"]], Field(min_length=1)] = ["chat"]
+    permissions: Annotated[
+        list[Literal["chat", "upload"]], at_most(_MOST_PERMISSIONS), Field(min_length=1)
+    ] = ["chat"]
     expires_in: Annotated[int, Field(ge=10, le=_LONGEST_TOKEN_S)] = _TOKEN_TTL_S
 
 
@@ -195,7 +217,7 @@ async def create_token(request: web.Request) -> web.Response:
     caller = caller_of(request)
     if caller.role is not None or caller.is_anonymous or caller.end_user:
         raise Forbidden("Tokens for web pages are made with an API key.")
-    body = check_changes(TokenBody, await read_object(request))
+    body = await read_settings(request, TokenBody)
     routing = state_of(request).routing
     _check_agents(routing, body.agents or [])
     for name in body.agents or ():

@@ -9,7 +9,7 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.attachments import Attachments
-from gateway.body import agent_name, check, read_object
+from gateway.body import agent_name, at_most, check, read_object
 from gateway.config import FastGPTAgent
 from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
@@ -20,7 +20,7 @@ from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin
-from gateway.turns import read_turns
+from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"
@@ -29,17 +29,6 @@ _URL = r"^(?i:https?://|data:)\S+$"
 def _or(default: Any) -> BeforeValidator:
     """null means what leaving the member out means."""
     return BeforeValidator(lambda value: default if value is None else value)
-
-
-def _at_most(most: int) -> BeforeValidator:
-    """Counted before the entries are looked at, so that a million bad ones cost nothing."""
-
-    def check_length(value: Any) -> Any:
-        if isinstance(value, list | dict) and len(value) > most:
-            raise ValueError(f"must have at most {most} entries")
-        return value
-
-    return BeforeValidator(check_length)
 
 
 class File(BaseModel):
@@ -79,8 +68,8 @@ class ChatBody(BaseModel):
     conversation_id: Id | None = None
     chat_id: Id | None = None
     app_id: Id | None = None
-    files: Annotated[list[Annotated[File, BeforeValidator(_named)]], _or([]), _at_most(50)] = []
-    variables: Annotated[dict[str, Any], _or({}), _at_most(1000)] = {}
+    files: Annotated[list[Annotated[File, BeforeValidator(_named)]], _or([]), at_most(50)] = []
+    variables: Annotated[dict[str, Any], _or({}), at_most(1000)] = {}
     messages: Annotated[list[Any], _or([])] = []
 
 
@@ -132,6 +121,7 @@ def _messages(body: ChatBody, attachments: Attachments) -> tuple[Message, ...]:
         if not body.query.strip() and not media:
             raise InvalidRequest("'query' is missing: put the question there.", param="query")
         return (Message("user", body.query, media),)
+    require_few(body.messages)
     *earlier, question = read_turns(body.messages)
     return (*earlier, replace(question, media=question.media + media))
 

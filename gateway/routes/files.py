@@ -83,7 +83,7 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
     mime = mime_of(form.extension)
     source = Source(form.title, mime, None, chunks())
     try:
-        async with target.place():
+        async with target.place(caller.holders):
             user = partial(_created_by, form, caller)
             id_ = await give(request.app[UPSTREAM], target, source, user)
     except GatewayError as error:

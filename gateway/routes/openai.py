@@ -33,10 +33,11 @@ from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Routing, Target, pin
 from gateway.scrub import Scrubber
-from gateway.turns import read_turns
+from gateway.turns import read_turns, require_few
 from gateway.upstream import Exchange
 
 _MAX_ID = 1024
+MAX_VARIABLES = 1000
 _TAIL = 2048  # bytes at the end of an answer, where the usage is
 
 
@@ -62,7 +63,7 @@ async def _read_chat(
     chat = ChatRequest(
         model=model,
         messages=messages,
-        user=caller.user_of(_text(body, "user")),
+        user=caller.user_of(_short(body, "user")),
         is_bound=bool(caller.end_user),
         count_tokens=bool(caller.limits.tokens or state.config.rate_limits.tokens),
         stream=_flag(body, "stream"),
@@ -134,6 +135,7 @@ def _demands_tool(choice: Any) -> bool:
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
     """The neutral turns. An OpenAI-compatible upstream judges its messages by itself."""
     messages = body.get("messages")
+    require_few(messages)
     only_openai = all(target.platform.kind == "openai" for target in targets)
     try:
         return read_turns(messages, skips=only_openai)
@@ -166,6 +168,13 @@ def _text(body: dict[str, Any], name: str) -> str:
     return str(value)
 
 
+def _short(body: dict[str, Any], name: str) -> str:
+    text = _text(body, name)
+    if len(text) > _MAX_ID:
+        raise InvalidRequest(f"'{name}' is longer than {_MAX_ID} characters.", param=name)
+    return text
+
+
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
@@ -177,6 +186,8 @@ def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
     value = body.get(name)
     if value is not None and not isinstance(value, dict):
         raise InvalidRequest(f"'{name}' must be an object.", param=name)
+    if value and len(value) > MAX_VARIABLES:
+        raise InvalidRequest(f"'{name}' has more than {MAX_VARIABLES} members.", param=name)
     return value or {}
 
 
@@ -280,7 +291,7 @@ async def _pass_on(
     upstream_request = describe(platform.headers, platform.model(asked))
     upstream_request.url = f"{platform.api}/{path}" + (f"?{query}" if query else "")
     try:
-        async with target.place():
+        async with target.place(caller_of(request).holders):
             return await _in_time(request, target, upstream_request)
     except GatewayError as error:
         raise target.explain(error) from None

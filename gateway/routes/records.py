@@ -6,13 +6,15 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.body import choice, day, envelope, moment_ms, number
+from gateway.body import choice, day, envelope, moment_ms, number, require_query
 from gateway.books import books_of
 from gateway.errors import DatabaseAway, InvalidRequest, NotFound
 from gateway.keys import Books
 from gateway.stores.calls import MAX_GROUPS
 from gateway.times import iso
 
+_TEXTS = ("request_id", "caller", "key_id", "user_id", "agent")
+_FILTERS = ("from", "to", "surface", "status", "only_errors", *_TEXTS)
 _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200
 _LAST = "g"  # after every id, which are hexadecimal
@@ -23,6 +25,7 @@ _FIRST_DAY = date(1970, 1, 30)
 async def usage(request: web.Request) -> web.Response:
     """`?from=&to=` (days, the last 30 if left out) `&group_by=` some of day, agent, caller, key,
     user. From the roll-ups."""
+    require_query(request, "from", "to", "group_by")
     books = await _up_to_date(request)
     today = datetime.now(UTC).date()
     last = day(request, "to", today)
@@ -51,6 +54,7 @@ async def calls(request: web.Request) -> web.Response:
     Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, surface, status,
     only_errors=1.
     """
+    require_query(request, "limit", "before", *_FILTERS)
     query = request.query
     limit = number(request, "limit", _PAGE, _LARGEST_PAGE)
     filters: dict[str, Any] = {
@@ -59,9 +63,11 @@ async def calls(request: web.Request) -> web.Response:
         "to_ms": moment_ms(query["to"], "to") if query.get("to") else _FAR_MS,
         "surface": choice(request, "surface", ("chat", "openai", "passthrough")),
         "status": number(request, "status", 0, 999),
-        "only_errors": int(query.get("only_errors", "") in ("1", "true")),
+        "only_errors": int(
+            choice(request, "only_errors", ("1", "true", "0", "false")) in ("1", "true")
+        ),
     }
-    for name in ("request_id", "caller", "key_id", "user_id", "agent"):
+    for name in _TEXTS:
         filters[name] = _text(request, name)
     books = await _up_to_date(request)
     rows = await books.calls.page(limit, **filters)

@@ -108,6 +108,7 @@ class Accounts:
         password_hash: str,
         *,
         role: Role = "user",
+        status: str = "active",
         email: str | None = None,
         full_name: str = "",
         max_api_calls: int | None = None,
@@ -119,7 +120,7 @@ class Accounts:
             id_ = await self._sql.user_insert(
                 conn, id=new_id(), username=username, name_key=name_key(username), email=email,
                 email_key=email and name_key(email), full_name=full_name,
-                password_hash=password_hash, role=role, status="active",
+                password_hash=password_hash, role=role, status=status,
                 max_api_calls=max_api_calls, now_ms=now_ms(),
             )  # fmt: skip
             if id_ is None:

@@ -363,7 +363,7 @@ async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
 
 async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_path):
     from gateway.config import Storage
-    from gateway.form import SILENCE_S, SLOWEST, UploadForm
+    from gateway.form import SLOWEST, START_S, UploadForm
 
     now = 0.0
 
@@ -378,7 +378,7 @@ async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_
     with pytest.raises(SenderTooSlow):
         async for _ in upload_form.chunks():
             pass
-    assert SILENCE_S <= now <= SILENCE_S * (1 + 1 / SLOWEST) + 2
+    assert START_S <= now <= START_S * (1 + 1 / SLOWEST) + 2
 
 
 # The store goes away.
