@@ -14,11 +14,11 @@ from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.content import read_content
 from gateway.errors import (
+    EmptyAnswer,
     GatewayError,
     InvalidRequest,
     KindNotTaken,
     UpstreamCut,
-    UpstreamFailed,
     clean,
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
@@ -291,6 +291,11 @@ class FastGPTDecoder(EventDecoder):
     def heard(self) -> Callable[[str], bool]:
         return may_hold_mark
 
+    @staticmethod
+    def skips(name: str, head: bytes) -> bool:
+        """What tools were given and have found, and events that are ignored."""
+        return name not in ("", "answer", "fastAnswer", *FastGPTDecoder._HANDLERS)
+
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         if not self._begun:
             self._begun = True
@@ -490,9 +495,7 @@ class FastGPTDecoder(EventDecoder):
                 " none of the options. Ask again, and reply with one of them, or its number.",
                 param="messages",
             )
-        return UpstreamFailed(
-            "FastGPT sent an empty answer; its app's log tells which node failed."
-        )
+        return EmptyAnswer("FastGPT")
 
 
 def _variables(given: Any) -> dict[str, Any]:
