@@ -250,6 +250,7 @@ def _message(turn: Message) -> dict[str, Any]:
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "user"}
 
 
+_ANSWERS = frozenset(("", "answer", "fastAnswer"))  # "" with `detail: false`
 # What FastGPT's own parts of an answer hold; other servers' parts have their text as it is.
 _ITEMS = ("text", "reasoning", "tools", "tool", "interactive")
 
@@ -294,7 +295,7 @@ class FastGPTDecoder(EventDecoder):
     @staticmethod
     def skips(name: str, head: bytes) -> bool:
         """What tools were given and have found, and events that are ignored."""
-        return name not in ("", "answer", "fastAnswer", *FastGPTDecoder._HANDLERS)
+        return name not in _ANSWERS and name not in FastGPTDecoder._HANDLERS
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         if not self._begun:
@@ -302,10 +303,12 @@ class FastGPTDecoder(EventDecoder):
             out.append(Begin(self.conversation_id))
             if name != "error":
                 self._pauses.end(self.conversation_id)
+        if name in _ANSWERS and data.startswith(b"{"):  # nearly all events
+            return self._chunk(parse_object(data), out)
         if data.strip() in (b"[DONE]", b'"[DONE]"'):
             self._said_done = True
             self._close_if_whole(out)
-        elif name in ("", "answer", "fastAnswer"):
+        elif name in _ANSWERS:
             return self._chunk(parse_object(data), out) if data.strip() else None
         elif handle := self._HANDLERS.get(name):
             handle(self, data, out)
