@@ -13,7 +13,9 @@ from typing import Any
 import orjson
 
 MAX_PAUSES = 2000
-MAX_CHARACTERS = 4000  # of one pause; a longer one is not remembered
+# Of one pause; a longer one is not remembered.
+MAX_WORDS = 400
+MAX_CHARACTERS = 4000
 _CHOICE = re.compile(r"[#(（]?(\d{1,3})[.、。)）]?")
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
 
@@ -108,7 +110,8 @@ class Pauses:
 
     def begin(self, conversation_id: str, pause: Pause) -> None:
         names = [name for field in pause.fields for name in (field.key, field.label)]
-        if sum(map(len, (*pause.options, *names))) > MAX_CHARACTERS:
+        words = (*pause.options, *names)
+        if len(words) > MAX_WORDS or sum(map(len, words)) > MAX_CHARACTERS:
             return
         self._known[conversation_id] = pause
         self._known.move_to_end(conversation_id)

@@ -99,6 +99,18 @@ async def test_an_internal_id_is_no_output(answers):
     assert answer["gateway"]["outputs"] == {"name": "张三 🐼", "count": 42}
 
 
+async def test_a_whole_answer_is_read_with_its_nodes(answers):
+    gw = await answers("4.12.2", "think_whole_detail", "model_429_whole_detail")
+    answer = await (await gw.chat("bot", "思考")).json()
+    message = answer["choices"][0]["message"]
+    assert (message["reasoning_content"], message["content"]) == (
+        "先想一想🤔：一加一等于二。", "答案是 2 ✅",
+    )  # fmt: skip
+    assert answer["usage"]["total_tokens"] == 348
+    limited = await gw.chat("bot", "错误429")
+    assert limited.status == 429
+
+
 @pytest.mark.parametrize(
     ("names", "well", "words"),
     [

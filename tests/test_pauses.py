@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.pauses import MAX_CHARACTERS, MAX_PAUSES, Field, Pause, Pauses, number_in
+from gateway.pauses import MAX_CHARACTERS, MAX_PAUSES, MAX_WORDS, Field, Pause, Pauses, number_in
 
 CHOICE = Pause(options=("人事部", "财务部 💰", "IT Help"))
 FORM = Pause(
@@ -73,5 +73,6 @@ def test_memory_has_a_bound():
         pauses.begin(str(i), CHOICE)
     assert pauses.get("0") is None
     assert pauses.get("1") is CHOICE
-    pauses.begin("huge", Pause(options=("x" * (MAX_CHARACTERS + 1),)))
-    assert pauses.get("huge") is None
+    for huge in (("x" * (MAX_CHARACTERS + 1),), ("",) * (MAX_WORDS + 1)):
+        pauses.begin("huge", Pause(options=huge))
+        assert pauses.get("huge") is None

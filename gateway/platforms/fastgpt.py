@@ -14,11 +14,11 @@ from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config import FastGPTAgent
 from gateway.content import read_content
 from gateway.errors import (
+    EmptyAnswer,
     GatewayError,
     InvalidRequest,
     KindNotTaken,
     UpstreamCut,
-    UpstreamFailed,
     clean,
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
@@ -250,6 +250,7 @@ def _message(turn: Message) -> dict[str, Any]:
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "user"}
 
 
+_ANSWERS = frozenset(("", "answer", "fastAnswer"))  # "" with `detail: false`
 # What FastGPT's own parts of an answer hold; other servers' parts have their text as it is.
 _ITEMS = ("text", "reasoning", "tools", "tool", "interactive")
 
@@ -291,16 +292,23 @@ class FastGPTDecoder(EventDecoder):
     def heard(self) -> Callable[[str], bool]:
         return may_hold_mark
 
+    @staticmethod
+    def skips(name: str, head: bytes) -> bool:
+        """What tools were given and have found, and events that are ignored."""
+        return name not in _ANSWERS and name not in FastGPTDecoder._HANDLERS
+
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         if not self._begun:
             self._begun = True
             out.append(Begin(self.conversation_id))
             if name != "error":
                 self._pauses.end(self.conversation_id)
+        if name in _ANSWERS and data.startswith(b"{"):  # nearly all events
+            return self._chunk(parse_object(data), out)
         if data.strip() in (b"[DONE]", b'"[DONE]"'):
             self._said_done = True
             self._close_if_whole(out)
-        elif name in ("", "answer", "fastAnswer"):
+        elif name in _ANSWERS:
             return self._chunk(parse_object(data), out) if data.strip() else None
         elif handle := self._HANDLERS.get(name):
             handle(self, data, out)
@@ -490,9 +498,7 @@ class FastGPTDecoder(EventDecoder):
                 " none of the options. Ask again, and reply with one of them, or its number.",
                 param="messages",
             )
-        return UpstreamFailed(
-            "FastGPT sent an empty answer; its app's log tells which node failed."
-        )
+        return EmptyAnswer("FastGPT")
 
 
 def _variables(given: Any) -> dict[str, Any]:

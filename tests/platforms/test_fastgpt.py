@@ -221,3 +221,10 @@ def test_only_the_last_node_cuts_an_answer(nodes, fails):
     body += b"event: flowResponses\ndata: " + orjson.dumps(nodes) + b"\n\n"
     got = summary(feed(FastGPTDecoder("c", detail=True), body))
     assert (got["text"], "error" in got) == ("好", fails)
+
+
+def test_a_huge_result_of_a_tool_is_left_out():
+    found = {"tool": {"id": "t", "response": "x" * (2 << 20)}}
+    body = b"event: toolResponse\ndata: " + orjson.dumps(found) + b"\n\n"
+    body += capture("4.9.7", "tools_stream_detail").body
+    assert summary(feed(FastGPTDecoder("c", detail=True), body))["text"] == "杭州今天晴 ☀️。"
