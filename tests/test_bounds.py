@@ -10,7 +10,7 @@ import http.client
 import socket
 import time
 import zlib
-from contextlib import ExitStack, asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing, suppress
 
 import orjson
 import pytest
@@ -221,6 +221,52 @@ async def test_a_bomb_is_refused_before_it_is_inflated(gateway, data):
     longest, status = await costs(gw, "POST", "/v1/chat/completions", data, Content_Encoding=coding)
     assert status in (400, 413)
     assert longest < AT_ONCE_S / 2
+
+
+@pytest.mark.parametrize("size", [b"1\r\na\r\n", b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"])
+async def test_what_is_dear_to_parse_is_parsed_in_steps(gateway, size):
+    """Chunks of one byte, and requests behind each other, many in one read."""
+    gw = await gateway(agents={"bot": BOTS["openai"]})
+    host, port = gw.url.removeprefix("http://").split(":")
+    head = b"POST /nothing HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    data = (head if size[:1] == b"1" else b"") + size * (600_000 // len(size))
+
+    def flood() -> None:
+        with closing(socket.create_connection((host, int(port)))) as line:
+            line.settimeout(5)
+            with suppress(TimeoutError):
+                line.sendall(data)
+                line.recv(1)
+
+    async with turns() as watched:
+        await asyncio.gather(*(asyncio.to_thread(flood) for _ in range(4)))
+        assert await asyncio.to_thread(send, gw, "GET", "/livez") == 200
+    assert watched.longest < AT_ONCE_S / 2
+
+
+@pytest.mark.parametrize("unit", [b"1\r\na\r\n", b"4\r\n\r\n\r\n\r\n"])
+async def test_a_body_in_tiny_chunks_arrives_whole(gateway, unit):
+    gw = await gateway(agents={"bot": BOTS["openai"]})
+    host, port = gw.url.removeprefix("http://").split(":")
+    text = b'{"model":"nothing","x":"%s"}' % (b"a" * 60_000)
+    spaces = b"".join([unit] * 20_000).replace(b"a", b" ")
+    pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in text)
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    def ask() -> bytes:
+        with closing(socket.create_connection((host, int(port)))) as line:
+            line.settimeout(20)
+            line.sendall(
+                head + spaces + pieces + b"0\r\n\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+            )
+            told = b""
+            while told.count(b"HTTP/1.1 ") < 2:
+                told += line.recv(65_536)
+            return told
+
+    told = await asyncio.to_thread(ask)
+    assert b"There is no model 'nothing'" in told
+    assert told.index(b" 404 ") < told.index(b" 200 ")
 
 
 async def test_long_heads_hold_nothing_up(gateway):
