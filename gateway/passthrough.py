@@ -5,7 +5,7 @@ match members of the JSON and never the text of an answer.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import orjson
@@ -20,7 +20,7 @@ from gateway.usage import read_usage
 
 MAX_BODY = 32 << 20  # bytes of a whole answer
 
-_BLOCK = re.compile(rb".*?(?:\r\n\r\n|\n\n|\r\r)", re.DOTALL)
+_BLOCK_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"[\r\n]")
 _RUNS_ON = re.compile(rb"\}\r\n?(?:data|event):")
 _USAGE = re.compile(rb'"usage":\s*\{')
@@ -130,7 +130,8 @@ class PassThrough:
     def _grows(self, piece: bytes) -> bool:
         """Whether this piece of an unfinished event has something outside of comments."""
         grows = False
-        for i, line in enumerate(_LINE_END.split(piece)):
+        has_ends = b"\n" in piece or b"\r" in piece
+        for i, line in enumerate(_LINE_END.split(piece) if has_ends else (piece,)):
             if i:
                 self._is_in_comment = None
             if line and self._is_in_comment is None:
@@ -183,8 +184,7 @@ class PassThrough:
             self.done = True
             return data, None
         kept: list[bytes] = []
-        for match in _BLOCK.finditer(data):
-            block = match[0]
+        for block in _blocks(data):
             events = Parser(len(data) + 2).feed(block)
             if not events and b"data" not in block:
                 kept.append(block)
@@ -313,6 +313,14 @@ class WholeBody:
         if body:
             return [Failed(self._explain(told or body))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
+
+
+def _blocks(data: bytes) -> Iterator[bytes]:
+    """The whole events of `data`, each with the blank line behind it."""
+    start = 0
+    for end in _BLOCK_END.finditer(data):
+        yield data[start : end.end()]
+        start = end.end()
 
 
 _SEAM = 9  # bytes: as many as make up the end of an event, or of a line and the next one's start
@@ -473,11 +481,11 @@ def _last_usage(data: bytes) -> Usage | None:
 def _without_usage(data: bytes) -> bytes:
     """The events but for those that hold the usage and no choice."""
     kept = []
-    for match in _BLOCK.finditer(data):
-        events = Parser(len(data) + 2).feed(match[0])
+    for block in _blocks(data):
+        events = Parser(len(data) + 2).feed(block)
         told = _object(events[0].data) if events else {}
         if not told.get("usage") or told.get("choices"):
-            kept.append(match[0])
+            kept.append(block)
     return b"".join(kept)
 
 

@@ -141,15 +141,15 @@ class Parser:
         if line.startswith(b":"):
             return
         self._has_grown = True
-        key, _, value = line.partition(b":")
-        if key == b"data":
-            value = value.removeprefix(b" ")
+        if line.startswith(b"data:") or line == b"data":
+            value = line[6:] if line.startswith(b"data: ") else line[5:]  # one copy: it may be long
             if self._data or self._splits or self._is_skipped:
                 self._add_data(value, out)
             else:
                 self._data.append(value)
             return
         self._has_more = True
+        key, _, value = line.partition(b":")
         if key == b"event":
             if self._name and self._has_whole_data():
                 self._splits = True
@@ -247,7 +247,9 @@ def _is_whole(line: bytes) -> bool:
 
 def shows_life(events: bytes) -> bool:
     """Whether there is more in whole events than comments and blank lines."""
-    return any(line and not line.startswith(b":") for line in events.splitlines())
+    return events.startswith(b"data:") or any(
+        line and not line.startswith(b":") for line in events.splitlines()
+    )
 
 
 def event(data: bytes, name: str = "") -> bytes:

@@ -12,6 +12,7 @@ from gateway.platforms.base import as_list, as_object, as_text, json_text
 from gateway.platforms.fastgpterrors import explain_run, readable
 from gateway.usage import as_count
 
+MAX_QUOTES = 200  # as many as the caller is told of
 MAX_NODES = 5000
 MAX_DEPTH = 20  # of sub-apps in each other; FastGPT's own limit
 _SUB_APPS = ("pluginDetail", "loopDetail", "childrenResponses")
@@ -66,6 +67,8 @@ def quotes(nodes: list[Any]) -> list[dict[str, Any]]:
             score = next((s for s in scores if isinstance(s, int | float)), None)
             title = as_text(quote.get("sourceName"))
             out.append({"title": title, "text": "\n".join(text), "score": score})
+            if len(out) == MAX_QUOTES:
+                return out
     return out
 
 

@@ -238,7 +238,7 @@ class ChunkDecoder(EventDecoder):
         """Content in another form; pictures come again in a last message that repeats all."""
         for part in parts:
             if isinstance(part, Note):
-                mark = hash(str(part.data))  # they may be megabytes
+                mark = hash(part.data[0]["url"])  # which may be megabytes
                 if self._shown is None:
                     self._shown = set()
                 if mark in self._shown:
