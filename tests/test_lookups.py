@@ -67,7 +67,7 @@ async def test_many_who_wait_for_a_name_hold_one_thread(system):
     names = Lookups()
     waiting = [asyncio.ensure_future(names.find("a.test", 80)) for _ in range(50)]
     await asyncio.sleep(0)
-    waiting[0].cancel()  # whoever leaves takes nothing from the others
+    waiting[0].cancel()  # one that leaves ends nothing for the others
     system.gate.set()
     assert await asyncio.gather(*waiting[1:]) == [FOUND] * 49
     assert system.asked == ["a.test"]
@@ -161,7 +161,7 @@ async def test_all_callers_together_have_a_bound(silent):
     await names.close()
 
 
-async def test_file_hosts_that_nobody_resolves_hold_up_no_upstream(gateway, demo, silent):
+async def test_unresolved_file_hosts_delay_no_upstream(gateway, demo, silent):
     """The chats with them end at `fetch.timeout`; meanwhile upstreams are found and answer."""
     served = await demo("openai", key="sk-upstream-key")
     url = served.url.replace("127.0.0.1", "localhost")
