@@ -350,7 +350,7 @@ AnyLeavers = Annotated[
 
 class Agent(Model):
     """What every agent has, whatever its platform. `proxy`: left out, that of `outgoing`. `ca`,
-    `cert` and `key` are PEM files: authorities that are trusted beside the system's, and the
+    `cert` and `key` are PEM files: authorities to trust in addition to the system's, and the
     certificate that the gateway shows. A reload reads them again. `share` is the part of
     `concurrency` and of `queue` that one caller may hold."""
 

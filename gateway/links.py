@@ -129,13 +129,14 @@ class Links:
         """Through `proxy` to `host`, the origin's name or an address of it."""
         if proxy.scheme == "socks5":  # which is not asked to look up names
             host = _first(await self._lookups.find(host, origin.port))
+        context = await self._tls_context(way.trust) if origin.is_tls else None
         stream = Stream()
         try:
             await self._connect_to_proxy(proxy, way, lambda: stream)
             await negotiate(proxy, stream, host, origin.port)
+            # Nothing may be awaited from here until the stream has been handed on.
             transport: asyncio.Transport | None = stream.transport
-            if origin.is_tls:
-                context = await self._tls_context(way.trust)
+            if context is not None:
                 transport = await self._loop.start_tls(
                     stream.transport, link, context, server_hostname=origin.host
                 )

@@ -24,7 +24,7 @@ _PATIENCE_S = 1.0  # with name servers, while there is such an address
 
 MAX_OF_ONE = 8  # look-ups at once for one caller
 MAX_OF_ALL = 200
-# What becomes of a look-up that nobody waits for any more is over within seconds as well.
+# An abandoned look-up ends within seconds as well.
 _TRY_S = 2.0
 _TRIES = 2
 
@@ -39,15 +39,18 @@ class Lookups:
 
     async def find(self, host: str, port: int) -> Found:
         """Raises gaierror, and UnicodeError for what can be no name."""
+        if (address := numeric(host, port)) is not None:
+            return address
         key, now = (host, port), self._loop.time()
-        until, found = self._known.get(key) or (0.0, numeric(host, port))
-        if found is not None and (until > now or until == 0.0):
-            return found
+        until, kept = self._known.get(key, (0.0, None))
+        if now < until and kept is not None:
+            return kept
+        if now > until + _STALE_S:
+            kept = None
         asked = self._asked.get(key) or self._ask(key)
-        is_usable = found is not None and until + _STALE_S > now
-        await asyncio.wait({asked}, timeout=_PATIENCE_S if is_usable else None)
-        if found is not None and is_usable and (not asked.done() or asked.exception()):
-            return found
+        await asyncio.wait({asked}, timeout=_PATIENCE_S if kept else None)
+        if kept is not None and (not asked.done() or asked.exception()):
+            return kept
         return asked.result()
 
     def _ask(self, key: tuple[str, int]) -> asyncio.Future[Found]:
@@ -63,7 +66,7 @@ class Lookups:
                 future.set_result(found)
             elif error is not None:
                 future.set_exception(error)
-                future.exception()  # whoever asked may have left
+                future.exception()  # marks it as seen: the caller may have left
 
         def ask() -> None:
             found, error = None, None
@@ -71,7 +74,7 @@ class Lookups:
                 found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             except Exception as caught:
                 error = caught
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
+            with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(done, found, error)
 
         # A daemon, since a name server that does not answer must not hold up the process's end.

@@ -20,7 +20,7 @@ class Media:
 
     `stored` names it in the gateway's own store; `url` is then a link that others can follow, or
     "" if they cannot. `uploaded` is its id with the platform itself, which is all that one needs.
-    `owner` is who named the URL, for whom the gateway limits what it fetches.
+    `owner` is the caller that named the URL: look-ups are limited per owner.
     """
 
     kind: MediaKind

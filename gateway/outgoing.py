@@ -25,7 +25,7 @@ class NoWay(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Trust:
-    """Whose certificates are accepted, and which one is shown. Paths of PEM files, or "".
+    """Which certificates are accepted, and which one is shown. Paths of PEM files, or "".
 
     Each one is itself alone: `Links` keeps a context for it, so another one reads the files again.
     """
@@ -53,8 +53,8 @@ class Way:
     trust: Trust = SYSTEM
     proxy_trust: Trust = SYSTEM  # for TLS with the proxy itself
     connect_s: float = 5.0
-    # What connections must have in common, beside their origin, to serve the same calls: None for
-    # what is direct and nothing special, so that many agents of one server share theirs.
+    # Connections are reused within one pool. None is the pool of all direct ways that trust the
+    # system's authorities, so agents on one server share connections.
     pool: "Way | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -89,18 +89,18 @@ def way_of(agent: Agent, url: str, outgoing: Outgoing) -> Way:
         proxy = outgoing.proxy_for(at.scheme, at.raw_host or "", at.port or 0)
     elif proxy == "none":
         proxy = None
-    # An upstream whose certificate is not checked says nothing of the proxy's.
+    # `verify: false` is about the upstream; the proxy's certificate is always checked.
     proxy_trust = Trust(ca=agent.ca) if agent.ca else SYSTEM
     return Way(proxy, _trust_of(agent), proxy_trust, connect_s)
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """What is dangerous about the ways out, for whoever wrote the file."""
+    """What is dangerous about the ways out, as sentences for the operator."""
     for name, agent in config.agents.items():
         if not agent.verify and not agent.is_demo:
             yield (
-                f"agents.{name}.verify is false: anybody between the gateway and {agent.base_url}"
-                " can pose as it and read key and chats; name its authority in ca instead"
+                f"agents.{name}.verify is false: any machine between the gateway and"
+                f" {agent.base_url} can pose as it and read key and chats; use ca instead"
             )
 
 

@@ -67,7 +67,7 @@ async def test_many_who_wait_for_a_name_hold_one_thread(system):
     names = Lookups()
     waiting = [asyncio.ensure_future(names.find("a.test", 80)) for _ in range(50)]
     await asyncio.sleep(0)
-    waiting[0].cancel()  # whoever leaves takes nothing from the others
+    waiting[0].cancel()  # one that leaves ends nothing for the others
     system.gate.set()
     assert await asyncio.gather(*waiting[1:]) == [FOUND] * 49
     assert system.asked == ["a.test"]
@@ -161,23 +161,25 @@ async def test_all_callers_together_have_a_bound(silent):
     await names.close()
 
 
-async def test_file_hosts_that_nobody_resolves_hold_up_no_upstream(gateway, demo, silent):
-    """The chats with them end at `fetch.timeout`; meanwhile upstreams are found and answer."""
+async def test_unresolved_file_hosts_delay_no_upstream(gateway, demo, silent):
+    """The chats with them end at `fetch.timeout`; others, with and without files, go on."""
     served = await demo("openai", key="sk-upstream-key")
     url = served.url.replace("127.0.0.1", "localhost")
     gw = await gateway(
-        agents={"bot": {**AGENTS["openai"], "base_url": url}}, fetch={"timeout": "1s"}
+        agents={"bot": {**AGENTS["openai"], "base_url": url}},
+        fetch={"timeout": "1s"},
+        auth={"keys": [{"name": name, "key": f"sk-{name}-00001"} for name in ("evil", "good")]},
     )
 
-    async def attack(i):
-        files = [{"type": "file", "url": f"http://{i}.slow.test/a.pdf"}]
-        async with gw.chat("bot", files=files) as answer:
+    async def ask(name: str, *hosts: str) -> int:
+        headers = {"Agent": "bot", "Authorization": f"Bearer sk-{name}-00001"}
+        files = [{"type": "file", "url": f"http://{host}.slow.test/a.pdf"} for host in hosts]
+        body = {"query": "hi", "files": files}
+        async with gw.post("/api/v1/chat", body, headers=headers) as answer:
             return answer.status
 
-    attacks = [asyncio.ensure_future(attack(i)) for i in range(30)]
+    attacks = [asyncio.ensure_future(ask("evil", f"h{i}")) for i in range(30)]
     await asyncio.sleep(0.1)
-    for _ in range(3):
-        async with gw.chat("bot") as answer:
-            assert answer.status == 200
-    assert not any(task.done() and task.result() == 200 for task in attacks)
+    assert [await ask("good") for _ in range(3)] == [200] * 3
+    assert await ask("good", "x") == 400  # it waited for its own name server, and was not refused
     assert set(await asyncio.gather(*attacks)) == {400, 429}

@@ -373,7 +373,7 @@ def test_no_proxy_lists_hosts_domains_addresses_and_networks(no_proxy, host, por
     assert is_excepted(no_proxy, host, port) is is_direct
 
 
-# What goes by an agent's way beside its chats.
+# Other calls of an agent go the same way.
 
 
 @pytest.fixture
@@ -651,7 +651,7 @@ def test_pem_files_that_hold_something_else_are_problems(tmp_path, pems):
      "http://u:geheim99@one/path", "http://u:geheim99@one:1?x", "http://u%3Ax:geheim99@one",
      "socks5://u@one", "socks5://ü:geheim99@one", "http://u:geheim99@o ne:1", "http://[::1", "true://"],
 )  # fmt: skip
-def test_a_proxy_that_cannot_be_one_is_a_problem_without_its_password(url):
+def test_a_bad_proxy_url_is_a_problem_without_its_password(url):
     for found, path in ((problems(proxy=url), "agents.bot.proxy"),
                         (problems({"ALL_PROXY": url}), "outgoing.http_proxy")):  # fmt: skip
         assert found[0].startswith(f"{path}: ")
@@ -731,10 +731,10 @@ def answering(*addresses: str):
     return resolve
 
 
-# What the operator is told.
+# Messages for the operator.
 
 
-async def test_the_live_check_tells_each_way_out(demo, proxy_url, pems):
+async def test_check_live_shows_each_way(demo, proxy_url, pems):
     served = await demo("dify", key="app-test-key")
     far = {**AGENTS["dify"], "base_url": served.url}
     agents = {
@@ -750,7 +750,7 @@ async def test_the_live_check_tells_each_way_out(demo, proxy_url, pems):
     assert "[" not in words["demo"]
 
 
-def test_the_check_tells_ways_and_warns_of_certificates_that_are_not_checked(tmp_path, capsys):
+def test_check_shows_each_way_and_warns_of_verify_off(tmp_path, capsys):
     agents = {
         "bot": bot("https://far.test/v1", proxy="http://u:geheim99@one:3128", verify=False),
         "near": bot("https://near.test/v1"),
@@ -765,7 +765,7 @@ def test_the_check_tells_ways_and_warns_of_certificates_that_are_not_checked(tmp
     assert "geheim99" not in out
 
 
-def test_the_start_tells_ways_and_warns_of_certificates_that_are_not_checked(caplog):
+def test_the_start_logs_each_way_and_warns_of_verify_off(caplog):
     agents = {"bot": bot("https://far.test/v1", verify=False), "near": bot("https://near.test/v1")}
     caplog.set_level("INFO", logger="gateway")
     config = configfile.parse(yaml.safe_dump({"agents": agents}), {"HTTPS_PROXY": "one:3128"})
@@ -775,7 +775,7 @@ def test_the_start_tells_ways_and_warns_of_certificates_that_are_not_checked(cap
     assert "agents.bot.verify is false" in caplog.text
 
 
-async def test_readiness_warns_of_certificates_that_are_not_checked(gateway):
+async def test_readyz_warns_of_verify_off(gateway):
     agents = {"bot": bot("https://far.test/v1", verify=False), "near": bot("https://near.test/v1")}
     async with (await gateway(agents=agents)).get("/readyz") as answer:
         body = await answer.json()

@@ -73,7 +73,7 @@ async def readyz(request: web.Request) -> web.Response:
         degraded.append("config")
     config = holder.now.config
     if unchecked := sum(not agent.verify for agent in config.agents.values()):
-        # Not whose: anybody may ask.
+        # Without names: /readyz is public.
         detail["warning"] = f"certificates of {unchecked} upstream(s) are not checked"
     if config.exposed_demos:
         detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
