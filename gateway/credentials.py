@@ -6,11 +6,10 @@ import ipaddress
 import re
 import secrets
 import string
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Literal
-from urllib.parse import urlsplit
 
 from gateway.config import Config, KeyLimits, Permission, StaticKey
 from gateway.errors import Forbidden, Unauthorized
@@ -97,6 +96,9 @@ class Caller:
 _OURS = re.compile(rf"{OUR_PREFIX}|eyJ[\w\-]*\.[\w\-]*\.")  # what keys and tokens begin with
 
 
+KEY_HEADERS = frozenset(("authorization", "x-api-key", "api-key"))
+
+
 def presented_key(
     headers: Mapping[str, str], is_known: Callable[[str], object] = lambda key: None
 ) -> str:
@@ -167,7 +169,8 @@ class KeyRing:
         return next((caller for caller in self._keys.values() if caller.id == caller_id), None)
 
     def without_key(self, key: str, address: str) -> Caller:
-        """The caller when `key` is nobody's. Raises Unauthorized.
+        """The caller when `key` is nobody's; `locality` decides if it may be one. Raises
+        Unauthorized.
 
         SDKs insist on some key, so where no key could be right any key is taken for none.
         """
@@ -202,17 +205,3 @@ def masked(key: str) -> str:
         return f"{OUR_PREFIX}{parts[0]}-****"
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in key)
     return f"{shown[:3]}****{shown[-4:]}" if len(shown) >= 16 else "****"
-
-
-def is_foreign(origin: str, allowed: Container[str]) -> bool:
-    """Whether a web page of another machine, and not a listed one, sent the request.
-
-    Such a page runs in the browser of someone who may call anonymously, and must not borrow that.
-    """
-    if not origin or origin in allowed:
-        return False
-    try:
-        host = urlsplit(origin).hostname or ""
-    except ValueError:
-        return True
-    return not (host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost"))
