@@ -7,7 +7,7 @@ import re
 import secrets
 import string
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
 
@@ -58,6 +58,7 @@ class Caller:
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
+    key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
 
     @property
     def tag(self) -> str:
@@ -87,7 +88,16 @@ class Caller:
             raise Forbidden(f"{who} may not ask {name[:100]!r}; it may ask: {allowed}.")
 
     def user_of(self, given: str | None) -> str:
-        """The end user as the platform shall see it; `given` is what the body says."""
+        """The end user as the platform shall see it; `given` is what the body says.
+
+        Users of web pages bear their key's id: those of two keys may have the same name, and
+        platforms remember a user across conversations. Whoever has a key speaks for any user.
+        """
+        name = self.named(given)
+        return f"{self.id}/{name}" if self.end_user else name
+
+    def named(self, given: str | None) -> str:
+        """The end user's name. Raises Forbidden if the caller speaks for another one."""
         if self.end_user and given and given != self.end_user:
             raise Forbidden("This token is for another user.", param="user")
         return self.end_user or given or self.id
@@ -187,7 +197,13 @@ class KeyRing:
 def _static_caller(key: StaticKey) -> Caller:
     agents = None if key.agents is None else frozenset(name.lower() for name in key.agents)
     permissions = frozenset(key.permissions)
-    return Caller(f"key-{key.name}", permissions, agents=agents, limits=key.rate_limits)
+    return Caller(
+        f"key-{key.name}",
+        permissions,
+        agents=agents,
+        limits=key.rate_limits,
+        key_hash=key.key.digest(),
+    )
 
 
 def by_address(address: str) -> str:

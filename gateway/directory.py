@@ -20,7 +20,7 @@ import orjson
 
 from gateway.config import KeyLimits, Permission
 from gateway.credentials import Caller, Quota, Role, is_secret, split_key
-from gateway.errors import DatabaseAway, StartError, Unauthorized, why
+from gateway.errors import DatabaseAway, InvalidToken, StartError, Unauthorized, why
 from gateway.stores.database import Database, fetch
 
 log = logging.getLogger("gateway")
@@ -260,7 +260,7 @@ class Directory:
         """The caller of a key by its id: what a web page's token stands for."""
         known = self._keys.get(key_id)
         if known is None:
-            raise Unauthorized("The API key behind this token is gone.")
+            raise InvalidToken("The API key behind this token is gone; get a new token.")
         return self._valid(known)
 
     def _valid(self, key: KnownKey) -> Caller:

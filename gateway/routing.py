@@ -6,15 +6,24 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from gateway.breaker import Breaker, Pass
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
-from gateway.errors import AgentNotFound, CircuitOpen, GatewayError, TargetBusy, shorten
+from gateway.errors import (
+    AgentNotFound,
+    CircuitOpen,
+    ConversationNotFound,
+    GatewayError,
+    TargetBusy,
+    shorten,
+)
 from gateway.filetypes import MediaKind
+from gateway.messages import Message
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.platforms import PLATFORMS, Platform
+from gateway.seals import Seal
 
 # Headers that say who asks, or how: an answer may well hold what stands in them.
 _PUBLIC = frozenset(
@@ -159,14 +168,23 @@ class Target:
 
 
 def pin(
-    targets: list[Target], conversation: str | None, is_route: bool
+    targets: list[Target], conversation: str | None, is_route: bool, seal: Seal | None
 ) -> tuple[list[Target], str | None]:
     """The one target that a conversation stays with, and the conversation's id there.
 
-    A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
+    Raises ConversationNotFound for an id that the caller's `seal` does not fit.
+    """
+    if not conversation:
+        return targets, conversation
+    targets, conversation = _pinned(targets, conversation, is_route)
+    return targets, seal.open(targets[0].name, conversation) if seal else conversation
+
+
+def _pinned(targets: list[Target], conversation: str, is_route: bool) -> tuple[list[Target], str]:
+    """A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
     that the caller has made up (FastGPT takes those) goes by its hash, always to the same agent.
     """
-    if not is_route or not conversation:
+    if not is_route:
         return targets, conversation
     for target in sorted(targets, key=lambda target: -len(target.name)):
         label = f"{target.name}:"
@@ -174,6 +192,38 @@ def pin(
             return [target], conversation[len(label) :]
     by_name = sorted(targets, key=lambda target: target.name)
     return [by_name[crc32(conversation.encode()) % len(by_name)]], conversation
+
+
+def pin_results(
+    targets: list[Target], messages: tuple[Message, ...], seal: Seal
+) -> tuple[list[Target], tuple[Message, ...]]:
+    """The targets that may be given the tools' results at the end of `messages`, and these with
+    the platform's own ids.
+
+    A run that waits at a platform is open to its own user alone: the one target that gave the ids,
+    or else those that keep no runs. Raises ConversationNotFound if there is none.
+    """
+    first = len(messages)
+    while first and messages[first - 1].role == "tool":
+        first -= 1
+    results = messages[first:]
+    keepers = [target for target in targets if target.platform.keeps_runs]
+    if not results or not keepers:
+        return targets, messages
+    for target in keepers:
+        if all(seal.fits(target.name, result.tool_call_id) for result in results):
+            opened = tuple(
+                replace(result, tool_call_id=seal.open(target.name, result.tool_call_id))
+                for result in results
+            )
+            return [target], messages[:first] + opened
+    others = [target for target in targets if not target.platform.keeps_runs]
+    if not others:
+        raise ConversationNotFound(
+            "These tool results belong to no call that this token's user was given.",
+            param="messages",
+        )
+    return others, messages
 
 
 class Routing:

@@ -12,6 +12,54 @@ APPS = ["tauri://localhost", "capacitor://localhost", "ionic://localhost", "app:
         "vscode-webview://1f0c-77aa", "vscode-file://vscode-app", "http://tauri.localhost"]  # fmt: skip
 
 
+async def preflight(gw, origin, asked="authorization,content-type"):
+    headers = {"Origin": origin, "Access-Control-Request-Method": "POST",
+               "Access-Control-Request-Headers": asked}  # fmt: skip
+    return await gw.client.options(f"{gw.url}/v1/chat/completions", headers=headers)
+
+
+@pytest.fixture
+async def plain(gateway, demo):
+    served = await demo("dify")
+    return await gateway(agents={"dify": {**AGENTS["dify"], "base_url": served.url}})
+
+
+@pytest.mark.parametrize("origin", APPS)
+async def test_the_window_of_a_program_on_this_machine_may_call(plain, origin):
+    answer = await preflight(plain, origin)
+    assert answer.status == 204
+    assert answer.headers["Access-Control-Allow-Origin"] == origin
+    body = {"model": "dify", "messages": [{"role": "user", "content": "hi"}]}
+    answer = await plain.post("/v1/chat/completions", body, headers={"Origin": origin})
+    assert answer.status == 200
+
+
+async def test_a_page_from_disk_may_call_with_a_key_alone(gateway, demo):
+    served = await demo("dify")
+    gw = await gateway(
+        agents={"dify": {**AGENTS["dify"], "base_url": served.url}},
+        auth={"anonymous": True, "keys": [{"name": "a", "key": "sk-caller-12345678"}]},
+    )
+    page = {"Origin": "file://"}
+    assert (await preflight(gw, "file://")).status == 204
+    assert (await preflight(gw, "file://", "x-api-key")).status == 204
+    assert (await preflight(gw, "file://", "content-type")).status == 403
+    assert (await gw.get("/v1/models", headers=page)).status == 403
+    answer = await gw.get("/v1/models", headers={**page, "x-api-key": "sk-caller-12345678"})
+    assert answer.status == 200
+    assert answer.headers["Access-Control-Allow-Origin"] == "file://"
+
+
+@pytest.mark.parametrize(
+    "origin", ["null", "chrome-extension://x", "data://x", "app://", "file:///x"]
+)
+async def test_what_a_browser_may_load_from_elsewhere_is_not_a_program(plain, origin):
+    assert (await preflight(plain, origin)).status == 403
+
+
+# The entries by themselves.
+
+
 def listed(*entries: str) -> Origins:
     config = parse(AGENT + f"server: {{cors_origins: {list(entries)!r}}}", {})
     return Origins(config.server.cors_origins)
@@ -71,48 +119,3 @@ def test_a_page_whose_origin_is_null_never_borrows_anonymous_access():
     assert origins.lists("null")
     assert not origins.may_borrow("null")
     assert not origins.may_borrow("https://evil.example")
-
-
-async def preflight(gw, origin, asked="authorization,content-type"):
-    headers = {"Origin": origin, "Access-Control-Request-Method": "POST",
-               "Access-Control-Request-Headers": asked}  # fmt: skip
-    return await gw.client.options(f"{gw.url}/v1/chat/completions", headers=headers)
-
-
-@pytest.fixture
-async def plain(gateway, demo):
-    served = await demo("dify")
-    return await gateway(agents={"dify": {**AGENTS["dify"], "base_url": served.url}})
-
-
-@pytest.mark.parametrize("origin", APPS)
-async def test_the_window_of_a_program_on_this_machine_may_call(plain, origin):
-    answer = await preflight(plain, origin)
-    assert answer.status == 204
-    assert answer.headers["Access-Control-Allow-Origin"] == origin
-    body = {"model": "dify", "messages": [{"role": "user", "content": "hi"}]}
-    answer = await plain.post("/v1/chat/completions", body, headers={"Origin": origin})
-    assert answer.status == 200
-
-
-async def test_a_page_from_disk_may_call_with_a_key_alone(gateway, demo):
-    served = await demo("dify")
-    gw = await gateway(
-        agents={"dify": {**AGENTS["dify"], "base_url": served.url}},
-        auth={"anonymous": True, "keys": [{"name": "a", "key": "sk-caller-12345678"}]},
-    )
-    page = {"Origin": "file://"}
-    assert (await preflight(gw, "file://")).status == 204
-    assert (await preflight(gw, "file://", "x-api-key")).status == 204
-    assert (await preflight(gw, "file://", "content-type")).status == 403
-    assert (await gw.get("/v1/models", headers=page)).status == 403
-    answer = await gw.get("/v1/models", headers={**page, "x-api-key": "sk-caller-12345678"})
-    assert answer.status == 200
-    assert answer.headers["Access-Control-Allow-Origin"] == "file://"
-
-
-@pytest.mark.parametrize(
-    "origin", ["null", "chrome-extension://x", "data://x", "app://", "file:///x"]
-)
-async def test_what_a_browser_may_load_from_elsewhere_is_not_a_program(plain, origin):
-    assert (await preflight(plain, origin)).status == 403

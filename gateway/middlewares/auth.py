@@ -15,8 +15,8 @@ from gateway.access import Access, Route
 from gateway.books import books_of
 from gateway.cors import is_preflight, preflight
 from gateway.credentials import Caller, presented_key
-from gateway.errors import Forbidden, GatewayError, Unauthorized
-from gateway.keys import BOOKS, CONTEXT, State, state_of
+from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
+from gateway.keys import BOOKS, CONTEXT, SIGNER, State, state_of
 from gateway.locality import refusal
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
@@ -117,13 +117,13 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
     if claims.get("use") == LOGIN and books is not None:
         return books.directory.login_caller(str(claims["sub"]), claims["ver"])
     if claims.get("use") != BROWSER:
-        raise Unauthorized("This token is not for here.")
+        raise InvalidToken("This token is not for here.")
     subject = str(claims["sub"])
     key = state.keyring.named(subject)
-    if key is None:
-        if books is None:
-            raise Unauthorized("The API key behind this token is gone.")
+    if key is None and books is not None:
         key = books.directory.key_caller(subject.removeprefix("key-"))
+    if key is None or not request.app[SIGNER].is_of(claims, key):
+        raise InvalidToken("The API key behind this token is gone; get a new token.")
     return replace(
         key,
         permissions=key.permissions & frozenset(claims["permissions"]),
@@ -162,10 +162,10 @@ def _verifier(secret: Secret) -> Verify:
             claims = request["claims"]
         except (web.HTTPException, KeyError, ValueError, RecursionError) as error:
             if "expired" in str(getattr(error, "reason", "")):
-                raise Unauthorized("This token has expired; get a new one.") from None
-            raise Unauthorized("This token is not valid.") from None
+                raise TokenExpired("This token has expired; get a new one.") from None
+            raise InvalidToken("This token is not valid.") from None
         if not isinstance(claims, dict) or "sub" not in claims:
-            raise Unauthorized("This token is not valid.")
+            raise InvalidToken("This token is not valid.")
         return claims
 
     return verify

@@ -205,7 +205,7 @@ async def create_token(request: web.Request) -> web.Response:
         caller.require(permission)
     agents = None if body.agents is None else [name.strip().lower() for name in body.agents]
     token = request.app[SIGNER].browser(
-        caller.id, body.user, agents, list(body.permissions), body.expires_in
+        caller, body.user, agents, list(body.permissions), body.expires_in
     )
     if len(token) > _LONGEST_HEADER:
         raise InvalidRequest("That are too many agents for a token; name fewer.", param="agents")

@@ -15,7 +15,7 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, State
+from gateway.keys import ATTACHMENTS, SIGNER, State
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
@@ -160,7 +160,8 @@ async def _read(
     is_routed = len(targets) > 1
     for user in (body.user, body.uid):
         caller.user_of(user)  # raises if the token is for another one
-    targets, conversation = pin(targets, given, state.routing.is_route(name))
+    seal = request.app[SIGNER].seal(caller)
+    targets, conversation = pin(targets, given, state.routing.is_route(name), seal)
     if has_media(messages):
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)
@@ -169,7 +170,7 @@ async def _read(
         model=name if is_routed else targets[0].name,
         messages=messages,
         user=caller.user_of(body.user or body.uid),
-        is_bound=bool(caller.end_user),
+        seal=seal,
         stream=body.stream,
         detail=body.detail,
         conversation_id=conversation,

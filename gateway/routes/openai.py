@@ -24,14 +24,23 @@ from gateway.errors import (
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
 from gateway.formcopy import FormCopy
-from gateway.keys import ATTACHMENTS, CONTEXT, UPSTREAM, State, call_of, caller_of, state_of
+from gateway.keys import (
+    ATTACHMENTS,
+    CONTEXT,
+    SIGNER,
+    UPSTREAM,
+    State,
+    call_of,
+    caller_of,
+    state_of,
+)
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import Routing, Target, pin
+from gateway.routing import Routing, Target, pin, pin_results
 from gateway.scrub import Scrubber
 from gateway.turns import read_turns
 from gateway.upstream import Exchange
@@ -50,10 +59,13 @@ async def _read_chat(
     targets = state.routing.resolve(model)
     caller.require_agent(model, [target.name for target in targets])
     is_routed = len(targets) > 1
+    seal = request.app[SIGNER].seal(caller)
     if conversation := _conversation(request, body):
-        targets, conversation = pin(targets, conversation, state.routing.is_route(model))
+        targets, conversation = pin(targets, conversation, state.routing.is_route(model), seal)
     stream_options = body.get("stream_options")
     messages = _turns(body, targets)
+    if seal is not None:
+        targets, messages = pin_results(targets, messages, seal)
     if has_media(messages):
         messages = await request.app[ATTACHMENTS].resolve(
             messages, owner_of(caller), partial(client_origin, request)
@@ -63,7 +75,7 @@ async def _read_chat(
         model=model,
         messages=messages,
         user=caller.user_of(_text(body, "user")),
-        is_bound=bool(caller.end_user),
+        seal=seal,
         count_tokens=bool(caller.limits.tokens or state.config.rate_limits.tokens),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
