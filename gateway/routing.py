@@ -11,6 +11,7 @@ from zlib import crc32
 
 from gateway.breaker import Breaker, Pass
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
+from gateway.credentials import Caller
 from gateway.errors import (
     AgentNotFound,
     CircuitOpen,
@@ -32,6 +33,7 @@ _PUBLIC = frozenset(
 )  # fmt: skip
 _SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
+MAX_KNOWN = 50  # names that an error lists
 
 
 @dataclass(eq=False)
@@ -253,18 +255,35 @@ class Routing:
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
 
-    def agent(self, name: str) -> Target:
-        """The agent of that name, in any case. Raises AgentNotFound."""
+    def agent(self, name: str, caller: Caller | None) -> Target:
+        """The agent of that name, in any case, whether or not the caller may ask it. Raises
+        AgentNotFound, which names those that it may ask."""
         found = self._by_name.get(name[:MAX_NAME].strip().lower())
         if found is None or found not in self.targets:
-            raise self._not_found(name, "agent", list(self.targets))
+            known = self.visible(caller) if caller else ()
+            raise _not_found(name, "agent", [each for each, _ in known if each in self.targets])
         return self.targets[found]
+
+    def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
+        """`resolve` for a caller. Raises Forbidden for what it may not ask, and AgentNotFound,
+        which names only what it may."""
+        targets = self._find(name)
+        if targets is None:
+            raise _not_found(name, word, [model for model, _ in self.visible(caller)])
+        caller.require_agent(name, [target.name for target in targets])
+        return targets
 
     def resolve(self, name: str, word: str = "model") -> list[Target]:
         """The targets to try in order, for the name of an agent, a route or `agent/model`.
 
         `word` is what the caller calls it: "model" or "agent". Raises AgentNotFound.
         """
+        targets = self._find(name)
+        if targets is None:
+            raise _not_found(name, word, [model for model, _ in self.models()])
+        return targets
+
+    def _find(self, name: str) -> list[Target] | None:
         wanted = name.strip().lower() if len(name) <= MAX_NAME else ""
         found = self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0])
         if found in self.targets:
@@ -273,7 +292,7 @@ class Routing:
                 return [target]
         elif found is not None and wanted == found.lower():
             return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
-        raise self._not_found(name, word, [model for model, _ in self.models()])
+        return None
 
     def is_route(self, name: str) -> bool:
         return self.known(name) in self.routes
@@ -303,18 +322,25 @@ class Routing:
         for name in self.routes:
             yield name, "gateway"
 
+    def visible(self, caller: Caller) -> Iterator[tuple[str, str]]:
+        """Of `models`, what the caller may ask."""
+        for name, owner in self.models():
+            if caller.may_ask(name, self.behind(name)):
+                yield name, owner
+
     def behind(self, name: str) -> list[str]:
         """The agents that answer under a name that `models` gives."""
         if name in self.routes:
             return [choice.agent for choice in self.routes[name]]
         return [name if name in self.targets else name.partition("/")[0]]
 
-    def _not_found(self, name: str, word: str, known: list[str]) -> AgentNotFound:
-        near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        shown = ", ".join(known[:50])
-        return AgentNotFound(
-            f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
-            param="model" if word == "model" else "Agent",
-            detail={"known": known[:50]},
-        )
+
+def _not_found(name: str, word: str, known: list[str]) -> AgentNotFound:
+    near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(known[:MAX_KNOWN])
+    return AgentNotFound(
+        f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
+        param="model" if word == "model" else "Agent",
+        detail={"known": known[:MAX_KNOWN]},
+    )

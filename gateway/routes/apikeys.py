@@ -197,10 +197,11 @@ async def create_token(request: web.Request) -> web.Response:
         raise Forbidden("Tokens for web pages are made with an API key.")
     body = check_changes(TokenBody, await read_object(request))
     routing = state_of(request).routing
-    _check_agents(routing, body.agents or [])
     for name in body.agents or ():
-        targets = routing.resolve(name, "agent")
-        caller.require_agent(name, [target.name for target in targets])
+        try:
+            routing.allowed(caller, name, "agent")
+        except AgentNotFound as error:
+            raise InvalidRequest(error.message, param="agents") from None
     for permission in body.permissions:
         caller.require(permission)
     agents = None if body.agents is None else [name.strip().lower() for name in body.agents]

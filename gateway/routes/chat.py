@@ -19,7 +19,7 @@ from gateway.keys import ATTACHMENTS, SIGNER, State
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import Target, pin
+from gateway.routing import MAX_KNOWN, Target, pin, pin_results
 from gateway.turns import read_turns
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -141,14 +141,13 @@ async def _read(
 ) -> tuple[ChatRequest, list[Target]]:
     name = agent_name(request)
     if not name:
-        known = ", ".join(state.routing.targets)
+        known = [name for name, _ in state.routing.visible(caller)][:MAX_KNOWN]
         raise InvalidRequest(
-            f"Say which agent to ask in the header 'Agent'. Known: {known}.",
+            f"Say which agent to ask in the header 'Agent'. Known: {', '.join(known)}.",
             param="Agent",
-            detail={"known": list(state.routing.targets)},
+            detail={"known": known},
         )
-    targets = state.routing.resolve(name, "agent")
-    caller.require_agent(name, [target.name for target in targets])
+    targets = state.routing.allowed(caller, name, "agent")
     given_members, ignored = _in_our_words(await read_object(request))
     body = check(ChatBody, given_members)
     attachments = request.app[ATTACHMENTS]
@@ -162,6 +161,8 @@ async def _read(
         caller.user_of(user)  # raises if the token is for another one
     seal = request.app[SIGNER].seal(caller)
     targets, conversation = pin(targets, given, state.routing.is_route(name), seal)
+    if seal is not None:
+        targets, messages = pin_results(targets, messages, seal)
     if has_media(messages):
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)

@@ -121,8 +121,7 @@ def _target(request: web.Request) -> Target | None:
     name = agent_name(request)
     if not name:
         return None
-    targets = state_of(request).routing.resolve(name, "agent")
-    caller_of(request).require_agent(name, [target.name for target in targets])
+    targets = state_of(request).routing.allowed(caller_of(request), name, "agent")
     return targets[0] if len(targets) == 1 else None
 
 
