@@ -17,6 +17,7 @@ from typing import Any
 from gateway.config import SHORTEST_SECRET, Config
 from gateway.credentials import Caller
 from gateway.errors import StartError
+from gateway.private import make_folder
 from gateway.seals import Seal
 from gateway.secret import Secret
 
@@ -125,7 +126,7 @@ def signing_secret(config: Config) -> Secret:
 
 def _create(path: Path, words: str) -> None:
     """Of two gateways that start at once the second finds the first one's file, and whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     draft = path.with_name(f".jwt_secret-{secrets.token_hex(4)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

@@ -13,7 +13,7 @@ ORDER = [
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "links", "link", "lookups", "tunnel", "scrub", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable",
     "content", "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "loosejson", "tokens", "passwords",
-    "configschema", "configfile", "configcheck", "environment", "credentials", "outgoing", "config", "configvalues", "origins", "proxy", "filetypes", "secret", "invocation", "logs", "accesslog", "alarm", "timers", "ids", "seals",
+    "configschema", "configfile", "configcheck", "environment", "credentials", "outgoing", "config", "configvalues", "origins", "proxy", "filetypes", "secret", "invocation", "logs", "accesslog", "alarm", "timers", "ids", "seals", "private",
     "times", "errors", "headernames", "addresses",
 ]  # fmt: skip
 SHARED = {
