@@ -256,7 +256,9 @@ class Fetch(Model):
 
 class RateLimits(Model):
     """Per caller and class; null is no limit. `tokens` are counted from the answers' usage,
-    `concurrency` is calls under way."""
+    `concurrency` is calls under way. `account` is for all keys and logins of one account
+    together, administrators' apart; what is left out there is as much as one caller has, so that
+    further keys give no more."""
 
     chat: AnyRate | None = Rate(60, 1.0)
     upload: AnyRate | None = Rate(10, 10 / 60)
@@ -264,6 +266,7 @@ class RateLimits(Model):
     login: AnyRate | None = Rate(10, 10 / 60)
     tokens: AnyRate | None = None
     concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    account: KeyLimits = KeyLimits()
 
 
 class Redis(Model):

@@ -58,6 +58,7 @@ class Caller:
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
+    is_held: bool = False  # to what one account may do; no static key is, and no administrator
     key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
 
     @property

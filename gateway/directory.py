@@ -291,6 +291,7 @@ class Directory:
             agents=None if agents is None else frozenset(name.lower() for name in agents),
             limits=KeyLimits.model_validate(orjson.loads(key.rate_limits or b"{}") or {}),
             quotas=quotas,
+            is_held=owner.role != "admin",
         )
 
     def login_caller(self, user_id: str, token_version: int) -> Caller:
@@ -311,6 +312,7 @@ class Directory:
             user_id=user.id,
             role=user.role,
             quotas=self._quotas_of(user),
+            is_held=user.role != "admin",
         )
 
     def _quotas_of(self, user: KnownUser) -> tuple[Quota, ...]:

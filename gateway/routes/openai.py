@@ -34,6 +34,7 @@ from gateway.keys import (
     caller_of,
     state_of,
 )
+from gateway.limits import counts_tokens
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
@@ -75,7 +76,7 @@ async def _read_chat(
         messages=messages,
         user=caller.user_of(_text(body, "user")),
         seal=seal,
-        count_tokens=bool(caller.limits.tokens or state.config.rate_limits.tokens),
+        count_tokens=counts_tokens(state.config.rate_limits, caller),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
         conversation_id=conversation,
