@@ -19,10 +19,10 @@ ARG TRACES=
 # Without pip, which nothing needs at run time. Nothing is compiled from source, so no compiler is
 # needed: a package without a wheel for this machine ends the build.
 RUN python -m venv --without-pip /opt/venv
-COPY requirements.lock requirements-run.lock /tmp/
-RUN python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: \
-      --disable-pip-version-check --requirement /tmp/requirements-run.lock \
-      ${TRACES:+--constraint /tmp/requirements.lock opentelemetry-exporter-otlp-proto-http opentelemetry-sdk}
+COPY requirements-run.lock requirements-traces.lock /tmp/
+RUN if [ -n "$TRACES" ]; then lock=traces; else lock=run; fi && \
+    python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile --only-binary :all: \
+      --disable-pip-version-check --require-hashes --requirement "/tmp/requirements-$lock.lock"
 
 WORKDIR /app
 COPY LICENSE run.py config.yaml ./

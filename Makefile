@@ -13,7 +13,7 @@ $(STAMP): requirements.lock setup.cfg
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "AI Gateway needs Python 3.11 or newer; '$(PYTHON)' is older. Try: make install PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	$(BIN)/python -m compileall -q gateway
 	@touch $(STAMP)
@@ -40,7 +40,7 @@ schema: $(STAMP)
 # nginx is compared if it is on the PATH, LiteLLM if the extra bench-litellm is installed (or
 # `litellm` of another environment is on the PATH: it pins versions of its own).
 bench: $(STAMP)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-bench.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
 	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # Traffic with faults for SECONDS (two minutes); fails if anything is left over at the end.
@@ -48,13 +48,16 @@ soak: $(STAMP)
 	$(BIN)/python tests/soak/soak.py --seconds $(or $(SECONDS),120)
 
 # New versions for everyone: needs `uv` (pip install uv); read the diff before committing it.
-# The image installs requirements-run.lock: the same versions, and only what running needs.
-COMPILE := uv pip compile --quiet --universal --python-version 3.11 --no-emit-index-url \
-	  --no-emit-find-links --no-annotate --custom-compile-command "make lock" setup.cfg
+# The image installs requirements-run.lock: the same versions, and only what running needs; or
+# requirements-traces.lock, which has the extra `traces` too. With the hashes of all files of a
+# version, pip takes nothing else in their place, whatever index it asks.
+COMPILE := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock" setup.cfg
 
 lock:
 	$(COMPILE) --extra test --output-file requirements.lock
 	$(COMPILE) --constraint requirements.lock --output-file requirements-run.lock
+	$(COMPILE) --extra traces --constraint requirements.lock --output-file requirements-traces.lock
 	@$(MAKE) lock-bench
 
 # What `make bench` adds: the plot's library, beside the versions that everything else has.

@@ -36,6 +36,7 @@ from gateway.configvalues import (
     with_a_port,
 )
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
+from gateway.origins import origin_entry
 from gateway.proxy import Proxy, is_excepted
 from gateway.secret import Secret
 
@@ -118,7 +119,7 @@ class Server(Model):
     keepalive_form: KeepAliveForm = "auto"
     keepalive_whole: bool = False
     send_timeout: Duration = 60.0
-    cors_origins: list[str] = []
+    cors_origins: list[Annotated[str, AfterValidator(origin_entry)]] = []
     trusted_proxies: list[Network] = []
 
 
@@ -151,9 +152,21 @@ class StaticKey(Model):
         return key
 
 
+def _host_name(value: str) -> str:
+    name = value.strip().lower().removesuffix(".")
+    if not re.fullmatch(r"[a-z0-9_\-]+(\.[a-z0-9_\-]+)*|\[[0-9a-f:.]+\]", name):
+        raise ValueError("must be a host's name alone, such as ai-gateway: no scheme, port or path")
+    return name
+
+
 class Auth(Model):
+    """Calls without a key: `auto` is on while `server.host` is a loopback address and nothing in
+    the file says that the gateway is deployed. `anonymous_hosts` are further names that their
+    `Host` header may have beside those of this machine."""
+
     anonymous: Literal["auto"] | bool = "auto"
     anonymous_anywhere: bool = False
+    anonymous_hosts: list[Annotated[str, AfterValidator(_host_name)]] = []
     jwt_secret: Secret = Secret("")
     admin_password: Secret = Secret("")
     token_ttl: Duration = 1800.0
@@ -249,7 +262,9 @@ class Fetch(Model):
 class RateLimits(Model):
     """Per caller and class; null is no limit. `accounts` are routes of accounts, keys, pages'
     tokens and the record. `tokens` are counted from the answers' usage, `concurrency` is calls
-    under way."""
+    under way. `account` is for all keys and logins of one account together, administrators'
+    apart; what is left out there is as much as one caller has, so that further keys give no
+    more."""
 
     chat: AnyRate | None = Rate(60, 1.0)
     upload: AnyRate | None = Rate(10, 10 / 60)
@@ -258,6 +273,7 @@ class RateLimits(Model):
     accounts: AnyRate | None = Rate(300, 5.0)
     tokens: AnyRate | None = None
     concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
+    account: KeyLimits = KeyLimits()
 
 
 class Redis(Model):
@@ -530,8 +546,20 @@ class Config(Model):
     def anonymous(self) -> bool:
         """Whether calls without a key are taken."""
         if self.auth.anonymous == "auto":
-            return self.binds_loopback
+            return self.binds_loopback and not self.deployed_by
         return self.auth.anonymous
+
+    @property
+    def deployed_by(self) -> str:
+        """The first setting that nobody needs who tries the gateway on one machine, or ""."""
+        signs = {
+            "server.trusted_proxies": self.server.trusted_proxies,
+            "server.tls": self.server.tls,
+            "server.ops_port": self.server.ops_port,
+            "storage.public_base_url": self.storage.public_base_url,
+            "database (PostgreSQL)": self.uses_postgresql,
+        }
+        return next((path for path, value in signs.items() if value), "")
 
     @property
     def binds_loopback(self) -> bool:

@@ -187,6 +187,7 @@ def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
     """What is odd in a configuration that can be used. `folder` is that of config.yaml."""
     yield from _demo_warnings(config)
     yield from outgoing.warnings(config)
+    yield from _origin_warnings(config)
     for name, agent in config.agents.items():
         if not agent.is_demo:
             yield from _agent_warnings(f"agents.{name}", agent)
@@ -198,6 +199,19 @@ def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
             "auth.admin_password: is not used, since the database has accounts already; change a"
             " password with: users set-password admin"
         )
+
+
+def _origin_warnings(config: Config) -> Iterator[str]:
+    """Entries of server.cors_origins that are right, but not what most people mean."""
+    origins = config.server.cors_origins
+    for i, origin in enumerate(origins):
+        if origin == "null":
+            yield (
+                f"server.cors_origins[{i}]: any web page can make its origin null, so such pages"
+                " never call without a key"
+            )
+        elif origin != "*" and "*" in origins:
+            yield f"server.cors_origins[{i}]: * stands in the list, which is any page"
 
 
 def _demo_warnings(config: Config) -> Iterator[str]:

@@ -547,6 +547,24 @@ def _check_access(config: Config) -> Iterator[str]:
             yield f"auth.keys[{i}].key: the same key stands in auth.keys[{digests.index(digest)}]"
 
 
+def access_note(config: Config) -> str:
+    """A sentence about callers without a key, for the start and for `check`."""
+    auth = config.auth
+    if config.anonymous and auth.anonymous_anywhere:
+        return "anyone who reaches the port may call without a key; ANONYMOUS=false demands one"
+    if config.anonymous:
+        return (
+            "programs on this machine may call without a key; set ANONYMOUS=false if a proxy or a"
+            " tunnel leads here"
+        )
+    if auth.anonymous == "auto" and config.binds_loopback:
+        return (
+            f"calls need a key, since {config.deployed_by} is set; ANONYMOUS=true lets programs on"
+            " this machine call without one"
+        )
+    return "calls need a key"
+
+
 def lock_out(config: Config) -> str:
     """A sentence if nobody could call, else ""."""
     if config.anonymous or config.auth.keys or config.database:

@@ -1,15 +1,16 @@
 """Let listed web pages call: preflights without a key, and the same headers on every answer.
 
-Pages of this machine may always call, for those who develop one. No cookies are used, so no
-credentials are ever allowed: a page needs a key of its own. What it must not do is borrow the
-anonymous access of the machine it is shown on; `auth` refuses that.
+Pages of this machine, and the windows of programs on it, may always call. No cookies are used, so
+credentials are never allowed: a page needs a key of its own. It must not borrow the anonymous
+access of the machine that shows it; `auth` refuses that.
 """
 
 from aiohttp import web
 
-from gateway.credentials import is_foreign
+from gateway.credentials import KEY_HEADERS, presented_key
 from gateway.errors import Forbidden, clean
 from gateway.keys import state_of
+from gateway.origins import FROM_DISK, is_local
 
 _EXPOSED = ", ".join(
     (
@@ -62,8 +63,20 @@ def add_origin(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _allowed(request: web.Request, origin: str) -> str:
-    """What to tell a page of that origin: `*`, its own origin, or "" if it may not call."""
-    origins = state_of(request).config.server.cors_origins
-    if "*" in origins:
+    """What to tell a page of that origin: `*`, its own origin, or "" if it may not call.
+
+    A page from disk may be a download as well as a program's window: it may call with a key.
+    """
+    origins = state_of(request).origins
+    if origins.any_page:
         return "*"
-    return "" if is_foreign(origin, origins) else origin
+    may_call = origins.lists(origin) or is_local(origin)
+    return origin if may_call or (origin == FROM_DISK and _brings_key(request)) else ""
+
+
+def _brings_key(request: web.Request) -> bool:
+    """A preflight only announces the headers that will follow."""
+    if not is_preflight(request):
+        return bool(presented_key(request.headers))
+    asked = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")
+    return not KEY_HEADERS.isdisjoint(name.strip() for name in asked)

@@ -6,11 +6,10 @@ import ipaddress
 import re
 import secrets
 import string
-from collections.abc import Callable, Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Literal
-from urllib.parse import urlsplit
 
 from gateway.config import Config, KeyLimits, Permission, StaticKey
 from gateway.errors import Forbidden, Unauthorized
@@ -59,6 +58,8 @@ class Caller:
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
+    is_held: bool = False  # to what one account may do; no static key is, and no administrator
+    key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
 
     @property
     def tag(self) -> str:
@@ -94,13 +95,25 @@ class Caller:
             raise Forbidden(f"{who} may not ask {name[:100]!r}; it may ask: {allowed}.")
 
     def user_of(self, given: str | None) -> str:
-        """The end user as the platform shall see it; `given` is what the body says."""
+        """The end user as the platform shall see it; `given` is what the body says.
+
+        Users of web pages bear their key's id: those of two keys may have the same name, and
+        platforms remember a user across conversations. Whoever has a key speaks for any user.
+        """
+        name = self.named(given)
+        return f"{self.id}/{name}" if self.end_user else name
+
+    def named(self, given: str | None) -> str:
+        """The end user's name. Raises Forbidden if the caller speaks for another one."""
         if self.end_user and given and given != self.end_user:
             raise Forbidden("This token is for another user.", param="user")
         return self.end_user or given or self.id
 
 
 _OURS = re.compile(rf"{OUR_PREFIX}|eyJ[\w\-]*\.[\w\-]*\.")  # what keys and tokens begin with
+
+
+KEY_HEADERS = frozenset(("authorization", "x-api-key", "api-key"))
 
 
 def presented_key(
@@ -173,7 +186,8 @@ class KeyRing:
         return next((caller for caller in self._keys.values() if caller.id == caller_id), None)
 
     def without_key(self, key: str, address: str) -> Caller:
-        """The caller when `key` is nobody's. Raises Unauthorized.
+        """The caller when `key` is nobody's; `locality` decides if it may be one. Raises
+        Unauthorized.
 
         SDKs insist on some key, so where no key could be right any key is taken for none.
         """
@@ -190,7 +204,13 @@ class KeyRing:
 def _static_caller(key: StaticKey) -> Caller:
     agents = None if key.agents is None else frozenset(name.lower() for name in key.agents)
     permissions = frozenset(key.permissions)
-    return Caller(f"key-{key.name}", permissions, agents=agents, limits=key.rate_limits)
+    return Caller(
+        f"key-{key.name}",
+        permissions,
+        agents=agents,
+        limits=key.rate_limits,
+        key_hash=key.key.digest(),
+    )
 
 
 def by_address(address: str) -> str:
@@ -208,17 +228,3 @@ def masked(key: str) -> str:
         return f"{OUR_PREFIX}{parts[0]}-****"
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in key)
     return f"{shown[:3]}****{shown[-4:]}" if len(shown) >= 16 else "****"
-
-
-def is_foreign(origin: str, allowed: Container[str]) -> bool:
-    """Whether a web page of another machine, and not a listed one, sent the request.
-
-    Such a page runs in the browser of someone who may call anonymously, and must not borrow that.
-    """
-    if not origin or origin in allowed:
-        return False
-    try:
-        host = urlsplit(origin).hostname or ""
-    except ValueError:
-        return True
-    return not (host in ("localhost", "127.0.0.1", "::1") or host.endswith(".localhost"))

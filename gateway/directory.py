@@ -20,7 +20,7 @@ import orjson
 
 from gateway.config import KeyLimits, Permission
 from gateway.credentials import Caller, Quota, Role, is_secret, split_key
-from gateway.errors import DatabaseAway, StartError, Unauthorized, why
+from gateway.errors import DatabaseAway, InvalidToken, StartError, Unauthorized, why
 from gateway.stores.database import Database, fetch
 
 log = logging.getLogger("gateway")
@@ -260,7 +260,7 @@ class Directory:
         """The caller of a key by its id: what a web page's token stands for."""
         known = self._keys.get(key_id)
         if known is None:
-            raise Unauthorized("The API key behind this token is gone.")
+            raise InvalidToken("The API key behind this token is gone; get a new token.")
         return self._valid(known)
 
     def _valid(self, key: KnownKey) -> Caller:
@@ -291,6 +291,7 @@ class Directory:
             agents=None if agents is None else frozenset(name.lower() for name in agents),
             limits=KeyLimits.model_validate(orjson.loads(key.rate_limits or b"{}") or {}),
             quotas=quotas,
+            is_held=owner.role != "admin",
         )
 
     def login_caller(self, user_id: str, token_version: int) -> Caller:
@@ -311,6 +312,7 @@ class Directory:
             user_id=user.id,
             role=user.role,
             quotas=self._quotas_of(user),
+            is_held=user.role != "admin",
         )
 
     def _quotas_of(self, user: KnownUser) -> tuple[Quota, ...]:

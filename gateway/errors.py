@@ -2,7 +2,8 @@
 
     GatewayError
     ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized
-    │                     WrongPassword Forbidden NotFound AgentNotFound ConversationNotFound
+    │                     WrongPassword InvalidToken TokenExpired Forbidden
+    │                     NotFound AgentNotFound ConversationNotFound
     │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
     │                     UnsupportedMediaType RateLimited TooManyAtOnce ShareTaken CallsUsedUp
     │                     KindNotTaken OptionNotFollowed FileNotFound SenderTooSlow
@@ -111,6 +112,18 @@ class WrongPassword(Unauthorized):
     """No account has that name, or not that password; which of the two is not told."""
 
     code = "invalid_credentials"
+
+
+class InvalidToken(Unauthorized):
+    """A login's or a page's token is forged, or what it stands for is gone."""
+
+    code = "invalid_token"
+
+
+class TokenExpired(Unauthorized):
+    """A token was good, and its time is over."""
+
+    code = "token_expired"
 
 
 class Forbidden(GatewayError):

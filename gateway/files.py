@@ -346,8 +346,9 @@ def open_files(config: Storage) -> Files:
 
 
 def owner_of(caller: Caller) -> str:
-    """Whose a caller's files are: a user's keys share them, each user of a web page has its own."""
-    return f"{caller.tag}/{caller.end_user}" if caller.end_user else caller.tag
+    """Whose a caller's files are: an account's keys share them, each user of a web page has its
+    own, who is another one with another key."""
+    return f"{caller.id}/{caller.end_user}" if caller.end_user else caller.tag
 
 
 def name_of(id_: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import gateway
 from gateway.config import Config
 from gateway.configcheck import warnings
-from gateway.configfile import lock_out
+from gateway.configfile import access_note, lock_out
 from gateway.invocation import command
 from gateway.outgoing import way_of
 
@@ -36,12 +36,12 @@ def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
         log.info("  agent %s: %s (%s)", name, agent.platform, where)
     for warning in warnings(config, path.parent):
         log.warning("  %s", warning)
-    if config.anonymous:
-        log.info("  anyone on this machine may call without a key; ANONYMOUS=false demands one")
-    elif warning := lock_out(config):
+    if warning := lock_out(config):
         log.warning("  %s", warning)
-    elif config.database:
-        log.info("  calls need a key; make one with: %s keys create web", command(path))
+    else:
+        log.info("  %s", access_note(config))
+    if config.database and not config.anonymous:
+        log.info("  make a key with: %s keys create web", command(path))
     if for_people:
         for line in _next_steps(config, path, port):
             log.info("  %s", line)

@@ -19,6 +19,7 @@ from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
 from gateway.metrics import Metrics
+from gateway.origins import Origins
 from gateway.passwords import Passwords
 from gateway.places import Part, Shares
 from gateway.recorder import Recorder
@@ -38,6 +39,7 @@ class State:
 
     config: Config
     keyring: KeyRing
+    origins: Origins
     routing: Routing
     health: HealthCache
     since: int  # seconds since the epoch; the `created` of models

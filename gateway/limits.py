@@ -11,7 +11,7 @@ process or in Redis.
 
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from gateway import headernames
 from gateway.config import RateLimits
@@ -54,24 +54,56 @@ class Given(NamedTuple):
 
 def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
     """What a request of that class takes for `caller`, whose own limits come before the rest."""
-    own, name = caller.limits, f"{{{caller.tag}}}:{caller.id}"
+    name = f"{{{caller.tag}}}:{caller.id}"
+    account = f"{{{caller.tag}}}:account"
     out = []
     general: Rate | None = getattr(limits, class_)
-    if rate := getattr(own, class_, None) or general:
-        out.append(_rate(f"{name}:{class_}", rate))
-        if caller.end_user and general:
-            user = sha256(caller.end_user.encode()).hexdigest()[:16]
-            out.append(_rate(f"{name}:{class_}:{user}", general))
+    each, shared = _both(caller, limits, class_)
+    if each:
+        out.append(_rate(f"{name}:{class_}", each))
+    if shared:
+        out.append(_rate(f"{account}:{class_}", shared))
+    if caller.end_user and general:
+        user = sha256(caller.end_user.encode()).hexdigest()[:16]
+        out.append(_rate(f"{name}:{class_}:{user}", general))
     if class_ != "chat":
         return out
-    if budget := own.tokens or limits.tokens:
-        out.append(Take("tokens", f"{name}:tokens", budget.capacity, budget.per_s / 1000, 0))
-    if most := own.concurrency or limits.concurrency:
-        out.append(Take("slots", f"{name}:slots", most, LEASE_S * 1000, new_id(24)))
+    for budget, whose in zip(_both(caller, limits, "tokens"), (name, account), strict=True):
+        if budget:
+            out.append(Take("tokens", f"{whose}:tokens", budget.capacity, budget.per_s / 1000, 0))
+    for most, whose in zip(_both(caller, limits, "concurrency"), (name, account), strict=True):
+        if most:
+            out.append(Take("slots", f"{whose}:slots", most, LEASE_S * 1000, new_id(24)))
     for quota in caller.quotas:
         key = f"{{{caller.tag}}}:{quota.scope}:{quota.period}:calls"
         out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.known, quota))
     return out
+
+
+def counts_tokens(limits: RateLimits, caller: Caller) -> bool:
+    """Whether the caller's tokens are limited, so that an answer's usage must be known."""
+    return any(_both(caller, limits, "tokens"))
+
+
+def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
+    """(the caller's own limit, its account's), each None if there is none.
+
+    Only an administrator can give a key more than its account has; such a key stands apart from
+    the account's others. Where both are the same the account's is enough.
+    """
+    own = getattr(caller.limits, name, None)
+    each = own or getattr(limits, name)
+    if not caller.is_held:
+        return each, None
+    shared = getattr(limits.account, name, None) or getattr(limits, name)
+    if shared is None or (own is not None and _is_wider(own, shared)):
+        return each, None
+    return (None if each == shared else each), shared
+
+
+def _is_wider(own: Any, shared: Any) -> bool:
+    pairs = zip(own, shared, strict=True) if isinstance(own, Rate) else [(own, shared)]
+    return any(mine > theirs for mine, theirs in pairs)
 
 
 def _rate(key: str, rate: Rate) -> Take:

@@ -18,7 +18,11 @@ _LOGGER = "gateway"  # whose name says nothing in a line
 
 
 def set_up(level: str, form: str, stream: TextIO) -> AccessLog:
-    """Send every log to `stream`; gives the log of requests. `form` is one of FORMS."""
+    """Send every log to `stream`; gives the log of requests. `form` is one of FORMS.
+
+    `level` is for our own lines. Below WARNING libraries write down queries with their values,
+    bodies, headers and addresses.
+    """
     # Not in the lines, so not worth looking up for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     is_terminal = stream.isatty()
@@ -26,7 +30,9 @@ def set_up(level: str, form: str, stream: TextIO) -> AccessLog:
     has_colours = is_terminal and not os.environ.get("NO_COLOR")
     handler = logging.StreamHandler(stream)
     handler.setFormatter(TextFormatter(has_colours) if is_text else JsonFormatter())
-    logging.basicConfig(level=level, handlers=[handler])
+    logging.getLogger(_LOGGER).setLevel(level)
+    quiet = max(logging.WARNING, logging.getLevelNamesMapping()[level])
+    logging.basicConfig(level=quiet, handlers=[handler])
     return AccessLog(stream, RequestText(has_colours) if is_text else None)
 
 

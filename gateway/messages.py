@@ -10,6 +10,7 @@ from typing import Any, Literal
 from gateway.errors import GatewayError
 from gateway.filetypes import MediaKind
 from gateway.ids import new_id
+from gateway.seals import Seal
 
 Role = Literal["system", "user", "assistant", "tool"]
 
@@ -57,12 +58,13 @@ class ChatRequest:
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
     shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
     among the apps of a key that opens several. `is_routed`: several agents share the name that was
-    asked for, so the conversation's id tells the caller whose it is. `is_bound`: the caller speaks
-    for `user` alone and must not reach another one's conversation. `count_tokens`: the usage must
-    be known, since tokens are limited. `raw` is the caller's body, kept for upstreams that speak
-    the same protocol as the caller; `verbatim` says that their answer may go back as it came.
-    `options` are the names of its members that only some platforms follow, `demands` those of them
-    without which an answer would be of no use, `ignored` those that mean nothing to the surface.
+    asked for, so the conversation's id tells the caller whose it is. `seal`: the caller speaks for
+    `user` alone, and what is kept for that user has sealed ids; None for callers that may speak for
+    any user. `count_tokens`: the usage must be known, since tokens are limited. `raw` is the
+    caller's body, kept for upstreams that speak the same protocol as the caller; `verbatim` says
+    that their answer may go back as it came. `options` are the names of its members that only some
+    platforms follow, `demands` those of them without which an answer would be of no use, `ignored`
+    those that mean nothing to the surface.
     `call_id` is random and names this call through all attempts.
     """
 
@@ -74,7 +76,7 @@ class ChatRequest:
     conversation_id: str | None = None
     app_id: str | None = None
     is_routed: bool = False
-    is_bound: bool = False
+    seal: Seal | None = None
     variables: dict[str, Any] = field(default_factory=dict)
     include_usage: bool = False
     count_tokens: bool = False
@@ -149,12 +151,14 @@ class Replace:
 
 @dataclass(slots=True)
 class ToolCall:
-    """A piece of a call that the client shall run. `id` and `name` come with the first piece."""
+    """A piece of a call that the client shall run. `id` and `name` come with the first piece.
+    `is_kept`: the run waits at the platform, and the id is all that is needed to go on with it."""
 
     index: int
     arguments: str = ""
     id: str = ""
     name: str = ""
+    is_kept: bool = False
 
 
 @dataclass(slots=True)

@@ -13,6 +13,7 @@ from gateway.configfile import ConfigError, check_together
 from gateway.credentials import KeyRing
 from gateway.health import HealthCache
 from gateway.keys import State, StateHolder
+from gateway.origins import Origins
 from gateway.routing import Routing
 
 # What a running process cannot change. A section without members stands for all of it.
@@ -33,6 +34,7 @@ def make_state(config: Config, demo_urls: Mapping[str, str], before: State | Non
     return State(
         config=config,
         keyring=KeyRing(config),
+        origins=Origins(config.server.cors_origins),
         routing=Routing(config, demo_urls, before=before.routing if before else None),
         health=HealthCache(),
         since=before.since if before else int(time.time()),

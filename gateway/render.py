@@ -31,7 +31,10 @@ MAX_NOTE = 1 << 20  # bytes of one note; files may be as long as the answer itse
 
 
 def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
-    """A platform's id as the caller sees it: behind a route it names the agent as well."""
+    """A platform's id as the caller sees it: sealed for one who speaks for a single user, and
+    behind a route with the agent's name."""
+    if id_ and chat.seal is not None:
+        id_ = chat.seal.close(agent, id_)
     return f"{agent}:{id_}" if chat.is_routed and id_ else id_
 
 
@@ -52,6 +55,13 @@ class Notes:
         self._begun = delta
         # Without a conversation the answer's own id leads back to the agent at least.
         self.id = conversation or public_id(self._chat, self._agent, delta.message_id)
+
+    def tool_id(self, delta: ToolCall) -> str:
+        """A call's id as the caller sees it: sealed like a conversation's, if it leads to one."""
+        seal = self._chat.seal
+        if seal is None or not (delta.is_kept and delta.id):
+            return delta.id
+        return seal.close(self._agent, delta.id)
 
     def add(self, note: Note) -> bool:
         """Keep the note; False if it is too long, or nested too deep to be written as JSON."""
@@ -164,7 +174,8 @@ class StreamRenderer:
             if isinstance(delta, Reasoning):
                 self._piece({"reasoning_content": delta.text}, parts)
             elif isinstance(delta, ToolCall):
-                self._piece({"tool_calls": [_tool_piece(delta)]}, parts)
+                piece = _tool_piece(delta, self._notes.tool_id(delta))
+                self._piece({"tool_calls": [piece]}, parts)
             elif isinstance(delta, Replace):
                 self._replace(delta, parts)
             elif isinstance(delta, Finish):
@@ -282,9 +293,9 @@ class WholeRenderer:
             self._text.append(f"\n\n{note.text}" if self._text else note.text)
 
     def _tool_call(self, delta: ToolCall) -> None:
-        call = self._calls.setdefault(delta.index, _tool_piece(ToolCall(delta.index)))
+        call = self._calls.setdefault(delta.index, _tool_piece(ToolCall(delta.index), ""))
         call["type"] = "function"
-        call["id"] = call.get("id") or delta.id
+        call["id"] = call.get("id") or self._notes.tool_id(delta)
         function = call["function"]
         function["name"] = function.get("name") or delta.name
         function["arguments"] += delta.arguments
@@ -318,11 +329,11 @@ class WholeRenderer:
         return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
 
 
-def _tool_piece(delta: ToolCall) -> dict[str, Any]:
+def _tool_piece(delta: ToolCall, id_: str) -> dict[str, Any]:
     """A piece of a call as OpenAI streams it: id, type and name stand in the first piece only."""
     piece: dict[str, Any] = {"index": delta.index}
     function: dict[str, Any] = {"arguments": delta.arguments}
-    if delta.id or delta.name:
-        piece |= {"id": delta.id, "type": "function"}
+    if id_ or delta.name:
+        piece |= {"id": id_, "type": "function"}
         function = {"name": delta.name, "arguments": delta.arguments}
     return piece | {"function": function}

@@ -6,23 +6,27 @@ import random
 from collections import deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from gateway.breaker import Breaker, Pass
 from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
+from gateway.credentials import Caller
 from gateway.errors import (
     AgentNotFound,
     CircuitOpen,
+    ConversationNotFound,
     GatewayError,
     ShareTaken,
     TargetBusy,
     shorten,
 )
 from gateway.filetypes import MediaKind
+from gateway.messages import Message
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
+from gateway.seals import Seal
 
 # Headers that say who asks, or how: an answer may well hold what stands in them.
 _PUBLIC = frozenset(
@@ -31,6 +35,7 @@ _PUBLIC = frozenset(
 )  # fmt: skip
 _SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
+MAX_KNOWN = 50  # names that an error lists
 
 
 @dataclass(eq=False)
@@ -192,14 +197,23 @@ class Target:
 
 
 def pin(
-    targets: list[Target], conversation: str | None, is_route: bool
+    targets: list[Target], conversation: str | None, is_route: bool, seal: Seal | None
 ) -> tuple[list[Target], str | None]:
     """The one target that a conversation stays with, and the conversation's id there.
 
-    A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
+    Raises ConversationNotFound for an id that the caller's `seal` does not fit.
+    """
+    if not conversation:
+        return targets, conversation
+    targets, conversation = _pinned(targets, conversation, is_route)
+    return targets, seal.open(targets[0].name, conversation) if seal else conversation
+
+
+def _pinned(targets: list[Target], conversation: str, is_route: bool) -> tuple[list[Target], str]:
+    """A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
     that the caller has made up (FastGPT takes those) goes by its hash, always to the same agent.
     """
-    if not is_route or not conversation:
+    if not is_route:
         return targets, conversation
     for target in sorted(targets, key=lambda target: -len(target.name)):
         label = f"{target.name}:"
@@ -207,6 +221,38 @@ def pin(
             return [target], conversation[len(label) :]
     by_name = sorted(targets, key=lambda target: target.name)
     return [by_name[crc32(conversation.encode()) % len(by_name)]], conversation
+
+
+def pin_results(
+    targets: list[Target], messages: tuple[Message, ...], seal: Seal
+) -> tuple[list[Target], tuple[Message, ...]]:
+    """The targets that may be given the tools' results at the end of `messages`, and these with
+    the platform's own ids.
+
+    A run that waits at a platform is open to its own user alone: the one target that gave the ids,
+    or else those that keep no runs. Raises ConversationNotFound if there is none.
+    """
+    first = len(messages)
+    while first and messages[first - 1].role == "tool":
+        first -= 1
+    results = messages[first:]
+    keepers = [target for target in targets if target.platform.keeps_runs]
+    if not results or not keepers:
+        return targets, messages
+    for target in keepers:
+        if all(seal.fits(target.name, result.tool_call_id) for result in results):
+            opened = tuple(
+                replace(result, tool_call_id=seal.open(target.name, result.tool_call_id))
+                for result in results
+            )
+            return [target], messages[:first] + opened
+    others = [target for target in targets if not target.platform.keeps_runs]
+    if not others:
+        raise ConversationNotFound(
+            "These tool results belong to no call that this token's user was given.",
+            param="messages",
+        )
+    return others, messages
 
 
 class Routing:
@@ -236,18 +282,35 @@ class Routing:
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
 
-    def agent(self, name: str) -> Target:
-        """The agent of that name, in any case. Raises AgentNotFound."""
+    def agent(self, name: str, caller: Caller | None) -> Target:
+        """The agent of that name, in any case, whether or not the caller may ask it. Raises
+        AgentNotFound, which names those that it may ask."""
         found = self._by_name.get(name[:MAX_NAME].strip().lower())
         if found is None or found not in self.targets:
-            raise self._not_found(name, "agent", list(self.targets))
+            known = self.visible(caller) if caller else ()
+            raise _not_found(name, "agent", [each for each, _ in known if each in self.targets])
         return self.targets[found]
+
+    def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
+        """`resolve` for a caller. Raises Forbidden for what it may not ask, and AgentNotFound,
+        which names only what it may."""
+        targets = self._find(name)
+        if targets is None:
+            raise _not_found(name, word, [model for model, _ in self.visible(caller)])
+        caller.require_agent(name, [target.name for target in targets])
+        return targets
 
     def resolve(self, name: str, word: str = "model") -> list[Target]:
         """The targets to try in order, for the name of an agent, a route or `agent/model`.
 
         `word` is what the caller calls it: "model" or "agent". Raises AgentNotFound.
         """
+        targets = self._find(name)
+        if targets is None:
+            raise _not_found(name, word, [model for model, _ in self.models()])
+        return targets
+
+    def _find(self, name: str) -> list[Target] | None:
         wanted = name.strip().lower() if len(name) <= MAX_NAME else ""
         found = self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0])
         if found in self.targets:
@@ -256,7 +319,7 @@ class Routing:
                 return [target]
         elif found is not None and wanted == found.lower():
             return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
-        raise self._not_found(name, word, [model for model, _ in self.models()])
+        return None
 
     def is_route(self, name: str) -> bool:
         return self.known(name) in self.routes
@@ -286,18 +349,25 @@ class Routing:
         for name in self.routes:
             yield name, "gateway"
 
+    def visible(self, caller: Caller) -> Iterator[tuple[str, str]]:
+        """Of `models`, what the caller may ask."""
+        for name, owner in self.models():
+            if caller.may_ask(name, self.behind(name)):
+                yield name, owner
+
     def behind(self, name: str) -> list[str]:
         """The agents that answer under a name that `models` gives."""
         if name in self.routes:
             return [choice.agent for choice in self.routes[name]]
         return [name if name in self.targets else name.partition("/")[0]]
 
-    def _not_found(self, name: str, word: str, known: list[str]) -> AgentNotFound:
-        near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        shown = ", ".join(known[:50])
-        return AgentNotFound(
-            f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
-            param="model" if word == "model" else "Agent",
-            detail={"known": known[:50]},
-        )
+
+def _not_found(name: str, word: str, known: list[str]) -> AgentNotFound:
+    near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(known[:MAX_KNOWN])
+    return AgentNotFound(
+        f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
+        param="model" if word == "model" else "Agent",
+        detail={"known": known[:MAX_KNOWN]},
+    )

@@ -180,8 +180,6 @@ class _Reloads:
         """Folders are watched, not files: editors and ConfigMaps put another file in place."""
         from watchfiles import awatch
 
-        # It tells of every change: in a folder with the log in it, of its own lines for ever.
-        logging.getLogger("watchfiles").setLevel(logging.WARNING)
         while True:
             try:
                 folders = {path.absolute().parent for path in self._paths()}

@@ -5,16 +5,20 @@ aiohttp-jwt's work (`middlewares/auth`).
 """
 
 import contextlib
+import hmac
 import os
 import re
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gateway.config import SHORTEST_SECRET, Config
+from gateway.credentials import Caller
 from gateway.errors import StartError
+from gateway.private import make_folder
+from gateway.seals import Seal
 from gateway.secret import Secret
 
 ALGORITHM = "HS256"
@@ -43,11 +47,42 @@ class Signer:
         return self._sign(LOGIN, user_id, ttl_s, claims)
 
     def browser(
-        self, key: str, user: str, agents: Sequence[str] | None, permissions: list[str], ttl_s: int
+        self,
+        key: Caller,
+        user: str,
+        agents: Sequence[str] | None,
+        permissions: list[str],
+        ttl_s: int,
     ) -> str:
-        """A token in the place of `key` (the `id` of its caller), for one end user."""
-        claims = {"user": user, "agents": agents, "permissions": permissions}
-        return self._sign(BROWSER, key, ttl_s, claims)
+        """A token in the place of `key`, for one end user."""
+        claims = {
+            "user": user,
+            "agents": agents,
+            "permissions": permissions,
+            "key": self._mark(key),
+        }
+        return self._sign(BROWSER, key.id, ttl_s, claims)
+
+    def is_of(self, claims: Mapping[str, Any], key: Caller) -> bool:
+        """Whether a page's token was made with the key as it is now. A key of config.yaml may get
+        another value under its name; one of the database never does."""
+        return hmac.compare_digest(str(claims.get("key")).encode(), self._mark(key).encode())
+
+    def seal(self, caller: Caller) -> Seal | None:
+        """For the ids that a page's token is given; callers with keys speak for any user."""
+        if not caller.end_user:
+            return None
+        return Seal(self._derived("seals"), f"{caller.id}/{caller.end_user}")
+
+    def _mark(self, key: Caller) -> str:
+        """The value of a static key, which none can be guessed from who reads a token."""
+        if not key.key_hash:
+            return ""
+        return hmac.digest(self._derived("keys"), key.key_hash, "sha256")[:12].hex()
+
+    def _derived(self, use: str) -> bytes:
+        """A key of its own for each use, so that no signature passes for another."""
+        return hmac.digest(self.secret.reveal().encode(), use.encode(), "sha256")
 
     def _sign(self, use: str, subject: str, ttl_s: int, claims: dict[str, Any]) -> str:
         now = int(time.time())
@@ -91,7 +126,7 @@ def signing_secret(config: Config) -> Secret:
 
 def _create(path: Path, words: str) -> None:
     """Of two gateways that start at once the second finds the first one's file, and whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     draft = path.with_name(f".jwt_secret-{secrets.token_hex(4)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:

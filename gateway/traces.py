@@ -57,7 +57,8 @@ def open_tracer(settings: Traces) -> Tracer:
         return _Exporting(settings)
     except ImportError:
         log.warning(
-            "Traces are not exported: install the extra, pip install 'ai-agent-gateway[traces]'"
+            "Traces are not exported: install the extra from the checkout,"
+            " .venv/bin/pip install -r requirements-traces.lock; or build the image with TRACES=1"
         )
         return _PassOn()
 

@@ -5,10 +5,12 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 import time_machine
+import yaml
 from conftest import AGENTS, UNLIMITED
 
+from gateway.configfile import parse
 from gateway.credentials import new_key, split_key
-from gateway.keys import BOOKS
+from gateway.keys import BOOKS, RELOAD
 from gateway.stores.database import connect
 
 
@@ -341,10 +343,11 @@ async def test_the_platform_sees_the_tokens_user(with_accounts, scripted, tmp_pa
                                       b'data: {"event":"message_end"}\n\n']))  # fmt: skip
     agents = {"dify": {**AGENTS["dify"], "base_url": upstream.url, "mode": "chat"}}
     gw = await with_accounts(f"sqlite:///{tmp_path}/g.db", agents=agents)
-    _, key = await gw.key(await gw.login())
+    id_, key = await gw.key(await gw.login())
     answer = await gw.api("POST", "/tokens", key, {"user": "访客"})
     assert (await gw.ask(answer[1]["data"]["token"]))[0] == 200
-    assert upstream.bodies()[0]["user"] == "访客"
+    # Of the key as well: another key's page may have a user of the same name.
+    assert upstream.bodies()[0]["user"] == f"key-{id_}/访客"
 
 
 async def test_static_keys_give_tokens_too_and_need_no_database(with_accounts):
@@ -358,6 +361,40 @@ async def test_static_keys_give_tokens_too_and_need_no_database(with_accounts):
     assert (await gw.ask(token))[0] == 200
     assert (await gw.ask(token, "openai"))[0] == 403
     assert (await gw.api("GET", "/auth/me", token))[0] == 404  # no database, no accounts
+
+
+async def test_expiry_and_forgery_of_a_token_have_codes_of_their_own(gw, admin):
+    id_, key = await gw.key(admin)
+    token = (await gw.api("POST", "/tokens", key, {"user": "x", "expires_in": 60}))[1]["data"][
+        "token"
+    ]
+    forged = token[:-6] + ("AAAAAA" if not token.endswith("AAAAAA") else "BBBBBB")
+    status, answer = await gw.ask(forged)
+    assert (status, answer["detail"]["error"]) == (401, "invalid_token")
+    with time_machine.travel(datetime.now(UTC) + timedelta(seconds=61), tick=True):
+        status, answer = await gw.ask(token)
+        assert (status, answer["detail"]["error"]) == (401, "token_expired")
+    await gw.api("DELETE", f"/api-keys/{id_}", admin)
+    status, answer = await gw.ask(token)
+    assert (status, answer["detail"]["error"]) == (401, "invalid_token")
+    assert (await gw.ask("sk-gw-wrong"))[1]["detail"]["error"] == "invalid_api_key"
+
+
+async def test_a_token_ends_with_its_static_keys_value(with_accounts):
+    def config(key):
+        auth = {"anonymous": False, "keys": [{"name": "web", "key": key}], "jwt_secret": "x" * 32}
+        text = {"agents": {"dify": AGENTS["dify"]}, "auth": auth, "database": "none"}
+        return parse(yaml.safe_dump(text), {})
+
+    keys = [{"name": "web", "key": "static-web-key"}]
+    gw = await with_accounts("none", auth={"keys": keys, "jwt_secret": "x" * 32})
+    token = (await gw.api("POST", "/tokens", "static-web-key", {"user": "v"}))[1]["data"]["token"]
+    await gw.app[RELOAD](config("static-web-key"))
+    headers = {"Authorization": f"Bearer {token}"}
+    assert (await gw.get("/v1/models", headers=headers)).status == 200
+    await gw.app[RELOAD](config("another-web-key"))
+    answer = await gw.get("/v1/models", headers=headers)
+    assert (answer.status, (await answer.json())["error"]["code"]) == (401, "invalid_token")
 
 
 @pytest.mark.parametrize(

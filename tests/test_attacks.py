@@ -335,7 +335,9 @@ async def test_what_only_looks_like_an_id_is_400(all_five):
     host, port = gw.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     body = b'{"model":"coze","messages":[{"role":"user","content":"x"}]}'
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nx-conversation-id: \xff\xfe\r\n"
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nx-conversation-id: \xff\xfe\r\n"
+    )
     writer.write(head + b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
     assert (await reader.readline()).startswith(b"HTTP/1.1 400")
     writer.close()

@@ -39,7 +39,7 @@ async def close(writer) -> None:
 
 
 def request(body: bytes = QUESTION, path: str = "/api/v1/chat", **headers: str) -> bytes:
-    lines = {"Host": "x", "Agent": "bot", "Content-Length": str(len(body)), **headers}
+    lines = {"Host": "localhost", "Agent": "bot", "Content-Length": str(len(body)), **headers}
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"POST {path} HTTP/1.1\r\n{head}\r\n".encode() + body
 
@@ -103,7 +103,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 ):
     monkeypatch.setattr("gateway.connections.IDLE_S", 0.2)
     gw, upstream = await serve(Script(HELLO))
-    for start in (b"", b"POST /api/v1/chat HTTP/1.1\r\nHost: x\r\nAge"):
+    for start in (b"", b"POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nAge"):
         reader, writer = await connect(gw)
         writer.write(start)
         async with asyncio.timeout(20):
@@ -155,7 +155,9 @@ async def test_pipelined_requests_are_answered_in_their_order(connect, serve):
     reader, writer = await connect(gw)
     body = orjson.dumps({"query": "hi"})
     writer.write(
-        request(body) + b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n" + request(Connection="close")
+        request(body)
+        + b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        + request(Connection="close")
     )
     async with asyncio.timeout(20):
         got = await reader.read()
@@ -224,7 +226,7 @@ async def test_5000_connections_at_once_are_served(connect, scripted, tmp_path, 
         async def one() -> asyncio.StreamWriter:
             async with room:
                 reader, writer = await connect(port)
-                writer.write(b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n")
+                writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
                 answer = await reader.readuntil(b"}")
                 assert b"200 OK" in answer
                 return writer

@@ -379,7 +379,7 @@ async def test_slow_callers_are_no_outage_of_the_upstream(gateway, scripted, con
     gw = await gateway(agents={"bot": bot})
     reader, writer = await connect_raw(gw)
     body = b'{"model":"bot","input":"hi"}'
-    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
+    head = b"POST /v1/embeddings HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n"
     writer.write(head % len(body) + body)
     await reader.readexactly(10)
     target = gw.app[STATE].now.routing.targets["bot"]

@@ -46,7 +46,7 @@ async def ask_raw(gw, stream: bool):
     """(reader, writer) of a connection on which a question has been sent."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
     body = orjson.dumps({"query": "hi", "stream": stream})
-    head = "POST /api/v1/chat HTTP/1.1\r\nHost: x\r\nAgent: bot\r\n"
+    head = "POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nAgent: bot\r\n"
     writer.write(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     return reader, writer
 

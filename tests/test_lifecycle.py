@@ -28,7 +28,9 @@ QUESTION = {"query": "hi", "stream": True}
 
 
 def write(path: Path, agents, **sections) -> Path:
-    """A config.yaml as editors write it: beside, then put in place."""
+    """A config.yaml as editors write it: beside, then put in place. Beside an ops port and TLS
+    anonymous access must be spelled out."""
+    sections.setdefault("auth", {"anonymous": True})
     beside = path.with_name(path.name + ".new")
     beside.write_text(yaml.safe_dump({"agents": agents, **sections}), "utf-8")
     beside.rename(path)

@@ -91,6 +91,45 @@ async def test_callers_do_not_share_a_bucket(with_accounts, tmp_path):
     ]  # fmt: skip
 
 
+async def premium(gw, admin):
+    """The login of an account that may make keys."""
+    body = {"username": "eve", "password": "good enough password", "role": "premium"}
+    assert (await gw.api("POST", "/auth/users", admin, body))[0] == 200
+    return await gw.login("eve", "good enough password")
+
+
+async def test_further_keys_give_an_account_no_more(with_accounts, database_url):
+    gw = await with_accounts(database_url, rate_limits={**UNLIMITED, "chat": "3/hour"})
+    admin = await gw.login()
+    eve = await premium(gw, admin)
+    keys = [(await gw.key(eve))[1] for _ in range(4)]
+    narrow = (await gw.key(eve, rate_limits={"chat": "1/hour"}))[1]
+    page = (await gw.api("POST", "/tokens", keys[0], {"user": "u"}))[1]["data"]["token"]
+    told = [(await gw.ask(key))[0] for key in (narrow, narrow, keys[0], page, *keys, eve)]
+    assert told == [200, 429, 200, 200, 429, 429, 429, 429, 429]
+    assert (await gw.ask((await gw.key(admin))[1]))[0] == 200
+
+
+async def test_an_account_may_be_given_more_than_one_caller(with_accounts, database_url):
+    limits = {**UNLIMITED, "chat": "2/hour", "account": {"chat": "3/hour"}}
+    gw = await with_accounts(database_url, rate_limits=limits)
+    admin = await gw.login()
+    eve = await premium(gw, admin)
+    one, other = [(await gw.key(eve))[1] for _ in range(2)]
+    assert [(await gw.ask(key))[0] for key in (one, one, one, other, other)] == [
+        200, 200, 429, 200, 429,
+    ]  # fmt: skip
+
+
+async def test_a_key_that_an_administrator_widened_stands_apart(with_accounts, database_url):
+    gw = await with_accounts(database_url, rate_limits={**UNLIMITED, "chat": "1/hour"})
+    admin = await gw.login()
+    eve = await premium(gw, admin)
+    (id_, wide), (_, plain) = [await gw.key(eve) for _ in range(2)]
+    await gw.api("PUT", f"/api-keys/{id_}", admin, {"rate_limits": {"chat": "5/hour"}})
+    assert [(await gw.ask(key))[0] for key in (plain, plain, wide, wide)] == [200, 429, 200, 200]
+
+
 async def test_public_routes_are_limited_by_address_and_callers_apart(limited):
     gw = await limited(agents="2/hour")
     paths = ("/api/v1/agents", "/api/v1/agents/dify", "/api/v1/agents")

@@ -312,7 +312,7 @@ async def test_without_the_extra_the_gateway_starts_and_says_what_to_install(
     upstream = await scripted(Script(HELLO))
     agents = {"bot": agent(upstream.url)}
     gw = await gateway(agents=agents, traces={"endpoint": "http://127.0.0.1:9"})
-    assert "ai-agent-gateway[traces]" in caplog.text
+    assert "requirements-traces.lock" in caplog.text
     assert await read(gw.complete("bot")) == 200
     await until(lambda: bool(upstream.requests))
 

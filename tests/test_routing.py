@@ -61,13 +61,15 @@ def test_models_are_agents_their_models_and_routes(routing):
 
 def test_a_conversation_stays_with_the_agent_that_its_id_names(routing):
     targets = routing.resolve("support")
-    (target,), conversation = pin(targets, "coze:c-1", True)
+    (target,), conversation = pin(targets, "coze:c-1", True, None)
     assert (target.name, conversation) == ("coze", "c-1")
-    assert names(pin(targets, None, True)[0]) == ["Dify", "coze"]
-    assert pin(routing.resolve("coze"), "a:b", False)[1] == "a:b"
+    assert names(pin(targets, None, True, None)[0]) == ["Dify", "coze"]
+    assert pin(routing.resolve("coze"), "a:b", False, None)[1] == "a:b"
 
 
 def test_an_id_made_up_by_the_caller_always_goes_to_the_same_agent(routing):
     for conversation in ("user-1", "user-2", "x:y", "nobody:1"):
-        drawn = {names(pin(routing.resolve("shared"), conversation, True)[0])[0] for _ in range(20)}
+        drawn = {
+            names(pin(routing.resolve("shared"), conversation, True, None)[0])[0] for _ in range(20)
+        }
         assert len(drawn) == 1

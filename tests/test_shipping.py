@@ -50,8 +50,16 @@ def variables(name: str) -> set[str]:
 # --- the locks ------------------------------------------------------------------------------------
 
 
+LOCKS = [
+    "requirements.lock",
+    "requirements-run.lock",
+    "requirements-traces.lock",
+    "requirements-bench.lock",
+]
+
+
 def lock(name: str) -> dict[str, Requirement]:
-    lines = [line for line in text(name).splitlines() if line and not line.startswith("#")]
+    lines = [line.removesuffix(" \\") for line in text(name).splitlines() if line[:1].isalnum()]
     return {canonicalize_name(r.name): r for r in map(Requirement, lines)}
 
 
@@ -67,6 +75,23 @@ def test_the_image_gets_the_versions_that_the_tests_run_with():
     for name, requirement in lock("requirements-run.lock").items():
         assert str(both[name].specifier) == str(requirement.specifier), name
         assert str(requirement.specifier).startswith("=="), name
+
+
+@pytest.mark.parametrize("name", LOCKS)
+def test_each_locked_package_has_the_hashes_of_its_files(name):
+    entries = re.split(r"\n(?=[A-Za-z0-9])", text(name).partition("\n#    make lock\n")[2])
+    assert len(entries) >= len(lock(name))  # another version for an older Python
+    for entry in entries:
+        hashes = entry.split("\n")[1:]
+        assert [h for h in hashes if not re.fullmatch(r"    --hash=sha256:\w{64}( \\)?|", h)] == []
+        assert "--hash" in entry, entry
+
+
+def test_make_install_takes_only_locked_files_and_builds_with_them_alone():
+    recipe = text("Makefile").partition("\n$(STAMP):")[2].partition("\n\n")[0]
+    assert "--require-hashes -r requirements.lock" in recipe
+    assert "--no-deps --no-build-isolation --editable ." in recipe
+    assert "setuptools" in lock("requirements.lock")  # which that build needs
 
 
 def test_the_run_lock_has_all_that_is_needed_and_nothing_of_the_tests():
@@ -95,7 +120,9 @@ def test_make_lock_writes_both():
     assert re.findall(r"--output-file (\S+)", recipe) == [
         "requirements.lock",
         "requirements-run.lock",
+        "requirements-traces.lock",
     ]
+    assert "--generate-hashes" in text("Makefile").partition("\nCOMPILE")[2]
     assert "--constraint requirements.lock" in recipe
 
 
@@ -190,9 +217,56 @@ def test_the_images_labels_and_tags_have_this_version():
 
 def test_the_traces_extra_can_be_had_in_the_image():
     run = next(rest for name, rest in stages()[0] if name == "RUN" and "TRACES" in rest)
-    named = re.search(r"\$\{TRACES:\+--constraint /tmp/requirements.lock ([^}]*)\}", run)
-    assert set(named[1].split()) == wanted("traces").keys()
-    assert wanted("traces").keys() <= lock("requirements.lock").keys()
+    assert 'if [ -n "$TRACES" ]; then lock=traces; else lock=run; fi' in run
+    assert '--require-hashes --requirement "/tmp/requirements-$lock.lock"' in run
+    tested, traced = lock("requirements.lock"), lock("requirements-traces.lock")
+    assert wanted("traces").keys() | lock("requirements-run.lock").keys() <= traced.keys()
+    assert {n: str(r.specifier) for n, r in traced.items()} == {
+        name: str(tested[name].specifier) for name in traced
+    }
+
+
+# Tools that may be installed by their name; everything else comes from a lock or the checkout.
+TOOLS = {"uv"}
+
+
+def pip_installs(line: str) -> list[str]:
+    """The names of packages that a line tells people or machines to install from an index."""
+    found = re.search(r"pip3?(?: --python \S+)? install\b(?P<rest>[^`|&;#)]*)", line)
+    words = re.findall(r"""[^\s'",]+""", found["rest"]) if found else []
+    names, follows = [], ""
+    for word in words:
+        if not (follows or word.startswith(("-", ".", "/", "$", "<")) or word.endswith(".lock")):
+            names.append(word)
+        takes_value = ("-r", "-c", "--requirement", "--constraint", "--only-binary", "--python")
+        follows = word if word in takes_value else ""
+    return [name for name in names if re.fullmatch(r"[A-Za-z][\w.\-]*(\[.*\])?(==.*)?", name)]
+
+
+def test_no_text_tells_anybody_to_install_a_strangers_package():
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
+    wrong = []
+    for name in files.stdout.decode().split("\0"):
+        if not name or name.endswith((".lock", ".png", ".svg")) or name == "tests/test_shipping.py":
+            continue
+        try:
+            lines = text(name).splitlines()
+        except UnicodeDecodeError:
+            continue
+        for line in lines:
+            wrong += [f"{name}: {n}" for n in pip_installs(line) if n not in TOOLS]
+    assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("line", "names"),
+    [("pip install 'ai-agent-gateway[traces]'", ["ai-agent-gateway[traces]"]),
+     ("`pip install ai-gateway` and run", ["ai-gateway"]), ("pip install --upgrade foo", ["foo"]),
+     ("(pip install uv)", ["uv"]), ("pip install -r requirements.lock", []),
+     (".venv/bin/pip install --no-deps -e .", []), ("pip install '.[traces]'", [])],
+)  # fmt: skip
+def test_packages_in_a_line_are_seen(line, names):
+    assert pip_installs(line) == names
 
 
 def test_only_what_the_image_is_made_of_is_sent_to_the_builder():

@@ -14,9 +14,10 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.access import Access, Route
 from gateway.books import books_of
 from gateway.cors import is_preflight, preflight
-from gateway.credentials import Caller, is_foreign, presented_key
-from gateway.errors import Forbidden, GatewayError, Unauthorized
-from gateway.keys import BOOKS, CONTEXT, State, state_of
+from gateway.credentials import Caller, presented_key
+from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
+from gateway.keys import BOOKS, CONTEXT, SIGNER, State, state_of
+from gateway.locality import refusal
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
@@ -62,8 +63,6 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
     state = state_of(request)
     credential = presented_key(request.headers, state.keyring.static)
     caller = state.keyring.static(credential) or await _identify(request, state, credential, verify)
-    if caller.is_anonymous:
-        _refuse_foreign_page(request, state)
     context.caller = caller
     if caller.is_anonymous and access == "admin":
         raise Unauthorized(_LOG_IN)
@@ -71,14 +70,19 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
 
 
 async def _identify(request: web.Request, state: State, credential: str, verify: Verify) -> Caller:
-    """The caller behind a token or a key of the database; anonymous where that is allowed."""
+    """The caller behind a token or a key of the database; anonymous where that is allowed.
+
+    Raises Unauthorized, or Forbidden for a page that would borrow anonymous access.
+    """
     if is_token(credential):
         return _of_token(request, state, await verify(request))
     if credential:
         books = request.app.get(BOOKS)
         if books is not None and (caller := await books.directory.caller(credential)):
             return caller
-    return state.keyring.without_key(credential, request[CONTEXT].address)
+    caller = state.keyring.without_key(credential, request[CONTEXT].address)
+    _require_local(request, state)
+    return caller
 
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
@@ -113,13 +117,13 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
     if claims.get("use") == LOGIN and books is not None:
         return books.directory.login_caller(str(claims["sub"]), claims["ver"])
     if claims.get("use") != BROWSER:
-        raise Unauthorized("This token is not for here.")
+        raise InvalidToken("This token is not for here.")
     subject = str(claims["sub"])
     key = state.keyring.named(subject)
-    if key is None:
-        if books is None:
-            raise Unauthorized("The API key behind this token is gone.")
+    if key is None and books is not None:
         key = books.directory.key_caller(subject.removeprefix("key-"))
+    if key is None or not request.app[SIGNER].is_of(claims, key):
+        raise InvalidToken("The API key behind this token is gone; get a new token.")
     return replace(
         key,
         permissions=key.permissions & frozenset(claims["permissions"]),
@@ -129,14 +133,19 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
     )
 
 
-def _refuse_foreign_page(request: web.Request, state: State) -> None:
-    """Of anonymous callers."""
-    origin = request.headers.get("Origin", "")
-    if is_foreign(origin, state.config.server.cors_origins):
-        raise Forbidden(
-            "Anonymous access is for programs on this machine, not for web pages from"
-            " elsewhere: give the page a key, or add its origin to server.cors_origins."
-        )
+def _require_local(request: web.Request, state: State) -> None:
+    """Of anonymous callers. Raises Unauthorized, Forbidden."""
+    settings = state.config.auth
+    error = refusal(
+        request.headers,
+        request.version,
+        request[CONTEXT].address,
+        state.origins,
+        settings.anonymous_hosts,
+        anywhere=settings.anonymous_anywhere,
+    )
+    if error is not None:
+        raise error
 
 
 def _verifier(secret: Secret) -> Verify:
@@ -153,10 +162,10 @@ def _verifier(secret: Secret) -> Verify:
             claims = request["claims"]
         except (web.HTTPException, KeyError, ValueError, RecursionError) as error:
             if "expired" in str(getattr(error, "reason", "")):
-                raise Unauthorized("This token has expired; get a new one.") from None
-            raise Unauthorized("This token is not valid.") from None
+                raise TokenExpired("This token has expired; get a new one.") from None
+            raise InvalidToken("This token is not valid.") from None
         if not isinstance(claims, dict) or "sub" not in claims:
-            raise Unauthorized("This token is not valid.")
+            raise InvalidToken("This token is not valid.")
         return claims
 
     return verify

@@ -92,6 +92,7 @@ class Platform(Protocol):
     # The members of OpenAI's body that it follows, beside the turns; None is all of them.
     options: frozenset[str] | None
     keeps_files: bool  # whether it has `upload`, and knows files by ids of its own
+    keeps_runs: bool  # whether tools' results go on with a run that waits there
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         """Whether earlier turns go along, and their files with them."""
@@ -146,6 +147,7 @@ class TextOnly:
 
     options: frozenset[str] | None = frozenset()
     keeps_files = False
+    keeps_runs = False
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return False

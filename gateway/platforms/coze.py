@@ -81,6 +81,7 @@ _EXPIRED = {4100, 700012006}
 class Coze(TextOnly):
     kind = "coze"
     keeps_files = True
+    keeps_runs = True
 
     def __init__(
         self, name: str, agent: CozeAgent, url: str, clock: Callable[[], float] = time.time
@@ -519,7 +520,11 @@ class CozeDecoder(EventDecoder):
             id_ = _tool_call_id(self.chat_id, self.conversation_id, as_id(call.get("id")))
             out.append(
                 ToolCall(
-                    index, as_text(function.get("arguments")), id_, as_text(function.get("name"))
+                    index,
+                    as_text(function.get("arguments")),
+                    id_,
+                    as_text(function.get("name")),
+                    is_kept=True,
                 )
             )
         usage = _usage(as_object(event.get("usage")))

@@ -6,7 +6,6 @@ Source: FastGPT's completions API, 4.6 to 4.16; the named events are those of `d
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from hashlib import sha256
 from typing import Any, ClassVar
 
 from gateway import sse
@@ -222,14 +221,9 @@ def _stored_pause(records: dict[str, Any]) -> Pause | None:
 def _chat_id(chat: ChatRequest) -> str:
     """The conversation's id: the caller's, or for a new one an id that only this call has.
 
-    FastGPT takes any id and asks nobody whose it is. So one of a caller who speaks for a single
-    user begins with that user's mark, and an id without it, such as another user's, gets it.
+    FastGPT takes any id and asks nobody whose it is; `seals` keeps users apart.
     """
-    given = chat.conversation_id or f"gw{chat.call_id}"
-    if not chat.is_bound:
-        return given
-    mark = f"u{sha256(chat.user.encode('utf-8', 'replace')).hexdigest()[:16]}-"
-    return given if given.startswith(mark) else mark + given
+    return chat.conversation_id or f"gw{chat.call_id}"
 
 
 def _message(turn: Message) -> dict[str, Any]:

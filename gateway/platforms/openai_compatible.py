@@ -54,6 +54,14 @@ def _hides_usage(chat: ChatRequest) -> bool:
     return chat.count_tokens and chat.stream and not chat.include_usage
 
 
+# Members by which servers find what they keep: not for a caller who speaks for one user, since
+# they would not ask whose it is.
+_KEPT = frozenset(
+    ("conversation", "conversation_id", "chat_id", "chatId", "previous_response_id", "session_id",
+     "thread_id")
+)  # fmt: skip
+
+
 class OpenAICompatible(TextOnly):
     kind = "openai"
     options = None
@@ -88,8 +96,8 @@ class OpenAICompatible(TextOnly):
         """The request's JSON: the caller's own with another model, or one made from the turns."""
         if chat.verbatim:
             body = {**chat.raw, "model": self.model(chat.model), **raw_messages(chat)}
-            if chat.is_bound:
-                body["user"] = chat.user
+            if chat.seal is not None:
+                body = {k: v for k, v in body.items() if k not in _KEPT} | {"user": chat.user}
             if _hides_usage(chat):
                 body["stream_options"] = {
                     **as_object(chat.raw.get("stream_options")),

@@ -1,22 +1,31 @@
-"""GET /api/v1/agents: who can be asked, and whether they are there."""
+"""GET /api/v1/agents: which agents can be asked, and whether they are there."""
 
 from typing import Any
 
 from aiohttp import web
 
 from gateway.body import envelope
-from gateway.keys import UPSTREAM, state_of
+from gateway.keys import CONTEXT, UPSTREAM, state_of
 from gateway.routing import Target
+
+_HIDDEN = "Only for callers that may ask this agent: send an API key."
 
 
 async def list_agents(request: web.Request) -> web.Response:
+    """Those that the caller may ask."""
     targets = state_of(request).routing.targets.values()
-    agents = [_described(target) for target in targets]
-    return envelope({"total": len(agents), "agents": agents})
+    agents = [_described(target) for target in targets if _may_ask(request, target)]
+    data: dict[str, Any] = {"total": len(agents), "agents": agents}
+    if request[CONTEXT].caller is None:
+        data["note"] = "Agents are listed for callers that may ask them: send an API key."
+    return envelope(data)
 
 
 async def get_agent(request: web.Request) -> web.Response:
-    return envelope(_described(_target(request)))
+    target = _target(request)
+    if not _may_ask(request, target):
+        return envelope({"name": target.name, "note": _HIDDEN})
+    return envelope(_described(target))
 
 
 async def agent_health(request: web.Request) -> web.Response:
@@ -29,13 +38,20 @@ async def agent_health(request: web.Request) -> web.Response:
             "status": "healthy" if health.healthy else "unhealthy",
             "timestamp": health.checked,
             "capabilities": _capabilities(target),
-            "detail": health.detail,
+            "detail": health.detail if _may_ask(request, target) else _HIDDEN,
         }
     )
 
 
 def _target(request: web.Request) -> Target:
-    return state_of(request).routing.agent(request.match_info["name"])
+    caller = request[CONTEXT].caller
+    return state_of(request).routing.agent(request.match_info["name"], caller)
+
+
+def _may_ask(request: web.Request, target: Target) -> bool:
+    """On these routes anybody may call; whoever sends no key is nobody, or anonymous."""
+    caller = request[CONTEXT].caller
+    return caller is not None and caller.may_ask(target.name, [target.name])
 
 
 def _described(target: Target) -> dict[str, Any]:

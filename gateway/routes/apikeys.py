@@ -219,15 +219,16 @@ async def create_token(request: web.Request) -> web.Response:
         raise Forbidden("Tokens for web pages are made with an API key.")
     body = await read_settings(request, TokenBody)
     routing = state_of(request).routing
-    _check_agents(routing, body.agents or [])
     for name in body.agents or ():
-        targets = routing.resolve(name, "agent")
-        caller.require_agent(name, [target.name for target in targets])
+        try:
+            routing.allowed(caller, name, "agent")
+        except AgentNotFound as error:
+            raise InvalidRequest(error.message, param="agents") from None
     for permission in body.permissions:
         caller.require(permission)
     agents = None if body.agents is None else [name.strip().lower() for name in body.agents]
     token = request.app[SIGNER].browser(
-        caller.id, body.user, agents, list(body.permissions), body.expires_in
+        caller, body.user, agents, list(body.permissions), body.expires_in
     )
     if len(token) > _LONGEST_HEADER:
         raise InvalidRequest("That are too many agents for a token; name fewer.", param="agents")

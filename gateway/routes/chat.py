@@ -15,11 +15,11 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, State
+from gateway.keys import ATTACHMENTS, SIGNER, State
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import Target, pin
+from gateway.routing import MAX_KNOWN, Target, pin, pin_results
 from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -131,14 +131,13 @@ async def _read(
 ) -> tuple[ChatRequest, list[Target]]:
     name = agent_name(request)
     if not name:
-        known = ", ".join(state.routing.targets)
+        known = [name for name, _ in state.routing.visible(caller)][:MAX_KNOWN]
         raise InvalidRequest(
-            f"Say which agent to ask in the header 'Agent'. Known: {known}.",
+            f"Say which agent to ask in the header 'Agent'. Known: {', '.join(known)}.",
             param="Agent",
-            detail={"known": list(state.routing.targets)},
+            detail={"known": known},
         )
-    targets = state.routing.resolve(name, "agent")
-    caller.require_agent(name, [target.name for target in targets])
+    targets = state.routing.allowed(caller, name, "agent")
     given_members, ignored = _in_our_words(await read_object(request))
     body = check(ChatBody, given_members)
     attachments = request.app[ATTACHMENTS]
@@ -150,7 +149,10 @@ async def _read(
     is_routed = len(targets) > 1
     for user in (body.user, body.uid):
         caller.user_of(user)  # raises if the token is for another one
-    targets, conversation = pin(targets, given, state.routing.is_route(name))
+    seal = request.app[SIGNER].seal(caller)
+    targets, conversation = pin(targets, given, state.routing.is_route(name), seal)
+    if seal is not None:
+        targets, messages = pin_results(targets, messages, seal)
     if has_media(messages):
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)
@@ -159,7 +161,7 @@ async def _read(
         model=name if is_routed else targets[0].name,
         messages=messages,
         user=caller.user_of(body.user or body.uid),
-        is_bound=bool(caller.end_user),
+        seal=seal,
         stream=body.stream,
         detail=body.detail,
         conversation_id=conversation,

@@ -6,14 +6,12 @@ An upload is kept by the gateway, or handed to the agent's platform as it comes.
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from functools import partial
 from typing import Any
 
 import orjson
 from aiohttp import web
 
 from gateway.body import agent_name, choice, envelope, number
-from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError
 from gateway.exchange import Source
 from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
@@ -50,7 +48,7 @@ async def _upload(request: web.Request, target: Target | None, form: UploadForm)
     else:
         file = await _keep(request, form)
         data = _described(file, await request.app[FILES].link(file, client_origin(request)))
-    created_by = _created_by(form, caller_of(request))
+    created_by = caller_of(request).named(_given_user(form))
     request[CONTEXT].noted["file_bytes"] = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
 
@@ -61,7 +59,7 @@ async def _keep(request: web.Request, form: UploadForm, purpose: str = "") -> St
 
     async def finish() -> tuple[str, str]:
         await form.finish()
-        return _created_by(form, caller), form.fields.get("purpose", purpose)[:MAX_PURPOSE]
+        return caller.named(_given_user(form)), form.fields.get("purpose", purpose)[:MAX_PURPOSE]
 
     files, owner = request.app[FILES], owner_of(caller)
     return await files.add(owner, form.title, form.extension, form.chunks(), finish)
@@ -84,8 +82,9 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
     source = Source(form.title, mime, None, chunks())
     try:
         async with target.place(caller.holders):
-            user = partial(_created_by, form, caller)
-            id_ = await give(request.app[UPSTREAM], target, source, user)
+            id_ = await give(
+                request.app[UPSTREAM], target, source, lambda: caller.user_of(_given_user(form))
+            )
     except GatewayError as error:
         raise (error if error in failures else target.explain(error)) from None
     request.app[ATTACHMENTS].remember(id_, kind_of(mime))
@@ -111,9 +110,9 @@ def _described(file: StoredFile, link: str) -> dict[str, Any]:
     }
 
 
-def _created_by(form: UploadForm, caller: Caller) -> str:
-    """The end user the file is for: platforms give it back to that one alone."""
-    return caller.user_of(form.fields.get("created_by", "").strip()[:MAX_CREATED_BY])
+def _given_user(form: UploadForm) -> str:
+    """The end user the file is for, as the form says: platforms give it back to that one alone."""
+    return form.fields.get("created_by", "").strip()[:MAX_CREATED_BY]
 
 
 def _target(request: web.Request) -> Target | None:
@@ -122,8 +121,7 @@ def _target(request: web.Request) -> Target | None:
     name = agent_name(request)
     if not name:
         return None
-    targets = state_of(request).routing.resolve(name, "agent")
-    caller_of(request).require_agent(name, [target.name for target in targets])
+    targets = state_of(request).routing.allowed(caller_of(request), name, "agent")
     return targets[0] if len(targets) == 1 else None
 
 

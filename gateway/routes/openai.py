@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 from urllib.parse import unquote
@@ -24,14 +24,24 @@ from gateway.errors import (
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
 from gateway.formcopy import FormCopy
-from gateway.keys import ATTACHMENTS, CONTEXT, UPSTREAM, State, call_of, caller_of, state_of
+from gateway.keys import (
+    ATTACHMENTS,
+    CONTEXT,
+    SIGNER,
+    UPSTREAM,
+    State,
+    call_of,
+    caller_of,
+    state_of,
+)
+from gateway.limits import counts_tokens
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import Routing, Target, pin
+from gateway.routing import Target, pin, pin_results
 from gateway.scrub import Scrubber
 from gateway.turns import read_turns, require_few
 from gateway.upstream import Exchange
@@ -48,13 +58,15 @@ async def _read_chat(
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
-    targets = state.routing.resolve(model)
-    caller.require_agent(model, [target.name for target in targets])
+    targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
+    seal = request.app[SIGNER].seal(caller)
     if conversation := _conversation(request, body):
-        targets, conversation = pin(targets, conversation, state.routing.is_route(model))
+        targets, conversation = pin(targets, conversation, state.routing.is_route(model), seal)
     stream_options = body.get("stream_options")
     messages = _turns(body, targets)
+    if seal is not None:
+        targets, messages = pin_results(targets, messages, seal)
     if has_media(messages):
         messages = await request.app[ATTACHMENTS].resolve(
             messages, owner_of(caller), partial(client_origin, request)
@@ -64,8 +76,8 @@ async def _read_chat(
         model=model,
         messages=messages,
         user=caller.user_of(_short(body, "user")),
-        is_bound=bool(caller.end_user),
-        count_tokens=bool(caller.limits.tokens or state.config.rate_limits.tokens),
+        seal=seal,
+        count_tokens=counts_tokens(state.config.rate_limits, caller),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),
         conversation_id=conversation,
@@ -193,7 +205,8 @@ def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
 
 async def models(request: web.Request) -> web.Response:
     state = state_of(request)
-    data = [_model(name, owner, state.since) for name, owner in _visible(request)]
+    visible = state.routing.visible(caller_of(request))
+    data = [_model(name, owner, state.since) for name, owner in visible]
     return web.json_response({"object": "list", "data": data}, dumps=_dumps)
 
 
@@ -201,20 +214,12 @@ async def model(request: web.Request) -> web.Response:
     """One model. Its name may hold a slash, encoded or not, and any script."""
     state = state_of(request)
     wanted = request.match_info["id"].strip("/")
-    for name, owner in _visible(request):
+    for name, owner in state.routing.visible(caller_of(request)):
         if name.lower() == wanted.lower():
             return web.json_response(_model(name, owner, state.since), dumps=_dumps)
-    targets = state.routing.resolve(wanted)  # raises for what is not there; `agent/any-model` is
-    caller_of(request).require_agent(wanted, [target.name for target in targets])
+    # Raises for what is not there; `agent/any-model` is.
+    state.routing.allowed(caller_of(request), wanted)
     return web.json_response(_model(wanted, "openai", state.since), dumps=_dumps)
-
-
-def _visible(request: web.Request) -> Iterator[tuple[str, str]]:
-    """The models that the caller may ask, with their owners."""
-    routing = state_of(request).routing
-    for name, owner in routing.models():
-        if caller_of(request).may_ask(name, routing.behind(name)):
-            yield name, owner
 
 
 def _model(name: str, owner: str, since: int) -> dict[str, Any]:
@@ -276,8 +281,8 @@ async def _pass_on(
         hint = "" if asked else " without a 'model' in the body"
         raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
     state = state_of(request)
-    target, platform = _openai_target(state.routing, asked, path)
-    caller_of(request).require_agent(asked, [target.name])
+    targets = state.routing.allowed(caller_of(request), asked)
+    target, platform = _openai_target(targets, asked, path)
     context, call = request[CONTEXT], call_of(request)
     call.surface, call.agent, call.provider = "passthrough", target.name, platform.kind
     call.model = state.routing.known(asked)
@@ -311,8 +316,8 @@ async def _in_time(
         raise error from None
 
 
-def _openai_target(routing: Routing, asked: str, path: str) -> tuple[Target, OpenAICompatible]:
-    for target in routing.resolve(asked):
+def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target, OpenAICompatible]:
+    for target in targets:
         if isinstance(target.platform, OpenAICompatible):
             return target, target.platform
     raise NotFound(

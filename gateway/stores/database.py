@@ -18,6 +18,7 @@ import aiosql
 
 from gateway.call import COLUMNS, Row
 from gateway.errors import DatabaseAway, StartError
+from gateway.private import make_folder
 
 SQL = Path(__file__).parent.parent.parent / "sql"
 TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock
@@ -135,7 +136,7 @@ class SQLite:
         else:
             import aiosqlite
 
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(self._path.parent)
             self._path.touch(mode=0o600)  # it holds the hashes of passwords
             conn = await aiosqlite.connect(self._path, isolation_level=None, timeout=TIMEOUT_S)
             conn.row_factory = sqlite3.Row

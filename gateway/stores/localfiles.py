@@ -17,6 +17,7 @@ from typing import IO, TypeVar
 
 from gateway.errors import StorageAway, StorageFull
 from gateway.exchange import Source
+from gateway.private import make_folder, opener, shut_out_others
 from gateway.stores.files import BLOCK, Chunks
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -39,8 +40,12 @@ class LocalFiles:
         return self._folder / name.removeprefix("uploads/")
 
     async def open(self) -> None:
+        def prepare() -> None:
+            make_folder(self._folder / _PARTS)
+            shut_out_others(self._folder)
+
         with contextlib.suppress(StorageAway, StorageFull):  # `check` says it again
-            await self._run(lambda: (self._folder / _PARTS).mkdir(parents=True, exist_ok=True))
+            await self._run(prepare)
 
     async def close(self) -> None:
         self._threads.shutdown()
@@ -162,8 +167,8 @@ class LocalFiles:
 
 
 def _begin(draft: Path, opened: list[IO[bytes]]) -> None:
-    draft.parent.mkdir(parents=True, exist_ok=True)
-    opened.append(draft.open("xb"))
+    make_folder(draft.parent)
+    opened.append(open(draft, "xb", opener=opener))  # noqa: SIM115 - closed by `_finish`
 
 
 def _finish(file: IO[bytes], block: list[bytes], path: Path) -> None:
@@ -175,7 +180,7 @@ def _finish(file: IO[bytes], block: list[bytes], path: Path) -> None:
     for _ in range(5):
         # The day's last file may be deleted just now, and its folder with it.
         with contextlib.suppress(FileNotFoundError, FileExistsError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             os.replace(file.name, path)
             return
     os.replace(file.name, path)

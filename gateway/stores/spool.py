@@ -21,6 +21,7 @@ from typing import Any
 import orjson
 
 from gateway.call import read_bodies, read_row
+from gateway.private import make_folder, opener
 
 log = logging.getLogger("gateway")
 
@@ -55,11 +56,11 @@ class Spool:
 
     def open(self) -> list[Segment]:
         """Make this process's folder; gives what other processes have left behind."""
-        self._parent.mkdir(parents=True, exist_ok=True)
-        with open(self._parent / ".lock", "w") as door:
+        make_folder(self._parent)
+        with open(self._parent / ".lock", "w", opener=opener) as door:
             fcntl.flock(door, fcntl.LOCK_EX)  # processes that start at once come in one by one
             own = self._parent / f"{os.getpid()}-{secrets.token_hex(4)}"
-            own.mkdir()
+            own.mkdir(0o700)
             self._own, self._lock = own, _lock(own)
             found: list[Segment] = []
             for other in sorted(self._parent.iterdir()):
@@ -106,7 +107,7 @@ class Spool:
         place = self._parent / _DAMAGED
         target = place / f"{secrets.token_hex(4)}-{path.name}"
         try:
-            place.mkdir(exist_ok=True)
+            make_folder(place)
             if sum(1 for _ in place.iterdir()) >= _MOST_DAMAGED:
                 raise OSError("there are enough of them")
             path.rename(target)
@@ -183,7 +184,7 @@ class Spool:
 def _lock(folder: Path) -> Any:
     """The locked file of a folder; None if another process holds it, or has just removed it."""
     try:
-        file = open(folder / "lock", "w")  # noqa: SIM115 - open for as long as it is locked
+        file = open(folder / "lock", "w", opener=opener)  # noqa: SIM115 - open for as long as it is locked
     except OSError:
         return None
     try:

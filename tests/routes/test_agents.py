@@ -1,5 +1,6 @@
 import re
 
+import pytest
 from conftest import AGENTS
 
 
@@ -64,3 +65,73 @@ async def test_the_probes_answer_without_a_key(all_five):
     assert re.match(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", body["timestamp"])
     assert (await gw.get("/livez")).status == 200
     assert (await gw.get("/readyz")).status == 200
+
+
+# What is hidden.
+
+
+KEYS = [
+    {"name": "all", "key": "sk-key-for-all-agents"},
+    {"name": "one", "key": "sk-key-for-one-agent", "agents": ["public"]},
+]
+
+
+@pytest.fixture
+async def hiding(gateway, demo):
+    """A gateway that demands keys, with an agent that not every key may ask."""
+    dify, openai = await demo("dify"), await demo("openai", key="sk-upstream-key")
+    agents = {
+        "public": {**AGENTS["dify"], "base_url": dify.url},
+        "hidden": {**AGENTS["openai"], "base_url": openai.url, "models": ["hidden-model"]},
+    }
+    routes = {"hidden-route": ["hidden"]}
+    gw = await gateway(agents=agents, routes=routes, auth={"anonymous": False, "keys": KEYS})
+    body = {"user": "u", "agents": ["public"]}
+    token = (await gw.api("POST", "/tokens", KEYS[0]["key"], body))[1]["data"]["token"]
+    return gw, {"nobody": "", "token": token, "one": KEYS[1]["key"], "all": KEYS[0]["key"]}
+
+
+@pytest.mark.parametrize("caller", ["nobody", "token", "one"])
+async def test_agents_that_a_caller_may_not_ask_are_not_named(hiding, caller):
+    gw, keys = hiding
+    key = keys[caller]
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    turn = [{"role": "user", "content": "x"}]
+    answers = [
+        await gw.post("/v1/chat/completions", {"model": "x", "messages": turn}, headers=headers),
+        await gw.post("/v1/chat/completions", {"model": "hiden", "messages": turn}, headers=headers),
+        await gw.post("/v1/embeddings", {"model": "x", "input": "x"}, headers=headers),
+        await gw.post("/api/v1/chat", {"query": "x"}, headers=headers),
+        await gw.post("/api/v1/chat", {"query": "x"}, headers={**headers, "Agent": "x"}),
+        await gw.post("/api/v1/upload", headers={**headers, "Agent": "x"}),
+        await gw.post("/api/v1/tokens", {"user": "u", "agents": ["x"]}, headers=headers),
+        *[await gw.get(path, headers=headers) for path in
+          ("/v1/models", "/v1/models/x", "/api/v1/agents", "/api/v1/agents/x",
+           "/api/v1/agents/x/health", "/api/v1/upload/agents")],
+    ]  # fmt: skip
+    for answer in answers:
+        text = (await answer.text()).replace("'hiden'", "")
+        assert "hidden" not in text, answer.url
+    listed = (await answers[9].json())["data"]
+    assert [agent["name"] for agent in listed["agents"]] == (["public"] if key else [])
+    assert ("note" in listed) == (not key)
+
+
+async def test_an_error_names_the_agents_that_the_caller_may_ask(hiding):
+    gw, keys = hiding
+    status, answer = await gw.ask(keys["token"], "publik")
+    assert status == 404
+    assert answer["msg"] == "There is no agent 'publik'. Did you mean 'public'? Known: public."
+    assert answer["detail"]["info"] == {"known": ["public"]}
+
+
+@pytest.mark.parametrize(("caller", "shown"), [("nobody", 0), ("token", 0), ("one", 0), ("all", 1)])
+async def test_details_and_the_bots_name_are_for_who_may_ask(hiding, caller, shown):
+    gw, keys = hiding
+    headers = {"Authorization": f"Bearer {keys[caller]}"} if keys[caller] else {}
+    one = (await (await gw.get("/api/v1/agents/hidden", headers=headers)).json())["data"]
+    assert ("module" in one) == bool(shown)
+    health = await gw.get("/api/v1/agents/hidden/health", headers=headers)
+    data = (await health.json())["data"]
+    assert (health.status, data["status"]) == (200, "healthy")
+    assert data["detail"].startswith("Only for callers") == (not shown)

@@ -154,12 +154,13 @@ async def test_a_link_through_the_gateway_leads_on_to_the_bucket(gateway, shared
 
 async def test_links_are_those_the_client_can_follow(gateway, tmp_path):
     agents, storage = {"dify": {"platform": "dify"}}, {"url": f"file:{tmp_path}"}
-    gw = await gateway(agents=agents, storage=storage)
+    auth = {"anonymous": True, "anonymous_anywhere": True}  # through a proxy a key is needed
+    gw = await gateway(agents=agents, storage=storage, auth=auth)
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "gw.example.com"}
     data = (await (await upload(gw, png(), **forwarded)).json())["data"]
     assert data["id"].startswith(gw.url)  # nobody told us to trust that
     behind = await gateway(
-        agents=agents, storage=storage, server={"trusted_proxies": ["127.0.0.1"]}
+        agents=agents, storage=storage, server={"trusted_proxies": ["127.0.0.1"]}, auth=auth
     )
     data = (await (await upload(behind, png(), **forwarded)).json())["data"]
     assert data["id"].startswith("https://gw.example.com/files/uploads/")
@@ -167,7 +168,7 @@ async def test_links_are_those_the_client_can_follow(gateway, tmp_path):
     data = (await (await upload(behind, png(), **odd)).json())["data"]
     assert data["id"].startswith("/files/")
     public = {**storage, "public_base_url": "https://files.example.com/"}
-    named = await gateway(agents=agents, storage=public)
+    named = await gateway(agents=agents, storage=public, auth=auth)
     data = (await (await upload(named, png())).json())["data"]
     assert data["id"].startswith("https://files.example.com/files/uploads/")
 

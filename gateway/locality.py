@@ -1,0 +1,138 @@
+"""Whether a request comes from a program on this machine: the rule for callers without a key.
+
+A loopback address alone proves nothing: a proxy on the same machine has one, too, and so has a
+browser here that shows a page from elsewhere. So every sign of either refuses the call.
+"""
+
+import ipaddress
+import re
+from collections.abc import Container, Iterable, Mapping
+from functools import lru_cache
+
+from aiohttp import HttpVersion
+from multidict import CIMultiDictProxy
+
+from gateway.errors import Forbidden, GatewayError, Unauthorized, clean
+from gateway.origins import Origins
+
+# Headers that proxies, tunnels and CDNs add to what they pass on; all of `X-Forwarded-…` too.
+_FORWARDING = frozenset(
+    (
+        "forwarded", "via", "x-real-ip", "x-client-ip", "client-ip", "x-cluster-client-ip",
+        "x-original-forwarded-for", "x-original-host", "x-originating-ip", "x-remote-ip",
+        "x-remote-addr", "x-envoy-external-address", "x-envoy-original-path", "x-scheme",
+        "x-url-scheme", "front-end-https", "true-client-ip", "cf-connecting-ip",
+        "cf-connecting-ipv6", "cf-ray", "cf-visitor", "cdn-loop", "fastly-client-ip",
+        "x-azure-clientip", "x-azure-socketip", "x-appengine-user-ip", "fly-client-ip",
+        "do-connecting-ip", "proxy-client-ip", "wl-proxy-client-ip", "ali-cdn-real-ip",
+        "cdn-src-ip", "eo-client-ip", "eo-connecting-ip", "tailscale-user-login",
+        "x-proxyuser-ip",
+    )
+)  # fmt: skip
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
+
+
+def refusal(
+    headers: CIMultiDictProxy[str],
+    version: HttpVersion,
+    address: str,
+    origins: Origins,
+    hosts: Container[str],
+    *,
+    anywhere: bool,
+) -> GatewayError | None:
+    """Why a caller without a key is refused, or None if nothing speaks against it.
+
+    `address` is the client's, behind trusted proxies. `hosts` are further names that `Host` may
+    have (auth.anonymous_hosts). `anywhere` (auth.anonymous_anywhere) lets programs of other
+    machines call, also through proxies, but still no pages of other origins; `Host` then counts
+    only if `hosts` are listed.
+    """
+    if page := _foreign_page(headers, origins):
+        return Forbidden(
+            f"{page} Anonymous access is for programs on this machine, not for web pages from"
+            " elsewhere: give the page a key, or add its origin to server.cors_origins."
+        )
+    why = "" if anywhere else _not_from_here(headers, version, address)
+    if not why and (hosts or not anywhere):
+        why = _not_to_here(headers.getall("Host", ()), hosts)
+    if not why:
+        return None
+    return Unauthorized(
+        f"Calls without a key are only for programs on this machine: {why} Send an API key as"
+        " 'Authorization: Bearer <key>'; the operator makes one with `python run.py keys create`"
+        " or in auth.keys."
+    )
+
+
+def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: str) -> str:
+    if not is_loopback(address):
+        return f"this one comes from {clean(address, 60)}."
+    for name in headers:
+        lower = name.lower()
+        if lower in _FORWARDING or lower.startswith("x-forwarded"):
+            return f"this one came through a proxy, which the header {lower[:40]!r} tells."
+    # nginx's `proxy_pass` adds no header of its own and asks for its own upstream's name, but up to
+    # 1.29.6 it speaks HTTP/1.0. Programs have not done so for decades.
+    if version < (1, 1):
+        return "this one came by HTTP/1.0, as from a proxy with nginx's default settings."
+    return ""
+
+
+def _not_to_here(asked: Iterable[str], hosts: Container[str]) -> str:
+    """`Host` names whom the client meant. A page whose name was made to lead here (DNS rebinding)
+    names itself, and so does what a proxy passes on unchanged."""
+    names = list(asked)
+    for host in names or ("",):
+        name = host_name(host)
+        if not (is_loopback(name) or name in hosts):
+            shown = clean(name or host, 100)
+            return (
+                f"this one asks for the host {shown!r}, which is none of this machine's own names"
+                " (localhost, 127.0.0.1); if only programs here use that name, the operator can add"
+                " it to auth.anonymous_hosts."
+            )
+    return ""
+
+
+def _foreign_page(headers: Mapping[str, str], origins: Origins) -> str:
+    """A sentence about the web page of another origin that sent the request, or ""."""
+    if origin := headers.get("Origin", ""):
+        if origins.may_borrow(origin):
+            return ""
+        return f"The page {clean(origin, 100)!r} is not listed."
+    site = headers.get("Sec-Fetch-Site", "").lower()
+    if site == "cross-site":
+        return "A page of another site sent this request."
+    # Only browsers say both. The page is of the same origin as what the browser asked for, which a
+    # proxy in between may have changed.
+    page = headers.get("Referer", "") if site else ""
+    if page and not origins.may_borrow(_origin_of(page)):
+        return "A page of another site sent this request."
+    return ""
+
+
+def _origin_of(url: str) -> str:
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?#]', rest, maxsplit=1)[0]}"
+
+
+@lru_cache(maxsize=256)
+def host_name(host: str) -> str:
+    """The name in a `Host` header, in lower case and without its port; "" if it is none."""
+    found = _HOST.fullmatch(host.strip().lower())
+    return found[1].removesuffix(".") if found else ""
+
+
+@lru_cache(maxsize=256)
+def is_loopback(host: str) -> bool:
+    """Whether an address or a name can only mean this machine. Browsers, too, never ask a name
+    server for `localhost` and what ends with it."""
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return False
+    mapped = getattr(address, "ipv4_mapped", None)
+    return (mapped or address).is_loopback
