@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -187,6 +188,7 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
             assert "none to do without" in done.stderr
+            assert re.search("Not a directory|No such file|File exists|Permission", done.stderr)
 
 
 def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):
