@@ -104,6 +104,11 @@ def test_the_reason_has_the_fault_behind_it_and_no_secret():
     assert len(why(InvalidRequest("x" * 5000))) <= 500
 
 
+def test_half_a_character_is_no_reason_to_lose_a_line():
+    record = logging.LogRecord("gateway", logging.INFO, "", 0, "file \udc80", (), None)
+    assert json.loads(logs.JsonFormatter().format(record))["message"] == "file \udc80"
+
+
 def test_an_embedded_application_logs_json_too(caplog):
     caplog.set_level(logging.INFO, "gateway.access")
     log = AccessLog()
