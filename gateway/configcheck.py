@@ -61,6 +61,7 @@ _ENDPOINT = re.compile(
     r"|workflows/chat|workflow/run|workflow/stream_run|v3/chat|open_api/v2/chat|messages|responses"
     r"|embeddings|models|files|files/upload|application/invoke|assistant-api/v1/stream|parameters)$"
 )
+_AZURE = re.compile(r"api-version=[\w.\-]{1,40}")
 # Endpoints that a platform's own module takes away from its address.
 _FORGIVEN = {
     "openai": r"/chat/completions$|/models$",
@@ -115,10 +116,11 @@ def address_problem(platform: str, url: str) -> str:
         return "has a space, quotes or a placeholder in it; it must be the address alone"
     if hint := _page(platform, parts):
         return f"is the address of a page for people; the API is at {hint}"
-    if parts.query or parts.fragment or url.endswith(("?", "#")):
+    is_azure = platform == "openai" and _AZURE.fullmatch(parts.query)
+    if (parts.query and not is_azure) or parts.fragment or url.endswith(("?", "#")):
         return (
-            "must not contain a query (? or #); for Azure OpenAI use"
-            " https://<resource>.openai.azure.com/openai/v1"
+            "must not contain a query (? or #), but for Azure OpenAI's api-version; keys belong in"
+            " api_key or headers"
         )
     endpoint = _ENDPOINT.search(parts.path.rstrip("/"))
     if endpoint and not re.search(_FORGIVEN.get(platform, "(?!)"), parts.path.rstrip("/")):
@@ -230,6 +232,8 @@ def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
     platform: str = getattr(agent, "platform", "")
     if _ENDPOINT.search(urlsplit(agent.base_url).path):
         yield f"{path}.base_url: is an endpoint; its end is left out"
+    if urlsplit(agent.base_url).query:
+        yield f"{path}.base_url: has a query, which goes behind every endpoint"
     key = agent.api_key.reveal()
     kind = next((kind for begin, kind in _KINDS.items() if key.startswith(begin)), platform)
     if kind != platform and not (platform == "openai" or kind == "openai"):

@@ -393,9 +393,10 @@ def headers(error: GatewayError) -> dict[str, str]:
     return out
 
 
-# Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse.
+# Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse. What
+# `credentials.masked` leaves of a key of ours stays: its id finds the key and is no secret.
 _KEYS = re.compile(
-    r"(?:sk|app|fastgpt|pat|sat|czs|czu|cztei|dataset)[-_][A-Za-z0-9_\-.]{8,}"
+    r"(?:sk(?!-gw-[A-Za-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)[-_][A-Za-z0-9_\-.]{8,}"
     r"|\b[0-9a-f]{32}\.[A-Za-z0-9]{8,}"
     r"|(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)*"
     r"|(?i:bearer\s+)[^\s\"',]{8,}"

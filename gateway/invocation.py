@@ -30,7 +30,7 @@ def _short(path: Path) -> str:
     """The name alone where the shell finds it, else relative to the current folder if inside."""
     if (found := shutil.which(path.name)) and Path(found) == path:
         return path.name
-    try:
-        return str(path.absolute().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    here = Path.cwd()
+    if here != here.parent and path.absolute().is_relative_to(here):
+        return str(path.absolute().relative_to(here))
+    return str(path.absolute())

@@ -1,12 +1,11 @@
 """How the log looks: short lines, in colours, at a terminal; one JSON object per line elsewhere."""
 
+import json
 import logging
 import os
 import time
 from collections.abc import Mapping
 from typing import Any, TextIO
-
-import orjson
 
 from gateway.accesslog import AccessLog
 from gateway.errors import clean
@@ -48,7 +47,8 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(line, default=str).decode()
+        # Unlike orjson it takes lone surrogates, as names of files may have.
+        return json.dumps(line, ensure_ascii=False)
 
 
 class TextFormatter(logging.Formatter):

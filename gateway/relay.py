@@ -10,7 +10,14 @@ from math import inf
 
 from gateway.alarm import Alarm
 from gateway.attachments import Attachments
-from gateway.errors import CircuitOpen, GatewayError, Guess, UpstreamFailed, UpstreamTimeout
+from gateway.errors import (
+    CircuitOpen,
+    GatewayError,
+    Guess,
+    UpstreamFailed,
+    UpstreamTimeout,
+    clean,
+)
 from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.link import Link
@@ -43,7 +50,7 @@ class Run:
         "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_grows_from", "_handover",
         "_has_accepted", "_holders", "_idle_s", "_is_last", "_loop", "_targets", "_trace",
         "_trace_headers", "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder",
-        "ends_at", "failures", "fallbacks", "most", "over", "read_at", "received", "retries",
+        "ends_at", "failures", "fallbacks", "most", "over", "read_at", "reasons", "received", "retries",
         "target", "timers",
     )  # fmt: skip
 
@@ -86,6 +93,7 @@ class Run:
         self.attempts = self.fallbacks = 0
         self.retries: tuple[str, ...] = ()  # the agent of each further try
         self.failures: tuple[tuple[str, str], ...] = ()  # (agent, code) of each failed attempt
+        self.reasons: tuple[str, ...] = ()  # why, in the same order
         self.over = False
 
     def __enter__(self) -> "Run":
@@ -196,7 +204,7 @@ class Run:
             except GatewayError as error:
                 if isinstance(error, CircuitOpen) and before is not None:
                     raise before from None  # our own tries opened it: this is why
-                target.explain(error)
+                self.reasons += (clean(target.explain(error).message, 200),)
                 self._drop()
                 told_s = error.retry_after_s or 0.0
                 wait_s = max(_backoff_s(attempt), 0.0 if isinstance(told_s, Guess) else told_s)

@@ -47,6 +47,48 @@ async def test_the_login_answer_stands_in_data_and_at_top_level(gw):
     assert claims["exp"] - claims["iat"] == 1800
 
 
+async def test_a_valid_login_is_refreshed_and_the_old_token_stays(gw):
+    token = await gw.login()
+    before = jwt.decode(token, SECRET, algorithms=["HS256"])
+    status, answer = await gw.api("POST", "/auth/refresh", token)
+    assert status == 200
+    fresh = answer["data"]["access_token"]
+    claims = jwt.decode(fresh, SECRET, algorithms=["HS256"])
+    assert (claims["since"], claims["use"]) == (before["iat"], "login")
+    for each in (token, fresh):
+        assert (await gw.api("GET", "/auth/me", each))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("age", "status", "lasts"),
+    [(11 * 3600, 200, 1800), (12 * 3600 - 600, 200, 600), (12 * 3600, 401, 0), (13 * 3600, 401, 0)],
+)
+async def test_a_session_ends_however_often_it_is_refreshed(gw, age, status, lasts):
+    now = int(time.time())
+    claims = jwt.decode(await gw.login(), SECRET, algorithms=["HS256"])
+    old = jwt.encode({**claims, "since": now - age}, SECRET, algorithm="HS256")
+    got, answer = await gw.api("POST", "/auth/refresh", old)
+    assert got == status
+    if status == 200:
+        assert lasts - 5 <= answer["data"]["expires_in"] <= lasts
+    else:
+        assert "log in again" in answer["msg"]
+
+
+async def test_what_is_no_valid_login_cannot_be_refreshed(gw):
+    _, key = await gw.key(await gw.login())
+    claims = jwt.decode(await gw.login(), SECRET, algorithms=["HS256"])
+    expired = jwt.encode({**claims, "exp": int(time.time()) - 1}, SECRET, algorithm="HS256")
+    status, page = await gw.api("POST", "/tokens", key, {"user": "visitor"})
+    assert status == 200
+    for token, wanted in (("", 401), (expired, 401), (key, 403), (page["data"]["token"], 403)):
+        assert (await gw.api("POST", "/auth/refresh", token))[0] == wanted
+    token = await gw.login()
+    body = {"old_password": ADMIN_PASSWORD, "new_password": "quite another password"}
+    assert (await gw.api("POST", "/auth/change-password", token, body))[0] == 200
+    assert (await gw.api("POST", "/auth/refresh", token))[0] == 401
+
+
 async def test_a_form_logs_in_too(gw):
     form = {"username": "admin", "password": ADMIN_PASSWORD, "grant_type": "password"}
     answer = await gw.client.post(f"{gw.url}/api/v1/login", data=form)

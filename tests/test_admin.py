@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -71,6 +72,80 @@ def test_what_cannot_be_done_is_told_in_a_line(ready, args, given, words):
     assert told.startswith("database: ")
 
 
+@pytest.mark.parametrize(
+    "command", [("keys", "create", "web"), ("keys", "list"), ("users", "list")]
+)
+def test_commands_name_the_database_and_never_make_one(tmp_path, command):
+    config = tmp_path / "config.yaml"
+    config.write_text("agents: {dify: {platform: dify}}")
+    for state in ("missing", "empty"):
+        if state == "empty":
+            (tmp_path / "data").mkdir()
+            (tmp_path / "data" / "gateway.db").touch()
+        done = subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), "--config", str(config), *command], cwd="/",
+            env=CLEAN, capture_output=True, text=True, timeout=30,
+        )  # fmt: skip
+        assert done.returncode == 1
+        first, second = done.stderr.splitlines()
+        assert first == f"database: SQLite, {tmp_path}/data/gateway.db"
+        assert f"there is no database at {tmp_path}/data/gateway.db yet" in second
+        assert f"{sys.executable} " in second
+        assert "migrate" in second
+    assert not (tmp_path / "data" / "gateway.db-wal").exists()
+
+
+def test_a_key_can_be_made_before_the_first_start(tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("agents: {dify: {platform: dify}}")
+
+    def run(*args, given=""):
+        return subprocess.run(
+            [sys.executable, str(ROOT / "run.py"), "--config", str(config), *args], cwd="/",
+            env=CLEAN, input=given, capture_output=True, text=True, timeout=30, check=True,
+        ).stdout  # fmt: skip
+
+    run("migrate")
+    run("users", "add", "admin", "--role", "admin", given="good enough password")
+    assert run("keys", "create", "web").startswith("sk-gw-")
+
+
+def test_the_database_is_named_without_its_password(ready, database_url):
+    _, _, told = ready("users", "list")
+    assert told.startswith(
+        "database: SQLite, " if "sqlite" in database_url else "database: PostgreSQL, "
+    )
+    assert "@" not in told
+
+
+def test_keys_end_and_the_list_tells_limits_and_last_use(ready):
+    ready("users", "add", "li", "--role", "premium", given="good enough password")
+    _, _, told = ready("keys", "create", "web", "--user", "li", "--expires", "30d", "--chat", "9/min",
+                       "--agents", "dify", "--max-calls", "7")  # fmt: skip
+    assert ", until 20" in told
+    ready("keys", "create", "ever", "--user", "li", "--expires", "2099-01-31T08:00:00+08:00")
+    head, *rows = (line.split("\t") for line in ready("keys", "list")[1].splitlines())
+    assert head == [
+        "id",
+        "owner",
+        "name",
+        "rights",
+        "state",
+        "calls",
+        "limits",
+        "last used",
+        "expires",
+    ]
+    by_name = {row[2]: dict(zip(head, row, strict=True)) for row in rows}
+    assert by_name["web"]["limits"] == "chat 9/min; max 7 calls; agents dify"
+    assert by_name["web"]["last used"] == "never"
+    assert by_name["ever"]["expires"] == "2099-01-31T00:00:00+00:00"
+    for when in ("soon", "2001-01-01", "0d"):
+        status, _, told = ready("keys", "create", "k", "--user", "li", "--expires", when)
+        assert status == 1
+        assert "--expires: must be" in told
+
+
 def test_migrate_is_a_step_of_its_own(run):
     assert "step(s) applied" in run("migrate")[1]
     assert "up to date" in run("migrate")[1]
@@ -113,6 +188,7 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
             assert done.returncode == 1
             assert "Traceback" not in done.stderr
             assert "none to do without" in done.stderr
+            assert re.search("Not a directory|No such file|File exists|Permission", done.stderr)
 
 
 def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):

@@ -426,3 +426,14 @@ async def test_each_of_a_keys_users_has_a_bucket_of_their_own(with_accounts, tmp
     assert [(await gw.ask(tokens[0]))[0] for _ in range(3)] == [200, 200, 429]
     assert (await gw.ask(tokens[1]))[0] == 200
     assert (await gw.ask(key))[0] == 200
+
+
+async def test_a_key_may_end_after_so_many_seconds(gw):
+    admin = await gw.login()
+    status, answer = await gw.api("POST", "/api-keys", admin, {"name": "k", "expires_in": 3600})
+    assert status == 200
+    ends = datetime.fromisoformat(answer["data"]["expires_at"]).timestamp()
+    assert 3500 < ends - datetime.now(UTC).timestamp() <= 3600
+    both = {"name": "k", "expires_in": 60, "expires_at": "2099-01-01T00:00:00Z"}
+    for body in (both, {"name": "k", "expires_in": 0}, {"name": "k", "expires_in": 1 << 40}):
+        assert (await gw.api("POST", "/api-keys", admin, body))[0] == 400

@@ -63,8 +63,7 @@ def test_an_endpoint_of_another_kind_is_no_base_url(platform, url, tail):
 
 @pytest.mark.parametrize(
     "url",
-    ["https://x.openai.azure.com/openai/deployments/gpt-4o?api-version=2024-06-01",
-     "https://h/v1?", "https://h/v1#top", "https://h/v1?key=1"],
+    ["https://h/v1?", "https://h/v1#top", "https://h/v1?key=1", "https://h/v1?api-version=1&key=2"],
 )  # fmt: skip
 def test_a_query_is_no_part_of_a_base_url(url):
     assert address_problem("openai", url).startswith("must not contain a query")
@@ -85,6 +84,7 @@ def test_notes_and_placeholders_are_no_address(url):
         ("coze", "https://api.coze.cn/v3/chat"), ("zhipu", "https://chatglm.cn"),
         ("zhipu", "https://open.bigmodel.cn/api/paas/v4/chat/completions"),
         ("openai", "https://h/v1/chat/completions"), ("openai", "https://open.bigmodel.cn/api/paas/v4"),
+        ("openai", "https://x.openai.azure.com/openai/deployments/gpt-4o?api-version=2024-06-01"),
         ("openai", "http://localhost:11434/v1/"), ("openai", "https://ark.cn-beijing.volces.com/api/v3"),
     ],
 )  # fmt: skip

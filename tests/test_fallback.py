@@ -6,6 +6,7 @@ import socket
 import time
 from contextlib import suppress
 
+import orjson
 import pytest
 from conftest import AGENTS, Script, stopped, streamed
 from test_streaming import HELLO, agent, dify, until
@@ -149,6 +150,19 @@ async def test_a_wrong_key_is_not_tried_twice_but_elsewhere(route):
     answer = await gw.complete("r")
     assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
     assert len(questions(one)) == 1
+
+
+async def test_the_log_says_why_an_agent_was_passed_over(route, caplog):
+    caplog.set_level("INFO", "gateway.access")
+    wrong = Script([b'{"code":"unauthorized"}'], status="401 Unauthorized", headers=JSON)
+    gw, _, _ = await route(wrong)
+    async with gw.chat("r") as answer:
+        assert answer.status == 200
+    (line,) = [orjson.loads(message) for message in caplog.messages if "/api/v1/chat" in message]
+    assert "error" not in line
+    (reason,) = line["failures"]
+    assert reason.startswith("Agent 'a': ")
+    assert "key" in reason
 
 
 @pytest.mark.parametrize("status", ["429", "502", "503", "504"])

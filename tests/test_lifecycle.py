@@ -217,6 +217,29 @@ async def test_a_good_change_is_taken_and_streams_under_way_keep_what_they_have(
         assert (await stream.read()).endswith(b"[DONE]\n\n")
 
 
+async def test_a_new_bots_key_in_env_is_taken_without_a_restart(tmp_path, scripted, client):
+    old, new = await scripted(Script(HELLO)), await scripted(Script(HELLO))
+    bot = {"bot": agent(old.url) | {"api_key": "${BOT_KEY:-app-first-key}"}}
+    (tmp_path / "secret").write_text("app-second-key")
+    async with process(tmp_path, bot) as (_, url, ops, log, path):
+        (tmp_path / ".env").write_text("BOT_KEY=app-from-env\n")
+        await reloaded(client, ops, 2)
+        async with ask(client, url) as answer:
+            assert answer.status == 200
+        sections = yaml.safe_load(path.read_text())
+        agents = {**bot, "second": agent(new.url) | {"api_key": "${file:secret}"}}
+        write(path, agents, **{k: v for k, v in sections.items() if k != "agents"})
+        await reloaded(client, ops, 3)
+        (tmp_path / "secret").write_text("app-third-key\n")
+        await reloaded(client, ops, 4)
+        async with ask(client, url, "second") as answer:
+            assert answer.status == 200
+    (_, headers, _), *_ = old.requests
+    assert "Bearer app-from-env" in headers.values()
+    (_, headers, _), *_ = new.requests
+    assert "Bearer app-third-key" in headers.values()
+
+
 async def test_a_bad_change_keeps_what_was_and_says_so(tmp_path, scripted, client):
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, ops, log, path):

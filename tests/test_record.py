@@ -94,6 +94,41 @@ async def test_failures_are_rows_too(gw):
     assert len(await calls(gw, admin, "?only_errors=1")) == 4
 
 
+async def test_a_row_has_the_reason_the_end_user_and_names(gw):
+    admin = await gw.login()
+    id_, key = await gw.key(admin, name="shop")
+    assert (await gw.ask(key, query="#fail", user="visitor-7"))[0] == 502
+    (row,) = await calls(gw, admin)
+    assert (row["end_user"], row["key_name"], row["user_name"]) == ("visitor-7", "shop", "admin")
+    assert row["reason"].startswith("Agent 'dify': ")
+    _, answer = await gw.api("GET", f"/calls/{row['id']}", admin)
+    assert {name: answer["data"][name] for name in row} == row
+    _, answer = await gw.api("GET", "/usage?group_by=key,user", admin)
+    (used,) = answer["data"]["usage"]
+    assert (used["key"], used["key_name"], used["user_name"]) == (id_, "shop", "admin")
+
+
+async def test_names_of_what_is_gone_are_empty(gw):
+    admin = await gw.login()
+    id_, key = await gw.key(admin)
+    await gw.ask(key)
+    assert (await gw.api("DELETE", f"/api-keys/{id_}", admin))[0] == 200
+    (row,) = await calls(gw, admin)
+    assert (row["key_id"], row["key_name"]) == (id_, "")
+
+
+async def test_the_log_tells_why_and_the_origin_of_a_refused_page(gw, caplog):
+    caplog.set_level("INFO")
+    key = (await gw.key(await gw.login()))[1]
+    headers = {"Authorization": f"Bearer {key[:-4]}zzzz", "Origin": "https://shop.example"}
+    await gw.post("/v1/chat/completions", {"model": "dify"}, headers=headers)
+    lines = [orjson.loads(r.message) for r in caplog.records if r.name == "gateway.access"]
+    line = lines[-1]
+    assert line["origin"] == "https://shop.example"
+    assert line["reason"].startswith("Incorrect API key provided: sk-gw-")
+    assert key[-10:-4] not in str(line)
+
+
 async def test_refused_calls_are_in_the_log_and_not_in_the_record(gw, caplog):
     caplog.set_level("INFO")
     admin = await gw.login()

@@ -78,7 +78,7 @@ def _chinese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"你好！我是 {platform} 的演示机器人（demo）🤖。你问的是：“{asked}”。{memory}{seen}"
         f"我不是真正的 {platform}，只会照着它的协议说话：AI Gateway 把 FastGPT、Dify、Coze、智谱和"
         " OpenAI 兼容的服务放在同一个接口后面，流式输出逐字到达。\n"
-        f"要换成你自己的机器人，请把 {_ENV[platform]} 写进 config.yaml 旁边的 .env 文件，无需重启。"
+        f"要换成你自己的机器人，请把 {_ENV[platform]} 写进 config.yaml 旁边的 .env，无需重启。"
     )
 
 

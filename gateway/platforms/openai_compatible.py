@@ -71,6 +71,7 @@ class OpenAICompatible(TextOnly):
         self._name = name
         self._agent = agent
         self.token = agent.api_key.reveal()
+        url, _, self._query = url.partition("?")  # Azure's api-version
         self.api = _api(url)
         self.headers = json_headers(self.token, agent.headers)
 
@@ -78,8 +79,13 @@ class OpenAICompatible(TextOnly):
         body = self.body(chat)
         stream = chat.stream or not chat.verbatim
         return UpstreamRequest(
-            "POST", f"{self.api}/chat/completions", self.headers, dump(body), stream=stream
+            "POST", self.address("chat/completions"), self.headers, dump(body), stream=stream
         )
+
+    def address(self, path: str, query: str = "") -> str:
+        """Where `path` is asked; `query` is the caller's."""
+        queries = "&".join(filter(None, (self._query, query)))
+        return f"{self.api}/{path}" + (f"?{queries}" if queries else "")
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True
@@ -141,7 +147,7 @@ class OpenAICompatible(TextOnly):
         return None  # closing the connection is the protocol's way to stop
 
     def probe(self) -> Step:
-        return UpstreamRequest("GET", f"{self.api}/models", self.headers)
+        return UpstreamRequest("GET", self.address("models"), self.headers)
 
     def verdict(self, reply: UpstreamReply) -> str:
         if reply.status == 200 and reply.object():

@@ -294,7 +294,7 @@ async def _pass_on(
     context.noted["agent"] = target.name
     query = request.rel_url.raw_query_string
     upstream_request = describe(platform.headers, platform.model(asked))
-    upstream_request.url = f"{platform.api}/{path}" + (f"?{query}" if query else "")
+    upstream_request.url = platform.address(path, query)
     try:
         async with target.place(caller_of(request).holders):
             return await _in_time(request, target, upstream_request)

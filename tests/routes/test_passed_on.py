@@ -55,3 +55,18 @@ async def test_what_is_no_credential_is_passed_on_as_it_is(passed_on):
     script = Script([body], headers={"Content-Type": "text/plain"})
     answer = await passed_on(script, api_key="not-needed", headers={"X-Title": title})
     assert await answer.read() == body
+
+
+async def test_azures_version_goes_behind_every_endpoint(gateway, scripted):
+    reply = Script([b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'],
+                   headers={"Content-Type": "application/json"})  # fmt: skip
+    upstream = await scripted(reply)
+    url = f"{upstream.url}/openai/deployments/gpt-4o?api-version=2024-06-01"
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": url, "api_key": KEY}})
+    await (await gw.complete("bot")).read()
+    await (await gw.post("/v1/responses?stream=false", {"model": "bot", "input": "x"})).read()
+    lines = [line.split()[1] for line, _, _ in upstream.requests]
+    assert [line.partition("/gpt-4o")[2] for line in lines] == [
+        "/chat/completions?api-version=2024-06-01",
+        "/responses?api-version=2024-06-01&stream=false",
+    ]
