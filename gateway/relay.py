@@ -50,8 +50,8 @@ class Run:
         "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_grows_from", "_handover",
         "_has_accepted", "_holders", "_idle_s", "_is_last", "_loop", "_targets", "_trace",
         "_trace_headers", "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder",
-        "ends_at", "failures", "fallbacks", "most", "over", "read_at", "reasons", "received", "retries",
-        "target", "timers",
+        "ends_at", "failures", "fallbacks", "most", "over", "read_at", "reasons", "received",
+        "retries", "target", "timers",
     )  # fmt: skip
 
     def __init__(
