@@ -26,7 +26,18 @@ _ROLES: dict[str, Role] = {
     "observation": "tool",
 }
 _NAMED = ("system", "developer", "user", "assistant", "tool", "function")
-_MEDIA = frozenset(("image_url", "video_url", "input_image", "input_audio", "file", "file_url"))
+_MEDIA = frozenset(
+    (
+        "image_url",
+        "video_url",
+        "input_image",
+        "input_audio",
+        "file",
+        "file_url",
+        "image",
+        "document",
+    )
+)
 _NO_MEDIA: tuple[Media, ...] = ()
 
 
@@ -35,17 +46,24 @@ def require_few(messages: Any) -> None:
     files among them: whoever judges the messages, it is the gateway that looks."""
     if not isinstance(messages, list):
         return
-    contents = [item.get("content") for item in messages if isinstance(item, dict)]
+    contents = [_content_of(item) for item in messages if isinstance(item, dict)]
     lists = [content for content in contents if isinstance(content, list)]
     if not lists:
         return
     if sum(map(len, lists)) > MAX_ALL_PARTS:
         words = f"'messages' has more than {MAX_ALL_PARTS} parts."
         raise InvalidRequest(words, param="messages")
-    parts = (part.get("type") for parts in lists for part in parts if isinstance(part, dict))
-    if sum([isinstance(kind, str) and kind in _MEDIA for kind in parts]) > MAX_MEDIA:
+    parts = (part for parts in lists for part in parts if isinstance(part, dict))
+    if sum(map(_is_file, parts)) > MAX_MEDIA:
         words = f"'messages' has more than {MAX_MEDIA} files."
         raise InvalidRequest(words, param="messages")
+
+
+def _is_file(part: dict[str, Any]) -> bool:
+    kind = part.get("type")
+    if kind is None:
+        return "inline_data" in part or "inlineData" in part
+    return isinstance(kind, str) and kind in _MEDIA
 
 
 def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:

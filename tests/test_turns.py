@@ -4,7 +4,7 @@ import pytest
 
 from gateway.errors import InvalidRequest
 from gateway.messages import Media, Message
-from gateway.turns import put_back, read_turns, tidy
+from gateway.turns import MAX_MEDIA, put_back, read_turns, require_few, tidy
 
 ASK = {"role": "user", "content": "go on"}
 PNG = "data:image/png;base64,QUJD"
@@ -152,3 +152,15 @@ def test_plain_turns_and_others_are_read_alike():
     plain = [{"role": role, "content": role} for role in ("system", "user", "assistant", "user")]
     parts = [{**turn, "content": [{"type": "text", "text": turn["content"]}]} for turn in plain]
     assert read_turns(plain) == read_turns(parts)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"type": "image_url", "image_url": PNG}, {"type": "image", "source": {}}, FILE,
+     {"inline_data": {"mime_type": "image/png", "data": ""}}],
+)  # fmt: skip
+@pytest.mark.parametrize("member", ["content", "parts"])
+def test_files_are_counted_before_they_are_looked_at(part, member):
+    require_few([{"role": "user", member: [part] * MAX_MEDIA}])
+    with pytest.raises(InvalidRequest, match="files"):
+        require_few([{"role": "user", member: [part]} for _ in range(MAX_MEDIA + 1)])
