@@ -120,7 +120,7 @@ ROWS = (
     ), ("code:40303",)),
     Row("context", "Anthropic, Bedrock", (
         "prompt is too long", "input is too long", "exceed context limit", "inputs are too long",
-        "context is too long", "conversation is too long", "message is too long", "too long for",
+        "context is too long", "conversation is too long", "message is too long", "too long for model",
         "messages are too long", "text is too long", "question is too long", "query is too long",
         "request is too long",
     )),
@@ -162,7 +162,7 @@ ROWS = (
     )),
     Row("moderated", "MiniMax", ("new_sensitive",), ("statuscode:1026", "statuscode:1027")),
     Row("moderated", "Zhipu", ("contentfilter",), ("code:1300", "code:1301")),
-    Row("moderated", "Baidu qianfan", ("unsafe", "prohibited_content"), ("errorcode:336104",)),
+    Row("moderated", "Baidu qianfan", ("unsafe content", "prohibited_content"), ("errorcode:336104",)),
     Row("moderated", "StepFun", ("censorship_blocked", "content you provided or machine output")),
     Row("moderated", "Anthropic", ("content filtering policy",)),
     Row("moderated", "xAI", ("usage guidelines", "safety_check")),
@@ -202,7 +202,7 @@ ROWS = (
     Row("model", "in Chinese", (
         "模型未开通", "模型已下线", "未找到模型", "不支持该模型", "无权访问模型",
     )),
-    Row("model", "Baidu qianfan", ("invalid_model", "unsupported method"), ("errorcode:3",)),
+    Row("model", "Baidu qianfan", ("invalid_model",), ("errorcode:3",)),
 
     Row("key", "OpenAI, xAI, Groq", (
         "incorrect api key", "invalid api key", "invalid_api_key", "invalid api-key",
@@ -270,7 +270,7 @@ ROWS = (
         "throttled", "concurrency limit",
     )),
     Row("rate", "in Chinese", (
-        "过于频繁", "请求频繁", "请求频率", "速率限制", "并发", "限流", "稍后重试",
+        "过于频繁", "请求频繁", "请求频率", "速率限制", "并发", "限流",
         "请求过快", "请求过多", "太频繁", "调用频率", "访问频率",
     )),
 

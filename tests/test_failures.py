@@ -71,6 +71,14 @@ def test_rows_are_written_as_they_are_compared(row):
     assert row.phrases or row.codes
 
 
+@pytest.mark.parametrize("words", [
+    "内部错误，请稍后重试", "unsafe legacy renegotiation disabled", "Unsupported method: POST",
+    "the tool took too long for this run",
+])  # fmt: skip
+def test_everyday_words_are_no_class_of_their_own(words):
+    assert type(explained({"error": {"message": words}}, 500)) is UpstreamFailed
+
+
 # Whole bodies, as providers send them.
 
 BODIES = {
