@@ -71,13 +71,14 @@ class PassThrough:
         self._usage: Usage | None = None
 
     def feed(self, chunk: bytes) -> list[Delta]:
-        whole = self._whole_events(chunk)
-        if self._held_size > MAX_EVENT and not self._holds_data():
+        try:
+            whole = self._whole_events(chunk)
+            if self._held_size > MAX_EVENT and not self._holds_data():
+                raise UpstreamFailed(f"The upstream sent an event of over {MAX_EVENT} bytes.")
+            return self._inspect(whole) if whole else []
+        except UpstreamFailed as error:
             self.done = True
-            return [
-                Failed(UpstreamFailed(f"The upstream sent an event of over {MAX_EVENT} bytes."))
-            ]
-        return self._inspect(whole) if whole else []
+            return [Failed(error)]
 
     def _holds_data(self) -> bool:
         start = b"".join([piece[:8] for piece in self._held[:8]])
@@ -242,6 +243,13 @@ class PassThrough:
     def close(self) -> list[Delta]:
         if self.done:
             return []
+        try:
+            return self._close()
+        except UpstreamFailed as error:
+            self.done = True
+            return [Failed(error)]
+
+    def _close(self) -> list[Delta]:
         out: list[Delta] = []
         if self._splitter is not None:
             last = b"".join([sse.event(data, name) for name, data in self._splitter.close()])

@@ -12,6 +12,7 @@ from gateway import loosejson
 from gateway.errors import UpstreamFailed
 
 MAX_EVENT = 1 << 20  # bytes; what is longer is not kept without need
+MAX_LINES = 200_000  # of data of one event: each costs memory of its own
 _HEAD = 4096  # bytes
 _BOM = b"\xef\xbb\xbf"
 KEEP_ALIVE = b": keep-alive\n\n"
@@ -163,6 +164,8 @@ class Parser:
             self._splits = True
             self._give(out)
         self._data.append(line)
+        if len(self._data) > MAX_LINES:
+            raise UpstreamFailed(f"The upstream sent an event of more than {MAX_LINES} lines.")
         if self._splits and self._has_whole_data():
             self._give(out)
 

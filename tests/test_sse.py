@@ -175,6 +175,12 @@ def test_such_an_event_is_given_when_the_next_one_begins_and_later_ones_at_once(
     assert parser.feed(b"data: [DONE]\n") == [("", b"[DONE]")]
 
 
+def test_an_event_of_too_many_lines_is_refused():
+    parser = Parser()
+    with pytest.raises(UpstreamFailed, match="lines"):
+        parser.feed(b"data: xy\n" * (sse.MAX_LINES + 1))
+
+
 def test_json_over_several_lines_stays_one_event():
     assert parse(b'data: {"a":{}\ndata: ,"b":1}\n\n') == [("", b'{"a":{}\n,"b":1}')]
     assert parse(b'data: [\ndata: {"a":1}\ndata: ]\n\n') == [("", b'[\n{"a":1}\n]')]

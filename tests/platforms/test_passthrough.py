@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gateway.messages import Delta, Failed, Finish, Raw
 from gateway.passthrough import PassThrough
 from gateway.platforms.openai_compatible import explain_error
+from gateway.sse import MAX_LINES
 
 
 def event(members: str) -> bytes:
@@ -111,3 +112,12 @@ def test_an_error_in_plain_words_is_told_in_them(event):
     failed = decoder.feed(event)[-1]
     assert isinstance(failed, Failed)
     assert "the model has crashed" in failed.error.message
+
+
+@pytest.mark.parametrize("end", [b"\n", b"", DONE[0]])
+@pytest.mark.parametrize("line", [b"data: xy\n", b'data: {"a":1}\ndata: xy\n'])
+def test_an_event_of_too_many_lines_is_an_error(line, end):
+    raw = line + b"data: xy\n" * (MAX_LINES + 1) + end
+    deltas = decode(raw, 1 << 16)
+    assert isinstance(deltas[-1], Failed)
+    assert sum(isinstance(delta, Failed | Finish) for delta in deltas) == 1
