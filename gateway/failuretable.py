@@ -120,9 +120,9 @@ ROWS = (
     ), ("code:40303",)),
     Row("context", "Anthropic, Bedrock", (
         "prompt is too long", "input is too long", "exceed context limit", "inputs are too long",
-        "context is too long", "conversation is too long", "message is too long", "too long for model",
-        "messages are too long", "text is too long", "question is too long", "query is too long",
-        "request is too long",
+        "context is too long", "conversation is too long", "message is too long",
+        "too long for model", "messages are too long", "text is too long", "question is too long",
+        "query is too long", "request is too long",
     )),
     Row("context", "Google", ("exceeds the maximum number of tokens", "input token count")),
     Row("context", "DashScope", ("range of input length",)),
@@ -162,7 +162,9 @@ ROWS = (
     )),
     Row("moderated", "MiniMax", ("new_sensitive",), ("statuscode:1026", "statuscode:1027")),
     Row("moderated", "Zhipu", ("contentfilter",), ("code:1300", "code:1301")),
-    Row("moderated", "Baidu qianfan", ("unsafe content", "prohibited_content"), ("errorcode:336104",)),
+    Row("moderated", "Baidu qianfan", ("unsafe content", "prohibited_content"), (
+        "errorcode:336104",
+    )),
     Row("moderated", "StepFun", ("censorship_blocked", "content you provided or machine output")),
     Row("moderated", "Anthropic", ("content filtering policy",)),
     Row("moderated", "xAI", ("usage guidelines", "safety_check")),
