@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway.config import Storage
 from gateway.errors import InvalidRequest, SenderTooSlow, StorageFull, UnsupportedMediaType
-from gateway.form import SILENCE_S, SLOWEST, UploadForm, be_quiet, reading
+from gateway.form import SLOWEST, START_S, UploadForm, be_quiet, reading
 
 _CHUNK = 64 * 1024
 IN_MEMORY = 1 << 20  # bytes
@@ -103,7 +103,7 @@ class FormCopy(UploadForm):
             if not chunk:
                 break
             await self._write(chunk)
-            if self._clock() - self._began > SILENCE_S + self.size / SLOWEST:
+            if self._clock() - self._began > START_S + self.size / SLOWEST:
                 raise SenderTooSlow("The form comes too slowly; send it over a better line.")
         await self._write(b"\r\n")
 

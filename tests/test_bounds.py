@@ -516,6 +516,16 @@ async def test_users_of_one_key_do_not_take_all_places_for_uploads(gateway):
         held.enter_context(files.place("key-good"))
 
 
+async def test_forms_that_are_passed_on_take_places_of_uploads(gateway, monkeypatch):
+    monkeypatch.setattr("gateway.files.MAX_COMING_EACH", 0)
+    gw = await gateway(agents={"bot": BOTS["openai"]})
+    form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nbot\r\n--b--\r\n'
+    headers = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = await gw.post("/v1/audio/transcriptions", form, headers=headers)
+    assert answer.status == 429
+    assert (await answer.json())["error"]["code"] == "concurrency_limit_exceeded"
+
+
 # From outside.
 
 

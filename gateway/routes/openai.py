@@ -27,6 +27,7 @@ from gateway.formcopy import FormCopy
 from gateway.keys import (
     ATTACHMENTS,
     CONTEXT,
+    FILES,
     SIGNER,
     UPSTREAM,
     State,
@@ -247,12 +248,20 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
     if caller_of(request).end_user:
         raise Forbidden("A web page's token opens chats only.")
     if request.content_type.startswith("multipart/"):
-        async with FormCopy(request, state_of(request).config.storage) as form:
-            asked = await form.keep()
-            return await _pass_on(request, asked, partial(_with_form, form))
+        return await _pass_form_on(request)
     body = await read_object(request)
     call_of(request).end_user = _text(body, "user") or ""
     return await _pass_on(request, _text(body, "model"), partial(_with_json, body))
+
+
+async def _pass_form_on(request: web.Request) -> web.StreamResponse:
+    """A form is kept as an upload is, and comes as slowly: so it takes an upload's place."""
+    files, caller = request.app[FILES], caller_of(request)
+    with files.place(owner_of(caller)):
+        form = FormCopy(request, state_of(request).config.storage)
+        async with form:
+            asked = await form.keep()
+            return await _pass_on(request, asked, partial(_with_form, form))
 
 
 def _with_json(body: dict[str, Any], headers: Mapping[str, str], model: str) -> UpstreamRequest:
