@@ -223,12 +223,12 @@ async def test_a_bomb_is_refused_before_it_is_inflated(gateway, data):
     assert longest < AT_ONCE_S / 2
 
 
-@pytest.mark.parametrize("size", [b"1\r\na\r\n", b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"])
+@pytest.mark.parametrize("size", [b"1\r\na\r\n", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 async def test_what_is_dear_to_parse_is_parsed_in_steps(gateway, size):
     """Chunks of one byte, and requests behind each other, many in one read."""
     gw = await gateway(agents={"bot": BOTS["openai"]})
     host, port = gw.url.removeprefix("http://").split(":")
-    head = b"POST /nothing HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
     data = (head if size[:1] == b"1" else b"") + size * (600_000 // len(size))
 
     def flood() -> None:
@@ -251,13 +251,13 @@ async def test_a_body_in_tiny_chunks_arrives_whole(gateway, unit):
     text = b'{"model":"nothing","x":"%s"}' % (b"a" * 60_000)
     spaces = b"".join([unit] * 20_000).replace(b"a", b" ")
     pieces = b"".join(b"1\r\n%c\r\n" % byte for byte in text)
-    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
 
     def ask() -> bytes:
         with closing(socket.create_connection((host, int(port)))) as line:
             line.settimeout(20)
             line.sendall(
-                head + spaces + pieces + b"0\r\n\r\nGET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+                head + spaces + pieces + b"0\r\n\r\nGET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"
             )
             told = b""
             while told.count(b"HTTP/1.1 ") < 2:
@@ -374,7 +374,7 @@ async def test_a_large_body_says_so_before_it_is_read(gateway):
         ("/api/v1/tokens", 65 * 1024, body.MAX_SETTINGS),
     ):
         reader, writer = await asyncio.open_connection(host, int(port))
-        head = f"POST {path} HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n"
+        head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {size}\r\n"
         writer.write(f"{head}Authorization: Bearer {KEYS[0]['key']}\r\n\r\n".encode())
         answer = await reader.readuntil(b"}")
         assert b" 413 " in answer
@@ -473,7 +473,7 @@ async def stalled(gw, body_: bytes = b'{"query":"x","stream":true}') -> socket.s
     line.setblocking(False)
     loop = asyncio.get_running_loop()
     await loop.sock_connect(line, (host, int(port)))
-    head = f"POST /api/v1/chat HTTP/1.1\r\nHost: a\r\nAgent: bot\r\nContent-Length: {len(body_)}"
+    head = f"POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nAgent: bot\r\nContent-Length: {len(body_)}"
     await loop.sock_sendall(line, f"{head}\r\n\r\n".encode() + body_)
     return line
 
@@ -578,7 +578,7 @@ async def test_requests_behind_a_stream_wait_unread(gateway, scripted):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 while sent < 60 * MIB:
-                    piece = b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
+                    piece = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 1000
                     await loop.sock_sendall(line, piece)
                     sent += len(piece)
         assert sent < 10 * MIB  # nearly all of it is in the system's own buffers
