@@ -279,8 +279,8 @@ async def test_a_page_reads_no_other_users_conversation(pages):
     alice, bob = await page(gw, key, "alice"), await page(gw, key, "bob")
     first = (await gw.ask(bob, "fastgpt", query="my secret is 4712"))[1]
     for chat_id in ("bobs", first["id"]):
-        _, answer = await gw.ask(alice, "fastgpt", chat_id=chat_id, query="what did I say before?")
-        assert "471" not in said(answer)
+        status, answer = await gw.ask(alice, "fastgpt", chat_id=chat_id, query="what did I say?")
+        assert (status, answer["detail"]["error"]) == (404, "conversation_not_found")
     again = (await gw.ask(bob, "fastgpt", chat_id=first["id"], query="what did I say before?"))[1]
     assert "4712" in said(again)
     assert again["id"] == first["id"]

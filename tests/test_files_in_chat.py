@@ -119,7 +119,11 @@ async def test_with_a_public_address_links_are_given_and_nothing_is_sent_along(
     base = "https://files.example.com"
     served = {name: await demo(agent["platform"]) for name, agent in AGENTS.items()}
     agents = {name: {**agent, "base_url": served[name].url} for name, agent in AGENTS.items()}
-    gw = await gateway(agents=agents, storage={"url": f"file:{tmp_path}", "public_base_url": base})
+    gw = await gateway(
+        agents=agents,
+        storage={"url": f"file:{tmp_path}", "public_base_url": base},
+        auth={"anonymous": True},  # spelled out beside a public address
+    )
     data = await put(gw)
     assert data["id"].startswith(base)
     for agent in AGENTS:
@@ -666,7 +670,9 @@ async def test_openai_is_sent_documents_inside_also_where_links_are_public(gatew
     served = await demo("openai")
     storage = {"url": f"file:{tmp_path}", "public_base_url": "https://files.example.com"}
     gw = await gateway(
-        agents={"bot": {**AGENTS["openai"], "base_url": served.url}}, storage=storage
+        agents={"bot": {**AGENTS["openai"], "base_url": served.url}},
+        storage=storage,
+        auth={"anonymous": True},
     )
     data = await put(gw, "a.pdf", b"%PDF-1.7")
     part = {"type": "file", "file": {"file_id": data["file_id"]}}
