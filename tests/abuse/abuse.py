@@ -74,7 +74,7 @@ class Line:
 
 
 def head(method: str, path: str, size: int, *headers: str, key: str = EVIL) -> bytes:
-    lines = [f"{method} {path} HTTP/1.1", "Host: a", f"Content-Length: {size}", *headers]
+    lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {size}", *headers]
     lines += [f"Authorization: Bearer {key}"] if key else []
     return "\r\n".join([*lines, "", ""]).encode()
 
@@ -187,7 +187,7 @@ def slow_bodies(line: Line) -> None:
 def tiny_chunks(line: Line) -> None:
     body = b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 200_000
     with contextlib.closing(line.open()) as sent:
-        sent.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: a\r\n" + body)
+        sent.sendall(b"POST /v1/nothing HTTP/1.1\r\nHost: localhost\r\n" + body)
 
 
 @attack
@@ -197,7 +197,7 @@ def pipelined(line: Line) -> None:
         sent.settimeout(1)
         sent.sendall(head("POST", "/api/v1/chat", len(body), "Agent: bot") + body)
         sent.recv(16)
-        sent.sendall(b"GET /health HTTP/1.1\r\nHost: a\r\n\r\n" * 60_000)
+        sent.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n" * 60_000)
 
 
 @attack
