@@ -96,6 +96,10 @@ class UserChanges(Profile):
     password: Secret | None = None
 
 
+# What an account has and its owner does not choose: the answer tells what it became.
+_FIXED = frozenset(("role", "status"))
+
+
 class NewPassword(Body):
     old_password: Annotated[
         Secret,
@@ -170,7 +174,7 @@ async def register(request: web.Request) -> web.Response:
     books = books_of(request)
     if not state_of(request).config.auth.registration:
         raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
-    user = await add_user(books, await read_settings(request, Register))
+    user = await add_user(books, await read_settings(request, Register, _FIXED))
     return _given(request, user)
 
 
