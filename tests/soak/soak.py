@@ -376,7 +376,7 @@ def of_record(made: Made, recorded: list[str], log: list[str]) -> list[str]:
     for line in log:
         if line.startswith("{"):
             entry = json.loads(line)
-            if entry["request_id"] in made.begun:
+            if entry.get("request_id") in made.begun:  # a request's line, not another one
                 begun.add(entry["request_id"])
                 if entry["status"] == 499 and "agent" not in entry:
                     in_vain.add(entry["request_id"])  # left before the call was let in
