@@ -136,6 +136,12 @@ async def test_registration_makes_a_user_who_may_not_make_keys(gw):
     assert await gw.login("LI@example.com", "八个字符以上的密码")
 
 
+async def test_a_registration_chooses_no_role_and_no_status(gw):
+    body = {"username": "li", "password": "good enough password", "role": "admin"}
+    status, answer = await gw.api("POST", "/auth/register", body={**body, "status": "inactive"})
+    assert (status, answer["user"]["role"], answer["user"]["status"]) == (200, "user", "active")
+
+
 @pytest.mark.parametrize(
     "wrong",
     [{"username": "a b"}, {"username": "a@b"}, {"username": ""}, {"username": "a/b"},

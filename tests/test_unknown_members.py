@@ -30,7 +30,7 @@ async def test_a_key_is_not_made_with_an_unknown_restriction(gw, name, words):
 @pytest.mark.parametrize(
     ("method", "path", "given", "name"),
     [("POST", "/auth/users", NEW_USER, "quota"), ("POST", "/auth/users", NEW_USER, "max_calls"),
-     ("POST", "/auth/register", NEW_USER, "role"), ("PUT", "/auth/me", {}, "emial"),
+     ("POST", "/auth/register", NEW_USER, "max_calls"), ("PUT", "/auth/me", {}, "emial"),
      ("PUT", "/auth/me", {}, "password"), ("PUT", "/auth/users/{me}", {}, "max_budget"),
      ("POST", "/auth/change-password", {"old_password": "x", "new_password": "y"}, "logout"),
      ("PUT", "/api-keys/{key}", {}, "models"), ("PUT", "/api-keys/{key}", {}, "max_cals")],
