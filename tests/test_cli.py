@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 ROOT = Path(__file__).parent.parent
 CLEAN = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
@@ -28,9 +29,23 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def has_begun(log: list[str]) -> bool:
+    return any("listens on" in line for line in log)
+
+
+async def answers(port: int, path: str) -> bool:
+    try:
+        async with aiohttp.ClientSession() as client:
+            async with client.get(f"http://127.0.0.1:{port}{path}") as answer:
+                return answer.status == 200
+    except aiohttp.ClientConnectionError:
+        return False
+
+
 @asynccontextmanager
-async def serving(*args: str, **environ: str):
-    """A running gateway: (process, port, log lines so far)."""
+async def serving(*args: str, ready: str = "", **environ: str):
+    """A running gateway: (process, port, log lines so far). It is there when its log says so or,
+    where `LOG_LEVEL` hides that, when the path `ready` answers."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "run.py", *args, "--port", str(port), cwd=ROOT,
@@ -45,7 +60,7 @@ async def serving(*args: str, **environ: str):
     reading = asyncio.ensure_future(read())
     try:
         async with asyncio.timeout(20):
-            while not any("listens on" in line for line in log):
+            while not (await answers(port, ready) if ready else has_begun(log)):
                 assert process.returncode is None, log
                 await asyncio.sleep(0.02)
         yield process, port, log
@@ -116,6 +131,31 @@ async def test_the_log_can_be_json_in_every_line():
     assert {"time", "level", "message"} <= set.intersection(*(set(line) for line in lines))
     assert any(line.get("path") == "/v1/models" for line in lines)
     assert "LOG_FORMAT" in run("serve", LOG_FORMAT="xml").stderr
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+async def test_a_higher_log_level_keeps_failed_requests(form):
+    faults = {"hi": 200, "#fail": 502, "#cut": 200}
+    async with serving("--log-format", form, LOG_LEVEL="WARNING", ready="/readyz") as (
+        process, port, log,
+    ), aiohttp.ClientSession() as client:  # fmt: skip
+        url = f"http://127.0.0.1:{port}/api/v1/chat"
+        for query, status in faults.items():
+            body = {"query": query, "user": "u", "stream": True}
+            async with client.post(url, json=body, headers={"agent": "dify"}) as answer:
+                assert answer.status == status
+                await answer.read()
+        async with client.post(url, json={}, headers={"agent": "nope"}) as answer:
+            assert answer.status == 404
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    if form == "json":
+        told = [json.loads(line) for line in log]
+        levels = [(line["level"], line["status"]) for line in told if "status" in line]
+    else:
+        lines = [line.split() for line in log if " /api/v1/chat " in line]
+        levels = [(line[2].lower(), int(line[5])) for line in lines]
+    assert levels == [("error", 502), ("error", 200), ("warning", 404)]
 
 
 def test_output_that_nobody_reads_to_its_end_is_no_traceback():

@@ -9,12 +9,12 @@ import time
 import pytest
 
 from gateway import logs
-from gateway.accesslog import AccessLog
+from gateway.accesslog import AccessLog, level_of
 from gateway.errors import DatabaseAway, InvalidRequest, why, words_of
 from gateway.times import stamp
 
 LINE = {
-    "time": "t", "level": "info", "message": "request", "request_id": "req-1", "method": "POST",
+    "time": "t", "level": "error", "message": "request", "request_id": "req-1", "method": "POST",
     "path": "/api/v1/chat", "status": 502, "ms": 34.4, "address": "10.0.0.9", "user_agent": "curl",
     "caller": "key-web", "agent": "dify", "attempts": 1, "error": "upstream_auth_failed",
     "reason": "Dify refuses the key.",
@@ -72,6 +72,16 @@ def test_no_color_and_the_switch_are_heeded(monkeypatch):
     assert "WARNING watch out" in line
 
 
+@pytest.mark.parametrize(
+    ("status", "has_failed", "level"),
+    [(200, False, "INFO"), (304, False, "INFO"), (499, False, "INFO"), (499, True, "INFO"),
+     (400, True, "WARNING"), (401, True, "WARNING"), (429, True, "WARNING"),
+     (500, True, "ERROR"), (502, True, "ERROR"), (503, False, "ERROR"), (200, True, "ERROR")],
+)  # fmt: skip
+def test_the_level_of_a_request_is_its_outcome(status, has_failed, level):
+    assert logging.getLevelName(level_of(status, has_failed)) == level
+
+
 def test_what_a_caller_sends_cannot_colour_or_break_a_line():
     request = logs.RequestText(False)({**LINE, "path": "/\x1b[31m\nINFO faked"})
     assert "\x1b" not in request
@@ -112,6 +122,7 @@ def test_half_a_character_is_no_reason_to_lose_a_line():
 def test_an_embedded_application_logs_json_too(caplog):
     caplog.set_level(logging.INFO, "gateway.access")
     log = AccessLog()
-    log.add(log.render(LINE))
+    log.add(logging.ERROR, log.render(LINE))
     assert json.loads(caplog.messages[0]) == LINE
+    assert caplog.records[0].levelname == "ERROR"
     assert not log.for_people
