@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 
 from gateway.body import check
 from gateway.config import Config, KeyLimits
+from gateway.configcheck import unmounted
+from gateway.configfile import home
 from gateway.configvalues import duration_s
 from gateway.errors import DatabaseAway, GatewayError, InvalidRequest, StartError, words_of
 from gateway.invocation import command
@@ -34,6 +36,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     try:
         if args.administer != "migrate":
             _check_is_there(config, args.config)
+        elif missing := unmounted(config, home(args.config)):
+            raise StartError(missing)
         if args.administer in _WITH_PASSWORD:  # before there is a loop, so that Ctrl-C works
             args.password = _read_password()
         asyncio.run(_run(args, config))

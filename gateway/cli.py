@@ -163,7 +163,7 @@ def check(args: argparse.Namespace) -> int:
     if config is None:
         return 1
     from gateway.configcheck import warnings
-    from gateway.configfile import access_note, lock_out
+    from gateway.configfile import access_note, home, lock_out
     from gateway.outgoing import way_of
 
     print(f"{args.config}: ok")
@@ -172,7 +172,7 @@ def check(args: argparse.Namespace) -> int:
         way = str(way_of(agent, agent.base_url, config.outgoing))
         print(f"  {name}: {agent.platform} at {where}" + f", {way}" * (way != "direct"))
     print(f"  {access_note(config)}")
-    for warning in (*warnings(config, args.config.parent), lock_out(config)):
+    for warning in (*warnings(config, home(args.config)), lock_out(config)):
         if warning:
             print(f"  warning: {warning}")
     return _check_live(config) if getattr(args, "live", False) else 0

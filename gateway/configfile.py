@@ -45,6 +45,11 @@ def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) 
     return parse(text, environ, path.parent, problems, **overrides)
 
 
+def home(path: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder from which relative paths in the file `path` count."""
+    return Path(with_dotenv(path.parent, environ).get("GATEWAY_HOME") or path.parent)
+
+
 def sources(path: Path) -> list[Path]:
     """The files that `load(path)` reads: `path`, `.env` beside it, and every `${file:…}`."""
     try:

@@ -1,4 +1,4 @@
-"""What the log says at the start: the address, the agents, what is odd, and what to do next."""
+"""What the log says at the start: the address, the agents, and what to do next."""
 
 import logging
 import os
@@ -8,7 +8,6 @@ from pathlib import Path
 
 import gateway
 from gateway.config import Config
-from gateway.configcheck import warnings
 from gateway.configfile import access_note, lock_out
 from gateway.invocation import command
 from gateway.outgoing import way_of
@@ -34,8 +33,6 @@ def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
         way = way_of(agent, agent.base_url, config.outgoing)
         where = "demo, answers by itself" if agent.is_demo else f"{agent.base_url}, {way}"
         log.info("  agent %s: %s (%s)", name, agent.platform, where)
-    for warning in warnings(config, path.parent):
-        log.warning("  %s", warning)
     if warning := lock_out(config):
         log.warning("  %s", warning)
     else:

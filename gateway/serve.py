@@ -21,8 +21,8 @@ from aiohttp import web
 from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
-from gateway.configcheck import warnings
-from gateway.configfile import ConfigError, sources
+from gateway.configcheck import unmounted, warnings
+from gateway.configfile import ConfigError, home, sources
 from gateway.connections import SEND_S, Runner
 from gateway.errors import StartError
 from gateway.greeting import greet
@@ -44,6 +44,7 @@ Load = Callable[[], Config]
 
 async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int:
     """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
+    _look_around(config, home(path))
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
     tls = _tls(server)
@@ -81,6 +82,17 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
         await _drain(app, main, app[STATE].now.config.server.drain_timeout)
     log.info("Stopped")
     return 0
+
+
+def _look_around(config: Config, folder: Path) -> None:
+    """Log what is odd before anything is made: afterwards a missing folder is there.
+
+    Raises StartError if a folder is missing that the start must not make.
+    """
+    for warning in warnings(config, folder):
+        log.warning("%s", warning)
+    if missing := unmounted(config, folder):
+        raise StartError(missing)
 
 
 async def _listen(
@@ -233,7 +245,7 @@ class _Reloads:
             log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
-            for warning in warnings(config, self._path.parent):
+            for warning in warnings(config, home(self._path)):
                 log.warning("  %s", warning)
 
     def _renew_certificate(self) -> None:

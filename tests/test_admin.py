@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import CLEAN, ROOT
+from test_cli import CLEAN, ROOT, serving
 
 JWT = "0123456789abcdef0123456789abcdef"
 
@@ -189,6 +189,38 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
             assert "Traceback" not in done.stderr
             assert "none to do without" in done.stderr
             assert re.search("Not a directory|No such file|File exists|Permission", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("setting", "missing"),
+    [("database: 'sqlite:///{0}/nas/x/gw.db'", "nas/x"),
+     ("storage: {{url: 'file:{0}/nas/up'}}", "nas"), ("record: {{spool: '{0}/nas/spool'}}", "nas")],
+)  # fmt: skip
+def test_a_disk_not_mounted_stops_the_start_and_makes_nothing(tmp_path, setting, missing):
+    home = tmp_path / "home"
+    home.mkdir()
+    config = home / "config.yaml"
+    config.write_text(f"agents: {{a: {{platform: dify}}}}\n{setting.format(tmp_path)}\n")
+    for command in ((), ("migrate",)):
+        done = subprocess.run(
+            [sys.executable, "run.py", "--config", str(config), "--port", "0", *command], cwd=ROOT,
+            env=CLEAN, capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert f"the folder {tmp_path}/{missing} is not there. Is a disk" in done.stderr
+        assert f"mkdir -p {tmp_path}/{missing}" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "config.yaml"]
+
+
+async def test_a_folder_made_at_the_start_is_logged_first(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "config.yaml").write_text(
+        f"agents: {{a: {{platform: dify}}}}\nstorage: {{url: 'file:{tmp_path}/up'}}\n"
+    )
+    async with serving("--config", str(tmp_path / "home" / "config.yaml")) as (_, _, log):
+        assert "WARNING" in log[0].upper()
+        assert f"storage.url: the folder {tmp_path}/up is not there" in log[0]
+        assert (tmp_path / "up").is_dir()
 
 
 def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from gateway.configcheck import address_problem, key_problem, warnings
+from gateway.configcheck import address_problem, key_problem, unmounted, warnings
 from gateway.configfile import ConfigError, load, parse
 
 API = {
@@ -196,9 +196,34 @@ def test_folders_elsewhere_that_are_not_there_are_a_warning(tmp_path):
     )
     config = load(tmp_path / "config.yaml", {})
     assert list(warnings(config, tmp_path)) == [
-        "record.spool: the folder /gone/spool is not there; is a disk not mounted?"
+        "record.spool: the folder /gone/spool is not there (the start needs it); is a disk not"
+        " mounted?"
     ]
 
+
+@pytest.mark.parametrize(
+    ("setting", "missing"),
+    [("database: 'sqlite:///{disk}/gw.db'", "database: the folder {disk} is"),
+     ("database: 'sqlite:///{disk}/a/gw.db'", "database: the folder {disk}/a is"),
+     ("storage: {{url: 'file:{disk}/up'}}", "storage.url: the folder {disk} is"),
+     ("record: {{spool: '{disk}/spool/'}}", "record.spool: the folder {disk} is"),
+     ("storage: {{url: 'file:{disk}'}}", ""), ("database: 'sqlite:///{here}/a/gw.db'", ""),
+     ("storage: {{url: 'file:{here}/a/b'}}", ""), ("database: none", "")],
+)  # fmt: skip
+def test_the_start_makes_no_folder_of_a_missing_disk(tmp_path, setting, missing):
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    config = load_in(here, setting.format(here=here, disk=disk))
+    found = unmounted(config, here)
+    assert found.startswith(missing.format(disk=disk))
+    assert bool(found) == bool(missing)
+    disk.joinpath("a").mkdir(parents=True)
+    assert unmounted(config, here) == ""
+
+
+def load_in(folder, setting):
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"agents: {{a: {{platform: dify}}}}\n{setting}\n")
+    return load(folder / "config.yaml", {})
 
 def test_an_admin_password_that_is_not_used_is_a_warning(tmp_path):
     text = "agents: {a: {platform: dify}}\nauth: {admin_password: long-enough-1}\n"

@@ -42,11 +42,9 @@ def test_json_logs_have_no_such_noise(greeted):
 
 def test_an_open_address_tells_the_one_for_others(greeted, monkeypatch):
     monkeypatch.setattr("gateway.greeting._lan_address", lambda: "192.168.1.7")
-    lines = greeted(HOST="0.0.0.0")
-    told = "\n".join(lines)
+    told = "\n".join(greeted(HOST="0.0.0.0"))
     assert "for others in your network: http://192.168.1.7:3000" in told
     assert "-H 'Authorization: Bearer <key>'" in told
-    assert any(line.lstrip().startswith("demo: bot answer by themselves") for line in lines)
     assert f"{invocation.command()} --config" in told
     assert told.count("keys create web") == 1
 
