@@ -103,7 +103,7 @@ async def test_chromes_question_for_private_networks_is_answered_for_listed_page
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": KEY},
+    [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": KEY[1:]},
      {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer sk-wrong-12345678"},
      {"x-api-key": KEY[:-1]}, {"x-api-key": KEY + "x"}, {"api-key": KEY.upper()},
      {"Authorization": "Bearer sk-wrong-12345678", "x-api-key": KEY[:-1]}],
