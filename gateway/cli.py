@@ -95,16 +95,19 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("name")
     sub.add_argument("--role", choices=("admin", "premium", "user"), default="user")
     sub.add_argument("--email")
+    sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users list", "every account")
     words = "a new password, read from standard input"
-    add(users, "users set-password", words).add_argument("name")
+    sub = add(users, "users set-password", words)
+    sub.add_argument("name")
+    sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users disable", "no logins and no calls any more").add_argument("name")
     add(users, "users enable", "logins and calls again").add_argument("name")
 
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
     sub.add_argument("name", help="what the key is for")
-    sub.add_argument("--user", default="admin", metavar="NAME", help="whose key it is")
+    sub.add_argument("--user", default="admin", metavar="NAME", help="whose key it is: admin's, unless given")
     sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
@@ -117,6 +120,13 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("id", help="the first column of `keys list`, or the whole key")
 
     add(commands, "migrate", "make the database, or bring its schema up to date, and exit")
+
+
+class _NoPassword(argparse.Action):
+    """Other users of the machine can read a command line, and shells keep it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error("--password: the password is read from standard input, or asked for")
 
 
 def administer(args: argparse.Namespace) -> int:
