@@ -3,10 +3,14 @@
 import asyncio
 import contextlib
 import logging
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
 import orjson
+
+from gateway.times import stamp
 
 _GATHER_S = 0.02
 
@@ -48,6 +52,14 @@ class AccessLog:
         if not self._lines:
             asyncio.get_running_loop().call_later(_GATHER_S, self.flush)
         self._lines.append(line)
+
+    def show(self, text: str) -> None:
+        """Write a line with a secret for the operator: to standard error alone, and never to a
+        logger, whose handlers may keep or send it. It has the form of the log's other lines."""
+        if self._stream is not None and not self.for_people:
+            line = {"time": stamp(time.time()), "level": "warning", "message": text}
+            text = self.render(line)
+        print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         """Write what there is. A killed process loses the lines of its last milliseconds."""

@@ -249,7 +249,7 @@ def serve(args: argparse.Namespace) -> int:
             load = partial(_read, args, real)
             return runner.run(serve_on(config, args.config, load, access_log))
         except StartError as error:
-            print(f"Cannot start: {error}", file=sys.stderr)
+            log.critical("Cannot start: %s", error)
             return 1
 
 

@@ -43,12 +43,12 @@ class JsonFormatter(logging.Formatter):
             "time": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage().strip(),  # lines for people are indented
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # Unlike orjson it takes lone surrogates, as names of files may have.
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
 
 class TextFormatter(logging.Formatter):

@@ -6,13 +6,13 @@ A stop: `/readyz` is 503, the listening sockets close, answers under way go on f
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import logging
 import os
 import signal
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -116,10 +116,18 @@ async def _listen(
         await site.start()
     except OSError as error:
         words = error.strerror or str(error)
-        hint = "; choose another with --port or PORT" if "in use" in words else ""
-        print(f"Cannot listen on {host}:{port}: {words}{hint}", file=sys.stderr)
+        hint = next((hint for number, hint in _HINTS.items() if error.errno == number), "")
+        log.critical("Cannot listen on %s:%d: %s%s", host, port, words, hint)
         return None
     return runner
+
+
+_HINTS = {
+    errno.EADDRINUSE: "; choose another port with --port or PORT",
+    errno.EACCES: "; choose a port from 1024 on with --port or PORT",
+    errno.EADDRNOTAVAIL: "; this machine has no such address: set HOST (server.host) to one of its"
+    " own, to 127.0.0.1 for this machine alone or to 0.0.0.0 for all networks",
+}
 
 
 async def _drain(app: web.Application, runner: Runner, patience_s: float) -> None:

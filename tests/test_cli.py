@@ -133,6 +133,26 @@ async def test_the_log_can_be_json_in_every_line():
     assert "LOG_FORMAT" in run("serve", LOG_FORMAT="xml").stderr
 
 
+async def test_the_first_password_is_json_in_a_json_log(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("agents: {a: {platform: dify}}")
+    async with serving("--config", str(config), DATABASE_URL="sqlite:///g.db") as (_, _, log):
+        lines = [json.loads(line) for line in log]
+    (told,) = (line for line in lines if "its password" in line["message"])
+    assert told["message"].startswith("Account 'admin' was made; its password, shown only now: ")
+    assert told["level"] == "warning"
+
+
+def test_what_stops_the_start_is_json_in_a_json_log():
+    for environ, words in (
+        ({"HOST": "192.0.2.1"}, "this machine has no such address: set HOST"),
+        ({"DATABASE_URL": "sqlite:////nowhere/g.db"}, "Is a disk not mounted?"),
+    ):
+        lines = [json.loads(line) for line in run("--port", "0", **environ).stderr.splitlines()]
+        assert lines[-1]["level"] == "critical"
+        assert words in lines[-1]["message"]
+
+
 @pytest.mark.parametrize("form", ["json", "text"])
 async def test_a_higher_log_level_keeps_failed_requests(form):
     faults = {"hi": 200, "#fail": 502, "#cut": 200}

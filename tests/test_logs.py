@@ -50,6 +50,18 @@ def test_elsewhere_every_line_is_json():
     told = json.loads(line)
     assert (told["level"], told["logger"], told["message"]) == ("warning", "gateway", "watch out")
     assert json.loads(request) == LINE
+    assert line.startswith('{"time":"')  # the same spacing as orjson's
+    assert request.startswith('{"time":"')
+
+
+def test_a_secret_is_shown_in_the_logs_form_and_not_logged(capsys, caplog):
+    for form, shown in (("text", "secret 1"), ("json", '"level":"warning","message":"secret 1"}')):
+        access_log = logs.set_up("INFO", form, io.StringIO())
+        access_log.show("secret 1")
+        assert capsys.readouterr().err.endswith(f"{shown}\n")
+    AccessLog().show("secret 1")
+    assert capsys.readouterr().err == "secret 1\n"
+    assert caplog.messages == []
 
 
 def test_at_a_terminal_lines_are_short_and_coloured():
