@@ -562,12 +562,11 @@ def access_note(config: Config) -> str:
             "programs on this machine may call without a key; set ANONYMOUS=false if a proxy or a"
             " tunnel leads here"
         )
-    if auth.anonymous == "auto" and config.binds_loopback:
-        return (
-            f"calls need a key, since {config.deployed_by} is set; ANONYMOUS=true lets programs on"
-            " this machine call without one"
-        )
-    return "calls need a key"
+    if auth.anonymous is False:
+        return "calls need a key, since auth.anonymous is false (ANONYMOUS=false)"
+    if not config.binds_loopback:
+        return f"calls need a key, since other machines can reach {config.server.host}"
+    return f"calls need a key, since {config.deployed_by} is set"
 
 
 def lock_out(config: Config) -> str:
