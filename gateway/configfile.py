@@ -363,8 +363,8 @@ class _Values:
         if value is None:
             return self._nothing(
                 path,
-                f"the environment variable {name} is not set"
-                f" (set it, or give a default: ${{{name}:-…}})",
+                f"the environment variable {name} is not set (set it, for instance in"
+                f" {self._folder / '.env'}, or give a default: ${{{name}:-…}})",
             )
         return value
 

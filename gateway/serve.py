@@ -22,12 +22,13 @@ from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configcheck import unmounted, warnings
-from gateway.configfile import ConfigError, home, sources
+from gateway.configfile import ConfigError, access_note, home, sources
 from gateway.connections import SEND_S, Runner
 from gateway.errors import StartError
 from gateway.greeting import greet
-from gateway.keys import FLIGHTS, RELOAD, STATE
+from gateway.keys import FLIGHTS, RELOAD, STATE, State
 from gateway.outgoing import pem_files
+from gateway.reload import differences
 
 log = logging.getLogger("gateway")
 
@@ -235,6 +236,7 @@ class _Reloads:
 
     async def _reload(self) -> None:
         holder = self._app[STATE]
+        before = holder.now.config
         try:
             config = await asyncio.to_thread(self._load)
             self._renew_certificate()
@@ -250,11 +252,24 @@ class _Reloads:
             self._config = config
             holder.problems = 0
             holder.reloads["ok"] += 1
-            log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
+            self._tell_changes(before, holder.now)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
             for warning in warnings(config, home(self._path)):
                 log.warning("  %s", warning)
+
+    def _tell_changes(self, before: Config, state: State) -> None:
+        """What is in effect now, and who may call where that is different."""
+        changes = "; ".join(differences(before, state.config)) or "nothing changed"
+        log.info(
+            "%s, .env and secret files were read again; generation %d: %s",
+            self._path,
+            state.generation,
+            changes,
+        )
+        note = access_note(state.config)
+        if note != access_note(before):
+            log.warning("  %s", note)
 
     def _renew_certificate(self) -> None:
         """Tried apart first: a pair that does not fit would leave the live context without any."""
