@@ -292,10 +292,40 @@ def _compose(text: str, problems: list[str]) -> Any:
 
 def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
     line = error.problem_mark.line + 1 if error.problem_mark else "?"
+    begun = error.context_mark.line + 1 if error.context_mark else line
+    problem = error.problem or ""
+    advice = next((words for seen, words in _YAML_ADVICE if re.search(seen, problem)), "")
     # The parser quotes what it cannot read, which may be a secret without quotes.
     # What is short or in angles is YAML's own.
-    words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "")
-    return f"line {line}: not valid YAML: {words}; put odd values in quotes"
+    words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", problem)
+    told = advice.format(begun=begun) or f"{words}; put odd values in quotes"
+    return f"line {line}: not valid YAML: {told}"
+
+
+# What PyYAML says, and what to do. `begun` is the line of the bracket, quote or mapping around it.
+_YAML_ADVICE = (
+    (r"'\\t'", "a tab stands there; indent with spaces"),
+    (
+        r"expected ',' or '[}\]]'",
+        "the bracket that opens on line {begun} is not closed, or a comma is missing",
+    ),
+    (
+        r"<block end>, but found '(?:<block |-)|no such indent",
+        "the indentation does not fit the lines before; what belongs together (from line {begun})"
+        " begins in the same column",
+    ),
+    (
+        r"<block end>, but found '<scalar>",
+        "text follows a closing quote; put the whole value in quotes, or check the indentation",
+    ),
+    (
+        "mapping values are not allowed",
+        "a value with ': ' in it needs quotes; if there is none, check the indentation",
+    ),
+    ("could not find expected ':'", "a name without ':' behind it begins on line {begun}"),
+    ("unexpected end of stream", "the quote that opens on line {begun} is not closed"),
+    ("unknown escape", "a \\ in double quotes is special; use single quotes"),
+)
 
 
 def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:

@@ -220,6 +220,28 @@ def test_the_start_makes_no_folder_of_a_missing_disk(tmp_path, setting, missing)
     assert unmounted(config, here) == ""
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("agents:\n  a: {platform: dify\n  b: {platform: coze}\n",
+      "the bracket that opens on line 2 is not closed, or a comma is missing"),
+     ("agents:\n  a: {platform: dify}\nauth: {keys: [{name: a\n",
+      "the bracket that opens on line 3 is not closed"),
+     ("agents:\n\ta: {platform: dify}\n", "line 2: not valid YAML: a tab stands there; indent with"),
+     ("agents:\n  a:\n    platform: dify\n      api_key: x\n", "check the indentation"),
+     ("agents:\n  a:\n    platform: dify\n   api_key: x\n", "begins in the same column"),
+     ("agents:\n  a: {platform: dify}\n   b: {platform: dify}\n", "begins in the same column"),
+     ("agents:\n  a:\n    api_key: \"app-x\" secret\n", "text follows a closing quote"),
+     ("agents:\n  a:\n    api_key: x: y\n", "a value with ': ' in it needs quotes"),
+     ("agents:\n  a:\n    api_key: \"x\n", "the quote that opens on line 3 is not closed"),
+     ("agents:\n  a:\n    api_key: \"C:\\path\"\n", "use single quotes"),
+     ("agents:\n  a:\n    api_key: @x\n", "put odd values in quotes")],
+)  # fmt: skip
+def test_advice_on_yaml_fits_the_mistake(text, words):
+    found = "\n".join(problems(text))
+    assert words in found
+    assert ("put odd values" in found) == ("put odd values" in words)
+
+
 def load_in(folder, setting):
     folder.mkdir()
     (folder / "config.yaml").write_text(f"agents: {{a: {{platform: dify}}}}\n{setting}\n")
