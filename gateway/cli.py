@@ -107,7 +107,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
     sub.add_argument("name", help="what the key is for")
-    sub.add_argument("--user", default="admin", metavar="NAME", help="whose key it is: admin's, unless given")
+    words = "whose key it is: admin's, unless given"
+    sub.add_argument("--user", default="admin", metavar="NAME", help=words)
     sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
@@ -156,6 +157,8 @@ def _load(args: argparse.Namespace) -> "Config | None":
         print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
+        for warning in error.warnings:
+            print(f"  warning: {warning}", file=sys.stderr)
         if not args.config.exists():
             print("  name the file with --config, or start in its folder", file=sys.stderr)
         return None

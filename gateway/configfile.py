@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 
 from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
-from gateway.configcheck import check_agents
+from gateway.configcheck import check_agents, warnings
 from gateway.environment import secret_in, with_dotenv
 from gateway.errors import clean
 from gateway.outgoing import file_problems
@@ -22,11 +22,13 @@ from gateway.secret import Secret
 
 
 class ConfigError(Exception):
-    """config.yaml cannot be used. `problems` are lines of the form `path: what is wrong`."""
+    """config.yaml cannot be used. `problems` are lines of the form `path: what is wrong`, and so
+    are `warnings`: what is odd in the parts that can be read."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.warnings = list(warnings)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
@@ -84,12 +86,13 @@ def parse(
     _fill_in(tree, environ)
     _fill_in_proxies(tree, environ, problems)
     config: Config | None = None
+    odd: list[str] = []
     home = Path(environ.get("GATEWAY_HOME") or folder)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         problems += [line for line, path in _explain(error, tree) if path not in values.unset]
-        problems += _check_the_rest(tree, error, home)
+        _check_the_rest(tree, error, home, problems, odd)
     if config is not None:
         problems += check_together(config)
         config = anchored(config, home)
@@ -97,12 +100,18 @@ def parse(
     problems += [line for line, path in check_agents(tree) if path not in values.unset]
     problems += [line for line in _check_names(tree) if line.partition(": ")[0] not in values.unset]
     if problems or config is None:
-        raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)))
+        odd += warnings(config, home) if config is not None else ()
+        bad = {line.partition(": ")[0] for line in problems} | values.unset
+        odd = [clean(line) for line in odd if line.partition(": ")[0] not in bad]
+        raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)), odd)
     return config
 
 
-def _check_the_rest(tree: dict[str, Any], error: ValidationError, home: Path) -> Iterator[str]:
-    """What `check_together` finds where sections, or agents, that do not parse are left out."""
+def _check_the_rest(
+    tree: dict[str, Any], error: ValidationError, home: Path, problems: list[str], odd: list[str]
+) -> None:
+    """What `check_together` and `warnings` find where sections, or agents, that do not parse are
+    left out."""
     bad = {item["loc"][:2] if item["loc"][:1] == ("agents",) else item["loc"][:1]
            for item in error.errors(include_url=False, include_input=False)}  # fmt: skip
     kept: dict[str, Any] = {name: part for name, part in tree.items() if (name,) not in bad}
@@ -116,8 +125,11 @@ def _check_the_rest(tree: dict[str, Any], error: ValidationError, home: Path) ->
         return
     # What is said of a section that was left out is said of its defaults.
     skipped = tuple(f"{loc[0]}." for loc in bad if len(loc) == 1)
-    yield from (line for line in check_together(config) if not line.startswith(skipped))
-    yield from _check_pem_files(anchored(config, home))
+    problems += [line for line in check_together(config) if not line.startswith(skipped)]
+    config = anchored(config, home)
+    problems += _check_pem_files(config)
+    skipped += () if good else ("demo: ", "agents.none.")
+    odd += [line for line in warnings(config, home) if not line.startswith(skipped)]
 
 
 def _check_pem_files(config: Config) -> Iterator[str]:
@@ -405,7 +417,9 @@ class _Values:
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each problem as (line, path), in words and with the nearest known name."""
+    """Each problem as (line, path), in words and with the nearest known name. Of a value that may
+    have one of several types each type has a complaint; they are one problem."""
+    found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_input=False):
         path = _path(item["loc"], tree)
         kind, message = item["type"], item["msg"].removeprefix("Value error, ")
@@ -415,8 +429,12 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             path, message = _explain_platform(path, _at(tree, item["loc"]) or {})
         else:
-            message = _WORDS.get(kind, message)
-        yield f"{path}: {message[:1].lower() + message[1:]}", path
+            message = _WORDS.get(kind, message.replace("Input should be ", "must be "))
+        found.setdefault(path, []).append(message[:1].lower() + message[1:])
+    for path, words in found.items():
+        first, *more = dict.fromkeys(words)
+        others = "".join(f", or {each.removeprefix('must be ')}" for each in more)
+        yield f"{path}: {first}{others}", path
 
 
 # pydantic speaks of Python's types; the file is YAML.
@@ -429,6 +447,13 @@ _WORDS = {
     "model_attributes_type": "must be a mapping (lines of `name: value`)",
     "list_type": "must be a list",
     "string_type": "must be a text; put it in quotes",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
 }
 
 

@@ -1,4 +1,4 @@
-"""What the log says at the start: the address, the agents, and what to do next."""
+"""What the log says at the start: what is odd, the address, the agents, and what to do next."""
 
 import logging
 import os
@@ -8,7 +8,9 @@ from pathlib import Path
 
 import gateway
 from gateway.config import Config
+from gateway.configcheck import unmounted, warnings
 from gateway.configfile import access_note, lock_out
+from gateway.errors import StartError
 from gateway.invocation import command
 from gateway.outgoing import way_of
 
@@ -23,6 +25,17 @@ _VARIABLES = {
     "openai": "OPENAI_BASE_URL and OPENAI_API_KEY",
 }
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - not bound here
+
+
+def look_around(config: Config, folder: Path) -> None:
+    """Log what is odd before anything is made: afterwards a missing folder is there.
+
+    Raises StartError if a folder is missing that the start must not make.
+    """
+    for warning in warnings(config, folder):
+        log.warning("%s", warning)
+    if missing := unmounted(config, folder):
+        raise StartError(missing)
 
 
 def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:

@@ -21,11 +21,11 @@ from aiohttp import web
 from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
-from gateway.configcheck import unmounted, warnings
+from gateway.configcheck import warnings
 from gateway.configfile import ConfigError, access_note, home, sources
 from gateway.connections import SEND_S, Runner
 from gateway.errors import StartError
-from gateway.greeting import greet
+from gateway.greeting import greet, look_around
 from gateway.keys import FLIGHTS, RELOAD, STATE, State
 from gateway.outgoing import pem_files
 from gateway.reload import differences
@@ -45,7 +45,7 @@ Load = Callable[[], Config]
 
 async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int:
     """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
-    _look_around(config, home(path))
+    look_around(config, home(path))
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
     tls = _tls(server)
@@ -83,17 +83,6 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
         await _drain(app, main, app[STATE].now.config.server.drain_timeout)
     log.info("Stopped")
     return 0
-
-
-def _look_around(config: Config, folder: Path) -> None:
-    """Log what is odd before anything is made: afterwards a missing folder is there.
-
-    Raises StartError if a folder is missing that the start must not make.
-    """
-    for warning in warnings(config, folder):
-        log.warning("%s", warning)
-    if missing := unmounted(config, folder):
-        raise StartError(missing)
 
 
 async def _listen(

@@ -35,9 +35,9 @@ def has_begun(log: list[str]) -> bool:
 
 async def answers(port: int, path: str) -> bool:
     try:
-        async with aiohttp.ClientSession() as client:
-            async with client.get(f"http://127.0.0.1:{port}{path}") as answer:
-                return answer.status == 200
+        url = f"http://127.0.0.1:{port}{path}"
+        async with aiohttp.ClientSession() as client, client.get(url) as answer:
+            return answer.status == 200
     except aiohttp.ClientConnectionError:
         return False
 
@@ -203,13 +203,16 @@ def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
     assert (good.returncode, good.stderr) == (0, "")
     assert "dify: dify at demo" in good.stdout
     bad = tmp_path / "bad.yaml"
-    bad.write_text("agents: {a: {platform: dfy}}\nsever: {}\n")
+    odd = "base_url: 'https://d.example.com/v1', api_key: fastgpt-12345678"
+    bad.write_text(f"agents: {{a: {{platform: dfy}}, b: {{platform: dify, {odd}}}}}\nsever: {{}}\n")
     option = ["--config", str(bad)]
     for command in (["check", *option], [*option, "check"], ["serve", *option], option):
         told = run(*command)
         assert told.returncode == 1
         assert "did you mean dify?" in told.stderr
         assert "sever: unknown key; did you mean server?" in told.stderr
+        assert "2 problems" in told.stderr
+        assert "warning: agents.b.api_key: looks like a key of FastGPT" in told.stderr
         assert "Traceback" not in told.stderr
 
 

@@ -242,10 +242,46 @@ def test_advice_on_yaml_fits_the_mistake(text, words):
     assert ("put odd values" in found) == ("put odd values" in words)
 
 
+@pytest.mark.parametrize(
+    "mistake", ["server: {port: x}", "server: {ops_port: 3000, port: 3000}", "agents.b: 1"]
+)
+def test_a_problem_hides_no_warning(mistake):
+    agents = (
+        "agents:\n  a: {platform: dify, base_url: 'https://dify.example.com/v1',"
+        " api_key: sk-proj-1234567890}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{agents}database: none\n{mistake}\n", {})
+    (warning,) = caught.value.warnings
+    assert warning.startswith("agents.a.api_key: looks like a key of OpenAI")
+    assert len(caught.value.problems) == 1
+
+
+def test_of_what_has_a_problem_there_is_no_warning():
+    agent = "platform: dify, base_url: 'https://dify.example.com/v1'"
+    text = f"agents:\n  a: {{{agent}, api_key: sk-proj-1234567890, more: 1}}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{text}  b: {{{agent}, api_key: '${{KEY}}'}}\ndatabase: none\n", {})
+    assert caught.value.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("auth: {anonymous: flase}", "auth.anonymous: must be 'auto', or true or false"),
+     ("auth: {registration: maybe}", "auth.registration: must be true or false"),
+     ("server: {port: abc}", "server.port: must be a whole number"),
+     ("server: {port: 70000}", "server.port: must be less than or equal to 65535"),
+     ("server: {reuse_port: [1]}", "server.reuse_port: must be true or false")],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_problem_in_plain_words(setting, words):
+    assert problems(f"agents: {{a: {{platform: dify}}}}\n{setting}") == [words]
+
+
 def load_in(folder, setting):
     folder.mkdir()
     (folder / "config.yaml").write_text(f"agents: {{a: {{platform: dify}}}}\n{setting}\n")
     return load(folder / "config.yaml", {})
+
 
 def test_an_admin_password_that_is_not_used_is_a_warning(tmp_path):
     text = "agents: {a: {platform: dify}}\nauth: {admin_password: long-enough-1}\n"
