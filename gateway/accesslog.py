@@ -3,14 +3,31 @@
 import asyncio
 import contextlib
 import logging
+import sys
+import time
 from collections.abc import Callable
 from typing import Any, TextIO
 
 import orjson
 
+from gateway.times import stamp
+
 _GATHER_S = 0.02
 
+_CALLER_LEFT = 499
+
 log = logging.getLogger("gateway.access")
+
+
+def level_of(status: int, has_failed: bool) -> int:
+    """The level of a request's line, the same in every form of the log.
+
+    ERROR is a failure of ours or of an upstream: 5xx, or `has_failed` after a 200 was sent.
+    WARNING is a refused call (4xx), INFO the rest, and a caller who left.
+    """
+    if status >= 500 or (has_failed and status < 400):
+        return logging.ERROR
+    return logging.WARNING if status >= 400 and status != _CALLER_LEFT else logging.INFO
 
 
 class AccessLog:
@@ -25,16 +42,24 @@ class AccessLog:
         self.for_people = render is not None
         self._stream = stream
         self._lines: list[str] = []
-        self.add: Callable[[str], None] = log.info if stream is None else self._gather
+        self.add: Callable[[int, str], None] = log.log if stream is None else self._gather
 
-    @property
-    def is_on(self) -> bool:
-        return log.isEnabledFor(logging.INFO)
+    def takes(self, level: int) -> bool:
+        """Whether lines of that level are written: `LOG_LEVEL` holds for requests, too."""
+        return log.isEnabledFor(level)
 
-    def _gather(self, line: str) -> None:
+    def _gather(self, level: int, line: str) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(_GATHER_S, self.flush)
         self._lines.append(line)
+
+    def show(self, text: str) -> None:
+        """Write a line with a secret for the operator: to standard error alone, and never to a
+        logger, whose handlers may keep or send it. It has the form of the log's other lines."""
+        if self._stream is not None and not self.for_people:
+            line = {"time": stamp(time.time()), "level": "warning", "message": text}
+            text = self.render(line)
+        print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
         """Write what there is. A killed process loses the lines of its last milliseconds."""

@@ -6,15 +6,27 @@ import getpass
 import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.body import check
 from gateway.config import Config, KeyLimits
+from gateway.configcheck import unmounted
+from gateway.configfile import home
 from gateway.configvalues import duration_s
-from gateway.errors import DatabaseAway, GatewayError, InvalidRequest, StartError, words_of
+from gateway.credentials import ID_LENGTH, OUR_PREFIX, masked
+from gateway.errors import (
+    DatabaseAway,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+    StartError,
+    words_of,
+)
 from gateway.invocation import command
 from gateway.passwords import Passwords, check_strength
 from gateway.routes.accounts import Register
+from gateway.routes.apikeys import KeySettings
 from gateway.secret import Secret
 from gateway.stores.accounts import Accounts, ApiKey, User
 from gateway.stores.database import connect
@@ -34,6 +46,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     try:
         if args.administer != "migrate":
             _check_is_there(config, args.config)
+        elif missing := unmounted(config, home(args.config)):
+            raise StartError(missing)
         if args.administer in _WITH_PASSWORD:  # before there is a loop, so that Ctrl-C works
             args.password = _read_password()
         asyncio.run(_run(args, config))
@@ -96,7 +110,12 @@ def _check_agents(config: Config, names: str | None) -> None:
 def _read_password() -> Secret:
     """From a prompt, twice, or the first line of what is piped in."""
     if not sys.stdin.isatty():
-        return Secret(sys.stdin.readline().rstrip("\r\n"))
+        if not (line := sys.stdin.readline().rstrip("\r\n")):
+            raise InvalidRequest(
+                "There is no password on standard input. Run this at a terminal, which asks for it,"
+                " or pipe in one line of 8 to 256 characters."
+            )
+        return Secret(line)
     password = getpass.getpass("Password: ")
     if getpass.getpass("Once more: ") != password:
         raise InvalidRequest("The two are not the same.")
@@ -170,16 +189,40 @@ async def _create_key(args: argparse.Namespace, accounts: Accounts, passwords: P
         "agents": agents or None,
         "max_calls": args.max_calls,
         "rate_limits": limits,
-        "expires_ms": _expiry(args.expires) if args.expires else None,
     }
+    _check_settings(settings)
+    settings["expires_ms"] = _expiry(args.expires) if args.expires else None
+    await _note_same_name(accounts, user, args.name)
     key, full = await accounts.add_key(user.id, settings)
     until = f", until {iso(key.expires_ms)}" if key.expires_ms else ""
     print(f"key {key.id} of {user.username}{until}, shown only now:", file=sys.stderr)
     print(full.reveal())
 
 
+def _check_settings(settings: dict[str, Any]) -> None:
+    """By the rules of `POST /api/v1/api-keys`. Raises InvalidRequest that names the option."""
+    try:
+        check(KeySettings, settings)
+    except InvalidRequest as error:
+        option = "name" if error.param == "name" else f"--{str(error.param).replace('_', '-')}"
+        words = error.message.replace(f"{error.param!r}", option, 1)
+        raise InvalidRequest(words) from None
+
+
+async def _note_same_name(accounts: Accounts, user: User, name: str) -> None:
+    found, _ = await accounts.keys(user.id, 1, _PAGE)
+    if same := [key.id for key in found if key.name == name and key.state == "active"]:
+        print(
+            f"note: {user.username} has an active key {name!r} already ({', '.join(same[:5])}),"
+            " which goes on",
+            file=sys.stderr,
+        )
+
+
 def _expiry(text: str) -> int:
     """Milliseconds since the epoch, from `30d` or a moment in ISO 8601. Raises InvalidRequest."""
+    if text.strip().replace(".", "").isdecimal():
+        raise InvalidRequest("--expires: must have a unit, such as 30d or 12h, or be a date.")
     try:
         moment = now_ms() + int(duration_s(text) * 1000)
     except ValueError:
@@ -212,13 +255,20 @@ def _cells(key: ApiKey) -> tuple[str, ...]:
     limits += [f"agents {','.join(key.agents)}"] if key.agents is not None else []
     return (
         key.id, key.created_by, key.name, ",".join(key.permissions),
-        "active" if told["is_active"] else "over", f"{key.calls} calls", "; ".join(limits) or "-",
+        key.state, f"{key.calls} calls", "; ".join(limits) or "-",
         told["last_used_at"] or "never", told["expires_at"] or "never",
     )  # fmt: skip
 
 
 async def _revoke_key(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
-    key = await accounts.revoke_key(args.id.removeprefix("sk-gw-")[:12])
+    try:
+        key = await accounts.revoke_key(args.id.removeprefix(OUR_PREFIX)[:ID_LENGTH])
+    except NotFound:
+        shown = masked(args.id) if args.id.startswith(OUR_PREFIX) else args.id
+        raise InvalidRequest(
+            f"There is no such API key: {shown!r}. Give the key's id, which `keys list` shows"
+            " before its owner and name, or the whole key."
+        ) from None
     print(f"key {key.id} ({key.name}) is revoked")
 
 

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import secrets
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -196,7 +195,9 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
         async def prepare() -> None:
             if steps := await database.migrate():
                 log.info("The database's schema took %d step(s)", steps)
-            await _first_admin(accounts, passwords, config.auth.admin_password, made_up)
+            await _first_admin(
+                accounts, passwords, config.auth.admin_password, made_up, app[ACCESS_LOG].show
+            )
 
         directory = Directory(database, prepare)
         spool = Spool(Path(config.record.spool), config.record.max_spool)
@@ -231,10 +232,14 @@ def _cause(directory: Directory) -> str:
 
 
 async def _first_admin(
-    accounts: Accounts, passwords: Passwords, given: Secret, made_up: Secret
+    accounts: Accounts,
+    passwords: Passwords,
+    given: Secret,
+    made_up: Secret,
+    show: Callable[[str], None],
 ) -> None:
     """An empty database gets the account `admin`, with the password `given` or else `made_up`,
-    which is shown this once, on the terminal and not in the log."""
+    which `show` is given this once."""
     if await accounts.has_users():
         if given:
             log.info("ADMIN_PASSWORD is not used: the database has accounts already")
@@ -252,14 +257,10 @@ async def _first_admin(
     except DatabaseAway:
         # It may have been made without our being told; then nobody would know the password.
         if not given:
-            _show(made_up, "may have been made; if so, its password is")
+            show(f"Account 'admin' may have been made; if so, its password is {made_up.reveal()}")
         raise
     if not given:
-        _show(made_up, "was made; its password, shown only now:")
-
-
-def _show(password: Secret, words: str) -> None:
-    print(f"Account 'admin' {words} {password.reveal()}", file=sys.stderr, flush=True)
+        show(f"Account 'admin' was made; its password, shown only now: {made_up.reveal()}")
 
 
 def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -95,16 +95,20 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("name")
     sub.add_argument("--role", choices=("admin", "premium", "user"), default="user")
     sub.add_argument("--email")
+    sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users list", "every account")
     words = "a new password, read from standard input"
-    add(users, "users set-password", words).add_argument("name")
+    sub = add(users, "users set-password", words)
+    sub.add_argument("name")
+    sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users disable", "no logins and no calls any more").add_argument("name")
     add(users, "users enable", "logins and calls again").add_argument("name")
 
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
     sub.add_argument("name", help="what the key is for")
-    sub.add_argument("--user", default="admin", metavar="NAME", help="whose key it is")
+    words = "whose key it is: admin's, unless given"
+    sub.add_argument("--user", default="admin", metavar="NAME", help=words)
     sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
@@ -117,6 +121,13 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("id", help="the first column of `keys list`, or the whole key")
 
     add(commands, "migrate", "make the database, or bring its schema up to date, and exit")
+
+
+class _NoPassword(argparse.Action):
+    """Other users of the machine can read a command line, and shells keep it."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        parser.error("--password: the password is read from standard input, or asked for")
 
 
 def administer(args: argparse.Namespace) -> int:
@@ -146,6 +157,8 @@ def _load(args: argparse.Namespace) -> "Config | None":
         print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
+        for warning in error.warnings:
+            print(f"  warning: {warning}", file=sys.stderr)
         if not args.config.exists():
             print("  name the file with --config, or start in its folder", file=sys.stderr)
         return None
@@ -163,7 +176,7 @@ def check(args: argparse.Namespace) -> int:
     if config is None:
         return 1
     from gateway.configcheck import warnings
-    from gateway.configfile import access_note, lock_out
+    from gateway.configfile import access_note, home, lock_out
     from gateway.outgoing import way_of
 
     print(f"{args.config}: ok")
@@ -172,7 +185,7 @@ def check(args: argparse.Namespace) -> int:
         way = str(way_of(agent, agent.base_url, config.outgoing))
         print(f"  {name}: {agent.platform} at {where}" + f", {way}" * (way != "direct"))
     print(f"  {access_note(config)}")
-    for warning in (*warnings(config, args.config.parent), lock_out(config)):
+    for warning in (*warnings(config, home(args.config)), lock_out(config)):
         if warning:
             print(f"  warning: {warning}")
     return _check_live(config) if getattr(args, "live", False) else 0
@@ -239,7 +252,7 @@ def serve(args: argparse.Namespace) -> int:
             load = partial(_read, args, real)
             return runner.run(serve_on(config, args.config, load, access_log))
         except StartError as error:
-            print(f"Cannot start: {error}", file=sys.stderr)
+            log.critical("Cannot start: %s", error)
             return 1
 
 

@@ -6,6 +6,7 @@ and for `run.py check`. Problems are found in the raw tree, so that they show be
 
 import os
 import re
+import shlex
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -186,7 +187,7 @@ def _host(agent: dict[str, Any]) -> str:
 
 
 def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
-    """What is odd in a configuration that can be used. `folder` is that of config.yaml."""
+    """What is odd in a configuration that can be used. `folder` is `configfile.home`."""
     yield from _demo_warnings(config)
     yield from outgoing.warnings(config)
     yield from _origin_warnings(config)
@@ -246,17 +247,44 @@ def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
         yield f"{path}.api_key: has no dot; a key of Zhipu is id.secret"
 
 
-def _place_warnings(config: Config, folder: Path) -> Iterator[str]:
-    """Folders elsewhere, such as a disk that is not mounted. Those beside config.yaml are made."""
-    places = {"record.spool": config.record.spool, "storage.url": config.storage.folder}
+def unmounted(config: Config, folder: Path) -> str:
+    """A sentence if the start must not make a folder, else "". `folder` is `configfile.home`.
+
+    Where a disk is not mounted the start would make an empty database with a new `admin`, and
+    uploads that the disk covers later.
+    """
+    for name, place in _missing_places(config, folder):
+        if needed := _needed(name, place):
+            return (
+                f"{name}: the folder {needed} is not there. Is a disk not mounted? Mount it, or"
+                f" make the folder: mkdir -p {shlex.quote(needed)}"
+            )
+    return ""
+
+
+def _missing_places(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
+    """(option, folder) of each folder outside `folder` that is not there. Those inside are made."""
+    places = {"storage.url": config.storage.folder}
+    if config.database:
+        places["record.spool"] = config.record.spool
     if config.sqlite_file:
         places["database"] = os.path.dirname(config.sqlite_file)
-    if not config.database:
-        del places["record.spool"]
     for name, place in places.items():
-        path = Path(place)
-        if place and not path.is_dir() and not _is_within(path, folder):
-            yield f"{name}: the folder {place} is not there; is a disk not mounted?"
+        if place and not os.path.exists(place) and not _is_within(Path(place), folder):
+            yield name, place
+
+
+def _needed(name: str, place: str) -> str:
+    """The folder that has to be there already, or "" if it is: the start makes a folder for files
+    inside one that exists, and none for a database."""
+    needed = place if name == "database" else os.path.dirname(place.rstrip("/"))
+    return "" if os.path.exists(needed) else needed
+
+
+def _place_warnings(config: Config, folder: Path) -> Iterator[str]:
+    for name, place in _missing_places(config, folder):
+        then = "it is made at the start" if not _needed(name, place) else "the start needs it"
+        yield f"{name}: the folder {place} is not there ({then}); is a disk not mounted?"
     if tls := config.server.tls:
         for name, file in (("cert", tls.cert), ("key", tls.key)):
             if not Path(file).is_file():

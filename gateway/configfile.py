@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 
 from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
-from gateway.configcheck import check_agents
+from gateway.configcheck import check_agents, warnings
 from gateway.environment import secret_in, with_dotenv
 from gateway.errors import clean
 from gateway.outgoing import file_problems
@@ -22,11 +22,13 @@ from gateway.secret import Secret
 
 
 class ConfigError(Exception):
-    """config.yaml cannot be used. `problems` are lines of the form `path: what is wrong`."""
+    """config.yaml cannot be used. `problems` are lines of the form `path: what is wrong`, and so
+    are `warnings`: what is odd in the parts that can be read."""
 
-    def __init__(self, problems: list[str]) -> None:
+    def __init__(self, problems: list[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+        self.warnings = list(warnings)
 
 
 def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
@@ -43,6 +45,11 @@ def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) 
     problems: list[str] = []
     environ = with_dotenv(path.parent, environ, problems)
     return parse(text, environ, path.parent, problems, **overrides)
+
+
+def home(path: Path, environ: Mapping[str, str] = os.environ) -> Path:
+    """The folder from which relative paths in the file `path` count."""
+    return Path(with_dotenv(path.parent, environ).get("GATEWAY_HOME") or path.parent)
 
 
 def sources(path: Path) -> list[Path]:
@@ -79,12 +86,13 @@ def parse(
     _fill_in(tree, environ)
     _fill_in_proxies(tree, environ, problems)
     config: Config | None = None
+    odd: list[str] = []
     home = Path(environ.get("GATEWAY_HOME") or folder)
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
         problems += [line for line, path in _explain(error, tree) if path not in values.unset]
-        problems += _check_the_rest(tree, error, home)
+        _check_the_rest(tree, error, home, problems, odd)
     if config is not None:
         problems += check_together(config)
         config = anchored(config, home)
@@ -92,12 +100,18 @@ def parse(
     problems += [line for line, path in check_agents(tree) if path not in values.unset]
     problems += [line for line in _check_names(tree) if line.partition(": ")[0] not in values.unset]
     if problems or config is None:
-        raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)))
+        odd += warnings(config, home) if config is not None else ()
+        bad = {line.partition(": ")[0] for line in problems} | values.unset
+        odd = [clean(line) for line in odd if line.partition(": ")[0] not in bad]
+        raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)), odd)
     return config
 
 
-def _check_the_rest(tree: dict[str, Any], error: ValidationError, home: Path) -> Iterator[str]:
-    """What `check_together` finds where sections, or agents, that do not parse are left out."""
+def _check_the_rest(
+    tree: dict[str, Any], error: ValidationError, home: Path, problems: list[str], odd: list[str]
+) -> None:
+    """What `check_together` and `warnings` find where sections, or agents, that do not parse are
+    left out."""
     bad = {item["loc"][:2] if item["loc"][:1] == ("agents",) else item["loc"][:1]
            for item in error.errors(include_url=False, include_input=False)}  # fmt: skip
     kept: dict[str, Any] = {name: part for name, part in tree.items() if (name,) not in bad}
@@ -111,8 +125,11 @@ def _check_the_rest(tree: dict[str, Any], error: ValidationError, home: Path) ->
         return
     # What is said of a section that was left out is said of its defaults.
     skipped = tuple(f"{loc[0]}." for loc in bad if len(loc) == 1)
-    yield from (line for line in check_together(config) if not line.startswith(skipped))
-    yield from _check_pem_files(anchored(config, home))
+    problems += [line for line in check_together(config) if not line.startswith(skipped)]
+    config = anchored(config, home)
+    problems += _check_pem_files(config)
+    skipped += () if good else ("demo: ", "agents.none.")
+    odd += [line for line in warnings(config, home) if not line.startswith(skipped)]
 
 
 def _check_pem_files(config: Config) -> Iterator[str]:
@@ -287,10 +304,40 @@ def _compose(text: str, problems: list[str]) -> Any:
 
 def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
     line = error.problem_mark.line + 1 if error.problem_mark else "?"
+    begun = error.context_mark.line + 1 if error.context_mark else line
+    problem = error.problem or ""
+    advice = next((words for seen, words in _YAML_ADVICE if re.search(seen, problem)), "")
     # The parser quotes what it cannot read, which may be a secret without quotes.
     # What is short or in angles is YAML's own.
-    words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", error.problem or "")
-    return f"line {line}: not valid YAML: {words}; put odd values in quotes"
+    words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", problem)
+    told = advice.format(begun=begun) or f"{words}; put odd values in quotes"
+    return f"line {line}: not valid YAML: {told}"
+
+
+# What PyYAML says, and what to do. `begun` is the line of the bracket, quote or mapping around it.
+_YAML_ADVICE = (
+    (r"'\\t'", "a tab stands there; indent with spaces"),
+    (
+        r"expected ',' or '[}\]]'",
+        "the bracket that opens on line {begun} is not closed, or a comma is missing",
+    ),
+    (
+        r"<block end>, but found '(?:<block |-)|no such indent",
+        "the indentation does not fit the lines before; what belongs together (from line {begun})"
+        " begins in the same column",
+    ),
+    (
+        r"<block end>, but found '<scalar>",
+        "text follows a closing quote; put the whole value in quotes, or check the indentation",
+    ),
+    (
+        "mapping values are not allowed",
+        "a value with ': ' in it needs quotes; if there is none, check the indentation",
+    ),
+    ("could not find expected ':'", "a name without ':' behind it begins on line {begun}"),
+    ("unexpected end of stream", "the quote that opens on line {begun} is not closed"),
+    ("unknown escape", "a \\ in double quotes is special; use single quotes"),
+)
 
 
 def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:
@@ -358,8 +405,8 @@ class _Values:
         if value is None:
             return self._nothing(
                 path,
-                f"the environment variable {name} is not set"
-                f" (set it, or give a default: ${{{name}:-…}})",
+                f"the environment variable {name} is not set (set it, for instance in"
+                f" {self._folder / '.env'}, or give a default: ${{{name}:-…}})",
             )
         return value
 
@@ -370,7 +417,9 @@ class _Values:
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each problem as (line, path), in words and with the nearest known name."""
+    """Each problem as (line, path), in words and with the nearest known name. Of a value that may
+    have one of several types each type has a complaint; they are one problem."""
+    found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_input=False):
         path = _path(item["loc"], tree)
         kind, message = item["type"], item["msg"].removeprefix("Value error, ")
@@ -380,8 +429,12 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str
         elif kind in ("union_tag_invalid", "union_tag_not_found"):
             path, message = _explain_platform(path, _at(tree, item["loc"]) or {})
         else:
-            message = _WORDS.get(kind, message)
-        yield f"{path}: {message[:1].lower() + message[1:]}", path
+            message = _WORDS.get(kind, message.replace("Input should be ", "must be "))
+        found.setdefault(path, []).append(message[:1].lower() + message[1:])
+    for path, words in found.items():
+        first, *more = dict.fromkeys(words)
+        others = "".join(f", or {each.removeprefix('must be ')}" for each in more)
+        yield f"{path}: {first}{others}", path
 
 
 # pydantic speaks of Python's types; the file is YAML.
@@ -394,6 +447,13 @@ _WORDS = {
     "model_attributes_type": "must be a mapping (lines of `name: value`)",
     "list_type": "must be a list",
     "string_type": "must be a text; put it in quotes",
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
 }
 
 
@@ -557,12 +617,11 @@ def access_note(config: Config) -> str:
             "programs on this machine may call without a key; set ANONYMOUS=false if a proxy or a"
             " tunnel leads here"
         )
-    if auth.anonymous == "auto" and config.binds_loopback:
-        return (
-            f"calls need a key, since {config.deployed_by} is set; ANONYMOUS=true lets programs on"
-            " this machine call without one"
-        )
-    return "calls need a key"
+    if auth.anonymous is False:
+        return "calls need a key, since auth.anonymous is false (ANONYMOUS=false)"
+    if not config.binds_loopback:
+        return f"calls need a key, since other machines can reach {config.server.host}"
+    return f"calls need a key, since {config.deployed_by} is set"
 
 
 def lock_out(config: Config) -> str:

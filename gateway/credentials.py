@@ -119,22 +119,37 @@ KEY_HEADERS = frozenset(("authorization", "x-api-key", "api-key"))
 def presented_key(
     headers: Mapping[str, str], is_known: Callable[[str], object] = lambda key: None
 ) -> str:
-    """The caller's key from `Authorization: Bearer`, `x-api-key` or `api-key`, else "".
+    """The caller's key from `Authorization`, `x-api-key` or `api-key`, else "".
 
     SDKs put a placeholder into one of them if they are given the key for another: of several keys
     the first that is ours by its form, or that `is_known`, is meant, else the first.
     The only place that reads these headers, so no check can forget one of them.
     """
-    scheme, _, rest = headers.get("Authorization", "").strip().partition(" ")
-    while scheme.lower() == "bearer" and rest[:7].lower() == "bearer ":  # added by hand as well
-        rest = rest[7:].lstrip()
-    bearer = rest.strip() if scheme.lower() == "bearer" else ""
+    bearer = _authorized(headers.get("Authorization", ""))
     if bearer and "x-api-key" not in headers and "api-key" not in headers:
         return bearer
     given = (bearer, headers.get("x-api-key", "").strip(), headers.get("api-key", "").strip())
     keys = [key for key in given if key]
     likely = (key for key in keys if _OURS.match(key) or is_known(key))
     return next(likely, keys[0] if keys else "")
+
+
+_BEARER = re.compile(r"(?:bearer(?:\s*:)?(?:\s+|$))+", re.IGNORECASE)  # also added by hand
+
+
+def _authorized(value: str) -> str:
+    """The key in a value of `Authorization`, else "".
+
+    Some clients leave out the word Bearer, or send another one: a single word is the key, and so
+    is what has our form behind any scheme. Other credentials, such as Basic's, are not for us.
+    """
+    value = value.strip()
+    if bearer := _BEARER.match(value):
+        return value[bearer.end() :]
+    scheme, *rest = value.split(None, 1)[:2] or [""]
+    if not rest:
+        return scheme
+    return rest[0] if _OURS.match(rest[0]) else ""
 
 
 # Keys of the database: `sk-gw-<public id>-<secret>`. The id finds the key and may be logged.
@@ -195,8 +210,8 @@ class KeyRing:
             raise Unauthorized(f"Incorrect API key provided: {masked(key)}.")
         if not self._anonymous:
             raise Unauthorized(
-                "No API key was given. Send it as 'Authorization: Bearer <key>' (the word Bearer"
-                " is needed), or in x-api-key or api-key."
+                "No API key was given. Send it as 'Authorization: Bearer <key>', or in x-api-key or"
+                " api-key."
             )
         return Caller(by_address(address), frozenset(("chat", "upload")), is_anonymous=True)
 

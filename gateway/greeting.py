@@ -1,4 +1,4 @@
-"""What the log says at the start: the address, the agents, what is odd, and what to do next."""
+"""What the log says at the start: what is odd, the address, the agents, and what to do next."""
 
 import logging
 import os
@@ -8,8 +8,9 @@ from pathlib import Path
 
 import gateway
 from gateway.config import Config
-from gateway.configcheck import warnings
+from gateway.configcheck import unmounted, warnings
 from gateway.configfile import access_note, lock_out
+from gateway.errors import StartError
 from gateway.invocation import command
 from gateway.outgoing import way_of
 
@@ -26,6 +27,17 @@ _VARIABLES = {
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - not bound here
 
 
+def look_around(config: Config, folder: Path) -> None:
+    """Log what is odd before anything is made: afterwards a missing folder is there.
+
+    Raises StartError if a folder is missing that the start must not make.
+    """
+    for warning in warnings(config, folder):
+        log.warning("%s", warning)
+    if missing := unmounted(config, folder):
+        raise StartError(missing)
+
+
 def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
     """`path` is config.yaml, `for_people` adds what to do next."""
     url = _url(config, port, _host(config))
@@ -34,8 +46,6 @@ def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
         way = way_of(agent, agent.base_url, config.outgoing)
         where = "demo, answers by itself" if agent.is_demo else f"{agent.base_url}, {way}"
         log.info("  agent %s: %s (%s)", name, agent.platform, where)
-    for warning in warnings(config, path.parent):
-        log.warning("  %s", warning)
     if warning := lock_out(config):
         log.warning("  %s", warning)
     else:

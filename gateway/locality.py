@@ -5,15 +5,22 @@ browser here that shows a page from elsewhere. So every sign of either refuses t
 """
 
 import ipaddress
+import logging
+import math
 import re
-from collections.abc import Container, Iterable, Mapping
+import time
+from collections.abc import Callable, Container, Iterable, Mapping
 from functools import lru_cache
 
 from aiohttp import HttpVersion
 from multidict import CIMultiDictProxy
 
-from gateway.errors import Forbidden, GatewayError, Unauthorized, clean
+from gateway.errors import Forbidden, Unauthorized, clean
 from gateway.origins import Origins
+
+log = logging.getLogger("gateway")
+
+_HINT_EVERY_S = 600.0
 
 # Headers that proxies, tunnels and CDNs add to what they pass on; all of `X-Forwarded-…` too.
 _FORWARDING = frozenset(
@@ -32,6 +39,39 @@ _FORWARDING = frozenset(
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
 
 
+class NotFromHere(Unauthorized):
+    """A call without a key that does not look like one of a program on this machine."""
+
+    def __init__(self, why: str) -> None:
+        super().__init__(
+            f"Calls without a key are only for programs on this machine: {why} Send an API key as"
+            " 'Authorization: Bearer <key>'; the operator makes one with `python run.py keys"
+            " create` or in auth.keys."
+        )
+        self.why = why
+
+
+class Hint:
+    """Says in the log what the operator can do about such calls, once in a while: who sends them
+    sees the answer, and who runs the gateway may not."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_s = -math.inf
+
+    def __call__(self, error: NotFromHere) -> None:
+        now_s = self._clock()
+        if now_s < self._next_s:
+            return
+        self._next_s = now_s + _HINT_EVERY_S
+        log.warning(
+            "A call without a key was refused: %s If a proxy or a tunnel leads here, set"
+            " ANONYMOUS=false (auth.anonymous), name the proxy's address in server.trusted_proxies,"
+            " and give callers keys.",
+            error.why,
+        )
+
+
 def refusal(
     headers: CIMultiDictProxy[str],
     version: HttpVersion,
@@ -40,7 +80,7 @@ def refusal(
     hosts: Container[str],
     *,
     anywhere: bool,
-) -> GatewayError | None:
+) -> Forbidden | NotFromHere | None:
     """Why a caller without a key is refused, or None if nothing speaks against it.
 
     `address` is the client's, behind trusted proxies. `hosts` are further names that `Host` may
@@ -56,13 +96,7 @@ def refusal(
     why = "" if anywhere else _not_from_here(headers, version, address)
     if not why and (hosts or not anywhere):
         why = _not_to_here(headers.getall("Host", ()), hosts)
-    if not why:
-        return None
-    return Unauthorized(
-        f"Calls without a key are only for programs on this machine: {why} Send an API key as"
-        " 'Authorization: Bearer <key>'; the operator makes one with `python run.py keys create`"
-        " or in auth.keys."
-    )
+    return NotFromHere(why) if why else None
 
 
 def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: str) -> str:

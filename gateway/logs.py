@@ -43,12 +43,12 @@ class JsonFormatter(logging.Formatter):
             "time": stamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": record.getMessage().strip(),  # lines for people are indented
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # Unlike orjson it takes lone surrogates, as names of files may have.
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
 
 class TextFormatter(logging.Formatter):
@@ -72,15 +72,12 @@ class RequestText:
         self._has_colours = has_colours
 
     def __call__(self, line: Mapping[str, Any]) -> str:
-        status = line["status"]
-        level = "error" if status >= 500 else "warning" if status >= 400 else "info"
-        parts = [line["method"], line["path"], status, f"{line['ms']:.0f}ms"]
+        parts = [line["method"], line["path"], line["status"], f"{line['ms']:.0f}ms"]
         parts += [line[name] for name in ("agent", "caller", "address", "origin") if name in line]
         text = " ".join(map(str, parts))
         if "error" in line:
             text += f" {line['error']}: {line.get('reason', '')} [{line['request_id']}]"
-            level = "warning" if level == "info" else level
-        return _line(time.time(), level, clean(text), self._has_colours)
+        return _line(time.time(), line["level"], clean(text), self._has_colours)
 
 
 def _line(now_s: float, level: str, text: str, has_colours: bool) -> str:

@@ -5,7 +5,7 @@ database, Redis, storage) stays as it was until a restart, and is named.
 """
 
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
 from gateway.config import Config
@@ -25,6 +25,8 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "auth": ("jwt_secret", "admin_password", "token_ttl"),
     "database": (), "redis": (), "storage": (), "fetch": (), "record": (), "traces": (),
 }  # fmt: skip
+
+_MOST_NAMED = 20  # in a line of the log
 
 DemoUrls = Callable[[Config], Awaitable[Mapping[str, str]]]
 
@@ -51,6 +53,28 @@ async def take_over(holder: StateHolder, config: Config, demo_urls: DemoUrls) ->
     urls = await demo_urls(config)
     holder.now = make_state(config, urls, holder.now)
     return fixed
+
+
+def differences(old: Config, new: Config) -> Iterator[str]:
+    """What a reload has changed, in words for the log. No value is told: it may be a secret."""
+    for section in ("agents", "routes"):
+        before, after = getattr(old, section), getattr(new, section)
+        kept = before.keys() & after.keys()
+        for what, names in (
+            ("added", after.keys() - before.keys()),
+            ("removed", before.keys() - after.keys()),
+            ("changed", {name for name in kept if before[name] != after[name]}),
+        ):
+            if names:
+                yield f"{section} {what}: {_listed(names)}"
+    rest = [name for name in Config.model_fields if name not in ("agents", "routes")]
+    if others := [name for name in rest if getattr(old, name) != getattr(new, name)]:
+        yield f"sections changed: {', '.join(others)}"
+
+
+def _listed(names: Set[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return ", ".join(sorted(names)[:_MOST_NAMED]) + more
 
 
 def _changed(old: Config, new: Config) -> Iterator[str]:

@@ -6,13 +6,13 @@ A stop: `/readyz` is 503, the listening sockets close, answers under way go on f
 
 import asyncio
 import contextlib
+import errno
 import gc
 import hashlib
 import logging
 import os
 import signal
 import ssl
-import sys
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -22,12 +22,13 @@ from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configcheck import warnings
-from gateway.configfile import ConfigError, sources
+from gateway.configfile import ConfigError, access_note, home, sources
 from gateway.connections import SEND_S, Runner
 from gateway.errors import StartError
-from gateway.greeting import greet
-from gateway.keys import FLIGHTS, RELOAD, STATE
+from gateway.greeting import greet, look_around
+from gateway.keys import FLIGHTS, RELOAD, STATE, State
 from gateway.outgoing import pem_files
+from gateway.reload import differences
 
 log = logging.getLogger("gateway")
 
@@ -44,6 +45,7 @@ Load = Callable[[], Config]
 
 async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int:
     """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
+    look_around(config, home(path))
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
     tls = _tls(server)
@@ -104,10 +106,18 @@ async def _listen(
         await site.start()
     except OSError as error:
         words = error.strerror or str(error)
-        hint = "; choose another with --port or PORT" if "in use" in words else ""
-        print(f"Cannot listen on {host}:{port}: {words}{hint}", file=sys.stderr)
+        hint = next((hint for number, hint in _HINTS.items() if error.errno == number), "")
+        log.critical("Cannot listen on %s:%d: %s%s", host, port, words, hint)
         return None
     return runner
+
+
+_HINTS = {
+    errno.EADDRINUSE: "; choose another port with --port or PORT",
+    errno.EACCES: "; choose a port from 1024 on with --port or PORT",
+    errno.EADDRNOTAVAIL: "; this machine has no such address: set HOST (server.host) to one of its"
+    " own, to 127.0.0.1 for this machine alone or to 0.0.0.0 for all networks",
+}
 
 
 async def _drain(app: web.Application, runner: Runner, patience_s: float) -> None:
@@ -215,6 +225,7 @@ class _Reloads:
 
     async def _reload(self) -> None:
         holder = self._app[STATE]
+        before = holder.now.config
         try:
             config = await asyncio.to_thread(self._load)
             self._renew_certificate()
@@ -230,11 +241,24 @@ class _Reloads:
             self._config = config
             holder.problems = 0
             holder.reloads["ok"] += 1
-            log.info("%s was read again; it is generation %d", self._path, holder.now.generation)
+            self._tell_changes(before, holder.now)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
-            for warning in warnings(config, self._path.parent):
+            for warning in warnings(config, home(self._path)):
                 log.warning("  %s", warning)
+
+    def _tell_changes(self, before: Config, state: State) -> None:
+        """What is in effect now, and who may call where that is different."""
+        changes = "; ".join(differences(before, state.config)) or "nothing changed"
+        log.info(
+            "%s, .env and secret files were read again; generation %d: %s",
+            self._path,
+            state.generation,
+            changes,
+        )
+        note = access_note(state.config)
+        if note != access_note(before):
+            log.warning("  %s", note)
 
     def _renew_certificate(self) -> None:
         """Tried apart first: a pair that does not fit would leave the live context without any."""

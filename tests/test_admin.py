@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from test_cli import CLEAN, ROOT
+from test_cli import CLEAN, ROOT, serving
 
 JWT = "0123456789abcdef0123456789abcdef"
 
@@ -60,8 +60,9 @@ def test_users_are_added_listed_and_disabled(ready):
     ("args", "given", "words"),
     [(("users", "add", "li"), "short", "8 to 256"), (("users", "add", "a b"), "good enough password", "username"),
      (("users", "add", "li"), "", "8 to 256"), (("users", "set-password", "nobody"), "x" * 9, "no user"),
-     (("keys", "create", "k", "--user", "nobody"), "", "no user"), (("keys", "revoke", "nothing"), "", "no such"),
+     (("keys", "create", "k", "--user", "nobody"), "", "no user"), (("keys", "revoke", "nothing"), "", "no such API key: 'nothing'"),
      (("keys", "create", "k", "--permissions", "root"), "", "--permissions"),
+     (("users", "add", "li"), "", "standard input"), (("keys", "revoke", "web"), "", "`keys list`"),
      (("keys", "create", "k", "--chat", "often"), "", "--chat")],
 )  # fmt: skip
 def test_what_cannot_be_done_is_told_in_a_line(ready, args, given, words):
@@ -140,10 +141,39 @@ def test_keys_end_and_the_list_tells_limits_and_last_use(ready):
     assert by_name["web"]["limits"] == "chat 9/min; max 7 calls; agents dify"
     assert by_name["web"]["last used"] == "never"
     assert by_name["ever"]["expires"] == "2099-01-31T00:00:00+00:00"
-    for when in ("soon", "2001-01-01", "0d"):
+    for when in ("soon", "2001-01-01", "0d", "30", "1.5", "20991231"):
         status, _, told = ready("keys", "create", "k", "--user", "li", "--expires", when)
         assert status == 1
-        assert "--expires: must be" in told
+        assert "--expires: must " in told
+    for most in ("0", "-1"):
+        status, _, told = ready("keys", "create", "k", "--user", "li", "--max-calls", most)
+        assert status == 1
+        assert "--max-calls: " in told
+    assert len(ready("keys", "list")[1].splitlines()) == 3
+
+
+def test_the_list_tells_revoked_keys_from_expired_ones(ready, database_url):
+    ready("users", "add", "li", "--role", "premium", given="good enough password")
+    soon = ready("keys", "create", "soon", "--user", "li", "--expires", "1ms")
+    assert soon[0] == 0
+    _, key, told = ready("keys", "create", "web", "--user", "li")
+    assert "note:" not in told
+    assert "web" in ready("keys", "revoke", key.strip())[1]
+    _, _, told = ready("keys", "create", "web", "--user", "li")
+    assert "note:" not in told
+    _, _, told = ready("keys", "create", "web", "--user", "li")
+    assert "note: li has an active key 'web' already" in told
+    rows = [line.split("\t") for line in ready("keys", "list")[1].splitlines()[1:]]
+    assert sorted((row[2], row[4]) for row in rows) == [
+        ("soon", "expired"), ("web", "active"), ("web", "active"), ("web", "revoked"),
+    ]  # fmt: skip
+
+
+def test_a_password_on_the_command_line_is_refused(run):
+    for command in (("users", "add", "bob"), ("users", "set-password", "bob")):
+        status, _, told = run(*command, "--password", "x")
+        assert status == 2
+        assert "read from standard input" in told
 
 
 def test_migrate_is_a_step_of_its_own(run):
@@ -189,6 +219,38 @@ def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
             assert "Traceback" not in done.stderr
             assert "none to do without" in done.stderr
             assert re.search("Not a directory|No such file|File exists|Permission", done.stderr)
+
+
+@pytest.mark.parametrize(
+    ("setting", "missing"),
+    [("database: 'sqlite:///{0}/nas/x/gw.db'", "nas/x"),
+     ("storage: {{url: 'file:{0}/nas/up'}}", "nas"), ("record: {{spool: '{0}/nas/spool'}}", "nas")],
+)  # fmt: skip
+def test_a_disk_not_mounted_stops_the_start_and_makes_nothing(tmp_path, setting, missing):
+    home = tmp_path / "home"
+    home.mkdir()
+    config = home / "config.yaml"
+    config.write_text(f"agents: {{a: {{platform: dify}}}}\n{setting.format(tmp_path)}\n")
+    for command in ((), ("migrate",)):
+        done = subprocess.run(
+            [sys.executable, "run.py", "--config", str(config), "--port", "0", *command], cwd=ROOT,
+            env=CLEAN, capture_output=True, text=True, timeout=20,
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert f"the folder {tmp_path}/{missing} is not there. Is a disk" in done.stderr
+        assert f"mkdir -p {tmp_path}/{missing}" in done.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["home", "config.yaml"]
+
+
+async def test_a_folder_made_at_the_start_is_logged_first(tmp_path):
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "config.yaml").write_text(
+        f"agents: {{a: {{platform: dify}}}}\nstorage: {{url: 'file:{tmp_path}/up'}}\n"
+    )
+    async with serving("--config", str(tmp_path / "home" / "config.yaml")) as (_, _, log):
+        assert "WARNING" in log[0].upper()
+        assert f"storage.url: the folder {tmp_path}/up is not there" in log[0]
+        assert (tmp_path / "up").is_dir()
 
 
 def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):

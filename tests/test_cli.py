@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 ROOT = Path(__file__).parent.parent
 CLEAN = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
@@ -28,9 +29,23 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
+def has_begun(log: list[str]) -> bool:
+    return any("listens on" in line for line in log)
+
+
+async def answers(port: int, path: str) -> bool:
+    try:
+        url = f"http://127.0.0.1:{port}{path}"
+        async with aiohttp.ClientSession() as client, client.get(url) as answer:
+            return answer.status == 200
+    except aiohttp.ClientConnectionError:
+        return False
+
+
 @asynccontextmanager
-async def serving(*args: str, **environ: str):
-    """A running gateway: (process, port, log lines so far)."""
+async def serving(*args: str, ready: str = "", **environ: str):
+    """A running gateway: (process, port, log lines so far). It is there when its log says so or,
+    where `LOG_LEVEL` hides that, when the path `ready` answers."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
         sys.executable, "run.py", *args, "--port", str(port), cwd=ROOT,
@@ -45,7 +60,7 @@ async def serving(*args: str, **environ: str):
     reading = asyncio.ensure_future(read())
     try:
         async with asyncio.timeout(20):
-            while not any("listens on" in line for line in log):
+            while not (await answers(port, ready) if ready else has_begun(log)):
                 assert process.returncode is None, log
                 await asyncio.sleep(0.02)
         yield process, port, log
@@ -118,6 +133,51 @@ async def test_the_log_can_be_json_in_every_line():
     assert "LOG_FORMAT" in run("serve", LOG_FORMAT="xml").stderr
 
 
+async def test_the_first_password_is_json_in_a_json_log(tmp_path):
+    config = tmp_path / "c.yaml"
+    config.write_text("agents: {a: {platform: dify}}")
+    async with serving("--config", str(config), DATABASE_URL="sqlite:///g.db") as (_, _, log):
+        lines = [json.loads(line) for line in log]
+    (told,) = (line for line in lines if "its password" in line["message"])
+    assert told["message"].startswith("Account 'admin' was made; its password, shown only now: ")
+    assert told["level"] == "warning"
+
+
+def test_what_stops_the_start_is_json_in_a_json_log():
+    for environ, words in (
+        ({"HOST": "192.0.2.1"}, "this machine has no such address: set HOST"),
+        ({"DATABASE_URL": "sqlite:////nowhere/g.db"}, "Is a disk not mounted?"),
+    ):
+        lines = [json.loads(line) for line in run("--port", "0", **environ).stderr.splitlines()]
+        assert lines[-1]["level"] == "critical"
+        assert words in lines[-1]["message"]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+async def test_a_higher_log_level_keeps_failed_requests(form):
+    faults = {"hi": 200, "#fail": 502, "#cut": 200}
+    async with serving("--log-format", form, LOG_LEVEL="WARNING", ready="/readyz") as (
+        process, port, log,
+    ), aiohttp.ClientSession() as client:  # fmt: skip
+        url = f"http://127.0.0.1:{port}/api/v1/chat"
+        for query, status in faults.items():
+            body = {"query": query, "user": "u", "stream": True}
+            async with client.post(url, json=body, headers={"agent": "dify"}) as answer:
+                assert answer.status == status
+                await answer.read()
+        async with client.post(url, json={}, headers={"agent": "nope"}) as answer:
+            assert answer.status == 404
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 20) == 0
+    if form == "json":
+        told = [json.loads(line) for line in log]
+        levels = [(line["level"], line["status"]) for line in told if "status" in line]
+    else:
+        lines = [line.split() for line in log if " /api/v1/chat " in line]
+        levels = [(line[2].lower(), int(line[5])) for line in lines]
+    assert levels == [("error", 502), ("error", 200), ("warning", 404)]
+
+
 def test_output_that_nobody_reads_to_its_end_is_no_traceback():
     command = f"{sys.executable} run.py schema | head -c 100"
     told = subprocess.run(
@@ -143,13 +203,16 @@ def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
     assert (good.returncode, good.stderr) == (0, "")
     assert "dify: dify at demo" in good.stdout
     bad = tmp_path / "bad.yaml"
-    bad.write_text("agents: {a: {platform: dfy}}\nsever: {}\n")
+    odd = "base_url: 'https://d.example.com/v1', api_key: fastgpt-12345678"
+    bad.write_text(f"agents: {{a: {{platform: dfy}}, b: {{platform: dify, {odd}}}}}\nsever: {{}}\n")
     option = ["--config", str(bad)]
     for command in (["check", *option], [*option, "check"], ["serve", *option], option):
         told = run(*command)
         assert told.returncode == 1
         assert "did you mean dify?" in told.stderr
         assert "sever: unknown key; did you mean server?" in told.stderr
+        assert "2 problems" in told.stderr
+        assert "warning: agents.b.api_key: looks like a key of FastGPT" in told.stderr
         assert "Traceback" not in told.stderr
 
 

@@ -58,7 +58,7 @@ extra: 1
         "server.keepalive: must be a duration",
         "server.max_body: must be a size",
         "auth.keys[0].key: must have 8 characters",
-        "auth.keys[1].key: the environment variable NOPE is not set",
+        "auth.keys[1].key: the environment variable NOPE is not set (set it, for instance in .env,",
         "auth.keys[1].name: the name 'a' is already used",
         "database: must begin with",
         "agents.d.platform: must be one of fastgpt, dify, coze, zhipu, openai; did you mean dify?",

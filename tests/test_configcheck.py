@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from gateway.configcheck import address_problem, key_problem, warnings
+from gateway.configcheck import address_problem, key_problem, unmounted, warnings
 from gateway.configfile import ConfigError, load, parse
 
 API = {
@@ -196,8 +196,91 @@ def test_folders_elsewhere_that_are_not_there_are_a_warning(tmp_path):
     )
     config = load(tmp_path / "config.yaml", {})
     assert list(warnings(config, tmp_path)) == [
-        "record.spool: the folder /gone/spool is not there; is a disk not mounted?"
+        "record.spool: the folder /gone/spool is not there (the start needs it); is a disk not"
+        " mounted?"
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "missing"),
+    [("database: 'sqlite:///{disk}/gw.db'", "database: the folder {disk} is"),
+     ("database: 'sqlite:///{disk}/a/gw.db'", "database: the folder {disk}/a is"),
+     ("storage: {{url: 'file:{disk}/up'}}", "storage.url: the folder {disk} is"),
+     ("record: {{spool: '{disk}/spool/'}}", "record.spool: the folder {disk} is"),
+     ("storage: {{url: 'file:{disk}'}}", ""), ("database: 'sqlite:///{here}/a/gw.db'", ""),
+     ("storage: {{url: 'file:{here}/a/b'}}", ""), ("database: none", "")],
+)  # fmt: skip
+def test_the_start_makes_no_folder_of_a_missing_disk(tmp_path, setting, missing):
+    here, disk = tmp_path / "here", tmp_path / "disk"
+    config = load_in(here, setting.format(here=here, disk=disk))
+    found = unmounted(config, here)
+    assert found.startswith(missing.format(disk=disk))
+    assert bool(found) == bool(missing)
+    disk.joinpath("a").mkdir(parents=True)
+    assert unmounted(config, here) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("agents:\n  a: {platform: dify\n  b: {platform: coze}\n",
+      "the bracket that opens on line 2 is not closed, or a comma is missing"),
+     ("agents:\n  a: {platform: dify}\nauth: {keys: [{name: a\n",
+      "the bracket that opens on line 3 is not closed"),
+     ("agents:\n\ta: {platform: dify}\n", "line 2: not valid YAML: a tab stands there; indent with"),
+     ("agents:\n  a:\n    platform: dify\n      api_key: x\n", "check the indentation"),
+     ("agents:\n  a:\n    platform: dify\n   api_key: x\n", "begins in the same column"),
+     ("agents:\n  a: {platform: dify}\n   b: {platform: dify}\n", "begins in the same column"),
+     ("agents:\n  a:\n    api_key: \"app-x\" secret\n", "text follows a closing quote"),
+     ("agents:\n  a:\n    api_key: x: y\n", "a value with ': ' in it needs quotes"),
+     ("agents:\n  a:\n    api_key: \"x\n", "the quote that opens on line 3 is not closed"),
+     ("agents:\n  a:\n    api_key: \"C:\\path\"\n", "use single quotes"),
+     ("agents:\n  a:\n    api_key: @x\n", "put odd values in quotes")],
+)  # fmt: skip
+def test_advice_on_yaml_fits_the_mistake(text, words):
+    found = "\n".join(problems(text))
+    assert words in found
+    assert ("put odd values" in found) == ("put odd values" in words)
+
+
+@pytest.mark.parametrize(
+    "mistake", ["server: {port: x}", "server: {ops_port: 3000, port: 3000}", "agents.b: 1"]
+)
+def test_a_problem_hides_no_warning(mistake):
+    agents = (
+        "agents:\n  a: {platform: dify, base_url: 'https://dify.example.com/v1',"
+        " api_key: sk-proj-1234567890}\n"
+    )
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{agents}database: none\n{mistake}\n", {})
+    (warning,) = caught.value.warnings
+    assert warning.startswith("agents.a.api_key: looks like a key of OpenAI")
+    assert len(caught.value.problems) == 1
+
+
+def test_of_what_has_a_problem_there_is_no_warning():
+    agent = "platform: dify, base_url: 'https://dify.example.com/v1'"
+    text = f"agents:\n  a: {{{agent}, api_key: sk-proj-1234567890, more: 1}}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{text}  b: {{{agent}, api_key: '${{KEY}}'}}\ndatabase: none\n", {})
+    assert caught.value.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [("auth: {anonymous: flase}", "auth.anonymous: must be 'auto', or true or false"),
+     ("auth: {registration: maybe}", "auth.registration: must be true or false"),
+     ("server: {port: abc}", "server.port: must be a whole number"),
+     ("server: {port: 70000}", "server.port: must be less than or equal to 65535"),
+     ("server: {reuse_port: [1]}", "server.reuse_port: must be true or false")],
+)  # fmt: skip
+def test_a_value_of_another_type_is_one_problem_in_plain_words(setting, words):
+    assert problems(f"agents: {{a: {{platform: dify}}}}\n{setting}") == [words]
+
+
+def load_in(folder, setting):
+    folder.mkdir()
+    (folder / "config.yaml").write_text(f"agents: {{a: {{platform: dify}}}}\n{setting}\n")
+    return load(folder / "config.yaml", {})
 
 
 def test_an_admin_password_that_is_not_used_is_a_warning(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from gateway import invocation
 from gateway.configfile import load
-from gateway.greeting import greet
+from gateway.greeting import greet, look_around
 
 
 @pytest.fixture
@@ -20,7 +20,9 @@ def greeted(tmp_path, caplog, monkeypatch):
         )
         caplog.clear()
         caplog.set_level(logging.INFO, "gateway")
-        greet(load(path, environ), path, 3000, for_people=for_people)
+        config = load(path, environ)
+        look_around(config, tmp_path)
+        greet(config, path, 3000, for_people=for_people)
         return caplog.messages
 
     return greeted
@@ -44,9 +46,9 @@ def test_an_open_address_tells_the_one_for_others(greeted, monkeypatch):
     monkeypatch.setattr("gateway.greeting._lan_address", lambda: "192.168.1.7")
     lines = greeted(HOST="0.0.0.0")
     told = "\n".join(lines)
+    assert lines[0].startswith("demo: bot answer by themselves")
     assert "for others in your network: http://192.168.1.7:3000" in told
     assert "-H 'Authorization: Bearer <key>'" in told
-    assert any(line.lstrip().startswith("demo: bot answer by themselves") for line in lines)
     assert f"{invocation.command()} --config" in told
     assert told.count("keys create web") == 1
 

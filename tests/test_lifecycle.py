@@ -240,6 +240,29 @@ async def test_a_new_bots_key_in_env_is_taken_without_a_restart(tmp_path, script
     assert "Bearer app-third-key" in headers.values()
 
 
+async def test_a_reload_says_what_it_changed(tmp_path, scripted, client):
+    upstream = await scripted(Script(HELLO))
+    agents = {"bot": agent(upstream.url), "old": agent(upstream.url), "same": agent(upstream.url)}
+    async with process(tmp_path, agents) as (_, _, _, log, path):
+        sections = yaml.safe_load(path.read_text())
+        rest = {k: v for k, v in sections.items() if k != "agents"}
+        rest["auth"] = {"anonymous": False}
+        bot = agent(upstream.url) | {"api_key": "app-another-key"}
+        write(path, {"bot": bot, "same": agents["same"], "support": agents["old"]}, **rest)
+        line = await wait_for(log, "read again; generation 2")
+        assert "agents added: support; agents removed: old; agents changed: bot" in line
+        assert "sections changed: auth" in line
+        assert "app-another-key" not in line
+        assert "warning" in (await wait_for(log, "calls need a key, since auth.anonymous")).lower()
+        log.clear()
+        rest["auth"] = {"anonymous": True}
+        write(path, {"bot": bot, "same": agents["same"], "support": agents["old"]}, **rest)
+        line = await wait_for(log, "read again; generation 3")
+        assert "generation 3: sections changed: auth" in line
+        told = "programs on this machine may call without a key"
+        assert "warning" in (await wait_for(log, told)).lower()
+
+
 async def test_a_bad_change_keeps_what_was_and_says_so(tmp_path, scripted, client):
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, ops, log, path):

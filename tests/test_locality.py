@@ -10,7 +10,7 @@ from conftest import AGENTS
 from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.configfile import access_note, parse
-from gateway.locality import refusal
+from gateway.locality import Hint, refusal
 from gateway.origins import Origins
 
 ROOT = Path(__file__).parent.parent
@@ -207,12 +207,33 @@ def test_anywhere_means_anywhere_but_for_pages_and_unlisted_hosts():
 def test_auto_is_off_as_soon_as_a_setting_says_deployed(setting, path):
     config = parse(AGENT + setting, {})
     assert not config.anonymous
-    assert access_note(config) == (
-        f"calls need a key, since {path} is set; ANONYMOUS=true lets programs on this machine call"
-        " without one"
-    )
+    assert access_note(config) == f"calls need a key, since {path} is set"
     if "auth" not in setting:
         assert parse(f"{AGENT}{setting}\nauth: {{anonymous: true}}", {}).anonymous
+
+
+def test_the_start_says_why_calls_need_a_key():
+    off = parse(AGENT + "auth: {anonymous: false}", {})
+    assert access_note(off) == "calls need a key, since auth.anonymous is false (ANONYMOUS=false)"
+    everywhere = parse(AGENT + "server: {host: 0.0.0.0}", {})
+    assert access_note(everywhere) == "calls need a key, since other machines can reach 0.0.0.0"
+
+
+async def test_a_refused_call_through_a_proxy_is_explained_in_the_log_once(local, caplog):
+    for _ in range(3):
+        assert (await raw(local, APACHE)).split()[1] == "401"
+    told = [line for line in caplog.messages if "ANONYMOUS=false" in line]
+    assert len(told) == 1
+    assert "the header 'x-forwarded-for'" in told[0]
+    assert "server.trusted_proxies" in told[0]
+
+
+def test_the_operator_is_told_again_after_a_while(caplog):
+    now_s = [100.0]
+    tell = Hint(lambda: now_s[0])
+    for now_s[0] in (100.0, 101.0, 699.0, 701.0):
+        tell(refused({"Via": "1.1 Caddy"}))
+    assert len(caplog.messages) == 2
 
 
 def test_anonymous_hosts_are_names_alone():

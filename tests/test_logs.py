@@ -9,12 +9,12 @@ import time
 import pytest
 
 from gateway import logs
-from gateway.accesslog import AccessLog
+from gateway.accesslog import AccessLog, level_of
 from gateway.errors import DatabaseAway, InvalidRequest, why, words_of
 from gateway.times import stamp
 
 LINE = {
-    "time": "t", "level": "info", "message": "request", "request_id": "req-1", "method": "POST",
+    "time": "t", "level": "error", "message": "request", "request_id": "req-1", "method": "POST",
     "path": "/api/v1/chat", "status": 502, "ms": 34.4, "address": "10.0.0.9", "user_agent": "curl",
     "caller": "key-web", "agent": "dify", "attempts": 1, "error": "upstream_auth_failed",
     "reason": "Dify refuses the key.",
@@ -50,6 +50,18 @@ def test_elsewhere_every_line_is_json():
     told = json.loads(line)
     assert (told["level"], told["logger"], told["message"]) == ("warning", "gateway", "watch out")
     assert json.loads(request) == LINE
+    assert line.startswith('{"time":"')  # the same spacing as orjson's
+    assert request.startswith('{"time":"')
+
+
+def test_a_secret_is_shown_in_the_logs_form_and_not_logged(capsys, caplog):
+    for form, shown in (("text", "secret 1"), ("json", '"level":"warning","message":"secret 1"}')):
+        access_log = logs.set_up("INFO", form, io.StringIO())
+        access_log.show("secret 1")
+        assert capsys.readouterr().err.endswith(f"{shown}\n")
+    AccessLog().show("secret 1")
+    assert capsys.readouterr().err == "secret 1\n"
+    assert caplog.messages == []
 
 
 def test_at_a_terminal_lines_are_short_and_coloured():
@@ -70,6 +82,16 @@ def test_no_color_and_the_switch_are_heeded(monkeypatch):
     line, request = written(Terminal(), "auto")
     assert "\x1b" not in line + request
     assert "WARNING watch out" in line
+
+
+@pytest.mark.parametrize(
+    ("status", "has_failed", "level"),
+    [(200, False, "INFO"), (304, False, "INFO"), (499, False, "INFO"), (499, True, "INFO"),
+     (400, True, "WARNING"), (401, True, "WARNING"), (429, True, "WARNING"),
+     (500, True, "ERROR"), (502, True, "ERROR"), (503, False, "ERROR"), (200, True, "ERROR")],
+)  # fmt: skip
+def test_the_level_of_a_request_is_its_outcome(status, has_failed, level):
+    assert logging.getLevelName(level_of(status, has_failed)) == level
 
 
 def test_what_a_caller_sends_cannot_colour_or_break_a_line():
@@ -112,6 +134,7 @@ def test_half_a_character_is_no_reason_to_lose_a_line():
 def test_an_embedded_application_logs_json_too(caplog):
     caplog.set_level(logging.INFO, "gateway.access")
     log = AccessLog()
-    log.add(log.render(LINE))
+    log.add(logging.ERROR, log.render(LINE))
     assert json.loads(caplog.messages[0]) == LINE
+    assert caplog.records[0].levelname == "ERROR"
     assert not log.for_people

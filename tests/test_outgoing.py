@@ -29,7 +29,7 @@ from gateway.config import Fetch, Outgoing
 from gateway.configfile import ConfigError
 from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.exchange import UpstreamRequest
-from gateway.greeting import greet
+from gateway.greeting import greet, look_around
 from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
 from gateway.links import Links
@@ -769,6 +769,7 @@ def test_the_start_logs_each_way_and_warns_of_verify_off(caplog):
     agents = {"bot": bot("https://far.test/v1", verify=False), "near": bot("https://near.test/v1")}
     caplog.set_level("INFO", logger="gateway")
     config = configfile.parse(yaml.safe_dump({"agents": agents}), {"HTTPS_PROXY": "one:3128"})
+    look_around(config, Path())
     greet(config, Path("config.yaml"), 3000, for_people=False)
     assert "(https://far.test/v1, by proxy http://one:3128, verify off)" in caplog.text
     assert "(https://near.test/v1, by proxy http://one:3128)" in caplog.text

@@ -59,6 +59,35 @@ def test_of_several_keys_the_one_of_ours_is_meant():
     assert presented_key(headers, lambda key: key == "c") == "c"
 
 
+OURS = "sk-gw-abcdefghijkl-x"
+
+
+@pytest.mark.parametrize(
+    ("value", "key"),
+    [(OURS, OURS), (f"Bearer {OURS}", OURS), (f"bearer\t {OURS} ", OURS), ("any-key", "any-key"),
+     (f"Bearer Bearer {OURS}", OURS), (f"Bearer: {OURS}", OURS), (f"Token {OURS}", OURS),
+     (f"Basic {OURS}", OURS), (f"ApiKey  {OURS}", OURS), ("Bearerx", "Bearerx"),
+     ("Bearer", ""), ("Bearer ", ""), ("Bearer bearer", ""), ("", ""), (" ", ""),
+     ("Basic dXNlcjpwYXNz", ""), ('Digest username="a", nonce="b"', "")],
+)  # fmt: skip
+def test_a_key_counts_with_any_scheme_or_none(value, key):
+    assert presented_key({"Authorization": value}) == key
+    assert presented_key({"Authorization": value, "x-api-key": OURS}) == OURS
+
+
+@pytest.mark.parametrize("scheme", ["", "Bearer ", "Token "])
+async def test_a_wrong_key_without_bearer_is_not_anonymous(gateway, demo, scheme):
+    served = await demo("dify")
+    gw = await gateway(agents={"dify": {**AGENTS["dify"], "base_url": served.url}})
+    wrong = {"Authorization": f"{scheme}sk-gw-0123456789ab-secret"}
+    assert (await gw.get("/v1/models")).status == 200
+    assert (await gw.get("/v1/models", headers=wrong)).status == 401
+
+
+async def test_a_key_without_bearer_is_taken(guarded):
+    assert (await guarded.get("/v1/models", headers={"Authorization": KEY})).status == 200
+
+
 async def test_chromes_question_for_private_networks_is_answered_for_listed_pages_only(guarded):
     asks = {
         "Access-Control-Request-Method": "POST",
@@ -74,7 +103,7 @@ async def test_chromes_question_for_private_networks_is_answered_for_listed_page
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": KEY},
+    [{}, {"Authorization": "Bearer"}, {"Authorization": "Bearer "}, {"Authorization": KEY[1:]},
      {"Authorization": f"Basic {KEY}"}, {"Authorization": "Bearer sk-wrong-12345678"},
      {"x-api-key": KEY[:-1]}, {"x-api-key": KEY + "x"}, {"api-key": KEY.upper()},
      {"Authorization": "Bearer sk-wrong-12345678", "x-api-key": KEY[:-1]}],

@@ -17,7 +17,7 @@ from gateway.cors import is_preflight, preflight
 from gateway.credentials import Caller, presented_key
 from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
 from gateway.keys import BOOKS, CONTEXT, SIGNER, State, state_of
-from gateway.locality import refusal
+from gateway.locality import Hint, NotFromHere, refusal
 from gateway.secret import Secret
 from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
@@ -31,7 +31,7 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
 
     A handler that is not listed is for admins only, so a route cannot be opened by being forgotten.
     """
-    verify = _verifier(secret)
+    verify, hint = _verifier(secret), Hint()
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -43,7 +43,11 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
         wanted = match.handler
         route = routes.get(wanted) or Route("", "", wanted, "login-admin")
         if route.access is not None:
-            await _admit(request, route.access, verify)
+            try:
+                await _admit(request, route.access, verify)
+            except NotFromHere as error:
+                hint(error)
+                raise
         elif route.limit is not None:  # a limit is the caller's own, if it is somebody we know
             await _recognise(request, verify)
         return await handler(request)

@@ -1,6 +1,7 @@
 """Give every request an id, know which are under way, and write one line about each afterwards."""
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway import headernames
-from gateway.accesslog import AccessLog
+from gateway.accesslog import AccessLog, level_of
 from gateway.errors import clean
 from gateway.flights import Flights
 from gateway.ids import new_id
@@ -41,8 +42,9 @@ def requestlog(
         request: web.Request, context: Context, response: web.StreamResponse | None, status: int
     ) -> None:
         metrics.request_ended(route_of(request), status)
-        if access_log.is_on and request.path not in _QUIET:
-            access_log.add(access_log.render(_line(request, context, status)))
+        level = level_of(status, "error" in context.noted)
+        if access_log.takes(level) and request.path not in _QUIET:
+            access_log.add(level, access_log.render(_line(request, context, status, level)))
         if on_over is not None:
             on_over(context, response, status)
 
@@ -75,11 +77,11 @@ def _context(request: web.Request) -> Context:
     return Context(_request_id(request), client_address(request, trusted), state)
 
 
-def _line(request: web.Request, context: Context, status: int) -> dict[str, Any]:
+def _line(request: web.Request, context: Context, status: int, level: int) -> dict[str, Any]:
     """The members of a line. No query, no body and no header that could hold a secret is in it."""
     line: dict[str, Any] = {
         "time": stamp(time.time()),
-        "level": "info",
+        "level": logging.getLevelName(level).lower(),
         "message": "request",
         "request_id": context.request_id,
         "method": request.method[:16],

@@ -2,7 +2,7 @@
 
 import unicodedata
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 
@@ -74,7 +74,6 @@ class ApiKey:
 
     def public(self) -> dict[str, Any]:
         """What the API tells of it."""
-        is_over = self.expires_ms is not None and self.expires_ms <= now_ms()
         return {
             "id": self.id,
             "name": self.name,
@@ -88,9 +87,16 @@ class ApiKey:
             "rate_limits": self.rate_limits,
             "max_calls": self.max_calls,
             "calls": self.calls,
-            "is_active": self.revoked_ms is None and not is_over,
+            "is_active": self.state == "active",
             "created_by": self.created_by,
         }
+
+    @property
+    def state(self) -> Literal["active", "revoked", "expired"]:
+        if self.revoked_ms is not None:
+            return "revoked"
+        is_over = self.expires_ms is not None and self.expires_ms <= now_ms()
+        return "expired" if is_over else "active"
 
 
 class Accounts:
