@@ -623,6 +623,15 @@ async def test_what_coze_asks_is_read_in_every_form(asked, text, ask):
         assert is_whole(told, text)
 
 
+async def test_coze_asks_once_if_the_node_has_said_its_question(ask):
+    said = event({"content": "Where?", "node_title": "Ask"}, "Message")
+    asked = {"interrupt_data": {"event_id": "e", "type": 2, "data": ""}}
+    for title, text in (("Ask", "Where?"), ("Other", f"Where?\n\n{WAITS}")):
+        last = event({**asked, "node_title": title}, "Interrupt")
+        for told in (await ask("coze workflow", said, last)).values():
+            assert is_whole(told, text)
+
+
 # Failures that are reported behind a part of the answer
 
 

@@ -384,7 +384,8 @@ class CozeDecoder(EventDecoder):
         self._answers: set[str] = set()  # ids of answers that came as deltas
         self._answer = ""
         self._has_text = False
-        self._node = self._last_said = ""  # of a plain workflow: who speaks, and what it has said
+        # Of a plain workflow: who speaks, under which title, and what it has said.
+        self._node = self._title = self._last_said = ""
         self._has_reasoning = False
         self._meta_usage: Usage | None = None
         self._finish: Finish | None = None
@@ -544,7 +545,7 @@ class CozeDecoder(EventDecoder):
                 self._has_text = True
                 seq = as_id(event.get("node_id")) or as_text(event.get("node_title"))
                 self._last_said = content if seq != self._node else self._last_said + content
-                self._node = seq
+                self._node, self._title = seq, as_text(event.get("node_title"))
                 out.append(Text(content))
         elif not self._has_text:  # the end node repeats in JSON what output nodes have streamed
             output = _embedded(content)
@@ -560,6 +561,8 @@ class CozeDecoder(EventDecoder):
         asked = as_object(event.get("interrupt_data"))
         out.append(Note("interaction", asked))
         words = _question(asked)
+        if not words and not (self._title and self._title == event.get("node_title")):
+            words = WAITS
         if words and words != self._last_said:  # a question node may have said it as a message
             out.append(Text(f"\n\n{words}" if self._has_text else words))
             self._has_text = True
@@ -610,7 +613,7 @@ def _question(asked: dict[str, Any]) -> str:
     if isinstance(inputs, dict):
         inputs = [{"name": name} for name in inputs]
     lines += _lines(as_list(inputs), 2)
-    return "\n".join(lines) or WAITS
+    return "\n".join(lines)
 
 
 _MAX_DEPTH = 6
