@@ -12,6 +12,9 @@ from typing import Any
 
 import orjson
 
+# For a question that cannot be shown as text.
+WAITS = "机器人在等待你的回答。/ The bot is waiting for your answer."
+
 MAX_PAUSES = 2000
 # Of one pause; a longer one is not remembered.
 MAX_WORDS = 400

@@ -34,10 +34,12 @@ _MEDIA = frozenset(
         "input_audio",
         "file",
         "file_url",
+        "input_file",
         "image",
         "document",
     )
 )
+_GEMINIS = ("inline_data", "inlineData", "file_data", "fileData")
 _NO_MEDIA: tuple[Media, ...] = ()
 
 
@@ -62,7 +64,7 @@ def require_few(messages: Any) -> None:
 def _is_file(part: dict[str, Any]) -> bool:
     kind = part.get("type")
     if kind is None:
-        return "inline_data" in part or "inlineData" in part
+        return any(name in part for name in _GEMINIS)
     return isinstance(kind, str) and kind in _MEDIA
 
 
@@ -99,6 +101,8 @@ def _plain(items: list[Any]) -> tuple[Message, ...] | None:
         role = _ROLES.get(given) if type(given) is str else None
         if role is None or type(text) is not str or call is not None:
             return None
+        if not text.strip() and (role == "assistant" or "parts" in item):
+            return None
         out.append(Message(role, text))
     return None if role == "system" else tuple(out)
 
@@ -106,10 +110,13 @@ def _plain(items: list[Any]) -> tuple[Message, ...] | None:
 def _arranged(items: list[Any]) -> list[tuple[int, Role]]:
     """Which of the messages are turns, by index, and their roles, with the question last.
 
-    Some programs end a list with a system turn. Behind a question it is an instruction for its
-    answer; else it is the question: chats are summed up and given titles like that.
+    User interfaces put an empty answer behind the question and fill it later: it is no turn. Some
+    programs end a list with a system turn. Behind a question it is an instruction for its answer;
+    else it is the question: chats are summed up and given titles like that.
     """
     out = [(i, role) for i, item in enumerate(items) if (role := _role(item)) is not None]
+    while out and out[-1][1] == "assistant" and _is_empty(items, out[-1][0]):
+        out.pop()
     if out and out[-1][1] == "system":
         behind = next((n for n, turn in enumerate(reversed(out)) if turn[1] != "system"), len(out))
         at = len(out) - behind - 1  # of the last turn before them
@@ -118,6 +125,13 @@ def _arranged(items: list[Any]) -> list[tuple[int, Role]]:
         else:
             out[-1] = (out[-1][0], "user")
     return out
+
+
+def _is_empty(items: list[Any], number: int) -> bool:
+    if items[number].get("tool_calls") or items[number].get("function_call"):
+        return False
+    turn = _turn(items[number], number, "assistant", skips=True)
+    return not (turn.text.strip() or turn.media)
 
 
 def _role(item: Any) -> Role | None:
@@ -137,17 +151,17 @@ def _require_turn(item: Any, number: int) -> None:
 
 
 def _turn(item: dict[str, Any], number: int, role: Role, skips: bool) -> Message:
-    text, media = item.get("content"), _NO_MEDIA
+    text, media = _content_of(item), _NO_MEDIA
     if not isinstance(text, str):
-        text, media = _content(_content_of(item), f"messages[{number}].content", skips)
+        text, media = _content(text, f"messages[{number}].content", skips)
     call = item.get("tool_call_id")
     return Message(role, text, media, call if isinstance(call, str) else "")
 
 
 def _content_of(item: dict[str, Any]) -> Any:
     content = item.get("content")
-    if content is None:
-        content = item.get("parts")  # the AI SDK's own messages, and Gemini's
+    if content is None or content == "":
+        content = item.get("parts", content)  # the AI SDK's own messages, and Gemini's
     return [content] if isinstance(content, dict) else content
 
 
@@ -189,6 +203,8 @@ def _part(part: Any, path: str) -> str | Media:
     kind = part.get("type")
     if kind in _TEXTS or (kind is None and "text" in part):
         text = part.get("refusal" if kind == "refusal" else "text")
+        if isinstance(text, dict):  # OpenAI's threads, and FastGPT
+            text = text.get("value", text.get("content"))
         return "" if text is None else _string(text, f"{path}.text")
     if kind in ("image_url", "video_url", "input_image"):
         url = part.get("image_url" if kind == "input_image" else kind)
@@ -202,9 +218,11 @@ def _part(part: Any, path: str) -> str | Media:
         return Media("audio", f"data:audio/{format_};base64,{data}")
     if kind in _THOUGHTS:
         return ""
+    if kind == "document" and (text := _text_of_document(part)):
+        return text
     if foreign := _foreign_file(part, kind, path):
         return foreign
-    if kind in ("file", "file_url"):
+    if kind in ("file", "file_url", "input_file"):
         return _file(part, kind, path)
     raise InvalidRequest(
         f"{path}.type {str(kind)[:40]!r} is not understood; use text, image_url, input_audio,"
@@ -213,19 +231,32 @@ def _part(part: Any, path: str) -> str | Media:
     )
 
 
+def _text_of_document(part: dict[str, Any]) -> str:
+    """What Anthropic's API calls a document though it holds text; "" if it is a file."""
+    source = part.get("source")
+    if not isinstance(source, dict) or source.get("type") not in ("text", "content"):
+        return ""
+    text = source.get("data") or source.get("content")
+    if isinstance(text, list):
+        texts = (inner.get("text") for inner in text[:MAX_PARTS] if isinstance(inner, dict))
+        text = "\n".join(inner for inner in texts if isinstance(inner, str))
+    title = part.get("title")
+    lines = (title, text) if text else ()
+    return "\n".join(line for line in lines if isinstance(line, str) and line)
+
+
 def _foreign_file(part: dict[str, Any], kind: Any, path: str) -> Media | None:
     """A file as Anthropic's API (`source`), the AI SDK (`image`, `data`) or Gemini's
-    (`inline_data`) have it; None if it is none of those."""
-    inside = part.get("source") or part.get("inline_data") or part.get("inlineData")
+    (`inline_data`, `file_data`) have it; None if it is none of those."""
+    inside = next(filter(None, map(part.get, ("source", *_GEMINIS))), None)
     about: dict[str, Any] = inside if isinstance(inside, dict) else part
-    given = about.get("data") or about.get("url") or part.get("image")
+    links = (about.get(name) for name in ("data", "url", "file_uri", "fileUri"))
+    given = next(filter(None, links), part.get("image"))
     if kind not in ("image", "document", "file", None) or not isinstance(given, str):
         return None
     names = ("media_type", "mime_type", "mimeType", "mediaType")
     mime = next((about[name] for name in names if isinstance(about.get(name), str)), "")
-    if about.get("type") == "text":  # a document that is text
-        return None
-    if not given[:5].lower().startswith(("http:", "https", "data:")):
+    if "://" not in given[:12] and given[:5].lower() != "data:":
         given = f"data:{mime or 'image/png'};base64,{given}"
     is_image = kind == "image" or mime.startswith("image/")
     name = part.get("filename") or part.get("title")
@@ -235,15 +266,45 @@ def _foreign_file(part: dict[str, Any], kind: Any, path: str) -> Media | None:
 
 def tidy(messages: list[Any]) -> list[dict[str, Any]]:
     """A caller's own messages as OpenAI's clients write them, in the order of `read_turns`: for
-    upstreams that refuse all of a list for one part of it."""
+    upstreams that refuse all of a list for one part of it. Calls and results of functions, as
+    they were before there were tools, become those of tools."""
     out = []
+    waiting: list[str] = []  # ids of the calls that have no result yet
     for i, role in _arranged(messages):
         content = _content_of(messages[i])
         if isinstance(content, list):
             content = [part for given in content if (part := _tidy_part(given))] or ""
-        turn = {name: value for name, value in messages[i].items() if name != "parts"}
-        out.append({**turn, "role": role, "content": content})
+        turn = {name: value for name, value in messages[i].items() if name not in _OLD}
+        turn |= {"role": role, "content": content}
+        if role == "assistant":
+            waiting = _name_calls(turn, messages[i].get("function_call"), f"call_{i}")
+        elif role == "tool":
+            _name_result(turn, waiting)
+        out.append(turn)
     return out
+
+
+_OLD = ("parts", "function_call")
+
+
+def _name_calls(turn: dict[str, Any], function: Any, id_: str) -> list[str]:
+    """The ids of an answer's calls; a call of before there were ids gets `id_`."""
+    if isinstance(function, dict) and not turn.get("tool_calls"):
+        turn["tool_calls"] = [{"id": id_, "type": "function", "function": function}]
+    calls = turn.get("tool_calls")
+    given = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return [id_ for call in given if isinstance(id_ := call.get("id"), str)]
+
+
+def _name_result(turn: dict[str, Any], waiting: list[str]) -> None:
+    """A result that names no call is that of the first call without one; else the user gave it."""
+    id_ = turn.get("tool_call_id")
+    if isinstance(id_, str) and id_:
+        waiting[:] = [other for other in waiting if other != id_]
+    elif waiting:
+        turn["tool_call_id"] = waiting.pop(0)
+    else:
+        turn["role"] = "user"
 
 
 _OPENAIS = ("text", "image_url", "video_url", "input_audio", "file", "file_url")
@@ -257,7 +318,7 @@ def _tidy_part(part: Any) -> dict[str, Any] | None:
     if isinstance(read, Media):
         is_foreign = part.get("type") not in _OPENAIS or "data" in part
         return media_part(read) if is_foreign else part
-    if isinstance(part, dict) and part.get("type") == "text" and read:
+    if isinstance(part, dict) and part.get("type") == "text" and read and part["text"] == read:
         return part
     return {"type": "text", "text": read} if read else None
 
@@ -267,7 +328,7 @@ def _file(part: dict[str, Any], kind: str, path: str) -> Media:
         name, given = part.get("name"), part.get("file_url")
         url = part.get("url") or (given.get("url") if isinstance(given, dict) else given)
         return Media("file", _url(url, f"{path}.url"), name if isinstance(name, str) else "")
-    file = part.get("file")
+    file = part if kind == "input_file" else part.get("file")
     file = file if isinstance(file, dict) else {}
     name = file.get("filename")
     if file.get("file_id"):

@@ -578,3 +578,109 @@ async def test_a_callers_history_may_hold_halves_of_characters(kind, gateway, sc
     async with gw.post("/api/v1/chat", b'{"query":"\\ud83d"}', headers={"Agent": "bot"}) as answer:
         assert answer.status == 200
     orjson.loads(upstream.requests[-1][2])
+
+
+# What a bot asks in the middle of its run
+
+
+def interrupt(data: Any, **more: Any) -> bytes:
+    return event(
+        {"interrupt_data": {"event_id": "e", "type": 2, "data": data, **more}}, "Interrupt"
+    )
+
+
+def packed(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+QUESTION = {"question": "Where?", "options": [{"name": "Here"}, "There"]}
+FIELD = {"name": "city", "description": "Where to?", "required": True}
+WAITS = "机器人在等待你的回答。/ The bot is waiting for your answer."
+
+
+@pytest.mark.parametrize(
+    ("asked", "text"),
+    [
+        (interrupt("Where?"), "Where?"),
+        (interrupt("[1] Where? {here}"), "[1] Where? {here}"),
+        (interrupt(QUESTION), "Where?\n1. Here\n2. There"),
+        (interrupt(packed(QUESTION)), "Where?\n1. Here\n2. There"),
+        (interrupt(packed({"content_type": "text", "content": packed(QUESTION)})), "Where?\n1. Here\n2. There"),
+        (interrupt(packed({"content": [{"type": "text", "text": "Where?"}]})), "Where?"),
+        (interrupt(packed(packed(["Where?"]))), "Where?"),
+        (interrupt(packed(["Where?"])), "Where?"),
+        (interrupt(packed([FIELD, {"name": "day"}]), type=6), "- city: Where to?\n- day"),
+        (interrupt("", required_parameters={"city": {}}), "- city"),
+        (interrupt(None, required_parameters=[FIELD]), "- city: Where to?"),
+        (interrupt("", required_parameters={}), WAITS),
+        (interrupt(packed({"x": {"y": 1}})), WAITS),
+        (interrupt(packed([[[[[[[["too deep"]]]]]]]])), WAITS),
+        (event({}, "Interrupt"), WAITS),
+    ],
+)  # fmt: skip
+async def test_what_coze_asks_is_read_in_every_form(asked, text, ask):
+    for told in (await ask("coze workflow", asked)).values():
+        assert is_whole(told, text)
+
+
+async def test_coze_asks_once_if_the_node_has_said_its_question(ask):
+    said = event({"content": "Where?", "node_title": "Ask"}, "Message")
+    asked = {"interrupt_data": {"event_id": "e", "type": 2, "data": ""}}
+    for title, text in (("Ask", "Where?"), ("Other", f"Where?\n\n{WAITS}")):
+        last = event({**asked, "node_title": title}, "Interrupt")
+        for told in (await ask("coze workflow", said, last)).values():
+            assert is_whole(told, text)
+
+
+# Failures that are reported behind a part of the answer
+
+
+def system_error(words: str, status: str = "finish") -> bytes:
+    content = {"type": "system_error", "content": words}
+    message = {"content": content, "status": status}
+    return event({"conversation_id": "c-1", "message": message, "status": status})
+
+
+FAILED: list[tuple[str, bytes]] = [
+    ("coze workflow", event({"error": {"message": "WORDS"}})),
+    ("coze workflow", event({"error": "WORDS"})),
+    ("zhipu glms", system_error("WORDS")),
+    ("zhipu glms", event({"error": {"message": "WORDS"}})),
+    ("zhipu glms", event({"error": "WORDS"})),
+    ("zhipu glms", event({"code": 500, "message": "WORDS"})),
+    ("zhipu glms", event({"message": "WORDS"})),
+    ("zhipu glms", event({"message": "WORDS"}, "error")),
+    ("zhipu application", event({"message": "WORDS"}, "error")),
+    ("zhipu application", event({"error": "WORDS"})),
+    ("zhipu application", event({"error": {"msg": "WORDS"}})),
+    ("zhipu application", event({"detail": "WORDS"})),
+    ("zhipu application", event({"code": "500", "msg": "WORDS"})),
+    ("zhipu application", event({"choices": [{"finish_reason": "error", "error_msg": "WORDS"}]})),
+    ("zhipu application", event({"choices": [{"finish_reason": "error", "error_msg": {"code": 7, "msg": "WORDS"}}]})),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "failed"), FAILED)
+async def test_a_failure_behind_words_is_an_error_with_its_words(kind, failed, ask):
+    for told in (await ask(kind, saying(kind, b"hi"), failed, KINDS[kind][2])).values():
+        assert told.text in ("hi", "")
+        assert told.finish is None
+        assert "WORDS" in json.dumps(told.error)
+
+
+async def test_an_answer_that_goes_on_after_a_tools_failure_is_good(ask):
+    pieces = [
+        glms("one"),
+        system_error("no such file", "init"),
+        glms("one two"),
+        glms("", "finish"),
+    ]
+    for told in (await ask("zhipu glms", *pieces)).values():
+        assert is_whole(told, "one two")
+
+
+async def test_a_frame_that_says_that_all_is_well_is_no_failure(ask):
+    well = event({"code": 200, "msg": "ok"})
+    pieces = [well, saying("zhipu application", b"hi"), well, APP_END]
+    for told in (await ask("zhipu application", *pieces)).values():
+        assert is_whole(told, "hi")

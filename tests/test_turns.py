@@ -8,6 +8,7 @@ from gateway.turns import MAX_MEDIA, put_back, read_turns, require_few, tidy
 
 ASK = {"role": "user", "content": "go on"}
 PNG = "data:image/png;base64,QUJD"
+PDF = "data:application/pdf;base64,QUJD"
 FILE = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "QUJD"}, "title": "a.pdf"}  # fmt: skip
 
 
@@ -76,12 +77,63 @@ def test_empty_parts_of_the_question_are_left_out():
         ({"type": "image", "image": PNG}, Media("image", PNG)),
         ({"type": "file", "data": "QUJD", "mediaType": "image/png"}, Media("image", PNG)),
         ({"inline_data": {"mime_type": "image/png", "data": "QUJD"}}, Media("image", PNG)),
-        (FILE, Media("file", "data:application/pdf;base64,QUJD", "a.pdf")),
+        ({"fileData": {"mimeType": "image/png", "fileUri": "https://x.example/a.png"}}, Media("image", "https://x.example/a.png")),
+        ({"file_data": {"mime_type": "application/pdf", "file_uri": "https://x.example/a"}}, Media("file", "https://x.example/a")),
+        ({"type": "input_file", "filename": "a.pdf", "file_data": PDF}, Media("file", PDF, "a.pdf")),
+        ({"type": "input_file", "file_id": "f1"}, Media("file", "", uploaded="f1")),
+        (FILE, Media("file", PDF, "a.pdf")),
     ],
 )  # fmt: skip
 def test_files_are_read_as_other_apis_write_them(part, media):
     (turn,) = read_turns([{"role": "user", "content": [part, {"type": "text", "text": "a"}]}])
     assert (turn.text, turn.media) == ("a", (media,))
+
+
+@pytest.mark.parametrize(
+    ("part", "text"),
+    [
+        ({"type": "text", "text": {"value": "a", "annotations": []}}, "a"),
+        ({"type": "document", "source": {"type": "text", "media_type": "text/plain", "data": "a"}}, "a"),
+        ({"type": "document", "title": "T", "source": {"type": "text", "data": "a"}}, "T\na"),
+        ({"type": "document", "source": {"type": "content", "content": "a"}}, "a"),
+        ({"type": "document", "source": {"type": "content", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]}}, "a\nb"),
+    ],
+)  # fmt: skip
+def test_text_is_read_as_other_apis_write_it(part, text):
+    assert turns({"role": "user", "content": [part]}) == [("user", text)]
+    assert tidy([{"role": "user", "content": [part]}]) == [
+        {"role": "user", "content": [{"type": "text", "text": text}]}
+    ]
+
+
+def test_parts_count_where_the_content_is_empty():
+    message = {"id": "1", "role": "user", "content": "", "parts": [{"type": "text", "text": "a"}]}
+    assert turns(message) == turns(message, {"role": "assistant", "content": ""}) == [("user", "a")]
+    assert turns({**message, "content": "b"}) == [("user", "b")]
+    assert tidy([message]) == [
+        {"id": "1", "role": "user", "content": [{"type": "text", "text": "a"}]}
+    ]
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [{"content": ""}, {"content": " \n"}, {"content": None, "tool_calls": []}, {"content": []}, {},
+     {"content": [{"type": "text", "text": ""}]}, {"content": [{"type": "thinking", "thinking": "x"}]}],
+)  # fmt: skip
+def test_an_empty_answer_behind_the_question_is_no_turn(empty):
+    assert turns(ASK, {"role": "assistant", **empty}) == [("user", "go on")]
+    assert turns(ASK, *[{"role": "assistant", **empty}] * 2) == [("user", "go on")]
+    with pytest.raises(InvalidRequest, match="no message"):
+        read_turns([{"role": "assistant", **empty}])
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"content": "x"}, {"content": None, "tool_calls": [{"id": "t"}]}, {"function_call": {}, "content": [FILE]},
+     {"content": None, "function_call": {"name": "f", "arguments": "{}"}}],
+)  # fmt: skip
+def test_an_answer_that_holds_something_stays_the_last_turn(more):
+    assert read_turns([ASK, {"role": "assistant", **more}])[-1].role == "assistant"
 
 
 # Lists that end in a system turn.
@@ -141,6 +193,33 @@ def test_tidy_messages_are_what_openais_clients_write():
     ]  # fmt: skip
 
 
+def test_calls_of_functions_become_calls_of_tools():
+    function = {"name": "f", "arguments": "{}"}
+    call = {"id": "call_0", "type": "function", "function": function}
+    given = [
+        {"role": "assistant", "content": None, "function_call": function},
+        {"role": "function", "name": "f", "content": "result"},
+        {"role": "function", "name": "g", "content": "without a call"},
+        ASK,
+    ]
+    assert tidy(given) == [
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "name": "f", "content": "result", "tool_call_id": "call_0"},
+        {"role": "user", "name": "g", "content": "without a call"},
+        ASK,
+    ]
+
+
+def test_a_result_without_an_id_is_that_of_the_call_without_a_result():
+    calls = [{"id": id_, "type": "function", "function": {"name": "f"}} for id_ in "ab"]
+    given = [
+        {"role": "assistant", "content": None, "tool_calls": [*calls, 7, {"id": 7}]},
+        {"role": "tool", "content": "1", "tool_call_id": "a"},
+        {"role": "tool", "content": "2", "tool_call_id": None},
+    ]
+    assert [turn.get("tool_call_id") for turn in tidy(given)[1:]] == ["a", "b"]
+
+
 @pytest.mark.parametrize(
     "odd", [{"role": []}, {"role": {}, "content": "x"}, {"content": "x"}, {"role": None}]
 )
@@ -157,7 +236,7 @@ def test_plain_turns_and_others_are_read_alike():
 @pytest.mark.parametrize(
     "part",
     [{"type": "image_url", "image_url": PNG}, {"type": "image", "source": {}}, FILE,
-     {"inline_data": {"mime_type": "image/png", "data": ""}}],
+     {"inline_data": {"mime_type": "image/png", "data": ""}}, {"fileData": {}}, {"type": "input_file"}],
 )  # fmt: skip
 @pytest.mark.parametrize("member", ["content", "parts"])
 def test_files_are_counted_before_they_are_looked_at(part, member):

@@ -7,7 +7,7 @@ HTTP 200 with a `code`, so the code decides and the status seldom does.
 import re
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 from urllib.parse import quote, urlsplit
 
@@ -34,7 +34,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_member, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -50,6 +50,7 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
+from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -383,7 +384,8 @@ class CozeDecoder(EventDecoder):
         self._answers: set[str] = set()  # ids of answers that came as deltas
         self._answer = ""
         self._has_text = False
-        self._node = self._last_said = ""  # of a plain workflow: who speaks, and what it has said
+        # Of a plain workflow: who speaks, under which title, and what it has said.
+        self._node = self._title = self._last_said = ""
         self._has_reasoning = False
         self._meta_usage: Usage | None = None
         self._finish: Finish | None = None
@@ -413,6 +415,8 @@ class CozeDecoder(EventDecoder):
         if handle is None:  # no name: hosted Coze always sends one, so this is its error envelope
             if as_count(event.get("code")):
                 raise _explain_code(event)
+            if event.get("error"):  # of a proxy, or of a server that speaks for Coze
+                raise explain_member("Coze", event)
             return
         handle(self, event, out)
 
@@ -541,7 +545,7 @@ class CozeDecoder(EventDecoder):
                 self._has_text = True
                 seq = as_id(event.get("node_id")) or as_text(event.get("node_title"))
                 self._last_said = content if seq != self._node else self._last_said + content
-                self._node = seq
+                self._node, self._title = seq, as_text(event.get("node_title"))
                 out.append(Text(content))
         elif not self._has_text:  # the end node repeats in JSON what output nodes have streamed
             output = _embedded(content)
@@ -557,6 +561,8 @@ class CozeDecoder(EventDecoder):
         asked = as_object(event.get("interrupt_data"))
         out.append(Note("interaction", asked))
         words = _question(asked)
+        if not words and not (self._title and self._title == event.get("node_title")):
+            words = WAITS
         if words and words != self._last_said:  # a question node may have said it as a message
             out.append(Text(f"\n\n{words}" if self._has_text else words))
             self._has_text = True
@@ -601,21 +607,54 @@ def _embedded(content: str) -> dict[str, Any]:
 
 def _question(asked: dict[str, Any]) -> str:
     """What an interrupted workflow asks, with the answers or inputs that it takes; it comes as
-    plain text or as JSON in a string."""
-    data = asked.get("data")
-    told = _embedded(data) if isinstance(data, str) else as_object(data)
-    lines = [next(filter(None, map(plain_text, map(told.get, _QUESTION))), "")]
-    options = next(filter(None, map(as_list, map(told.get, _OPTIONS))), [])
-    lines += [f"{i}. {plain_text(_named(option))}" for i, option in enumerate(options[:100], 1)]
-    if not told:
-        lines = [as_text(data)]
-    inputs = as_object(asked.get("required_parameters"))
-    lines += [f"- {name}" for name in list(inputs)[:100]]
-    return "\n".join(line for line in lines if line)
+    plain text, or as JSON in a string, perhaps with more of it inside."""
+    lines = list(_lines(asked.get("data"), _MAX_DEPTH))
+    inputs = asked.get("required_parameters")
+    if isinstance(inputs, dict):
+        inputs = [{"name": name} for name in inputs]
+    lines += _lines(as_list(inputs), 2)
+    return "\n".join(lines)
 
 
+_MAX_DEPTH = 6
 _QUESTION = ("question", "content", "text", "title", "message", "prompt")
 _OPTIONS = ("options", "option", "choices")
+
+
+def _lines(data: Any, depth: int) -> Iterator[str]:
+    if depth < 0:
+        return
+    if isinstance(data, str):
+        inner = _inside(data)
+        if inner is not None:
+            yield from _lines(inner, depth - 1)
+        elif data.strip():
+            yield data
+    elif isinstance(data, list):
+        for item in data[:100]:
+            yield from _lines(item, depth - 1)
+    elif isinstance(data, dict):
+        questions = (list(_lines(data.get(name), depth - 1)) for name in _QUESTION)
+        yield from next(filter(None, questions), _field(data))
+        options = next(filter(None, map(as_list, map(data.get, _OPTIONS))), [])
+        for i, option in enumerate(options[:100], 1):
+            yield f"{i}. {plain_text(_named(option))}"
+
+
+def _inside(text: str) -> Any:
+    """The JSON object, list or string that is all of `text`, or None."""
+    if text.lstrip()[:1] not in ("{", "[", '"'):
+        return None
+    try:
+        return loosejson.loads(text.encode())
+    except loosejson.NotJson:
+        return None
+
+
+def _field(data: dict[str, Any]) -> list[str]:
+    """The line of an input that is asked for."""
+    name, about = as_text(data.get("name")), as_text(data.get("description"))
+    return [f"- {name}: {about}" if about else f"- {name}"] if name else [about] if about else []
 
 
 def _named(option: Any) -> Any:

@@ -108,9 +108,10 @@ class Zhipu(TextOnly):
         return self._token.value
 
     def prepare(self, chat: ChatRequest) -> Step:
+        if self._agent.api != "models" or chat.question.role == "user":
+            require_question(chat)
         if self._agent.api == "models":
             return self._ask_model(chat)
-        require_question(chat)
         return self._ask_glms(chat) if self._agent.api == "glms" else self._ask_application(chat)
 
     @property
@@ -416,8 +417,8 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
     out = []
     for turn in tidy(given):
         is_call = turn.get("tool_calls")
-        if turn["role"] == "assistant" and not (turn.get("content") or is_call):
-            continue  # an answer that was stopped at once; an empty one is refused
+        if turn["role"] != "tool" and not (turn.get("content") or is_call):
+            continue  # refused, such as an answer that was stopped at once
         if is_call and not turn.get("content"):
             turn["content"] = None  # an empty string beside tool calls is refused
         parts = turn.get("content")
@@ -496,6 +497,8 @@ class GlmsDecoder(EventDecoder):
         frame = parse_object(data)
         if not isinstance(frame.get("message"), dict) and as_count(frame.get("status")):
             raise _explain_glms(UpstreamReply(200, {}, data))
+        if _tells_failure(name, frame, "message"):
+            raise _explain_told(frame)
         if not self._begun:
             self._begun = True
             self.conversation_id = as_id(frame.get("conversation_id"))
@@ -513,7 +516,10 @@ class GlmsDecoder(EventDecoder):
     ) -> None:
         kind = part.get("type")
         if kind == "text":
+            before = self._seen
             self._grow(as_text(part.get("text")), is_last, out)
+            if self._seen != before:  # a tool failed, and the answer went on
+                self._failure = ""
         elif kind == "image" and message.get("status") == "finish":
             images = {as_text(as_object(i).get("image_url")) for i in as_list(part.get("image"))}
             new = sorted(images - self._images - {""})
@@ -551,7 +557,7 @@ class GlmsDecoder(EventDecoder):
             if not self._has_text:
                 raise ContentRefused(clean(words) or "Zhipu's moderation refused the question.")
             out.append(Finish("content_filter"))
-        elif self._failure and not self._has_text:
+        elif self._failure:
             raise explain_words("Zhipu", self._failure)
         else:
             out.append(Finish("stop"))
@@ -583,11 +589,8 @@ class ApplicationDecoder(EventDecoder):
             self._end(out)
             return
         frame = parse_object(data)
-        code = as_id(frame.get("code"))
-        if "choices" not in frame and (frame.get("error") or code not in ("", "0", "200")):
-            error = as_object(frame.get("error")) or frame
-            words = as_text(error.get("message")) or as_text(error.get("msg"))
-            raise _explain_code(as_id(error.get("code")), words)
+        if _tells_failure(name, frame, "choices"):
+            raise _explain_told(frame)
         if not self._begun:
             self._begun = True
             self.conversation_id = as_id(frame.get("conversation_id"))
@@ -625,8 +628,7 @@ class ApplicationDecoder(EventDecoder):
             out.append(Note("progress", [step]))
         reason = as_text(choice.get("finish_reason"))
         if reason == "error":
-            error = as_object(choice.get("error_msg"))
-            raise _explain_code(as_id(error.get("code")), as_text(error.get("msg")))
+            raise _explain_told({"error": choice.get("error_msg") or choice.get("error")})
         self._reason = reason or self._reason
 
     def finish(self, out: list[Delta]) -> None:
@@ -666,7 +668,7 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     error = as_object(body.get("error")) or body
     code = as_id(error.get("code"))
     words = as_text(error.get("message")) or as_text(error.get("msg"))
-    if code and code not in ("0", "200"):
+    if not _is_good(code):
         return _explain_code(code, words, reply)
     return explain_http("Zhipu", reply, words)
 
@@ -687,6 +689,30 @@ def _explain_glms(reply: UpstreamReply) -> GatewayError:
             " Check api_key (id.secret) and assistant_id."
         )
     return explain_words("智谱清言", words)
+
+
+def _tells_failure(name: str, frame: dict[str, Any], answer: str) -> bool:
+    """Whether an event reports a failure. `answer` is the member under which others have their
+    part of the answer."""
+    if name == "error" or frame.get("error"):
+        return True
+    if isinstance(frame.get(answer), dict | list):
+        return False
+    if code := as_id(frame.get("code")):
+        return not _is_good(code)
+    return any(map(frame.get, ("message", "msg", "detail", "errors")))
+
+
+def _is_good(code: str) -> bool:
+    return code in ("", "0", "200")
+
+
+def _explain_told(told: dict[str, Any]) -> GatewayError:
+    """The error for an event that reports a failure, with its words wherever they stand."""
+    code = as_id((as_object(told.get("error")) or told).get("code"))
+    if _is_good(code):
+        return explain_member("Zhipu", told)
+    return _explain_code(code, read(UpstreamReply(200, {}, dump(told))).words)
 
 
 _CALLER = {"1210", "1213", "1214", "1215"}
