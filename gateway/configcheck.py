@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from gateway import outgoing
-from gateway.config import DEMO, Agent, Config, ZhipuAgent
+from gateway.config import DEMO, Agent, Config, OpenAIAgent, ZhipuAgent
 from gateway.secret import Secret
 
 # Hosts that serve pages for people, and the API that belongs to them.
@@ -242,6 +242,8 @@ def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
         yield f"{path}.api_key: looks like a key of {_NAMES[kind]}"
     if platform == "openai" and _PLACEHOLDER.fullmatch(key):
         yield f"{path}.api_key: is a placeholder, which only a server without keys takes"
+    if isinstance(agent, OpenAIAgent) and not agent.model and not agent.models:
+        yield f"{path}.model: is not set, so every call must name one: <agent>/<model>"
     if isinstance(agent, ZhipuAgent) and key and "." not in key:
         yield f"{path}.api_key: has no dot; a key of Zhipu is id.secret"
 

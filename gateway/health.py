@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.handover import MAX_STEPS
-from gateway.platforms.base import First, Step
+from gateway.platforms.base import Doubt, First, Step
 from gateway.routing import Target
 from gateway.upstream import Upstream
 
@@ -18,11 +18,15 @@ _FETCH_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What was found. `detail` says who the bot is or what is wrong; `checked` is ISO 8601 UTC."""
+    """What was found. `detail` says who the bot is or what is wrong; `checked` is ISO 8601 UTC.
+
+    `doubtful` says that the platform answers, but `detail` names something to check.
+    """
 
     healthy: bool
     detail: str
     checked: str
+    doubtful: bool = False
 
 
 class HealthCache:
@@ -61,4 +65,5 @@ async def ask(upstream: Upstream, target: Target) -> Health:
         detail, healthy = await _verdict(upstream, target), True
     except GatewayError as error:
         detail, healthy = target.explain(error).message, False
-    return Health(healthy, detail, datetime.now(UTC).isoformat(timespec="seconds"))
+    checked = datetime.now(UTC).isoformat(timespec="seconds")
+    return Health(healthy, detail, checked, isinstance(detail, Doubt))

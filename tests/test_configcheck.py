@@ -179,8 +179,9 @@ def test_a_demo_that_others_can_reach_is_a_warning():
         ("{platform: fastgpt, base_url: 'http://h', api_key: app-1234567890}", "looks like a key of Dify"),
         ("{platform: dify, base_url: 'http://h', api_key: sk-1234567890}", "looks like a key of OpenAI"),
         ("{platform: dify, base_url: 'http://h', api_key: pat_1234567890}", "looks like a key of Coze"),
-        ("{platform: openai, base_url: 'http://h/v1/chat/completions'}", "is an endpoint"),
-        ("{platform: openai, base_url: 'http://h', api_key: sk-xxx}", "is a placeholder"),
+        ("{platform: openai, base_url: 'http://h/v1/chat/completions', model: m}", "is an endpoint"),
+        ("{platform: openai, base_url: 'http://h', model: m, api_key: sk-xxx}", "is a placeholder"),
+        ("{platform: openai, base_url: 'http://h'}", "every call must name one: <agent>/<model>"),
         ("{platform: dify, api_key: app-1234567890}", "since base_url is demo:"),
     ],
 )  # fmt: skip

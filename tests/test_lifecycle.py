@@ -475,6 +475,10 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
     good = await demo("dify", key="app-test-key")
     refusal = b'{"code":4015,"msg":"The bot has not been published to the API channel"}'
     coze = await scripted(Script([refusal], headers={"Content-Type": "application/json"}))
+    as_json = {"Content-Type": "application/json"}
+    offering = await scripted(*[Script([b'{"data":[{"id":"qwen"}]}'], headers=as_json)] * 2)
+    missing = Script([b'{"error":{"message":"nothing here"}}'], 404, headers=as_json)
+    listless = await scripted(missing, missing)
     agents = {
         "good": {**AGENTS["dify"], "base_url": good.url},
         "bad-key": {**AGENTS["dify"], "base_url": good.url, "api_key": "app-wrong"},
@@ -482,6 +486,8 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
         "unpublished": {**AGENTS["coze"], "base_url": coze.url},
         "dead": {**AGENTS["openai"], "base_url": f"http://127.0.0.1:{free_port()}"},
         "演示": {"platform": "fastgpt"},
+        "other-model": {**AGENTS["openai"], "base_url": offering.url, "model": "gpt-5"},
+        "no-list": {**AGENTS["openai"], "base_url": f"{listless.url}/foo"},
     }
     path = write(tmp_path / "c.yaml", agents, redis=f"redis://127.0.0.1:{free_port()}")
     told = await asyncio.to_thread(run, "check", "--live", "--config", str(path))
@@ -500,8 +506,14 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
         assert " FAILED " in rows[name], name
         assert word in rows[name], rows[name]
     assert " demo " in rows["演示"]
+    for name, words in (
+        ("other-model", "1 models offered, but not 'gpt-5'; check model"),
+        ("no-list", "there is nothing at http://127.0.0.1"),
+    ):
+        assert " warning " in rows[name], rows[name]
+        assert words in rows[name]
     assert "app-wrong" not in told.stdout
-    write(path, {"good": agents["good"]})
+    write(path, {name: agents[name] for name in ("good", "other-model", "no-list")})
     assert (await asyncio.to_thread(run, "check", "--live", "--config", str(path))).returncode == 0
 
 

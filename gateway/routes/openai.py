@@ -59,6 +59,7 @@ async def _read_chat(
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
+    call_of(request).end_user = caller.end_user or _short(body, "user") or ""
     targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
     seal = request.app[SIGNER].seal(caller)
