@@ -220,8 +220,8 @@ def _demo_warnings(config: Config) -> Iterator[str]:
     if config.exposed_demos:
         names = ", ".join(config.exposed_demos[:10])
         yield (
-            f"demo: {names} answer by themselves, as a simulator, and others can reach them; set"
-            " base_url and api_key, or `demo: false` to refuse simulators"
+            f"demo: a simulator answers for {names}, and others can reach it; set base_url and"
+            " api_key, or `demo: false` to refuse simulators"
         )
     for name in config.demos:
         if config.agents[name].api_key:

@@ -1,6 +1,7 @@
 """Ask a platform whether its bot is there, and remember the answer for some seconds."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +12,8 @@ from gateway.handover import MAX_STEPS
 from gateway.platforms.base import Doubt, First, Step
 from gateway.routing import Target
 from gateway.upstream import Upstream
+
+log = logging.getLogger("gateway")
 
 CACHE_S = 10.0
 _FETCH_S = 10.0
@@ -42,7 +45,10 @@ class HealthCache:
         async with self._locks.setdefault(target.name, asyncio.Lock()):
             checked_at, health = self._known.get(target.name, (0.0, None))
             if health is None or self._clock() - checked_at > CACHE_S:
+                was_healthy = health is None or health.healthy
                 health = await ask(upstream, target)
+                if was_healthy and not health.healthy:
+                    log.warning("unhealthy: %s", health.detail)
                 self._known[target.name] = (self._clock(), health)
             return health
 

@@ -1,13 +1,14 @@
 """`run.py check --live`: ask every platform who the bot is, and every store whether it is there."""
 
 import asyncio
+import socket
 import unicodedata
 from collections.abc import Awaitable
 from typing import Literal
 from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config
-from gateway.errors import DatabaseAway, GatewayError, StartError, words_of
+from gateway.errors import DatabaseAway, GatewayError, StartError, StorageAway, words_of
 from gateway.health import ask
 from gateway.routing import Routing
 from gateway.stores.database import connect
@@ -17,6 +18,13 @@ from gateway.upstream import open_upstream
 
 _PATIENCE_S = 15.0
 _WIDEST = 60  # columns of an address
+
+# Where each store is named: in config.yaml, and as variables.
+_SETTINGS = {
+    "database": "database (DATABASE_URL)",
+    "redis": "redis (REDIS_URL)",
+    "storage": "storage.url and storage.s3 (S3_ENDPOINT, S3_BUCKET …)",
+}
 
 State = Literal["ok", "warning", "FAILED", "demo"]
 Row = tuple[str, str, str, State, str]  # name, kind, address, state, words
@@ -80,14 +88,29 @@ async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
     except TimeoutError:
         words = "no answer in time"
     except DatabaseAway as error:
-        words = words_of(error.__cause__ or error)
+        words = _why(error.__cause__ or error)
+    except StorageAway as error:
+        cause = f" ({_why(error.__cause__)})" if error.__cause__ else ""
+        words = f"{error.message.rstrip('.')}{cause}"
     except GatewayError as error:
         words = error.message
     except (StartError, OSError) as error:
-        words = str(error)
+        words = _why(error)
     except Exception as error:  # a driver's own; its words may hold the URL with its password
         words = f"{type(error).__name__}: it is not there, or refuses the login"
-    return name, kind, where, "FAILED", words
+    return name, kind, where, "FAILED", f"{words.rstrip('.')}; check {_SETTINGS[name]}"
+
+
+def _why(fault: BaseException) -> str:
+    """Drivers wrap the system's error, and give its number where people need words."""
+    seen = fault
+    while seen.__cause__ is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__
+    if isinstance(seen, ConnectionRefusedError):
+        return "it refuses connections"
+    if isinstance(seen, socket.gaierror):
+        return "its host name cannot be resolved"
+    return words_of(fault)
 
 
 async def _database(config: Config) -> str:

@@ -378,12 +378,16 @@ class Routing:
         return [name if name in self.targets else name.partition("/")[0]]
 
 
+def listed(known: list[str]) -> str:
+    """The sentence behind an error that lists names; "" if the caller may ask none."""
+    return f" Known: {', '.join(known[:MAX_KNOWN])}." if known else ""
+
+
 def _not_found(name: str, word: str, known: list[str]) -> AgentNotFound:
     near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    shown = ", ".join(known[:MAX_KNOWN])
     return AgentNotFound(
-        f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
+        f"There is no {word} {name[:100]!r}.{hint}{listed(known)}",
         param="model" if word == "model" else "Agent",
         detail={"known": known[:MAX_KNOWN]},
     )

@@ -170,7 +170,7 @@ def test_a_demo_that_others_can_reach_is_a_warning():
     assert warned(text) == []
     for more in ("server: {host: 0.0.0.0}", "server: {trusted_proxies: [10.0.0.1]}"):
         (warning,) = warned(text + more)
-        assert warning.startswith("demo: a answer by themselves")
+        assert warning.startswith("demo: a simulator answers for a,")
 
 
 @pytest.mark.parametrize(

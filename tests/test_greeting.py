@@ -46,7 +46,7 @@ def test_an_open_address_tells_the_one_for_others(greeted, monkeypatch):
     told = "\n".join(lines)
     assert "for others in your network: http://192.168.1.7:3000" in told
     assert "-H 'Authorization: Bearer <key>'" in told
-    assert any(line.lstrip().startswith("demo: bot answer by themselves") for line in lines)
+    assert any(line.lstrip().startswith("demo: a simulator answers for bot") for line in lines)
     assert f"{invocation.command()} --config" in told
     assert told.count("keys create web") == 1
 

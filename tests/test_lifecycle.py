@@ -24,6 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from test_cli import free_port, run, serving
 from test_streaming import HELLO, agent
 
+from gateway.configfile import load
+from gateway.live import check_live
+
 QUESTION = {"query": "hi", "stream": True}
 
 
@@ -501,7 +504,7 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
     assert "app '" in rows["good"]
     for name, word in (
         ("bad-key", "api_key"), ("wrong-mode", "set mode: chat, or auto"), ("unpublished", "publish"),
-        ("dead", "refuses connections"), ("redis", "Error"),
+        ("dead", "refuses connections"), ("redis", "; check redis (REDIS_URL)"),
     ):  # fmt: skip
         assert " FAILED " in rows[name], name
         assert word in rows[name], rows[name]
@@ -515,6 +518,26 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
     assert "app-wrong" not in told.stdout
     write(path, {name: agents[name] for name in ("good", "other-model", "no-list")})
     assert (await asyncio.to_thread(run, "check", "--live", "--config", str(path))).returncode == 0
+
+
+async def test_check_live_names_the_setting_of_a_store_that_is_away(tmp_path):
+    away = f"127.0.0.1:{free_port()}"
+    s3 = {"endpoint": f"http://{away}", "access_key": "a", "secret_key": "b"}
+    path = write(
+        tmp_path / "c.yaml", {"演示": {"platform": "fastgpt"}}, redis=f"redis://{away}",
+        database=f"postgresql://gateway:secret@{away}/gateway", auth={"jwt_secret": "j" * 40},
+        storage={"url": "s3://bucket", "s3": s3},
+    )  # fmt: skip
+    rows = {row[0]: row for row in await check_live(load(path))}
+    for name, words in (
+        ("database", "it refuses connections; check database (DATABASE_URL)"),
+        ("redis", "check redis (REDIS_URL)"),
+        ("storage", "check storage.url and storage.s3 (S3_ENDPOINT, S3_BUCKET …)"),
+    ):
+        assert rows[name][3] == "FAILED"
+        assert words in rows[name][4]
+        assert "Errno" not in rows[name][4]
+        assert "secret" not in rows[name][4]
 
 
 def test_the_shipped_file_can_be_checked_live_too():

@@ -19,7 +19,7 @@ from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import MAX_KNOWN, Target, pin, pin_results
+from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_results
 from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -134,7 +134,7 @@ async def _read(
     if not name:
         known = [name for name, _ in state.routing.visible(caller)][:MAX_KNOWN]
         raise InvalidRequest(
-            f"Say which agent to ask in the header 'Agent'. Known: {', '.join(known)}.",
+            f"Say which agent to ask in the header 'Agent'.{listed(known)}",
             param="Agent",
             detail={"known": known},
         )
@@ -221,8 +221,8 @@ def _media(file: File, attachments: Attachments) -> Media:
     kind = kind or ("file" if name_of(id_) else attachments.remembered(id_))
     if kind is None:
         raise InvalidRequest(
-            f"What kind of file is {id_[:80]!r}? Say it: {{'id': …, 'type': 'image'}}, or send the"
-            " whole answer of the upload.",
+            f"What kind of file is {id_[:80]!r}? Say it in 'type'"
+            ' ({"id": "…", "type": "image"}), or send the whole answer of the upload.',
             param="files",
         )
     return Media(kind, "", file.name, uploaded=id_)
