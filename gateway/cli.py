@@ -168,9 +168,9 @@ def check(args: argparse.Namespace) -> int:
 
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
-        where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
-        way = str(way_of(agent, agent.base_url, config.outgoing))
-        print(f"  {name}: {agent.platform} at {where}" + f", {way}" * (way != "direct"))
+        way = way_of(agent, agent.base_url, config.outgoing)
+        where = "demo (embedded simulator)" if agent.is_demo else f"{agent.base_url}, {way}"
+        print(f"  {name}: {agent.platform} at {where}")
     print(f"  {access_note(config)}")
     for warning in (*warnings(config, args.config.parent), lock_out(config)):
         if warning:

@@ -107,6 +107,27 @@ def check_agents(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"{path}: {problem}", path
 
 
+_HOLE = re.compile(r"<[a-z][a-z _-]*>", re.IGNORECASE)
+
+
+def check_stores(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(line, path) of every address or name of a store that an example left to be filled in."""
+    storage = tree.get("storage")
+    storage = storage if isinstance(storage, dict) else {}
+    for section, value in (
+        ("database", tree.get("database")),
+        ("redis", tree.get("redis")),
+        ("storage.url", storage.get("url")),
+        ("storage.s3", storage.get("s3")),
+    ):
+        members = value if isinstance(value, dict) else {"": value}
+        for name, given in members.items():
+            text = given.reveal() if isinstance(given, Secret) else str(given)
+            if hole := _HOLE.search(text):
+                path = f"{section}.{name}".rstrip(".")
+                yield f"{path}: has the placeholder {hole[0]} in it; put the real value there", path
+
+
 def address_problem(platform: str, url: str) -> str:
     """Why nothing at `url` can answer, or "". What is no URL at all, `config` tells."""
     parts = _split(url)
@@ -230,8 +251,8 @@ def _demo_warnings(config: Config) -> Iterator[str]:
 
 def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
     platform: str = getattr(agent, "platform", "")
-    if _ENDPOINT.search(urlsplit(agent.base_url).path):
-        yield f"{path}.base_url: is an endpoint; its end is left out"
+    if end := _ENDPOINT.search(urlsplit(agent.base_url).path):
+        yield f"{path}.base_url: is an endpoint; {end[0]} at its end is left out"
     if urlsplit(agent.base_url).query:
         yield f"{path}.base_url: has a query, which goes behind every endpoint"
     key = agent.api_key.reveal()
