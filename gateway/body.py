@@ -242,12 +242,44 @@ def check(model: type[M], value: dict[str, Any]) -> M:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        problems = error.errors(include_url=False, include_input=False, include_context=False)
+        problems = error.errors(include_url=False, include_input=False)
         first = problems[0]
         path = ".".join(str(step) for step in first["loc"])
-        more = f" ({len(problems)} problems in all)" if len(problems) > 1 else ""
-        words = first["msg"].removeprefix("Value error, ")
-        raise InvalidRequest(f"{path!r}: {words}{more}", param=path or None) from None
+        more = f" ({len(problems)} problems in all.)" if len(problems) > 1 else ""
+        raise InvalidRequest(f"{path!r} {_words(first)}.{more}", param=path or None) from None
+
+
+# pydantic speaks of Python's types and of itself; a caller knows JSON. Braces are of `ctx`.
+_WORDS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_type": "must be a text",
+    "string_too_short": "is too short (at least {min_length})",
+    "string_too_long": "is too long (at most {max_length})",
+    "string_pattern_mismatch": "has a form that is not allowed, or characters that are not",
+    "literal_error": "must be {expected}",
+    "list_type": "must be a list",
+    "too_short": "has too few entries (at least {min_length})",
+    "too_long": "has too many entries (at most {max_length})",
+    "dict_type": "must be an object",
+    "model_type": "must be an object",
+    "greater_than": "must be more than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+}
+_KINDS_OF_VALUES = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+
+
+def _words(problem: Any) -> str:
+    """What is wrong with a member, to stand behind its name: one of pydantic's errors."""
+    kind: str = problem["type"]
+    if kind == "value_error":
+        return str(problem["ctx"]["error"]).rstrip(".")
+    if kind in _WORDS:
+        return _WORDS[kind].format_map(problem.get("ctx", {}))
+    wanted = _KINDS_OF_VALUES.get(kind.partition("_")[0])
+    return f"must be {wanted}" if wanted else "has a value that is not allowed"
 
 
 async def read_settings(

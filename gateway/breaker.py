@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gateway.config import BreakerSettings
-from gateway.errors import CircuitOpen, GatewayError
+from gateway.errors import CircuitOpen, GatewayError, UpstreamUnreachable
 
 State = Literal["closed", "half-open", "open"]
 
@@ -37,7 +37,7 @@ class Breaker:
         self._failures = 0  # in a row
         self._open_until: float | None = None
         self._probe_until: float | None = None  # a call is trying, and alone until then
-        self._last = ""  # the code of the latest failure
+        self._last = ""  # the latest failure: its code, and its words if they are our own
         self.opened = 0  # how often, since the start
 
     @property
@@ -54,10 +54,9 @@ class Breaker:
         now = self._clock()
         left = max(self._open_until, self._probe_until or 0.0) - now
         if left > 0:
-            # The upstream's words were about another caller's question.
             raise CircuitOpen(
-                f"It has failed {self._failures} times in a row ({self._last}) and is left alone"
-                " for a moment; try again then.",
+                f"It has failed {self._failures} times in a row and is left alone for a moment;"
+                f" try again then. The last failure: {self._last}",
                 retry_after_s=max(left, 1.0),
             )
         self._probe_until = now + self._settings.cooldown
@@ -75,7 +74,7 @@ class Breaker:
             return
         if isinstance(error, GatewayError) and error.outage:
             self._failures += 1
-            self._last = error.code or error.type
+            self._last = _reason(error)
             if pass_.is_probe or self._failures >= self._settings.failures:
                 self._begin_era(self._clock() + self._settings.cooldown)
                 self.opened += 1
@@ -90,3 +89,12 @@ class Breaker:
         self._era += 1
         self._plain = Pass(self._era, is_probe=False)
         self._open_until, self._probe_until = open_until, None
+
+
+def _reason(error: GatewayError) -> str:
+    """The code, and why no connection could be made.
+
+    An upstream's own words are left out: they were about another caller's question.
+    """
+    code = error.code or error.type
+    return f"{code}: {error.message}" if isinstance(error, UpstreamUnreachable) else f"{code}."

@@ -58,7 +58,7 @@ class Call:
     request_id: str
     caller: Caller
     surface: Surface
-    end_user: str = ""  # as the caller named it
+    end_user: str = ""  # as the caller, or its token, names it
     began_ns: int = field(default_factory=time.time_ns)  # since the epoch
     began: float = field(default_factory=time.monotonic)
     agent: str = ""  # who answered, or was asked last
@@ -116,7 +116,7 @@ class Call:
             int(self.client_gone),
             _plain(error),
             _plain(shorten(reason)),
-            _plain(shorten(self.end_user, _LONGEST_USER)),
+            kept_user(self.end_user),
         )
 
     def bodies(self, row: Row) -> Row | None:
@@ -163,6 +163,11 @@ def _day(number: int) -> str:
 def first_id(began_ns: int) -> str:
     """The id below those of all calls that began at that time or later."""
     return f"{began_ns:016x}"
+
+
+def kept_user(name: str) -> str:
+    """An end user's name as the record keeps it."""
+    return _plain(shorten(name, _LONGEST_USER))
 
 
 def _plain(text: str) -> str:

@@ -181,9 +181,9 @@ def check(args: argparse.Namespace) -> int:
 
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
-        where = "demo (embedded simulator)" if agent.is_demo else agent.base_url
-        way = str(way_of(agent, agent.base_url, config.outgoing))
-        print(f"  {name}: {agent.platform} at {where}" + f", {way}" * (way != "direct"))
+        way = way_of(agent, agent.base_url, config.outgoing)
+        where = "demo (embedded simulator)" if agent.is_demo else f"{agent.base_url}, {way}"
+        print(f"  {name}: {agent.platform} at {where}")
     print(f"  {access_note(config)}")
     for warning in (*warnings(config, home(args.config)), lock_out(config)):
         if warning:
@@ -192,13 +192,13 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _check_live(config: "Config") -> int:
-    """Ask everybody whom the configuration names; 1 if one of them does not answer well."""
+    """Ask every platform and store of the configuration; 1 if one of them is sure to fail."""
     from gateway.live import check_live, table
 
     rows = asyncio.run(check_live(config))
     print("asked just now:")
     print(table(rows))
-    return 1 if any(is_well is False for *_, is_well, _ in rows) else 0
+    return 1 if any(state == "FAILED" for *_, state, _ in rows) else 0
 
 
 def schema(args: argparse.Namespace) -> int:

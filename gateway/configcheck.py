@@ -14,7 +14,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from gateway import outgoing
-from gateway.config import DEMO, Agent, Config, ZhipuAgent
+from gateway.config import DEMO, Agent, Config, OpenAIAgent, ZhipuAgent
 from gateway.secret import Secret
 
 # Hosts that serve pages for people, and the API that belongs to them.
@@ -106,6 +106,27 @@ def check_agents(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
             if problem:
                 path = f"agents.{name}.{member}"
                 yield f"{path}: {problem}", path
+
+
+_HOLE = re.compile(r"<[a-z][a-z _-]*>", re.IGNORECASE)
+
+
+def check_stores(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """(line, path) of every address or name of a store that an example left to be filled in."""
+    storage = tree.get("storage")
+    storage = storage if isinstance(storage, dict) else {}
+    for section, value in (
+        ("database", tree.get("database")),
+        ("redis", tree.get("redis")),
+        ("storage.url", storage.get("url")),
+        ("storage.s3", storage.get("s3")),
+    ):
+        members = value if isinstance(value, dict) else {"": value}
+        for name, given in members.items():
+            text = given.reveal() if isinstance(given, Secret) else str(given)
+            if hole := _HOLE.search(text):
+                path = f"{section}.{name}".rstrip(".")
+                yield f"{path}: has the placeholder {hole[0]} in it; put the real value there", path
 
 
 def address_problem(platform: str, url: str) -> str:
@@ -221,8 +242,8 @@ def _demo_warnings(config: Config) -> Iterator[str]:
     if config.exposed_demos:
         names = ", ".join(config.exposed_demos[:10])
         yield (
-            f"demo: {names} answer by themselves, as a simulator, and others can reach them; set"
-            " base_url and api_key, or `demo: false` to refuse simulators"
+            f"demo: a simulator answers for {names}, and others can reach it; set base_url and"
+            " api_key, or `demo: false` to refuse simulators"
         )
     for name in config.demos:
         if config.agents[name].api_key:
@@ -231,8 +252,8 @@ def _demo_warnings(config: Config) -> Iterator[str]:
 
 def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
     platform: str = getattr(agent, "platform", "")
-    if _ENDPOINT.search(urlsplit(agent.base_url).path):
-        yield f"{path}.base_url: is an endpoint; its end is left out"
+    if end := _ENDPOINT.search(urlsplit(agent.base_url).path):
+        yield f"{path}.base_url: is an endpoint; {end[0]} at its end is left out"
     if urlsplit(agent.base_url).query:
         yield f"{path}.base_url: has a query, which goes behind every endpoint"
     key = agent.api_key.reveal()
@@ -243,6 +264,8 @@ def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
         yield f"{path}.api_key: looks like a key of {_NAMES[kind]}"
     if platform == "openai" and _PLACEHOLDER.fullmatch(key):
         yield f"{path}.api_key: is a placeholder, which only a server without keys takes"
+    if isinstance(agent, OpenAIAgent) and not agent.model and not agent.models:
+        yield f"{path}.model: is not set, so every call must name one: <agent>/<model>"
     if isinstance(agent, ZhipuAgent) and key and "." not in key:
         yield f"{path}.api_key: has no dot; a key of Zhipu is id.secret"
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 
 from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
-from gateway.configcheck import check_agents, warnings
+from gateway.configcheck import check_agents, check_stores, warnings
 from gateway.environment import secret_in, with_dotenv
 from gateway.errors import clean
 from gateway.outgoing import file_problems
@@ -98,6 +98,7 @@ def parse(
         config = anchored(config, home)
         problems += _check_pem_files(config)
     problems += [line for line, path in check_agents(tree) if path not in values.unset]
+    problems += [line for line, _ in check_stores(tree)]
     problems += [line for line in _check_names(tree) if line.partition(": ")[0] not in values.unset]
     if problems or config is None:
         odd += warnings(config, home) if config is not None else ()

@@ -73,9 +73,14 @@ class Caller:
 
     def require(self, permission: Permission) -> None:
         if permission not in self.permissions:
-            who = "This account" if self.role else "This token" if self.end_user else "This key"
+            if self.role:
+                raise Forbidden(
+                    f"This account may not do this: it needs the permission {permission!r}, which"
+                    " accounts with the role admin have."
+                )
+            who = "token" if self.end_user else "key"
             raise Forbidden(
-                f"{who} has no {permission!r} permission; use one that was made with it."
+                f"This {who} has no {permission!r} permission; use a {who} that was made with it."
             )
 
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
@@ -207,7 +212,10 @@ class KeyRing:
         SDKs insist on some key, so where no key could be right any key is taken for none.
         """
         if key and (self._keys or key.startswith(OUR_PREFIX) or not self._anonymous):
-            raise Unauthorized(f"Incorrect API key provided: {masked(key)}.")
+            raise Unauthorized(
+                f"Incorrect API key provided: {masked(key)}. Check that it is copied whole, or ask"
+                " the operator of the gateway for another one."
+            )
         if not self._anonymous:
             raise Unauthorized(
                 "No API key was given. Send it as 'Authorization: Bearer <key>', or in x-api-key or"

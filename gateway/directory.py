@@ -295,14 +295,14 @@ class Directory:
         )
 
     def login_caller(self, user_id: str, token_version: int) -> Caller:
-        """The caller behind a login's token. Raises Unauthorized."""
+        """The caller behind a login's token. Raises InvalidToken."""
         user = self._users.get(user_id)
         if user is None:
-            raise Unauthorized("The account of this token is gone; log in again.")
+            raise InvalidToken("The account of this token is gone; log in again.")
         if user.token_version != token_version:
-            raise Unauthorized("The password has changed since this login; log in again.")
+            raise InvalidToken("The password has changed since this login; log in again.")
         if user.status != "active":
-            raise Unauthorized(f"This account is {user.status}.")
+            raise InvalidToken(f"This account is {user.status}; ask an administrator.")
         rights: set[Permission] = {"chat", "upload"}
         if user.role == "admin":
             rights.add("admin")

@@ -18,7 +18,7 @@ Classes carry a status, a code and a message; they draw nothing. `openai_body` a
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar
 
 
@@ -157,9 +157,13 @@ class FileNotFound(NotFound):
 
 
 class MethodNotAllowed(GatewayError):
-    """The path exists, but not with this method."""
+    """The path exists, but not with this method. `allowed` are those that it has."""
 
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
+
+    def __init__(self, method: str, allowed: Iterable[str]) -> None:
+        self.allowed = ", ".join(sorted(allowed))
+        super().__init__(f"{method[:16]} is not possible here; use {self.allowed}.")
 
 
 class SenderTooSlow(GatewayError):
@@ -384,6 +388,8 @@ def api_body(error: GatewayError) -> dict[str, Any]:
 def headers(error: GatewayError) -> dict[str, str]:
     """What clients and SDKs read beside the body."""
     out = {}
+    if isinstance(error, MethodNotAllowed):
+        out["Allow"] = error.allowed
     if error.retry_after_s is not None:
         seconds = max(1, int(-(-error.retry_after_s // 1)))
         out["Retry-After"] = str(seconds)

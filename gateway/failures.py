@@ -52,7 +52,9 @@ class Said:
     codes: list[str] = field(default_factory=list)
     status: int = 0
     param: str = ""
-    has_error: bool = False  # it has the member `error`: an API's answer, and no proxy's
+
+
+_MODEL = re.compile(r"(?<![/\w])models?\b|模型", re.IGNORECASE)  # and no part of a path
 
 
 def explain_http(
@@ -73,7 +75,7 @@ def explain_http(
     status = said.status if said.status and reply.status < 300 else reply.status
     words = words or said.words
     kind = classify(words, said.codes) or _BY_STATUS.get(status)
-    is_of_model = said.has_error or "model" in words.lower()
+    is_of_model = said.param == "model" or _MODEL.search(words[:_MAX_SEARCHED])
     if kind is None and status == 404 and own_request and is_of_model:
         kind = "model"
     about = _About(platform, status, clean(words), said.param)
@@ -159,8 +161,6 @@ def read(reply: UpstreamReply) -> Said:
     said = Said()
     value = reply.json() if len(reply.body) <= MAX_READ else None
     if isinstance(value, dict | list):
-        first = value[0] if isinstance(value, list) and value else value
-        said.has_error = isinstance(first, dict) and bool(first.get("error"))
         told: list[str] = []
         _walk(value, said, told, 0, [_MAX_MEMBERS])
         said.words = ": ".join(dict.fromkeys(told[:_MAX_TOLD]))
@@ -375,7 +375,7 @@ def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:
         )
     if status in (404, 405) or 200 <= status < 300:
         return UpstreamMisconfigured(
-            f"{platform} answered {status} without an API answer; check base_url."
+            f"{platform} answered {status}, so the API is not at this address; check base_url."
             f"{about.told} ({_sort_of(reply)})",
             should_retry=False,
         )

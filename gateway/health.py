@@ -1,6 +1,7 @@
 """Ask a platform whether its bot is there, and remember the answer for some seconds."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +9,11 @@ from datetime import UTC, datetime
 
 from gateway.errors import GatewayError, UpstreamFailed
 from gateway.handover import MAX_STEPS
-from gateway.platforms.base import First, Step
+from gateway.platforms.base import Doubt, First, Step
 from gateway.routing import Target
 from gateway.upstream import Upstream
+
+log = logging.getLogger("gateway")
 
 CACHE_S = 10.0
 _FETCH_S = 10.0
@@ -18,11 +21,15 @@ _FETCH_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What was found. `detail` says who the bot is or what is wrong; `checked` is ISO 8601 UTC."""
+    """What was found. `detail` says who the bot is or what is wrong; `checked` is ISO 8601 UTC.
+
+    `doubtful` says that the platform answers, but `detail` names something to check.
+    """
 
     healthy: bool
     detail: str
     checked: str
+    doubtful: bool = False
 
 
 class HealthCache:
@@ -38,7 +45,10 @@ class HealthCache:
         async with self._locks.setdefault(target.name, asyncio.Lock()):
             checked_at, health = self._known.get(target.name, (0.0, None))
             if health is None or self._clock() - checked_at > CACHE_S:
+                was_healthy = health is None or health.healthy
                 health = await ask(upstream, target)
+                if was_healthy and not health.healthy:
+                    log.warning("unhealthy: %s", health.detail)
                 self._known[target.name] = (self._clock(), health)
             return health
 
@@ -61,4 +71,5 @@ async def ask(upstream: Upstream, target: Target) -> Health:
         detail, healthy = await _verdict(upstream, target), True
     except GatewayError as error:
         detail, healthy = target.explain(error).message, False
-    return Health(healthy, detail, datetime.now(UTC).isoformat(timespec="seconds"))
+    checked = datetime.now(UTC).isoformat(timespec="seconds")
+    return Health(healthy, detail, checked, isinstance(detail, Doubt))

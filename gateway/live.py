@@ -1,12 +1,14 @@
 """`run.py check --live`: ask every platform who the bot is, and every store whether it is there."""
 
 import asyncio
+import socket
 import unicodedata
 from collections.abc import Awaitable
+from typing import Literal
 from urllib.parse import urlsplit
 
 from gateway.config import DEMO, Config
-from gateway.errors import DatabaseAway, GatewayError, StartError, words_of
+from gateway.errors import DatabaseAway, GatewayError, StartError, StorageAway, words_of
 from gateway.health import ask
 from gateway.routing import Routing
 from gateway.stores.database import connect
@@ -17,11 +19,22 @@ from gateway.upstream import open_upstream
 _PATIENCE_S = 15.0
 _WIDEST = 60  # columns of an address
 
-Row = tuple[str, str, str, bool | None, str]  # name, kind, address, whether it is well, words
+# Where each store is named: in config.yaml, and as variables.
+_SETTINGS = {
+    "database": "database (DATABASE_URL)",
+    "redis": "redis (REDIS_URL)",
+    "storage": "storage.url and storage.s3 (S3_ENDPOINT, S3_BUCKET …)",
+}
+
+State = Literal["ok", "warning", "FAILED", "demo"]
+Row = tuple[str, str, str, State, str]  # name, kind, address, state, words
 
 
 async def check_live(config: Config) -> list[Row]:
-    """One row for each agent, and one for each store that is configured. None is "not asked"."""
+    """One row for each agent, and one for each store that is configured.
+
+    Only `FAILED` is sure to fail; `warning` names what to check, and `demo` was not asked.
+    """
     rows = [_agents(config), _stores(config)]
     return [row for part in await asyncio.gather(*rows) for row in part]
 
@@ -39,11 +52,12 @@ async def _agents(config: Config) -> list[Row]:
     for name, target in routing.targets.items():
         kind = target.platform.kind
         if target.agent.is_demo:
-            rows.append((name, kind, DEMO, None, "a simulator inside the gateway"))
+            rows.append((name, kind, DEMO, "demo", "a simulator inside the gateway"))
             continue
         health = next(told)
         words = health.detail.removeprefix(f"Agent {name!r}: ")
-        rows.append((name, kind, target.url, health.healthy, f"{words} [{target.way}]"))
+        state: State = "FAILED" if not health.healthy else "warning" if health.doubtful else "ok"
+        rows.append((name, kind, target.url, state, f"{words} [{target.way}]"))
     return rows
 
 
@@ -70,18 +84,33 @@ def _host(url: str) -> str:
 async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            return name, kind, where, True, await asking
+            return name, kind, where, "ok", await asking
     except TimeoutError:
         words = "no answer in time"
     except DatabaseAway as error:
-        words = words_of(error.__cause__ or error)
+        words = _why(error.__cause__ or error)
+    except StorageAway as error:
+        cause = f" ({_why(error.__cause__)})" if error.__cause__ else ""
+        words = f"{error.message.rstrip('.')}{cause}"
     except GatewayError as error:
         words = error.message
     except (StartError, OSError) as error:
-        words = str(error)
+        words = _why(error)
     except Exception as error:  # a driver's own; its words may hold the URL with its password
         words = f"{type(error).__name__}: it is not there, or refuses the login"
-    return name, kind, where, False, words
+    return name, kind, where, "FAILED", f"{words.rstrip('.')}; check {_SETTINGS[name]}"
+
+
+def _why(fault: BaseException) -> str:
+    """Drivers wrap the system's error, and give its number where people need words."""
+    seen = fault
+    while seen.__cause__ is not None and not isinstance(seen, OSError):
+        seen = seen.__cause__
+    if isinstance(seen, ConnectionRefusedError):
+        return "it refuses connections"
+    if isinstance(seen, socket.gaierror):
+        return "its host name cannot be resolved"
+    return words_of(fault)
 
 
 async def _database(config: Config) -> str:
@@ -115,10 +144,7 @@ async def _bucket(config: Config) -> str:
 
 def table(rows: list[Row]) -> str:
     """Rows as lines of columns. Names and words may be Chinese: such characters are two wide."""
-    states = {True: "ok", False: "FAILED", None: "demo"}
-    cells = [
-        (name, kind, address[:_WIDEST], states[is_well]) for name, kind, address, is_well, _ in rows
-    ]
+    cells = [(name, kind, address[:_WIDEST], state) for name, kind, address, state, _ in rows]
     widths = [max(_width(row[i]) for row in cells) for i in range(4)]
     lines = []
     for row, (*_, words) in zip(cells, rows, strict=True):

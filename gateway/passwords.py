@@ -70,16 +70,16 @@ class Passwords:
             self._waiting -= 1
 
 
-def check_strength(password: Secret, username: str) -> None:
-    """Raises InvalidRequest for a password that cannot be taken."""
+def check_strength(password: Secret, username: str, param: str = "password") -> None:
+    """Raises InvalidRequest for a password that cannot be taken. `param` is the body's member."""
     words = password.reveal()
     if not SHORTEST <= len(words) <= LONGEST:
         raise InvalidRequest(
-            f"The password must have {SHORTEST} to {LONGEST} characters.", param="password"
+            f"The password must have {SHORTEST} to {LONGEST} characters.", param=param
         )
     if words.casefold() == username.casefold():
-        raise InvalidRequest("The password must differ from the user name.", param="password")
+        raise InvalidRequest("The password must differ from the user name.", param=param)
     try:
         words.encode()
     except UnicodeEncodeError:
-        raise InvalidRequest("The password is not valid text.", param="password") from None
+        raise InvalidRequest("The password is not valid text.", param=param) from None

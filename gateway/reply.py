@@ -67,7 +67,6 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
         assert state is not None
         chat, targets = await read(request, state, call.caller)
         call.streamed = chat.stream
-        call.end_user = "" if chat.user == call.caller.id else chat.user
         call.model = state.routing.known(chat.model)
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")

@@ -329,6 +329,22 @@ class Routing:
         wanted = name.strip().lower()
         return self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0], "")
 
+    def asked(self, name: str, model: object = None) -> str:
+        """A name that was resolved, as config.yaml writes it, and `/model` if one is chosen.
+
+        Only behind an OpenAI-compatible agent. `model` is the caller's second way to choose one:
+        with or without the agent's name in front, and less than what stands in `name`.
+        """
+        known = self.known(name)
+        if known not in self.targets or not isinstance(self.targets[known].agent, OpenAIAgent):
+            return known
+        own = name.strip().partition("/")[2]
+        if not own and isinstance(model, str):
+            prefix, slash, rest = model.strip().partition("/")
+            is_named = prefix.lower() == known.lower()
+            own = rest if is_named else prefix + slash + rest
+        return f"{known}/{own}" if own else known
+
     def _order(self, choices: list[RouteTarget]) -> list[RouteTarget]:
         """As written, or if any has a weight, drawn by weight, the rest following as fallbacks."""
         if all(choice.weight is None for choice in choices):
@@ -362,12 +378,16 @@ class Routing:
         return [name if name in self.targets else name.partition("/")[0]]
 
 
+def listed(known: list[str]) -> str:
+    """The sentence behind an error that lists names; "" if the caller may ask none."""
+    return f" Known: {', '.join(known[:MAX_KNOWN])}." if known else ""
+
+
 def _not_found(name: str, word: str, known: list[str]) -> AgentNotFound:
     near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    shown = ", ".join(known[:MAX_KNOWN])
     return AgentNotFound(
-        f"There is no {word} {name[:100]!r}.{hint} Known: {shown}.",
+        f"There is no {word} {name[:100]!r}.{hint}{listed(known)}",
         param="model" if word == "model" else "Agent",
         detail={"known": known[:MAX_KNOWN]},
     )

@@ -307,6 +307,13 @@ async def test_a_pages_agents_may_be_models_and_routes_of_what_its_key_may_ask(p
         assert (await gw.post("/v1/chat/completions", body, headers=headers)).status == expected, (
             name
         )
+    for name, model, expected in (
+        ("openai/gpt-4", None, 200), ("openai/gpt-4", "gpt-5", 200), ("openai", "gpt-5", 403),
+        ("openai/gpt-5", "gpt-4", 403),
+    ):  # fmt: skip
+        status, answer = await gw.ask(token, name, model=model)
+        assert status == expected, (name, model)
+        assert status == 403 or answer["model"] == "openai/gpt-4"
 
 
 async def test_a_token_that_no_header_could_carry_is_not_made(with_accounts, demo, tmp_path):

@@ -16,6 +16,7 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamMisconfigured,
     UpstreamTimeout,
+    UpstreamUnavailable,
     UpstreamUnreachable,
 )
 from gateway.routing import Routing
@@ -55,10 +56,18 @@ def test_it_opens_after_failures_in_a_row_and_says_why_and_for_how_long(breaker)
     with pytest.raises(CircuitOpen) as caught:
         breaker.admit()
     assert "3 times in a row" in caught.value.message
-    assert "upstream_unreachable" in caught.value.message
-    assert "refused" not in caught.value.message  # the words were for another caller
+    assert "upstream_unreachable: Connection refused." in caught.value.message
     assert caught.value.retry_after_s == 10
     assert breaker.opened == 1
+
+
+def test_an_upstreams_words_to_one_caller_are_not_for_another(breaker):
+    for _ in range(3):
+        breaker.ended(breaker.admit(), UpstreamUnavailable("No room for 'my secret'."))
+    with pytest.raises(CircuitOpen) as caught:
+        breaker.admit()
+    assert "upstream_unavailable." in caught.value.message
+    assert "secret" not in caught.value.message
 
 
 def test_an_answer_in_between_begins_the_count_anew(breaker):

@@ -170,7 +170,7 @@ def test_a_demo_that_others_can_reach_is_a_warning():
     assert warned(text) == []
     for more in ("server: {host: 0.0.0.0}", "server: {trusted_proxies: [10.0.0.1]}"):
         (warning,) = warned(text + more)
-        assert warning.startswith("demo: a answer by themselves")
+        assert warning.startswith("demo: a simulator answers for a,")
 
 
 @pytest.mark.parametrize(
@@ -179,14 +179,31 @@ def test_a_demo_that_others_can_reach_is_a_warning():
         ("{platform: fastgpt, base_url: 'http://h', api_key: app-1234567890}", "looks like a key of Dify"),
         ("{platform: dify, base_url: 'http://h', api_key: sk-1234567890}", "looks like a key of OpenAI"),
         ("{platform: dify, base_url: 'http://h', api_key: pat_1234567890}", "looks like a key of Coze"),
-        ("{platform: openai, base_url: 'http://h/v1/chat/completions'}", "is an endpoint"),
-        ("{platform: openai, base_url: 'http://h', api_key: sk-xxx}", "is a placeholder"),
+        ("{platform: openai, base_url: 'http://h/v1/chat/completions', model: m}", "/v1/chat/completions at its end is left out"),
+        ("{platform: openai, base_url: 'http://h', model: m, api_key: sk-xxx}", "is a placeholder"),
+        ("{platform: openai, base_url: 'http://h'}", "every call must name one: <agent>/<model>"),
         ("{platform: dify, api_key: app-1234567890}", "since base_url is demo:"),
     ],
 )  # fmt: skip
 def test_what_is_odd_is_a_warning(agent, words):
     (warning,) = warned(f"agents: {{a: {agent}}}")
     assert words in warning
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        ("database: 'postgresql://gateway:<password>@db/gateway'", "database: has the placeholder <password>"),
+        ("redis: {url: 'redis://:pw@<host>:6379/0'}", "redis.url: has the placeholder <host>"),
+        ("storage: {url: 's3://<your bucket>/x'}", "storage.url: has the placeholder <your bucket>"),
+        ("storage: {s3: {bucket: '<bucket>'}}", "storage.s3.bucket: has the placeholder <bucket>"),
+    ],
+)  # fmt: skip
+def test_a_placeholder_in_the_address_of_a_store_is_a_problem(section, problem):
+    with pytest.raises(ConfigError) as caught:
+        parse(f"agents: {{a: {{platform: dify}}}}\nauth: {{jwt_secret: {'j' * 40}}}\n{section}", {})
+    (line,) = caught.value.problems
+    assert line == f"{problem} in it; put the real value there"
 
 
 def test_folders_elsewhere_that_are_not_there_are_a_warning(tmp_path):

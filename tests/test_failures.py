@@ -219,9 +219,31 @@ def test_the_wait_in_the_header_goes_before_the_words():
     assert explained(body, 429, Retry_After="3").retry_after_s == 3
 
 
-def test_a_path_that_is_not_there_is_not_taken_for_a_model():
-    error = explained({"detail": "Not Found"}, 404)
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"detail": "Not Found"},
+        {"error": {"message": "There is nothing at POST '/foo/v1/chat/completions'.",
+                   "type": "invalid_request_error", "code": "not_found"}},
+        {"error": {"message": "Invalid URL (POST /models/v1/chat/completions)"}},
+    ],
+)  # fmt: skip
+def test_a_path_that_is_not_there_is_not_taken_for_a_model(body):
+    error = explained(body, 404)
     assert "check base_url" in error.message
+    assert "model to this account" not in error.message
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "The model `m` is gone."}, {"message": "模型 m 没有找到"},
+        {"message": "'m' is not here", "param": "model"},
+    ],
+)  # fmt: skip
+def test_404_that_speaks_of_a_model_blames_the_model(error):
+    message = explained({"error": error}, 404).message
+    assert "does not offer the configured model" in message
 
 
 def test_a_model_that_the_caller_chose_is_the_callers_to_change():

@@ -114,8 +114,8 @@ async def test_a_whole_answer_is_read_with_its_nodes(answers):
 @pytest.mark.parametrize(
     ("names", "well", "words"),
     [
-        (("init", "err_body_empty"), True, "the key is good"),
-        (("init", "auth_bad_key_whole"), False, "refused the gateway's API key"),
+        (("init", "err_body_empty"), "ok", "the key is good"),
+        (("init", "auth_bad_key_whole"), "FAILED", "refused the gateway's API key"),
     ],
 )
 async def test_check_live_knows_a_good_key_of_an_old_server(scripted, tmp_path, names, well, words):
@@ -123,6 +123,6 @@ async def test_check_live_knows_a_good_key_of_an_old_server(scripted, tmp_path, 
     path = tmp_path / "config.yaml"
     bot = f"{{platform: fastgpt, base_url: '{upstream.url}', api_key: fastgpt-x, app_id: '6b'}}"
     path.write_text(f"database: none\nagents: {{bot: {bot}}}\n", "utf-8")
-    ((name, _, _, is_well, said),) = await check_live(load(path))
-    assert (name, is_well) == ("bot", well)
+    ((name, _, _, state, said),) = await check_live(load(path))
+    assert (name, state) == ("bot", well)
     assert words in said

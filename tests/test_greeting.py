@@ -46,7 +46,7 @@ def test_an_open_address_tells_the_one_for_others(greeted, monkeypatch):
     monkeypatch.setattr("gateway.greeting._lan_address", lambda: "192.168.1.7")
     lines = greeted(HOST="0.0.0.0")
     told = "\n".join(lines)
-    assert lines[0].startswith("demo: bot answer by themselves")
+    assert lines[0].startswith("demo: a simulator answers for bot")
     assert "for others in your network: http://192.168.1.7:3000" in told
     assert "-H 'Authorization: Bearer <key>'" in told
     assert f"{invocation.command()} --config" in told

@@ -24,6 +24,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from test_cli import free_port, run, serving
 from test_streaming import HELLO, agent
 
+from gateway.configfile import load
+from gateway.live import check_live
+
 QUESTION = {"query": "hi", "stream": True}
 
 
@@ -498,6 +501,10 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
     good = await demo("dify", key="app-test-key")
     refusal = b'{"code":4015,"msg":"The bot has not been published to the API channel"}'
     coze = await scripted(Script([refusal], headers={"Content-Type": "application/json"}))
+    as_json = {"Content-Type": "application/json"}
+    offering = await scripted(*[Script([b'{"data":[{"id":"qwen"}]}'], headers=as_json)] * 2)
+    missing = Script([b'{"error":{"message":"nothing here"}}'], 404, headers=as_json)
+    listless = await scripted(missing, missing)
     agents = {
         "good": {**AGENTS["dify"], "base_url": good.url},
         "bad-key": {**AGENTS["dify"], "base_url": good.url, "api_key": "app-wrong"},
@@ -505,6 +512,8 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
         "unpublished": {**AGENTS["coze"], "base_url": coze.url},
         "dead": {**AGENTS["openai"], "base_url": f"http://127.0.0.1:{free_port()}"},
         "演示": {"platform": "fastgpt"},
+        "other-model": {**AGENTS["openai"], "base_url": offering.url, "model": "gpt-5"},
+        "no-list": {**AGENTS["openai"], "base_url": f"{listless.url}/foo"},
     }
     path = write(tmp_path / "c.yaml", agents, redis=f"redis://127.0.0.1:{free_port()}")
     told = await asyncio.to_thread(run, "check", "--live", "--config", str(path))
@@ -518,14 +527,40 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
     assert "app '" in rows["good"]
     for name, word in (
         ("bad-key", "api_key"), ("wrong-mode", "set mode: chat, or auto"), ("unpublished", "publish"),
-        ("dead", "refuses connections"), ("redis", "Error"),
+        ("dead", "refuses connections"), ("redis", "; check redis (REDIS_URL)"),
     ):  # fmt: skip
         assert " FAILED " in rows[name], name
         assert word in rows[name], rows[name]
     assert " demo " in rows["演示"]
+    for name, words in (
+        ("other-model", "1 models offered, but not 'gpt-5'; check model"),
+        ("no-list", "there is nothing at http://127.0.0.1"),
+    ):
+        assert " warning " in rows[name], rows[name]
+        assert words in rows[name]
     assert "app-wrong" not in told.stdout
-    write(path, {"good": agents["good"]})
+    write(path, {name: agents[name] for name in ("good", "other-model", "no-list")})
     assert (await asyncio.to_thread(run, "check", "--live", "--config", str(path))).returncode == 0
+
+
+async def test_check_live_names_the_setting_of_a_store_that_is_away(tmp_path):
+    away = f"127.0.0.1:{free_port()}"
+    s3 = {"endpoint": f"http://{away}", "access_key": "a", "secret_key": "b"}
+    path = write(
+        tmp_path / "c.yaml", {"演示": {"platform": "fastgpt"}}, redis=f"redis://{away}",
+        database=f"postgresql://gateway:secret@{away}/gateway", auth={"jwt_secret": "j" * 40},
+        storage={"url": "s3://bucket", "s3": s3},
+    )  # fmt: skip
+    rows = {row[0]: row for row in await check_live(load(path))}
+    for name, words in (
+        ("database", "it refuses connections; check database (DATABASE_URL)"),
+        ("redis", "check redis (REDIS_URL)"),
+        ("storage", "check storage.url and storage.s3 (S3_ENDPOINT, S3_BUCKET …)"),
+    ):
+        assert rows[name][3] == "FAILED"
+        assert words in rows[name][4]
+        assert "Errno" not in rows[name][4]
+        assert "secret" not in rows[name][4]
 
 
 def test_the_shipped_file_can_be_checked_live_too():

@@ -760,7 +760,7 @@ def test_check_shows_each_way_and_warns_of_verify_off(tmp_path, capsys):
     assert main(["check", "--config", str(path)]) == 0
     out = capsys.readouterr().out
     assert "https://far.test/v1, by proxy http://one:3128, verify off\n" in out
-    assert "https://near.test/v1\n" in out
+    assert "https://near.test/v1, direct\n" in out
     assert "agents.bot.verify is false" in out
     assert "geheim99" not in out
 

@@ -76,6 +76,27 @@ async def test_a_call_is_a_row_with_all_there_is_to_know(gw):
     assert answer["data"]["bodies"] is None
 
 
+async def test_the_calls_of_one_end_user_are_found_by_its_name(gw):
+    """Whoever named it: a caller with a key, or the token of a web page; refused calls, too."""
+    admin = await gw.login()
+    _, key = await gw.key(admin)
+    page = {"user": "visitor-7", "agents": ["dify"]}
+    token = (await gw.api("POST", "/tokens", key, page))[1]["data"]["token"]
+    assert (await gw.ask(token))[0] == 200
+    assert (await gw.ask(token, "coze"))[0] in (403, 404)
+    assert (await gw.ask(token, conversation_id="another's"))[0] == 404
+    assert (await gw.ask(token, user="visitor-8"))[0] == 403
+    assert (await complete(gw, token, user="visitor-7"))[0] == 200
+    assert (await complete(gw, key, model="nobody", user="visitor-7"))[0] == 404
+    assert (await gw.ask(key, user="visitor-8"))[0] == 200
+    assert (await gw.ask(key, user="v" * 300))[0] == 200
+    rows = await calls(gw, admin, "?end_user=visitor-7")
+    assert [row["status"] for row in rows] == [404, 200, 403, 404, rows[4]["status"], 200]
+    assert {row["end_user"] for row in rows} == {"visitor-7"}
+    assert len(await calls(gw, admin, "?end_user=visitor-8")) == 1
+    assert len(await calls(gw, admin, f"?end_user={'v' * 300}")) == 1
+
+
 async def test_failures_are_rows_too(gw):
     admin = await gw.login()
     _, key = await gw.key(admin)
@@ -217,7 +238,7 @@ async def test_pages_follow_each_other_without_gap_or_repeat(gw):
     for query, count in (
         (f"key_id={id_}&limit=200", 9), ("key_id=other", 0), ("agent=dify&status=200", 9),
         ("status=404", 0), ("surface=chat", 0), ("caller=' OR 1=1 --", 0), ("from=2001-01-01T00:00:00Z", 9),
-        ("to=2001-01-01", 0), ("request_id=%00", 9),
+        ("to=2001-01-01", 0), ("request_id=%00", 9), ("end_user=visitor-7", 0),
     ):  # fmt: skip
         assert len(await calls(gw, admin, f"?{query}")) == count, query
     for query in ("limit=0", "limit=9999", "status=x", "from=never", "surface=x", "to=99999-01-01"):

@@ -42,6 +42,19 @@ def test_agent_slash_model_is_for_openai_compatible_agents_only(routing):
             routing.resolve(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "model", "asked"),
+    [
+        (" LLM ", None, "llm"), ("LLM/Org/B", None, "llm/Org/B"), ("llm/a", "b", "llm/a"),
+        ("llm", "Org/B", "llm/Org/B"), ("llm", "LLM/a", "llm/a"), ("llm", "llm", "llm"),
+        ("llm", " ", "llm"), ("llm", {"id": "a"}, "llm"), ("dify", "a", "Dify"),
+        ("SUPPORT", "a", "support"),
+    ],
+)  # fmt: skip
+def test_a_model_is_chosen_behind_the_name_or_on_its_own(routing, name, model, asked):
+    assert routing.asked(name, model) == asked
+
+
 def test_a_near_miss_is_suggested(routing):
     with pytest.raises(AgentNotFound, match="Did you mean 'support'"):
         routing.resolve("suport")

@@ -1,6 +1,7 @@
 """Bodies and queries of administration with names that nothing is known by are refused."""
 
 import pytest
+from conftest import ADMIN_PASSWORD
 
 NEW_USER = {"username": "li", "password": "good enough password"}
 
@@ -101,3 +102,75 @@ async def test_a_clean_up_with_a_misspelt_age_deletes_nothing(gw):
     await gw.api("POST", f"/api-keys/{id_}/revoke", admin)
     assert (await gw.api("POST", "/api-keys/admin/cleanup?older_than=30", admin))[0] == 400
     assert (await gw.api("GET", f"/api-keys/{id_}", admin))[0] == 200
+
+
+# What is wrong with a member that is known, in words.
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "words"),
+    [
+        ("/api-keys", {}, "'name' is missing."),
+        ("/api-keys", {"name": 5}, "'name' must be a text."),
+        ("/api-keys", {"name": ""}, "'name' is too short (at least 1)."),
+        ("/api-keys", {"name": "k" * 101}, "'name' is too long (at most 100)."),
+        ("/api-keys", {"name": "a\tb"}, "'name' has a form that is not allowed, or characters"),
+        ("/api-keys", {"name": "k", "max_calls": 0}, "'max_calls' must be at least 1."),
+        ("/api-keys", {"name": "k", "max_calls": "x"}, "'max_calls' must be a whole number."),
+        ("/api-keys", {"name": "k", "max_calls": 1.5}, "'max_calls' must be a whole number."),
+        ("/api-keys", {"name": "k", "permissions": "chat"}, "'permissions' must be a list."),
+        ("/api-keys", {"name": "k", "permissions": []}, "'permissions' has too few entries"),
+        ("/api-keys", {"name": "k", "permissions": ["x"]},
+         "'permissions.0' must be 'chat', 'upload' or 'admin'."),
+        ("/api-keys", {"name": "k", "rate_limits": []}, "'rate_limits' must be an object."),
+        ("/api-keys", {"name": "k", "rate_limits": {"chat": "x"}},
+         "'rate_limits' cannot be used: 'chat' must be a rate such as 60/min"),
+        ("/auth/users", {"username": "a b", "password": "good enough password"},
+         "'username' must have 1 to 64 characters, without spaces"),
+        ("/auth/users", {}, "'username' is missing. (2 problems in all.)"),
+    ],
+)  # fmt: skip
+async def test_a_bad_member_is_explained_in_words(gw, path, given, words):
+    status, answer = await gw.api("POST", path, await gw.login(), given)
+    assert status == 400
+    assert words in answer["msg"]
+    for phrase in ("Input", "should", "required", "Value error", "pydantic"):
+        assert phrase not in answer["msg"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"stream": "maybe"}, "'stream' must be true or false."),
+        ({"files": [{"url": "ftp://x"}]}, "'files.0.url' has a form that is not allowed"),
+        ({"files": [5]}, "'files.0' must be a URL, the id of an upload, or an object"),
+        ({"files": ["http://x/a.png"] * 51}, "'files' must have at most 50 entries."),
+        ({"files": [{"id": "u1"}]}, '{"id": "…", "type": "image"}'),
+    ],
+)
+async def test_a_bad_member_of_a_chat_is_explained_in_words(gw, given, words):
+    _, key = await gw.key(await gw.login())
+    status, answer = await gw.ask(key, **given)
+    assert (status, words in answer["msg"]) == (400, True), answer["msg"]
+
+
+async def test_a_weak_new_password_is_named_by_its_member(gw):
+    body = {"old_password": ADMIN_PASSWORD, "new_password": "short"}
+    _, answer = await gw.api("POST", "/auth/change-password", await gw.login(), body)
+    assert answer["detail"]["param"] == "new_password"
+
+
+async def test_an_account_is_told_who_has_a_permission(gw):
+    admin = await gw.login()
+    await gw.api("POST", "/auth/users", admin, NEW_USER)
+    token = await gw.login(NEW_USER["username"], NEW_USER["password"])
+    status, answer = await gw.api("GET", "/calls", token)
+    assert status == 403
+    assert "which accounts with the role admin have" in answer["msg"]
+
+
+async def test_a_token_without_a_key_says_how_to_send_one(gw):
+    status, answer = await gw.api("POST", "/tokens", await gw.login(), {"user": "u"})
+    assert status == 403
+    assert "send it as 'Authorization: Bearer <key>'" in answer["msg"]
+    assert "POST /api/v1/api-keys" in answer["msg"]

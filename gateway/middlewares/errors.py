@@ -115,8 +115,7 @@ def translate(error: web.HTTPException, request: web.BaseRequest) -> GatewayErro
         path = request.path[:100]
         return NotFound(f"There is nothing at {request.method} {path!r}.")
     if isinstance(error, web.HTTPMethodNotAllowed):
-        allowed = ", ".join(sorted(error.allowed_methods))
-        return MethodNotAllowed(f"{request.method} is not possible here; use {allowed}.")
+        return MethodNotAllowed(request.method, error.allowed_methods)
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.client_max_size
         return BodyTooLarge(f"The request body is larger than {limit} bytes (server.max_body).")

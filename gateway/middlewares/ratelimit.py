@@ -39,7 +39,7 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         caller = context.caller
         assert caller is not None
         surface: Surface = "chat" if is_api(route.path) else "openai"
-        call = context.call = Call(context.request_id, caller, surface)
+        call = context.call = Call(context.request_id, caller, surface, caller.end_user)
         call.trace = app[TRACER].call(partial(_span, request), request.headers, call.request_id)
         try:
             return await handler(request)

@@ -58,6 +58,10 @@ class First:
     shared: bool = False
 
 
+class Doubt(str):
+    """A verdict that finds nothing wrong, and no proof that a chat will do. Says what to check."""
+
+
 Step = UpstreamRequest | First
 UploadStep = UploadRequest | First  # a First whose end is an UploadRequest
 Carriage = Literal["as it is", "data", "upload"]

@@ -31,6 +31,7 @@ from gateway.passthrough import PassThrough, WholeBody, told_error
 from gateway.platforms.base import (
     Carriage,
     Decoder,
+    Doubt,
     EventDecoder,
     Step,
     TextOnly,
@@ -130,7 +131,9 @@ class OpenAICompatible(TextOnly):
         if asked.strip().lower() != self._name.lower():
             return asked  # the name of a route, which is likely that of a model
         raise InvalidRequest(
-            f"Say which model of {self._name!r} to use: {self._name}/<model>.", param="model"
+            f"Say which model of {self._name!r} to use: put {self._name}/<model> in place of"
+            f" {self._name}, or <model> in 'model'.",
+            param="model",
         )
 
     def decoder(self, chat: ChatRequest) -> Decoder:
@@ -152,11 +155,17 @@ class OpenAICompatible(TextOnly):
     def verdict(self, reply: UpstreamReply) -> str:
         if reply.status == 200 and reply.object():
             models = [as_text(as_object(m).get("id")) for m in as_list(reply.object().get("data"))]
-            wanted = self._agent.model
-            missing = f", but not {wanted!r}" if wanted and wanted not in models else ""
-            return f"{len(models)} models offered{missing}"
+            named = (self._agent.model, *self._agent.models)
+            missing = [name for name in named if name and name not in models]
+            if missing:
+                return Doubt(
+                    f"{len(models)} models offered, but not {missing[0]!r}; check model or models"
+                )
+            return f"{len(models)} models offered"
         if reply.status == 404 and reply.object():
-            return "reachable; it lists no models"
+            return Doubt(
+                f"answers, but there is nothing at {self.address('models')}; check base_url"
+            )
         raise explain("The upstream", reply)
 
 

@@ -213,7 +213,7 @@ async def change_password(request: web.Request) -> web.Response:
     user = await books.accounts.user(caller_of(request).user_id)
     if not await books.passwords.check(user.password_hash, body.old_password):
         raise InvalidRequest("The old password is wrong.", param="old_password")
-    check_strength(body.new_password, user.username)
+    check_strength(body.new_password, user.username, "new_password")
     hashed = await books.passwords.hash(body.new_password)
     user = await books.accounts.set_password(user.id, hashed)
     await books.directory.refresh()

@@ -61,7 +61,7 @@ class KeySettings(BaseModel):
                 require_known(value, list(KeyLimits.model_fields))
                 check(KeyLimits, value)
             except InvalidRequest as error:
-                raise ValueError(error.message) from None
+                raise ValueError(f"cannot be used: {error.message}") from None
         return value
 
 
@@ -216,7 +216,10 @@ async def create_token(request: web.Request) -> web.Response:
     """A token for minutes that asks some agents as one end user: what a web page may hold."""
     caller = caller_of(request)
     if caller.role is not None or caller.is_anonymous or caller.end_user:
-        raise Forbidden("Tokens for web pages are made with an API key.")
+        raise Forbidden(
+            "Tokens for web pages are made with an API key: send it as 'Authorization: Bearer"
+            " <key>'. An account makes keys at POST /api/v1/api-keys."
+        )
     body = await read_settings(request, TokenBody)
     routing = state_of(request).routing
     for name in body.agents or ():

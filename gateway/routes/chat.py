@@ -15,11 +15,11 @@ from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, SIGNER, State
+from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import MAX_KNOWN, Target, pin, pin_results
+from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_results
 from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -70,6 +70,7 @@ class ChatBody(BaseModel):
     app_id: Id | None = None
     files: Annotated[list[Annotated[File, BeforeValidator(_named)]], _or([]), at_most(50)] = []
     variables: Annotated[dict[str, Any], _or({}), at_most(1000)] = {}
+    model: Any = None
     messages: Annotated[list[Any], _or([])] = []
 
 
@@ -133,17 +134,23 @@ async def _read(
     if not name:
         known = [name for name, _ in state.routing.visible(caller)][:MAX_KNOWN]
         raise InvalidRequest(
-            f"Say which agent to ask in the header 'Agent'. Known: {', '.join(known)}.",
+            f"Say which agent to ask in the header 'Agent'.{listed(known)}",
             param="Agent",
             detail={"known": known},
         )
     targets = state.routing.allowed(caller, name, "agent")
     given_members, ignored = _in_our_words(await read_object(request))
     body = check(ChatBody, given_members)
+    call_of(request).end_user = caller.end_user or body.user or body.uid or ""
     attachments = request.app[ATTACHMENTS]
     messages = _messages(body, attachments)
     if body.messages and body.query.strip():
         ignored.append("messages")
+    asked = state.routing.asked(name, body.model)
+    if "/" in asked:
+        targets = state.routing.allowed(caller, asked, "agent")
+    if body.model is not None and asked == state.routing.asked(name):
+        ignored.append("model")
     given = body.conversation_id or body.chat_id or None
     _check_id(given)
     is_routed = len(targets) > 1
@@ -158,7 +165,7 @@ async def _read(
             messages, owner_of(caller), partial(client_origin, request)
         )
     question = ChatRequest(
-        model=name if is_routed else targets[0].name,
+        model=asked,
         messages=messages,
         user=caller.user_of(body.user or body.uid),
         seal=seal,
@@ -214,8 +221,8 @@ def _media(file: File, attachments: Attachments) -> Media:
     kind = kind or ("file" if name_of(id_) else attachments.remembered(id_))
     if kind is None:
         raise InvalidRequest(
-            f"What kind of file is {id_[:80]!r}? Say it: {{'id': …, 'type': 'image'}}, or send the"
-            " whole answer of the upload.",
+            f"What kind of file is {id_[:80]!r}? Say it in 'type'"
+            ' ({"id": "…", "type": "image"}), or send the whole answer of the upload.',
             param="files",
         )
     return Media(kind, "", file.name, uploaded=id_)

@@ -59,6 +59,7 @@ async def _read_chat(
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
+    call_of(request).end_user = caller.end_user or _short(body, "user") or ""
     targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
     seal = request.app[SIGNER].seal(caller)
@@ -232,10 +233,18 @@ def _dumps(value: Any) -> str:
 
 
 async def nothing(request: web.Request) -> web.StreamResponse:
-    """Any other method under /v1: what is passed on is asked by POST, and nothing else is there."""
+    """Any other method under /v1: what is passed on is asked by POST, and nothing else is there.
+
+    Raises MethodNotAllowed for a path that has a route of its own, else NotFound.
+    """
     path = request.match_info["path"].strip("/")
-    if path == "chat/completions":
-        raise MethodNotAllowed(f"{request.method} is not possible here; use POST.")
+    catch_all = request.match_info.route.resource
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource is not catch_all:
+            allowed |= (await resource.resolve(request))[1]
+    if allowed:
+        raise MethodNotAllowed(request.method, allowed)
     raise NotFound(f"There is nothing at {request.method[:16]} /v1/{path[:100]}.")
 
 
@@ -330,7 +339,7 @@ def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target
         if isinstance(target.platform, OpenAICompatible):
             return target, target.platform
     raise NotFound(
-        f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is none."
+        f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is not one."
         " Ask agents at /v1/chat/completions."
     )
 

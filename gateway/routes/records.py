@@ -8,12 +8,13 @@ from aiohttp import web
 
 from gateway.body import choice, day, envelope, moment_ms, number, require_query
 from gateway.books import books_of
+from gateway.call import kept_user
 from gateway.errors import DatabaseAway, InvalidRequest, NotFound
 from gateway.keys import Books
 from gateway.stores.calls import MAX_GROUPS
 from gateway.times import iso
 
-_TEXTS = ("request_id", "caller", "key_id", "user_id", "agent")
+_TEXTS = ("request_id", "caller", "key_id", "user_id", "agent", "end_user")
 _FILTERS = ("from", "to", "surface", "status", "only_errors", *_TEXTS)
 _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200
@@ -51,8 +52,8 @@ async def usage(request: web.Request) -> web.Response:
 async def calls(request: web.Request) -> web.Response:
     """The newest first. `next` of the answer, sent as `?before=`, gives the page that follows.
 
-    Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, surface, status,
-    only_errors=1.
+    Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, end_user, surface,
+    status, only_errors=1.
     """
     require_query(request, "limit", "before", *_FILTERS)
     query = request.query
@@ -69,6 +70,7 @@ async def calls(request: web.Request) -> web.Response:
     }
     for name in _TEXTS:
         filters[name] = _text(request, name)
+    filters["end_user"] = kept_user(filters["end_user"])
     books = await _up_to_date(request)
     rows = await books.calls.page(limit, **filters)
     following = rows[-1]["id"] if len(rows) == limit else None

@@ -1,7 +1,9 @@
 import re
 
 import pytest
-from conftest import AGENTS
+from conftest import AGENTS, Script
+
+from gateway.keys import STATE
 
 
 async def test_the_list_is_public_and_has_the_designs_members(all_five):
@@ -35,6 +37,20 @@ async def test_health_really_asks_the_platform(all_five):
         assert data["detail"]
 
 
+async def test_the_log_says_once_why_an_agent_is_unhealthy(gateway, scripted, caplog):
+    refusal = Script([b'{"code":"unauthorized","message":"no such key"}'], "401 X")
+    upstream = await scripted(refusal)
+    gw = await gateway(agents={"bot": {**AGENTS["dify"], "base_url": upstream.url}})
+    health = gw.app[STATE].now.health
+    for moment_s in (0.0, 60.0, 120.0):
+        health._clock = lambda now=moment_s: now
+        await gw.get("/api/v1/agents/bot/health")
+    assert len(upstream.requests) == 3
+    (line,) = [r.getMessage() for r in caplog.records if "unhealthy" in r.getMessage()]
+    assert line.startswith("unhealthy: Agent 'bot': ")
+    assert "no such key" in line
+
+
 async def test_health_tells_a_wrong_key_and_a_dead_server_and_is_still_200(gateway, demo):
     for kind, agent in AGENTS.items():
         served = await demo(kind, key="another-key")
@@ -48,8 +64,6 @@ async def test_health_tells_a_wrong_key_and_a_dead_server_and_is_still_200(gatew
 
 
 async def test_health_is_asked_once_for_many(gateway, scripted):
-    from conftest import Script
-
     json = {"Content-Type": "application/json"}
     upstream = await scripted(Script([b'{"name":"x","mode":"chat"}'], headers=json))
     gw = await gateway(agents={"bot": {**AGENTS["dify"], "base_url": upstream.url}})
@@ -123,6 +137,8 @@ async def test_an_error_names_the_agents_that_the_caller_may_ask(hiding):
     assert status == 404
     assert answer["msg"] == "There is no agent 'publik'. Did you mean 'public'? Known: public."
     assert answer["detail"]["info"] == {"known": ["public"]}
+    message = (await (await gw.get("/api/v1/agents/publik/health")).json())["msg"]
+    assert message == "There is no agent 'publik'."
 
 
 @pytest.mark.parametrize(("caller", "shown"), [("nobody", 0), ("token", 0), ("one", 0), ("all", 1)])

@@ -106,6 +106,45 @@ async def test_the_agents_name_is_taken_in_any_case(all_five, value):
     assert answer.status == 200
 
 
+CHUNKS = b"""data: {"choices":[{"delta":{"content":"hi"},"finish_reason":"stop"}]}
+
+data: [DONE]
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("agent", "body", "sent", "ignored"),
+    [
+        ("b/qwen", {}, "qwen", None),
+        ("B/org/qwen", {"model": "glm"}, "org/qwen", "model"),
+        ("b", {"model": "qwen"}, "qwen", None),
+        ("b", {"model": "b/qwen"}, "qwen", None),
+        ("gpt-4o", {}, "gpt-4o", None),
+        ("gpt-4o", {"model": "qwen"}, "gpt-4o", "model"),
+    ],
+)
+async def test_the_caller_chooses_the_model_of_an_agent_without_one(
+    gateway, scripted, agent, body, sent, ignored
+):
+    upstream = await scripted(Script([CHUNKS]))
+    bot = {"platform": "openai", "base_url": upstream.url, "api_key": "sk-up"}
+    gw = await gateway(agents={"b": bot}, routes={"gpt-4o": ["b"]})
+    answer = await gw.chat(agent, **body)
+    assert answer.status == 200, await answer.text()
+    assert (await answer.json())["choices"][0]["message"]["content"] == "hi"
+    assert upstream.bodies()[0]["model"] == sent
+    assert answer.headers.get("x-gateway-ignored") == ignored
+
+
+async def test_an_agent_without_a_model_says_how_to_choose_one(gateway, scripted):
+    upstream = await scripted()
+    gw = await gateway(agents={"b": {"platform": "openai", "base_url": upstream.url}})
+    answer = await gw.chat("b")
+    assert answer.status == 400
+    assert "put b/<model> in place of b, or <model> in 'model'" in (await answer.json())["msg"]
+
+
 async def test_without_the_header_400_names_it_and_the_agents(all_five):
     gw, _ = all_five
     answer = await gw.post("/api/v1/chat", {"query": "hi"})

@@ -31,6 +31,22 @@ async def test_head_is_there_where_get_is(all_five, path):
         assert ((answer.status, answer.content_type), await answer.read()) == (want, b"")
 
 
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "/api/v1/chat", "POST"), ("PUT", "/health", "GET, HEAD"),
+        ("DELETE", "/api/v1/agents", "GET, HEAD"), ("DELETE", "/v1/models", "GET, HEAD"),
+        ("PUT", "/v1/models/dify", "GET, HEAD"), ("DELETE", "/v1/files", "GET, HEAD, POST"),
+        ("PATCH", "/v1/files/file-1", "DELETE, GET, HEAD"), ("HEAD", "/v1/chat/completions", "POST"),
+    ],
+)  # fmt: skip
+async def test_405_names_the_methods_of_the_path(all_five, method, path, allowed):
+    gw, _ = all_five
+    async with gw.client.request(method, gw.url + path) as answer:
+        assert (answer.status, answer.headers["Allow"]) == (405, allowed)
+        assert method == "HEAD" or f"{method} is not possible here" in await answer.text()
+
+
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 async def test_other_methods_of_unknown_paths_are_404(all_five, method):
     gw, _ = all_five

@@ -159,7 +159,7 @@ async def test_both_kinds_have_the_tables_that_the_code_knows(database):
         await database.queries.calls_keep(conn)
         rows = database.queries.calls_page(
             conn, before_id="g", from_ms=0, to_ms=1, request_id="", caller="", key_id="", user_id="",
-            agent="", surface="", status=0, only_errors=0, limit=1,
+            agent="", end_user="", surface="", status=0, only_errors=0, limit=1,
         )  # fmt: skip
         assert await fetch(rows) == []
     text = migrations("sqlite")[0][1]

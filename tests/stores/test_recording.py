@@ -40,7 +40,8 @@ def make(calls, tmp_path):
 
 
 async def all_calls(calls):
-    nothing = dict.fromkeys(("request_id", "caller", "key_id", "user_id", "agent", "surface"), "")
+    names = ("request_id", "caller", "key_id", "user_id", "agent", "end_user", "surface")
+    nothing = dict.fromkeys(names, "")
     return await calls.page(
         100_000, before_id="g", from_ms=0, to_ms=1 << 53, status=0, only_errors=0, **nothing
     )
