@@ -6,6 +6,7 @@ answer.
 """
 
 import re
+import unicodedata
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +20,25 @@ MAX_PAUSES = 2000
 # Of one pause; a longer one is not remembered.
 MAX_WORDS = 400
 MAX_CHARACTERS = 4000
-_CHOICE = re.compile(r"[#(（]?(\d{1,3})[.、。)）]?")
+_NUMERALS = {"两": 2} | {
+    f"{tens}{digit}": at + i
+    for at, tens in ((0, ""), (10, "十"), (20, "二十"))
+    for i, digit in enumerate(("", *"一二三四五六七八九"))
+}
+# The number of an option, perhaps with words around it, and what stands behind it.
+_WORD = r"(?:我?要?选(?:择|项)?|答案|option|choice|answer|number|no|nr|#)"
+_CHOICE = re.compile(
+    rf"({_WORD}?[\s.:]*第\s?|{_WORD}[\s.:]*)?[\[(]?"
+    r"(\d{1,3}(?!\d)|二?十[一二三四五六七八九]?|[一二三四五六七八九两])[\])]*"
+    r"(?(1)\s?(?:[个项号条种](?:选项)?)?)[\s.,:、)-]*(.*)",
+    re.DOTALL,
+)
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
+# Markdown, quotes and brackets, and the marks at the end of a sentence.
+_MARKS = " \t*_~`\"'“”‘’「」『』《》〈〉【】[](){}<>.,。、!?;:…\u20e3"
+_PIECE = re.compile(r"[,，;；]?[^,，;；]*")
+_LABELLED = re.compile(r"([^:：=＝]{1,500})[:：=＝](.*)", re.DOTALL)
+_LISTED = re.compile(r"\A\d{1,3}[.)、]\s?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +52,11 @@ class Field:
     def value(self, given: Any) -> Any:
         if not (self.is_number and isinstance(given, str)):
             return given
-        found = _NUMBER.fullmatch(given)
+        text = unicodedata.normalize("NFKC", given[:50]).strip()
+        found = _NUMBER.fullmatch(text) if len(given) <= 50 else None
         if not found:
             return given
-        return float(given) if found[1] else int(given)
+        return float(text) if found[1] else int(text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,51 +74,90 @@ class Pause:
 
     def _chosen(self, reply: str) -> str:
         """The option that is meant by its words, its number, or the line that was shown for it."""
-        if reply in self.options:
+        if reply in self.options or len(reply) > MAX_CHARACTERS:
             return reply
-        meant = _plain(reply)
-        for i, option in enumerate(self.options, 1):
-            if meant in (_plain(option), _plain(f"{i}. {option}")):
-                return option
-        number = number_in(reply)
-        return self.options[number - 1] if 1 <= number <= len(self.options) else reply
+        for read in (_plain, _bare):
+            meant = read(reply)
+            for option in self.options:
+                if meant and meant == read(option):
+                    return option
+        number, rest = _numbered(reply)
+        if 1 <= number <= len(self.options):
+            option = self.options[number - 1]
+            return option if rest in ("", _bare(option)) else reply
+        return reply
 
     def _filled(self, reply: str) -> str:
         """The form's JSON, from JSON or lines of `label: value`; prose fills the only field."""
-        given = _entries(reply)
-        filled = {
-            field.key: field.value(given[name])
-            for field in self.fields
-            for name in (field.label, field.key)
-            if name in given
-        }
-        if not filled and len(self.fields) == 1:
-            filled = {self.fields[0].key: self.fields[0].value(reply.strip())}
+        names: dict[str, Field] = {}
+        for read in (str.strip, _bare):
+            for field in self.fields:
+                names.setdefault(read(field.label), field)
+                names.setdefault(read(field.key), field)
+        names.pop("", None)
+        given = _members(reply, names) or _entries(reply, names)
+        if not given and len(self.fields) == 1:
+            given = {self.fields[0].key: reply.strip()}
+        filled = {f.key: f.value(given[f.key]) for f in self.fields if f.key in given}
         try:
             return orjson.dumps(filled).decode() if filled else reply
         except orjson.JSONEncodeError:
             return reply
 
 
-def _entries(reply: str) -> dict[str, Any]:
+def _members(reply: str, names: dict[str, Field]) -> dict[str, Any]:
+    """Values by the fields' keys, from a JSON object that may stand in a fence of Markdown."""
     try:
-        given = orjson.loads(reply)
+        given = orjson.loads(reply[max(reply.find("{"), 0) : reply.rfind("}") + 1])
     except orjson.JSONDecodeError:
-        given = None
-    if isinstance(given, dict):
-        return given
-    lines = (line.replace("：", ":", 1).partition(":") for line in reply.splitlines())
-    return {name.strip(" \t-"): value.strip() for name, colon, value in lines if colon}
+        return {}
+    members = given.items() if isinstance(given, dict) else ()
+    return {field.key: value for name, value in members if (field := _find(name, names))}
+
+
+def _entries(reply: str, names: dict[str, Field]) -> dict[str, Any]:
+    """Values by the fields' keys, from labels at the beginning of a line or behind a comma."""
+    out: dict[str, list[str]] = {}
+    for line in reply.splitlines():
+        value: list[str] = []
+        for piece in _PIECE.findall(line):
+            found = _LABELLED.fullmatch(piece)
+            field = _find(found[1], names) if found else None
+            if found and field:
+                value = out[field.key] = [found[2].strip().removeprefix("**")]
+            else:
+                value.append(piece)
+    return {key: "".join(value).strip() for key, value in out.items()}
+
+
+def _find(name: str, names: dict[str, Field]) -> Field | None:
+    bare = _bare(name)
+    return names.get(name.strip()) or names.get(bare) or names.get(_LISTED.sub("", bare))
 
 
 def number_in(reply: str) -> int:
     """The number that is all of `reply`; 0 if it is something else."""
-    found = _CHOICE.fullmatch(reply.strip())
-    return int(found[1]) if found else 0
+    number, rest = _numbered(reply)
+    return 0 if rest else number
+
+
+def _numbered(reply: str) -> tuple[int, str]:
+    """The number of an option, 0 for none, and the words behind it."""
+    found = _CHOICE.fullmatch(_bare(reply)) if len(reply) <= MAX_CHARACTERS else None
+    if not found:
+        return 0, ""
+    number = found[2]
+    return int(number) if number.isdigit() else _NUMERALS[number], _bare(found[3])
 
 
 def _plain(words: str) -> str:
     return " ".join(words.split()).casefold()
+
+
+def _bare(words: str) -> str:
+    """Words without the case, Markdown, quotes, brackets and bullets of how they were written."""
+    text = unicodedata.normalize("NFKC", words[:MAX_CHARACTERS]).replace("\ufe0f", "")
+    return _plain(text).strip(_MARKS).lstrip("-•> ").strip(_MARKS)
 
 
 class Pauses:

@@ -15,6 +15,13 @@ FORM = Pause(
     [
         ("2", "财务部 💰"), (" 2. ", "财务部 💰"), ("２", "财务部 💰"), ("（2）", "财务部 💰"), ("#1", "人事部"),
         ("2. 财务部 💰", "财务部 💰"), ("财务部 💰", "财务部 💰"), ("it  help\n", "IT Help"),
+        ("二", "财务部 💰"), ("②", "财务部 💰"), ("选2", "财务部 💰"), ("选项2", "财务部 💰"), ("选择：二", "财务部 💰"),
+        ("第二个", "财务部 💰"), ("第2个", "财务部 💰"), ("我选第 2 项。", "财务部 💰"), ("两", "财务部 💰"), ("No. 2", "财务部 💰"),
+        ("№ 2", "财务部 💰"), ("option 2", "财务部 💰"), ("**2**", "财务部 💰"), ("2️⃣", "财务部 💰"), ("【2】", "财务部 💰"),
+        ("3) IT help", "IT Help"), ("3、it help", "IT Help"), ("3.IT Help", "IT Help"), ("选3：IT Help", "IT Help"),
+        ("IT Help。", "IT Help"), ("“IT help”", "IT Help"), ("**IT Help**!", "IT Help"), ("ＩＴ　Ｈｅｌｐ", "IT Help"),
+        ("- 人事部", "人事部"), ("2) IT Help", "2) IT Help"), ("第四个", "第四个"), ("2个", "2个"), ("二手房", "二手房"),
+        ("1234", "1234"), ("2024", "2024"), ("?!", "?!"), ("2 3", "2 3"), ("no", "no"),
         ("4", "4"), ("0", "0"), ("财务", "财务"), ("2 天", "2 天"), ("1.5", "1.5"),
     ],
 )  # fmt: skip
@@ -24,6 +31,22 @@ def test_a_number_or_the_words_choose_an_option(reply, option):
 
 def test_an_option_that_is_a_number_is_its_own_words():
     assert Pause(options=("3", "2", "1")).answer("1") == "1"
+    assert Pause(options=("三个", "二", "一")).answer("一。") == "一"
+
+
+def test_signs_that_tell_options_apart_are_kept():
+    assert Pause(options=("C", "C!")).answer("c!") == "C!"
+
+
+def test_chinese_numerals_reach_past_twenty():
+    many = Pause(options=tuple(f"option {chr(96 + i)}" for i in range(1, 25)))
+    for reply, option in {"十": "j", "十一": "k", "第二十个": "t", "二十一": "u", "⑳": "t"}.items():
+        assert many.answer(reply) == f"option {option}"
+
+
+def test_a_long_reply_is_left_alone():
+    long = "( " * MAX_CHARACTERS + "2"
+    assert CHOICE.answer(long) == long
 
 
 @pytest.mark.parametrize(
@@ -34,12 +57,28 @@ def test_an_option_that_is_a_number_is_its_own_words():
         ('{"原因": "回家", "days": 3}', '{"reason":"回家","days":3}'),
         ('{"reason": "回家", "天数": "3"}', '{"reason":"回家","days":3}'),
         ("天数: 三", '{"days":"三"}'),
+        ("**原因**: 回家\n**天数**: 3", '{"reason":"回家","days":3}'),
+        ("**原因：** 回家\n**天数：** 3", '{"reason":"回家","days":3}'),
+        ("1. 原因: 回家\n2. 天数: 3", '{"reason":"回家","days":3}'),
+        ("* 原因: 回家\n• 天数: 3", '{"reason":"回家","days":3}'),
+        ("原因=回家\n天数＝３", '{"reason":"回家","days":3}'),
+        ("REASON: 回家\nDays: 3", '{"reason":"回家","days":3}'),
+        ("原因：回家，看父母，天数：3；类型：年假", '{"reason":"回家，看父母","days":3,"kind":"年假"}'),
+        ("原因: a, b\n\n谢谢, 再见", '{"reason":"a, b"}'),
+        ('```json\n{"reason":"回家","Days":3}\n```', '{"reason":"回家","days":3}'),
+        ('我填好了：{"原因":"回家"}', '{"reason":"回家"}'),
+        ('{"x": 1}', '{"x": 1}'),
         ("我想请假", "我想请假"),
         ("[1]", "[1]"),
     ],
-)
+)  # fmt: skip
 def test_lines_of_labels_fill_a_form(reply, sent):
     assert FORM.answer(reply) == sent
+
+
+def test_labels_that_differ_in_a_sign_only_are_told_apart():
+    form = Pause(fields=(Field("a", "电话"), Field("b", "电话*"), Field("c", "")))
+    assert form.answer("电话*: 2\n电话: 1\n**: 3") == '{"a":"1","b":"2"}'
 
 
 def test_prose_fills_the_only_field():

@@ -372,7 +372,7 @@ class CozeDecoder(EventDecoder):
 
     __slots__ = (
         "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_last_said",
-        "_meta_usage", "_node", "_run_usage", "chat_id",
+        "_meta_usage", "_node", "_run_usage", "_title", "chat_id",
     )  # fmt: skip
 
     text_members = (b"content",)

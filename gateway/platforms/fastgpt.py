@@ -34,7 +34,7 @@ from gateway.messages import (
     Text,
 )
 from gateway.pattern import Pattern
-from gateway.pauses import Field, Pause, Pauses, number_in
+from gateway.pauses import WAITS, Field, Pause, Pauses, number_in
 from gateway.platforms.base import (
     Carriage,
     EventDecoder,
@@ -438,7 +438,8 @@ class FastGPTDecoder(EventDecoder):
         self._is_paused = True
         self._pauses.begin(self.conversation_id, _pause(params))
         out.append(Note("interaction", {"type": as_text(asked.get("type")), "params": params}))
-        if words := _interactive_text(params):
+        words = _interactive_text(params) or ("" if self._has_text else WAITS)
+        if words:
             self._say(f"\n\n{words}" if self._has_text else words, out)
 
     _HANDLERS: ClassVar[dict[str, Callable[["FastGPTDecoder", bytes, list[Delta]], None]]] = {
