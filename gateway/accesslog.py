@@ -57,8 +57,8 @@ class AccessLog:
         """Write a line with a secret for the operator: to standard error alone, and never to a
         logger, whose handlers may keep or send it. It has the form of the log's other lines."""
         if self._stream is not None and not self.for_people:
-            line = {"time": stamp(time.time()), "level": "warning", "message": text}
-            text = self.render(line)
+            line = {"time": stamp(time.time()), "level": "warning", "logger": "gateway"}
+            text = self.render({**line, "message": text})
         print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:

@@ -160,7 +160,11 @@ def _load(args: argparse.Namespace) -> "Config | None":
         for warning in error.warnings:
             print(f"  warning: {warning}", file=sys.stderr)
         if not args.config.exists():
-            print("  name the file with --config, or start in its folder", file=sys.stderr)
+            print(
+                f"  there is no {args.config.absolute()}: name the file with --config or in"
+                " GATEWAY_CONFIG, or start in its folder",
+                file=sys.stderr,
+            )
         return None
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import shlex
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,7 +52,11 @@ def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
     else:
         log.info("  %s", access_note(config))
     if config.database and not config.anonymous:
-        log.info("  make a key with: %s keys create web", command(path))
+        log.info(
+            "  make a key with: cd %s && %s keys create web",
+            shlex.quote(os.getcwd()),
+            command(path),
+        )
     if for_people:
         for line in _next_steps(config, path, port):
             log.info("  %s", line)

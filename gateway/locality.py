@@ -45,8 +45,8 @@ class NotFromHere(Unauthorized):
     def __init__(self, why: str) -> None:
         super().__init__(
             f"Calls without a key are only for programs on this machine: {why} Send an API key as"
-            " 'Authorization: Bearer <key>'; the operator makes one with `python run.py keys"
-            " create` or in auth.keys."
+            " 'Authorization: Bearer <key>'; the operator makes one with `run.py keys create`, in"
+            " the gateway's folder, or in auth.keys."
         )
         self.why = why
 

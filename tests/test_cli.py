@@ -216,6 +216,16 @@ def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
         assert "Traceback" not in told.stderr
 
 
+def test_a_config_that_is_not_there_is_named_by_its_whole_path(tmp_path):
+    told = subprocess.run(
+        [sys.executable, str(ROOT / "run.py"), "keys", "create", "web"], cwd=tmp_path, env=CLEAN,
+        capture_output=True, text=True, timeout=20,
+    )  # fmt: skip
+    assert told.returncode == 1
+    assert f"there is no {tmp_path}/config.yaml: name the file with --config" in told.stderr
+    assert "GATEWAY_CONFIG" in told.stderr
+
+
 def test_a_gateway_that_nobody_could_call_is_told():
     assert "nobody can call" in run("check", HOST="0.0.0.0").stdout
 

@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 from gateway.configcheck import address_problem, key_problem, unmounted, warnings
-from gateway.configfile import ConfigError, load, parse
+from gateway.configfile import ConfigError, home, load, parse
 
 API = {
     "dify": "https://api.dify.ai/v1", "fastgpt": "https://api.fastgpt.in/api",
@@ -292,6 +292,16 @@ def test_of_what_has_a_problem_there_is_no_warning():
 )  # fmt: skip
 def test_a_value_of_another_type_is_one_problem_in_plain_words(setting, words):
     assert problems(f"agents: {{a: {{platform: dify}}}}\n{setting}") == [words]
+
+
+def test_folders_of_gateway_home_are_made(tmp_path):
+    load_in(tmp_path / "etc", "storage: {url: 'file:data/a/uploads'}")
+    assert home(tmp_path / "etc/config.yaml", {}) == tmp_path / "etc"
+    app = tmp_path / "app"
+    environ = {"GATEWAY_HOME": str(app)}
+    config = load(tmp_path / "etc/config.yaml", environ)
+    assert unmounted(config, home(tmp_path / "etc/config.yaml", environ)) == ""
+    assert list(warnings(config, app)) == []
 
 
 def load_in(folder, setting):

@@ -55,7 +55,7 @@ def test_elsewhere_every_line_is_json():
 
 
 def test_a_secret_is_shown_in_the_logs_form_and_not_logged(capsys, caplog):
-    for form, shown in (("text", "secret 1"), ("json", '"level":"warning","message":"secret 1"}')):
+    for form, shown in (("text", "secret 1"), ("json", '"logger":"gateway","message":"secret 1"}')):
         access_log = logs.set_up("INFO", form, io.StringIO())
         access_log.show("secret 1")
         assert capsys.readouterr().err.endswith(f"{shown}\n")
