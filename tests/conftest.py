@@ -31,6 +31,13 @@ from gateway.demo import DEMOS, Demo, serve_demo
 from gateway.passwords import Passwords
 
 
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """pytest-asyncio asks for the current loop before it makes one for a test. Where there is none
+    Python 3.11 makes one that is never closed, which fails some later test."""
+    asyncio.set_event_loop(_unused := asyncio.new_event_loop())
+    session.config.add_cleanup(_unused.close)
+
+
 def pytest_collection_finish() -> None:
     """What has been loaded by now is there to stay. Looked through again and again while tests
     run, it would stop everything for longer than some time limits of tests are."""
