@@ -641,6 +641,8 @@ def paused(*forms: dict[str, Any]) -> bytes:
         ([paused(required())], "Approval"),
         ([paused(required(actions=ACTIONS))], "Approval\n- Yes, send\n- No"),
         ([paused(required(form_content="Send?", actions=ACTIONS))], "Send?\n- Yes, send\n- No"),
+        ([paused(required(form_content="Read this.", actions=ACTIONS[1:]))], "Read this."),
+        ([paused(required(node_title="", actions=ACTIONS[1:]))], "- No"),
         ([paused(required(form_content="One?"), required(form_content="Two?"))], "One?\n\nTwo?"),
         ([dify("message", answer="hi"), paused(required())], "hi\n\nApproval"),
         ([paused()], WAITS),

@@ -783,10 +783,11 @@ class DifyDecoder(EventDecoder):
 
 
 def _words_of_form(form: dict[str, Any]) -> str:
-    """What a person is asked, and what may be answered."""
-    lines = [form["text"].strip() or form["title"]]
-    lines += [f"- {as_text(as_object(action).get('title'))}" for action in form["actions"][:100]]
-    return "\n".join(line for line in lines if line.strip("- "))
+    """What a person is asked, and the answers among which there is a choice."""
+    words = form["text"].strip() or form["title"]
+    titles = [as_text(as_object(action).get("title")) for action in form["actions"][:100]]
+    choices = [f"- {title}" for title in titles if title]
+    return "\n".join([words] * bool(words) + choices * (len(choices) > 1 or not words))
 
 
 def _words_of(outputs: dict[str, Any]) -> str:
