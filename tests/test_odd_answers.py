@@ -182,6 +182,14 @@ async def test_halves_at_the_end_of_a_text_that_comes_again_and_again(ask):
         assert is_whole(told, "ok 😀!")
 
 
+@pytest.mark.parametrize("name", ["text", "result"])
+async def test_half_a_character_at_the_end_of_an_output_is_replaced(name, ask):
+    for kind, ends in (("dify workflow", []), ("dify", [dify("message_end")])):
+        output = finished({name: "ok HALF"}).replace(b"HALF", b"\\ud83d")
+        for told in (await ask(kind, STARTED, *ends, output)).values():
+            assert is_whole(told, "ok \ufffd")
+
+
 async def test_halves_in_what_is_not_the_answer_leave_it_alone(ask):
     cut = node(node_type="code", outputs={"text": "HALF"}).replace(b"HALF", b"\\ud83d")
     end = dify("message_end", metadata={"retriever_resources": [{"content": "HALF"}]})
