@@ -775,3 +775,12 @@ async def test_a_frame_that_says_that_all_is_well_is_no_failure(ask):
     pieces = [well, saying("zhipu application", b"hi"), well, APP_END]
     for told in (await ask("zhipu application", *pieces)).values():
         assert is_whole(told, "hi")
+
+
+@pytest.mark.parametrize("said", ["", "Look."])
+async def test_fastgpt_waits_without_a_question_and_says_so_once(said, ask):
+    asked = event({"interactive": {"type": "new", "params": {}}}, "interactive")
+    before = [saying("fastgpt", said.encode())] if said else []
+    pieces = [*before, asked, OPENAI_END, event([], "flowResponses")]
+    for told in (await ask("fastgpt", *pieces)).values():
+        assert is_whole(told, said or WAITS)
