@@ -17,7 +17,7 @@ _OPENAIS = frozenset(
 _OURS = frozenset(
     ("chat", "agents", "login", "auth", "api-keys", "tokens", "upload", "usage", "calls")
 )
-_PREFIX = frozenset(("v1", "api"))
+_PREFIX = frozenset(("v1", "api", "openai"))
 _PLAIN = _PREFIX | _OPENAIS | {"chat", "health", "livez", "readyz", "metrics"}
 
 
@@ -44,4 +44,4 @@ def _with_prefix(steps: list[str]) -> list[str]:
         return ["v1", *rest]
     if rest and rest[0] in _OURS and "api" in prefix and "v1" in prefix:
         return ["api", "v1", *rest]
-    return ["v1", *rest] if rest and set(prefix) == {"v1"} else steps
+    return ["v1", *rest] if rest and "v1" in prefix and "api" not in prefix else steps

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 import sqlite3
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,11 @@ _PLACEHOLDER = re.compile(
     r"|(?:api|secret)[-_]?key|change[-_]?me|replace[-_]?me|todo|placeholder|<.*>|\{.*\}",
     re.IGNORECASE,
 )
+_MASKED = re.compile(r"\*{3,}|\.{3,}")
+_SEVERAL = re.compile(r"(sk-|app-|fastgpt-|pat_)[^,;|]+[,;|]\1")
+# Members with an id or a name, and where ids stand in the addresses of pages.
+_IDS = ("bot_id", "workflow_id", "app_id", "assistant_id", "model")
+_ID_IN_ADDRESS = re.compile(r"(?:/bot/|/gdetail/|(?:bot_id|workflow_id|app_?id)=)(\w{1,64})", re.I)
 # Beginnings of keys, and whose they are.
 _KINDS = {
     "app-": "dify",
@@ -102,6 +108,8 @@ def check_agents(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
         for member, problem in (
             ("base_url", address_problem(platform, url)),
             ("api_key", key_problem(agent)),
+            *((member, name_problem(agent.get(member))) for member in _IDS),
+            *(("models", name_problem(model)) for model in _listed(agent.get("models"))),
         ):
             if problem:
                 path = f"agents.{name}.{member}"
@@ -129,13 +137,38 @@ def check_stores(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
                 yield f"{path}: has the placeholder {hole[0]} in it; put the real value there", path
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def name_problem(value: Any) -> str:
+    """Why `value` cannot be the id of a bot or app, or the name of a model, or ""."""
+    if not isinstance(value, str) or not value.strip():
+        return ""
+    if value != value.strip() or _has_unseen(value):
+        return "has a space at an end, or a character that cannot be seen; give the name alone"
+    if "://" in value:
+        found = _ID_IN_ADDRESS.search(value)
+        return "is an address; give the id alone" + (f": {found[1]}" if found else "")
+    return ""
+
+
+def _has_unseen(text: str) -> bool:
+    """Whether there are characters that come along from web pages, such as U+200B."""
+    return any(unicodedata.category(sign) in ("Cf", "Cc", "Zl", "Zp") for sign in text)
+
+
 def address_problem(platform: str, url: str) -> str:
     """Why nothing at `url` can answer, or "". What is no URL at all, `config` tells."""
     parts = _split(url)
     if parts is None:
         return ""
-    if re.search(r"[\s<>{}…\"'`]", url):
+    if re.search(r"[\s<>{}…\"'`]|[,;，；。]$", url):
         return "has a space, quotes or a placeholder in it; it must be the address alone"
+    if _has_unseen(url):
+        return "has a character in it that cannot be seen, such as U+200B; type it by hand"
+    if re.match(r"https?://+https?:?/", url, re.IGNORECASE):
+        return "has http:// in it twice"
     if hint := _page(platform, parts):
         return f"is the address of a page for people; the API is at {hint}"
     is_azure = platform == "openai" and _AZURE.fullmatch(parts.query)
@@ -186,14 +219,24 @@ def key_problem(agent: dict[str, Any]) -> str:
         return "has a space or a line end in it; give the key alone"
     if not key.isascii() or not key.isprintable():
         return "has characters in it that no key has, such as … or Chinese; give the key alone"
+    if key[-1] in ",;":
+        return f"ends in {key[-1]!r}; give the key alone"
     if key.startswith("dataset-"):
         return "is a key of a Dify knowledge base; an app's key begins with app-"
     if agent.get("platform") == "zhipu" and "." not in key and _is_zhipu(agent):
         return "has no dot; a key of Zhipu is id.secret, copy the whole of it"
+    return _no_whole_key(agent, key)
+
+
+def _no_whole_key(agent: dict[str, Any], key: str) -> str:
     # A model server of one's own takes any key.
     is_strict = agent.get("platform") != "openai" or _host(agent) in _CLOUDS
     if _PLACEHOLDER.fullmatch(key) and is_strict:
         return "is a placeholder; put the platform's key there"
+    if _MASKED.search(key) and not _PLACEHOLDER.fullmatch(key):
+        return "is masked, as pages show keys; copy the whole of it, or make a new one"
+    if _SEVERAL.search(key) or (is_strict and re.search(r"[,;|]", key)):
+        return "holds several keys; give one, and further agents the others"
     return ""
 
 

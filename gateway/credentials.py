@@ -133,7 +133,8 @@ def presented_key(
     bearer = _authorized(headers.get("Authorization", ""))
     if bearer and "x-api-key" not in headers and "api-key" not in headers:
         return bearer
-    given = (bearer, headers.get("x-api-key", "").strip(), headers.get("api-key", "").strip())
+    others = (headers.get(name, "") for name in ("x-api-key", "api-key"))
+    given = (bearer, *map(_without_bearer, others))
     keys = [key for key in given if key]
     likely = (key for key in keys if _OURS.match(key) or is_known(key))
     return next(likely, keys[0] if keys else "")
@@ -155,6 +156,13 @@ def _authorized(value: str) -> str:
     if not rest:
         return scheme
     return rest[0] if _OURS.match(rest[0]) else ""
+
+
+def _without_bearer(value: str) -> str:
+    """A key of the other headers, without the word that people paste along with it."""
+    value = value.strip()
+    bearer = _BEARER.match(value)
+    return (value[bearer.end() :] if bearer else "") or value
 
 
 # Keys of the database: `sk-gw-<public id>-<secret>`. The id finds the key and may be logged.

@@ -438,7 +438,7 @@ def _headers(run: Run) -> dict[str, str]:
         conversation = public_id(run.chat, agent, run.decoder.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)
     if run.chat.options or run.chat.ignored:
-        names = ignored_options(run.target.platform, run.chat)
+        names = ignored_options(run.target.platform, run.chat, run.decoder)
         if names:
             headers[headernames.IGNORED] = _listed(names)
     return headers

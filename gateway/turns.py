@@ -236,7 +236,7 @@ def _text_of_document(part: dict[str, Any]) -> str:
     source = part.get("source")
     if not isinstance(source, dict) or source.get("type") not in ("text", "content"):
         return ""
-    text = source.get("data") or source.get("content")
+    text: Any = source.get("data") or source.get("content")
     if isinstance(text, list):
         texts = (inner.get("text") for inner in text[:MAX_PARTS] if isinstance(inner, dict))
         text = "\n".join(inner for inner in texts if isinstance(inner, str))
@@ -293,7 +293,7 @@ def _name_calls(turn: dict[str, Any], function: Any, id_: str) -> list[str]:
         turn["tool_calls"] = [{"id": id_, "type": "function", "function": function}]
     calls = turn.get("tool_calls")
     given = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    return [id_ for call in given if isinstance(id_ := call.get("id"), str)]
+    return [call["id"] for call in given if isinstance(call.get("id"), str)]
 
 
 def _name_result(turn: dict[str, Any], waiting: list[str]) -> None:

@@ -4,7 +4,7 @@ import sqlite3
 
 import pytest
 
-from gateway.configcheck import address_problem, key_problem, unmounted, warnings
+from gateway.configcheck import address_problem, key_problem, name_problem, unmounted, warnings
 from gateway.configfile import ConfigError, home, load, parse
 
 API = {
@@ -69,9 +69,52 @@ def test_a_query_is_no_part_of_a_base_url(url):
     assert address_problem("openai", url).startswith("must not contain a query")
 
 
-@pytest.mark.parametrize("url", ["https://<host>/v1", "https://h/v1 # mine", "https://h/…"])
+@pytest.mark.parametrize(
+    "url", ["https://<host>/v1", "https://h/v1 # mine", "https://h/…", "http://h/v1;", "http://h，"]
+)
 def test_notes_and_placeholders_are_no_address(url):
     assert "must be the address alone" in address_problem("openai", url)
+
+
+@pytest.mark.parametrize("url", ["http://h/v1\u200b", "\ufeffhttp://h/v1", "http://h\u200e/v1"])
+def test_characters_that_cannot_be_seen_are_no_part_of_an_address(url):
+    found = problems(f'agents: {{a: {{platform: openai, base_url: "{url}", model: m}}}}')
+    assert found[0].startswith("agents.a.base_url: ")
+
+
+@pytest.mark.parametrize("url", ["http://http://h/v1", "https://http://h", "http://https//h"])
+def test_a_scheme_stands_once_in_an_address(url):
+    assert address_problem("openai", url) == "has http:// in it twice"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("https://www.coze.cn/space/1/bot/123", "give the id alone: 123"),
+        ("https://www.coze.cn/work_flow?space_id=1&workflow_id=75", "give the id alone: 75"),
+        ("https://h/app/detail?appId=66ab", "give the id alone: 66ab"), ("https://h/x", "give the id alone"),
+        (" gpt-4", "a space at an end"), ("gpt-4 ", "a space at an end"), ("gpt-4\u200b", "cannot be seen"),
+    ],
+)  # fmt: skip
+def test_an_id_is_no_address_and_has_no_space_around_it(name, words):
+    assert name_problem(name).endswith(words) or words in name_problem(name)
+
+
+@pytest.mark.parametrize("name", ["123", "Qwen/Qwen3-8B", "my model", "模型", "", None, 7])
+def test_names_that_work_are_no_problem(name):
+    assert name_problem(name) == ""
+
+
+def test_ids_and_names_are_looked_at_in_every_agent():
+    found = problems(
+        """
+agents:
+  a: {platform: coze, base_url: "http://h", api_key: pat_1, bot_id: "https://www.coze.cn/space/1/bot/123"}
+  b: {platform: openai, base_url: "http://h", model: " m", models: [x, "y "]}
+"""
+    )
+    paths = ["agents.a.bot_id", "agents.b.model", "agents.b.models"]
+    assert [line.partition(":")[0] for line in found] == paths
 
 
 @pytest.mark.parametrize(
@@ -101,7 +144,9 @@ def test_addresses_that_work_are_no_problem(platform, url):
         ("app-…", "Chinese"), ("app-abc\x00", "Chinese"), ("DIFY_API_KEY=app-abcdefgh", "its name"),
         ("api_key: app-abcdefgh", "its name"), ("dataset-abcdefgh", "knowledge base"),
         ("app-xxx", "placeholder"), ("your-api-key", "placeholder"), ("<key>", "placeholder"),
-        ("app-your-key", "placeholder"), ("sk-xxxxxxxx", "placeholder"),
+        ("app-your-key", "placeholder"), ("sk-xxxxxxxx", "placeholder"), ("app-****abcd", "masked"),
+        ("app-abcd...efgh", "masked"), ("app-abcdefgh;", "ends in"), ("app-abcdefgh,", "ends in"),
+        ("app-abc,app-def", "several keys"), ("abc|def", "several keys"),
     ],
 )  # fmt: skip
 def test_a_key_with_something_else_in_it_is_a_problem(key, words):
@@ -120,7 +165,14 @@ def test_a_key_of_zhipu_has_a_dot():
 
 def test_a_model_server_of_ones_own_takes_any_key():
     agent = {"platform": "openai", "base_url": "http://10.0.0.7:8000/v1", "api_key": "sk-xxx"}
-    assert key_problem(agent) == ""
+    for key in ("sk-xxx", "***", "pass,word", "sk-1"):
+        assert key_problem({**agent, "api_key": key}) == ""
+    for key, words in {
+        "sk-a,sk-b": "several keys",
+        "sk-1***2": "masked",
+        "sk-1;": "ends in",
+    }.items():
+        assert words in key_problem({**agent, "api_key": key})
     assert "placeholder" in key_problem({**agent, "base_url": API["openai"]})
 
 

@@ -182,6 +182,14 @@ async def test_halves_at_the_end_of_a_text_that_comes_again_and_again(ask):
         assert is_whole(told, "ok 😀!")
 
 
+@pytest.mark.parametrize("name", ["text", "result"])
+async def test_half_a_character_at_the_end_of_an_output_is_replaced(name, ask):
+    for kind, ends in (("dify workflow", []), ("dify", [dify("message_end")])):
+        output = finished({name: "ok HALF"}).replace(b"HALF", b"\\ud83d")
+        for told in (await ask(kind, STARTED, *ends, output)).values():
+            assert is_whole(told, "ok \ufffd")
+
+
 async def test_halves_in_what_is_not_the_answer_leave_it_alone(ask):
     cut = node(node_type="code", outputs={"text": "HALF"}).replace(b"HALF", b"\\ud83d")
     end = dify("message_end", metadata={"retriever_resources": [{"content": "HALF"}]})
@@ -623,6 +631,89 @@ async def test_what_coze_asks_is_read_in_every_form(asked, text, ask):
         assert is_whole(told, text)
 
 
+ACTIONS = [{"id": "yes", "title": "Yes, send"}, {"id": "no", "title": "No"}, 7, {"id": "x"}]
+
+
+def required(**form: Any) -> dict[str, Any]:
+    return {"form_id": "f", "node_title": "Approval", "form_content": "", "actions": [], **form}
+
+
+def paused(*forms: dict[str, Any]) -> bytes:
+    reasons = [{"TYPE": "human_input_required", **form} for form in forms]
+    return dify("workflow_paused", data={"reasons": reasons, "status": "paused"})
+
+
+@pytest.mark.parametrize(
+    ("pieces", "text"),
+    [
+        ([paused(required())], "Approval"),
+        ([paused(required(actions=ACTIONS))], "Approval\n- Yes, send\n- No"),
+        ([paused(required(form_content="Send?", actions=ACTIONS))], "Send?\n- Yes, send\n- No"),
+        ([paused(required(form_content="Read this.", actions=ACTIONS[1:]))], "Read this."),
+        ([paused(required(node_title="", actions=ACTIONS[1:]))], "- No"),
+        ([paused(required(form_content="One?"), required(form_content="Two?"))], "One?\n\nTwo?"),
+        ([dify("message", answer="hi"), paused(required())], "hi\n\nApproval"),
+        ([paused()], WAITS),
+        ([paused({"node_title": None, "form_content": 7, "actions": {}})], WAITS),
+        ([dify("message", answer="hi"), paused()], "hi"),
+        ([dify("human_input_required", data=required(form_content="Send?"))], "Send?"),
+        ([dify("human_input_required", data=required()), dify("message_end")], "Approval"),
+        ([dify("workflow_finished", data={"status": "paused", "reasons": [required()]})], "Approval"),
+        ([dify("human_input_required", data=required()), dify("human_input_form_filled", data={}),
+          dify("message", answer="sent"), dify("message_end"), finished({"answer": "sent"})], "sent"),
+    ],
+)  # fmt: skip
+async def test_a_pause_of_dify_says_what_may_be_answered(pieces, text, ask):
+    for kind in ("dify", "dify workflow"):
+        if kind == "dify" or b'"message' not in b"".join(pieces):
+            for told in (await ask(kind, STARTED, *pieces)).values():
+                assert is_whole(told, text)
+                assert text == "sent" or told.gateway["interaction"]["type"] == "human_input"
+
+
+@pytest.mark.parametrize("kind", ["dify", "dify workflow"], indirect=True)
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ({"status": "stopped"}, "was stopped in Dify"),
+        ({"status": "stopped", "outputs": {}, "error": "by hand"}, "by hand"),
+        ({"status": "exception", "outputs": None, "error": "no disk"}, "no disk"),
+    ],
+)
+async def test_a_run_without_words_that_did_not_succeed_is_a_failure(kind, data, words, ask):
+    end = [dify("message_end")] if kind == "dify" else []
+    for told in (await ask(kind, STARTED, *end, dify("workflow_finished", data=data))).values():
+        assert words in json.dumps(told.error)
+        assert told.finish is None
+
+
+@pytest.mark.parametrize("kind", ["dify", "dify workflow"], indirect=True)
+async def test_a_run_that_was_stopped_keeps_what_it_said(kind, ask):
+    said = (
+        dify("message", answer="hi") if kind == "dify" else dify("text_chunk", data={"text": "hi"})
+    )
+    for told in (
+        await ask(kind, STARTED, said, dify("workflow_finished", data={"status": "stopped"}))
+    ).values():
+        assert is_whole(told, "hi")
+
+
+@pytest.mark.parametrize(
+    ("outputs", "text"),
+    [
+        ({"text": "hi"}, "hi"), ({"result": "hi", "n": None}, "hi"), ({"answer": "", "x": "y"}, ""),
+        ({"answer": "hi", "text": "no"}, "hi"), ({"a": 1, "b": 2}, '{"a":1,"b":2}'), ({}, ""),
+    ],
+)  # fmt: skip
+async def test_a_chatflows_answer_may_have_any_name(outputs, text, ask):
+    for ends in (
+        [dify("message_end"), finished(outputs)],
+        [finished(outputs), dify("message_end")],
+    ):
+        for told in (await ask("dify", STARTED, *ends)).values():
+            assert is_whole(told, text)
+
+
 async def test_coze_asks_once_if_the_node_has_said_its_question(ask):
     said = event({"content": "Where?", "node_title": "Ask"}, "Message")
     asked = {"interrupt_data": {"event_id": "e", "type": 2, "data": ""}}
@@ -684,3 +775,12 @@ async def test_a_frame_that_says_that_all_is_well_is_no_failure(ask):
     pieces = [well, saying("zhipu application", b"hi"), well, APP_END]
     for told in (await ask("zhipu application", *pieces)).values():
         assert is_whole(told, "hi")
+
+
+@pytest.mark.parametrize("said", ["", "Look."])
+async def test_fastgpt_waits_without_a_question_and_says_so_once(said, ask):
+    asked = event({"interactive": {"type": "new", "params": {}}}, "interactive")
+    before = [saying("fastgpt", said.encode())] if said else []
+    pieces = [*before, asked, OPENAI_END, event([], "flowResponses")]
+    for told in (await ask("fastgpt", *pieces)).values():
+        assert is_whole(told, said or WAITS)

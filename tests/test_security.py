@@ -55,6 +55,9 @@ def test_of_several_keys_the_one_of_ours_is_meant():
     for key in (ours, token):
         assert presented_key({"Authorization": "Bearer dummy", "api-key": key}) == key
     assert presented_key({"Authorization": "Bearer a", "x-api-key": "b", "api-key": "c"}) == "a"
+    for name in ("Authorization", "x-api-key", "api-key"):  # a whole header, pasted as the key
+        assert presented_key({name: "Bearer bearer  a "}) == "a"
+    assert presented_key({"Authorization": "Basic a"}) == ""
     headers = {"Authorization": "Bearer a", "x-api-key": "b", "api-key": "c"}
     assert presented_key(headers, lambda key: key == "c") == "c"
 

@@ -176,11 +176,15 @@ class TextOnly:
         return as_events(reply)
 
 
-def ignored_options(platform: Platform, chat: ChatRequest) -> tuple[str, ...]:
-    """The names of all that the caller asked for and that has no effect there."""
+def ignored_options(
+    platform: Platform, chat: ChatRequest, decoder: Decoder | None
+) -> tuple[str, ...]:
+    """The names of all that the caller asked for and that has no effect there, or another."""
     if platform.options is None:
         return chat.ignored
     known = platform.options
+    if isinstance(decoder, EventDecoder):
+        known = known.difference(decoder.changed)
     return chat.ignored + tuple([name for name in chat.options if name not in known])
 
 
@@ -212,6 +216,7 @@ class EventDecoder(ABC):
 
     text_members: ClassVar[tuple[bytes, ...]] = ()
     repeats: ClassVar[bool] = False  # each event has all of the text so far
+    changed: tuple[str, ...] = ()  # options that the platform got in another value than asked for
 
     def __init__(self) -> None:
         self.done = False
@@ -271,6 +276,8 @@ class EventDecoder(ABC):
         if half and (Note not in kinds or Text in kinds):  # else it ends something else
             self._half = half
             self._half_of = next((k for k in kinds if k in (Reasoning, ToolCall)), Text)
+            if self.done:  # nothing follows that could bring the other half
+                self._replace_half(out, len(out) - 1)
         return shows_life
 
     def _replace_half(self, out: list[Delta], at: int) -> None:

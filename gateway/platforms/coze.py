@@ -561,7 +561,8 @@ class CozeDecoder(EventDecoder):
         asked = as_object(event.get("interrupt_data"))
         out.append(Note("interaction", asked))
         words = _question(asked)
-        if not words and not (self._title and self._title == event.get("node_title")):
+        asks = as_text(event.get("node_title")) or self._title
+        if not words and not (asks and asks == self._title):
             words = WAITS
         if words and words != self._last_said:  # a question node may have said it as a message
             out.append(Text(f"\n\n{words}" if self._has_text else words))

@@ -45,6 +45,7 @@ from gateway.messages import (
     Usage,
 )
 from gateway.pattern import Pattern
+from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -611,8 +612,11 @@ class DifyDecoder(EventDecoder):
         if data.get("status") == "failed" and self._message_end is None:
             raise _explain_run(data)
         # 1.17.1 reports a failure after the whole answer of an annotation hit: it is none.
+        if data.get("status") == "paused":
+            self._pause(as_list(data.get("reasons")), out)
+            return
         self._finished = data
-        if self.mode == "workflow" or not self.conversation_id:
+        if self._is_workflow:
             self._add_outputs(as_object(data.get("outputs")), out)
             self._add_files(data.get("files"), out)
             self._end(out)
@@ -626,9 +630,16 @@ class DifyDecoder(EventDecoder):
         self._forms = [*(self._forms or ()), as_object(event.get("data"))]
         out.append(Note("progress", []))
 
+    def _on_form_done(self, event: dict[str, Any], out: list[Delta]) -> None:
+        self._forms = None
+        out.append(Note("progress", []))
+
     def _on_paused(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._flush(out)
-        asked = [as_object(r) for r in as_list(as_object(event.get("data")).get("reasons"))]
+        self._pause(as_list(as_object(event.get("data")).get("reasons")), out)
+
+    def _pause(self, reasons: list[Any], out: list[Delta]) -> None:
+        asked = [as_object(reason) for reason in reasons]
         known = {as_id(form.get("form_id")) for form in asked}
         asked += [form for form in self._forms or () if as_id(form.get("form_id")) not in known]
         forms = [
@@ -643,10 +654,17 @@ class DifyDecoder(EventDecoder):
             for form in asked
         ]
         out.append(Note("interaction", {"type": "human_input", "forms": forms}))
-        words = "\n\n".join(str(form["text"]) for form in forms if form["text"])
+        words = "\n\n".join(filter(None, map(_words_of_form, forms)))
+        if not (words or self._shown):
+            words = WAITS
         if words:
             self._show([Text(f"\n\n{words}" if self._shown else words)], out)
+        self._forms = None
         self._end(out)
+
+    @property
+    def _is_workflow(self) -> bool:
+        return self.mode == "workflow" or not self.conversation_id
 
     def _add_outputs(self, outputs: dict[str, Any], out: list[Delta]) -> None:
         """A workflow whose End node could not stream has its text in `outputs` only."""
@@ -669,10 +687,14 @@ class DifyDecoder(EventDecoder):
     def _add_answer(self, out: list[Delta]) -> None:
         """Text that never came as a message: a chatflow's stands in its run's outputs, an agent's
         in its last thought."""
+        if self._shown or self._filtered:
+            return
         outputs = as_object(as_object(self._finished).get("outputs"))
-        if not (self._shown or self._filtered):
-            self._say(as_text(outputs.get("answer")) or self._last_thought, out)
-            self._flush(out)
+        words = as_text(outputs.get("answer")) or self._last_thought
+        if not (words or self._is_workflow or "answer" in outputs):
+            words = _words_of(outputs)
+        self._say(words, out)
+        self._flush(out)
 
     def _add_files(self, files: Any, out: list[Delta]) -> None:
         """Files of the bot; the same file comes again at the end, under another signature."""
@@ -690,6 +712,9 @@ class DifyDecoder(EventDecoder):
 
     def finish(self, out: list[Delta]) -> None:
         self._flush(out)
+        if self._forms and self._finished is None:  # some servers close without `workflow_paused`
+            self._pause([], out)
+            return
         if self._message_end is None and self._finished is None:
             raise UpstreamCut("Dify's answer ended before it was complete.")
         if self._message_end is None:  # 1.13.0 loses it
@@ -698,10 +723,21 @@ class DifyDecoder(EventDecoder):
 
     def _end(self, out: list[Delta]) -> None:
         self._add_answer(out)
+        if not (self._shown or self._filtered or self._files):
+            self._require_success()
         if self._files:
             self._show_files(self._files, out)
         self.done = True
         out.append(Finish("content_filter" if self._filtered else "stop", self.counted()))
+
+    def _require_success(self) -> None:
+        """Only a run that has succeeded may have nothing to say."""
+        data = self._finished or {}
+        status = as_text(data.get("status"))
+        if status == "stopped" and not data.get("error"):
+            raise UpstreamFailed("The run was stopped in Dify before it said anything; ask again.")
+        if status not in ("", "succeeded", "partial-succeeded"):
+            raise _explain_run(data)
 
     def _show_files(self, files: dict[str, dict[str, str]], out: list[Delta]) -> None:
         """Where only text is shown, those that the text does not name by itself."""
@@ -741,7 +777,17 @@ class DifyDecoder(EventDecoder):
         "workflow_finished": _on_workflow_finished,
         "workflow_paused": _on_paused,
         "human_input_required": _on_form,
+        "human_input_form_filled": _on_form_done,
+        "human_input_form_timeout": _on_form_done,
     }
+
+
+def _words_of_form(form: dict[str, Any]) -> str:
+    """What a person is asked, and the answers among which there is a choice."""
+    words = form["text"].strip() or form["title"]
+    titles = [as_text(as_object(action).get("title")) for action in form["actions"][:100]]
+    choices = [f"- {title}" for title in titles if title]
+    return "\n".join([words] * bool(words) + choices * (len(choices) > 1 or not words))
 
 
 def _words_of(outputs: dict[str, Any]) -> str:

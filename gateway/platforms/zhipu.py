@@ -260,7 +260,9 @@ class Zhipu(TextOnly):
     def decoder(self, chat: ChatRequest) -> Decoder:
         if self._agent.api == "glms":
             return GlmsDecoder()
-        return ApplicationDecoder() if self._agent.api == "application" else ModelDecoder()
+        if self._agent.api == "application":
+            return ApplicationDecoder()
+        return ModelDecoder(_changed(chat) if chat.options else ())
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         if self._agent.api != "glms":
@@ -325,7 +327,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
         if isinstance(given.get(name), bool):
             out[name] = given[name]
     for name in ("max_completion_tokens", "max_tokens"):  # the later one counts
-        if (most := as_count(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
+        if (most := _whole(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
             out["max_tokens"] = min(most, _MAX_TOKENS)
     wants_tools = given.get("tool_choice") != "none"
     if wants_tools and isinstance(given.get("tools"), list) and given["tools"]:
@@ -345,9 +347,34 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _changed(chat: ChatRequest) -> tuple[str, ...]:
+    """The options that reach Zhipu in another value than asked for, or not at all."""
+    sent = _options(chat.raw)
+    return tuple([name for name in chat.options if not _is_followed(name, chat.raw, sent)])
+
+
+def _is_followed(name: str, given: dict[str, Any], sent: dict[str, Any]) -> bool:
+    value = given.get(name)
+    if name in ("max_tokens", "max_completion_tokens"):
+        return value in (0, -1) or _whole(value) == sent.get("max_tokens")
+    if name in ("thinking", "enable_thinking", "reasoning_effort"):
+        return "thinking" in sent
+    if name == "stop":
+        return sent.get(name) in (value, [value])
+    return name == "response_format" or sent.get(name) == value
+
+
+def _whole(value: Any) -> int:
+    """A count that may also come as a float such as 100.0; else 0."""
+    return as_count(int(value) if isinstance(value, float) and value.is_integer() else value)
+
+
 def _number(given: dict[str, Any], name: str) -> float | None:
     value = given.get(name)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+_MODES = {"enabled": True, "disabled": False, "adaptive": True, "auto": True}
 
 
 def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
@@ -356,7 +383,9 @@ def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(wanted, dict):
         if wanted.get("type") in ("enabled", "disabled"):
             return {k: v for k, v in wanted.items() if k in ("type", "clear_thinking")}
-        wanted = {"adaptive": True, "auto": True}.get(as_text(wanted.get("type")))
+        wanted = wanted.get("type")
+    if isinstance(wanted, str):
+        wanted = _MODES.get(wanted)
     if wanted is None:
         wanted = given.get("enable_thinking")
     if wanted is None and isinstance(effort, str) and effort:
@@ -439,7 +468,9 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 
 
 class ModelDecoder(ChunkDecoder):
-    """OpenAI's chunks with other finish reasons, and sources of a web search."""
+    """OpenAI's chunks with other finish reasons, and sources of a web search.
+
+    `changed`: the options whose values were put right for it."""
 
     platform = "Zhipu"
     reasons: ClassVar[dict[str, str]] = {
@@ -447,6 +478,10 @@ class ModelDecoder(ChunkDecoder):
         "model_context_window_exceeded": "length",
         "network_error": "error",
     }
+
+    def __init__(self, changed: tuple[str, ...] = ()) -> None:
+        super().__init__()
+        self.changed = changed
 
     def _end(self, out: list[Delta]) -> None:
         if self._reason == "content_filter" and not self.has_text:

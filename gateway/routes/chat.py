@@ -39,7 +39,7 @@ class File(BaseModel):
 
     url: Annotated[str | None, Field(pattern=_URL)] = None
     id: Annotated[str | None, Field(max_length=8192)] = None
-    type: Literal["image", "file", "document", "audio", "video"] | None = None
+    type: Literal["image", "file", "document", "audio", "video", "custom"] | None = None
     name: Annotated[str, _or("")] = ""
     mime_type: Annotated[str, _or("")] = ""
 
@@ -230,7 +230,7 @@ def _media(file: File, attachments: Attachments) -> Media:
 
 def _kind(file: File, link: str) -> MediaKind:
     """As the caller says, else by the media type, else by the ending of the name or the link."""
-    if file.type is not None:
+    if file.type is not None and file.type != "custom":  # Dify's word for all others
         return "file" if file.type == "document" else file.type
     if link[:5].lower() == "data:":
         return kind_of(link[5:])

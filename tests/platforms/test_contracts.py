@@ -398,6 +398,7 @@ def test_words_of_a_model_server_decide_the_status(words, status):
         ({"thinking": False}, {"thinking": {"type": "disabled"}}),
         ({"thinking": {"type": "enabled", "budget_tokens": 9}}, {"thinking": {"type": "enabled"}}),
         ({"thinking": {"type": "adaptive"}}, {"thinking": {"type": "enabled"}}),
+        ({"thinking": "disabled"}, {"thinking": {"type": "disabled"}}), ({"max_tokens": 9.0}, {"max_tokens": 9}),
         ({"thinking": "high"}, {}), ({"enable_thinking": False}, {"thinking": {"type": "disabled"}}),
         ({"reasoning_effort": "minimal"}, {"thinking": {"type": "disabled"}}),
         ({"reasoning_effort": ""}, {}), ({"temperature": 2}, {"temperature": 1.0}),

@@ -230,6 +230,18 @@ async def test_without_a_user_a_stable_one_is_derived_from_the_caller(all_five):
     assert users[-1] == users[-2] != ""
 
 
+async def test_difys_type_for_other_files_is_read_from_the_file(all_five):
+    gw, demos = all_five
+    custom = {"type": "custom", "transfer_method": "remote_url"}
+    urls = ["https://x.test/a.py", "https://x.test/a.png"]
+    answer = await gw.chat("dify", "?", files=[{**custom, "url": url} for url in urls])
+    assert answer.status == 200
+    sent = demos["dify"].requests[-1][1]["files"]
+    assert [(file["type"], file["url"]) for file in sent] == [
+        ("document", urls[0]), ("image", urls[1]),
+    ]  # fmt: skip
+
+
 async def test_files_reach_each_platform_in_its_form(all_five):
     gw, demos = all_five
     files = [

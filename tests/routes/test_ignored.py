@@ -79,6 +79,27 @@ async def test_options_that_zhipu_follows_are_not_named(all_five):
     assert answer.headers["x-gateway-ignored"] == "n"
 
 
+@pytest.mark.parametrize(
+    ("asked", "named"),
+    [
+        ({"stop": ["a", "b"]}, "stop"), ({"stop": ["a"]}, None), ({"stop": "a"}, None), ({"stop": [7]}, "stop"),
+        ({"thinking": "enabled"}, None), ({"thinking": "high"}, "thinking"),
+        ({"thinking": {"type": "disabled"}, "reasoning_effort": "low"}, None),
+        ({"max_tokens": 100.0}, None), ({"max_tokens": 0.5}, "max_tokens"), ({"max_tokens": -1}, None),
+        ({"max_tokens": 500_000}, "max_tokens"), ({"max_tokens": 8, "max_completion_tokens": 9}, "max_completion_tokens"),
+        ({"temperature": "0.5"}, "temperature"), ({"temperature": 1.5}, "temperature"), ({"temperature": 1}, None),
+        ({"top_p": 0.5, "do_sample": True}, None), ({"do_sample": "yes", "top_p": 1}, "do_sample, top_p"),
+        ({"response_format": SCHEMA}, None), ({"tools": [TOOL]}, None), ({"tools": "f", "n": 2}, "n, tools"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("stream", [False, True])
+async def test_values_that_were_put_right_are_named(all_five, asked, named, stream):
+    answer = await all_five[0].complete("zhipu", stream=stream, **asked)
+    await answer.read()
+    assert answer.status == 200
+    assert answer.headers.get("x-gateway-ignored") == named
+
+
 async def test_openai_compatible_agents_ignore_nothing(all_five):
     answer = await all_five[0].complete("openai", n=2, logprobs=True, made_up=1)
     await answer.read()
