@@ -383,13 +383,17 @@ def _is_odd(data: bytes) -> bool:
         b"error" in data
         or b"NaN" in data
         or b"Infinity" in data
-        or (b"\\u" in data and loosejson.has_halves(data))
+        or (b"\\" in data and b"\\u" in data and loosejson.has_halves(data))
         or not (data.isascii() or _is_utf8(data))
     ):
         return True
     has_cr = b"\r" in data
-    if data.startswith(b"data: {") and data.find(b"\n") == len(data) - 2 and not has_cr:
-        return b'"delta":' not in data  # False nearly always
+    if data.startswith(b"data: {") and not has_cr:  # nearly always
+        if data.find(b"\n") == len(data) - 2:
+            return data.rfind(b'"delta":') < 0
+        known = data.count(b'"delta":') + data.count(b'"choices":[],"usage":{')
+        if 2 * known == data.count(b"\n"):
+            return b"[DONE]" in data
     events = data.count(b"\ndata:") + data.startswith(b"data:")
     return (
         data.count(b'"delta":') < events

@@ -475,7 +475,7 @@ async def _is_stream(exchange: Exchange) -> bool:
     Content types are not to be trusted for that: the first bytes are looked at as well.
     """
     first = await exchange.peek_text()
-    return is_stream(first) or not (first or exchange.is_json)
+    return bool(is_stream(first)) or not (exchange.is_json or first.startswith((b"{", b"[")))
 
 
 def _backoff_s(attempt: int) -> float:

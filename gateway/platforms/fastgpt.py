@@ -295,10 +295,8 @@ class FastGPTDecoder(EventDecoder):
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         if not self._begun:
-            self._begun = True
-            out.append(Begin(self.conversation_id))
-            if name != "error":
-                self._pauses.end(self.conversation_id)
+            self._begin(out)
+            self._pauses.end(self.conversation_id)
         if name in _ANSWERS and data.startswith(b"{"):  # nearly all events
             return self._chunk(parse_object(data), out)
         if data.strip() in (b"[DONE]", b'"[DONE]"'):
@@ -309,6 +307,11 @@ class FastGPTDecoder(EventDecoder):
         elif handle := self._HANDLERS.get(name):
             handle(self, data, out)
         return None
+
+    def _begin(self, out: list[Delta]) -> None:
+        if not self._begun:
+            self._begun = True
+            out.append(Begin(self.conversation_id))
 
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
         choices = as_list(chunk.get("choices"))
@@ -353,7 +356,7 @@ class FastGPTDecoder(EventDecoder):
             if any(isinstance(as_object(item).get(name), dict | list) for name in _ITEMS):
                 self._item(item, out)
             else:
-                self._say_parts(item, out)
+                self._say_parts([item], out)
         if self._detail and (variables := _variables(answer.get("newVariables"))):
             out.append(Note("outputs", variables))
         self._nodes += as_list(answer.get("responseData"))
@@ -373,6 +376,7 @@ class FastGPTDecoder(EventDecoder):
             self._pause(asked, out)
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
+        self._begin(out)
         self._say_rest(out)
         super()._fail(error, out)
 
