@@ -511,7 +511,9 @@ class CozeDecoder(EventDecoder):
         last = as_object(told.get("last_error"))
         told = last if as_count(last.get("code")) else told
         has_code = as_count(told.get("code")) or as_count(told.get("error_code"))
-        return _explain_code(told) if has_code else super().explain(error)
+        if not has_code:
+            return super().explain(error)
+        return _explain_code({**told, "msg": told.get("msg") or told.get("message")})
 
     def _on_canceled(self, event: dict[str, Any], out: list[Delta]) -> None:
         raise UpstreamFailed("The answer was cancelled in Coze.")
