@@ -222,7 +222,7 @@ class PassThrough:
         if is_told and (error := event_error(event.name, payload, value)):
             self._let_go(kept)
             self.done = True
-            return Failed(error if isinstance(error, GatewayError) else self._explain(error))
+            return Failed(self._explain(error))
         if isinstance(value, dict) and (chunk := as_chunk(value)):
             payload, value, block = orjson.dumps(chunk), chunk, b""
         self._says = self._says or _says_something(value)
@@ -327,7 +327,7 @@ class WholeBody:
             return decoder.feed(stream) + decoder.close()
         value = _value(data)
         if told := told_error(value):
-            return [Failed(told if isinstance(told, GatewayError) else self._explain(told))]
+            return [Failed(self._explain(told))]
         body = value if isinstance(value, dict) else {}
         if "choices" in body:
             if not _says_something(body):
@@ -457,7 +457,7 @@ def choice_error(choice: dict[str, Any]) -> Any:
     if error := choice.get("error"):
         return error
     if choice.get("finish_reason") == "error":
-        return UpstreamFailed("The upstream ended the answer with 'error'.")
+        return "it ended with 'error'"
     return None
 
 

@@ -597,7 +597,7 @@ class ApplicationDecoder(EventDecoder):
             self._end(out)
             return
         frame = parse_object(data)
-        if error := told_error(frame):
+        if error := frame.get("error") if frame.get("choices") else told_error(frame):
             raise self.explain(error)
         if not self._begun:
             self._begun = True
