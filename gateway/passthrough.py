@@ -223,8 +223,8 @@ class PassThrough:
             self._let_go(kept)
             self.done = True
             return Failed(self._explain(error))
-        if isinstance(value, dict) and (chunk := as_chunk(value)):
-            payload, value, block = orjson.dumps(chunk), chunk, b""
+        if isinstance(value, dict) and (chunk := _as_chunk(value)):
+            payload, value, block = chunk, _object(chunk), b""
         self._says = self._says or _says_something(value)
         if payload and (mended := self._mended(Event(event.name, payload), kept)):
             is_same = block and mended is payload
@@ -485,19 +485,23 @@ def lines_as_events(reply: UpstreamReply) -> bytes:
 def as_events(reply: UpstreamReply) -> bytes:
     """A whole completion as the stream it would have been; b"" if it is none."""
     body = reply.object()
-    chunk = None if told_error(body) else as_chunk(body)
-    return sse.event(orjson.dumps(chunk)) + DONE if chunk else b""
+    chunk = b"" if told_error(body) else _as_chunk(body)
+    return sse.event(chunk) + DONE if chunk else b""
 
 
-def as_chunk(body: dict[str, Any]) -> dict[str, Any] | None:
-    """A whole completion as one chunk of a stream; None if it is none."""
+def _as_chunk(body: dict[str, Any]) -> bytes:
+    """A whole completion as one chunk of a stream; b"" if it is none, or is nested too deep to be
+    written again."""
     choices = body.get("choices")
     if not isinstance(choices, list):
-        return None
+        return b""
     chunks = [_as_delta(choice) for choice in choices if isinstance(choice, dict)]
     if not any(isinstance(c, dict) and isinstance(c.get("message"), dict) for c in choices):
-        return None
-    return {**body, "object": "chat.completion.chunk", "choices": chunks}
+        return b""
+    try:
+        return orjson.dumps({**body, "object": "chat.completion.chunk", "choices": chunks})
+    except orjson.JSONEncodeError:
+        return b""
 
 
 def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
