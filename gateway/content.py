@@ -1,7 +1,8 @@
 """What a model says in one message or delta: text, a list of parts, pictures.
 
 Servers that speak OpenAI's protocol differ in this most of all. Mistral sends its thinking as
-parts, FastGPT wraps a part's text in an object, OpenRouter and LiteLLM put pictures into `images`.
+parts, FastGPT wraps a part's text in an object, OpenRouter and LiteLLM put pictures into `images`,
+models that speak put their words into `audio`, and old servers put them into `text`.
 """
 
 import re
@@ -17,10 +18,47 @@ _FILES = ("file", "file_url", "audio", "audio_url", "video", "video_url")
 _LINK = re.compile(r"(?i:https?://|data:)")
 
 
+def read_message(choice: dict[str, Any]) -> list[Delta]:
+    """The deltas of what a choice says, wherever it does, without its thinking, pictures beside
+    it, and calls."""
+    message = message_of(choice)
+    audio = message.get("audio")
+    spoken = audio.get("transcript") if isinstance(audio, dict) else None
+    for value in (
+        message.get("content"), message.get("refusal"), spoken, message.get("text"),
+        choice.get("text"),
+    ):  # fmt: skip
+        if deltas := read_content(value):
+            return deltas
+    return []
+
+
+def message_of(choice: dict[str, Any]) -> dict[str, Any]:
+    """A choice's `delta`, or its `message` in a whole answer."""
+    for name in ("delta", "message"):
+        message = choice.get(name)
+        if isinstance(message, dict) and message:
+            return message
+    return {}
+
+
+_LABELS = ("role", "content", "text", "type", "id", "name", "object")
+
+
+def says_something(choice: dict[str, Any]) -> bool:
+    """Whether a choice has words, thinking, calls or anything else of an answer."""
+    message = message_of(choice)
+    role = message.get("role")
+    said = (value for name, value in message.items() if name not in _LABELS)
+    return any(value and value != role for value in said) or bool(read_message(choice))
+
+
 def read_content(value: Any) -> list[Delta]:
-    """The deltas of a `content`: a string, one part, or a list of parts."""
+    """The deltas of a `content`: a string, a number, one part, or a list of parts."""
     if isinstance(value, str):
         return [Text(value)] if value else []
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return [Text(str(value))]
     out: list[Delta] = []
     for part in _parts(value):
         out += _read_part(part)
@@ -55,8 +93,16 @@ def markdown(files: list[dict[str, str]]) -> str:
     )
 
 
-def _parts(value: Any) -> list[Any]:
-    return value[:MAX_PARTS] if isinstance(value, list) else [value]
+def _parts(value: Any, depth: int = 0) -> list[Any]:
+    """The parts of a list, which may hold lists."""
+    if not isinstance(value, list) or depth > 3:
+        return [value]
+    out: list[Any] = []
+    for item in value[:MAX_PARTS]:
+        out += _parts(item, depth + 1)
+        if len(out) >= MAX_PARTS:
+            break
+    return out[:MAX_PARTS]
 
 
 def _read_part(part: Any) -> Iterator[Delta]:
@@ -72,6 +118,20 @@ def _read_part(part: Any) -> Iterator[Delta]:
         yield from _read_file("image" if kind in _PICTURES else kind.removesuffix("_url"), part)
     elif text := _text(part):
         yield Text(text)
+    elif not kind:
+        yield from _read_file(_kind_of(part), part)
+
+
+def _kind_of(part: dict[str, Any]) -> str:
+    """The kind of a file in a part without a type: `inline_data` and `file_data` of Gemini."""
+    inner = next((value for value in part.values() if isinstance(value, dict)), part)
+    kind = _media_type(inner).partition("/")[0]
+    return kind if kind in ("image", "audio", "video") else "file"
+
+
+def _media_type(part: dict[str, Any]) -> str:
+    names = ("media_type", "mime_type", "mimeType")
+    return next((part[name] for name in names if isinstance(part.get(name), str)), "")
 
 
 def _text(value: Any, depth: int = 0) -> str:
@@ -107,6 +167,12 @@ def _url(part: dict[str, Any], depth: int = 0) -> str:
         "audio_url",
         "video_url",
         "source",
+        "inline_data",
+        "inlineData",
+        "file_data",
+        "fileData",
+        "file_uri",
+        "fileUri",
     ):
         inner = part.get(name)
         if isinstance(inner, str) and _LINK.match(inner):
@@ -115,8 +181,7 @@ def _url(part: dict[str, Any], depth: int = 0) -> str:
             return url
     data = part.get("b64_json") or part.get("data")
     if isinstance(data, str) and data:
-        media_type = part.get("media_type") or part.get("mime_type")
-        return f"data:{media_type if isinstance(media_type, str) else 'image/png'};base64,{data}"
+        return f"data:{_media_type(part) or 'image/png'};base64,{data}"
     return ""
 
 

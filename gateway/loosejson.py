@@ -1,12 +1,14 @@
 """JSON as it is really sent: read by orjson, and mended only where orjson refuses it.
 
 A half of a surrogate pair, which JavaScript and length limits leave behind, becomes U+FFFD. NaN and
-Infinity, which Python writes, become null. A byte order mark is skipped, and a byte that is no
-UTF-8 becomes U+FFFD. Text that needs more mending than the bounds below allow is not JSON: it would
-hold up everybody else.
+Infinity, which Python writes, become null, and so do numbers beyond a double (1e400). A byte order
+mark is skipped, and a byte that is no UTF-8 becomes U+FFFD. Text that needs more mending than the
+bounds below allow is not JSON: it would hold up everybody else.
 """
 
 import re
+from itertools import islice
+from math import isinf
 from typing import Any
 
 import orjson
@@ -18,12 +20,19 @@ MAX_SEARCHED = 2 << 20  # bytes to look for constants in
 REPLACED = "\ufffd"
 REPLACEMENT = b"\\ufffd"
 _BOM = b"\xef\xbb\xbf"
+_INFINITE = "number is infinity"  # orjson's words for 1e400
 _HALVES = (b"\\ud", b"\\uD")  # how an escaped half begins
 _PAIR = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
     rb"|[c-fC-F][0-9a-fA-F]{2})"
 )
-_STRING_OR_CONSTANT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|-?(?:NaN|Infinity)\b', re.DOTALL)
+# NaN, Infinity, and numbers that may be beyond a double. None begins inside a run of digits, so
+# that such a run is looked at once.
+_CONSTANT = re.compile(
+    rb"-?(?:(?:NaN|Infinity)\b"
+    rb"|(?<![\d.])(?=\d[\d.]*+[eE]\+?\d\d|\d{309})\d[\d.]*+(?:[eE][+-]?\d++)?+)"
+)
+_STRING_OR_CONSTANT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|' + _CONSTANT.pattern, re.DOTALL)
 # Members with a piece of an answer's text, whose end may be the first half of a character.
 _TEXT = frozenset(
     b"answer arguments content msg reasoning reasoning_content refusal text thinking".split()
@@ -55,11 +64,12 @@ def _mended(data: bytes) -> tuple[bytes, Any]:
     try:
         return data, orjson.loads(data)
     except orjson.JSONDecodeError as error:
-        constants = data.count(b"NaN") + data.count(b"Infinity")
-        if not constants:
-            raise NotJson(str(error)) from None
+        why = str(error)
+    if _INFINITE not in why and b"NaN" not in data and b"Infinity" not in data:
+        raise NotJson(why)
     if len(data) > MAX_SEARCHED:
         raise NotJson("it has NaN or Infinity in it")
+    constants = sum(1 for _ in islice(_CONSTANT.finditer(data), MAX_MENDS + 1))
     _check_work(constants + data.count(b'"') // 2)
     data = _STRING_OR_CONSTANT.sub(_without_constant, data)
     try:
@@ -73,7 +83,16 @@ def _as_utf8(data: bytes) -> bytes:
 
 
 def _without_constant(found: re.Match[bytes]) -> bytes:
-    return found[0] if found[0].startswith(b'"') else b"null"
+    text = found[0]
+    is_kept = text.startswith(b'"') or (text[-1:].isdigit() and not _is_beyond(text))
+    return text if is_kept else b"null"
+
+
+def _is_beyond(number: bytes) -> bool:
+    try:
+        return isinf(float(number))
+    except ValueError:
+        return False
 
 
 def _check_work(pieces: int, escapes: int = 0) -> None:

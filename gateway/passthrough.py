@@ -11,11 +11,24 @@ from typing import Any, Protocol
 import orjson
 
 from gateway import loosejson, sse
+from gateway.content import says_something
 from gateway.errors import EmptyAnswer, GatewayError, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply
 from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
 from gateway.pattern import Pattern, find_pattern
-from gateway.sse import DONE, MAX_EVENT, NONE, SHOWN, Event, Life, Parser, shows_life
+from gateway.sse import (
+    DONE,
+    ERRORS,
+    MAX_EVENT,
+    NONE,
+    SHOWN,
+    Event,
+    Life,
+    Parser,
+    is_stream,
+    shows_life,
+    without_blank,
+)
 from gateway.usage import read_usage
 
 MAX_BODY = 32 << 20  # bytes of a whole answer
@@ -66,6 +79,7 @@ class PassThrough:
         self._half = b""
         self._is_in_comment: bool | None = None  # its last line; None if that has not begun
         self._opening = b""  # events before the first that says something
+        self._says = False  # an event that was looked at closely has something of the answer
         self._begun = False
         self._finished = False
         self._usage: Usage | None = None
@@ -143,7 +157,7 @@ class PassThrough:
     def _inspect(self, data: bytes) -> list[Delta]:
         failed: Failed | None = None
         says_nothing = False
-        if self._waiting is not None or _is_odd(data):
+        if not self._begun or self._waiting is not None or _is_odd(data):
             data, failed = self._look_closer(data)
         if b'"usage"' in data and _USAGE.search(data):
             self._usage = _last_usage(data) or self._usage
@@ -157,10 +171,10 @@ class PassThrough:
             if len(self._opening) > MAX_EVENT:
                 self.done = True
                 return [Failed(UpstreamFailed("The upstream sends events that say nothing."))]
-            self._begun = self._finished or bool(_CONTENT.search(data))
+            self._begun = self._finished or self._says
             self._opening = data
             if self.done and not (self._begun or failed):
-                failed = Failed(self._explain_silence(data))
+                failed = Failed(EmptyAnswer("The upstream"))
         out: list[Delta] = []
         if self._begun:
             out = [Raw(data)] if data else []
@@ -172,20 +186,19 @@ class PassThrough:
             out.append(Finish(usage=self._usage))
         return out
 
-    def _explain_silence(self, data: bytes) -> GatewayError:
-        """Why there was no answer in these events."""
-        for event in Parser(len(data) + 2).feed(data):
-            if told := told_error(_object(event.data)):
-                return self._explain(told)
-        return EmptyAnswer("The upstream")
-
     def _look_closer(self, data: bytes) -> tuple[bytes, Failed | None]:
         """The events worth passing on, up to the end or an error, and the error."""
-        if self._waiting is None and _ends_plainly(data):
-            self.done = True
-            return data, None
         kept: list[bytes] = []
+        at, is_new = 0, True  # whether what has come since may be plain from here on
         for block in _blocks(data):
+            if is_new and (self._says or self._begun) and self._waiting is None:
+                is_new, rest = False, data[at:]
+                if _ends_plainly(rest):
+                    self.done = True
+                if self.done or not _is_odd(rest):
+                    kept.append(rest)
+                    break
+            at += len(block)
             events = Parser(len(data) + 2).feed(block)
             if not events and b"data" not in block:
                 kept.append(block)
@@ -204,11 +217,15 @@ class PassThrough:
             kept.append(block or DONE)
             self.done = True
             return None
-        error = _error_of(payload) if b"error" in payload else None
-        if error or event.name == "error":
+        value = _value(payload)
+        is_told = payload or event.name in ERRORS
+        if is_told and (error := event_error(event.name, payload, value)):
             self._let_go(kept)
             self.done = True
-            return Failed(self._explain(error or _object(payload) or _as_words(payload)))
+            return Failed(self._explain(error))
+        if isinstance(value, dict) and (chunk := _as_chunk(value)):
+            payload, value, block = chunk, _object(chunk), b""
+        self._says = self._says or _says_something(value)
         if payload and (mended := self._mended(Event(event.name, payload), kept)):
             is_same = block and mended is payload
             kept.append(block if is_same else sse.event(mended, event.name))
@@ -265,10 +282,8 @@ class PassThrough:
             if self._finished:  # complete, though its [DONE] is missing
                 out += [Raw(DONE), Finish(usage=self._usage)]
             else:
-                error = self._explain_silence(self._opening)
-                if self._begun or isinstance(error, EmptyAnswer):
-                    error = UpstreamCut("The upstream's answer ended before it was complete.")
-                out.append(Failed(error))
+                words = "The upstream's answer ended before it was complete."
+                out.append(Failed(UpstreamCut(words)))
         return out
 
 
@@ -305,21 +320,22 @@ class WholeBody:
         if self.done:
             return []
         self.done = True
-        data = b"".join(self._body).removeprefix(_BOM)
-        if data.lstrip().startswith((b"data:", b"event:", b"id:", b":")):
+        data = without_blank(b"".join(self._body))
+        stream = data if is_stream(data) else lines_as_events(UpstreamReply(200, {}, data))
+        if stream:
             decoder = self._streamed()
-            return decoder.feed(data) + decoder.close()
-        body = _object(data)
-        if isinstance(body.get("choices"), list) and body["choices"]:
-            if not any(_says_something(choice) for choice in body["choices"]):
+            return decoder.feed(stream) + decoder.close()
+        value = _value(data)
+        if told := told_error(value):
+            return [Failed(self._explain(told))]
+        body = value if isinstance(value, dict) else {}
+        if "choices" in body:
+            if not _says_something(body):
                 return [Failed(EmptyAnswer("The upstream"))]
             strict = data if _is_strict(data) else loosejson.mend(data)
             return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
-        told = told_error(body)
-        if "choices" in body and not told:
-            return [Failed(EmptyAnswer("The upstream"))]
         if body:
-            return [Failed(self._explain(told or body))]
+            return [Failed(self._explain(body))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 
@@ -358,8 +374,8 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _is_odd(data: bytes) -> bool:
-    """Whether there may be an error, the end, an event without data (SDKs fail on those), or what
-    strict readers of JSON refuse.
+    """Whether there may be an error, the end, an event that is no chunk or has no data (SDKs fail
+    on those), or what strict readers of JSON refuse.
 
     Plain searches for fixed bytes: a regular expression over every event costs ten times as much.
     """
@@ -367,19 +383,25 @@ def _is_odd(data: bytes) -> bool:
         b"error" in data
         or b"NaN" in data
         or b"Infinity" in data
-        or (b"\\u" in data and loosejson.has_halves(data))
+        or (b"\\" in data and b"\\u" in data and loosejson.has_halves(data))
         or not (data.isascii() or _is_utf8(data))
     ):
         return True
     has_cr = b"\r" in data
-    if data.startswith(b"data: {") and data.find(b"\n") == len(data) - 2 and not has_cr:
-        return False  # nearly always
+    if data.startswith(b"data: {") and not has_cr:  # nearly always
+        if data.find(b"\n") == len(data) - 2:
+            return data.rfind(b'"delta":') < 0
+        known = data.count(b'"delta":') + data.count(b'"choices":[],"usage":{')
+        if 2 * known == data.count(b"\n"):
+            return b"[DONE]" in data
+    events = data.count(b"\ndata:") + data.startswith(b"data:")
     return (
-        b"[DONE]" in data
+        data.count(b'"delta":') < events
+        or b"[DONE]" in data
         or b"data:\n" in data
         or b"data: \n" in data
         or _runs_on(data)
-        or (has_cr and (b"data:\r" in data or b"data: \r" in data))
+        or (has_cr and (b"data:\r" in data or b"data: \r" in data or b"\rdata:" in data))
     )
 
 
@@ -390,54 +412,101 @@ def _ends_plainly(data: bytes) -> bool:
     return data.endswith(DONE) and (not rest or rest.endswith(b"\n\n")) and not _is_odd(rest)
 
 
-def _says_something(choice: Any) -> bool:
-    """Whether there is anything in it, or a reason why not."""
-    if not isinstance(choice, dict):
-        return False
-    message = choice.get("message")
-    said = message.values() if isinstance(message, dict) else ()
-    role = message.get("role") if isinstance(message, dict) else None
-    return bool(choice.get("finish_reason") or any(v for v in said if v and v != role))
+def _says_something(body: Any) -> bool:
+    """Whether there is anything in a completion or a chunk, or a reason why not."""
+    choices = body.get("choices") if isinstance(body, dict) else None
+    return isinstance(choices, list) and any(
+        isinstance(choice, dict) and (choice.get("finish_reason") or says_something(choice))
+        for choice in choices
+    )
 
 
-def told_error(body: dict[str, Any]) -> Any:
+# From here on to the end of a reply: what failed, and answers in another form.
+
+_GOOD = (None, "", 0, 200, "0", "200")  # codes
+
+
+def told_error(body: Any) -> Any:
     """What an answer or an event says went wrong: OpenAI's `error`, or one of the forms that
-    compatible servers have for it (FastChat, vLLM, MiniMax, FastAPI); None if nothing did."""
-    if error := body.get("error"):
-        return error
-    if body.get("choices"):
+    compatible servers have for it (FastChat, vLLM, MiniMax, FastAPI, Google); None if nothing did.
+    """
+    if isinstance(body, list):
+        return told_error(body[0]) if body and isinstance(body[0], dict) else None
+    if not isinstance(body, dict):
         return None
+    if error := body.get("error") or body.get("errors"):
+        return error
+    if choices := body.get("choices"):
+        first = choices[0] if isinstance(choices, list) else None
+        return choice_error(first) if isinstance(first, dict) else None
     base = body.get("base_resp")
     is_refused = isinstance(base, dict) and base.get("status_code")
     codes = (body.get("error_code"), body.get("code"))
-    has_code = any(code not in (None, "", 0, 200, "0", "200") for code in codes)
-    if not (is_refused or has_code or body.get("object") == "error" or body.get("detail")):
+    is_refused = is_refused or any(code not in _GOOD for code in codes)
+    is_refused = is_refused or body.get("object") == "error" or body.get("success") is False
+    # A good answer's words are in `choices`; those beside a good code are no failure's.
+    has_words = codes == (None, None) and isinstance(body.get("message"), str) and body["message"]
+    if not (is_refused or body.get("detail") or has_words):
         return None
     words = body.get("text")
     return {**body, "message": words} if words and "message" not in body else body
 
 
+def choice_error(choice: dict[str, Any]) -> Any:
+    """Why an answer ended, if it says that it failed."""
+    if error := choice.get("error"):
+        return error
+    if choice.get("finish_reason") == "error":
+        return "it ended with 'error'"
+    return None
+
+
+def event_error(name: str, payload: bytes, value: Any) -> Any:
+    """What an event that holds `payload`, whose JSON is `value` (None if it is none), says went
+    wrong. One called `error` is one whatever it holds."""
+    error = told_error(value)
+    if name in ERRORS:
+        return error or value or _as_words(payload)
+    is_json = value is not None or payload.startswith(b"{") or payload == b"null"
+    is_words = not is_json or (value is None and b'"error"' in payload)
+    return _as_words(payload) if is_words else error
+
+
+def lines_as_events(reply: UpstreamReply) -> bytes:
+    """JSON that came in lines as the events that it should have been; b"" if it is something
+    else."""
+    first, _, rest = reply.body.lstrip().partition(b"\n")
+    if not (rest.strip() and _object(first)):
+        return b""
+    lines = [line for line in reply.body.splitlines() if line.strip()]
+    return b"".join(map(sse.event, lines)) if all(map(_object, lines)) else b""
+
+
 def as_events(reply: UpstreamReply) -> bytes:
-    """A whole completion as the stream it would have been, or JSON that came in lines as the events
-    that it should have been; b"" if it is neither."""
+    """A whole completion as the stream it would have been; b"" if it is none."""
     body = reply.object()
-    if not body:
-        lines = [line for line in reply.body.splitlines() if line.strip()]
-        is_stream = len(lines) > 1 and all(_object(line) for line in lines)
-        return b"".join(map(sse.event, lines)) if is_stream else b""
+    chunk = b"" if told_error(body) else _as_chunk(body)
+    return sse.event(chunk) + DONE if chunk else b""
+
+
+def _as_chunk(body: dict[str, Any]) -> bytes:
+    """A whole completion as one chunk of a stream; b"" if it is none, or is nested too deep to be
+    written again."""
     choices = body.get("choices")
-    if not isinstance(choices, list) or told_error(body):
+    if not isinstance(choices, list):
         return b""
-    chunks = [_as_chunk(choice) for choice in choices if isinstance(choice, dict)]
-    if not any("delta" in chunk for chunk in chunks):
+    chunks = [_as_delta(choice) for choice in choices if isinstance(choice, dict)]
+    if not any(isinstance(c, dict) and isinstance(c.get("message"), dict) for c in choices):
         return b""
-    chunk = {**body, "object": "chat.completion.chunk", "choices": chunks}
-    return sse.event(orjson.dumps(chunk)) + DONE
+    try:
+        return orjson.dumps({**body, "object": "chat.completion.chunk", "choices": chunks})
+    except orjson.JSONEncodeError:
+        return b""
 
 
-def _as_chunk(choice: dict[str, Any]) -> dict[str, Any]:
+def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
     message = choice.get("message")
-    if not isinstance(message, dict):
+    if not isinstance(message, dict) or choice.get("delta"):
         return choice
     calls = message.get("tool_calls")
     if isinstance(calls, list):
@@ -451,25 +520,21 @@ def _after(data: bytes, mark: bytes) -> int:
     return at + len(mark) if at >= 0 else 0
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def _value(data: bytes) -> Any:
+    """The JSON; None if it is none."""
     try:
-        value = loosejson.loads(data)
+        return loosejson.loads(data)
     except loosejson.NotJson:
-        return {}
+        return None
+
+
+def _object(data: bytes) -> dict[str, Any]:
+    value = _value(data)
     return value if isinstance(value, dict) else {}
 
 
 def _as_words(payload: bytes) -> dict[str, str]:
     return {"message": payload[:2000].decode("utf-8", "replace")}
-
-
-def _error_of(payload: bytes) -> Any:
-    """The event's error; what cannot be read and speaks of one is taken for one."""
-    try:
-        value = loosejson.loads(payload)
-    except loosejson.NotJson:
-        return _as_words(payload) if b'"error"' in payload else None
-    return told_error(value) if isinstance(value, dict) else None
 
 
 def _last_usage(data: bytes) -> Usage | None:

@@ -22,11 +22,12 @@ from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.link import Link
 from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
+from gateway.passthrough import lines_as_events
 from gateway.pattern import Pattern
 from gateway.places import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.routing import Target
-from gateway.sse import Life
+from gateway.sse import Life, is_stream
 from gateway.traces import NO_TRACE, CallTrace
 from gateway.upstream import MAX_REPLY, Exchange, Upstream, translate
 
@@ -36,7 +37,6 @@ MAX_EARLY = 5000  # deltas before the first with content
 MAX_WAIT_S = 10.0  # a longer `Retry-After` is the caller's to wait for
 SHORT_WAIT_S = 0.5  # the same while there is another target
 GRACE_S = 2.0  # how long a complete answer waits for what may follow it
-_EVENTS = (b"data:", b"event:", b"id:", b"retry:", b":")  # what an event stream begins with
 _STOP_S = 10.0
 
 
@@ -340,7 +340,7 @@ class Run:
             if is_answer and (not step.stream or await _is_stream(exchange)):
                 return exchange
             reply = await exchange.reply(target.agent.max_answer if is_answer else MAX_REPLY)
-            if is_answer and (stream := target.platform.as_stream(reply)):
+            if is_answer and (stream := lines_as_events(reply) or target.platform.as_stream(reply)):
                 exchange.first = stream
                 return exchange
             exchange.close()
@@ -474,8 +474,8 @@ async def _is_stream(exchange: Exchange) -> bool:
 
     Content types are not to be trusted for that: the first bytes are looked at as well.
     """
-    first = (await exchange.peek_text()).lstrip().removeprefix(b"\xef\xbb\xbf")
-    return first.startswith(_EVENTS) or not (exchange.is_json or first.startswith(b"{"))
+    first = await exchange.peek_text()
+    return bool(is_stream(first)) or not (exchange.is_json or first.startswith((b"{", b"[")))
 
 
 def _backoff_s(attempt: int) -> float:

@@ -20,6 +20,12 @@ KEEP_ALIVE_LINE = b": keep-alive\n"  # as part of the event that follows
 DONE = b"data: [DONE]\n\n"
 
 
+# What a stream of events begins with. `ERRORS` are names of events that are failures wherever they
+# come.
+_STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
+ERRORS = frozenset(("error", "Error", "ERROR"))
+
+
 class Life(enum.Enum):
     """What bytes of an upstream say about whether it still works on the answer."""
 
@@ -253,6 +259,21 @@ def shows_life(events: bytes) -> bool:
     return events.startswith(b"data:") or any(
         line and not line.startswith(b":") for line in events.splitlines()
     )
+
+
+def without_blank(body: bytes) -> bytes:
+    """The start of a body without white space, which servers send while they work, and without a
+    byte order mark."""
+    return body.lstrip().removeprefix(_BOM).lstrip()
+
+
+def is_stream(start: bytes) -> bool | None:
+    """Whether a body that starts like this, with no blank in front, is a stream of events; None
+    while it is too short to tell."""
+    if start.startswith(_STARTS):
+        return True
+    could_be = start == _BOM[: len(start)] or any(mark.startswith(start) for mark in _STARTS)
+    return None if could_be else False
 
 
 def event(data: bytes, name: str = "") -> bytes:

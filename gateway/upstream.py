@@ -24,6 +24,7 @@ from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamReque
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Address, Links, address_of
 from gateway.outgoing import NoWay, Way, tls_reason
+from gateway.sse import is_stream, without_blank
 from gateway.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
@@ -63,11 +64,14 @@ class Exchange:
         return self.first
 
     async def peek_text(self) -> bytes:
-        """The same, up to the first that are no white space: servers send line ends while they
-        work."""
-        first = await self.read()
-        while not first.strip() and len(first) < MAX_BLANK and (more := await self.read()):
-            first += more
+        """The same, up to as many as tell a stream of events from anything else, without the white
+        space in front: servers send line ends while they work."""
+        first, left = b"", MAX_BLANK
+        while left > 0 and (more := await self.read()):
+            left -= len(more)
+            first = without_blank(first + more)
+            if is_stream(first) is not None:
+                break
         self.first = first
         return first
 

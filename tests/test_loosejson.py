@@ -20,6 +20,8 @@ from gateway.loosejson import MAX_ESCAPES, MAX_MENDS, MAX_SEARCHED, NotJson, joi
         (b"[NaN, Infinity,-Infinity]", [None, None, None]),
         (b'["NaN", "\\"Infinity", "a\\\\", NaN]', ["NaN", '"Infinity', "a\\", None]),
         (b'{"NaN":NaN}', {"NaN": None}),
+        (b'[1e400, -1E+999, "1e400", 1e-400]', [None, None, "1e400", 0.0]),
+        (b"[%b, %b.5, 1e308]" % (b"9" * 400, b"9" * 400), [None, None, 1e308]),
         (b'["\\ud83d"]', ["\ufffd"]),
         (b'["\\uDE00x"]', ["\ufffdx"]),
         (b'["\\ud83d\\ude00"]', ["😀"]),

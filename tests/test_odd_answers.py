@@ -198,7 +198,7 @@ async def test_halves_in_what_is_not_the_answer_leave_it_alone(ask):
         assert is_whole(told, "hi")
 
 
-@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity"])
+@pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity", b"1e400"])
 async def test_constants_that_are_no_json_are_null(kind, constant, ask):
     odd = saying(kind, b'one \\"NaN, Infinity').replace(b"data: {", b'data: {"x":[%b],' % constant)
     for told in (await ask(kind, odd, KINDS[kind][2])).values():
@@ -330,9 +330,41 @@ async def test_a_tool_call_as_json_is_one_in_a_stream():
     assert sent.endswith(DONE)
 
 
-async def test_json_in_lines_is_a_stream(ask):
-    lines = [json.dumps(chunk({"content": c})).encode() + b"\n" for c in "hi"]
-    for told in (await ask("zhipu", *lines, json.dumps(chunk({}, "stop")).encode())).values():
+@pytest.mark.parametrize("kind", ["openai", "zhipu", "dify"], indirect=True)
+async def test_json_in_lines_is_a_stream(kind, ask):
+    events = saying(kind, b"hi") + KINDS[kind][2].removesuffix(DONE)
+    for told in (await ask(kind, events.replace(b"data: ", b"").replace(b"\n\n", b"\n"))).values():
+        assert is_whole(told, "hi")
+
+
+async def test_a_whole_answer_in_one_event_is_a_chunk(ask):
+    message = {"role": "assistant", "content": "hi"}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    told = await ask("openai", event(body), DONE)
+    assert all(is_whole(one, "hi") for one in told.values())
+    assert b'"delta":{' in told["/v1", True].raw
+
+
+async def test_an_error_beside_choices_is_an_error(ask):
+    message = {"role": "assistant", "content": "Ha"}
+    body = {"choices": [{"index": 0, "message": message}], "error": {"message": "NO GPU"}}
+    for told in (await ask("openai", json.dumps(body).encode(), headers=JSON)).values():
+        assert told.status == 502
+
+
+@pytest.mark.parametrize("first", [b"", b"retry: 3000\n\n", b": hi\n\n", b"\n\n", b"\xef\xbb\xbf"])
+@pytest.mark.parametrize("size", [1, 2, 4])
+async def test_the_size_of_the_first_piece_does_not_matter(first, size, kind, ask):
+    raw = first + saying(kind, b"hi") + KINDS[kind][2]
+    pieces = [raw[:size], 0.02, raw[size : size + 2], 0.02, raw[size + 2 :]]
+    for told in (await ask(kind, *pieces, headers=JSON)).values():
+        assert is_whole(told, "hi")
+
+
+async def test_a_byte_order_mark_may_come_alone(ask):
+    message = {"role": "assistant", "content": "hi"}
+    body = {"choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+    for told in (await ask("zhipu", b"\xef\xbb", 0.02, b"\xbf", 0.02, orjson.dumps(body))).values():
         assert is_whole(told, "hi")
 
 
@@ -523,6 +555,87 @@ NOTHING = {
     "minimax": event({"choices": None, "base_resp": {"status_code": 1, "status_msg": "NO GPU"}}),
     "fastapi": event({"detail": "NO GPU"}),
 }
+
+
+# What follows some words and is a failure, whatever follows it.
+FAILURES = {
+    "named": event({"message": "NO GPU"}, "error"),
+    "named list": event([{"message": "NO GPU"}], "error"),
+    "named string": event("NO GPU", "error"),
+    "named words": b"event: error\ndata: NO GPU\n\n",
+    "member": event({"error": {"message": "NO GPU"}}),
+    "members": event({"errors": [{"message": "NO GPU"}]}),
+    "code": event({"code": 500, "message": "NO GPU"}),
+    "detail": event({"detail": "NO GPU"}),
+}
+OF_OPENAI = {
+    "minimax": NOTHING["minimax"],
+    "words": b"data: NO GPU\n\n",
+    "brackets": b"data: [ERROR] NO GPU\n\n",
+    "choice": event(
+        {"choices": [{"delta": {}, "finish_reason": "error", "error": {"message": "NO GPU"}}]}
+    ),
+}
+
+
+async def fails_in_the_middle(ask, kind: str, failure: bytes) -> None:
+    for told in (await ask(kind, saying(kind, b"Ha"), failure, KINDS[kind][2])).values():
+        assert told.error
+        assert not told.finish
+        assert b"NO GPU" in told.raw
+
+
+@pytest.mark.parametrize("kind", KINDS, indirect=True)
+@pytest.mark.parametrize("name", FAILURES)
+async def test_an_error_among_the_events_is_no_good_end(kind, name, ask):
+    await fails_in_the_middle(ask, kind, FAILURES[name])
+
+
+@pytest.mark.parametrize("kind", ["openai", "zhipu"], indirect=True)
+@pytest.mark.parametrize("name", OF_OPENAI)
+async def test_an_event_that_is_no_chunk_is_read_for_its_error(kind, name, ask):
+    await fails_in_the_middle(ask, kind, OF_OPENAI[name])
+
+
+@pytest.mark.parametrize("is_whole_body", [False, True])
+async def test_an_answer_that_ends_with_error_is_a_failure(is_whole_body, ask):
+    pieces = [saying("openai", b"Ha"), event(chunk({}, "error")), DONE]
+    if is_whole_body:
+        message = {"role": "assistant", "content": "Ha"}
+        body = {"choices": [{"index": 0, "message": message, "finish_reason": "error"}]}
+        pieces = [json.dumps(body).encode()]
+    for told in (await ask("openai", *pieces)).values():
+        assert told.error
+
+
+WORDS = {
+    "call": {"delta": {"function_call": {"name": "WORD", "arguments": "{}"}}},
+    "speech": {"delta": {"audio": {"id": "a", "transcript": "WORD"}}},
+    "old": {"text": "WORD"},
+    "text": {"delta": {"text": "WORD"}},
+    "nested": {"delta": {"content": [[{"type": "text", "text": "WORD"}]]}},
+    "object": {"delta": {"content": {"type": "text", "text": "WORD"}}},
+    "inline": {"delta": {"content": [{"inline_data": {"mime_type": "image/png", "data": "WORD"}}]}},
+    "number": {"delta": {"content": 42}},
+}
+
+
+@pytest.mark.parametrize("kind", ["openai", "zhipu"], indirect=True)
+@pytest.mark.parametrize("name", WORDS)
+async def test_words_in_another_member_are_not_lost(kind, name, ask):
+    said = event({"choices": [{"index": 0, "finish_reason": None, **WORDS[name]}]})
+    for told in (await ask(kind, said, OPENAI_END)).values():
+        assert told.status == 200
+        assert (b"42" if name == "number" else b"WORD") in told.raw
+        assert told.finish == ("tool_calls" if name == "call" else "stop") or name == "call"
+
+
+@pytest.mark.parametrize("empty", [[], [{"type": "text", "text": ""}], {}, ""])
+async def test_parts_without_a_word_are_an_empty_answer(empty, ask):
+    body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": empty}}]}
+    streamed = await ask("openai", event(chunk({"role": "assistant", "content": empty})), DONE)
+    whole = await ask("openai", json.dumps(body).encode(), headers=JSON)
+    assert {told.status for told in (*streamed.values(), *whole.values())} == {502}
 
 
 @pytest.mark.parametrize("kind", ["openai", "zhipu"], indirect=True)

@@ -25,6 +25,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.failures import explain_member
 from gateway.filetypes import MediaKind
 from gateway.messages import (
     CONTENT,
@@ -38,7 +39,7 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
-from gateway.passthrough import as_events
+from gateway.passthrough import as_events, event_error
 from gateway.pattern import Pattern, find_pattern
 from gateway.secret import Secret
 from gateway.sse import NONE, SHOWN, Life
@@ -214,6 +215,7 @@ class EventDecoder(ABC):
 
     __slots__ = ("_half", "_half_of", "_parser", "conversation_id", "done", "ending", "life")
 
+    platform: ClassVar[str] = "The upstream"
     text_members: ClassVar[tuple[bytes, ...]] = ()
     repeats: ClassVar[bool] = False  # each event has all of the text so far
     changed: tuple[str, ...] = ()  # options that the platform got in another value than asked for
@@ -233,6 +235,8 @@ class EventDecoder(ABC):
             events = self._parser.feed(chunk)
             self.life = self._parser.life
             for name, data in events:
+                if name and name in sse.ERRORS:
+                    raise self.reported(data)
                 if self._half or (b"\\u" in data and loosejson.has_halves(data)):
                     shows_life = self._joined(name, data, out)
                 else:
@@ -249,6 +253,8 @@ class EventDecoder(ABC):
         out: list[Delta] = []
         try:
             for name, data in self._parser.close() if not self.done else ():
+                if name in sse.ERRORS:
+                    raise self.reported(data)
                 with contextlib.suppress(BadEvent):  # cut inside; `finish` says if it matters
                     self._joined(name, data, out)
             if not self.done:
@@ -309,6 +315,18 @@ class EventDecoder(ABC):
         error.outage = isinstance(error, UpstreamCut)  # whoever reports a failure is not down
         out.append(Failed(error))
         self.done = True
+
+    def reported(self, data: bytes) -> GatewayError:
+        """The error for an event that is called `error`, or whose JSON is one."""
+        try:
+            value = loosejson.loads(data)
+        except loosejson.NotJson:
+            value = None
+        return self.explain(event_error("error", data, value))
+
+    def explain(self, error: Any) -> GatewayError:
+        """The error for what such an event says went wrong: an object, a list or words."""
+        return explain_member(self.platform, error)
 
     @abstractmethod
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
@@ -373,11 +391,7 @@ def parse_json(data: bytes) -> Any:
     try:
         return loosejson.loads(data)
     except loosejson.NotJson:
-        said = (
-            ""
-            if data.lstrip()[:1] in (b"{", b"[")
-            else clean(data[:300].decode("utf-8", "replace"))
-        )
+        said = "" if data.lstrip()[:1] == b"{" else clean(data[:300].decode("utf-8", "replace"))
         raise BadEvent(
             "The upstream sent an event that is not JSON; is base_url the address of its API?"
             + (f" It says: {said}" if said else "")

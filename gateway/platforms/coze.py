@@ -34,7 +34,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_member, explain_words
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -50,6 +50,7 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
+from gateway.passthrough import told_error
 from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
@@ -370,6 +371,7 @@ _TYPE = re.compile(rb'"type":\s*"(\w+)"')
 class CozeDecoder(EventDecoder):
     """Deltas are the answer; `completed` repeats them and carries what is not the answer."""
 
+    platform = "Coze"
     __slots__ = (
         "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_last_said",
         "_meta_usage", "_node", "_run_usage", "_title", "chat_id",
@@ -413,10 +415,8 @@ class CozeDecoder(EventDecoder):
             return
         event = parse_object(data) if data.strip() else {}
         if handle is None:  # no name: hosted Coze always sends one, so this is its error envelope
-            if as_count(event.get("code")):
-                raise _explain_code(event)
-            if event.get("error"):  # of a proxy, or of a server that speaks for Coze
-                raise explain_member("Coze", event)
+            if error := told_error(event):
+                raise self.explain(error)
             return
         handle(self, event, out)
 
@@ -504,8 +504,16 @@ class CozeDecoder(EventDecoder):
         self.ending = True  # voice may still follow, then `done`
 
     def _on_failed(self, event: dict[str, Any], out: list[Delta]) -> None:
-        last = as_object(event.get("last_error"))
-        raise _explain_code(last if as_count(last.get("code")) else event)
+        raise self.explain(event)
+
+    def explain(self, error: Any) -> GatewayError:
+        told = as_object(error)
+        last = as_object(told.get("last_error"))
+        told = last if as_count(last.get("code")) else told
+        has_code = as_count(told.get("code")) or as_count(told.get("error_code"))
+        if not has_code:
+            return super().explain(error)
+        return _explain_code({**told, "msg": told.get("msg") or told.get("message")})
 
     def _on_canceled(self, event: dict[str, Any], out: list[Delta]) -> None:
         raise UpstreamFailed("The answer was cancelled in Coze.")
@@ -553,10 +561,6 @@ class CozeDecoder(EventDecoder):
             self._has_text = True
             out.append(Text(words[0] if len(words) == 1 else content))
 
-    def _on_run_error(self, event: dict[str, Any], out: list[Delta]) -> None:
-        code, words = event.get("error_code"), event.get("error_message")
-        raise _explain_code({"code": code, "msg": words})
-
     def _on_interrupt(self, event: dict[str, Any], out: list[Delta]) -> None:
         asked = as_object(event.get("interrupt_data"))
         out.append(Note("interaction", asked))
@@ -581,9 +585,7 @@ class CozeDecoder(EventDecoder):
         "conversation.chat.required_action": _on_requires_action,
         "conversation.chat.canceled": _on_canceled,
         "conversation.chat.cancelled": _on_canceled,
-        "error": _on_failed,
         "Message": _on_message,
-        "Error": _on_run_error,
         "Interrupt": _on_interrupt,
     }
 

@@ -44,6 +44,7 @@ from gateway.messages import (
     Text,
     Usage,
 )
+from gateway.passthrough import told_error
 from gateway.pattern import Pattern
 from gateway.pauses import WAITS
 from gateway.platforms.base import (
@@ -405,6 +406,7 @@ class DifyDecoder(EventDecoder):
     `workflow_finished`, a chatflow with both in either order; 1.13.0 loses the first of them.
     """
 
+    platform = "Dify"
     __slots__ = (
         "_begun", "_files", "_filtered", "_finished", "_forms", "_has_reasoning", "_is_agent",
         "_last_thought", "_message_end", "_nodes_usage", "_output", "_repeats", "_runs_workflow",
@@ -447,12 +449,19 @@ class DifyDecoder(EventDecoder):
             self._say(as_text(event.get("answer")), out, selector)
             return
         handle = self._HANDLERS.get(kind) if isinstance(kind, str) else None
-        if kind == "error" or (kind is None and ("message" in event or "error" in event)):
-            raise _explain_event(event)
+        if kind == "error":
+            raise self.explain(event)
+        if kind is None and (error := told_error(event)):
+            raise self.explain(error)
         if not self._begun and kind not in (None, "ping"):
             self._begin(event, out)
         if handle:
             handle(self, event, out)
+
+    def explain(self, error: Any) -> GatewayError:
+        told = as_object(error)
+        has_words = as_text(told.get("message")) or as_text(told.get("error"))
+        return _explain_event(told) if has_words else super().explain(error)
 
     @property
     def heard(self) -> Callable[[str], None]:

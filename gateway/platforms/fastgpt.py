@@ -33,6 +33,7 @@ from gateway.messages import (
     Reasoning,
     Text,
 )
+from gateway.passthrough import choice_error, told_error
 from gateway.pattern import Pattern
 from gateway.pauses import WAITS, Field, Pause, Pauses, number_in
 from gateway.platforms.base import (
@@ -257,6 +258,7 @@ class FastGPTDecoder(EventDecoder):
     the model stopped. A whole answer is read too, as one event: some proxies make one of a stream.
     """
 
+    platform = "FastGPT"
     __slots__ = (
         "_begun", "_detail", "_has_more", "_has_text", "_is_paused", "_knows_nodes", "_marks",
         "_nodes", "_pauses", "_reason", "_said_done",
@@ -293,10 +295,8 @@ class FastGPTDecoder(EventDecoder):
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
         if not self._begun:
-            self._begun = True
-            out.append(Begin(self.conversation_id))
-            if name != "error":
-                self._pauses.end(self.conversation_id)
+            self._begin(out)
+            self._pauses.end(self.conversation_id)
         if name in _ANSWERS and data.startswith(b"{"):  # nearly all events
             return self._chunk(parse_object(data), out)
         if data.strip() in (b"[DONE]", b'"[DONE]"'):
@@ -308,11 +308,16 @@ class FastGPTDecoder(EventDecoder):
             handle(self, data, out)
         return None
 
+    def _begin(self, out: list[Delta]) -> None:
+        if not self._begun:
+            self._begun = True
+            out.append(Begin(self.conversation_id))
+
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
         choices = as_list(chunk.get("choices"))
         if not choices:
-            if chunk.get("error") or as_text(chunk.get("statusText")):
-                raise explain_code(as_object(chunk.get("error")) or chunk)
+            if (error := told_error(chunk)) or as_text(chunk.get("statusText")):
+                raise self.explain(error or chunk)
             return None  # 4.9.7 leaks its timing into plain streams
         choice = as_object(choices[0])
         if "message" in choice:
@@ -328,6 +333,8 @@ class FastGPTDecoder(EventDecoder):
             self._say_parts(text, out)
         if reason := as_text(choice.get("finish_reason")):
             self._reason = reason
+            if error := choice_error(choice):
+                raise self.explain(error)
         return None if text or reasoning or reason else False
 
     def _say_parts(self, content: Any, out: list[Delta]) -> None:
@@ -349,7 +356,7 @@ class FastGPTDecoder(EventDecoder):
             if any(isinstance(as_object(item).get(name), dict | list) for name in _ITEMS):
                 self._item(item, out)
             else:
-                self._say_parts(item, out)
+                self._say_parts([item], out)
         if self._detail and (variables := _variables(answer.get("newVariables"))):
             out.append(Note("outputs", variables))
         self._nodes += as_list(answer.get("responseData"))
@@ -369,6 +376,7 @@ class FastGPTDecoder(EventDecoder):
             self._pause(asked, out)
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
+        self._begin(out)
         self._say_rest(out)
         super()._fail(error, out)
 
@@ -388,8 +396,10 @@ class FastGPTDecoder(EventDecoder):
             self._has_text = True
             out.append(Text(rest))
 
-    def _on_error(self, data: bytes, out: list[Delta]) -> None:
-        raise explain_code(parse_object(data))
+    def explain(self, error: Any) -> GatewayError:
+        told = as_object(error)
+        is_own = any(told.get(name) for name in ("code", "message", "msg", "statusText"))
+        return explain_code(told) if is_own else super().explain(error)
 
     def _on_status(self, data: bytes, out: list[Delta]) -> None:
         status = parse_object(data)
@@ -443,7 +453,6 @@ class FastGPTDecoder(EventDecoder):
             self._say(f"\n\n{words}" if self._has_text else words, out)
 
     _HANDLERS: ClassVar[dict[str, Callable[["FastGPTDecoder", bytes, list[Delta]], None]]] = {
-        "error": _on_error,
         "flowNodeStatus": _on_status,
         "moduleStatus": _on_status,
         "toolCall": _on_tool,

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gateway.config import OpenAIAgent
-from gateway.content import read_content, read_pictures
+from gateway.content import message_of, read_message, read_pictures
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.failures import explain_http, explain_member
@@ -44,6 +44,7 @@ from gateway.platforms.base import (
     dump,
     json_headers,
     json_text,
+    parse_json,
     parse_object,
 )
 from gateway.turns import media_part, put_back
@@ -200,7 +201,6 @@ class ChunkDecoder(EventDecoder):
     """Chunks of a chat completion as deltas. Zhipu's model API differs in a few values only."""
 
     text_members = (b"content",)
-    platform = "The upstream"
     reasons: ClassVar[dict[str, str]] = {}
 
     def __init__(self) -> None:
@@ -224,38 +224,48 @@ class ChunkDecoder(EventDecoder):
             self._end(out)
             return
         chunk = parse_object(data)
-        if error := told_error(chunk):
+        choices = as_list(chunk.get("choices"))[:1]
+        is_plain = choices and "error" not in chunk and "errors" not in chunk
+        if not is_plain and (error := told_error(parse_json(data))):
             raise self.explain(error)
         if not self._begun:
             self._begun = True
             out.append(Begin(message_id=as_id(chunk.get("id"))))
         if found := read_usage(chunk.get("usage")):
             self._usage = found
-        for choice in map(as_object, as_list(chunk.get("choices"))[:1]):
+        for choice in map(as_object, choices):
             self._choice(choice, out)
 
     def explain(self, error: Any) -> GatewayError:
         return explain_error(self.platform, error)
 
     def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
-        delta = as_object(choice.get("delta")) or as_object(choice.get("message"))
+        delta = message_of(choice)
         if reasoning := as_text(delta.get("reasoning_content")) or as_text(delta.get("reasoning")):
             self.has_more = True
             out.append(Reasoning(reasoning))
-        content = delta.get("content") or delta.get("refusal")
-        if type(content) is str:  # nearly always
+        content = delta.get("content")
+        if type(content) is str and content:  # nearly always
             self.has_text = True
             out.append(Text(content))
         else:
-            self._parts(read_content(content), out)
+            self._parts(read_message(choice), out)
         if "images" in delta:
             self._parts(read_pictures(delta["images"]), out)
         for call in map(as_object, as_list(delta.get("tool_calls"))):
             self._tool_call(call, out)
+        if "function_call" in delta and (call := as_object(delta["function_call"])):
+            self._tool_call({"index": 0, "function": call}, out)  # before there were tools
         if reason := as_text(choice.get("finish_reason")):
             self._reason = self.reasons.get(reason, reason)
-            if self._reason == "error":
-                raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
+        if "error" in choice or self._reason == "error":
+            self._fail_choice(choice, reason)
+
+    def _fail_choice(self, choice: dict[str, Any], reason: str) -> None:
+        if error := choice.get("error"):
+            raise self.explain(error)
+        if self._reason == "error":
+            raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
 
     def _parts(self, parts: list[Delta], out: list[Delta]) -> None:
         """Content in another form; pictures come again in a last message that repeats all."""
@@ -299,7 +309,7 @@ class ChunkDecoder(EventDecoder):
         if not (self._reason or self.has_text or self.has_more or self._calls):
             raise EmptyAnswer(self.platform)
         reason = self._reason or "stop"
-        if reason == "stop" and self._calls:  # `stop` here would end an agent's loop
+        if reason in ("stop", "function_call") and self._calls:  # `stop` would end an agent's loop
             reason = "tool_calls"
         out.append(Finish(reason, self._usage))
         self.done = True

@@ -37,6 +37,7 @@ from gateway.failures import (
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
+from gateway.passthrough import told_error
 from gateway.platforms.base import (
     BadEvent,
     Carriage,
@@ -515,6 +516,7 @@ _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
 class GlmsDecoder(EventDecoder):
     """Every frame repeats the text so far. Text keeps growing over tool parts in between."""
 
+    platform = "Zhipu"
     repeats = True
 
     def __init__(self) -> None:
@@ -530,10 +532,12 @@ class GlmsDecoder(EventDecoder):
         if not data.strip() or data.strip() == b"[DONE]":
             return
         frame = parse_object(data)
-        if not isinstance(frame.get("message"), dict) and as_count(frame.get("status")):
+        is_frame = isinstance(frame.get("message"), dict)
+        if not is_frame and as_count(frame.get("status")):
             raise _explain_glms(UpstreamReply(200, {}, data))
-        if _tells_failure(name, frame, "message"):
-            raise _explain_told(frame)
+        error = frame.get("error") if is_frame else told_error(frame)
+        if error:
+            raise self.explain(error)
         if not self._begun:
             self._begun = True
             self.conversation_id = as_id(frame.get("conversation_id"))
@@ -545,6 +549,9 @@ class GlmsDecoder(EventDecoder):
             self._part(as_object(part), message, is_last, out)
         if is_last:
             self._end(frame, out)
+
+    def explain(self, error: Any) -> GatewayError:
+        return _explain_told(error) if isinstance(error, dict) else super().explain(error)
 
     def _part(
         self, part: dict[str, Any], message: dict[str, Any], is_last: bool, out: list[Delta]
@@ -605,6 +612,7 @@ class GlmsDecoder(EventDecoder):
 class ApplicationDecoder(EventDecoder):
     """Increments under `delta.content.msg`; the end is a finish reason, perhaps `[DONE]` too."""
 
+    platform = "Zhipu"
     text_members = (b"msg", b"content")
 
     def __init__(self) -> None:
@@ -624,8 +632,8 @@ class ApplicationDecoder(EventDecoder):
             self._end(out)
             return
         frame = parse_object(data)
-        if _tells_failure(name, frame, "choices"):
-            raise _explain_told(frame)
+        if error := frame.get("error") if frame.get("choices") else told_error(frame):
+            raise self.explain(error)
         if not self._begun:
             self._begun = True
             self.conversation_id = as_id(frame.get("conversation_id"))
@@ -636,6 +644,9 @@ class ApplicationDecoder(EventDecoder):
             self._choice(choice, out)
         self._has_said = self._has_said or len(out) > before
         self.ending = bool(self._reason)
+
+    def explain(self, error: Any) -> GatewayError:
+        return _explain_told(error) if isinstance(error, dict) else super().explain(error)
 
     def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
         whole = choice.get("messages")
@@ -724,18 +735,6 @@ def _explain_glms(reply: UpstreamReply) -> GatewayError:
             " Check api_key (id.secret) and assistant_id."
         )
     return explain_words("智谱清言", words)
-
-
-def _tells_failure(name: str, frame: dict[str, Any], answer: str) -> bool:
-    """Whether an event reports a failure. `answer` is the member under which others have their
-    part of the answer."""
-    if name == "error" or frame.get("error"):
-        return True
-    if isinstance(frame.get(answer), dict | list):
-        return False
-    if code := as_id(frame.get("code")):
-        return not _is_good(code)
-    return any(map(frame.get, ("message", "msg", "detail", "errors")))
 
 
 def _is_good(code: str) -> bool:
