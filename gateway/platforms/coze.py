@@ -34,7 +34,13 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_member, explain_words
+from gateway.failures import (
+    RETRY_AFTER_S,
+    explain_http,
+    explain_words,
+    is_failure,
+    words_of,
+)
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -68,7 +74,7 @@ from gateway.platforms.base import (
     dump,
     form_headers,
     json_headers,
-    parse_object,
+    parse_json,
 )
 from gateway.usage import as_count
 
@@ -411,12 +417,13 @@ class CozeDecoder(EventDecoder):
         handle = self._HANDLERS.get(name)
         if handle is None and name:
             return
-        event = parse_object(data) if data.strip() else {}
+        value = parse_json(data) if data.strip() else {}
+        event = (
+            {"message": value} if name == "error" and type(value) is not dict else as_object(value)
+        )
         if handle is None:  # no name: hosted Coze always sends one, so this is its error envelope
-            if as_count(event.get("code")):
-                raise _explain_code(event)
-            if event.get("error"):  # of a proxy, or of a server that speaks for Coze
-                raise explain_member("Coze", event)
+            if is_failure(event):
+                self._on_failed(event, out)
             return
         handle(self, event, out)
 
@@ -504,8 +511,8 @@ class CozeDecoder(EventDecoder):
         self.ending = True  # voice may still follow, then `done`
 
     def _on_failed(self, event: dict[str, Any], out: list[Delta]) -> None:
-        last = as_object(event.get("last_error"))
-        raise _explain_code(last if as_count(last.get("code")) else event)
+        inner = (as_object(event.get("last_error")), as_object(event.get("error")))
+        raise _explain_code(next((told for told in inner if as_count(told.get("code"))), event))
 
     def _on_canceled(self, event: dict[str, Any], out: list[Delta]) -> None:
         raise UpstreamFailed("The answer was cancelled in Coze.")
@@ -705,7 +712,7 @@ _CALLER: dict[int, tuple[type[GatewayError], str]] = {
 def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
     """The error for Coze's own code, which may come as a number or as digits."""
     code = as_count(event.get("code")) or as_count(event.get("error_code"))
-    words = as_text(event.get("msg")) or as_text(event.get("error_message"))
+    words = words_of(event)
     said = f" (Coze {code or status}: {clean(words) or 'no message'})"
     if code == 4000 and status == 404:
         return UpstreamMisconfigured("Coze has no such path: check base_url." + said)

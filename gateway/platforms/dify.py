@@ -29,7 +29,13 @@ from gateway.errors import (
     retry_after,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import (
+    RETRY_AFTER_S,
+    explain_http,
+    explain_words,
+    is_failure,
+    words_of,
+)
 from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -62,7 +68,7 @@ from gateway.platforms.base import (
     form_headers,
     json_headers,
     json_text,
-    parse_object,
+    parse_json,
 )
 from gateway.thinking import ThinkingSplitter, without_thinking
 from gateway.usage import as_count
@@ -437,7 +443,10 @@ class DifyDecoder(EventDecoder):
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if not data.strip():
             return
-        event = parse_object(data)
+        value = parse_json(data)
+        event = (
+            {"error": value} if name == "error" and type(value) is not dict else as_object(value)
+        )
         kind = event.get("event")
         if kind == "message" and not self._is_agent:  # nearly all events are this
             if not self._begun:
@@ -446,7 +455,7 @@ class DifyDecoder(EventDecoder):
             self._say(as_text(event.get("answer")), out, selector)
             return
         handle = self._HANDLERS.get(kind) if isinstance(kind, str) else None
-        if kind == "error" or (kind is None and ("message" in event or "error" in event)):
+        if kind == "error" or name == "error" or (kind is None and is_failure(event)):
             raise _explain_event(event)
         if not self._begun and kind not in (None, "ping"):
             self._begin(event, out)
@@ -777,7 +786,7 @@ def _citation(source: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    code, words = as_text(body.get("code")), as_text(body.get("message"))
+    code, words = as_text(body.get("code")), words_of(body)
     error = _explain_code(code, words) or explain_http("Dify", reply, words)
     if isinstance(error, RateLimited):
         error.retry_after_s = retry_after(reply.headers, error.retry_after_s)
@@ -799,7 +808,7 @@ def _plain(words: str) -> str:
 def _explain_event(event: dict[str, Any]) -> GatewayError:
     """The `error` event: the run had begun, so `invalid_param` is rarely the caller's doing."""
     code = as_id(event.get("code"))
-    words = _plain(as_text(event.get("message")) or as_text(event.get("error")))
+    words = _plain(words_of(event))
     if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
         return explain_words("Dify", words)
     status = as_count(event.get("status"))
@@ -812,7 +821,7 @@ def _explain_event(event: dict[str, Any]) -> GatewayError:
 
 def _explain_run(data: dict[str, Any]) -> GatewayError:
     """A failed workflow. One that failed without a step was refused for its input."""
-    words = _plain(as_text(data.get("error")))
+    words = _plain(words_of(data.get("error"), data))
     error = explain_words("Dify", words)
     if "conversation not exists" in words.lower():
         return ConversationNotFound(_NO_CONVERSATION)

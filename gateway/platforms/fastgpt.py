@@ -21,6 +21,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UpstreamReply, UpstreamRequest
+from gateway.failures import is_failure
 from gateway.history import require_question
 from gateway.messages import (
     Begin,
@@ -51,7 +52,7 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
-from gateway.platforms.fastgpterrors import concerns_key, explain, explain_code
+from gateway.platforms.fastgpterrors import concerns_key, explain, explain_value
 from gateway.platforms.fastgptnodes import (
     any_failure,
     choice_made,
@@ -311,8 +312,8 @@ class FastGPTDecoder(EventDecoder):
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
         choices = as_list(chunk.get("choices"))
         if not choices:
-            if chunk.get("error") or as_text(chunk.get("statusText")):
-                raise explain_code(as_object(chunk.get("error")) or chunk)
+            if is_failure(chunk) or as_text(chunk.get("statusText")):
+                raise explain_value(chunk)
             return None  # 4.9.7 leaks its timing into plain streams
         choice = as_object(choices[0])
         if "message" in choice:
@@ -389,7 +390,7 @@ class FastGPTDecoder(EventDecoder):
             out.append(Text(rest))
 
     def _on_error(self, data: bytes, out: list[Delta]) -> None:
-        raise explain_code(parse_object(data))
+        raise explain_value(parse_json(data))
 
     def _on_status(self, data: bytes, out: list[Delta]) -> None:
         status = parse_object(data)

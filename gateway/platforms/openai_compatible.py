@@ -11,7 +11,7 @@ from gateway.config import OpenAIAgent
 from gateway.content import read_content, read_pictures
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.failures import explain_http, explain_member
+from gateway.failures import explain_http, explain_member, is_failure
 from gateway.filetypes import KINDS
 from gateway.messages import (
     Begin,
@@ -44,7 +44,7 @@ from gateway.platforms.base import (
     dump,
     json_headers,
     json_text,
-    parse_object,
+    parse_json,
 )
 from gateway.turns import media_part, put_back
 from gateway.usage import read_usage
@@ -223,9 +223,12 @@ class ChunkDecoder(EventDecoder):
         if data.strip() == b"[DONE]":
             self._end(out)
             return
-        chunk = parse_object(data)
+        value = parse_json(data)
+        chunk = as_object(value)
         if error := told_error(chunk):
             raise self.explain(error)
+        if name == "error" or ("choices" not in chunk and is_failure(chunk)):
+            raise self.explain(value)
         if not self._begun:
             self._begun = True
             out.append(Begin(message_id=as_id(chunk.get("id"))))
@@ -255,6 +258,8 @@ class ChunkDecoder(EventDecoder):
         if reason := as_text(choice.get("finish_reason")):
             self._reason = self.reasons.get(reason, reason)
             if self._reason == "error":
+                if error := choice.get("error"):
+                    raise self.explain(error)
                 raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
 
     def _parts(self, parts: list[Delta], out: list[Delta]) -> None:
