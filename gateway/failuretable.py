@@ -75,6 +75,7 @@ ROWS = (
     ), ("insufficientquota", "billinghardlimit", "billingnotactive")),
     Row("credit", "LiteLLM", (
         "budget (has been |was |is |)exceeded", "(is|user=<id>|key=<id>|team=<id>) over budget",
+        "exceeded (its|your|the) budget",
     ), ("budgetexceeded", "exceededbudget")),
     Row("credit", "DeepSeek, SiliconFlow, MiniMax", (
         "balance (is |)(insufficient|not enough|not sufficient|exhausted|used up|too low)",
@@ -87,7 +88,7 @@ ROWS = (
     Row("credit", "Moonshot", ("account is suspended",), ("exceededcurrentquota",)),
     Row("credit", "one-api, new-api", (
         "quota (is not enough|not enough|is insufficient|exhausted|used up|has been exhausted)",
-        "quota (has been |was |)exceeded", "预扣费额度失败",
+        "quota (limit |)(has been |was |)exceeded", "预扣费额度失败",
     ), ("insufficientuserquota", "preconsumetokenquotafailed", "tokenstatusexhausted")),
     Row("credit", "DashScope", (
         "account is in good standing", "free tier of the model has been exhausted",
@@ -131,10 +132,10 @@ ROWS = (
         "(credits|credit|quota|balance|funds)",
         "please (recharge|top up|add funds|add credits)", "recharge your account",
         "(top up|add funds to|add credits to) your (account|balance|wallet)",
-        "(subscription|plan) (has |is |)expired",
+        "(subscription|plan|trial) (has |is |)(expired|ended)",
     )),
     Row("credit", "in Chinese", (
-        "(余额|额度|配额|积分|点数|资源点|余量|预算|授权量|资源包|免费次数)(已经|已|)"
+        "(余额|额度|配额|积分|点数|资源点|余量|预算|授权量|资源包|流量包|免费次数)(已经|已|)"
         "(不足|不够|用完|用尽|用光|耗尽|为0|为零)",
         "(次数|用量)(已经|已|)(用完|用尽|用光|耗尽)", "(额度|配额|预算)(已经|已)(用|超)",
         "(额度|配额)(超限|超额)", "(超出|超过|达到|达)(了|)"
@@ -151,11 +152,13 @@ ROWS = (
         "context (length|window|size|limit) (exceeds|exceeded|is exceeded|exceed|of <id>tokens|is "
         "<id>tokens|has been exceeded)",
         "maximum (prompt|model) length", "reduce the length of the (messages|prompt|input)",
+        "(exceeds|exceed|exceeded)… maximum context",
     ), (
         "contextlengthexceeded", "contextlength", "contextwindow", "stringabovemaxlength",
     ), ("code:40303",)),
     Row("context", "Anthropic, Bedrock", (
         "(prompt|input|context|conversation|message|text|question|query|request) is too long",
+        "(prompt|input) too long",
         "(prompts|inputs|messages) are too long", "exceed context limit", "too long for model",
     )),
     Row("context", "Cohere", ("too many tokens: size limit", "size limit exceeded by")),
@@ -183,10 +186,13 @@ ROWS = (
         "(超出|超过|超)(了|)(模型|)(的|)(最大|)(上下文|输入|)(的|)(最大|)(长度|窗口)",
         "(超出|超过)(了|)(模型的|模型|)(上下文|最大token|最大输入|最大上下文)",
         "超过(了|)模型(的|)最大",
-        "(token|tokens)(数量|数|总数|长度|)(超出|超过|超)(了|)(模型|最大|上下文|上限|限制|长)",
-        "(输入|提示词|提示|上下文|消息|内容|文本|问题|对话|请求内容|prompt)(内容|长度|文本|)(过|超|太)长",
+        "(token|tokens) ?(数量|数|总数|长度|)(超出|超过|超)(了|)(模型|最大|上下文|上限|限制|长)",
+        "(输入|提示词|提示|上下文|消息|内容|文本|问题|对话|请求内容|prompt)(内容|长度|文本|)"
+        "(过|超|太)长",
         "(输入|提示词|上下文|消息|对话|文本|内容)(内容|文本|)(长度|token数|tokens数)(已|)"
         "(超限|超出|超过)", "上下文(长度|窗口|)(超限|超出|超过)",
+        "(输入|提示词)(token|tokens|token数|字数)(超限|超出|超过)",
+        "字数(超出|超过)(了|)(最大|)限制",
     )),
 
     Row("moderated", "OpenAI, Azure, Moonshot", (
@@ -197,11 +203,14 @@ ROWS = (
         "(violate|violates|violated|violating|violation of|against)… (content|safety|usage) "
         "(safety |)(policy|policies|guidelines)",
         "(content|usage) (safety |)(policy|policies|guidelines) violation",
+        "(violate|violates|violated) our (policy|policies)", "flagged… policy violation",
     ), (
         "contentfilter", "contentpolicy", "responsibleaipolicyviolation", "moderationblocked",
         "cyberpolicy",
     )),
-    Row("moderated", "new-api", ("sensitive words? (detected|found)",), ("sensitivewords",)),
+    Row("moderated", "new-api", (
+        "sensitive (words?|content|information) (detected|found)",
+    ), ("sensitivewords",)),
     Row("moderated", "DeepSeek", ("content exists risk",)),
     Row("moderated", "DashScope", (
         "data inspection failed", "(contain|contains|detected)… inappropriate content",
@@ -214,7 +223,9 @@ ROWS = (
         "statuscode:1026", "statuscode:1027",
     )),
     Row("moderated", "Zhipu", (), (), ("code:1300", "code:1301")),
-    Row("moderated", "Baidu qianfan", ("unsafe content",), ("prohibitedcontent",), (
+    Row("moderated", "Baidu qianfan", (
+        "unsafe content", "(contain|contains|contained) prohibited content",
+    ), ("prohibitedcontent",), (
         "errorcode:336104",
     )),
     Row("moderated", "StepFun", ("content you provided or machine output",), (
@@ -227,7 +238,9 @@ ROWS = (
         "(涉及|包含|含有|检测到|命中|存在|触发|涉嫌)(了|到|)…(敏感|违禁|违规|不合规|不当|不良)"
         "(词|内容|信息|言论)", "(涉及|涉嫌)(敏感|违禁|违规|违法)",
         "(内容|输入|输出|文本|问题|提问|图片)(内容|)(涉嫌|存在|)(违规|不合规|违法|敏感|不合法)",
-        "不安全或敏感", "审核(未|不|没有)通过", "未(能|)通过(内容|安全|)(安全|)审核",
+        "不安全或敏感", "审核(未|不|没有)通过", "未(能|)通过(内容|安全|)(安全|)(审核|检测)",
+        "内容安全(检测|审核|审查)(不|未)通过",
+        "违反(了|)(相关|国家|平台|内容|使用|)(法律|法规|政策|规定|规范)",
         "(触发|命中)(了|)(内容安全|内容审核)", "内容安全(策略|风险|拦截|限制)",
         "(被|触发)(了|)(内容|)(安全|)审核(拦截|拒绝)",
     )),
@@ -260,7 +273,7 @@ ROWS = (
     Row("model", "one-api, new-api", ("(无|没有)可用(的|)渠道", "no available channel")),
     Row("model", "Ollama, LM Studio", ("try pulling it first", "no models loaded")),
     Row("model", "in Chinese", (
-        "(模型|model) ?<id>(不存在|未开通|已下线|不可用|未找到|不支持)",
+        "(模型|model) ?<id>(不存在|未开通|已下线|已下架|下架|不可用|未找到|不支持)",
         "(未找到|找不到|不支持)(该|此|的|这个|)模型", "(无权|没有权限)(访问|使用)(该|此|)模型",
     )),
     Row("model", "Baidu qianfan", (), ("invalidmodel",), ("errorcode:3",)),
@@ -273,8 +286,13 @@ ROWS = (
         "apikeyinvalid",
     )),
     Row("key", "Anthropic, OpenAI", (
-        "(organization|account|key|user) (has been|is|was) (disabled|deactivated|banned|blocked)",
-    ), ("accountdeactivated",)),
+        "(organization|account|key|user) (has been|is|was) "
+        "(disabled|deactivated|banned|blocked|suspended)",
+        "invalid subscription key",
+    ), (
+        "accountdeactivated", "invalidtoken", "tokenexpired", "invalidcredentials", "missingapikey",
+        "authenticationfailed", "authenticationrequired",
+    )),
     Row("key", "DeepSeek, Moonshot", ("authentication fails", "invalid authentication"), (
         "invalidauthentication",
     )),
@@ -300,7 +318,8 @@ ROWS = (
         "(密钥|令牌|api ?key|apikey|token) ?(无效|错误|不正确|不存在|已过期|过期|已失效|失效|"
         "状态不可用|验证失败)",
         "(无效|错误|失效|过期)的 ?(密钥|令牌|api ?key|apikey|token)",
-        "(身份验证|身份认证|鉴权|认证|授权)失败",
+        "(身份验证|身份认证|鉴权|认证|授权)失败", "(用户|请求|账号|应用|接口)未授权",
+        "(账号|账户|用户|令牌|密钥|组织)(已|已被|被)(封禁|禁用|停用|冻结)",
     )),
     Row("key", "iFlytek Spark", (), (), ("code:11200",)),
 
@@ -317,7 +336,8 @@ ROWS = (
         "(experiencing|due to)… high (demand|traffic)",
     ), ("toomanyrequestsqueue", "queueexceeded")),
     Row("overloaded", "in Chinese", (
-        "负载已饱和", "(服务|服务器|系统|模型|引擎)(正|)(繁忙|过载)", "访问量过大", "算力不足",
+        "负载已饱和", "(服务|服务器|系统|模型|引擎|资源|平台)(正|)(繁忙|过载)", "访问量过大",
+        "算力不足",
         "负载(过高|较高|过大)",
     )),
 
@@ -334,17 +354,20 @@ ROWS = (
     Row("rate", "Google", ("resource has been exhausted",), ("resourceexhausted",)),
     Row("rate", "Tencent hunyuan", (), ("limitexceeded",)),
     Row("rate", "everybody", (
+        "rate[ -]limited", "request rate (is |)too high",
+        "max concurrency (limit |)(is |)(reached|exceeded)",
         "rate[ -]?limits? (is |was |has been |)(exceeded|reached|hit|error|exceed)",
         "(exceed|exceeds|exceeded|reach|reached|hit|hits|over|due to|call)… rate[ -]?limit(s|ing|)",
         "(are|been|is|being|was|were) (being |)(rate[ -]?limited|throttled)",
         "too many requests", "concurrency limit (is |has been |)(exceeded|reached|hit)",
         "(exceed|exceeds|exceeded|reached|hit)… concurrency limit",
-    ), ("ratelimit", "toomanyrequests")),
+    ), ("ratelimit", "toomanyrequests", "throttled")),
     Row("rate", "in Chinese", (
         "过于频繁", "太频繁", "请求频繁",
         "(请求|访问|调用|操作|提问|发送)(次数|频率|量|速度|速率|)(已|)"
         "(过多|过快|太快|太多|过高|超限|超出限制|超过限制|受限|达到上限)",
-        "(超出|超过|达到|触发|触及|已达)(了|到|)…(频率|速率|并发|并发数|qps|rpm|tpm)(的|)(限制|上限|)",
+        "(超出|超过|达到|触发|触及|已达)(了|到|)…(频率|速率|并发|并发数|qps|rpm|tpm)(的|)"
+        "(限制|上限|)",
         "(频率|速率|并发|并发数|并发量|qps|rpm|tpm)(已|)(超限|超出|超过|达到上限|达上限|过高|受限)",
         "(触发|被)(了|)(限流|限速)", "(请求|接口|服务|平台)已(限流|限速)",
     )),

@@ -44,7 +44,7 @@ _NAME = re.compile(
     r"""|“[^”\n]{0,200}”|‘[^’\n]{0,200}’|「[^」\n]{0,200}」|『[^』\n]{0,200}』|【[^】\n]{0,200}】"""
     r"""|《[^》\n]{0,200}》|\[[^\[\]\s]{1,80}\]|\{\{[^{}\n]{1,200}\}\}|\#[^#\n]{1,80}\#"""
     # a file, a node, a tool, a member
-    r"""|[^\s/]{1,100}\.(?:png|jpe?g|gif|webp|pdf|docx?|xlsx?|pptx?|txt|csv|md|mp[34]|json|py)\b"""
+    r"""|[\w()-]{1,100}\.(?:png|jpe?g|gif|webp|pdf|docx?|xlsx?|pptx?|txt|csv|md|mp[34]|json|py)\b"""
     r"""|\bnode [^:：\n]{1,60}(?=[:：])|\btool [^:：\n]{1,60}?(?= invoke| error| failed|[:：])"""
     r"""|(?:节点|工具|变量|字段|参数|插件)\s[^\s:：,，。]{1,40}"""
     r"""|\b(?:parameters?|arguments?|supplied|variable|field|property|column|function):?\s"""
@@ -64,6 +64,7 @@ def without_names(words: str) -> str:
     return _NAME.sub('""', words)
 
 
+_MAX_CODE = 40
 _TOKEN = re.compile(r"(?<![\w./-])[A-Za-z][A-Za-z_.]{3,80}(?![\w/-])")
 _FAILS = re.compile(
     r"(?:error|exception|exceeded|exhausted|quota|balance|not_?found|reached|overloaded|denied"
@@ -75,11 +76,11 @@ _END = re.compile(r"(?:error|exception|exceeded)$")
 def codes_in(words: str) -> set[str]:
     """The codes that stand in the words as tokens: `RateLimitError`, `insufficient_quota`.
 
-    The name of a field is seldom like that of a failure; alone, any token is a code.
+    The name of a field is seldom like that of a failure; short words that stand alone are a code.
     """
     words = without_names(words)
     alone = words.strip(" .!:-")
-    found = {alone} if _TOKEN.fullmatch(alone) else set()
+    found = {alone} if len(alone) <= _MAX_CODE else set()
     for token in _TOKEN.findall(words):
         is_name = "_" in token or token[1:] != token[1:].lower()
         if is_name and _FAILS.search(token.lower().rstrip(".")):
@@ -100,9 +101,10 @@ def bare(code: str) -> str:
 _NO_SEPARATORS = str.maketrans("", "", "_-. ")
 _STATUS = re.compile(
     r"^(?:\[[\w.-]{1,40}\])?\W{0,3}([45]\d\d)"
-    r"(?!\d| ?[条个次行]| ?(?:records?|rows?|items?|files?|results?|tokens?|ms|bytes|times)\b)"
-    r"|\b(?:error code|status code|status|error|http(?:/[\d.]{1,3})?(?: error| status)?|code[:=]"
-    r"|状态码|错误码)[\s:=：]{1,3}([45]\d\d)(?!\d)"
+    r"(?!\w| ?[条个次行]| ?(?:records?|rows?|items?|files?|results?|tokens?|ms|bytes|times)\b)"
+    r"|\b(?:error code|status code|(?<!exit )status|http(?:/[\d.]{1,3})?(?: error| status)?"
+    r"|code[:=]|状态码|错误码)[\s:=：]{1,3}([45]\d\d)(?!\d)"
+    r"|\berror:? ([45]\d\d)(?=[:,.)]|$)"
     r"|\b(?:client|server) error '([45]\d\d) ",
     re.IGNORECASE,
 )
@@ -111,4 +113,4 @@ _STATUS = re.compile(
 def status_in(words: str) -> int:
     """The HTTP status that the words name as one, else 0."""
     found = _STATUS.search(words)
-    return int(found[1] or found[2] or found[3]) if found else 0
+    return int(found[found.lastindex or 0]) if found else 0

@@ -138,6 +138,10 @@ EVERYDAY = [
     "Error in node 余额不足提醒: name 'x' is not defined", "Cannot open 余额不足.pdf", "data:image/png;base64,overdue",
     "Unknown tool `too many requests`", "Template {{ insufficient balance }} not rendered",
     "'insufficient_quota' is not of type 'integer'", "Additional properties are not allowed ('rate_limit_exceeded' was unexpected)",
+    "Tool 余额查询 invoke error: timeout", "The file credit-limit-exceeded.pdf could not be read",
+    "Plugin 敏感词过滤 not installed", "Workflow 充值流程 failed: timeout", "ValueError: '余额不足'",
+    "您的订单已过期", "订单超过预算", "令牌桶大小必须为正", "exit status 429", "error 404 lines parsed",
+    "401k plan data missing", "TypeError: overloaded function not matched",
     "country code 429 is unknown", "HTTP request to node 429 failed",
 ]  # fmt: skip
 
