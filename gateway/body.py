@@ -20,6 +20,7 @@ from pydantic import AliasChoices, BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
 from gateway import loosejson
+from gateway.charsets import as_utf8
 from gateway.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -157,7 +158,7 @@ async def read_object(request: web.Request, most: int | None = None) -> dict[str
     raw = await read_bytes(request, most)
     charset = request.headers.get("Content-Type", "")
     if len(raw) <= LARGE:
-        return _parse(_as_utf8(raw, charset))
+        return _parse(as_utf8(raw, charset))
     for mark, many in MAX_VALUES.items():
         if raw.count(mark) > many:
             raise InvalidRequest(
@@ -166,7 +167,7 @@ async def read_object(request: web.Request, most: int | None = None) -> dict[str
             )
     async with request.app[PARSING]:  # one at a time, and others have their turn before and after
         await asyncio.sleep(0)
-        value = _parse(_as_utf8(raw, charset))
+        value = _parse(as_utf8(raw, charset))
         await asyncio.sleep(0)
         return value
 
@@ -191,50 +192,6 @@ def _read_loosely(raw: bytes) -> Any:
         raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
     except loosejson.NotJson as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
-
-
-# What shells and programs of Windows send, as they name it.
-_CODECS = {
-    "gbk": "gb18030", "gb2312": "gb18030", "gb18030": "gb18030", "cp936": "gb18030",
-    "x-gbk": "gb18030", "big5": "big5hkscs", "utf-16": "utf-16", "utf16": "utf-16",
-    "utf-16le": "utf-16-le", "utf-16be": "utf-16-be", "utf-16-le": "utf-16-le",
-    "utf-16-be": "utf-16-be", "unicode": "utf-16", "utf-32": "utf-32",
-    "iso-8859-1": "cp1252", "latin1": "cp1252", "windows-1252": "cp1252", "cp1252": "cp1252",
-}  # fmt: skip
-_CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.\-]{1,20})", re.IGNORECASE)
-
-
-def _as_utf8(raw: bytes, kind: str) -> bytes:
-    """A body in UTF-8, whatever it is in, as its first bytes or its `Content-Type` tell it."""
-    if raw.startswith(b"\xef\xbb\xbf"):  # editors and shells on Windows put it there
-        return raw[3:]
-    codec = _codec(raw[:4], kind)
-    if codec is None or (codec == "cp1252" and _is_utf8(raw)):  # some write that before UTF-8
-        return raw
-    halves = "replace" if codec.startswith("utf") else "strict"  # of characters outside the BMP
-    try:
-        return raw.decode(codec, halves).removeprefix("\ufeff").encode()
-    except UnicodeError:
-        return raw  # it may be UTF-8 all the same, whatever it says
-
-
-def _is_utf8(raw: bytes) -> bool:
-    try:
-        raw.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
-
-
-def _codec(begin: bytes, kind: str) -> str | None:
-    if begin.startswith((b"\xff\xfe", b"\xfe\xff")):
-        return "utf-16"
-    if b"\0" in begin[:2]:  # JSON begins with a character of ASCII
-        return "utf-16-be" if begin[:1] == b"\0" else "utf-16-le"
-    if "charset" not in kind.lower():
-        return None
-    told = _CHARSET.search(kind)
-    return _CODECS.get(told[1].lower()) if told else None
 
 
 def check(model: type[M], value: dict[str, Any]) -> M:

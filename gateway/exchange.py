@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gateway import loosejson
+from gateway.charsets import as_utf8
 
 
 @dataclass(slots=True)
@@ -44,9 +45,19 @@ class UpstreamReply:
     def json(self) -> Any:
         """The parsed body, or None if it is not JSON."""
         try:
-            return loosejson.loads(self.body)
+            return loosejson.loads(self._utf8)
         except loosejson.NotJson:
             return None
+
+    @property
+    def text(self) -> str:
+        """The body as text, whatever is in it."""
+        return self._utf8.decode("utf-8", "replace")
+
+    @property
+    def _utf8(self) -> bytes:
+        kind = self.headers.get("Content-Type", "")
+        return as_utf8(self.body, kind) if "charset" in kind.lower() else self.body
 
     def object(self) -> dict[str, Any]:
         """The parsed body if it is a JSON object, else an empty one."""

@@ -30,7 +30,8 @@ from gateway.errors import (
     retry_after,
 )
 from gateway.exchange import UpstreamReply
-from gateway.failuretable import ROWS, Kind
+from gateway.failuretable import PATTERNS, ROWS, Kind
+from gateway.failurewords import bare, codes_in, inner, status_in, without_names
 
 # Seconds told to callers when an upstream refuses without saying for how long.
 RETRY_AFTER_S = Guess(5.0)
@@ -75,6 +76,8 @@ def explain_http(
     status = said.status if said.status and reply.status < 300 else reply.status
     words = words or said.words
     kind = classify(words, said.codes) or _BY_STATUS.get(status)
+    if kind == "rate" and status == 413:  # waiting does not make it smaller
+        kind = "request_over_limit"
     is_of_model = said.param == "model" or _MODEL.search(words[:_MAX_SEARCHED])
     if kind is None and status == 404 and own_request and is_of_model:
         kind = "model"
@@ -97,8 +100,7 @@ def explain_words(platform: str, words: str) -> GatewayError:
 
     Agent platforms pass on what the model behind the bot said, so the words are all there is.
     """
-    found = _STATUS_IN_WORDS.search(words[:_MAX_SEARCHED])
-    status = int(found[1] or found[2]) if found else 0
+    status = status_in(words[:_MAX_SEARCHED])
     kind = classify(words, ())
     if kind is None and status in _TOLD_BY_MODELS:  # 403 and 404 are those of any step's own call
         kind = _BY_STATUS[status]
@@ -130,11 +132,19 @@ def explain_member(platform: str, error: Any, *, own_request: bool = False) -> G
 
 def classify(words: str, codes: list[str] | tuple[str, ...]) -> Kind | None:
     """What the first row of the table that fits says."""
-    names = [code.partition(":")[2] for code in codes]
-    text = "\n".join((words[:_MAX_SEARCHED], *names)).lower()
-    exact = {code.lower() for code in codes}
-    for row in ROWS:
-        if not exact.isdisjoint(row.codes) or any(phrase in text for phrase in row.phrases):
+    told, more = inner(words[:_MAX_SEARCHED])
+    exact = {code.lower() for code in (*codes, *more)}
+    values = [code.partition(":")[2] for code in exact]
+    text = "\n".join((without_names(told).lower(), *values))
+    names = [bare(value) for value in values]
+    tokens = codes_in(told)
+    for row, pattern in zip(ROWS, PATTERNS, strict=True):
+        if (
+            not exact.isdisjoint(row.codes)
+            or not tokens.isdisjoint(row.names)
+            or any(part in name for name in names for part in row.names)
+            or (pattern and pattern.search(text))
+        ):
             return row.kind
     return None
 
@@ -144,7 +154,7 @@ def classify(words: str, codes: list[str] | tuple[str, ...]) -> Kind | None:
 _WORDS = frozenset((
     "message", "msg", "detail", "error", "errormsg", "errmsg", "errormessage", "statusmsg",
     "errordescription", "description", "title", "errorinfo", "err", "cause", "raw", "errors",
-    "hint", "info",
+    "hint", "info", "lasterror",
 ))  # fmt: skip
 _CODES = frozenset((
     "code", "type", "status", "errorcode", "errcode", "errno", "statuscode", "httpcode", "reason",
@@ -152,25 +162,58 @@ _CODES = frozenset((
 ))  # fmt: skip
 _INSIDE = _WORDS | {
     "details", "baseresp", "response", "data", "metadata", "innererror", "result", "body",
-    "violations", "errordetail", "lasterror", "output",
+    "violations", "errordetail", "lasterror", "output", "fault", "faultstring",
 }  # fmt: skip
 
 
 def read(reply: UpstreamReply) -> Said:
     """The words and codes of a body in any of the shapes that upstreams use."""
-    said = Said()
     value = reply.json() if len(reply.body) <= MAX_READ else None
+    said = read_value(value)
     if isinstance(value, dict | list):
-        told: list[str] = []
-        _walk(value, said, told, 0, [_MAX_MEMBERS])
-        said.words = ": ".join(dict.fromkeys(told[:_MAX_TOLD]))
-        if not said.words and not (reply.status < 300 and not said.codes):
-            said.words = reply.body.decode("utf-8", "replace")[:300] if value else ""
-    elif isinstance(value, str):
-        said.words = value
-    else:
+        if not said.words and value and not (reply.status < 300 and not said.codes):
+            said.words = reply.text[:300]
+    elif not isinstance(value, str):
         said.words = _plain(reply)
     return said
+
+
+def read_value(value: Any) -> Said:
+    """The words and codes of an event's or a member's JSON, whichever it is."""
+    said = Said()
+    told: list[str] = []
+    if isinstance(value, str):
+        _tell(value, said, told, 0, [_MAX_MEMBERS])
+    else:
+        _walk(value, said, told, 0, [_MAX_MEMBERS])
+    said.words = ": ".join(dict.fromkeys(told[:_MAX_TOLD]))
+    return said
+
+
+def words_of(*values: Any) -> str:
+    """The words of the first of `values` that has any. A code that is no number is better than no
+    word at all."""
+    for value in values:
+        said = read_value(value)
+        if said.words:
+            return said.words
+        for code in said.codes:
+            if code.startswith(("code:", "errorcode:")) and not code.rpartition(":")[2].isdigit():
+                return code.partition(":")[2]
+    return ""
+
+
+_FAILURE = ("message", "msg", "detail", "error_msg", "error_message", "errmsg")
+_GOOD = (0, "0", 200, "200")
+
+
+def is_failure(event: dict[str, Any]) -> bool:
+    """Whether an event that is none of its platform's own says that something failed."""
+    if event.get("error") or event.get("errors"):
+        return True
+    code = event.get("code") or event.get("error_code") or 0
+    is_good = "code" in event and code in _GOOD
+    return code not in _GOOD or (not is_good and any(map(event.get, _FAILURE)))
 
 
 def _walk(value: Any, said: Said, told: list[str], depth: int, left: list[int]) -> None:
@@ -238,7 +281,7 @@ _TAG = re.compile(r"<[^<>]{0,2000}>")
 
 def _plain(reply: UpstreamReply) -> str:
     """The words of a text or a web page; of a page they are its title, else its first words."""
-    text = reply.body[:2048].decode("utf-8", "replace").strip()
+    text = reply.text[:2048].strip()
     kind = reply.headers.get("Content-Type", "").lower()
     if "html" not in kind and not text[:15].lower().startswith(("<!doctype", "<html")):
         return text if text.isprintable() or not reply.body.count(0) else ""
@@ -247,11 +290,6 @@ def _plain(reply: UpstreamReply) -> str:
     return " ".join(_TAG.sub(" ", _HIDDEN.sub(" ", text)).split())[:200]
 
 
-_STATUS_IN_WORDS = re.compile(
-    r"(?:^\s*|(?:error code|status code|status|http)[: ]{1,3})([45]\d\d)(?!\d)"
-    r"|(?<![\w.])(429)(?![\w.])",
-    re.IGNORECASE,
-)
 _WAIT = re.compile(
     r"(?:again|retry|reset)\b.{0,10}?\b(?:in|after)\s{1,3}"
     r"(?:(\d{1,3})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,6}(?:\.\d{1,9})?)\s?(ms|s\b|sec|second))?",

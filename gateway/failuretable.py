@@ -4,13 +4,20 @@
 above vague ones: OpenAI says `rate_limit_exceeded` of a request that can never fit as well, and
 Google one sentence of a minute's limit and of a plan that is used up.
 
-A code is `member:value`, since numbers mean different things in different members. Member names are
-lower case without `_` and `-`; values and phrases are lower case. A phrase is looked for in the
-words and in the codes that are names.
+A row has three kinds of marks, all in lower case:
+
+- `codes` are `member:value`, since numbers mean different things in different members. Member
+  names are without `_` and `-`.
+- `names` are codes that are words, or parts of them, without `_`, `-`, `.` and spaces. They are
+  looked for in codes; in the words only as whole tokens that look like the name of a failure. The
+  name of a caller's tool or field is no failure, whatever it says.
+- `phrases` are looked for in the words, between the ends of words, and have two words at least.
+  `(a|b|)` is one of these, `…` a few words of one sentence, `<id>` a model's name or none.
 
 Sources: the providers' own lists of error codes, and bodies quoted in public reports.
 """
 
+import re
 from typing import Literal, NamedTuple
 
 Kind = Literal[
@@ -31,7 +38,8 @@ class Row(NamedTuple):
 
     kind: Kind
     who: str
-    phrases: tuple[str, ...]
+    phrases: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
 
 
@@ -41,243 +49,348 @@ ROWS = (
         "input or output tokens must be reduced",
     )),
     Row("credit", "Google", (
-        "perday", "prepayment credits", "spending cap", "spend cap",
-    )),
-    Row("rate", "Google", ("please retry in", "perminute")),
+        "prepayment credits", "(exceeded|reached|hit|over)… (spending|spend) cap",
+    ), ("perday",)),
+    Row("rate", "Google", (
+        "please retry in", "quota exceeded for (quota metric|metric)",
+    ), ("perminute",)),
     Row("rate", "OpenAI, Groq, Anthropic, SiliconFlow", (
-        "per minute", "per min (", "tokens per day", "requests per day", "tokens per hour",
-        "rate limit reached for", "tpm limit", "rpm limit", "(tpm)", "(rpm)", "qps limit",
-        "concurrent request",
+        "(tokens|requests|calls|queries) per (minute|min|day|hour|second)",
+        "rate limit reached for", "(tpm|rpm|tpd|rpd|qps) limit", "limit… (tpm|rpm|tpd|rpd)",
+        "(too many|maximum|max|limit|exceeded)… concurrent requests",
+        "concurrent request (limit|count|quota)",
     )),
-    Row("rate", "DashScope", (
-        "throttling", "limit_burst_rate", "limit_requests", "requests rate limit",
+    Row("rate", "Cerebras", (), ("tokenquotaexceeded", "requestquotaexceeded")),
+    Row("rate", "DashScope", ("requests rate limit",), (
+        "throttling", "limitburstrate", "limitrequests",
     )),
-    Row("rate", "Moonshot", ("rate_limit_reached_error", "max rpm", "max tpm", "max organization")),
+    Row("rate", "Moonshot", ("max (rpm|tpm)", "max organization (concurrency|rpm|tpm)"), (
+        "ratelimitreached",
+    )),
 
     Row("credit", "OpenAI, Azure", (
-        "insufficient_quota", "insufficient quota", "exceeded your current quota",
-        "billing_hard_limit_reached", "billing hard limit", "billing_not_active",
-        "account is not active",
-    )),
+        "exceeded your current quota", "billing hard limit", "account is not active",
+        "(insufficient|not enough|no|out of)( account| remaining| available| user|) "
+        "(balance|credits|credit|funds|quota|points)",
+    ), ("insufficientquota", "billinghardlimit", "billingnotactive")),
+    Row("credit", "LiteLLM", (
+        "budget (has been |was |is |)exceeded", "(is|user=<id>|key=<id>|team=<id>) over budget",
+        "exceeded (its|your|the) budget",
+    ), ("budgetexceeded", "exceededbudget")),
     Row("credit", "DeepSeek, SiliconFlow, MiniMax", (
-        "insufficient balance", "balance is insufficient", "insufficient_balance",
-        "usage limit exceeded", "balance not enough",
-    ), ("code:30001", "statuscode:1008", "statuscode:2056")),
+        "balance (is |)(insufficient|not enough|not sufficient|exhausted|used up|too low)",
+        "usage limits? (has been |was |is |)(reached|exceeded|hit)",
+        "(reached|exceeded|hit|over)… usage (limit|cap|quota)",
+    ), ("insufficientbalance",), ("code:30001", "statuscode:1008", "statuscode:2056")),
     Row("credit", "OpenRouter", (
-        "insufficient credits", "requires more credits", "can only afford", "key limit exceeded",
-    )),
-    Row("credit", "Moonshot", ("exceeded_current_quota_error", "account is suspended")),
+        "requires more credits", "can only afford", "key limit exceeded",
+    ), ("insufficientcredit",)),
+    Row("credit", "Moonshot", ("account is suspended",), ("exceededcurrentquota",)),
     Row("credit", "one-api, new-api", (
-        "insufficient_user_quota", "quota is not enough", "pre_consume_token_quota_failed",
-        "额度不足", "额度已用尽", "额度已耗尽", "预扣费额度失败", "quota exhausted",
-        "quota has been exhausted",
-    )),
+        "quota (is not enough|not enough|is insufficient|exhausted|used up|has been exhausted)",
+        "quota (limit |)(has been |was |)exceeded", "预扣费额度失败",
+    ), ("insufficientuserquota", "preconsumetokenquotafailed", "tokenstatusexhausted")),
     Row("credit", "DashScope", (
-        "arrearage", "account is in good standing", "freetieronly",
-        "free tier of the model has been exhausted", "free allocated quota exceeded",
-        "billoverdue", "commoditynotpurchased",
-    )),
+        "account is in good standing", "free tier of the model has been exhausted",
+        "free allocated quota exceeded",
+    ), ("arrearage", "freetieronly", "billoverdue", "commoditynotpurchased")),
     Row("credit", "Volcengine ark", (
-        "accountoverdueerror", "overdue balance", "setlimitexceeded", "quotaexceeded",
+        "(has|have) an overdue balance", "account (is |)(overdue|in arrears)",
+    ), (
+        "accountoverdue", "setlimitexceeded", "quotaexceeded",
     )),
-    Row("credit", "Zhipu", (
-        "余额不足", "无可用资源包", "请充值", "usage limit reached for",
-    ), ("code:1113", "code:1304", "code:1308", "code:1309", "code:1310")),
+    Row("credit", "Zhipu", ("无可用资源包",), (), (
+        "code:1113", "code:1304", "code:1308", "code:1309", "code:1310",
+    )),
     Row("credit", "xAI", (
-        "have any credits", "used all available credits", "monthly spending limit",
-        "run out of credits", "out of credits", "purchase more credits",
+        "have any credits", "used all (available|your) credits", "monthly spending limit",
+        "(run|ran|is|are) out of (credits|credit|funds)", "purchase more credits",
     )),
-    Row("credit", "Anthropic", ("credit balance is too low", "billing_error")),
-    Row("credit", "Tencent hunyuan", (
-        "inarrears", "resourcepackexhausted", "servicestoparrears", "servicestop", "欠费",
+    Row("credit", "Anthropic", ("credit balance is too low",), ("billingerror",)),
+    Row("credit", "Tencent hunyuan", (), (
+        "inarrears", "resourcepackexhausted", "servicestoparrears", "servicestop",
     )),
-    Row("credit", "Baidu qianfan", (
-        "daily request limit reached", "total request limit reached", "overdue",
-    ), ("errorcode:17", "errorcode:19")),
-    Row("credit", "StepFun, Dify", ("quota_exceeded", "your quota for dify hosted")),
+    Row("credit", "Baidu qianfan", ("(daily|total) request limit reached",), (), (
+        "errorcode:17", "errorcode:19",
+    )),
+    Row("credit", "Dify", ("your quota for dify hosted",)),
     Row("credit", "Groq, Cerebras, Together, Cohere, Hugging Face", (
-        "spend limit", "payment_required", "payment required", "credit limit exceeded",
-        "calls / month", "monthly included credits", "insufficient funds", "insufficient credit",
-    )),
-    Row("credit", "iFlytek Spark", ("授权量不足",), ("code:11201",)),
-    Row("credit", "FastGPT, Coze", ("积分不足", "积分已用完", "点数不足", "资源点不足")),
+        "(exceeded|reached|hit|over|set)… (spend|spending|credit) limit",
+        "(spend|spending|credit) limit (has been |was |is |)(exceeded|reached|hit)",
+        "calls / month", "monthly included credits", "402 payment required",
+    ), ("paymentrequired",)),
+    Row("credit", "iFlytek Spark", (), (), ("code:11201",)),
     Row("credit", "Novita, PPIO, ModelScope, Cloudflare, Kimi's and other plans", (
-        "not enough balance", "not_enough_balance", "daily free allocation", "today's quota",
-        "daily quota", "usage limit", "usage cap",
-    )),
+        "(daily|today's|weekly|monthly) (free |)(quota|allocation|limit|usage)( is| has been| was|)"
+        " (reached|exceeded|exhausted|used up|of|hit)",
+        "(reached|exceeded|hit|used up|used all of|exhausted) (your|the|this|today's) (daily free|"
+        "daily|weekly|monthly|plan's|today's|free|) ?(quota|allocation|usage|limit|cap)",
+    ), ("notenoughbalance",)),
     Row("credit", "in English", (
-        "not enough credits", "no credits", "credits exhausted", "credit exhausted",
-        "please recharge", "recharge your account", "top up",
+        "credits? (is |are |has been |have been |)(exhausted|used up|depleted)",
+        "no (remaining|more|available) credits", "(not|do not|don't) have enough "
+        "(credits|credit|quota|balance|funds)",
+        "please (recharge|top up|add funds|add credits)", "recharge your account",
+        "(top up|add funds to|add credits to) your (account|balance|wallet)",
+        "(subscription|plan|trial) (has |is |)(expired|ended)",
     )),
     Row("credit", "in Chinese", (
-        "额度已用", "额度用尽", "配额不足", "配额已用", "用量上限", "免费额度", "充值",
+        "(余额|额度|配额|积分|点数|资源点|余量|预算|授权量|资源包|流量包|免费次数)(已经|已|)"
+        "(不足|不够|用完|用尽|用光|耗尽|为0|为零)",
+        "(次数|用量)(已经|已|)(用完|用尽|用光|耗尽)", "(额度|配额|预算)(已经|已)(用|超)",
+        "(额度|配额)(超限|超额)", "(超出|超过|达到|达)(了|)"
+        "(您的|账户|当前|每日|今日|本周|本月|每月|套餐|免费|)(的|)"
+        "(配额|额度|用量上限|使用上限)",
+        "(套餐|订阅|会员|授权|资源包|账户|服务)(已经|已|)(到期|过期|欠费)",
+        "请(您|先|及时|尽快|前往|)(充值|续费)", "充值后(再|继续|重试|使用)",
+        "(账户|账号|帐户|帐号|已|因)(已|)欠费", "欠费停",
     )),
 
     Row("context", "OpenAI, Azure, DeepSeek, Groq, Cerebras, vLLM", (
-        "context_length", "context length", "maximum context", "context window",
-        "maximum prompt length", "string_above_max_length",
-        "reduce the length of the messages", "maximum model length",
+        "(maximum|max) context (length|window|size)( is| of|:)",
+        "(exceeds|exceed|exceeded|available|than the)… context (length|window|size|limit)",
+        "context (length|window|size|limit) (exceeds|exceeded|is exceeded|exceed|of <id>tokens|is "
+        "<id>tokens|has been exceeded)",
+        "maximum (prompt|model) length", "reduce the length of the (messages|prompt|input)",
+        "(exceeds|exceed|exceeded)… maximum context",
+    ), (
+        "contextlengthexceeded", "contextlength", "contextwindow", "stringabovemaxlength",
     ), ("code:40303",)),
     Row("context", "Anthropic, Bedrock", (
-        "prompt is too long", "input is too long", "exceed context limit", "inputs are too long",
-        "context is too long", "conversation is too long", "message is too long",
-        "too long for model", "messages are too long", "text is too long", "question is too long",
-        "query is too long", "request is too long",
+        "(prompt|input|context|conversation|message|text|question|query|request) is too long",
+        "(prompt|input) too long",
+        "(prompts|inputs|messages) are too long", "exceed context limit", "too long for model",
     )),
-    Row("context", "Google", ("exceeds the maximum number of tokens", "input token count")),
+    Row("context", "Cohere", ("too many tokens: size limit", "size limit exceeded by")),
+    Row("context", "Google", (
+        "exceeds the maximum number of tokens", "input token count… exceeds",
+    )),
     Row("context", "DashScope", ("range of input length",)),
     Row("context", "Moonshot", ("exceeded model token limit",)),
-    Row("context", "SiliconFlow", ("max_seq_len", "maximum sequence length")),
-    Row("context", "Volcengine ark", ("exceed max message tokens", "max input tokens")),
-    Row("context", "Zhipu", ("prompt exceeds max length",), ("code:1261",)),
-    Row("context", "Baidu qianfan", (
-        "prompt tokens too long", "tokens_too_long", "max length of current question",
-    ), ("errorcode:336007", "errorcode:336103")),
-    Row("context", "llama.cpp, Ollama, Mistral", (
-        "exceed_context_size_error", "available context size", "context size",
-        "too large for model", "`max_new_tokens` must be",
+    Row("context", "SiliconFlow", ("less than max_seq_len", "maximum sequence length"), (
+        "maxseqlen",
     )),
-    Row("context", "GitHub Models", ("tokens_limit_reached",)),
-    Row("context", "iFlytek Spark", ("token数量超过上限",), ("code:10907",)),
+    Row("context", "Volcengine ark", (
+        "exceed max message tokens", "(exceed|exceeds|exceeded|than)… max input tokens",
+    )),
+    Row("context", "Zhipu", ("prompt exceeds max length",), (), ("code:1261",)),
+    Row("context", "Baidu qianfan", (
+        "prompt tokens too long", "max length of current question",
+    ), ("tokenstoolong",), ("errorcode:336007", "errorcode:336103")),
+    Row("context", "llama.cpp, Ollama, Mistral", (
+        "too large for model", r"tokens \+ <id>must be",
+    ), ("exceedcontextsize",)),
+    Row("context", "GitHub Models", (), ("tokenslimitreached",)),
+    Row("context", "iFlytek Spark", (), (), ("code:10907",)),
     Row("context", "in Chinese", (
-        "超出最大长度", "超过最大长度", "上下文长度", "上下文过长", "上下文超",
-        "输入过长", "内容过长",
-        "超过模型最大",
+        "(超出|超过|超)(了|)(模型|)(的|)(最大|)(上下文|输入|)(的|)(最大|)(长度|窗口)",
+        "(超出|超过)(了|)(模型的|模型|)(上下文|最大token|最大输入|最大上下文)",
+        "超过(了|)模型(的|)最大",
+        "(token|tokens) ?(数量|数|总数|长度|)(超出|超过|超)(了|)(模型|最大|上下文|上限|限制|长)",
+        "(输入|提示词|提示|上下文|消息|内容|文本|问题|对话|请求内容|prompt)(内容|长度|文本|)"
+        "(过|超|太)长",
+        "(输入|提示词|上下文|消息|对话|文本|内容)(内容|文本|)(长度|token数|tokens数)(已|)"
+        "(超限|超出|超过)", "上下文(长度|窗口|)(超限|超出|超过)",
+        "(输入|提示词)(token|tokens|token数|字数)(超限|超出|超过)",
+        "字数(超出|超过)(了|)(最大|)限制",
     )),
 
     Row("moderated", "OpenAI, Azure, Moonshot", (
-        "content_filter", "content filter", "content_policy", "content management policy",
-        "responsibleaipolicyviolation",
-        "considered high risk", "moderation_blocked", "safety system", "cyber_policy",
-        "usage policy", "usage policies", "flagged as potentially",
+        "content management policy", "considered high risk", "flagged as potentially",
+        "content (filter|filtering) (policy|triggered|blocked|result)",
+        "(blocked|filtered|rejected|flagged|triggered)… "
+        "(content filter|content filtering|safety system|moderation)",
+        "(violate|violates|violated|violating|violation of|against)… (content|safety|usage) "
+        "(safety |)(policy|policies|guidelines)",
+        "(content|usage) (safety |)(policy|policies|guidelines) violation",
+        "(violate|violates|violated) our (policy|policies)", "flagged… policy violation",
+    ), (
+        "contentfilter", "contentpolicy", "responsibleaipolicyviolation", "moderationblocked",
+        "cyberpolicy",
     )),
+    Row("moderated", "new-api", (
+        "sensitive (words?|content|information) (detected|found)",
+    ), ("sensitivewords",)),
     Row("moderated", "DeepSeek", ("content exists risk",)),
     Row("moderated", "DashScope", (
-        "datainspectionfailed", "data_inspection_failed", "data inspection",
-        "inappropriate content",
-    )),
+        "data inspection failed", "(contain|contains|detected)… inappropriate content",
+    ), ("datainspection",)),
     Row("moderated", "Volcengine ark, Coze", (
-        "sensitivecontentdetected", "contentsecuritydetection", "sensitive information",
-        "sensitive content", "riskdetection",
+        "(contain|contains|detected|include|includes)… sensitive (information|content|words|data)",
+        "(content|information) is sensitive",
+    ), ("sensitivecontent", "contentsecuritydetection", "riskdetection")),
+    Row("moderated", "MiniMax", ("(input|output) new_sensitive",), ("newsensitive",), (
+        "statuscode:1026", "statuscode:1027",
     )),
-    Row("moderated", "MiniMax", ("new_sensitive",), ("statuscode:1026", "statuscode:1027")),
-    Row("moderated", "Zhipu", ("contentfilter",), ("code:1300", "code:1301")),
-    Row("moderated", "Baidu qianfan", ("unsafe content", "prohibited_content"), (
+    Row("moderated", "Zhipu", (), (), ("code:1300", "code:1301")),
+    Row("moderated", "Baidu qianfan", (
+        "unsafe content", "(contain|contains|contained) prohibited content",
+    ), ("prohibitedcontent",), (
         "errorcode:336104",
     )),
-    Row("moderated", "StepFun", ("censorship_blocked", "content you provided or machine output")),
-    Row("moderated", "Anthropic", ("content filtering policy",)),
-    Row("moderated", "xAI", ("usage guidelines", "safety_check")),
+    Row("moderated", "StepFun", ("content you provided or machine output",), (
+        "censorshipblocked",
+    )),
+    Row("moderated", "xAI", (), ("safetycheck",)),
     Row("moderated", "OpenRouter", ("input was flagged", "requires moderation")),
-    Row("moderated", "iFlytek Spark", (), ("code:10013", "code:10014", "code:10019")),
+    Row("moderated", "iFlytek Spark", (), (), ("code:10013", "code:10014", "code:10019")),
     Row("moderated", "in Chinese", (
-        "敏感内容", "敏感信息", "不安全或敏感", "涉嫌违规", "内容安全", "违规内容",
-        "审核未通过", "审核不通过", "内容审核", "不合规",
+        "(涉及|包含|含有|检测到|命中|存在|触发|涉嫌)(了|到|)…(敏感|违禁|违规|不合规|不当|不良)"
+        "(词|内容|信息|言论)", "(涉及|涉嫌)(敏感|违禁|违规|违法)",
+        "(内容|输入|输出|文本|问题|提问|图片)(内容|)(涉嫌|存在|)(违规|不合规|违法|敏感|不合法)",
+        "不安全或敏感", "审核(未|不|没有)通过", "未(能|)通过(内容|安全|)(安全|)(审核|检测)",
+        "内容安全(检测|审核|审查)(不|未)通过",
+        "违反(了|)(相关|国家|平台|内容|使用|)(法律|法规|政策|规定|规范)",
+        "(触发|命中)(了|)(内容安全|内容审核)", "内容安全(策略|风险|拦截|限制)",
+        "(被|触发)(了|)(内容|)(安全|)审核(拦截|拒绝)",
     )),
 
     Row("model", "OpenAI, new-api", (
-        "model_not_found", "does not exist or you do not have access", "model not found",
-        "model_not_supported", "unknown model", "unsupported model", "no such model",
-        "model_not_available",
-    )),
-    Row("model", "DeepSeek, DashScope", (
-        "model not exist", "modelnotfound", "model.accessdenied", "access to model denied",
-        "unpurchased",
+        "does not exist or you do not have access", "model <id>not found", "unknown model",
+        "unsupported model", "no such model", "model <id>does not exist", "model <id>not exist",
+        "model <id>is not (available|supported)",
+    ), ("modelnotfound", "modelnotsupported", "modelnotavailable")),
+    Row("model", "LiteLLM", ("invalid model name",)),
+    Row("model", "DeepSeek, DashScope", ("access to model denied",), (
+        "modelaccessdenied", "unpurchased",
     )),
     Row("model", "SiliconFlow, xAI, Cerebras", (
-        "model does not exist", "does not exist or your team", "model disabled",
-        "model is disabled",
-    ), ("code:20012", "code:30003")),
-    Row("model", "MiniMax", ("plan not support model",), ("statuscode:2061",)),
-    Row("model", "Tencent hunyuan", ("servicenotactivated",)),
-    Row("model", "Moonshot", ("not found the model", "resource_not_found_error")),
-    Row("model", "Volcengine ark", ("invalidendpointormodel", "modelnotopen", "servicenotopen")),
-    Row("model", "Zhipu", ("模型不存在",), (
+        "does not exist or your team", "model (is |)disabled",
+    ), (), ("code:20012", "code:30003")),
+    Row("model", "MiniMax", ("plan not support model",), (), ("statuscode:2061",)),
+    Row("model", "Tencent hunyuan", (), ("servicenotactivated",)),
+    Row("model", "Moonshot", ("not found the model",), ("resourcenotfounderror",)),
+    Row("model", "Volcengine ark", (), (
+        "invalidendpointormodel", "modelnotopen", "servicenotopen",
+    )),
+    Row("model", "Zhipu", (), (), (
         "code:1211", "code:1212", "code:1220", "code:1221", "code:1222", "code:1311",
     )),
     Row("model", "OpenRouter", ("not a valid model", "no endpoints found", "no allowed providers")),
-    Row("model", "Azure", ("deploymentnotfound", "api deployment for this resource")),
+    Row("model", "Azure", ("api deployment for this resource",), ("deploymentnotfound",)),
     Row("model", "Google", ("is not found for api version",)),
-    Row("model", "Groq", ("model_decommissioned", "has been decommissioned")),
-    Row("model", "one-api, new-api", ("无可用渠道", "没有可用渠道", "no available channel")),
+    Row("model", "Groq", ("has been decommissioned",), ("modeldecommissioned",)),
+    Row("model", "one-api, new-api", ("(无|没有)可用(的|)渠道", "no available channel")),
     Row("model", "Ollama, LM Studio", ("try pulling it first", "no models loaded")),
     Row("model", "in Chinese", (
-        "模型未开通", "模型已下线", "未找到模型", "不支持该模型", "无权访问模型",
+        "(模型|model) ?<id>(不存在|未开通|已下线|已下架|下架|不可用|未找到|不支持)",
+        "(未找到|找不到|不支持)(该|此|的|这个|)模型", "(无权|没有权限)(访问|使用)(该|此|)模型",
     )),
-    Row("model", "Baidu qianfan", ("invalid_model",), ("errorcode:3",)),
+    Row("model", "Baidu qianfan", (), ("invalidmodel",), ("errorcode:3",)),
 
     Row("key", "OpenAI, xAI, Groq", (
-        "incorrect api key", "invalid api key", "invalid_api_key", "invalid api-key",
-        "invalid_authorization", "incorrect_api_key", "wrong_api_key", "wrong api key",
+        "(incorrect|invalid|wrong|expired) api[ -]key",
+        "api[ -]key (is |has |)(not valid|invalid|incorrect|expired|disabled|revoked)",
+    ), (
+        "invalidapikey", "invalidauthorization", "incorrectapikey", "wrongapikey",
+        "apikeyinvalid",
     )),
-    Row("key", "DeepSeek, Moonshot", (
-        "authentication fails", "invalid_authentication_error", "invalid authentication",
+    Row("key", "Anthropic, OpenAI", (
+        "(organization|account|key|user) (has been|is|was) "
+        "(disabled|deactivated|banned|blocked|suspended)",
+        "invalid subscription key",
+    ), (
+        "accountdeactivated", "invalidtoken", "tokenexpired", "invalidcredentials", "missingapikey",
+        "authenticationfailed", "authenticationrequired",
     )),
-    Row("key", "DashScope", ("invalidapikey", "apikey is invalid")),
-    Row("key", "Anthropic, ark", (
-        "authentication_error", "authenticationerror", "invalid x-api-key",
-        "api key format is incorrect", "invalidaccountstatus",
+    Row("key", "DeepSeek, Moonshot", ("authentication fails", "invalid authentication"), (
+        "invalidauthentication",
     )),
-    Row("key", "Google", ("api key not valid", "api_key_invalid", "api key expired")),
-    Row("key", "OpenRouter", ("no auth credentials", "no cookie auth credentials")),
-    Row("key", "one-api, new-api", (
-        "无效的令牌", "令牌已过期", "令牌状态不可用", "令牌验证失败", "invalid token",
+    Row("key", "DashScope", ("apikey is invalid",)),
+    Row("key", "Anthropic, ark", ("invalid x-api-key", "api key format is incorrect"), (
+        "authenticationerror", "invalidaccountstatus",
     )),
-    Row("key", "MiniMax", ("login fail",), ("statuscode:1004", "statuscode:2049")),
-    Row("key", "Zhipu", ("身份验证失败",), (
+    Row("key", "OpenRouter", ("no (auth|cookie auth) credentials",)),
+    Row("key", "MiniMax", ("login fail",), (), ("statuscode:1004", "statuscode:2049")),
+    Row("key", "Zhipu", (), (), (
         "code:1000", "code:1001", "code:1002", "code:1003", "code:1004",
     )),
     Row("key", "Baidu qianfan", (
-        "access token invalid", "access token expired", "invalid_iam_token", "no permission to",
-    ), (
+        "access token (invalid|expired)", "no permission to (use|access|call) (the |this |)"
+        "(model|api|service|data)",
+    ), ("invalidiamtoken",), (
         "errorcode:6", "errorcode:13", "errorcode:14", "errorcode:15", "errorcode:100",
         "errorcode:110", "errorcode:111",
     )),
-    Row("key", "Tencent hunyuan", ("authfailure",)),
+    Row("key", "Tencent hunyuan", (), ("authfailure",)),
+    Row("key", "everybody", ("401 unauthorized",), ("unauthorized",)),
     Row("key", "in Chinese", (
-        "密钥无效", "密钥错误", "令牌无效", "鉴权失败", "认证失败", "授权失败", "api key 错误",
+        "(密钥|令牌|api ?key|apikey|token) ?(无效|错误|不正确|不存在|已过期|过期|已失效|失效|"
+        "状态不可用|验证失败)",
+        "(无效|错误|失效|过期)的 ?(密钥|令牌|api ?key|apikey|token)",
+        "(身份验证|身份认证|鉴权|认证|授权)失败", "(用户|请求|账号|应用|接口)未授权",
+        "(账号|账户|用户|令牌|密钥|组织)(已|已被|被)(封禁|禁用|停用|冻结)",
     )),
-    Row("key", "iFlytek Spark", (), ("code:11200",)),
+    Row("key", "iFlytek Spark", (), (), ("code:11200",)),
 
     Row("overloaded", "Anthropic, Moonshot, ark", (
-        "overloaded", "engine_overloaded", "inflightbatchsizeexceeded",
-    )),
-    Row("overloaded", "SiliconFlow", ("is really busy", "system is busy"), ("code:50505",)),
-    Row("overloaded", "Baidu qianfan", ("server high load", "server_high_load"), (
+        "(is|are|currently|temporarily|service|model|server|engine|system) overloaded",
+    ), ("overloaded", "inflightbatchsizeexceeded")),
+    Row("overloaded", "SiliconFlow", ("is really busy", "system is busy"), (), ("code:50505",)),
+    Row("overloaded", "Baidu qianfan", ("server high load",), ("serverhighload",), (
         "errorcode:336100",
     )),
     Row("overloaded", "DeepSeek, xAI, Groq, Cerebras", (
-        "server busy", "server is busy", "service is too busy", "at capacity", "over capacity",
-        "high demand", "too_many_requests_queue", "queue_exceeded", "high traffic",
-    )),
+        "server (is |)(too |)busy", "service is too busy", "(is|currently|are) (at|over) capacity",
+        "(experiencing|due to|of|is in|currently) high (demand|traffic)",
+        "(experiencing|due to)… high (demand|traffic)",
+    ), ("toomanyrequestsqueue", "queueexceeded")),
     Row("overloaded", "in Chinese", (
-        "负载已饱和", "服务繁忙", "服务器繁忙", "系统繁忙", "访问量过大", "模型过载",
-        "模型繁忙", "算力不足", "服务过载", "负载过高", "负载较高",
+        "负载已饱和", "(服务|服务器|系统|模型|引擎|资源|平台)(正|)(繁忙|过载)", "访问量过大",
+        "算力不足",
+        "负载(过高|较高|过大)",
     )),
 
-    Row("rate", "MiniMax", (), (
+    Row("rate", "MiniMax", (), (), (
         "statuscode:1002", "statuscode:1039", "statuscode:1041", "statuscode:2045",
     )),
-    Row("rate", "Zhipu", (), (
+    Row("rate", "Zhipu", (), (), (
         "code:1302", "code:1303", "code:1305", "code:1312", "code:1313",
     )),
-    Row("rate", "Baidu qianfan", ("request limit reached",), (
+    Row("rate", "Baidu qianfan", ("request limit reached",), (), (
         "errorcode:4", "errorcode:18", "errorcode:336501", "errorcode:336502",
     )),
-    Row("rate", "iFlytek Spark", (), ("code:11202", "code:11203", "code:11210")),
-    Row("rate", "Google", ("resource_exhausted", "resource has been exhausted")),
-    Row("rate", "Tencent hunyuan", ("requestlimitexceeded", "limitexceeded")),
+    Row("rate", "iFlytek Spark", (), (), ("code:11202", "code:11203", "code:11210")),
+    Row("rate", "Google", ("resource has been exhausted",), ("resourceexhausted",)),
+    Row("rate", "Tencent hunyuan", (), ("limitexceeded",)),
     Row("rate", "everybody", (
-        "rate limit", "rate_limit", "ratelimit", "too many requests", "too_many_requests",
-        "throttled", "concurrency limit",
-    )),
+        "rate[ -]limited", "request rate (is |)too high",
+        "max concurrency (limit |)(is |)(reached|exceeded)",
+        "rate[ -]?limits? (is |was |has been |)(exceeded|reached|hit|error|exceed)",
+        "(exceed|exceeds|exceeded|reach|reached|hit|hits|over|due to|call)… rate[ -]?limit(s|ing|)",
+        "(are|been|is|being|was|were) (being |)(rate[ -]?limited|throttled)",
+        "too many requests", "concurrency limit (is |has been |)(exceeded|reached|hit)",
+        "(exceed|exceeds|exceeded|reached|hit)… concurrency limit",
+    ), ("ratelimit", "toomanyrequests", "throttled")),
     Row("rate", "in Chinese", (
-        "过于频繁", "请求频繁", "请求频率", "速率限制", "并发", "限流",
-        "请求过快", "请求过多", "太频繁", "调用频率", "访问频率",
+        "过于频繁", "太频繁", "请求频繁",
+        "(请求|访问|调用|操作|提问|发送)(次数|频率|量|速度|速率|)(已|)"
+        "(过多|过快|太快|太多|过高|超限|超出限制|超过限制|受限|达到上限)",
+        "(超出|超过|达到|触发|触及|已达)(了|到|)…(频率|速率|并发|并发数|qps|rpm|tpm)(的|)"
+        "(限制|上限|)",
+        "(频率|速率|并发|并发数|并发量|qps|rpm|tpm)(已|)(超限|超出|超过|达到上限|达上限|过高|受限)",
+        "(触发|被)(了|)(限流|限速)", "(请求|接口|服务|平台)已(限流|限速)",
     )),
 
     Row("body", "Anthropic, nginx", (
-        "request_too_large", "request entity too large", "payload too large",
-        "request body too large", "content too large",
-    )),
+        "request entity too large", "payload too large", "request body too large",
+        "content too large",
+    ), ("requesttoolarge",)),
 )  # fmt: skip
+
+
+_SYNTAX = (("…", r"[^.!?;:。！？；：\n]{0,40}?"), ("<id>", r"[\w./:@+\"=-]{0,80} ?"), ("(", "(?:"))
+
+
+def pattern_of(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
+    """Any of `phrases`, between the ends of words; words of Chinese have none."""
+    if not phrases:
+        return None
+    any_of = "|".join(phrases)
+    for mark, meaning in _SYNTAX:
+        any_of = any_of.replace(mark, meaning)
+    start, end = r"(?:(?<![\w-])|(?=[^\x00-\x7f]))", r"(?:s?(?!\w)|(?<=[^\x00-\x7f]))"
+    return re.compile(f"{start}(?:{any_of}){end}", re.ASCII)
+
+
+PATTERNS = tuple(pattern_of(row.phrases) for row in ROWS)

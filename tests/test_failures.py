@@ -1,5 +1,7 @@
 """What upstreams say when they refuse, and which of our errors that is."""
 
+import re
+
 import orjson
 import pytest
 
@@ -43,16 +45,55 @@ def explained(body, status=400, **headers):
 
 # Every row.
 
-PHRASES = [(row, phrase) for row in ROWS for phrase in row.phrases]
+
+def examples(phrase):
+    """Texts that fit a phrase: every alternative once, beside the first ones of other groups."""
+    phrase = (
+        phrase.replace("…", " so")
+        .replace("<id>", "m-1 ")
+        .replace("[ -]?", "-")
+        .replace("[ -]", " ")
+    )
+    phrase = phrase.replace(" ?", " ").replace(r"\+", "+").replace("s?", "s")
+    parts = re.split(r"\(([^()]*)\)", phrase)  # odd ones are alternatives
+    first = [part.split("|")[0] for part in parts]
+    for at, part in enumerate(parts):
+        for way in part.split("|"):
+            text = "".join([*first[:at], way, *first[at + 1 :]])
+            yield re.sub(" +", " ", text).strip()
+
+
+PHRASES = list(dict.fromkeys(
+    (row, text) for row in ROWS for phrase in row.phrases for text in examples(phrase)
+))  # fmt: skip
+NAMES = [(row, name) for row in ROWS for name in row.names]
 CODES = [(row, code) for row in ROWS for code in row.codes]
 
 
 @pytest.mark.parametrize(("row", "phrase"), PHRASES, ids=[phrase for _, phrase in PHRASES])
-@pytest.mark.parametrize("status", [400, 403, 429, 500])
-def test_a_phrase_decides_before_the_status(row, phrase, status):
-    error = explained({"error": {"message": f"Sorry: {phrase.upper()} ..."}}, status)
-    assert type(error) is ERRORS[row.kind]
-    assert phrase in error.message.lower()
+def test_a_phrase_decides_before_the_status(row, phrase):
+    for status in (400, 403, 429, 500):
+        error = explained({"error": {"message": f"Sorry: {phrase.upper()} ..."}}, status)
+        assert type(error) is ERRORS[row.kind]
+        assert phrase in error.message.lower()
+
+
+@pytest.mark.parametrize(("row", "name"), NAMES, ids=[name for _, name in NAMES])
+@pytest.mark.parametrize("member", ["code", "type", "status", "reason"])
+def test_a_name_decides_where_codes_stand(row, name, member):
+    for written in (name, f"New{name.title()}Error", name.upper()):
+        error = explained({"error": {"message": "Sorry", member: written}})
+        assert type(error) is ERRORS[row.kind]
+
+
+@pytest.mark.parametrize(("row", "name"), NAMES, ids=[name for _, name in NAMES])
+def test_a_name_is_no_class_as_a_part_of_the_callers_names(row, name):
+    for words in (
+        f"Unknown parameter: '{name}'.", f"Invalid schema for function 'list_{name}_all'",
+        f"Unrecognized request argument supplied: my_{name}", f"KeyError: '{name}'",
+        f"Tool {name} check invoke error: no route", f"Unable to get https://x.test/{name}.png",
+    ):  # fmt: skip
+        assert type(explained({"error": {"message": words}})) is InvalidRequest
 
 
 @pytest.mark.parametrize(("row", "code"), CODES, ids=[code for _, code in CODES])
@@ -66,17 +107,67 @@ def test_a_code_decides_in_the_member_where_its_provider_puts_it(row, code):
 
 @pytest.mark.parametrize("row", ROWS, ids=[f"{row.kind}-{row.who}" for row in ROWS])
 def test_rows_are_written_as_they_are_compared(row):
-    assert all(phrase == phrase.lower() and len(phrase) > 1 for phrase in row.phrases)
+    assert all(phrase == phrase.lower() for phrase in row.phrases)
+    assert all(" " in text or not text.isascii() for _, text in PHRASES)
+    assert all(re.fullmatch("[a-z]{5,}", name) for name in row.names)
     assert all(code.partition(":")[2] for code in row.codes)
-    assert row.phrases or row.codes
+    assert row.phrases or row.names or row.codes
 
 
-@pytest.mark.parametrize("words", [
+EVERYDAY = [
+    "Invalid schema for function 'list_overdue_invoices': In context=('properties', 'x'), 'type' is missing",
+    "Invalid 'tools[0].function.name': '充值查询' does not match '^[a-zA-Z0-9_-]+$'",
+    "Invalid schema for function 'plan_meals': In context=('properties', 'caloriesPerDay'), array schema missing items",
+    "Unrecognized request argument supplied: rate_limit", "Unknown parameter: 'context_length'.",
+    "Failed to download image from https://img.example.com/monthly-overdue-report.png",
+    "Invalid schema for function 'pay': property 'payment_required' must be of type boolean",
+    "overdue_days is required in input form", "Run failed: Variable #1732.充值金额# not found",
+    "KeyError: 'overdue'", "代码执行失败：字段「并发数」不能为空", "Tool 内容审核 invoke error: connection refused",
+    "database query returned 429 records", "Error in node Overloaded Check: name 'x' is not defined",
     "内部错误，请稍后重试", "unsafe legacy renegotiation disabled", "Unsupported method: POST",
-    "the tool took too long for this run",
-])  # fmt: skip
+    "the tool took too long for this run", "429 rows were returned", "429 条记录", "took 4290 ms",
+    "字段“余额不足”不能为空", "变量 敏感词列表 未定义", "「限流」节点执行失败", "工具 并发测试 执行失败",
+    "额度用途不能为空", "敏感度必须是数字", "充值金额必须大于 0", "请输入充值金额", "配额字段缺失", "上下文变量不存在",
+    "余额字段不能为空", "并发数必须是整数", "审核人不能为空", "欠费金额格式错误", "频率必须是整数", "限流配置不能为空",
+    "Property quota must be a number", "field daily quota is required", "usage_limit must be an integer",
+    "context length must be an integer", "context window must be positive", "usage limit must be a number",
+    "maximum value of calories per minute is 100", "rate limit must be a number", "budget is required",
+    "SyntaxError: invalid token at line 3", "Missing required parameter: 'messages[1].content'.",
+    "'high demand' is not one of ['low', 'medium']", "No tool named check_rate_limit_error in this app",
+    "Tool top up failed: connection refused", "Column insufficient_balance does not exist",
+    "Error in node 余额不足提醒: name 'x' is not defined", "Cannot open 余额不足.pdf", "data:image/png;base64,overdue",
+    "Unknown tool `too many requests`", "Template {{ insufficient balance }} not rendered",
+    "'insufficient_quota' is not of type 'integer'", "Additional properties are not allowed ('rate_limit_exceeded' was unexpected)",
+    "Tool 余额查询 invoke error: timeout", "The file credit-limit-exceeded.pdf could not be read",
+    "Plugin 敏感词过滤 not installed", "Workflow 充值流程 failed: timeout", "ValueError: '余额不足'",
+    "您的订单已过期", "订单超过预算", "令牌桶大小必须为正", "exit status 429", "error 404 lines parsed",
+    "401k plan data missing", "TypeError: overloaded function not matched",
+    "country code 429 is unknown", "HTTP request to node 429 failed",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", EVERYDAY)
 def test_everyday_words_are_no_class_of_their_own(words):
     assert type(explained({"error": {"message": words}}, 500)) is UpstreamFailed
+    assert type(explained({"error": {"message": words}}, 400)) is InvalidRequest
+    assert type(explain_words("X", words)) is UpstreamFailed
+
+
+INSIDE = {
+    "Error code: 429 - {'error': {'message': 'Too bad', 'type': 'insufficient_quota', 'code': 'insufficient_quota'}}": "credit",
+    "Error code: 400 - {'error': {'message': \"You can't: your balance is insufficient\"}}": "credit",
+    'req_id: 1 PluginInvokeError: {"error_type":"InvokeRateLimitError","message":"no"}': "rate",
+    'Upstream said {"error":"{\\"error\\":{\\"code\\":\\"context_length_exceeded\\"}}"}': "context",
+    "openai.RateLimitError: no": "rate", "insufficient_quota": "credit", "Overloaded": "overloaded",
+    "ThrottlingException: no": "rate", "[m] Error: insufficient_quota, sorry": "credit",
+    "AppIdQpsOverFlow: 该令牌额度已用尽 TokenStatusExhausted": "credit", '"Insufficient Balance"': "credit",
+    "您的QPS超限": "rate", "API密钥无效": "key", "status code 429": "rate", "Client error '429 Too Many Requests' for url 'x'": "rate",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", INSIDE)
+def test_an_error_inside_the_words_is_of_its_class(words):
+    assert type(explain_words("X", words)) is ERRORS[INSIDE[words]]
 
 
 # Whole bodies, as providers send them.
@@ -267,6 +358,24 @@ def test_words_alone_are_enough(words, error):
     assert type(got) is error
     assert not got.retryable
     assert words.split(" - ")[0] in got.message
+
+
+def test_a_request_over_a_minutes_limit_is_known_by_its_status():
+    body = {"message": "Tokens per minute limit exceeded", "code": "token_quota_exceeded"}
+    assert explained(body, 413).should_retry is False
+    assert explained(body, 429).retryable
+
+
+@pytest.mark.parametrize("charset", ["gbk", "GB2312", '"gb18030"', "big5", "utf-16", "utf-8"])
+def test_words_in_another_charset_are_read(charset):
+    name = charset.strip('"')
+    words = "帳號餘額不足" if name == "big5" else "账户余额不足"
+    told = orjson.dumps({"message": words}).decode().encode(name)
+    error = explained(told, 403, Content_Type=f"application/json; charset={charset}")
+    assert words in error.message
+    assert name == "big5" or type(error) is QuotaExhausted
+    error = explained(words.encode(name), 403, Content_Type=f"text/plain; charset={charset}")
+    assert words in error.message
 
 
 # The words.

@@ -11,8 +11,8 @@ PACKAGE = Path(__file__).parent.parent / "gateway"
 ORDER = [
     "cli", "serve", "live", "greeting", "connections", "app", "admin", "reload", "routes", "middlewares", "access", "cors", "locality", "reply", "pump", "direct", "books", "formcopy", "form", "body", "proxies", "vitals", "keys",
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
-    "files", "flights", "guard", "upstream", "links", "link", "lookups", "tunnel", "scrub", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable",
-    "content", "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "loosejson", "tokens", "passwords", "places",
+    "files", "flights", "guard", "upstream", "links", "link", "lookups", "tunnel", "scrub", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable", "failurewords",
+    "content", "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "loosejson", "charsets", "tokens", "passwords", "places",
     "configschema", "configfile", "configcheck", "environment", "credentials", "outgoing", "config", "configvalues", "origins", "proxy", "filetypes", "secret", "invocation", "logs", "accesslog", "alarm", "timers", "ids", "seals", "private",
     "times", "errors", "headernames", "addresses",
 ]  # fmt: skip

@@ -34,7 +34,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -508,12 +508,9 @@ class CozeDecoder(EventDecoder):
 
     def explain(self, error: Any) -> GatewayError:
         told = as_object(error)
-        last = as_object(told.get("last_error"))
-        told = last if as_count(last.get("code")) else told
-        has_code = as_count(told.get("code")) or as_count(told.get("error_code"))
-        if not has_code:
-            return super().explain(error)
-        return _explain_code({**told, "msg": told.get("msg") or told.get("message")})
+        inner = (as_object(told.get("last_error")), as_object(told.get("error")))
+        coded = next((part for part in inner if as_count(part.get("code"))), told)
+        return _explain_code(coded or {"message": error})
 
     def _on_canceled(self, event: dict[str, Any], out: list[Delta]) -> None:
         raise UpstreamFailed("The answer was cancelled in Coze.")
@@ -708,7 +705,7 @@ _CALLER: dict[int, tuple[type[GatewayError], str]] = {
 def _explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
     """The error for Coze's own code, which may come as a number or as digits."""
     code = as_count(event.get("code")) or as_count(event.get("error_code"))
-    words = as_text(event.get("msg")) or as_text(event.get("error_message"))
+    words = words_of(event)
     said = f" (Coze {code or status}: {clean(words) or 'no message'})"
     if code == 4000 and status == 404:
         return UpstreamMisconfigured("Coze has no such path: check base_url." + said)

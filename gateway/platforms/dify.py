@@ -29,7 +29,12 @@ from gateway.errors import (
     retry_after,
 )
 from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
+from gateway.failures import (
+    RETRY_AFTER_S,
+    explain_http,
+    explain_words,
+    words_of,
+)
 from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
 from gateway.history import as_prompt, require_question
 from gateway.messages import (
@@ -459,9 +464,7 @@ class DifyDecoder(EventDecoder):
             handle(self, event, out)
 
     def explain(self, error: Any) -> GatewayError:
-        told = as_object(error)
-        has_words = as_text(told.get("message")) or as_text(told.get("error"))
-        return _explain_event(told) if has_words else super().explain(error)
+        return _explain_event(as_object(error) or {"error": error})
 
     @property
     def heard(self) -> Callable[[str], None]:
@@ -832,7 +835,7 @@ def _citation(source: dict[str, Any]) -> dict[str, Any]:
 
 def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    code, words = as_text(body.get("code")), as_text(body.get("message"))
+    code, words = as_text(body.get("code")), words_of(body)
     error = _explain_code(code, words) or explain_http("Dify", reply, words)
     if isinstance(error, RateLimited):
         error.retry_after_s = retry_after(reply.headers, error.retry_after_s)
@@ -854,7 +857,7 @@ def _plain(words: str) -> str:
 def _explain_event(event: dict[str, Any]) -> GatewayError:
     """The `error` event: the run had begun, so `invalid_param` is rarely the caller's doing."""
     code = as_id(event.get("code"))
-    words = _plain(as_text(event.get("message")) or as_text(event.get("error")))
+    words = _plain(words_of(event))
     if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
         return explain_words("Dify", words)
     status = as_count(event.get("status"))
@@ -867,7 +870,7 @@ def _explain_event(event: dict[str, Any]) -> GatewayError:
 
 def _explain_run(data: dict[str, Any]) -> GatewayError:
     """A failed workflow. One that failed without a step was refused for its input."""
-    words = _plain(as_text(data.get("error")))
+    words = _plain(words_of(data.get("error"), data))
     error = explain_words("Dify", words)
     if "conversation not exists" in words.lower():
         return ConversationNotFound(_NO_CONVERSATION)

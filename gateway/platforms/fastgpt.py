@@ -52,7 +52,7 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
-from gateway.platforms.fastgpterrors import concerns_key, explain, explain_code
+from gateway.platforms.fastgpterrors import concerns_key, explain, explain_value
 from gateway.platforms.fastgptnodes import (
     any_failure,
     choice_made,
@@ -397,9 +397,7 @@ class FastGPTDecoder(EventDecoder):
             out.append(Text(rest))
 
     def explain(self, error: Any) -> GatewayError:
-        told = as_object(error)
-        is_own = any(told.get(name) for name in ("code", "message", "msg", "statusText"))
-        return explain_code(told) if is_own else super().explain(error)
+        return explain_value(error)
 
     def _on_status(self, data: bytes, out: list[Delta]) -> None:
         status = parse_object(data)

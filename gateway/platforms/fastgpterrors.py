@@ -18,8 +18,8 @@ from gateway.errors import (
     clean,
 )
 from gateway.exchange import UpstreamReply
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words
-from gateway.platforms.base import as_text
+from gateway.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
+from gateway.platforms.base import as_object, as_text
 from gateway.usage import as_count
 
 _MOST = 2000  # characters of a failure's words
@@ -43,15 +43,22 @@ def explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     if as_count(body.get("code")):
         return explain_code(body, reply)
-    words = as_text(body.get("message"))
+    words = words_of(body)
     if words and reply.status in (200, 500):
         return explain_code(body, reply)
     return explain_http("FastGPT", reply, words)
 
 
+def explain_value(value: Any) -> GatewayError:
+    """The error for the JSON of an event that is one, in whatever shape it says why."""
+    body = as_object(value)
+    inner = as_object(body.get("error"))
+    return explain_code(inner or body or {"message": value})
+
+
 def explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> GatewayError:
     """The error for FastGPT's own words or code; the HTTP status is 500 for nearly all of them."""
-    words = as_text(body.get("message")) or as_text(body.get("msg"))
+    words = words_of(body)
     return _explain_own_words(words.lower()) or _explain_own_code(body, words, reply)
 
 

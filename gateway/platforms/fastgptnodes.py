@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, clean
+from gateway.failures import words_of
 from gateway.messages import Usage
 from gateway.platforms.base import as_list, as_object, as_text, json_text
 from gateway.platforms.fastgpterrors import explain_run, readable
@@ -134,7 +135,7 @@ def _failure(node: dict[str, Any]) -> GatewayError | None:
 def _run_error(node: dict[str, Any]) -> str:
     if node.get("errorCaptured") is True:  # the flow has a branch for it
         return ""
-    return as_text(node.get("errorText")) or _error_words(node.get("error"))
+    return words_of(node.get("errorText")) or _error_words(node.get("error"))
 
 
 def _http_error(node: dict[str, Any]) -> str:
@@ -147,7 +148,7 @@ def _error_words(error: Any) -> str:
     """An error's message, with the vendor's code before it, as servers before 4.8.13 write it."""
     if not isinstance(error, dict):
         return as_text(error)
-    words = as_text(error.get("message")) or as_text(error.get("msg"))
+    words = words_of(error)
     code = as_text(error.get("code"))
     if not words:
         return json_text(error) if error else ""

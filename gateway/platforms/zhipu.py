@@ -33,6 +33,7 @@ from gateway.failures import (
     explain_member,
     explain_words,
     read,
+    words_of,
 )
 from gateway.filetypes import KINDS, MediaKind
 from gateway.history import as_prompt, require_question
@@ -506,7 +507,7 @@ class ModelDecoder(ChunkDecoder):
     def explain(self, error: Any) -> GatewayError:
         told = as_object(error)
         if code := as_id(told.get("code")):
-            return _explain_code(code, as_text(told.get("message")))
+            return _explain_code(code, words_of(told))
         return explain_member("Zhipu", error)
 
 
@@ -713,7 +714,7 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     error = as_object(body.get("error")) or body
     code = as_id(error.get("code"))
-    words = as_text(error.get("message")) or as_text(error.get("msg"))
+    words = words_of(error)
     if not _is_good(code):
         return _explain_code(code, words, reply)
     return explain_http("Zhipu", reply, words)
@@ -721,7 +722,7 @@ def _explain(reply: UpstreamReply) -> GatewayError:
 
 def _explain_glms(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    words = as_text(body.get("message")) or as_text(body.get("msg"))
+    words = words_of(body)
     low = words.lower()
     if reply.status not in (200, 400) or not body or classify(words, ()) not in (None, "key"):
         return explain_http("智谱清言", reply, words)
@@ -746,7 +747,7 @@ def _explain_told(told: dict[str, Any]) -> GatewayError:
     code = as_id((as_object(told.get("error")) or told).get("code"))
     if _is_good(code):
         return explain_member("Zhipu", told)
-    return _explain_code(code, read(UpstreamReply(200, {}, dump(told))).words)
+    return _explain_code(code, words_of(told))
 
 
 _CALLER = {"1210", "1213", "1214", "1215"}
