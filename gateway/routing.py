@@ -22,7 +22,7 @@ from gateway.errors import (
     shorten,
 )
 from gateway.filetypes import MediaKind
-from gateway.messages import Message
+from gateway.messages import Media, Message
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
@@ -253,6 +253,31 @@ def pin_results(
             param="messages",
         )
     return others, messages
+
+
+def pin_files(
+    targets: list[Target], messages: tuple[Message, ...], seal: Seal
+) -> tuple[list[Target], tuple[Message, ...]]:
+    """The one target whose platform keeps the files that `messages` name, and the messages with the
+    platform's own ids. Raises FileNotFound if they are not the user's, or not of one agent."""
+    ids = [media.uploaded for turn in messages for media in turn.media if media.uploaded]
+    if not ids:
+        return targets, messages
+    for target in targets[:-1]:
+        if all(seal.fits_file(target.name, id_) for id_ in ids):
+            break
+    else:
+        target = targets[-1]
+
+    def opened(media: Media) -> Media:
+        if not media.uploaded:
+            return media
+        return replace(media, uploaded=seal.open_file(target.name, media.uploaded))
+
+    return [target], tuple(
+        replace(turn, media=tuple(map(opened, turn.media))) if turn.media else turn
+        for turn in messages
+    )
 
 
 class Routing:

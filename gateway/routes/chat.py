@@ -19,7 +19,7 @@ from gateway.keys import ATTACHMENTS, SIGNER, State
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import MAX_KNOWN, Target, pin, pin_results
+from gateway.routing import MAX_KNOWN, Target, pin, pin_files, pin_results
 from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -157,6 +157,8 @@ async def _read(
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
+        if seal is not None:
+            targets, messages = pin_files(targets, messages, seal)
     question = ChatRequest(
         model=name if is_routed else targets[0].name,
         messages=messages,
@@ -184,7 +186,8 @@ def _check_id(conversation: str | None) -> None:
 
 def _variables(body: ChatBody, caller: Caller) -> dict[str, Any]:
     uid = caller.end_user if "uid" in body.variables and caller.end_user else body.uid
-    return {**body.variables, **({"uid": uid} if uid else {})}
+    variables = caller.variables_of(body.variables)
+    return {**variables, **({"uid": uid} if uid else {})}
 
 
 def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatRequest:
