@@ -397,7 +397,7 @@ def headers(error: GatewayError) -> dict[str, str]:
 # `credentials.masked` leaves of a key of ours stays: its id finds the key and is no secret.
 _KEYS = re.compile(
     r"(?:sk(?!-gw-[a-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)"
-    r"(?:[-_]|%2d|%5f)[a-z0-9_\-.%]{8,}"
+    r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"
     r"|\b[0-9a-f]{16,32}\.[a-z0-9]{8,}"
     r"|(?<![a-z0-9_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)*"
     r"|(?<=[_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)+"  # without a dot it is an id of ours

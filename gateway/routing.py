@@ -26,6 +26,7 @@ from gateway.messages import Media, Message
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
+from gateway.scrub import masked
 from gateway.seals import Seal
 
 # Headers that say who asks, or how: an answer may well hold what stands in them.
@@ -33,7 +34,6 @@ _PUBLIC = frozenset(
     ("accept", "accept-language", "content-type", "http-referer", "origin", "referer", "user-agent",
      "x-title")
 )  # fmt: skip
-_SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
 MAX_KNOWN = 50  # names that an error lists
 
@@ -188,10 +188,9 @@ class Target:
         """
         if not error.message.startswith("Agent "):
             error.message = f"Agent {self.name!r}: {error.message}"
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            if len(secret) >= _SECRET_LENGTH:
-                error.message = error.message.replace(secret, "***")
-                error.param = error.param and error.param.replace(secret, "***")
+        secrets = self.secrets
+        error.message = masked(error.message, secrets)
+        error.param = error.param and masked(error.param, secrets)
         error.message = shorten(error.message)
         return error
 

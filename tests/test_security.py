@@ -318,7 +318,8 @@ async def test_what_looks_like_a_key_is_not_in_the_log(all_five, caplog, key):
 
 async def test_a_static_key_is_no_request_id(gateway):
     key = "plain0words0as0key"
-    gw = await gateway(auth={"keys": [{"name": "web", "key": key}]})
+    agents = {"d": {"platform": "openai", "base_url": "http://127.0.0.1:9/v1", "api_key": "none"}}
+    gw = await gateway(agents=agents, auth={"keys": [{"name": "web", "key": key}]})
     for id_, kept in ((key, False), (f"{key}1", True), ("task-12345678-a", True)):
         answer = await gw.get("/health", headers={"x-request-id": id_})
         assert (answer.headers["x-request-id"] == id_) is kept

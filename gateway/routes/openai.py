@@ -43,7 +43,7 @@ from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin, pin_files, pin_results
-from gateway.scrub import Scrubber
+from gateway.scrub import Scrubber, masked
 from gateway.turns import narrowed, read_turns, require_few
 from gateway.upstream import Exchange
 
@@ -354,6 +354,7 @@ async def _copy(
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
         call = call_of(request)
         call.streamed = kind.startswith("text/event-stream")
+        kind = masked(kind, target.credentials)
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
         scrubber = Scrubber(target.credentials)
