@@ -7,6 +7,7 @@ docs/limits.md says what one request may cost.
 
 import asyncio
 import difflib
+import json
 import re
 import zlib
 from collections.abc import Container, Iterable
@@ -240,19 +241,64 @@ def _words(problem: Any) -> str:
 
 
 async def read_settings(
-    request: web.Request, model: type[M], told: Container[str] = frozenset()
+    request: web.Request,
+    model: type[M],
+    told: Container[str] = frozenset(),
+    query: tuple[str, ...] = (),
+    *,
+    is_optional: bool = False,
 ) -> M:
     """The checked body of a route that sets something, with bounds that are small.
 
-    Members that are not known are refused by name: a misspelt restriction would restrict nothing.
-    Those in `told`, which the answers of the resource have, are ignored, so that what was read can
-    be sent back changed. Raises InvalidRequest and what `read_bytes` raises.
+    Members that are not known, or stand there twice, are refused by name: a misspelt restriction
+    would restrict nothing. So are members of the query other than those in `query`. Those in
+    `told`, which the answers of the resource have, are ignored, so that what was read can be sent
+    back changed. `is_optional`: no body is the same as an empty object. Raises InvalidRequest and
+    what `read_bytes` raises.
     """
-    value = await read_object(request, MAX_SETTINGS)
-    require_bounds(value)
+    require_query(request, *query)
+    if is_optional and not (await read_bytes(request, MAX_SETTINGS)).strip():
+        return check(model, {})
+    value = await read_small(request)
     known = [name for field in model.model_fields.items() for name in _names(*field)]
     require_known([name for name in value if name not in told], known)
     return check(model, value)
+
+
+class Nothing(BaseModel):
+    """The body of a route that takes none."""
+
+
+async def require_nothing(request: web.Request) -> None:
+    """For a route whose address says all. Raises InvalidRequest: a `dry_run` or a date that is
+    ignored would do more than was asked for."""
+    await read_settings(request, Nothing, is_optional=True)
+
+
+async def read_small(request: web.Request) -> dict[str, Any]:
+    """A body of at most MAX_SETTINGS, in which every name stands once. Raises InvalidRequest and
+    what `read_bytes` raises."""
+    value = await read_object(request, MAX_SETTINGS)
+    require_bounds(value)
+    raw = _as_utf8(await read_bytes(request), request.headers.get("Content-Type", ""))
+    try:  # orjson takes the last of two, as most do, and a person may read the first
+        json.loads(raw.decode("utf-8", "replace"), object_pairs_hook=_distinct)
+    except (json.JSONDecodeError, RecursionError):
+        raise InvalidRequest("The body is not valid JSON, or is nested too deeply.") from None
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> None:
+    require_once([name for name, _ in pairs])
+
+
+def require_once(names: list[str]) -> None:
+    """Raises InvalidRequest for a name that is there twice."""
+    seen = set[str]()
+    for name in names:
+        if name in seen:
+            raise InvalidRequest(f"{name[:100]!r} is given twice; give it once.", param=name[:100])
+        seen.add(name)
 
 
 def _names(name: str, field: FieldInfo) -> Iterable[str]:
@@ -312,9 +358,7 @@ def require_query(request: web.Request, *known: str) -> None:
     """A filter that is not known, or given twice, would show more than was asked for."""
     names = [name for name, _ in request.query.items()]
     require_known(names, list(known))
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise InvalidRequest(f"{twice!r} is given twice; give it once.", param=twice)
+    require_once(names)
 
 
 def agent_name(request: web.Request) -> str:

@@ -9,7 +9,7 @@ import string
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Literal
+from typing import Any, Literal
 
 from gateway.config import Config, KeyLimits, Permission, StaticKey
 from gateway.errors import Forbidden, Unauthorized
@@ -34,6 +34,15 @@ class Quota:
     @property
     def used(self) -> int:
         return self.known + self.pending
+
+
+# How platforms and their callers spell a user and a conversation, without case and marks.
+_USERS = frozenset(
+    ("user", "uid", "userid", "customuid", "enduser", "enduserid", "externaluserid", "openid")
+)
+_CONVERSATIONS = frozenset(
+    ("conversation", "conversationid", "chatid", "sessionid", "threadid", "previousresponseid")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +107,17 @@ class Caller:
             allowed = ", ".join(sorted(self.agents or self.within or ())[:20])
             who = "This token" if self.end_user else "This key"
             raise Forbidden(f"{who} may not ask {name[:100]!r}; it may ask: {allowed}.")
+
+    def variables_of(self, given: dict[str, Any]) -> dict[str, Any]:
+        """An app's variables. Those of a web page name no user but its own, and no conversation."""
+        if not self.end_user or not given:
+            return given
+        plain = {name: re.sub("[^a-z]", "", name.lower()) for name in given}
+        return {
+            name: self.end_user if plain[name] in _USERS else value
+            for name, value in given.items()
+            if plain[name] not in _CONVERSATIONS
+        }
 
     def user_of(self, given: str | None) -> str:
         """The end user as the platform shall see it; `given` is what the body says.

@@ -402,10 +402,13 @@ def headers(error: GatewayError) -> dict[str, str]:
 # Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse. What
 # `credentials.masked` leaves of a key of ours stays: its id finds the key and is no secret.
 _KEYS = re.compile(
-    r"(?:sk(?!-gw-[A-Za-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)[-_][A-Za-z0-9_\-.]{8,}"
-    r"|\b[0-9a-f]{32}\.[A-Za-z0-9]{8,}"
-    r"|(?<![A-Za-z0-9_\-])eyJ[A-Za-z0-9_\-]{8,}(?:\.[A-Za-z0-9_\-]+)*"
-    r"|(?i:bearer\s+)[^\s\"',]{8,}"
+    r"(?:sk(?!-gw-[a-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)"
+    r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"
+    r"|\b[0-9a-f]{16,32}\.[a-z0-9]{8,}"
+    r"|(?<![a-z0-9_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)*"
+    r"|(?<=[_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)+"  # without a dot it is an id of ours
+    r"|bearer(?:\s|%20|\+)+[^\s\"',]{8,}",
+    re.IGNORECASE | re.ASCII,
 )
 _URL_PASSWORD = re.compile(r"//[^/\s@]*@")
 _MAX_WORDS = 2000  # characters of an upstream's words that are looked at
@@ -420,6 +423,14 @@ def clean(text: object, limit: int = _MAX_WORDS) -> str:
     words = str(text)[: limit + 100]
     words = "".join(c if c.isprintable() else " " for c in words)
     return shorten(_KEYS.sub("***", " ".join(words.split())), limit)
+
+
+def looks_like_key(text: str) -> bool:
+    """Whether a word in it has a known shape of key; `task-12345678` has none."""
+    return any(
+        found.start() == 0 or not text[found.start() - 1].isalnum()
+        for found in _KEYS.finditer(text)
+    )
 
 
 def why(error: GatewayError) -> str:

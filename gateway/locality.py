@@ -22,7 +22,7 @@ log = logging.getLogger("gateway")
 
 _HINT_EVERY_S = 600.0
 
-# Headers that proxies, tunnels and CDNs add to what they pass on; all of `X-Forwarded-…` too.
+# Headers that proxies, tunnels and CDNs add to what they pass on, with `-` for `_`.
 _FORWARDING = frozenset(
     (
         "forwarded", "via", "x-real-ip", "x-client-ip", "client-ip", "x-cluster-client-ip",
@@ -33,10 +33,13 @@ _FORWARDING = frozenset(
         "x-azure-clientip", "x-azure-socketip", "x-appengine-user-ip", "fly-client-ip",
         "do-connecting-ip", "proxy-client-ip", "wl-proxy-client-ip", "ali-cdn-real-ip",
         "cdn-src-ip", "eo-client-ip", "eo-connecting-ip", "tailscale-user-login",
-        "x-proxyuser-ip",
+        "x-proxyuser-ip", "forwarded-for", "proxy-connection", "x-ms-proxy", "x-nginx-proxy",
     )
 )  # fmt: skip
-_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[^:\[\]]+)(?::\d{1,5})?")
+_FORWARDING_BEGINS = ("x-forward", "x-vercel-", "ngrok-")
+_FORWARDING_ENDS = "-forwarded-for"
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._\-]+)(?::\d{1,5})?")
+_ONCE = ("Origin", "Sec-Fetch-Site")  # of two, others may have judged the other one
 
 
 class NotFromHere(Unauthorized):
@@ -80,14 +83,17 @@ def refusal(
     hosts: Container[str],
     *,
     anywhere: bool,
+    target: str = "/",
 ) -> Forbidden | NotFromHere | None:
     """Why a caller without a key is refused, or None if nothing speaks against it.
 
     `address` is the client's, behind trusted proxies. `hosts` are further names that `Host` may
     have (auth.anonymous_hosts). `anywhere` (auth.anonymous_anywhere) lets programs of other
     machines call, also through proxies, but still no pages of other origins; `Host` then counts
-    only if `hosts` are listed.
+    only if `hosts` are listed. `target` is the request's as it came, maybe with a host of its own.
     """
+    if twice := next((name for name in _ONCE if len(headers.getall(name, ())) > 1), ""):
+        return Forbidden(f"The header {twice!r} is there twice; send it once.")
     if page := _foreign_page(headers, origins):
         return Forbidden(
             f"{page} Anonymous access is for programs on this machine, not for web pages from"
@@ -95,7 +101,9 @@ def refusal(
         )
     why = "" if anywhere else _not_from_here(headers, version, address)
     if not why and (hosts or not anywhere):
-        why = _not_to_here(headers.getall("Host", ()), hosts)
+        named = headers.getall("Host", ("",))
+        why = "this one names two hosts." if len(named) > 1 else ""
+        why = why or _not_to_here([*named, *_authority(target)], hosts)
     return NotFromHere(why) if why else None
 
 
@@ -103,21 +111,33 @@ def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: st
     if not is_loopback(address):
         return f"this one comes from {clean(address, 60)}."
     for name in headers:
-        lower = name.lower()
-        if lower in _FORWARDING or lower.startswith("x-forwarded"):
+        lower = name.lower().replace("_", "-")
+        if (
+            lower in _FORWARDING
+            or lower.startswith(_FORWARDING_BEGINS)
+            or lower.endswith(_FORWARDING_ENDS)
+        ):
             return f"this one came through a proxy, which the header {lower[:40]!r} tells."
     # nginx's `proxy_pass` adds no header of its own and asks for its own upstream's name, but up to
     # 1.29.6 it speaks HTTP/1.0. Programs have not done so for decades.
     if version < (1, 1):
         return "this one came by HTTP/1.0, as from a proxy with nginx's default settings."
+    if version > (1, 1):
+        return f"this one says HTTP/{version.major}.{version.minor}, which is not spoken here."
     return ""
+
+
+def _authority(target: str) -> list[str]:
+    """The host in a target in absolute form, as clients send it to proxies."""
+    if target.startswith("/") or target == "*":
+        return []
+    return [re.split("[/?#]", target.rpartition("://")[2], maxsplit=1)[0]]
 
 
 def _not_to_here(asked: Iterable[str], hosts: Container[str]) -> str:
     """`Host` names whom the client meant. A page whose name was made to lead here (DNS rebinding)
     names itself, and so does what a proxy passes on unchanged."""
-    names = list(asked)
-    for host in names or ("",):
+    for host in asked:
         name = host_name(host)
         if not (is_loopback(name) or name in hosts):
             shown = clean(name or host, 100)

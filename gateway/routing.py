@@ -22,10 +22,11 @@ from gateway.errors import (
     shorten,
 )
 from gateway.filetypes import MediaKind
-from gateway.messages import Message
+from gateway.messages import Media, Message
 from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
+from gateway.scrub import masked
 from gateway.seals import Seal
 
 # Headers that say who asks, or how: an answer may well hold what stands in them.
@@ -33,7 +34,6 @@ _PUBLIC = frozenset(
     ("accept", "accept-language", "content-type", "http-referer", "origin", "referer", "user-agent",
      "x-title")
 )  # fmt: skip
-_SECRET_LENGTH = 6  # shorter ones are words of the language
 MAX_NAME = 300
 MAX_KNOWN = 50  # names that an error lists
 
@@ -188,10 +188,9 @@ class Target:
         """
         if not error.message.startswith("Agent "):
             error.message = f"Agent {self.name!r}: {error.message}"
-        for secret in sorted(self.secrets, key=len, reverse=True):
-            if len(secret) >= _SECRET_LENGTH:
-                error.message = error.message.replace(secret, "***")
-                error.param = error.param and error.param.replace(secret, "***")
+        secrets = self.secrets
+        error.message = masked(error.message, secrets)
+        error.param = error.param and masked(error.param, secrets)
         error.message = shorten(error.message)
         return error
 
@@ -253,6 +252,31 @@ def pin_results(
             param="messages",
         )
     return others, messages
+
+
+def pin_files(
+    targets: list[Target], messages: tuple[Message, ...], seal: Seal
+) -> tuple[list[Target], tuple[Message, ...]]:
+    """The one target whose platform keeps the files that `messages` name, and the messages with the
+    platform's own ids. Raises FileNotFound if they are not the user's, or not of one agent."""
+    ids = [media.uploaded for turn in messages for media in turn.media if media.uploaded]
+    if not ids:
+        return targets, messages
+    for target in targets[:-1]:
+        if all(seal.fits_file(target.name, id_) for id_ in ids):
+            break
+    else:
+        target = targets[-1]
+
+    def opened(media: Media) -> Media:
+        if not media.uploaded:
+            return media
+        return replace(media, uploaded=seal.open_file(target.name, media.uploaded))
+
+    return [target], tuple(
+        replace(turn, media=tuple(map(opened, turn.media))) if turn.media else turn
+        for turn in messages
+    )
 
 
 class Routing:

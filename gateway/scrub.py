@@ -1,10 +1,16 @@
 """Take an operator's credentials out of what is passed on, however it is cut into chunks."""
 
+import base64
+import json
+import re
 from collections.abc import Iterable
+from functools import lru_cache
+from urllib.parse import quote
 
 _MASK = b"***"
 _SHORTEST = 8  # characters; what is shorter is a word of some language
 _WORD = 12  # from here on without a digit in it as well
+_SHORTEST_WORD = 6  # that is masked in an error's few words
 
 
 class Scrubber:
@@ -12,8 +18,7 @@ class Scrubber:
     chunk's end waits for the next chunk, or for `end`."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
-        forms = {form for secret in secrets if _is_telling(secret) for form in _forms(secret)}
-        self._secrets = sorted(forms, key=len, reverse=True)
+        self._secrets = _in_bytes(frozenset(secrets))
         self._held = b""
 
     def feed(self, chunk: bytes) -> bytes:
@@ -37,10 +42,67 @@ def _is_telling(secret: str) -> bool:
     return len(secret) >= (_SHORTEST if has_digit else _WORD)
 
 
-def _forms(secret: str) -> set[bytes]:
-    """As it is, and as JSON may write it."""
-    escaped = secret.replace("\\", "\\\\").replace('"', '\\"')
-    return {form.encode() for form in (secret, escaped, escaped.replace("/", "\\/"))}
+# The forms are made once for an agent, not for each answer.
+
+
+@lru_cache(maxsize=256)
+def _in_bytes(secrets: frozenset[str]) -> tuple[bytes, ...]:
+    forms = {form for secret in secrets if _is_telling(secret) for form in _forms(secret)}
+    return tuple(sorted((form.encode() for form in forms), key=len, reverse=True))
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """A few words without `secrets`, in no form and no case; what may be a word, as it is alone."""
+    return _pattern(frozenset(secrets)).sub("***", text)
+
+
+@lru_cache(maxsize=256)
+def _pattern(secrets: frozenset[str]) -> re.Pattern[str]:
+    forms = {
+        form: f"(?i:{re.escape(form)})" if _is_telling(secret) else re.escape(form)
+        for secret in secrets
+        if len(secret) >= _SHORTEST_WORD
+        for form in (_forms(secret) if _is_telling(secret) else (secret,))
+    }
+    longest_first = sorted(forms, key=len, reverse=True)
+    return re.compile("|".join(forms[form] for form in longest_first) or "(?!)")
+
+
+def _forms(secret: str) -> set[str]:
+    """As it is, and as JSON, URLs and base64 may write it."""
+    escaped = {json.dumps(secret, ensure_ascii=is_plain)[1:-1] for is_plain in (True, False)}
+    out = {secret, quote(secret), *escaped, *_in_base64(secret)}
+    out |= {form.replace("/", "\\/") for form in escaped}
+    for also in ("/", "-_", "+/=<>&'", ""):  # what some writers escape; "" is all that is no word
+        for form in ("\\u{:04x}", "\\u{:04X}", "%{:02x}", "%{:02X}"):
+            out.add("".join(_coded(c, form) if _is_coded(c, also) else c for c in secret))
+    return out
+
+
+def _is_coded(character: str, also: str) -> bool:
+    return character in also if also else not character.isalnum()
+
+
+def _coded(character: str, form: str) -> str:
+    units = character.encode("utf-8" if form[0] == "%" else "utf-16-be", "replace")
+    if form[0] == "%":
+        return "".join(form.format(unit) for unit in units)
+    pairs = zip(units[::2], units[1::2], strict=True)
+    return "".join(form.format(high << 8 | low) for high, low in pairs)
+
+
+def _in_base64(secret: str) -> set[str]:
+    """The characters that are the secret's alone, for each of the three places where it may begin
+    in what is encoded."""
+    raw, out = secret.encode("utf-8", "replace"), set[str]()
+    for before in range(3):
+        coded = base64.b64encode(b"\0" * before + raw).decode()
+        own = coded[-(-before * 8 // 6) : (before + len(raw)) * 8 // 6]
+        out |= {own, own.translate(_URL_SAFE), own.replace("/", "\\/")}
+    return out
+
+
+_URL_SAFE = str.maketrans("+/", "-_")
 
 
 def _begun(secret: bytes, data: bytes) -> int:

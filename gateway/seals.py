@@ -1,4 +1,5 @@
-"""Seals on ids that lead to something a platform keeps for one user: a conversation, a waiting run.
+"""Seals on ids that lead to something a platform keeps for one user: a conversation, a waiting run,
+a file.
 
 Platforms ask by the operator's key alone, so they give a conversation to whoever names it. A
 caller who speaks for one user gets such ids as `id~mac`, and nothing else leads back to them. The
@@ -8,10 +9,11 @@ MAC is of the user, the agent and the id, so nothing has to be kept.
 import hmac
 from base64 import urlsafe_b64encode
 
-from gateway.errors import ConversationNotFound
+from gateway.errors import ConversationNotFound, FileNotFound
 
 MARK = "~"
 _BYTES = 16  # of the MAC that are kept
+_FILES = "\0files"  # behind the agent's name: a file's id opens no conversation of the same id
 
 
 class Seal:
@@ -39,6 +41,22 @@ class Seal:
                 "There is no such conversation of this token's user; leave conversation_id out to"
                 " begin one.",
                 param="conversation_id",
+            )
+        return sealed.rpartition(MARK)[0]
+
+    def close_file(self, agent: str, id_: str) -> str:
+        return self.close(agent + _FILES, id_)
+
+    def fits_file(self, agent: str, sealed: str) -> bool:
+        return self.fits(agent + _FILES, sealed)
+
+    def open_file(self, agent: str, sealed: str) -> str:
+        """The platform's own id. Raises FileNotFound."""
+        if not self.fits_file(agent, sealed):
+            raise FileNotFound(
+                f"There is no file {sealed[:120]!r} of this token's user; upload it with the"
+                " token.",
+                param="files",
             )
         return sealed.rpartition(MARK)[0]
 

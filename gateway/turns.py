@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.errors import InvalidRequest
+from gateway.errors import FileNotFound, InvalidRequest
 from gateway.messages import Media, Message, Role
 
 MAX_MESSAGES = 5000
@@ -321,6 +321,68 @@ def _tidy_part(part: Any) -> dict[str, Any] | None:
     if isinstance(part, dict) and part.get("type") == "text" and read and part["text"] == read:
         return part
     return {"type": "text", "text": read} if read else None
+
+
+# What OpenAI documents for a turn, without an answer's `audio`: its id leads to what is kept.
+_TURN = frozenset(
+    ("role", "name", "refusal", "tool_calls", "tool_call_id", "function_call", "reasoning_content")
+)
+_FILE_IDS = frozenset(("fileid", "fileids", "uploadfileid"))
+
+
+def narrowed(messages: Any) -> Any:
+    """A caller's own messages with nothing in them but what `read_turns` understands, for one who
+    speaks for a single user: the rest may name what an upstream keeps for another one.
+
+    Raises FileNotFound for ids of files that an upstream keeps, where they are easily told.
+    """
+    if not isinstance(messages, list):
+        return messages
+    return [_narrowed_turn(turn) for turn in messages if isinstance(turn, dict)]
+
+
+def _narrowed_turn(turn: dict[str, Any]) -> dict[str, Any]:
+    audio = turn.get("audio")
+    if isinstance(audio, dict) and audio.get("id"):
+        raise _unknown_file("audio.id")
+    content = _content_of(turn)
+    if isinstance(content, list):
+        content = [new for part in content if (new := _narrowed_part(part))] or ""
+    elif not isinstance(content, str | None):
+        content = ""
+    out = {name: value for name, value in turn.items() if name in _TURN}
+    return {**out, "content": content} if "content" in turn or content else out
+
+
+def _narrowed_part(part: Any) -> dict[str, Any] | None:
+    try:
+        read = _part(part, "")
+    except InvalidRequest:
+        _require_no_file(part)
+        return None
+    if not isinstance(read, Media):
+        return {"type": "text", "text": read} if read else None
+    new, given = media_part(read), part.get("image_url")
+    detail = given.get("detail") if isinstance(given, dict) else part.get("detail")
+    if read.kind == "image" and isinstance(detail, str):
+        new["image_url"]["detail"] = detail
+    return new
+
+
+def _require_no_file(part: Any) -> None:
+    inside = part if isinstance(part, dict) else {}
+    for about in (inside, *(value for value in inside.values() if isinstance(value, dict))):
+        for name, value in about.items():
+            if value and name.replace("_", "").lower() in _FILE_IDS:
+                raise _unknown_file(name)
+
+
+def _unknown_file(name: str) -> FileNotFound:
+    return FileNotFound(
+        f"{name[:100]!r} names no file of this token's user; upload the file with the token and"
+        " send {'type': 'file', 'file': {'file_id': …}}.",
+        param="messages",
+    )
 
 
 def _file(part: dict[str, Any], kind: str, path: str) -> Media:

@@ -105,7 +105,9 @@ async def test_only_admins_and_premium_users_make_keys(gw, admin):
      {"permissions": ["chat", "root"]}, {"permissions": "chat"}, {"expires_at": "soon"},
      {"expires_at": "2001-01-01"}, {"expires_at": 5}, {"max_calls": 0}, {"max_calls": -1},
      {"max_calls": "many"}, {"agents": "dify"}, {"agents": []}, {"agent": ["dify"]}, {"rate_limits": {"chat": "often"}},
-     {"rate_limits": {"chatt": "1/min"}}, {"rate_limits": {"concurrency": 0}}, {"rate_limits": []}],
+     {"rate_limits": {"chatt": "1/min"}}, {"rate_limits": {"concurrency": 0}}, {"rate_limits": []},
+     {"expires_at": ""}, {"expires_at": " "}, {"expires_in": True}, {"expires_in": "60"}, {"max_calls": True},
+     {"rate_limits": {"concurrency": True}}],
 )  # fmt: skip
 async def test_settings_that_cannot_be_are_400(gw, admin, wrong):
     status, answer = await gw.api("POST", "/api-keys", admin, {"name": "k", **wrong})
@@ -233,6 +235,67 @@ async def test_cleanup_deletes_what_is_over(gw, admin):
         assert set(answer["data"]["ids"]) == {revoked, expired}
     left = (await gw.api("GET", "/api-keys/admin/all", admin))[1]["data"]
     assert [key["id"] for key in left["api_keys"]] == [kept]
+
+
+async def test_cleanup_takes_its_age_from_body_or_query(gw, admin):
+    revoked, _ = await gw.key(admin)
+    await gw.api("POST", f"/api-keys/{revoked}/revoke", admin)
+    path = "/api-keys/admin/cleanup"
+    status, answer = await gw.api("POST", path, admin, {"older_than_days": 30})
+    assert (status, answer["data"]["deleted"]) == (200, 0)
+    for query, body in (
+        ("?older_than_days=", None), ("?older_than_days=30", {"older_than_days": 30}),
+        ("", {"older_than_days": None}), ("", {"older_than_days": True}), ("", {"days": 30}),
+        ("", {"older_than_days": 0}), ("?days=30", None), ("", []),
+    ):  # fmt: skip
+        assert (await gw.api("POST", path + query, admin, body))[0] == 400
+    assert (await gw.api("POST", path, admin, {}))[1]["data"]["ids"] == [revoked]
+
+
+async def test_a_switch_that_is_none_is_refused(gw, admin):
+    id_, key = await gw.key(admin)
+    told = (await gw.api("GET", f"/api-keys/{id_}", admin))[1]["data"]
+    assert (await gw.api("PUT", f"/api-keys/{id_}", admin, told))[0] == 200
+    for value in (False, 0, "false"):
+        status, answer = await gw.api("PUT", f"/api-keys/{id_}", admin, {"is_active": value})
+        assert (status, answer["detail"]["param"]) == (400, "is_active")
+    assert (
+        "revoke" in (await gw.api("PUT", f"/api-keys/{id_}", admin, {"is_active": False}))[1]["msg"]
+    )
+    assert (await gw.ask(key, "openai"))[0] == 200
+
+
+async def test_what_a_route_does_not_take_is_refused(gw, admin):
+    id_, key = await gw.key(admin)
+    for method, path, body in (
+        ("POST", f"/api-keys/{id_}/revoke", {"at": "2030-01-01"}),
+        ("POST", f"/api-keys/{id_}/revoke?dry_run=true", None),
+        ("DELETE", f"/api-keys/{id_}?dry_run=true", None),
+        ("DELETE", f"/api-keys/{id_}", {"dry_run": True}),
+        ("PUT", f"/api-keys/{id_}?agents=dify", {"name": "new"}),
+        ("POST", "/api-keys?agents=dify", {"name": "new"}),
+        ("DELETE", "/auth/users/someone?dry_run=true", None),
+    ):  # fmt: skip
+        assert (await gw.api(method, path, admin, body))[0] == 400
+    assert (await gw.api("POST", "/tokens?agents=dify", key, {"user": "v"}))[0] == 400
+    assert (await gw.api("POST", f"/api-keys/{id_}/revoke", admin, {}))[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "name"),
+    [("/api-keys", b'{"name": "k", "agents": ["dify"], "agents": null}', "agents"),
+     ("/api-keys", b'{"name": "k", "rate_limits": {"chat": "1/min", "\\u0063hat": null}}', "chat"),
+     ("/auth/users", b'{"username": "bo", "password": "long enough", "role": "user", "role": "admin"}', "role"),
+     ("/login", b'{"username": "admin", "username": "bo", "password": "x"}', "username"),
+     ("/login", b"username=admin&username=bo&password=x", "username")],
+)  # fmt: skip
+async def test_a_name_that_stands_twice_is_refused(gw, admin, path, body, name):
+    kind = "json" if body.startswith(b"{") else "x-www-form-urlencoded"
+    headers = {"Authorization": f"Bearer {admin}", "Content-Type": f"application/{kind}"}
+    url = f"{gw.url}/api/v1{path}"
+    async with gw.client.post(url, data=body, headers=headers) as answer:
+        told = await answer.json()
+    assert (answer.status, told["detail"]["param"]) == (400, name)
 
 
 # Whose keys.
@@ -400,7 +463,8 @@ async def test_a_token_ends_with_its_static_keys_value(with_accounts):
 @pytest.mark.parametrize(
     "wrong",
     [{}, {"user": ""}, {"user": "a\nb"}, {"user": "x", "expires_in": 5}, {"user": "x", "expires_in": 99999},
-     {"user": "x", "agents": "dify"}, {"user": "x", "permissions": ["admin"]}, {"user": "x", "permissions": []}],
+     {"user": "x", "agents": "dify"}, {"user": "x", "permissions": ["admin"]}, {"user": "x", "permissions": []},
+     {"user": "x", "expires_in": True}],
 )  # fmt: skip
 async def test_token_wishes_that_cannot_be_are_400(gw, admin, wrong):
     _, key = await gw.key(admin)

@@ -66,6 +66,46 @@ async def test_from_here_no_key_is_needed(local):
     assert answer.split()[1] == "200"
 
 
+LOCAL = "GET /v1/models HTTP/1.1\nHost: localhost\nConnection: close\n\n"
+
+
+@pytest.mark.parametrize(
+    ("was", "instead", "status"),
+    [("localhost", "foo.localhost", 200), ("localhost", "evil.com/.localhost", 401),
+     ("localhost", "evil.com?.localhost", 401), ("localhost", "evil.com#.localhost", 401),
+     ("localhost", "evil.com@localhost", 401), ("localhost", "a b.localhost", 401),
+     ("localhost", "evil.com\\.localhost", 401), ("localhost", "evil.com;.localhost", 401),
+     ("/v1/models", "http://localhost/v1/models", 200), ("/v1/models", "http://evil.com/v1/models", 401),
+     ("/v1/models", "https://evil.com:443/v1/models", 401),
+     ("/v1/models", "http://localhost@evil.com/v1/models", 401),
+     ("HTTP/1.1", "HTTP/2.0", 401), ("HTTP/1.1", "HTTP/1.2", 401)],
+)  # fmt: skip
+async def test_only_plain_requests_to_this_machine_need_no_key(local, was, instead, status):
+    answer = await raw(local, LOCAL.replace(was, instead))
+    given = int(answer.split()[1])
+    assert given == status or (status == 401 and given == 400)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["X_Forwarded_For", "X-Forward-For", "Forwarded-For", "X-Vercel-Id", "X-Vercel-Forwarded-For", "Ngrok-Trace-Id",
+     "X-MS-Proxy", "X-Nginx-Proxy", "Proxy-Connection", "X-Acme-Forwarded-For", "X_Real_IP"],
+)  # fmt: skip
+async def test_a_header_of_a_proxy_asks_for_a_key(local, name):
+    answer = await raw(local, LOCAL.replace("Connection", f"{name}: 1\nConnection"))
+    assert answer.split()[1] == "401"
+
+
+@pytest.mark.parametrize(
+    "twice",
+    ["Origin: http://localhost\nOrigin: http://evil.com", "Origin: \nOrigin: http://evil.com",
+     "Sec-Fetch-Site: none\nSec-Fetch-Site: cross-site", "Host: localhost"],
+)  # fmt: skip
+async def test_what_says_who_calls_stands_once(local, twice):
+    answer = await raw(local, LOCAL.replace("Connection", f"{twice}\nConnection"))
+    assert answer.split()[1] in ("400", "401", "403")
+
+
 async def test_a_made_up_key_does_not_help_behind_a_proxy(local):
     head = CADDY.replace("Via", "Authorization: Bearer anything\nVia")
     assert (await raw(local, head)).split()[1] == "401"

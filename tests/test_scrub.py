@@ -1,12 +1,15 @@
 """Credentials of an operator never leave in what is passed on."""
 
+import base64
+import json
 import re
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.scrub import Scrubber
+from gateway.scrub import Scrubber, masked
 
 KEY = "sk-operators-own/key-1"
 
@@ -33,6 +36,36 @@ def test_only_what_may_begin_a_key_waits():
     assert scrubber.feed(b"k\n\n") == b"sk-ok\n\n"
     assert scrubber.feed(b"data: s") == b"data: "
     assert scrubber.end() == b"s"
+
+
+FORMS = [
+    r"sk\u002doperators\u002down\u002fkey\u002d1", r"sk-operators-own\u002Fkey-1", r"sk-operators-own\/key-1",
+    quote(KEY), quote(KEY, safe=""), "sk%2doperators%2down%2fkey%2d1", base64.b64encode(KEY.encode()).decode(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_key_is_masked_in_every_form_wherever_it_is_cut(form):
+    for at in range(len(form)):
+        out = fed([KEY], f"a {form[:at]}".encode(), f"{form[at:]} b".encode())
+        assert re.fullmatch(rb"a \*\*\*.{0,3} b", out)  # base64's last characters tell nothing
+    assert re.fullmatch(r"a \*\*\*.{0,3} b", masked(f"a {form.upper()} b", [KEY]))
+
+
+@pytest.mark.parametrize("before", ["", "x", "xy", "user:"])
+def test_a_key_is_masked_inside_other_base64(before):
+    coded = base64.b64encode(f"{before}{KEY} and more".encode())
+    assert b"***" in fed([KEY], coded)
+    assert base64.b64encode(KEY.encode())[4:20] not in fed([KEY], coded)
+
+
+def test_what_json_reads_as_the_key_is_masked_in_any_script():
+    key = 'sk-"密钥"-1234-\\-/'
+    assert fed([key], json.dumps(key).encode()) == b'"***"'
+
+
+def test_a_word_is_masked_in_an_error_as_it_is_alone():
+    assert masked("Ollama wants ollama", ["ollama"]) == "Ollama wants ***"
 
 
 @pytest.mark.parametrize("word", ["", "none", "EMPTY", "ollama", "lm-studio", "not-needed"])

@@ -2,6 +2,7 @@
 
 import orjson
 import pytest
+from aiohttp import FormData
 from conftest import AGENTS, Script
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,7 +170,9 @@ async def test_tool_calls_that_nothing_is_kept_for_stay_as_they_are(pages):
 async def test_members_that_name_what_a_server_keeps_are_left_out(gateway, scripted):
     body = b'{"id":"x","choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
     kept = {"chatId": "bobs", "previous_response_id": "r", "thread_id": "t", "session_id": "s",
-            "conversation": "c"}  # fmt: skip
+            "conversation": "c", "conversationId": "c", "Chat_Id": "c", "uid": "bob", "customUid": "bob",
+            "metadata": {"chat_id": "c"}, "extra_body": {"user_id": "bob"}, "store": True,
+            "tools": [{"type": "file_search", "vector_store_ids": ["bobs"]}]}  # fmt: skip
     upstream = await scripted(*[Script([body], headers={"Content-Type": "application/json"})] * 2)
     agents = {"bot": {**AGENTS["openai"], "base_url": upstream.url}}
     pages = Pages(await gateway(agents=agents, auth={"anonymous": False, "keys": KEYS}), {})
@@ -177,9 +180,110 @@ async def test_members_that_name_what_a_server_keeps_are_left_out(gateway, scrip
     assert (await pages.complete(await pages.token("alice"), "bot", turn, seed=1, **kept))[0] == 200
     assert (await pages.complete(KEYS[0]["key"], "bot", turn, **kept))[0] == 200
     of_page, of_key = upstream.bodies()
+    assert of_page.pop("tools") == []
     assert kept.keys().isdisjoint(of_page)
     assert (of_page["user"], of_page["seed"]) == ("key-app/alice", 1)
     assert kept.items() <= of_key.items()
+
+
+PICTURE = b"\x89PNG\r\n\x1a\n" + b"\0" * 60
+
+
+@pytest.mark.parametrize(
+    "agent",
+    [{**AGENTS["coze"], "upload": "platform"}, {"platform": "zhipu", **GLMS, "upload": "platform"}],
+)
+async def test_only_the_user_who_uploaded_a_file_asks_about_it(gateway, demo, agent):
+    served = await demo(agent["platform"], key=agent["api_key"])
+    agents = {"bot": {**agent, "base_url": served.url}}
+    pages = Pages(await gateway(agents=agents, auth={"anonymous": False, "keys": KEYS}), {})
+    key, body = KEYS[0]["key"], {"permissions": ["chat", "upload"]}
+    tokens = [
+        (await pages.gateway.api("POST", "/tokens", key, {"user": user, **body}))[1]["data"][
+            "token"
+        ]
+        for user in ("alice", "bob")
+    ]
+    id_ = await uploaded(pages, tokens[0])
+    files = [{"id": id_, "type": "image"}]
+    assert (await pages.gateway.ask(tokens[0], "bot", files=files))[0] == 200
+    plain = id_.rpartition("~")[0]
+    for wrong in (id_, plain, f"{plain}~{'A' * 22}"):
+        files = [{"id": wrong, "type": "image"}]
+        status, answer = await pages.gateway.ask(tokens[1], "bot", files=files)
+        assert (status, answer["detail"]["error"]) == (404, "file_not_found")
+        part = {"type": "file", "file": {"file_id": wrong}}
+        messages = [{"role": "user", "content": [part]}, {"role": "user", "content": "hi"}]
+        assert (await pages.complete(tokens[1], "bot", messages))[0] == 404
+    id_ = await uploaded(pages, key)
+    assert "~" not in id_
+    files = [{"id": id_, "type": "image"}]
+    assert (await pages.gateway.ask(key, "bot", files=files, user="other"))[0] == 200
+
+
+async def uploaded(pages, token):
+    """The id of a picture that the agent's platform keeps."""
+    form = FormData()
+    form.add_field("file", PICTURE, filename="a.png", content_type="image/png")
+    headers = {"Authorization": f"Bearer {token}", "Agent": "bot"}
+    url = f"{pages.gateway.url}/api/v1/upload"
+    async with pages.gateway.client.post(url, data=form, headers=headers) as answer:
+        told = await answer.json()
+    assert answer.status == 200, told
+    return told["data"]["id"]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [{"role": "user", "content": [{"type": "file", "file": {"file_id": "file-of-alice"}}]},
+     {"role": "user", "content": [{"type": "input_file", "file_id": "file-of-alice"}]},
+     {"role": "user", "content": [{"type": "image_file", "image_file": {"fileId": "file-of-alice"}}]},
+     {"role": "assistant", "audio": {"id": "audio_of_alice"}}],
+)  # fmt: skip
+async def test_files_that_a_compatible_upstream_keeps_are_404_for_a_page(pages, turn):
+    messages = [turn, {"role": "user", "content": "hi"}]
+    status, answer = await pages.complete(await pages.token("bob"), "openai", messages)
+    assert (status, answer["error"]["code"]) == (404, "file_not_found")
+    assert "alice" not in str(pages.demos["openai"].requests)
+
+
+async def test_a_pages_turns_have_only_what_openai_documents(gateway, scripted):
+    body = b'{"id":"x","choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
+    upstream = await scripted(Script([body], headers={"Content-Type": "application/json"}))
+    agents = {"bot": {**AGENTS["openai"], "base_url": upstream.url}}
+    pages = Pages(await gateway(agents=agents, auth={"anonymous": False, "keys": KEYS}), {})
+    picture = {
+        "type": "image_url",
+        "image_url": {"url": "data:image/png;base64,aaaa", "detail": "low"},
+    }
+    moonshots = {"type": "image_url", "image_url": {"url": "ms://of-alice"}}
+    messages = [
+        {"role": "system", "content": "be kind", "chat_id": "c"},
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "hi", "uid": "alice"}, picture, moonshots],
+        },
+    ]
+    assert (await pages.complete(await pages.token("bob"), "bot", messages))[0] == 200
+    assert upstream.bodies()[0]["messages"] == [
+        {"role": "system", "content": "be kind"},
+        {"role": "user", "content": [{"type": "text", "text": "hi"}, picture]},
+    ]
+
+
+async def test_variables_name_no_user_but_the_tokens(pages):
+    given = {"uid": "bob", "userId": "bob", "User_Id": "bob", "chatId": "c", "colour": "red"}
+    for token, wanted in (
+        (await pages.token("alice"), {"uid": "alice", "userId": "alice", "User_Id": "alice", "colour": "red"}),
+        (KEYS[0]["key"], given),
+    ):  # fmt: skip
+        await pages.gateway.ask(token, "fastgpt", variables=given)
+        await pages.complete(token, "fastgpt", [{"role": "user", "content": "hi"}], variables=given)
+        asked = [sent for path, sent in pages.demos["fastgpt"].requests if "completions" in path]
+        for sent in asked[-2:]:
+            assert {
+                name: sent["variables"].get(name) for name in given if name in sent["variables"]
+            } == wanted
 
 
 @given(st.text(), st.text(), st.text(), st.text())

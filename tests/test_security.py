@@ -331,6 +331,32 @@ async def test_a_sane_request_id_is_kept_and_any_other_replaced(all_five, given,
     assert answer.headers["x-request-id"]
 
 
+SHAPES = [
+    "pat_AbCdEfGh12345678ijkl", "app-AbCdEfGh12345678ijkl", "APP-ABCDEFGH12345678", "SK-proj-AbCdEfGh12345678",
+    "25bda2c39c0f8ca0.e0008b9b9727cb8ceea5", "0123456789abcdef0123456789abcdef.AbCdEfGh", "dataset-AbCdEfGh12345",
+    "eyJhbGciOiJIUzI1NiJ9.eyJzdWIi.c2ln",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("key", SHAPES)
+async def test_what_looks_like_a_key_is_not_in_the_log(all_five, caplog, key):
+    gw, _ = all_five
+    caplog.set_level("INFO")
+    answer = await gw.get(f"/v1/models/{key}", headers={"User-Agent": key, "x-request-id": key})
+    assert answer.headers["x-request-id"].startswith("req-")
+    await gw.get(f"/v1/models/req-{key}", headers={"x-request-id": f"req-{key}"})
+    assert key not in caplog.text
+
+
+async def test_a_static_key_is_no_request_id(gateway):
+    key = "plain0words0as0key"
+    agents = {"d": {"platform": "openai", "base_url": "http://127.0.0.1:9/v1", "api_key": "none"}}
+    gw = await gateway(agents=agents, auth={"keys": [{"name": "web", "key": key}]})
+    for id_, kept in ((key, False), (f"{key}1", True), ("task-12345678-a", True)):
+        answer = await gw.get("/health", headers={"x-request-id": id_})
+        assert (answer.headers["x-request-id"] == id_) is kept
+
+
 BAD_HTTP = [
     b"hello\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)),
     b"GET /nowhere\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET / HTTP/1.1\r\nHost: a\r\nBad Header\r\n\r\n",

@@ -147,6 +147,7 @@ def _require_local(request: web.Request, state: State) -> None:
         state.origins,
         settings.anonymous_hosts,
         anywhere=settings.anonymous_anywhere,
+        target=request.raw_path,
     )
     if error is not None:
         raise error

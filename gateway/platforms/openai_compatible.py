@@ -56,12 +56,27 @@ def _hides_usage(chat: ChatRequest) -> bool:
     return chat.count_tokens and chat.stream and not chat.include_usage
 
 
-# Members by which servers find what they keep: not for a caller who speaks for one user, since
-# they would not ask whose it is.
-_KEPT = frozenset(
-    ("conversation", "conversation_id", "chat_id", "chatId", "previous_response_id", "session_id",
-     "thread_id")
+# What a caller who speaks for one user may send: OpenAI's own members, without those that make a
+# server keep something or find it again. Servers have others by which they find a conversation or
+# a user, and would not ask whose it is.
+_OWN = frozenset(
+    (
+        "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
+        "max_completion_tokens", "max_tokens", "messages", "modalities", "model", "n",
+        "parallel_tool_calls", "prediction", "presence_penalty", "reasoning_effort",
+        "response_format", "seed", "stop", "stream", "stream_options", "temperature",
+        "tool_choice", "tools", "top_logprobs", "top_p", "verbosity", "web_search_options",
+    )
 )  # fmt: skip
+_OWN_TOOLS = ("function", "custom")  # others search what an upstream keeps
+
+
+def _own(body: dict[str, Any], user: str) -> dict[str, Any]:
+    out = {name: value for name, value in body.items() if name in _OWN}
+    if "tools" in out:
+        tools = map(as_object, as_list(out["tools"]))
+        out["tools"] = [tool for tool in tools if tool.get("type") in _OWN_TOOLS]
+    return {**out, "user": user}
 
 
 class OpenAICompatible(TextOnly):
@@ -105,7 +120,7 @@ class OpenAICompatible(TextOnly):
         if chat.verbatim:
             body = {**chat.raw, "model": self.model(chat.model), **raw_messages(chat)}
             if chat.seal is not None:
-                body = {k: v for k, v in body.items() if k not in _KEPT} | {"user": chat.user}
+                body = _own(body, chat.user)
             if _hides_usage(chat):
                 body["stream_options"] = {
                     **as_object(chat.raw.get("stream_options")),

@@ -16,9 +16,10 @@ from gateway.body import (
     envelope,
     page_of,
     read_bytes,
-    read_object,
     read_settings,
-    require_bounds,
+    read_small,
+    require_nothing,
+    require_once,
     require_query,
 )
 from gateway.books import books_of, usage_of
@@ -55,7 +56,7 @@ Email = Annotated[Annotated[str, Field(max_length=LONGEST_NAME)] | None, AfterVa
 FullName = Annotated[str, Field(max_length=128, pattern=r"^[^\x00-\x1f\x7f]*$")]
 
 
-MaxCalls = Annotated[int | None, Field(ge=0, le=1_000_000_000)]
+MaxCalls = Annotated[int | None, Field(strict=True, ge=0, le=1_000_000_000)]
 
 
 class Body(BaseModel):
@@ -134,13 +135,13 @@ async def _form_or_json(request: web.Request) -> dict[str, Any]:
     raw = await read_bytes(request, MAX_SETTINGS)
     is_form = request.content_type == "application/x-www-form-urlencoded"
     if not is_form or raw.lstrip().startswith(b"{"):
-        value = await read_object(request, MAX_SETTINGS)
-        require_bounds(value)
-        return value
+        return await read_small(request)
     try:
-        return dict(parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20))
+        fields = parse_qsl(raw.decode("utf-8", "replace"), max_num_fields=20)
     except ValueError:
         raise InvalidRequest("The form has too many fields.") from None
+    require_once([name for name, _ in fields])
+    return dict(fields)
 
 
 def _given(request: web.Request, user: User, since: int | None = None) -> web.Response:
@@ -267,6 +268,7 @@ async def update_user(request: web.Request) -> web.Response:
 
 async def delete_user(request: web.Request) -> web.Response:
     """With the account go its keys; what it used stays in the record."""
+    await require_nothing(request)
     books, id_ = books_of(request), request.match_info["id"]
     if id_ == caller_of(request).user_id:
         raise Conflict("You cannot delete the account you are logged in with.")

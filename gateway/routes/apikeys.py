@@ -15,6 +15,7 @@ from gateway.body import (
     page_of,
     read_settings,
     require_known,
+    require_nothing,
     require_query,
 )
 from gateway.books import books_of, usage_of
@@ -35,6 +36,7 @@ AgentNames = Annotated[
     list[Annotated[str, Field(max_length=300)]], at_most(_MOST_AGENTS), Field(min_length=1)
 ]
 _MOST_PERMISSIONS = 20  # far more than there are
+_LONGEST_AGO = 3660  # days
 
 
 class KeySettings(BaseModel):
@@ -44,19 +46,21 @@ class KeySettings(BaseModel):
 
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")]
     description: Annotated[str, Field(max_length=1000, pattern=r"^[^\x00]*$")] = ""
-    expires_at: str | None = None
-    expires_in: Annotated[int | None, Field(ge=1, le=_LONGEST_KEY_S)] = None  # seconds, instead
+    expires_at: Annotated[str | None, Field(max_length=100)] = None
+    expires_in: Annotated[int | None, Field(strict=True, ge=1, le=_LONGEST_KEY_S)] = None  # seconds
     permissions: Annotated[list[Permission], at_most(_MOST_PERMISSIONS), Field(min_length=1)] = [
         "chat"
     ]
     agents: AgentNames | None = None
     rate_limits: dict[str, Any] | None = None
-    max_calls: Annotated[int | None, Field(ge=1, le=1_000_000_000)] = None
+    max_calls: Annotated[int | None, Field(strict=True, ge=1, le=1_000_000_000)] = None
 
     @field_validator("rate_limits")
     @classmethod
     def _readable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
+            if any(isinstance(limit, bool) for limit in value.values()):
+                raise ValueError("a limit is a number or a text, not true or false")
             try:
                 require_known(value, list(KeyLimits.model_fields))
                 check(KeyLimits, value)
@@ -67,20 +71,21 @@ class KeySettings(BaseModel):
 
 class KeyChanges(KeySettings):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")] = "-"
+    is_active: Annotated[bool | None, Field(strict=True)] = None  # only as it is
 
 
 def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> dict[str, Any]:
     """As the accounts store takes them. Raises InvalidRequest, Forbidden."""
-    out = body.model_dump(exclude_unset=only_given)
+    out = body.model_dump(exclude_unset=only_given, exclude={"is_active"})
     seconds = out.pop("expires_in", None)
-    if seconds is not None and out.get("expires_at"):
+    if seconds is not None and out.get("expires_at") is not None:
         raise InvalidRequest("Give 'expires_at' or 'expires_in', not both.", param="expires_in")
     if seconds is not None:
         out["expires_at"] = iso(now_ms() + seconds * 1000)
     if "expires_at" in out:
         text = out.pop("expires_at")
-        out["expires_ms"] = moment_ms(text, "expires_at") if text else None
-        if text and out["expires_ms"] <= time.time() * 1000:
+        out["expires_ms"] = None if text is None else moment_ms(text, "expires_at")
+        if text is not None and out["expires_ms"] <= time.time() * 1000:
             raise InvalidRequest("'expires_at' is in the past.", param="expires_at")
     if "permissions" in out:
         out["permissions"] = [name for name in _LIST_ORDER if name in body.permissions]
@@ -163,6 +168,12 @@ async def update_key(request: web.Request) -> web.Response:
     books, id_, owner = books_of(request), request.match_info["id"], _owner(request)
     told = (await books.accounts.key(id_, owner)).public()
     body = await read_settings(request, KeyChanges, told)
+    if body.is_active is not None and body.is_active != told["is_active"]:
+        raise InvalidRequest(
+            "'is_active' cannot be set: POST …/revoke ends a key for good, and a later 'expires_at'"
+            " revives one that ran out.",
+            param="is_active",
+        )
     settings = _settings(request, body, only_given=True)
     key = await books.accounts.update_key(id_, owner, settings)
     await books.directory.refresh()
@@ -171,6 +182,7 @@ async def update_key(request: web.Request) -> web.Response:
 
 async def revoke_key(request: web.Request) -> web.Response:
     """For good; the key stays in the lists."""
+    await require_nothing(request)
     books = books_of(request)
     key = await books.accounts.revoke_key(request.match_info["id"], _owner(request))
     await books.directory.refresh()
@@ -178,6 +190,7 @@ async def revoke_key(request: web.Request) -> web.Response:
 
 
 async def delete_key(request: web.Request) -> web.Response:
+    await require_nothing(request)
     books, id_ = books_of(request), request.match_info["id"]
     await books.accounts.delete_key(id_, _owner(request))
     await books.directory.refresh()
@@ -189,11 +202,29 @@ async def key_usage(request: web.Request) -> web.Response:
     return await usage_of(request, "key", key.id)
 
 
+class CleanUp(BaseModel):
+    """Days. Left out, it does not matter when a key was revoked or ran out."""
+
+    model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
+
+    older_than_days: Annotated[int, Field(strict=True, ge=1, le=_LONGEST_AGO)] = 0
+
+
 async def clean_up(request: web.Request) -> web.Response:
-    """Delete keys that were revoked or ran out, `?older_than_days=` ago if that is given."""
-    require_query(request, "older_than_days")
+    """Delete keys that were revoked or ran out, `older_than_days` ago if the body or the query says
+    so."""
+    name = "older_than_days"
+    body = await read_settings(request, CleanUp, query=(name,), is_optional=True)
+    days = body.older_than_days
+    if name in request.query:
+        if days:
+            raise InvalidRequest(
+                f"Give {name!r} in the body or in the query, not both.", param=name
+            )
+        days = number(request, name, 0, _LONGEST_AGO)
+        if not days:
+            raise InvalidRequest(f"{name!r} has no value; give days or leave it out.", param=name)
     books = books_of(request)
-    days = number(request, "older_than_days", 0, 3660)
     ids = await books.accounts.clean_up_keys(days * 86_400.0)
     await books.directory.refresh()
     return envelope({"deleted": len(ids), "ids": ids})
@@ -209,7 +240,7 @@ class TokenBody(BaseModel):
     permissions: Annotated[
         list[Literal["chat", "upload"]], at_most(_MOST_PERMISSIONS), Field(min_length=1)
     ] = ["chat"]
-    expires_in: Annotated[int, Field(ge=10, le=_LONGEST_TOKEN_S)] = _TOKEN_TTL_S
+    expires_in: Annotated[int, Field(strict=True, ge=10, le=_LONGEST_TOKEN_S)] = _TOKEN_TTL_S
 
 
 async def create_token(request: web.Request) -> web.Response:

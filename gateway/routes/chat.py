@@ -19,7 +19,7 @@ from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
 from gateway.messages import ChatRequest, Media, Message, has_media
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_results
+from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
 from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
@@ -164,6 +164,8 @@ async def _read(
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
+        if seal is not None:
+            targets, messages = pin_files(targets, messages, seal)
     question = ChatRequest(
         model=asked,
         messages=messages,
@@ -191,7 +193,8 @@ def _check_id(conversation: str | None) -> None:
 
 def _variables(body: ChatBody, caller: Caller) -> dict[str, Any]:
     uid = caller.end_user if "uid" in body.variables and caller.end_user else body.uid
-    return {**body.variables, **({"uid": uid} if uid else {})}
+    variables = caller.variables_of(body.variables)
+    return {**variables, **({"uid": uid} if uid else {})}
 
 
 def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatRequest:

@@ -18,7 +18,7 @@ from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
-from gateway.keys import ATTACHMENTS, CONTEXT, FILES, UPSTREAM, caller_of, state_of
+from gateway.keys import ATTACHMENTS, CONTEXT, FILES, SIGNER, UPSTREAM, caller_of, state_of
 from gateway.messages import Media
 from gateway.proxies import client_origin
 from gateway.routing import Target
@@ -87,6 +87,8 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
             )
     except GatewayError as error:
         raise (error if error in failures else target.explain(error)) from None
+    if seal := request.app[SIGNER].seal(caller):
+        id_ = seal.close_file(target.name, id_)
     request.app[ATTACHMENTS].remember(id_, kind_of(mime))
     return {
         "id": id_,

@@ -42,9 +42,9 @@ from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import Target, pin, pin_results
-from gateway.scrub import Scrubber
-from gateway.turns import read_turns, require_few
+from gateway.routing import Target, pin, pin_files, pin_results
+from gateway.scrub import Scrubber, masked
+from gateway.turns import narrowed, read_turns, require_few
 from gateway.upstream import Exchange
 
 _MAX_ID = 1024
@@ -69,10 +69,13 @@ async def _read_chat(
     messages = _turns(body, targets)
     if seal is not None:
         targets, messages = pin_results(targets, messages, seal)
+        body = {**body, "messages": narrowed(body["messages"])}
     if has_media(messages):
         messages = await request.app[ATTACHMENTS].resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
+        if seal is not None:
+            targets, messages = pin_files(targets, messages, seal)
     options = _options(body)
     chat = ChatRequest(
         model=model,
@@ -84,7 +87,7 @@ async def _read_chat(
         detail=_flag(body, "detail"),
         conversation_id=conversation,
         is_routed=is_routed,
-        variables=_object(body, "variables") or _object(body, "inputs"),
+        variables=caller.variables_of(_object(body, "variables") or _object(body, "inputs")),
         include_usage=isinstance(stream_options, dict)
         and stream_options.get("include_usage") is True,
         raw=body,
@@ -360,6 +363,7 @@ async def _copy(
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
         call = call_of(request)
         call.streamed = kind.startswith("text/event-stream")
+        kind = masked(kind, target.credentials)
         response = web.StreamResponse(headers={"Content-Type": kind, "X-Accel-Buffering": "no"})
         await response.prepare(request)
         scrubber = Scrubber(target.credentials)
