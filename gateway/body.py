@@ -280,7 +280,7 @@ async def read_small(request: web.Request) -> dict[str, Any]:
     what `read_bytes` raises."""
     value = await read_object(request, MAX_SETTINGS)
     require_bounds(value)
-    raw = _as_utf8(await read_bytes(request), request.headers.get("Content-Type", ""))
+    raw = as_utf8(await read_bytes(request), request.headers.get("Content-Type", ""))
     try:  # orjson takes the last of two, as most do, and a person may read the first
         json.loads(raw.decode("utf-8", "replace"), object_pairs_hook=_distinct)
     except (json.JSONDecodeError, RecursionError):
