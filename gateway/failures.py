@@ -30,7 +30,7 @@ from gateway.errors import (
     retry_after,
 )
 from gateway.exchange import UpstreamReply
-from gateway.failuretable import PATTERNS, ROWS, Kind
+from gateway.failuretable import ROWS, Kind, patterns
 from gateway.failurewords import bare, codes_in, inner, status_in, without_names
 
 # Seconds told to callers when an upstream refuses without saying for how long.
@@ -138,7 +138,7 @@ def classify(words: str, codes: list[str] | tuple[str, ...]) -> Kind | None:
     text = "\n".join((without_names(told).lower(), *values))
     names = [bare(value) for value in values]
     tokens = codes_in(told)
-    for row, pattern in zip(ROWS, PATTERNS, strict=True):
+    for row, pattern in zip(ROWS, patterns(), strict=True):
         if (
             not exact.isdisjoint(row.codes)
             or not tokens.isdisjoint(row.names)

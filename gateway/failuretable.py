@@ -18,6 +18,7 @@ Sources: the providers' own lists of error codes, and bodies quoted in public re
 """
 
 import re
+from functools import cache
 from typing import Literal, NamedTuple
 
 Kind = Literal[
@@ -393,4 +394,7 @@ def pattern_of(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
     return re.compile(f"{start}(?:{any_of}){end}", re.ASCII)
 
 
-PATTERNS = tuple(pattern_of(row.phrases) for row in ROWS)
+@cache
+def patterns() -> tuple[re.Pattern[str] | None, ...]:
+    """One for each row. Compiled with the first failure: it takes tens of milliseconds."""
+    return tuple(pattern_of(row.phrases) for row in ROWS)
