@@ -188,7 +188,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 def _read_loosely(raw: bytes) -> Any:
     try:
         raw.decode()
-        return loosejson.loads(raw)
+        return loosejson.loads_mended(raw)
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
     except loosejson.NotJson as error:
