@@ -19,6 +19,7 @@ MAX_DATA = 20 * 1024 * 1024  # bytes of files that go inside a request
 MAX_REMEMBERED = 10_000
 MAX_ESCAPED = 100_000  # characters of a `data:` URL that is percent-encoded
 _BLOCK = 64 * 1024
+_COPIES = 3  # of a file that goes inside a request: base64 as text, and in the JSON that is sent
 _HELD_STEP = 1 << 20  # bytes, at least a block's, of a file whose size is not known
 
 
@@ -94,11 +95,11 @@ class Attachments:
         async with self.open(media) as source:
             if source.size is not None and source.size <= most:
                 held = source.size
-                hold(held * 4 // 3)
+                hold(held * _COPIES)
             async for block in source.chunks:
                 data += block
                 if len(data) > held:
-                    hold(_HELD_STEP * 4 // 3)
+                    hold(_HELD_STEP * _COPIES)
                     held += _HELD_STEP
                 if len(data) > most:
                     raise BodyTooLarge(

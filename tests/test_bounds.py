@@ -355,7 +355,7 @@ async def test_files_inside_requests_count_as_bodies(gateway, scripted):
     gw = await gateway(
         agents={"bot": {**AGENTS["openai"], "base_url": hanging.url, "retries": 2}},
         auth={"keys": KEYS},
-        server={"max_bodies": "8MiB"},
+        server={"max_bodies": "16MiB"},
     )
     evil, good = ({"Authorization": f"Bearer {key['key']}"} for key in KEYS)
 
@@ -372,13 +372,13 @@ async def test_files_inside_requests_count_as_bodies(gateway, scripted):
 
     mine, theirs = await upload(evil), await upload(good)
     waiting = [asyncio.ensure_future(ask(mine, evil))]
-    await until(lambda: gw.app[BODIES].total == 2 * MIB * 4 // 3)
+    await until(lambda: gw.app[BODIES].total == 6 * MIB)
     refused = await ask(mine, evil)
     assert refused.status == 429
     assert "max_bodies" in await refused.text()
     assert refused.headers["x-gateway-attempts"] == "1"
     waiting.append(asyncio.ensure_future(ask(theirs, good)))
-    await until(lambda: gw.app[BODIES].total == 2 * (2 * MIB * 4 // 3))
+    await until(lambda: gw.app[BODIES].total == 12 * MIB)
     for each in waiting:
         each.cancel()
     await until(lambda: gw.app[BODIES].total == 0)
