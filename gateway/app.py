@@ -28,6 +28,7 @@ from gateway.keys import (
     CONTEXT,
     FILES,
     FLIGHTS,
+    FORMS,
     MAIN,
     METRICS,
     PARSING,
@@ -93,6 +94,7 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     )
     app[ACCESS_LOG], app[FLIGHTS], app[METRICS] = access_log, flights, metrics
     app[PARSING], app[BODIES] = asyncio.Lock(), Shares(config.server.max_bodies, BODIES_SHARE)
+    app[FORMS] = Shares(config.server.max_forms, BODIES_SHARE)
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
     app.on_response_prepare.append(_complete_headers(flights))

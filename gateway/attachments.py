@@ -19,6 +19,8 @@ MAX_DATA = 20 * 1024 * 1024  # bytes of files that go inside a request
 MAX_REMEMBERED = 10_000
 MAX_ESCAPED = 100_000  # characters of a `data:` URL that is percent-encoded
 _BLOCK = 64 * 1024
+_COPIES = 3  # of a file that goes inside a request: base64 as text, and in the JSON that is sent
+_HELD_STEP = 1 << 20  # bytes, at least a block's, of a file whose size is not known
 
 
 class Attachments:
@@ -86,12 +88,19 @@ class Attachments:
                     name = _name_for(media, source.mime)
                 yield replace(source, name=name, mime=source.mime or mime_of(extension_of(name)))
 
-    async def as_data(self, media: Media, most: int) -> Media:
-        """The same file inside a `data:` URL. Raises BodyTooLarge over `most` bytes."""
-        data = bytearray()
+    async def as_data(self, media: Media, most: int, hold: Callable[[int], None]) -> Media:
+        """The same file inside a `data:` URL. `hold` is asked for its memory, in bytes, before
+        they are read. Raises BodyTooLarge over `most` bytes, and what `hold` raises."""
+        data, held = bytearray(), 0
         async with self.open(media) as source:
+            if source.size is not None and source.size <= most:
+                held = source.size
+                hold(held * _COPIES)
             async for block in source.chunks:
                 data += block
+                if len(data) > held:
+                    hold(_HELD_STEP * _COPIES)
+                    held += _HELD_STEP
                 if len(data) > most:
                     raise BodyTooLarge(
                         f"With the file {source.name!r} there are more than"
@@ -99,8 +108,9 @@ class Attachments:
                         " request to this agent; give public URLs instead."
                     )
             mime = source.mime or "application/octet-stream"
-            url = f"data:{mime};base64,{base64.b64encode(data).decode()}"
-            return Media(media.kind, url, source.name)
+            encoded = base64.b64encode(data)
+            data.clear()
+            return Media(media.kind, f"data:{mime};base64,{encoded.decode()}", source.name)
 
 
 def read_data(url: str) -> tuple[str, bytes]:

@@ -46,6 +46,10 @@ LARGE = 256 * 1024  # bytes
 BODIES_SHARE = 0.5  # of `server.max_bodies` for one caller
 MAX_VALUES = {b",": 400_000, b":": 150_000, b"{": 100_000, b"[": 100_000}
 
+# In UTF-8, first bytes of characters that Python keeps in 4 bytes, and all that are not first.
+_BEYOND_BMP = tuple(bytes([lead]) for lead in range(0xF0, 0xF5))
+_CONTINUED = bytes(range(0x80, 0xC0))
+
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}
 _STEP = 64 * 1024  # bytes that are inflated at once
 _MOST_OUT = 4 * _STEP  # bytes that they may become at once
@@ -71,17 +75,46 @@ async def read_bytes(request: web.Request, most: int | None = None) -> bytes:
 
 def _hold(request: web.Request, size: int) -> None:
     """Memory for so many bytes of a body. Raises TooManyAtOnce."""
-    if size <= LARGE:
-        return
-    context, shares = request[CONTEXT], request.app[BODIES]
+    if size > LARGE and not _held(request).grow(size):
+        raise _too_many()
+
+
+def hold_more(request: web.Request, size: int) -> None:
+    """Memory for so many bytes of a file inside the request, beside its body. Raises
+    TooManyAtOnce."""
+    if not _held(request).add(size):
+        raise _too_many()
+
+
+def _held(request: web.Request) -> Part:
+    context = request[CONTEXT]
     if context.held is None:
         caller = context.caller
-        context.held = Part(shares, caller.holders if caller else (context.address,))
-    if not context.held.grow(size):
-        raise TooManyAtOnce(
-            "The large bodies under way are too many (server.max_bodies); wait for one to end.",
-            retry_after_s=1.0,
-        )
+        holders = caller.holders if caller else (context.address,)
+        context.held = Part(request.app[BODIES], holders)
+    return context.held
+
+
+def _too_many() -> TooManyAtOnce:
+    return TooManyAtOnce(
+        "The large bodies and files under way are too many (server.max_bodies); wait for one to"
+        " end.",
+        retry_after_s=1.0,
+    )
+
+
+def _width(raw: bytes) -> int:
+    """Bytes that Python keeps for each character of a text with this body's widest one."""
+    if any(lead in raw for lead in _BEYOND_BMP) or loosejson.has_halves(raw):
+        return 4
+    return 1 if raw.isascii() and b"\\u" not in raw else 2
+
+
+def _in_memory(raw: bytes) -> int:
+    """Bytes of a parsed body, at most: as if all of it were one text."""
+    width = _width(raw)
+    characters = len(raw) if raw.isascii() else len(raw.translate(None, _CONTINUED))
+    return max(len(raw), width * characters)
 
 
 def _too_large(most: int) -> BodyTooLarge:
@@ -168,7 +201,10 @@ async def read_object(request: web.Request, most: int | None = None) -> dict[str
             )
     async with request.app[PARSING]:  # one at a time, and others have their turn before and after
         await asyncio.sleep(0)
-        value = _parse(as_utf8(raw, charset))
+        raw = as_utf8(raw, charset)
+        _hold(request, _in_memory(raw))
+        await asyncio.sleep(0)
+        value = _parse(raw)
         await asyncio.sleep(0)
         return value
 
@@ -188,7 +224,7 @@ def _parse(raw: bytes) -> dict[str, Any]:
 def _read_loosely(raw: bytes) -> Any:
     try:
         raw.decode()
-        return loosejson.loads(raw)
+        return loosejson.loads_mended(raw)
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
     except loosejson.NotJson as error:

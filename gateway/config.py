@@ -100,9 +100,10 @@ class Server(Model):
     """`ops_port` is a second port for probes and metrics, at `ops_host` or else at `host`;
     `metrics: false` leaves them to that one. `drain_timeout` is how long answers under way may take
     when the process is to stop. `max_bodies` are the bytes of large bodies that are held at once,
-    half of them for one caller. `keepalive_form` is whether a blank line follows the comments that
-    keep a stream alive; `keepalive_whole` keeps whole answers alive as well. A caller who takes
-    next to nothing of an answer for `send_timeout` is cut off."""
+    `max_forms` those of forms in the temporary folder, half of them for one caller.
+    `keepalive_form` is whether a blank line follows the comments that keep a stream alive;
+    `keepalive_whole` keeps whole answers alive as well. A caller who takes next to nothing of an
+    answer for `send_timeout` is cut off."""
 
     host: str = "127.0.0.1"
     port: Port = 3000
@@ -114,6 +115,7 @@ class Server(Model):
     max_connections: Annotated[int, Field(ge=10, le=1_000_000)] = 10_000
     max_body: Size = 10 * 1024 * 1024
     max_bodies: Size = 512 * 1024 * 1024
+    max_forms: Size = 256 * 1024 * 1024
     drain_timeout: Duration = 120.0
     keepalive: Duration = 15.0
     keepalive_form: KeepAliveForm = "auto"

@@ -13,7 +13,8 @@ from typing import Any, cast
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from yarl import URL
 
 from gateway.addresses import canonical
@@ -40,6 +41,9 @@ log = logging.getLogger("gateway")
 IDLE_S = 75.0
 _LINGER_S = 1.0  # for a client that is turned away to read why
 MAX_LINE = 8190  # bytes of the request line, and of one header
+MAX_HEAD = 32 * 1024  # bytes of a request's head, of a body's trailers, or of a chunk's head
+MAX_BEHIND = 64 * 1024  # bytes that wait behind a request; the read that exceeds it is kept
+BODY_STEP = 64 * 1024  # the same of a body, behind whose end another request may begin
 SEND_S = 60.0  # server.send_timeout
 STEP = 4 * 1024  # bytes that are parsed at once of what is dear to parse
 DENSE = 32  # bytes for each line end: below that there are many chunks, or many requests
@@ -62,12 +66,15 @@ class _Connection(Caller, RequestHandler):
     writes can be told when the client does not read, and one that goes on so is cut off: until
     then it holds an agent's place, or memory."""
 
-    __slots__ = ("_rest", "_stalled", "is_full", "on_full")  # not a dictionary for each
+    # Not a dictionary for each.
+    __slots__ = ("_body", "_rest", "_stalled", "_unfinished", "is_full", "on_full")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.is_full, self.on_full = False, None
         self._stalled: TimerHandle | None = None
         self._rest = b""  # of what has come, still to be parsed
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the last request that was parsed
+        self._unfinished = 0  # bytes parsed since the last request, or the last byte of a body
         super().__init__(*args, **kwargs)
 
     def connection_made(self, transport: BaseTransport) -> None:
@@ -82,33 +89,86 @@ class _Connection(Caller, RequestHandler):
             return
         super().connection_made(transport)
 
-    # Chunks of a single byte cost a microsecond each, and 40,000 of them come in one read.
+    # Chunks of a single byte cost a microsecond each, and 40,000 of them come in one read. Nothing
+    # behind a request is parsed before that is answered: parsed heads take twice their bytes.
 
     def data_received(self, data: bytes) -> None:
-        if self._rest and data:
-            self._rest += data
-        elif len(data) <= STEP or not _is_dense(data) or not isinstance(self._manager, _Server):
-            super().data_received(data)
-        else:
-            self._rest = data
+        if len(data) <= STEP and not (data and (self._rest or self._is_occupied)):
+            self._parse(data)
+            return
+        is_waiting = bool(self._rest)
+        self._rest += data
+        if is_waiting or self._is_occupied:
+            if len(self._rest) > MAX_BEHIND:
+                self._pause_transport_reading()
+        elif _is_dense(data) and isinstance(self._manager, _Server):
             self._pause_transport_reading()
             self._manager.later(self)
+        else:
+            self._parse_rest()
+
+    @property
+    def _is_occupied(self) -> bool:
+        """Whether a request has come whole and is not yet answered."""
+        return bool(self._messages or self._request_in_progress) and self._body.is_eof()
+
+    @property
+    def _takes_more(self) -> bool:
+        return not (self._reading_paused or self._buffer_paused or self._is_occupied)
 
     def parse_more(self) -> None:
-        """One step, and the next in a later turn of the loop, unless nobody takes what has been
-        parsed: then `_resume_transport_reading` goes on."""
-        if self._reading_paused or self._buffer_paused:
+        """One step, and the next in a later turn of the loop, unless nothing may be parsed now:
+        then `_resume_transport_reading` goes on."""
+        if not self._takes_more:
             return
-        piece, self._rest = self._rest[:STEP], self._rest[STEP:]
-        super().data_received(piece)
+        if _is_dense(self._rest):
+            piece, self._rest = self._rest[:STEP], self._rest[STEP:]
+            self._parse(piece)
+        else:
+            self._parse_rest()
         if not (self._reading_paused or self._buffer_paused):
             self._resume_transport_reading()
 
+    def _parse_rest(self) -> None:
+        while self._rest and self._takes_more:
+            step = STEP if self._body.is_eof() else BODY_STEP
+            piece, self._rest = self._rest[:step], self._rest[step:]
+            self._parse(piece)
+
+    def _parse(self, data: bytes) -> None:
+        body, requests = self._body, self._request_count
+        size = body.total_bytes
+        super().data_received(data)
+        if self._request_count != requests and self._messages:
+            self._body, self._unfinished = self._messages[-1][1], 0
+        elif body.total_bytes != size:
+            self._unfinished = 0
+        else:
+            self._unfinished += len(data)
+            if self._unfinished > MAX_HEAD:
+                self._refuse_head()
+
+    def _refuse_head(self) -> None:
+        """Answer what has no end, and parse nothing more of this connection."""
+        self._rest = b""
+        if self._close or self._force_close:
+            return
+        self._close = True  # it reads nothing any more
+        if not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("chunks' heads are too long"))
+            return
+        error = HeadersTooLarge(
+            f"The request's headers are longer than {MAX_HEAD >> 10} KiB in all; send fewer."
+        )
+        self._messages.append((_ErrInfo(431, error, ""), EMPTY_PAYLOAD))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
     def _resume_transport_reading(self) -> None:
-        if not self._rest:
-            super()._resume_transport_reading()
-        elif isinstance(self._manager, _Server):
+        if self._rest and not self._is_occupied and isinstance(self._manager, _Server):
             self._manager.later(self)
+        elif len(self._rest) <= MAX_BEHIND:
+            super()._resume_transport_reading()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -165,8 +225,21 @@ class _Connection(Caller, RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         """Handlers return whole answers and files; they are sent here, and under way still."""
-        if resp is SENT:
-            return resp, False
+        try:
+            return (resp, False) if resp is SENT else await self._finish(request, resp, start_time)
+        finally:
+            self._go_on()
+
+    def _go_on(self) -> None:
+        """A request is answered: parse what has come behind it, once aiohttp is done with it."""
+        if self._body.is_eof():
+            self._body = EMPTY_PAYLOAD
+        if self._rest and isinstance(self._manager, _Server):
+            self._manager.later(self)
+
+    async def _finish(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
         server = self._manager
         if not isinstance(server, _Server) or server.flights is None:
             return await super().finish_response(request, resp, start_time)
@@ -214,6 +287,8 @@ def _unsent(transport: WriteTransport) -> int:
 
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:
     """aiohttp quotes what it could not read, which may be somebody's key: that is cut off."""
+    if isinstance(exc, GatewayError):
+        return exc
     words, _, quoted = " ".join(message.split()).partition(": b")
     if isinstance(exc, LineTooLong) or " bytes when reading" in words:
         if quoted.removeprefix("ytearray(b").startswith(("'/", '"/')):

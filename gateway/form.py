@@ -24,8 +24,9 @@ from gateway.filetypes import HEAD, checked
 MAX_FIELDS = 20
 MAX_FIELD = 8192  # bytes
 SILENCE_S = 60.0  # how long a sender may pause
-START_S = 30.0  # that a sender has before its rate counts
+START_S = 30.0  # that a sender has before its rate counts, and again in each window
 SLOWEST = 8 * 1024  # bytes per second that it must reach from then on
+WINDOW_S = 120.0  # of recent time over which the rate counts
 _CHUNK = 64 * 1024
 _MAX_BLANK = 4  # lines before the form
 _GRUMBLES = (BadContentDispositionHeader, BadContentDispositionParam)
@@ -44,7 +45,7 @@ class UploadForm:
         self._request = request
         self._config = config
         self._clock = clock
-        self._began = clock()
+        self._window = (clock(), 0)  # when it began, and the bytes that had come by then
         self._reader: Any = None
         self._part: Any = None
         self._head = b""
@@ -97,11 +98,7 @@ class UploadForm:
             self.size += len(chunk)
             if self.size > self._config.max_size:
                 raise self._too_large()
-            if self._clock() - self._began > START_S + self.size / SLOWEST:
-                raise SenderTooSlow(
-                    f"The file comes at less than {SLOWEST >> 10} KiB a second; send it over a"
-                    " better line, or a smaller one."
-                )
+            self._require_pace()
             yield chunk
             chunk = await self._read()
 
@@ -128,6 +125,17 @@ class UploadForm:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # aiohttp does the same
             content.unread_data(line)
+
+    def _require_pace(self) -> None:
+        """Raises SenderTooSlow. What came before the present window is no excuse."""
+        (began, before), now = self._window, self._clock()
+        if now - began > START_S + (self.size - before) / SLOWEST:
+            raise SenderTooSlow(
+                f"The file comes at less than {SLOWEST >> 10} KiB a second; send it over a"
+                " better line, or a smaller one."
+            )
+        if now - began > WINDOW_S:
+            self._window = (now, self.size)
 
     async def _read(self) -> bytes:
         async with reading():

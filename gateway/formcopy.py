@@ -14,8 +14,9 @@ from typing import IO, Any, Self
 from aiohttp import web
 
 from gateway.config import Storage
-from gateway.errors import InvalidRequest, SenderTooSlow, StorageFull, UnsupportedMediaType
-from gateway.form import SLOWEST, START_S, UploadForm, be_quiet, reading
+from gateway.errors import InvalidRequest, StorageFull, TooManyAtOnce, UnsupportedMediaType
+from gateway.form import UploadForm, be_quiet, reading
+from gateway.places import Part
 
 _CHUNK = 64 * 1024
 IN_MEMORY = 1 << 20  # bytes
@@ -26,8 +27,10 @@ class FormCopy(UploadForm):
     """`async with`: `await keep()` gives the model that the form asks for; then `head`, `rest` and
     `size` are the same form with another one."""
 
-    def __init__(self, request: web.Request, config: Storage) -> None:
+    def __init__(self, request: web.Request, config: Storage, held: Part) -> None:
+        """`held` is its part of `server.max_forms`."""
         super().__init__(request, config)
+        self._held = held
         self._kept: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
         self._boundary = f"gateway-{secrets.token_hex(16)}"
 
@@ -40,7 +43,10 @@ class FormCopy(UploadForm):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await asyncio.to_thread(self._kept.close)
+        try:
+            await asyncio.to_thread(self._kept.close)
+        finally:
+            self._held.give_back()
 
     @property
     def content_type(self) -> str:
@@ -48,11 +54,12 @@ class FormCopy(UploadForm):
 
     async def keep(self) -> str:
         """Read all of the form, which is at most `storage.max_size`. Raises InvalidRequest,
-        BodyTooLarge, UnsupportedMediaType, SenderTooSlow, StorageFull."""
+        BodyTooLarge, UnsupportedMediaType, SenderTooSlow, StorageFull, TooManyAtOnce."""
         if self._request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("Send the form as it is, without a Content-Encoding.")
         if (self._request.content_length or 0) > self._config.max_size:
             raise self._too_large()
+        self._hold(self._request.content_length or 0)
         be_quiet()
         async with reading():
             await self._require_boundary()
@@ -103,14 +110,23 @@ class FormCopy(UploadForm):
             if not chunk:
                 break
             await self._write(chunk)
-            if self._clock() - self._began > START_S + self.size / SLOWEST:
-                raise SenderTooSlow("The form comes too slowly; send it over a better line.")
+            self._require_pace()
         await self._write(b"\r\n")
+
+    def _hold(self, size: int) -> None:
+        """Room on the disk. Raises TooManyAtOnce."""
+        if size > IN_MEMORY and not self._held.grow(size):
+            raise TooManyAtOnce(
+                "The forms under way are too large together (server.max_forms); wait for one to"
+                " end.",
+                retry_after_s=5.0,
+            )
 
     async def _write(self, data: bytes) -> None:
         self.size += len(data)
         if self.size > self._config.max_size:
             raise self._too_large()
+        self._hold(self.size)
         try:
             if self.size <= IN_MEMORY:
                 self._kept.write(data)

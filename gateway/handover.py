@@ -38,7 +38,15 @@ async def learn(
 class Handover:
     """The files of one question, for one target after the other."""
 
-    def __init__(self, upstream: Upstream, attachments: Attachments, chat: ChatRequest) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        attachments: Attachments,
+        chat: ChatRequest,
+        hold: Callable[[int], None],
+    ) -> None:
+        """`hold` is asked for the bytes of each file that goes inside a request."""
+        self._hold = hold
         self._upstream = upstream
         self._attachments = attachments
         self._chat = chat
@@ -97,7 +105,7 @@ class Handover:
         left = MAX_DATA - self._size
         held = self._held.get(media)
         if held is None:
-            held = self._held[media] = await self._attachments.as_data(media, left)
+            held = self._held[media] = await self._attachments.as_data(media, left, self._hold)
         size = (len(held.url) - held.url.index(",")) * 3 // 4
         if size > left + 3:  # for the padding
             raise BodyTooLarge("The question's files are too large together; give public URLs.")

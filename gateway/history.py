@@ -1,6 +1,8 @@
 """Earlier turns as text, for platforms whose question is a single string."""
 
 import re
+from functools import cache
+from itertools import groupby
 
 from gateway.errors import InvalidRequest
 from gateway.messages import ChatRequest, Role
@@ -14,11 +16,36 @@ _LABELS: dict[Role, str] = {
 
 # A line within a turn that reads as the label of another one, also behind quotes and bullets.
 # Models take more for the end of a line than `^` does.
-_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
-_FORGED = re.compile(
-    rf"(\A|[{_ENDS}])(?=[^\w{_ENDS}]*(?:{'|'.join(_LABELS.values())})[^\w{_ENDS}]*[:：])",
-    re.IGNORECASE,
-)
+_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+_COLONS = ":："
+MAX_COLONS = 200_000  # in all earlier turns; each costs up to 0.5 us
+
+
+@cache
+def _forged() -> re.Pattern[str]:
+    """A label up to the start of its line, in a text read backwards.
+
+    From a colon back each character is read once or twice, where a search for lines or for labels
+    would try again at each of millions. Sets of plain characters are four times as fast as `\\W`.
+    """
+    labels = "|".join(label[::-1] for label in _LABELS.values())
+    marks = _marks(_ENDS)
+    return re.compile(
+        f"[{_COLONS}][{_marks(_ENDS + _COLONS)}]*+(?i:{labels})[{marks}]*+(?=[{_ENDS}]|\\Z)"
+    )
+
+
+def _marks(but: str) -> str:
+    """All characters that are no part of words, without those of `but`, as ranges of a set."""
+    is_word = re.compile(r"\w").match
+    found = [not is_word(chr(code)) and chr(code) not in but for code in range(0x10000)]
+    ranges, start = [], 0
+    for is_mark, run in groupby(found):
+        end = start + len(list(run))
+        if is_mark:
+            ranges.append(f"\\u{start:04x}-\\u{end - 1:04x}")
+        start = end
+    return "".join(ranges) + "\U00010000-\U0010ffff"
 
 
 def require_question(chat: ChatRequest) -> None:
@@ -37,13 +64,15 @@ def as_prompt(chat: ChatRequest) -> str:
 
     System text leads. A platform that holds the conversation has its own prompt and its own
     history, so neither is sent again: doubled history is the commonest fault of bridges. A turn's
-    own lines that read as a label are quoted, so that nobody's words become another's turn.
+    own lines that read as a label are quoted, so that nobody's words become another's turn. Raises
+    InvalidRequest for more colons than MAX_COLONS.
     """
     question = chat.question.text
     earlier = chat.messages[:-1]
     if chat.conversation_id or not earlier:
         return question
     lines = [message.text for message in earlier if message.role == "system" and message.text]
+    _check_work(chat)
     turns = [message for message in earlier if message.role != "system" and message.text]
     if turns:
         lines += [_labelled(message.role, message.text) for message in turns]
@@ -53,9 +82,22 @@ def as_prompt(chat: ChatRequest) -> str:
     return "\n\n".join(lines)
 
 
+def _check_work(chat: ChatRequest) -> None:
+    colons = sum(message.text.count(colon) for message in chat.messages for colon in _COLONS)
+    if colons > MAX_COLONS:
+        raise InvalidRequest(
+            f"The messages hold more than {MAX_COLONS} colons: send fewer turns, or a file in place"
+            " of a long text.",
+            param="messages",
+        )
+
+
 def _labelled(role: Role, text: str) -> str:
-    return f"{_LABELS[role]}: {_FORGED.sub(_quote, text)}"
+    return f"{_LABELS[role]}: {_quoted(text)}"
 
 
-def _quote(found: re.Match[str]) -> str:
-    return f"{found[1]}> "
+def _quoted(text: str) -> str:
+    """With "> " in front of each line that reads as a label."""
+    if not any(colon in text for colon in _COLONS):
+        return text
+    return _forged().sub(lambda found: f"{found[0]} >", text[::-1])[::-1]

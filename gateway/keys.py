@@ -81,6 +81,7 @@ METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)
 BODIES: web.AppKey[Shares] = web.AppKey("bodies", Shares)  # bytes of large ones
+FORMS: web.AppKey[Shares] = web.AppKey("forms", Shares)  # their bytes on the disk
 PARSING: web.AppKey[asyncio.Lock] = web.AppKey("parsing", asyncio.Lock)  # of large bodies
 SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 

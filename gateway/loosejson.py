@@ -48,7 +48,12 @@ def loads(data: bytes) -> Any:
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError:
-        return _mended(data)[1]
+        return loads_mended(data)
+
+
+def loads_mended(data: bytes) -> Any:
+    """The value of JSON that orjson has refused. Raises NotJson."""
+    return _mended(data)[1]
 
 
 def mend(data: bytes) -> bytes:
@@ -118,7 +123,8 @@ def join_halves(data: bytes, first: bytes | None = None) -> tuple[bytes, bytes, 
         '{"content":"ok \\ud83d"}', b""  →  '{"content":"ok "}', b"\\ud83d", False
         '{"content":"\\ude00!"}', b"\\ud83d"  →  '{"content":"\\ud83d\\ude00!"}', b"", True
     """
-    _check_work(sum(data.count(half) for half in _HALVES), data.count(b"\\"))
+    _check_work(0, data.count(b"\\"))  # first: among many of them halves are slow to find
+    _check_work(sum(data.count(half) for half in _HALVES))
     last, is_joined = b"", False
 
     def mended(found: re.Match[bytes]) -> bytes:

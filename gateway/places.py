@@ -70,6 +70,10 @@ class Part:
         self._shares.take(self._holders, self._many)
         return has_room
 
+    def add(self, more: int) -> bool:
+        """Whether there is room for so many more; they are held from then on."""
+        return self.grow(self._many + more)
+
     def give_back(self) -> None:
         """All of it. May be called more than once."""
         self._shares.give_back(self._holders, self._many)

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 
@@ -62,15 +62,18 @@ class Run:
         targets: list[Target],
         trace: CallTrace = NO_TRACE,
         holders: Holders = (),
+        hold: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """`holders` are whose places at the targets it takes."""
+        """`holders` are whose places at the targets it takes; `hold` takes memory for files."""
         self._upstream = upstream
         self._holders = holders
         self._trace = trace
         self._trace_headers: Mapping[str, str] = {}
         self.chat = chat
         self._asked = chat  # the same with its files as the present target takes them
-        self._handover = Handover(upstream, attachments, chat) if has_media(chat.messages) else None
+        self._handover = (
+            Handover(upstream, attachments, chat, hold) if has_media(chat.messages) else None
+        )
         self._targets = targets
         self._loop = upstream.timers.loop  # asking for the running one is a system call
         self._exchange: Exchange | None = None

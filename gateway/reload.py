@@ -20,7 +20,7 @@ from gateway.routing import Routing
 _FIXED: dict[str, tuple[str, ...]] = {
     "server": (
         "host", "port", "reuse_port", "ops_host", "ops_port", "tls", "max_connections", "max_body",
-        "max_bodies", "send_timeout",
+        "max_bodies", "max_forms", "send_timeout",
     ),
     "auth": ("jwt_secret", "admin_password", "token_ttl"),
     "database": (), "redis": (), "storage": (), "fetch": (), "record": (), "traces": (),

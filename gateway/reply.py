@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any
 
 import orjson
@@ -17,6 +18,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import headernames
+from gateway.body import hold_more
 from gateway.call import Call, Capture
 from gateway.config import KeepAliveForm, Server
 from gateway.credentials import Caller
@@ -72,7 +74,8 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
             call.capture = Capture(state.config.record.max_body, context.body or b"")
         context.body = None  # a stream may last for minutes
         holders = call.caller.holders
-        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders) as run:
+        hold = partial(hold_more, request)
+        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
             try:
                 return await _answer(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):

@@ -7,6 +7,7 @@ not count. The callers are threads.
 import asyncio
 import gzip
 import http.client
+import io
 import socket
 import time
 import zlib
@@ -15,6 +16,7 @@ from contextlib import ExitStack, asynccontextmanager, closing, suppress
 import orjson
 import pytest
 from abuse.abuse import LIVEZ_S, measure
+from aiohttp import FormData
 from argon2 import PasswordHasher
 from conftest import AGENTS, UNLIMITED, Script, streamed
 from test_streaming import chunk, idle, until
@@ -318,6 +320,65 @@ async def test_bodies_under_way_are_bounded_for_each_caller(gateway, scripted):
         asyncio.ensure_future(gw.client.post(gw.url + "/v1/chat/completions", data=data, headers=good))
     )  # fmt: skip
     await until(lambda: gw.app[BODIES].total > 2.9 * MIB)
+    for each in waiting:
+        each.cancel()
+    await until(lambda: gw.app[BODIES].total == 0)
+
+
+@pytest.mark.parametrize(
+    ("text", "width"),
+    [("a", 1), ("é", 2), ("中", 2), ("😀", 4), ("\\u4e2d", 2), ("\\ud83d\\ude00", 4)],
+)
+async def test_a_body_counts_as_what_its_text_takes(gateway, scripted, text, width):
+    hanging = await scripted(Script([], before_headers_s=30))
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": hanging.url}})
+    data = b'{"model":"bot","messages":[{"role":"user","content":"%s%s"}]}'
+    data %= (text.encode(), b"a" * (MIB - 2000))
+    asked = asyncio.ensure_future(gw.client.post(gw.url + "/v1/chat/completions", data=data))
+    await until(lambda: gw.app[BODIES].total > width * (MIB - 2000))
+    assert gw.app[BODIES].total < width * MIB
+    asked.cancel()
+    await until(lambda: gw.app[BODIES].total == 0)
+
+
+async def test_chinese_text_counts_for_no_more_than_its_bytes(gateway, scripted):
+    hanging = await scripted(Script([], before_headers_s=30))
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": hanging.url}})
+    data = '{"model":"bot","messages":[{"role":"user","content":"%s"}]}' % ("中" * 300_000)
+    asked = asyncio.ensure_future(gw.client.post(gw.url + "/v1/chat/completions", data=data))
+    await until(lambda: gw.app[BODIES].total == len(data.encode()))
+    asked.cancel()
+
+
+async def test_files_inside_requests_count_as_bodies(gateway, scripted):
+    hanging = await scripted(Script([], before_headers_s=30))
+    gw = await gateway(
+        agents={"bot": {**AGENTS["openai"], "base_url": hanging.url, "retries": 2}},
+        auth={"keys": KEYS},
+        server={"max_bodies": "16MiB"},
+    )
+    evil, good = ({"Authorization": f"Bearer {key['key']}"} for key in KEYS)
+
+    async def upload(headers: dict[str, str]) -> str:
+        form = FormData()
+        form.add_field("file", io.BytesIO(b"a" * (2 * MIB)), filename="a.txt")
+        answer = await gw.client.post(gw.url + "/v1/files", data=form, headers=headers)
+        return str((await answer.json())["id"])
+
+    def ask(id_: str, headers: dict[str, str]):
+        parts = [{"type": "text", "text": "q"}, {"type": "file", "file": {"file_id": id_}}]
+        data = {"model": "bot", "messages": [{"role": "user", "content": parts}]}
+        return gw.client.post(gw.url + "/v1/chat/completions", json=data, headers=headers)
+
+    mine, theirs = await upload(evil), await upload(good)
+    waiting = [asyncio.ensure_future(ask(mine, evil))]
+    await until(lambda: gw.app[BODIES].total == 6 * MIB)
+    refused = await ask(mine, evil)
+    assert refused.status == 429
+    assert "max_bodies" in await refused.text()
+    assert refused.headers["x-gateway-attempts"] == "1"
+    waiting.append(asyncio.ensure_future(ask(theirs, good)))
+    await until(lambda: gw.app[BODIES].total == 12 * MIB)
     for each in waiting:
         each.cancel()
     await until(lambda: gw.app[BODIES].total == 0)

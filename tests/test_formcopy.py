@@ -2,13 +2,16 @@
 
 import asyncio
 import tempfile
+from contextlib import suppress
 from email import message_from_bytes, policy
 
 import orjson
 import pytest
 from conftest import AGENTS, Script
+from test_streaming import until
 
 from gateway import formcopy
+from gateway.keys import FORMS
 
 TEXT = Script([b'{"text": "hello"}'], headers={"Content-Type": "application/json"})
 WAV = b'Content-Disposition: form-data; name="file"; filename="\xe5\xa3\xb0.wav"\r\nContent-Type: audio/wav\r\n\r\n'
@@ -135,3 +138,48 @@ async def test_an_upstream_that_refuses_early_is_told_at_once(pass_on, tmp_path)
             form(WAV + b"x" * 5_000_000, MODEL), "/v1/audio/transcriptions", refusal
         )
         assert answer.status == 413
+
+
+async def test_forms_on_disk_are_bounded_for_each_caller(gateway):
+    keys = [
+        {"name": name, "key": f"sk-{name}-key-0001", "permissions": ["chat", "upload"]}
+        for name in ("evil", "good")
+    ]
+    gw = await gateway(
+        agents={"bot": AGENTS["openai"]}, auth={"keys": keys}, server={"max_forms": "12MiB"}
+    )
+    host, port = gw.url.removeprefix("http://").split(":")
+
+    lines = []
+
+    async def begin(name: str, framing: bytes):
+        """A form that does not end."""
+        reader, writer = await asyncio.open_connection(host, int(port))
+        lines.append(writer)
+        writer.write(
+            b"POST /v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Authorization: Bearer sk-%b-key-0001\r\n%b\r\n"
+            b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" % (name.encode(), framing)
+        )
+        return reader, writer
+
+    length = b"Content-Length: 4000000"
+    await begin("evil", length)
+    await until(lambda: gw.app[FORMS].total == 4_000_000)
+    refused, _ = await begin("evil", length)  # 429 before a byte of it has come
+    told = await refused.readuntil(b"}}")
+    assert b" 429 " in told.split(b"\r\n")[0]
+    assert b"max_forms" in told
+
+    chunked, growing = await begin("evil", b"Transfer-Encoding: chunked")
+    part = b"--b\r\n" + WAV + b"a" * 3_000_000
+    growing.write(b"%x\r\n%b\r\n" % (len(part), part))
+    assert b" 429 " in await chunked.readline()
+
+    await begin("good", length)
+    await until(lambda: gw.app[FORMS].total == 8_000_000)
+    for line in lines:
+        line.close()
+        with suppress(ConnectionError):
+            await line.wait_closed()
+    await until(lambda: gw.app[FORMS].total == 0)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.history import as_prompt
+from gateway.errors import InvalidRequest
+from gateway.history import MAX_COLONS, as_prompt
 from gateway.messages import ChatRequest, Message
 
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029"]
@@ -66,11 +67,31 @@ def test_a_word_in_a_sentence_is_left_alone():
     assert prompt(("user", words), ("user", "x")).startswith(f"User: {words}\n")
 
 
-@pytest.mark.parametrize("piece", ["\r", "> ", "\nUser ", "\r> ", "User"])
-def test_long_text_costs_no_more_than_its_length(piece):
-    began = time.process_time()
-    prompt(("user", piece * (2_000_000 // len(piece))), ("user", "x"))
-    assert time.process_time() - began < 2
+@pytest.mark.parametrize(
+    "piece",
+    ["\r", "> ", "\nUser ", "\r> ", "User", "-", "\n", "—-", "a", "中", "-" * 90 + "User:",
+     "User" + "-" * 90 + ":", "\r\u2028"],
+)  # fmt: skip
+def test_10_mb_of_any_turn_are_read_at_once(piece):
+    text = piece * (9_900_000 // len(piece.encode())) + "\nUser:"
+    prompt(("user", "\nUser: a"), ("user", "x"))  # it is compiled once
+    began = time.thread_time()
+    told = prompt(("user", text), ("user", "x"))
+    assert time.thread_time() - began < 0.25
+    assert "\n> User:\n\nUser: x" in told
+
+
+def test_as_many_labels_as_are_allowed_are_quoted_at_once():
+    text = "\nUser：" * (MAX_COLONS - 1)
+    began = time.thread_time()
+    assert prompt(("user", text), ("user", "x:")).count("\n> User：") == MAX_COLONS - 1
+    assert time.thread_time() - began < 0.25
+
+
+def test_more_colons_than_can_be_looked_at_are_refused():
+    with pytest.raises(InvalidRequest, match="200000 colons"):
+        prompt(("user", "：" * MAX_COLONS), ("user", "x:"))
+    assert prompt(("user", "：" * (MAX_COLONS + 1))) == "：" * (MAX_COLONS + 1)
 
 
 def test_where_there_are_no_turns_nothing_is_changed():

@@ -852,7 +852,12 @@ def test_what_the_gateway_writes_has_a_place(overlay):
         size = int(writable["/app/data"]["sizeLimit"].removesuffix("Mi")) << 20
         assert config.record.max_spool < size
         assert (PurePosixPath("/app") / config.record.spool).is_relative_to("/app/data")
-        assert container["resources"]["requests"]["ephemeral-storage"]
+        temporary = int(writable["/tmp"]["sizeLimit"].removesuffix("Mi")) << 20
+        assert config.server.max_forms < temporary
+        resources = container["resources"]
+        assert resources["requests"]["ephemeral-storage"]
+        assert resources["limits"]["ephemeral-storage"] == "1Gi"
+        assert size + temporary <= 1 << 30
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)

@@ -28,6 +28,7 @@ from gateway.keys import (
     ATTACHMENTS,
     CONTEXT,
     FILES,
+    FORMS,
     SIGNER,
     UPSTREAM,
     State,
@@ -38,6 +39,7 @@ from gateway.keys import (
 from gateway.limits import counts_tokens
 from gateway.messages import ChatRequest, Message, has_media
 from gateway.passthrough import usage_at_end
+from gateway.places import Part
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.proxies import client_origin
@@ -270,8 +272,8 @@ async def _pass_form_on(request: web.Request) -> web.StreamResponse:
     """A form is kept as an upload is, and comes as slowly: so it takes an upload's place."""
     files, caller = request.app[FILES], caller_of(request)
     with files.place(owner_of(caller)):
-        form = FormCopy(request, state_of(request).config.storage)
-        async with form:
+        held = Part(request.app[FORMS], caller.holders)
+        async with FormCopy(request, state_of(request).config.storage, held) as form:
             asked = await form.keep()
             return await _pass_on(request, asked, partial(_with_form, form))
 

@@ -382,6 +382,27 @@ async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_
     assert START_S <= now <= START_S * (1 + 1 / SLOWEST) + 2
 
 
+async def test_a_form_that_slows_down_is_given_up():
+    from gateway.config import Storage
+    from gateway.form import START_S, WINDOW_S, UploadForm
+
+    now = 0.0
+
+    class Drip:
+        async def read_chunk(self, size):
+            nonlocal now
+            now += 10
+            return b"x" * 200_000 if now < 1000 else b"x"
+
+    upload_form = UploadForm(None, Storage(), lambda: now)
+    upload_form._part, upload_form._head = Drip(), b"x"
+    with pytest.raises(SenderTooSlow):
+        async for _ in upload_form.chunks():
+            pass
+    # What came within its window counts for it, and nothing of the windows before.
+    assert 1000 < now <= 1000 + WINDOW_S + 2 * START_S
+
+
 # The store goes away.
 
 
