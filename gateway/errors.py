@@ -69,6 +69,10 @@ class GatewayError(Exception):
         if retryable is not None:
             self.retryable = retryable
 
+    def rename(self, agent: str, route: str) -> None:
+        """Speak of the route where an agent's name is not for the caller."""
+        self.message = self.message.replace(repr(agent), repr(route))
+
 
 class InvalidRequest(GatewayError):
     """The caller's request cannot be understood or served as it is."""

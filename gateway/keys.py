@@ -101,6 +101,17 @@ class Context:
     limits: dict[str, str] | None = None  # headers that tell what is left
     call: Call | None = None  # of chats, from `ratelimit` on
     stopped: Stopping | None = None  # set when it has to end with the process
+    hidden: tuple[str, ...] = ()  # agents that the caller may ask as `route` alone
+    route: str = ""
+
+    def hide(self, agents: list[str], route: str) -> str:
+        """The name to tell the caller in place of those agents that it may not ask by their own;
+        "" if it may ask all."""
+        caller = self.caller
+        if caller is not None:
+            self.hidden = tuple([name for name in agents if not caller.may_ask(name, [name])])
+            self.route = route if self.hidden else ""
+        return self.route
 
     def let_go(self) -> None:
         """Of the body's bytes, and of all that was made of it."""
@@ -112,6 +123,8 @@ class Context:
         """For the log line and the record: the error's name, and what was said, without keys."""
         self.noted["error"] = error.code or error.type
         self.noted["reason"] = why(error)
+        for name in self.hidden:
+            error.rename(name, self.route)
 
 
 CONTEXT = web.RequestKey("context", Context)

@@ -85,6 +85,7 @@ class ChatRequest:
     options: tuple[str, ...] = ()
     demands: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    route: str = ""  # to be told in the agent's place, if its name is not for the caller
     call_id: str = field(default_factory=lambda: new_id(32))
 
     @property

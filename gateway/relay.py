@@ -444,6 +444,8 @@ class Run:
         failed = deltas[-1] if deltas else None
         if isinstance(failed, Failed):
             self.target.explain(failed.error)
+            if self.chat.route:
+                failed.error.rename(self.target.name, self.chat.route)
             failed.error.retryable = False
             failed.error.should_retry = False
             self._ended = not isinstance(failed.error, UpstreamTimeout)

@@ -81,7 +81,7 @@ class Notes:
         return True
 
     def finish(self, usage: Usage | None) -> dict[str, Any]:
-        members: dict[str, Any] = {"agent": self._agent}
+        members: dict[str, Any] = {"agent": self._chat.route or self._agent}
         if self._begun is not None:
             conversation = public_id(self._chat, self._agent, self._begun.conversation_id)
             if conversation:
@@ -193,7 +193,7 @@ class StreamRenderer:
             "id": self._id,
             "object": "chat.completion.chunk",
             "created": self._created,
-            "model": self._chat.model,
+            "model": self._chat.route or self._chat.model,
         }
         head = b"data: " + sse.one_line(orjson.dumps(frame))[:-1] + b',"choices":'
         self._text_head, self._size = head + b'[{"index":0,"delta":{"content":', len(head)
@@ -320,7 +320,7 @@ class WholeRenderer:
             "id": self._id,
             "object": "chat.completion",
             "created": self._created,
-            "model": self._chat.model,
+            "model": self._chat.route or self._chat.model,
             "choices": [{"index": 0, "message": message, "finish_reason": finish.reason}],
         }
         if finish.usage or self._conversational:

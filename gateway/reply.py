@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import headernames
-from gateway.body import hold_more
+from gateway.body import agent_name, hold_more
 from gateway.call import Call, Capture
 from gateway.config import KeepAliveForm, Server
 from gateway.credentials import Caller
@@ -70,6 +71,9 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
         chat, targets = await read(request, state, call.caller)
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)
+        asked = agent_name(request) if conversational else chat.model
+        if route := context.hide([target.name for target in targets], state.routing.known(asked)):
+            chat = replace(chat, route=route)
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")
         context.body = None  # a stream may last for minutes
@@ -434,7 +438,7 @@ async def _end(task: asyncio.Future[Any]) -> None:
 def _headers(run: Run) -> dict[str, str]:
     agent = run.target.name
     headers: dict[str, str] = {
-        headernames.AGENT: header_value(agent),
+        headernames.AGENT: header_value(run.chat.route or agent),
         headernames.ATTEMPTS: str(run.attempts),
     }
     if run.decoder is not None and run.decoder.conversation_id:

@@ -306,14 +306,16 @@ class Routing:
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
 
-    def agent(self, name: str, caller: Caller | None) -> Target:
-        """The agent of that name, in any case, whether or not the caller may ask it. Raises
-        AgentNotFound, which names those that it may ask."""
-        found = self._by_name.get(name[:MAX_NAME].strip().lower())
-        if found is None or found not in self.targets:
-            known = self.visible(caller) if caller else ()
-            raise _not_found(name, "agent", [each for each, _ in known if each in self.targets])
-        return self.targets[found]
+    def agent(self, name: str, caller: Caller | None, *, is_hiding: bool = False) -> Target:
+        """The agent of that name, in any case, whether or not the caller may ask it, unless one
+        that it may not ask `is_hiding`. Raises AgentNotFound, which names those that it may ask."""
+        found = self._by_name.get(name[:MAX_NAME].strip().lower(), "")
+        if found in self.targets and (
+            not is_hiding or (caller is not None and caller.may_ask(found, [found]))
+        ):
+            return self.targets[found]
+        known = self.visible(caller) if caller else ()
+        raise _not_found(name, "agent", [each for each, _ in known if each in self.targets])
 
     def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
         """`resolve` for a caller. Raises Forbidden for what it may not ask, and AgentNotFound,

@@ -127,7 +127,7 @@ async def test_a_key_without_the_permission_is_403(guarded):
 
 
 async def test_public_routes_stay_public(guarded):
-    for path in ("/health", "/livez", "/readyz", "/api/v1/agents", "/api/v1/agents/dify"):
+    for path in ("/health", "/livez", "/readyz", "/api/v1/agents", "/api/v1/agents/dify/health"):
         assert (await guarded.get(path)).status == 200
 
 

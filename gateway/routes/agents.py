@@ -22,10 +22,8 @@ async def list_agents(request: web.Request) -> web.Response:
 
 
 async def get_agent(request: web.Request) -> web.Response:
-    target = _target(request)
-    if not _may_ask(request, target):
-        return envelope({"name": target.name, "note": _HIDDEN})
-    return envelope(_described(target))
+    """An agent that the caller may not ask is none."""
+    return envelope(_described(_target(request, is_hiding=True)))
 
 
 async def agent_health(request: web.Request) -> web.Response:
@@ -43,9 +41,9 @@ async def agent_health(request: web.Request) -> web.Response:
     )
 
 
-def _target(request: web.Request) -> Target:
-    caller = request[CONTEXT].caller
-    return state_of(request).routing.agent(request.match_info["name"], caller)
+def _target(request: web.Request, *, is_hiding: bool = False) -> Target:
+    caller, name = request[CONTEXT].caller, request.match_info["name"]
+    return state_of(request).routing.agent(name, caller, is_hiding=is_hiding)
 
 
 def _may_ask(request: web.Request, target: Target) -> bool:

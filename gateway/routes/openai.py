@@ -315,6 +315,7 @@ async def _pass_on(
         call.capture_always = target.agent.capture == "all"
     context.body = None  # a stream may last for minutes
     context.noted["agent"] = target.name
+    context.hide([target.name], call.model)
     query = request.rel_url.raw_query_string
     upstream_request = describe(platform.headers, platform.model(asked))
     upstream_request.url = platform.address(path, query)

@@ -145,9 +145,45 @@ async def test_an_error_names_the_agents_that_the_caller_may_ask(hiding):
 async def test_details_and_the_bots_name_are_for_who_may_ask(hiding, caller, shown):
     gw, keys = hiding
     headers = {"Authorization": f"Bearer {keys[caller]}"} if keys[caller] else {}
-    one = (await (await gw.get("/api/v1/agents/hidden", headers=headers)).json())["data"]
-    assert ("module" in one) == bool(shown)
+    one = await gw.get("/api/v1/agents/hidden", headers=headers)
+    none = await gw.get("/api/v1/agents/hiddeu", headers=headers)
+    assert one.status == (200 if shown else 404)
+    if not shown:
+        assert (await one.text()).replace("hidden", "hiddeu") == await none.text()
     health = await gw.get("/api/v1/agents/hidden/health", headers=headers)
     data = (await health.json())["data"]
     assert (health.status, data["status"]) == (200, "healthy")
     assert data["detail"].startswith("Only for callers") == (not shown)
+
+
+async def test_who_may_ask_a_route_alone_reads_its_name(gateway, scripted):
+    bad = {"status": 400, "headers": {"Content-Type": "application/json"}}
+    broken = [
+        b'data: {"id":"x","choices":[{"delta":{"content":"hi"}}]}\n\n',
+        b'data: {"error":{"message":"no"}}\n\n',
+    ]
+    upstream = await scripted(
+        *[Script([b'{"error":{"message":"no"}}'], **bad)] * 5, Script(broken), Script(broken)
+    )
+    agents = {"secret-llm": {**AGENTS["openai"], "base_url": upstream.url}}
+    key = {"name": "app", "key": "sk-app-key-000001", "agents": ["r"]}
+    gw = await gateway(
+        agents=agents, routes={"r": ["secret-llm"]}, auth={"anonymous": False, "keys": [key]}
+    )
+    headers = {"Authorization": f"Bearer {key['key']}"}
+    turn = [{"role": "user", "content": "x"}]
+    for n, (path, body, more) in enumerate((
+        ("/v1/chat/completions", {"model": "r", "messages": turn}, {}),
+        ("/v1/chat/completions", {"model": "R", "messages": turn, "stream": True}, {}),
+        ("/v1/embeddings", {"model": "r", "input": "x"}, {}),
+        ("/api/v1/chat", {"query": "x"}, {"Agent": "r"}),
+        ("/api/v1/chat", {"query": "x", "stream": True}, {"Agent": "r"}),
+        ("/v1/chat/completions", {"model": "r", "messages": turn, "stream": True}, {}),
+        ("/api/v1/chat", {"query": "x", "stream": True}, {"Agent": "r"}),
+    )):  # fmt: skip
+        answer = await gw.post(path, body, headers={**headers, **more})
+        text = await answer.text()
+        assert answer.status == (400 if n < 5 else 200), text
+        assert "Agent 'r': " in text
+        assert answer.headers["x-gateway-agent"] == "r"
+        assert "secret-llm" not in text + str(answer.headers).replace("x-conversation-id", "")
