@@ -15,6 +15,8 @@ _CHARSET = re.compile(r"charset\s*=\s*[\"']?([\w.\-]{1,20})", re.IGNORECASE)
 
 def as_utf8(raw: bytes, kind: str) -> bytes:
     """A body in UTF-8, whatever it is in, as its first bytes or its `Content-Type` tell it."""
+    if raw.startswith((b'{"', b"{\n", b"{ ")) and "charset" not in kind.lower():
+        return raw  # nearly always
     if raw.startswith(b"\xef\xbb\xbf"):  # editors and shells on Windows put it there
         return raw[3:]
     codec = _codec(raw[:4], kind)

@@ -164,15 +164,19 @@ _BEARER = re.compile(r"(?:bearer(?:\s*:)?(?:\s+|$))+", re.IGNORECASE)  # also ad
 
 
 def _authorized(value: str) -> str:
-    """The key in a value of `Authorization`, else "".
-
-    Some clients leave out the word Bearer, or send another one: a single word is the key, and so
-    is what has our form behind any scheme. Other credentials, such as Basic's, are not for us.
-    """
+    """The key behind the word Bearer, else ""; other credentials, such as Basic's, are no key."""
     value = value.strip()
-    if bearer := _BEARER.match(value):
-        return value[bearer.end() :]
-    scheme, *rest = value.split(None, 1)[:2] or [""]
+    bearer = _BEARER.match(value)
+    return value[bearer.end() :] if bearer else ""
+
+
+def bare_key(headers: Mapping[str, str]) -> str:
+    """What looks like a key in `Authorization` but lacks the word Bearer, else "": a single word,
+    or what has our form behind another scheme. It opens nothing, and its sender is told."""
+    value = headers.get("Authorization", "").strip()
+    if not value or _BEARER.match(value):
+        return ""
+    scheme, *rest = value.split(None, 1)
     if not rest:
         return scheme
     return rest[0] if _OURS.match(rest[0]) else ""
@@ -233,12 +237,17 @@ class KeyRing:
         """The static key whose caller has that id: what a web page's token stands for."""
         return next((caller for caller in self._keys.values() if caller.id == caller_id), None)
 
-    def without_key(self, key: str, address: str) -> Caller:
+    def without_key(self, key: str, address: str, bare: str = "") -> Caller:
         """The caller when `key` is nobody's; `locality` decides if it may be one. Raises
         Unauthorized.
 
         SDKs insist on some key, so where no key could be right any key is taken for none.
         """
+        if bare and not key and (self._keys or _OURS.match(bare) or not self._anonymous):
+            raise Unauthorized(
+                "The key in Authorization lacks the word Bearer: send it as 'Authorization: Bearer"
+                " <key>'."
+            )
         if key and (self._keys or key.startswith(OUR_PREFIX) or not self._anonymous):
             raise Unauthorized(
                 f"Incorrect API key provided: {masked(key)}. Check that it is copied whole, or ask"

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from gateway import headernames
 from gateway.config import RateLimits
 from gateway.configvalues import Rate
-from gateway.credentials import Caller, Quota
+from gateway.credentials import NO_LIMITS, Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id
 
@@ -68,12 +68,17 @@ def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
         out.append(_rate(f"{name}:{class_}:{user}", general))
     if class_ != "chat":
         return out
-    for budget, whose in zip(_both(caller, limits, "tokens"), (name, account), strict=True):
-        if budget:
-            out.append(Take("tokens", f"{whose}:tokens", budget.capacity, budget.per_s / 1000, 0))
-    for most, whose in zip(_both(caller, limits, "concurrency"), (name, account), strict=True):
-        if most:
-            out.append(Take("slots", f"{whose}:slots", most, LEASE_S * 1000, new_id(24)))
+    each, shared = _both(caller, limits, "tokens")
+    if each or shared:
+        for budget, whose in ((each, name), (shared, account)):
+            if budget:
+                per_ms = budget.per_s / 1000
+                out.append(Take("tokens", f"{whose}:tokens", budget.capacity, per_ms, 0))
+    each, shared = _both(caller, limits, "concurrency")
+    if each or shared:
+        for most, whose in ((each, name), (shared, account)):
+            if most:
+                out.append(Take("slots", f"{whose}:slots", most, LEASE_S * 1000, new_id(24)))
     for quota in caller.quotas:
         key = f"{{{caller.tag}}}:{quota.scope}:{quota.period}:calls"
         out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.known, quota))
@@ -82,7 +87,8 @@ def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
 
 def counts_tokens(limits: RateLimits, caller: Caller) -> bool:
     """Whether the caller's tokens are limited, so that an answer's usage must be known."""
-    return any(_both(caller, limits, "tokens"))
+    each, shared = _both(caller, limits, "tokens")
+    return bool(each or shared)
 
 
 def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
@@ -91,7 +97,7 @@ def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
     Only an administrator can give a key more than its account has; such a key stands apart from
     the account's others. Where both are the same the account's is enough.
     """
-    own = getattr(caller.limits, name, None)
+    own = None if caller.limits is NO_LIMITS else getattr(caller.limits, name, None)
     each = own or getattr(limits, name)
     if not caller.is_held:
         return each, None

@@ -321,18 +321,21 @@ class WholeBody:
             return []
         self.done = True
         data = without_blank(b"".join(self._body))
-        stream = data if is_stream(data) else lines_as_events(UpstreamReply(200, {}, data))
-        if stream:
-            decoder = self._streamed()
-            return decoder.feed(stream) + decoder.close()
-        value = _value(data)
+        try:
+            value, is_strict = orjson.loads(data), True
+        except orjson.JSONDecodeError:
+            stream = data if is_stream(data) else lines_as_events(UpstreamReply(200, {}, data))
+            if stream:
+                decoder = self._streamed()
+                return decoder.feed(stream) + decoder.close()
+            value, is_strict = _value(data), False
         if told := told_error(value):
             return [Failed(self._explain(told))]
         body = value if isinstance(value, dict) else {}
         if "choices" in body:
             if not _says_something(body):
                 return [Failed(EmptyAnswer("The upstream"))]
-            strict = data if _is_strict(data) else loosejson.mend(data)
+            strict = data if is_strict else loosejson.mend(data)
             return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
         if body:
             return [Failed(self._explain(body))]

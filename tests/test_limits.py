@@ -132,7 +132,7 @@ async def test_a_key_that_an_administrator_widened_stands_apart(with_accounts, d
 
 async def test_public_routes_are_limited_by_address_and_callers_apart(limited):
     gw = await limited(agents="2/hour")
-    paths = ("/api/v1/agents", "/api/v1/agents/dify", "/api/v1/agents")
+    paths = ("/api/v1/agents", "/api/v1/agents/dify/health", "/api/v1/agents")
     assert [(await gw.get(path)).status for path in paths] == [200, 200, 429]
     headers = {"x-api-key": KEY}
     assert (await gw.get("/api/v1/agents", headers=headers)).status == 200

@@ -14,7 +14,7 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.access import Access, Route
 from gateway.books import books_of
 from gateway.cors import is_preflight, preflight
-from gateway.credentials import Caller, presented_key
+from gateway.credentials import Caller, bare_key, presented_key
 from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
 from gateway.keys import BOOKS, CONTEXT, SIGNER, State, state_of
 from gateway.locality import Hint, NotFromHere, refusal
@@ -84,7 +84,8 @@ async def _identify(request: web.Request, state: State, credential: str, verify:
         books = request.app.get(BOOKS)
         if books is not None and (caller := await books.directory.caller(credential)):
             return caller
-    caller = state.keyring.without_key(credential, request[CONTEXT].address)
+    bare = bare_key(request.headers)
+    caller = state.keyring.without_key(credential, request[CONTEXT].address, bare)
     _require_local(request, state)
     return caller
 
