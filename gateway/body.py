@@ -125,15 +125,17 @@ def _too_large(most: int) -> BodyTooLarge:
 async def _read(request: web.Request, most: int) -> bytes:
     """aiohttp's `Request.read` would keep a second reference, for as long as a stream lasts."""
     content = request.content
-    if (request.content_length or 0) > most:
-        raise _too_large(most)
-    _hold(request, request.content_length or 0)
     pieces, size = [], 0
     try:
         if content.is_eof():  # most have come with their head
             pieces.append(content.read_nowait())
             size = len(pieces[0])
+            _hold(request, size)
         else:
+            told = request.content_length or 0
+            if told > most:
+                raise _too_large(most)
+            _hold(request, told)
             content.set_read_chunk_size(most)
             async with asyncio.timeout(BODY_S):
                 while size <= most and (piece := await content.readany()):

@@ -92,6 +92,10 @@ class Caller:
                 f"This {who} has no {permission!r} permission; use a {who} that was made with it."
             )
 
+    @property
+    def may_ask_all(self) -> bool:
+        return self.agents is None and self.within is None
+
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
         """Whether it may ask for `name`, behind which are `agents`."""
         if self.agents is None and self.within is None:

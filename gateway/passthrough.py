@@ -418,10 +418,10 @@ def _ends_plainly(data: bytes) -> bool:
 def _says_something(body: Any) -> bool:
     """Whether there is anything in a completion or a chunk, or a reason why not."""
     choices = body.get("choices") if isinstance(body, dict) else None
-    return isinstance(choices, list) and any(
-        isinstance(choice, dict) and (choice.get("finish_reason") or says_something(choice))
-        for choice in choices
-    )
+    for choice in choices if isinstance(choices, list) else ():
+        if isinstance(choice, dict) and (choice.get("finish_reason") or says_something(choice)):
+            return True
+    return False
 
 
 # From here on to the end of a reply: what failed, and answers in another form.

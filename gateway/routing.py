@@ -323,7 +323,8 @@ class Routing:
         targets = self._find(name)
         if targets is None:
             raise _not_found(name, word, [model for model, _ in self.visible(caller)])
-        caller.require_agent(name, [target.name for target in targets])
+        if not caller.may_ask_all:
+            caller.require_agent(name, [target.name for target in targets])
         return targets
 
     def resolve(self, name: str, word: str = "model") -> list[Target]:

@@ -61,7 +61,8 @@ async def _read_chat(
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
-    call_of(request).end_user = caller.end_user or _short(body, "user") or ""
+    user = _short(body, "user")
+    call_of(request).end_user = caller.end_user or user
     targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
     seal = request.app[SIGNER].seal(caller)
@@ -82,7 +83,7 @@ async def _read_chat(
     chat = ChatRequest(
         model=model,
         messages=messages,
-        user=caller.user_of(_short(body, "user")),
+        user=caller.user_of(user),
         seal=seal,
         count_tokens=counts_tokens(state.config.rate_limits, caller),
         stream=_flag(body, "stream"),
