@@ -169,6 +169,8 @@ _BEARER = re.compile(r"(?:bearer(?:\s*:)?(?:\s+|$))+", re.IGNORECASE)  # also ad
 
 def _authorized(value: str) -> str:
     """The key behind the word Bearer, else ""; other credentials, such as Basic's, are no key."""
+    if value.startswith("Bearer s") and value.find(" ", 7) < 0:
+        return value[7:]  # nearly always
     value = value.strip()
     bearer = _BEARER.match(value)
     return value[bearer.end() :] if bearer else ""
@@ -268,11 +270,12 @@ class KeyRing:
 def _static_caller(key: StaticKey) -> Caller:
     agents = None if key.agents is None else frozenset(name.lower() for name in key.agents)
     permissions = frozenset(key.permissions)
+    limits = NO_LIMITS if key.rate_limits == NO_LIMITS else key.rate_limits
     return Caller(
         f"key-{key.name}",
         permissions,
         agents=agents,
-        limits=key.rate_limits,
+        limits=limits,
         key_hash=key.key.digest(),
     )
 

@@ -97,7 +97,9 @@ def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
     Only an administrator can give a key more than its account has; such a key stands apart from
     the account's others. Where both are the same the account's is enough.
     """
-    own = None if caller.limits is NO_LIMITS else getattr(caller.limits, name, None)
+    if caller.limits is NO_LIMITS and not caller.is_held:
+        return getattr(limits, name), None
+    own = getattr(caller.limits, name, None)
     each = own or getattr(limits, name)
     if not caller.is_held:
         return each, None
