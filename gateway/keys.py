@@ -108,7 +108,7 @@ class Context:
         """The name to tell the caller in place of those agents that it may not ask by their own;
         "" if it may ask all."""
         caller = self.caller
-        if caller is not None and not caller.may_ask_all:
+        if caller is not None:
             self.hidden = tuple([name for name in agents if not caller.may_ask(name, [name])])
             self.route = route if self.hidden else ""
         return self.route

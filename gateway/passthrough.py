@@ -337,8 +337,8 @@ class WholeBody:
                 return [Failed(EmptyAnswer("The upstream"))]
             strict = data if is_strict else loosejson.mend(data)
             return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
-        if body:
-            return [Failed(self._explain(body))]
+        if body or (value and isinstance(value, str)):
+            return [Failed(self._explain(value))]
         return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 
@@ -448,11 +448,16 @@ def told_error(body: Any) -> Any:
     is_refused = is_refused or any(code not in _GOOD for code in codes)
     is_refused = is_refused or body.get("object") == "error" or body.get("success") is False
     # A good answer's words are in `choices`; those beside a good code are no failure's.
-    has_words = codes == (None, None) and isinstance(body.get("message"), str) and body["message"]
+    has_words = codes == (None, None) and _has_words(body.get("message") or body.get("msg"))
     if not (is_refused or body.get("detail") or has_words):
         return None
     words = body.get("text")
     return {**body, "message": words} if words and "message" not in body else body
+
+
+def _has_words(told: Any) -> bool:
+    """Whether it is a failure's words, and no message of an answer."""
+    return bool(told) and not (isinstance(told, dict) and ("content" in told or "role" in told))
 
 
 def choice_error(choice: dict[str, Any]) -> Any:

@@ -19,7 +19,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import headernames
-from gateway.body import agent_name, hold_more
+from gateway.body import hold_more
 from gateway.call import Call, Capture
 from gateway.config import KeepAliveForm, Server
 from gateway.credentials import Caller
@@ -71,8 +71,8 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
         chat, targets = await read(request, state, call.caller)
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)
-        asked = agent_name(request) if conversational else chat.model
-        if route := context.hide([target.name for target in targets], state.routing.known(asked)):
+        hidden = not call.caller.may_ask_all and [target.name for target in targets]
+        if hidden and (route := context.hide(hidden, state.routing.asked(chat.model))):
             chat = replace(chat, route=route)
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")
