@@ -14,8 +14,11 @@ from typing import cast
 import httptools
 from multidict import CIMultiDict, CIMultiDictProxy
 
+from gateway.oneaturn import OneATurn
+
 MAX_HEAD = 64 << 10  # bytes of an answer's status line and headers
 MAX_INFLATED = 16 << 20  # bytes that one read may inflate to
+BULK = 64 << 10  # bytes in one read; other upstreams' come before the next one
 _HIGH_WATER = 256 << 10  # bytes that wait for a reader, before the upstream has to wait
 
 Listener = Callable[[bytes], None]
@@ -42,14 +45,18 @@ class Link(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_between", "_decodes", "_error", "_fields", "_fresh", "_head", "_head_size",
+        "_between", "_bulk", "_decodes", "_error", "_fields", "_fresh", "_head", "_head_size",
         "_inflate", "_is_asked", "_is_whole", "_keeps", "_listener", "_loop", "_on_free",
-        "_parser", "_paused", "_pieces", "_size", "_until_close", "_waiter", "_writable",
+        "_parser", "_paused", "_pieces", "_rests", "_size", "_until_close", "_waiter", "_writable",
         "idle_since", "kind", "quick", "status", "transport",
     )  # fmt: skip
 
-    def __init__(self, on_free: Callable[["Link"], None], decodes: bool = True) -> None:
+    def __init__(
+        self, on_free: Callable[["Link"], None], bulk: OneATurn, decodes: bool = True
+    ) -> None:
         self._loop = asyncio.get_running_loop()
+        self._bulk = bulk
+        self._rests = False  # until its turn comes, after much in one read
         self._on_free = on_free
         self._decodes = decodes  # else a body is given as it comes, whatever its encoding
         self._parser = httptools.HttpResponseParser(self)
@@ -186,8 +193,24 @@ class Link(asyncio.Protocol):
     def resume(self) -> None:
         if self._paused:
             self._paused = False
-            if self.transport is not None and not self.transport.is_closing():
-                self.transport.resume_reading()
+            self._read_on()
+
+    def _rest(self) -> None:
+        """A read of a thousand events costs milliseconds, and all upstreams may bring one."""
+        if self.transport is not None and not self.transport.is_closing():
+            self._rests = True
+            self.transport.pause_reading()
+            self._bulk.add(self._rested)
+
+    def _rested(self) -> None:
+        self._rests = False
+        self._read_on()
+
+    def _read_on(self) -> None:
+        if self._paused or self._rests:
+            return
+        if self.transport is not None and not self.transport.is_closing():
+            self.transport.resume_reading()
 
     # Ending.
 
@@ -243,6 +266,8 @@ class Link(asyncio.Protocol):
                 error = NotHttp(f"headers of more than {MAX_HEAD} bytes")
         # Else a part of the next chunk's first line has come, and only the parser knows of it.
         self._between = self._between and data.endswith(b"\r\n")
+        if len(data) > BULK:
+            self._rest()
         self._deliver()
         if error is not None:
             self._fail(error)

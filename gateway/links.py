@@ -13,6 +13,7 @@ from yarl import URL
 
 from gateway.link import Link, NoAnswer
 from gateway.lookups import Found, Lookups
+from gateway.oneaturn import OneATurn
 from gateway.outgoing import DIRECT, Trust, Way, tls_context
 from gateway.proxy import Proxy
 from gateway.tunnel import Stream, negotiate, no_proxy_there
@@ -65,6 +66,7 @@ class Links:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._open: dict[Link, _Pool] = {}
+        self._bulk = OneATurn(self._loop)
         self._on_free = self._freed  # bound once, not for each of thousands
         self._idle: dict[_Pool, dict[Link, None]] = {}  # the most recently used last
         self._lookups = Lookups()
@@ -82,7 +84,7 @@ class Links:
 
     async def connect(self, origin: Origin, way: Way = DIRECT) -> Link:
         """A new one. Raises NoWay, gaierror, ssl.SSLError and OSError."""
-        link = Link(self._on_free)
+        link = Link(self._on_free, self._bulk)
         self._open[link] = origin, way.pool
         try:
             if way.proxy is None:
@@ -105,7 +107,7 @@ class Links:
 
         Raises like `connect`.
         """
-        link = Link(_never_free, decodes=False)
+        link = Link(_never_free, self._bulk, decodes=False)
         try:
             if way.proxy is None:
                 await self._connect(link, origin, way, addresses)

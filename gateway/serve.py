@@ -23,7 +23,7 @@ from gateway.app import build, build_ops
 from gateway.config import Config, Server
 from gateway.configcheck import warnings
 from gateway.configfile import ConfigError, access_note, home, sources
-from gateway.connections import SEND_S, Runner
+from gateway.connections import SEND_S, Runner, Site
 from gateway.errors import StartError
 from gateway.greeting import greet, look_around
 from gateway.keys import FLIGHTS, RELOAD, STATE, State
@@ -99,7 +99,7 @@ async def _listen(
     runner = Runner(app, most, send_s, shutdown_timeout=_GOODBYE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = web.TCPSite(
+    site = Site(
         runner, host, port, backlog=_BACKLOG, reuse_port=reuse_port or None, ssl_context=tls
     )
     try:

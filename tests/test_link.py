@@ -7,8 +7,9 @@ import zlib
 import pytest
 from test_upstream import Echo
 
-from gateway.link import MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
+from gateway.link import BULK, MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import IDLE_S, Links, address_of
+from gateway.oneaturn import OneATurn
 from gateway.outgoing import DIRECT
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -52,7 +53,7 @@ class Freed:
 
 def connected() -> tuple[Link, Line, Freed]:
     freed, line = Freed(), Line()
-    link = Link(freed)
+    link = Link(freed, OneATurn(asyncio.get_running_loop()))
     link.connection_made(line)  # type: ignore[arg-type]
     link.send(b"GET / HTTP/1.1\r\n\r\n")
     return link, line, freed
@@ -232,6 +233,27 @@ async def test_a_listener_gets_what_has_come_and_what_comes_and_the_end():
     link.data_received(b"1\r\n,\r\n2\r\n w\r\n")
     link.data_received(b"0\r\n\r\n")
     assert got == [b"hello", b", w", b""]
+
+
+async def test_after_much_in_one_read_the_other_upstreams_come_first():
+    bulk = OneATurn(asyncio.get_running_loop())
+    lines = [Line() for _ in range(3)]
+    links = []
+    for line in lines:
+        links.append(link := Link(Freed(), bulk))
+        link.connection_made(line)  # type: ignore[arg-type]
+        link.send(b"GET / HTTP/1.1\r\n\r\n")
+        link.data_received(HEAD)
+    assert [line.is_paused for line in lines] == [False] * 3
+    for link in links:
+        link.data_received(b"%x\r\n%b\r\n" % (BULK, b"a" * BULK))
+    assert [line.is_paused for line in lines] == [True] * 3
+    links[1].pause()  # since its caller does not read
+    for paused in ([False, True, True], [False, True, True], [False, True, False]):
+        await asyncio.sleep(0)
+        assert [line.is_paused for line in lines] == paused
+    links[1].resume()
+    assert not lines[1].is_paused
 
 
 async def test_of_a_header_that_comes_twice_the_first_counts():
