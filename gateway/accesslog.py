@@ -43,10 +43,8 @@ class AccessLog:
         self._stream = stream
         self._lines: list[str] = []
         self.add: Callable[[int, str], None] = log.log if stream is None else self._gather
-
-    def takes(self, level: int) -> bool:
-        """Whether lines of that level are written: `LOG_LEVEL` holds for requests, too."""
-        return log.isEnabledFor(level)
+        # Whether lines of a level are written: `LOG_LEVEL` holds for requests, too.
+        self.takes: Callable[[int], bool] = log.isEnabledFor
 
     def _gather(self, level: int, line: str) -> None:
         if not self._lines:

@@ -4,7 +4,8 @@ Settings of clients end in a slash or not, with `/v1` or without it, or in the p
 surface, and clients append to them what they will.
 """
 
-_USUAL = frozenset(("/v1/chat/completions", "/api/v1/chat", "/v1/models", "/livez", "/readyz"))
+# Nearly all requests are for these, and as they should be.
+USUAL = frozenset(("/v1/chat/completions", "/api/v1/chat", "/v1/models", "/livez", "/readyz"))
 
 # First steps under /v1, of what the gateway has itself and of what it passes on.
 _OPENAIS = frozenset(
@@ -23,7 +24,7 @@ _PLAIN = _PREFIX | _OPENAIS | {"chat", "health", "livez", "readyz", "metrics"}
 
 def canonical(target: str) -> str:
     """The path and query at which a request is routed: `target` itself if it is as it should be."""
-    if target in _USUAL or not target.startswith("/"):
+    if not target.startswith("/"):
         return target
     path, mark, query = target.partition("?")
     steps = [step for step in path.split("/") if step]

@@ -133,7 +133,8 @@ async def _read(request: web.Request, most: int) -> bytes:
         if content.is_eof():  # most have come with their head
             pieces.append(content.read_nowait())
             size = len(pieces[0])
-            _hold(request, size)
+            if size > LARGE:
+                _hold(request, size)
         else:
             told = request.content_length or 0
             if told > most:
@@ -232,11 +233,11 @@ def _require_few_values(raw: bytes) -> None:
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
-    if not raw.strip():
-        raise InvalidRequest("The request has no body; send a JSON object.")
     try:
         value = orjson.loads(raw)
     except orjson.JSONDecodeError:
+        if not raw.strip():
+            raise InvalidRequest("The request has no body; send a JSON object.") from None
         value = _read_loosely(raw)
     if not isinstance(value, dict):
         raise InvalidRequest("The body must be a JSON object.")

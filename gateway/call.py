@@ -118,9 +118,9 @@ class Call:
             None if first is None else int((first - self.began) * 1000),
             int((time.monotonic() - self.began) * 1000),
             int(self.client_gone),
-            _plain(error),
+            error and _plain(error),
             reason and _plain(shorten(reason)),
-            kept_user(self.end_user),
+            self.end_user and kept_user(self.end_user),
         )
 
     def bodies(self, row: Row) -> Row | None:
@@ -172,12 +172,14 @@ def first_id(began_ns: int) -> str:
 
 def kept_user(name: str) -> str:
     """An end user's name as the record keeps it."""
-    return _plain(shorten(name, _LONGEST_USER)) if name else ""
+    if len(name) <= _LONGEST_USER and name.isprintable():
+        return name
+    return _plain(shorten(name, _LONGEST_USER))
 
 
 def _plain(text: str) -> str:
     """PostgreSQL keeps no NUL."""
-    return text.replace("\x00", "\ufffd") if text else ""
+    return text.replace("\x00", "\ufffd")
 
 
 def scopes(row: Row) -> Iterator[tuple[str, str]]:

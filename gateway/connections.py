@@ -20,7 +20,7 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from yarl import URL
 
-from gateway.addresses import canonical
+from gateway.addresses import USUAL, canonical
 from gateway.direct import SENT, Caller, is_seen
 from gateway.errors import (
     GatewayError,
@@ -98,6 +98,14 @@ class _Connection(Caller, RequestHandler):
     # behind a request is parsed before that is answered: parsed heads take twice their bytes.
 
     def data_received(self, data: bytes) -> None:
+        is_idle = not (self._rest or self._messages or self._request_in_progress)
+        if is_idle and self._body is EMPTY_PAYLOAD and len(data) <= STEP:
+            super().data_received(data)  # nearly always: the head of a request, and its body
+            if self._messages:
+                self._body, self._unfinished = self._messages[-1][1], 0
+            else:
+                self._count_unfinished(len(data))
+            return
         if len(data) <= STEP and not (data and (self._rest or self._is_occupied)):
             self._parse(data)
             return
@@ -149,9 +157,12 @@ class _Connection(Caller, RequestHandler):
         elif body.total_bytes != size:
             self._unfinished = 0
         else:
-            self._unfinished += len(data)
-            if self._unfinished > MAX_HEAD:
-                self._refuse_head()
+            self._count_unfinished(len(data))
+
+    def _count_unfinished(self, size: int) -> None:
+        self._unfinished += size
+        if self._unfinished > MAX_HEAD:
+            self._refuse_head()
 
     def _refuse_head(self) -> None:
         """Answer what has no end, and parse nothing more of this connection."""
@@ -233,14 +244,11 @@ class _Connection(Caller, RequestHandler):
         try:
             return (resp, False) if resp is SENT else await self._finish(request, resp, start_time)
         finally:
-            self._go_on()
-
-    def _go_on(self) -> None:
-        """A request is answered: parse what has come behind it, once aiohttp is done with it."""
-        if self._body.is_eof():
-            self._body = EMPTY_PAYLOAD
-        if self._rest and isinstance(self._manager, _Server):
-            self._manager.parsing.add(self.parse_more)
+            if self._body.is_eof():
+                self._body = EMPTY_PAYLOAD
+            # Parse what has come behind it, once aiohttp is done with it.
+            if self._rest and isinstance(self._manager, _Server):
+                self._manager.parsing.add(self.parse_more)
 
     async def _finish(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
@@ -393,6 +401,8 @@ def _at_canonical(make: Callable[..., web.BaseRequest]) -> Callable[..., web.Bas
     """`make` a request of its head as if its address had been written in the one right form."""
 
     def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
+        if message.path in USUAL:
+            return make(message, *rest)
         path = canonical(message.path)
         if path is not message.path:
             message = message._replace(path=path, url=URL(path, encoded=True))

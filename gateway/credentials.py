@@ -53,7 +53,8 @@ class Caller:
     that opens account routes. `agents` are the lower-case names that may be asked; None is all.
     A web page's token is bound to its own `agents` and those of its key, `within`.
     `end_user` binds a web page's token to one user of the platform. `tag` is what all buckets of
-    one owner share, so that a Redis Cluster keeps them together.
+    one owner share, so that a Redis Cluster keeps them together; `holders` are whose places a call
+    takes (`gateway.places`): the owner's, and a page's user's own.
     """
 
     id: str
@@ -69,16 +70,20 @@ class Caller:
     quotas: tuple[Quota, ...] = ()
     is_held: bool = False  # to what one account may do; no static key is, and no administrator
     key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
+    tag: str = field(init=False)
+    holders: tuple[str, ...] = field(init=False)
+    may_ask_all: bool = field(init=False)
+    has_own_limits: bool = field(init=False)  # or those of an account, beside everybody's
 
-    @property
-    def tag(self) -> str:
-        return f"user-{self.user_id}" if self.user_id else self.id.partition("/")[0]
-
-    @property
-    def holders(self) -> tuple[str, ...]:
-        """Whose places a call takes (`gateway.places`): the owner's, and a page's user's own."""
-        tag = self.tag
-        return (tag, f"{tag}/{self.end_user}") if self.end_user else (tag,)
+    def __post_init__(self) -> None:
+        """What follows from the rest: most callers are made once and call often."""
+        tag = f"user-{self.user_id}" if self.user_id else self.id.partition("/")[0]
+        holders = (tag, f"{tag}/{self.end_user}") if self.end_user else (tag,)
+        set_once = object.__setattr__
+        set_once(self, "tag", tag)
+        set_once(self, "holders", holders)
+        set_once(self, "may_ask_all", self.agents is None and self.within is None)
+        set_once(self, "has_own_limits", self.is_held or self.limits is not NO_LIMITS)
 
     def require(self, permission: Permission) -> None:
         if permission not in self.permissions:
@@ -92,13 +97,9 @@ class Caller:
                 f"This {who} has no {permission!r} permission; use a {who} that was made with it."
             )
 
-    @property
-    def may_ask_all(self) -> bool:
-        return self.agents is None and self.within is None
-
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
         """Whether it may ask for `name`, behind which are `agents`."""
-        if self.agents is None and self.within is None:
+        if self.may_ask_all:
             return True
         wanted, behind = name.strip().lower(), [agent.lower() for agent in agents]
         return all(
@@ -154,12 +155,13 @@ def presented_key(
     the first that is ours by its form, or that `is_known`, is meant, else the first.
     The only place that reads these headers, so no check can forget one of them.
     """
-    bearer = _authorized(headers.get("Authorization", ""))
+    given = headers.get("Authorization", "")
+    is_plain = given.startswith("Bearer s") and given.find(" ", 7) < 0  # nearly always
+    bearer = given[7:] if is_plain else _authorized(given)
     if bearer and "x-api-key" not in headers and "api-key" not in headers:
         return bearer
     others = (headers.get(name, "") for name in ("x-api-key", "api-key"))
-    given = (bearer, *map(_without_bearer, others))
-    keys = [key for key in given if key]
+    keys = [key for key in (bearer, *map(_without_bearer, others)) if key]
     likely = (key for key in keys if _OURS.match(key) or is_known(key))
     return next(likely, keys[0] if keys else "")
 
@@ -169,8 +171,6 @@ _BEARER = re.compile(r"(?:bearer(?:\s*:)?(?:\s+|$))+", re.IGNORECASE)  # also ad
 
 def _authorized(value: str) -> str:
     """The key behind the word Bearer, else ""; other credentials, such as Basic's, are no key."""
-    if value.startswith("Bearer s") and value.find(" ", 7) < 0:
-        return value[7:]  # nearly always
     value = value.strip()
     bearer = _BEARER.match(value)
     return value[bearer.end() :] if bearer else ""

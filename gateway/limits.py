@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 from gateway import headernames
 from gateway.config import RateLimits
 from gateway.configvalues import Rate
-from gateway.credentials import NO_LIMITS, Caller, Quota
+from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id
 
@@ -58,7 +58,8 @@ def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
     account = f"{{{caller.tag}}}:account"
     out = []
     general: Rate | None = getattr(limits, class_)
-    each, shared = _both(caller, limits, class_)
+    has_own = caller.has_own_limits
+    each, shared = _both(caller, limits, class_) if has_own else (general, None)
     if each:
         out.append(_rate(f"{name}:{class_}", each))
     if shared:
@@ -68,14 +69,14 @@ def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
         out.append(_rate(f"{name}:{class_}:{user}", general))
     if class_ != "chat":
         return out
-    each, shared = _both(caller, limits, "tokens")
-    if each or shared:
+    if has_own or limits.tokens:
+        each, shared = _both(caller, limits, "tokens")
         for budget, whose in ((each, name), (shared, account)):
             if budget:
                 per_ms = budget.per_s / 1000
                 out.append(Take("tokens", f"{whose}:tokens", budget.capacity, per_ms, 0))
-    each, shared = _both(caller, limits, "concurrency")
-    if each or shared:
+    if has_own or limits.concurrency:
+        each, shared = _both(caller, limits, "concurrency")
         for most, whose in ((each, name), (shared, account)):
             if most:
                 out.append(Take("slots", f"{whose}:slots", most, LEASE_S * 1000, new_id(24)))
@@ -87,8 +88,9 @@ def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
 
 def counts_tokens(limits: RateLimits, caller: Caller) -> bool:
     """Whether the caller's tokens are limited, so that an answer's usage must be known."""
-    each, shared = _both(caller, limits, "tokens")
-    return bool(each or shared)
+    if not caller.has_own_limits:
+        return limits.tokens is not None
+    return any(_both(caller, limits, "tokens"))
 
 
 def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
@@ -97,8 +99,6 @@ def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
     Only an administrator can give a key more than its account has; such a key stands apart from
     the account's others. Where both are the same the account's is enough.
     """
-    if caller.limits is NO_LIMITS and not caller.is_held:
-        return getattr(limits, name), None
     own = getattr(caller.limits, name, None)
     each = own or getattr(limits, name)
     if not caller.is_held:

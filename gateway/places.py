@@ -1,7 +1,5 @@
 """How much of something that is scarce each caller holds, so that none of them takes all."""
 
-from collections import Counter
-
 # The names that a caller's part counts under: its key's or account's, and of a page's user that
 # user's own.
 Holders = tuple[str, ...]
@@ -17,7 +15,7 @@ class Shares:
         most = int(places * share + 1e-9)  # 100 * 0.29 is a bit less than 29
         self._places = places
         self._most = (most, int(most * share + 1e-9))
-        self._held: Counter[str] = Counter()
+        self._held: dict[str, int] = {}
         self.total = 0
 
     @property
@@ -37,16 +35,16 @@ class Shares:
 
     def take(self, holders: Holders, many: int = 1) -> None:
         self.total += many
+        held = self._held
         for holder in holders:
-            self._held[holder] += many
+            held[holder] = held.get(holder, 0) + many
 
     def give_back(self, holders: Holders, many: int = 1) -> None:
         self.total -= many
         held = self._held
         for holder in holders:
-            held[holder] -= many
-            if not held[holder]:
-                del held[holder]
+            if left := held.pop(holder, 0) - many:
+                held[holder] = left
 
 
 class Part:

@@ -27,7 +27,7 @@ from gateway.pattern import Pattern
 from gateway.places import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.routing import Target
-from gateway.sse import Life, is_stream
+from gateway.sse import SHOWN, Life, is_stream
 from gateway.traces import NO_TRACE, CallTrace
 from gateway.upstream import MAX_REPLY, Exchange, Upstream, translate
 
@@ -396,15 +396,16 @@ class Run:
             self._end(deltas)
             return deltas
         if not was_ending:
-            self._note_life(decoder.life)
+            if decoder.life is SHOWN:  # nearly always
+                self.read_at, self._grows_from = self._loop.time(), None
+            else:
+                self._note_life(decoder.life)
         if decoder.done or not chunk:
             self._end(deltas)
         return deltas
 
     def _note_life(self, life: Life) -> None:
-        if life is Life.SHOWN:
-            self.show_life(self._loop.time())
-        elif life is Life.GROWING:
+        if life is Life.GROWING:
             if self._grows_from is None:
                 self._grows_from = self.read_at
             self.read_at = self._loop.time()

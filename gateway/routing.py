@@ -156,6 +156,9 @@ class Target:
     def leave(self, holders: Holders = ()) -> None:
         """Give the place back, or to the first in the queue who has not its share."""
         self._held.give_back(holders)
+        if not self._queue:
+            self.running -= 1
+            return
         for i, (turn, waiting) in enumerate(self._queue):
             if self._held.has_room(waiting):
                 del self._queue[i]
@@ -305,6 +308,10 @@ class Routing:
             self.targets[name] = target
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
+        # Nearly all names are written as they are in the file.
+        self._exact = {
+            name: [target] for name, target in self.targets.items() if name.lower() == name
+        }
 
     def agent(self, name: str, caller: Caller | None, *, is_hiding: bool = False) -> Target:
         """The agent of that name, in any case, whether or not the caller may ask it, unless one
@@ -320,7 +327,7 @@ class Routing:
     def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
         """`resolve` for a caller. Raises Forbidden for what it may not ask, and AgentNotFound,
         which names only what it may."""
-        targets = self._find(name)
+        targets = self._exact.get(name) or self._find(name)
         if targets is None:
             raise _not_found(name, word, [model for model, _ in self.visible(caller)])
         if not caller.may_ask_all:
@@ -332,7 +339,7 @@ class Routing:
 
         `word` is what the caller calls it: "model" or "agent". Raises AgentNotFound.
         """
-        targets = self._find(name)
+        targets = self._exact.get(name) or self._find(name)
         if targets is None:
             raise _not_found(name, word, [model for model, _ in self.models()])
         return targets

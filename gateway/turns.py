@@ -79,7 +79,7 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(value) > MAX_MESSAGES:
         raise InvalidRequest(f"'messages' has more than {MAX_MESSAGES} items.", param="messages")
-    if plain := _plain(value):
+    if plain := plain_turns(value):
         return plain
     turns = _arranged(value)
     if not skips:
@@ -90,9 +90,11 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
     return tuple([_turn(value[i], i, role, skips or i != question) for i, role in turns])
 
 
-def _plain(items: list[Any]) -> tuple[Message, ...] | None:
+def plain_turns(items: Any) -> tuple[Message, ...] | None:
     """The turns of a list in which all is as it nearly always is: text of known roles. It comes to
-    the same as the long way."""
+    the same as the long way of `read_turns`. None or nothing for any other."""
+    if type(items) is not list or len(items) > MAX_MESSAGES:
+        return None
     out, role = [], None
     for item in items:
         if type(item) is not dict:

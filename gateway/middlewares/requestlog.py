@@ -30,6 +30,7 @@ _SANE = re.compile(
 _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
 _FILE = re.compile(r"([0-9a-f]{17})[0-9A-Za-z]{22}(?![0-9A-Za-z])")
 _REFUSED = (401, 403)
+_LEVELS = {logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
 _LONGEST = 200  # characters of a path or of a client's name for itself
 
 
@@ -42,7 +43,8 @@ def requestlog(
         request: web.Request, context: Context, response: web.StreamResponse | None, status: int
     ) -> None:
         metrics.request_ended(route_of(request), status)
-        level = level_of(status, "error" in context.noted)
+        is_good = status < 400 and "error" not in context.noted  # nearly always
+        level = logging.INFO if is_good else level_of(status, "error" in context.noted)
         if access_log.takes(level) and request.path not in _QUIET:
             access_log.add(level, access_log.render(_line(request, context, status, level)))
         if on_over is not None:
@@ -81,7 +83,7 @@ def _line(request: web.Request, context: Context, status: int, level: int) -> di
     """The members of a line. No query, no body and no header that could hold a secret is in it."""
     line: dict[str, Any] = {
         "time": stamp(time.time()),
-        "level": logging.getLevelName(level).lower(),
+        "level": _LEVELS[level],
         "message": "request",
         "request_id": context.request_id,
         "method": request.method[:16],

@@ -101,6 +101,8 @@ class OpenAICompatible(TextOnly):
 
     def address(self, path: str, query: str = "") -> str:
         """Where `path` is asked; `query` is the caller's."""
+        if not (query or self._query):
+            return f"{self.api}/{path}"
         queries = "&".join(filter(None, (self._query, query)))
         return f"{self.api}/{path}" + (f"?{queries}" if queries else "")
 

@@ -46,7 +46,7 @@ from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin, pin_files, pin_results
 from gateway.scrub import Scrubber, masked
-from gateway.turns import narrowed, read_turns, require_few
+from gateway.turns import narrowed, plain_turns, read_turns, require_few
 from gateway.upstream import Exchange
 
 _MAX_ID = 1024
@@ -65,7 +65,7 @@ async def _read_chat(
     call_of(request).end_user = caller.end_user or user
     targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
-    seal = request.app[SIGNER].seal(caller)
+    seal = request.app[SIGNER].seal(caller) if caller.end_user else None
     if conversation := _conversation(request, body):
         targets, conversation = pin(targets, conversation, state.routing.is_route(model), seal)
     stream_options = body.get("stream_options")
@@ -155,6 +155,8 @@ def _demands_tool(choice: Any) -> bool:
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
     """The neutral turns. An OpenAI-compatible upstream judges its messages by itself."""
     messages = body.get("messages")
+    if plain := plain_turns(messages):
+        return plain
     require_few(messages)
     only_openai = all(target.platform.kind == "openai" for target in targets)
     try:
