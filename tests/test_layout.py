@@ -13,7 +13,7 @@ ORDER = [
     "recorder", "directory", "health", "relay", "handover", "routing", "breaker", "platforms", "attachments",
     "files", "flights", "guard", "upstream", "links", "link", "lookups", "tunnel", "scrub", "render", "passthrough", "pattern", "thinking", "citemarks", "pauses", "turns", "history", "failures", "failuretable", "failurewords",
     "content", "sse", "usage", "stores", "limits", "metrics", "tally", "call", "traces", "messages", "exchange", "loosejson", "charsets", "tokens", "passwords", "places",
-    "configschema", "configfile", "configcheck", "environment", "credentials", "outgoing", "config", "configvalues", "origins", "proxy", "filetypes", "secret", "invocation", "logs", "accesslog", "alarm", "timers", "ids", "seals", "private",
+    "configschema", "configfile", "configcheck", "environment", "credentials", "outgoing", "config", "configvalues", "origins", "proxy", "filetypes", "secret", "invocation", "logs", "accesslog", "alarm", "timers", "oneaturn", "ids", "seals", "private",
     "times", "errors", "headernames", "addresses",
 ]  # fmt: skip
 SHARED = {
