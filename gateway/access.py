@@ -5,7 +5,7 @@ from typing import Literal
 
 from aiohttp.typedefs import Handler
 
-from gateway.config import Permission
+from gateway.config.models import Permission
 from gateway.limits import Class
 
 # A permission is had by keys and by logins; `login` and `login-admin` by logins alone.

@@ -10,10 +10,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.body import check
-from gateway.config import Config, KeyLimits
-from gateway.configcheck import unmounted
-from gateway.configfile import home
-from gateway.configvalues import duration_s
+from gateway.config.check import unmounted
+from gateway.config.invocation import command
+from gateway.config.load import home
+from gateway.config.models import Config, KeyLimits
+from gateway.config.values import duration_s
 from gateway.credentials import ID_LENGTH, OUR_PREFIX, masked
 from gateway.errors import (
     DatabaseAway,
@@ -23,7 +24,6 @@ from gateway.errors import (
     StartError,
     words_of,
 )
-from gateway.invocation import command
 from gateway.passwords import Passwords, check_strength
 from gateway.routes.accounts import Register
 from gateway.routes.apikeys import KeySettings

@@ -12,7 +12,7 @@ from aiohttp import web
 from gateway.accesslog import AccessLog
 from gateway.attachments import Attachments
 from gateway.body import BODIES_SHARE
-from gateway.config import Config
+from gateway.config.models import Config
 from gateway.cors import add_origin
 from gateway.directory import Directory
 from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-from gateway.config import BreakerSettings
+from gateway.config.models import BreakerSettings
 from gateway.errors import CircuitOpen, GatewayError, UpstreamUnreachable
 
 State = Literal["closed", "half-open", "open"]

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gateway
-from gateway import invocation, logs
-from gateway.environment import with_dotenv
+from gateway import logs
+from gateway.config import invocation
+from gateway.config.environment import with_dotenv
 from gateway.errors import StartError
 
 if TYPE_CHECKING:
-    from gateway.config import Config
+    from gateway.config.models import Config
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -148,7 +149,7 @@ def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: obj
 
 def _load(args: argparse.Namespace) -> "Config | None":
     """The configuration, or None after its problems have been printed."""
-    from gateway import configfile
+    from gateway.config import load as configfile
 
     try:
         return _read(args)
@@ -170,7 +171,7 @@ def _load(args: argparse.Namespace) -> "Config | None":
 
 def _read(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> "Config":
     """Raises ConfigError."""
-    from gateway import configfile
+    from gateway.config import load as configfile
 
     return configfile.load(args.config, environ, host=args.host, port=args.port)
 
@@ -179,9 +180,9 @@ def check(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
-    from gateway.configcheck import warnings
-    from gateway.configfile import access_note, home, lock_out
-    from gateway.outgoing import way_of
+    from gateway.config.check import warnings
+    from gateway.config.load import access_note, home, lock_out
+    from gateway.config.outgoing import way_of
 
     print(f"{args.config}: ok")
     for name, agent in config.agents.items():
@@ -206,7 +207,7 @@ def _check_live(config: "Config") -> int:
 
 
 def schema(args: argparse.Namespace) -> int:
-    from gateway.configschema import config_schema
+    from gateway.config.schema import config_schema
 
     print(json.dumps(config_schema(), indent=2, ensure_ascii=False))
     return 0

@@ -7,10 +7,10 @@ access of the machine that shows it; `auth` refuses that.
 
 from aiohttp import web
 
+from gateway.config.origins import FROM_DISK, is_local
 from gateway.credentials import KEY_HEADERS, presented_key
 from gateway.errors import Forbidden, clean
 from gateway.keys import state_of
-from gateway.origins import FROM_DISK, is_local
 
 _EXPOSED = ", ".join(
     (

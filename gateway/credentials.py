@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Literal
 
-from gateway.config import Config, KeyLimits, Permission, StaticKey
+from gateway.config.models import Config, KeyLimits, Permission, StaticKey
 from gateway.errors import Forbidden, Unauthorized
 from gateway.secret import Secret
 

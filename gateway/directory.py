@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from gateway.config import KeyLimits, Permission
+from gateway.config.models import KeyLimits, Permission
 from gateway.credentials import Caller, Quota, Role, is_secret, split_key
 from gateway.errors import DatabaseAway, InvalidToken, StartError, Unauthorized, why
 from gateway.stores.database import Database, fetch

@@ -24,7 +24,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 import orjson
 
-from gateway.config import Storage
+from gateway.config.models import Storage
 from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError, Overloaded, TooManyAtOnce
 from gateway.exchange import Source

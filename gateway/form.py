@@ -16,7 +16,7 @@ from aiohttp import (
 )
 from aiohttp.http_exceptions import HttpProcessingError
 
-from gateway.config import Storage
+from gateway.config.models import Storage
 from gateway.errors import BodyTooLarge, InvalidRequest, SenderTooSlow, UnsupportedMediaType
 from gateway.files import clean_title
 from gateway.filetypes import HEAD, checked

@@ -13,7 +13,7 @@ from typing import IO, Any, Self
 
 from aiohttp import web
 
-from gateway.config import Storage
+from gateway.config.models import Storage
 from gateway.errors import InvalidRequest, StorageFull, TooManyAtOnce, UnsupportedMediaType
 from gateway.form import UploadForm, be_quiet, reading
 from gateway.places import Part

@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gateway
-from gateway.config import Config
-from gateway.configcheck import unmounted, warnings
-from gateway.configfile import access_note, lock_out
+from gateway.config.check import unmounted, warnings
+from gateway.config.invocation import command
+from gateway.config.load import access_note, lock_out
+from gateway.config.models import Config
+from gateway.config.outgoing import way_of
 from gateway.errors import StartError
-from gateway.invocation import command
-from gateway.outgoing import way_of
 
 log = logging.getLogger("gateway")
 

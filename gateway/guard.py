@@ -19,13 +19,13 @@ from urllib.parse import urljoin
 from multidict import CIMultiDictProxy
 from yarl import URL
 
-from gateway.config import Fetch, Outgoing
+from gateway.config.models import Fetch, Outgoing
+from gateway.config.outgoing import NoWay, Way
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, UpstreamFailed
 from gateway.exchange import Source
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Links, address_in
 from gateway.lookups import CallersNames, Found, numeric
-from gateway.outgoing import NoWay, Way
 
 MAX_URL = 8192  # characters
 MAX_REDIRECTS = 3

@@ -11,7 +11,8 @@ from aiohttp import web
 from gateway.accesslog import AccessLog
 from gateway.attachments import Attachments
 from gateway.call import Call
-from gateway.config import Config
+from gateway.config.models import Config
+from gateway.config.origins import Origins
 from gateway.credentials import Caller, KeyRing
 from gateway.directory import Directory
 from gateway.errors import GatewayError, Stopping, why
@@ -19,7 +20,6 @@ from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
 from gateway.metrics import Metrics
-from gateway.origins import Origins
 from gateway.passwords import Passwords
 from gateway.places import Part, Shares
 from gateway.recorder import Recorder

@@ -14,8 +14,8 @@ from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
 from gateway import headernames
-from gateway.config import RateLimits
-from gateway.configvalues import Rate
+from gateway.config.models import RateLimits
+from gateway.config.values import Rate
 from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id

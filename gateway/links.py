@@ -11,11 +11,11 @@ from weakref import WeakKeyDictionary
 import aiohappyeyeballs
 from yarl import URL
 
+from gateway.config.outgoing import DIRECT, Trust, Way, tls_context
+from gateway.config.proxy import Proxy
 from gateway.link import Link, NoAnswer
 from gateway.lookups import Found, Lookups
 from gateway.oneaturn import OneATurn
-from gateway.outgoing import DIRECT, Trust, Way, tls_context
-from gateway.proxy import Proxy
 from gateway.tunnel import Stream, negotiate, no_proxy_there
 
 # Less than common servers keep an idle connection (uvicorn and Node 5 s, nginx 75 s): a question

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from typing import Literal
 from urllib.parse import urlsplit
 
-from gateway.config import DEMO, Config
+from gateway.config.models import DEMO, Config
 from gateway.errors import DatabaseAway, GatewayError, StartError, StorageAway, words_of
 from gateway.health import ask
 from gateway.routing import Routing

@@ -15,8 +15,8 @@ from functools import lru_cache
 from aiohttp import HttpVersion
 from multidict import CIMultiDictProxy
 
+from gateway.config.origins import Origins
 from gateway.errors import Forbidden, Unauthorized, clean
-from gateway.origins import Origins
 
 log = logging.getLogger("gateway")
 

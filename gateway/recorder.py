@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway.call import Call, scopes
-from gateway.config import Record
+from gateway.config.models import Record
 from gateway.directory import Directory
 from gateway.errors import DatabaseAway, why
 from gateway.stores.calls import Calls

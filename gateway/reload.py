@@ -8,12 +8,12 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
-from gateway.config import Config
-from gateway.configfile import ConfigError, check_together
+from gateway.config.load import ConfigError, check_together
+from gateway.config.models import Config
+from gateway.config.origins import Origins
 from gateway.credentials import KeyRing
 from gateway.health import HealthCache
 from gateway.keys import State, StateHolder
-from gateway.origins import Origins
 from gateway.routing import Routing
 
 # What a running process cannot change. A section without members stands for all of it.

@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 from gateway import headernames
 from gateway.body import hold_more
 from gateway.call import Call, Capture
-from gateway.config import KeepAliveForm, Server
+from gateway.config.models import KeepAliveForm, Server
 from gateway.credentials import Caller
 from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (

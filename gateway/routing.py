@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from gateway.breaker import Breaker, Pass
-from gateway.config import Agent, Config, OpenAIAgent, RouteTarget
+from gateway.config.models import Agent, Config, OpenAIAgent, RouteTarget
+from gateway.config.outgoing import SYSTEM, Way, way_of
 from gateway.credentials import Caller
 from gateway.errors import (
     AgentNotFound,
@@ -23,7 +24,6 @@ from gateway.errors import (
 )
 from gateway.filetypes import MediaKind
 from gateway.messages import Media, Message
-from gateway.outgoing import SYSTEM, Way, way_of
 from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
 from gateway.scrub import masked

@@ -20,14 +20,14 @@ from aiohttp import web
 
 from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
-from gateway.config import Config, Server
-from gateway.configcheck import warnings
-from gateway.configfile import ConfigError, access_note, home, sources
+from gateway.config.check import warnings
+from gateway.config.load import ConfigError, access_note, home, sources
+from gateway.config.models import Config, Server
+from gateway.config.outgoing import pem_files
 from gateway.connections import SEND_S, Runner, Site
 from gateway.errors import StartError
 from gateway.greeting import greet, look_around
 from gateway.keys import FLIGHTS, RELOAD, STATE, State
-from gateway.outgoing import pem_files
 from gateway.reload import differences
 
 log = logging.getLogger("gateway")

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from gateway.config import Traces
+from gateway.config.models import Traces
 from gateway.errors import GatewayError
 from gateway.messages import Usage
 

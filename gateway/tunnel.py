@@ -12,8 +12,8 @@ from typing import cast
 from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio.v2 import Proxy as Negotiation
 
-from gateway.outgoing import NoWay, tls_reason
-from gateway.proxy import Proxy
+from gateway.config.outgoing import NoWay, tls_reason
+from gateway.config.proxy import Proxy
 
 _MAX_REPLY = 64 << 10  # bytes of what a proxy says before the tunnel is there
 # SOCKS5's codes (RFC 1928); CONNECT's are HTTP statuses.

@@ -10,6 +10,7 @@ from contextlib import aclosing, asynccontextmanager
 from functools import lru_cache
 from typing import Any
 
+from gateway.config.outgoing import NoWay, Way, tls_reason
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -23,7 +24,6 @@ from gateway.errors import (
 from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Address, Links, address_of
-from gateway.outgoing import NoWay, Way, tls_reason
 from gateway.sse import is_stream, without_blank
 from gateway.timers import Timers
 

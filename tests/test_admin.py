@@ -256,7 +256,7 @@ async def test_a_folder_made_at_the_start_is_logged_first(tmp_path):
 
 
 def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.errors import StartError
     from gateway.tokens import signing_secret
 

@@ -8,7 +8,7 @@ import time_machine
 import yaml
 from conftest import AGENTS, UNLIMITED
 
-from gateway.configfile import parse
+from gateway.config.load import parse
 from gateway.credentials import new_key, split_key
 from gateway.keys import BOOKS, RELOAD
 from gateway.stores.database import connect

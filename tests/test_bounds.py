@@ -479,7 +479,7 @@ async def test_a_large_body_says_so_before_it_is_read(gateway):
 
 def places(concurrency: int, queue: int, **more):
     """A target that nobody is asked for."""
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.routing import Routing
 
     settings = {**BOTS["openai"], "concurrency": concurrency, "queue": queue, **more}

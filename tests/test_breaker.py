@@ -5,9 +5,9 @@ import asyncio
 import pytest
 import yaml
 
-from gateway import configfile
 from gateway.breaker import Breaker
-from gateway.config import BreakerSettings
+from gateway.config import load as configfile
+from gateway.config.models import BreakerSettings
 from gateway.errors import (
     CircuitOpen,
     InvalidRequest,

@@ -5,9 +5,9 @@ import jsonschema
 import pytest
 import yaml
 
-from gateway.config import Config
-from gateway.configfile import ConfigError, load, parse
-from gateway.configschema import config_schema
+from gateway.config.load import ConfigError, load, parse
+from gateway.config.models import Config
+from gateway.config.schema import config_schema
 
 ROOT = Path(__file__).parent.parent
 AGENT = "agents: {a: {platform: dify}}\n"

@@ -4,8 +4,8 @@ import sqlite3
 
 import pytest
 
-from gateway.configcheck import address_problem, key_problem, name_problem, unmounted, warnings
-from gateway.configfile import ConfigError, home, load, parse
+from gateway.config.check import address_problem, key_problem, name_problem, unmounted, warnings
+from gateway.config.load import ConfigError, home, load, parse
 
 API = {
     "dify": "https://api.dify.ai/v1", "fastgpt": "https://api.fastgpt.in/api",

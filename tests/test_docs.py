@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from gateway.config import Agent, Config, Server, Timeouts
+from gateway.config.models import Agent, Config, Server, Timeouts
 
 ROOT = Path(__file__).parent.parent
 TESTS = {

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from gateway.configfile import ConfigError, load, parse, sources
-from gateway.environment import LARGEST_FILE, with_dotenv
+from gateway.config.environment import LARGEST_FILE, with_dotenv
+from gateway.config.load import ConfigError, load, parse, sources
 
 BOT = """
 agents:

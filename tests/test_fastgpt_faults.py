@@ -7,7 +7,7 @@ import pytest
 from conftest import AGENTS, Script, stopped, streamed
 from test_fastgpt_captures import Capture, capture
 
-from gateway.configfile import load
+from gateway.config.load import load
 from gateway.live import check_live
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from gateway import invocation
-from gateway.configfile import load
+from gateway.config import invocation
+from gateway.config.load import load
 from gateway.greeting import greet, look_around
 
 

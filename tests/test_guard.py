@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.config import Fetch, Outgoing
+from gateway.config.models import Fetch, Outgoing
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.guard import MAX_URL, Guard
 

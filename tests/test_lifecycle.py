@@ -24,7 +24,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from test_cli import free_port, run, serving
 from test_streaming import HELLO, agent
 
-from gateway.configfile import load
+from gateway.config.load import load
 from gateway.live import check_live
 
 QUESTION = {"query": "hi", "stream": True}
@@ -348,7 +348,7 @@ async def test_sighup_reads_the_file_again_and_names_what_needs_a_restart(
 
 
 async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway, scripted):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.keys import RELOAD, STATE
 
     broken = await scripted(Script(status="503 X"))
@@ -367,7 +367,7 @@ async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway
 
 
 async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scripted):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.keys import FLIGHTS, RELOAD
 
     answer = b'{"object":"list","data":[]}'
@@ -390,7 +390,7 @@ async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scri
 
 
 async def test_a_new_agent_may_be_a_demo(gateway):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.keys import RELOAD
 
     gw = await gateway(agents={"dify": {"platform": "dify"}})
@@ -611,7 +611,7 @@ async def test_a_file_that_is_being_downloaded_arrives_whole(tmp_path, scripted,
 
 
 async def test_a_reload_cannot_open_a_public_address_to_anonymous_callers(gateway, scripted):
-    from gateway.configfile import ConfigError, parse
+    from gateway.config.load import ConfigError, parse
     from gateway.keys import RELOAD, STATE
 
     upstream = await scripted(Script(HELLO))
@@ -694,7 +694,7 @@ async def test_the_log_beside_the_file_is_no_change_of_it(tmp_path, scripted, cl
 
 
 async def test_demo_platforms_of_earlier_files_do_not_add_up(gateway):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.keys import RELOAD
 
     def listeners() -> int:
@@ -710,7 +710,7 @@ async def test_demo_platforms_of_earlier_files_do_not_add_up(gateway):
 
 
 async def test_a_route_that_shrinks_keeps_its_conversations(gateway, scripted):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
     from gateway.keys import RELOAD
 
     upstream = await scripted(Script(HELLO))
@@ -726,8 +726,8 @@ async def test_a_route_that_shrinks_keeps_its_conversations(gateway, scripted):
 
 async def test_readiness_and_metrics_can_be_asked_while_the_process_starts(tmp_path):
     """The ops port listens first; what is not there yet is no error."""
-    from gateway import configfile
     from gateway.app import build
+    from gateway.config import load as configfile
     from gateway.routes.health import metrics, readyz
 
     app = build(configfile.parse(yaml.safe_dump({"agents": {"a": {"platform": "dify"}}}), {}))

@@ -9,9 +9,9 @@ from aiohttp import HttpVersion10, HttpVersion11
 from conftest import AGENTS
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.configfile import access_note, parse
+from gateway.config.load import access_note, parse
+from gateway.config.origins import Origins
 from gateway.locality import Hint, refusal
-from gateway.origins import Origins
 
 ROOT = Path(__file__).parent.parent
 AGENT = "agents: {a: {platform: dify}}\n"

@@ -3,9 +3,9 @@
 import pytest
 from conftest import AGENTS
 
-from gateway.configcheck import warnings
-from gateway.configfile import ConfigError, parse
-from gateway.origins import Origins
+from gateway.config.check import warnings
+from gateway.config.load import ConfigError, parse
+from gateway.config.origins import Origins
 
 AGENT = "agents: {a: {platform: dify}}\n"
 APPS = ["tauri://localhost", "capacitor://localhost", "ionic://localhost", "app://obsidian.md",

@@ -23,10 +23,12 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from doorway import Doorway
 from tiny_proxy import Socks5ProxyHandler
 
-from gateway import configfile
 from gateway.cli import main
-from gateway.config import Fetch, Outgoing
-from gateway.configfile import ConfigError
+from gateway.config import load as configfile
+from gateway.config.load import ConfigError
+from gateway.config.models import Fetch, Outgoing
+from gateway.config.outgoing import Trust, Way
+from gateway.config.proxy import is_excepted, read_proxy
 from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.exchange import UpstreamRequest
 from gateway.greeting import greet, look_around
@@ -34,8 +36,6 @@ from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
 from gateway.links import Links
 from gateway.live import check_live
-from gateway.outgoing import Trust, Way
-from gateway.proxy import is_excepted, read_proxy
 from gateway.upstream import open_upstream
 
 SAID = {

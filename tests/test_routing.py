@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from gateway.configfile import parse
+from gateway.config.load import parse
 from gateway.errors import AgentNotFound
 from gateway.routing import Routing, pin
 

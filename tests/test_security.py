@@ -159,7 +159,7 @@ def test_the_extractor_survives_any_header(value):
 
 @given(st.text(min_size=1, max_size=60))
 def test_no_other_text_is_the_key(text):
-    from gateway.configfile import parse
+    from gateway.config.load import parse
 
     config = parse(
         f"agents: {{a: {{platform: dify}}}}\nauth: {{anonymous: false, keys: [{{name: a, key: {KEY}}}]}}",

@@ -22,8 +22,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import gateway
-from gateway import configfile
 from gateway.cli import _COMMANDS as COMMANDS
+from gateway.config import load as configfile
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "config/kubernetes"

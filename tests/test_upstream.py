@@ -6,10 +6,10 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
+from gateway.config.outgoing import Way
 from gateway.errors import GatewayError
 from gateway.exchange import Source, UploadRequest, UpstreamRequest
 from gateway.link import AnswerCut, NoAnswer, NotHttp
-from gateway.outgoing import Way
 from gateway.upstream import _no_connection, open_upstream, translate
 
 

@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from aiohttp import web
 
-from gateway.config import Config
+from gateway.config.models import Config
 from gateway.demo.coze import CozeDemo
 from gateway.demo.dify import DifyDemo
 from gateway.demo.fastgpt import FastGPTDemo

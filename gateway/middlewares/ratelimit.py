@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
 from gateway.call import Call, Surface
-from gateway.config import RateLimits
+from gateway.config.models import RateLimits
 from gateway.credentials import Caller, by_address
 from gateway.keys import (
     BUCKETS,

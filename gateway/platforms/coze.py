@@ -14,7 +14,7 @@ from urllib.parse import quote, urlsplit
 import orjson
 
 from gateway import loosejson, sse
-from gateway.config import CozeAgent
+from gateway.config.models import CozeAgent
 from gateway.content import plain_text, read_content
 from gateway.errors import (
     BodyTooLarge,

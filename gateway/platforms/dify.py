@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from urllib.parse import quote
 
 from gateway import loosejson, sse
-from gateway.config import DifyAgent
+from gateway.config.models import DifyAgent
 from gateway.content import markdown
 from gateway.errors import (
     BodyTooLarge,

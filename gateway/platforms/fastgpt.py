@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from gateway import sse
 from gateway.citemarks import CiteMarks, may_hold_mark
-from gateway.config import FastGPTAgent
+from gateway.config.models import FastGPTAgent
 from gateway.content import read_content
 from gateway.errors import (
     EmptyAnswer,

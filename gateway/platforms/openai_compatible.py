@@ -7,7 +7,7 @@ looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it
 from functools import partial
 from typing import Any, ClassVar
 
-from gateway.config import OpenAIAgent
+from gateway.config.models import OpenAIAgent
 from gateway.content import message_of, read_message, read_pictures
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.exchange import UpstreamReply, UpstreamRequest

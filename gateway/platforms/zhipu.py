@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 from gateway import sse
-from gateway.config import ZhipuAgent
+from gateway.config.models import ZhipuAgent
 from gateway.content import files_note, read_content
 from gateway.errors import (
     ContentRefused,

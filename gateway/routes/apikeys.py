@@ -19,8 +19,8 @@ from gateway.body import (
     require_query,
 )
 from gateway.books import books_of, usage_of
-from gateway.config import KeyLimits, Permission, RateLimits
-from gateway.configvalues import Rate
+from gateway.config.models import KeyLimits, Permission, RateLimits
+from gateway.config.values import Rate
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.keys import SIGNER, caller_of, state_of
 from gateway.routing import Routing

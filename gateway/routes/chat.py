@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.attachments import Attachments
 from gateway.body import agent_name, at_most, check, read_object
-from gateway.config import FastGPTAgent
+from gateway.config.models import FastGPTAgent
 from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import orjson
 
-from gateway.config import Permission
+from gateway.config.models import Permission
 from gateway.credentials import OUR_PREFIX, Role, new_id, new_key
 from gateway.errors import Conflict, NotFound
 from gateway.secret import Secret

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.config import Redis
+from gateway.config.models import Redis
 from gateway.limits import LEASE_S, Given, Take
 
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")

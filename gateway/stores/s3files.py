@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
-from gateway.config import S3
+from gateway.config.models import S3
 from gateway.errors import GatewayError, StorageAway, StorageFull
 from gateway.exchange import Source
 from gateway.stores.files import BLOCK, Chunks

@@ -4,7 +4,7 @@ import orjson
 import pytest
 from decoding import feed, summary
 
-from gateway.config import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
+from gateway.config.models import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
 from gateway.errors import GatewayError
 from gateway.exchange import UpstreamReply
 from gateway.failures import explain_words

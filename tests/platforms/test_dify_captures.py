@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from decoding import feed, summary
 
-from gateway.config import DifyAgent
+from gateway.config.models import DifyAgent
 from gateway.errors import GatewayError
 from gateway.exchange import UpstreamReply
 from gateway.messages import ChatRequest, Message

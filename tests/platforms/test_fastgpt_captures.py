@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 from decoding import feed, summary
 
-from gateway.config import FastGPTAgent
+from gateway.config.models import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
 from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.messages import ChatRequest, Failed, Message

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config import DifyAgent
+from gateway.config.models import DifyAgent
 from gateway.exchange import UpstreamReply
 from gateway.messages import ChatRequest, Media, Message
 from gateway.platforms.base import First

@@ -363,7 +363,7 @@ async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
 
 
 async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_path):
-    from gateway.config import Storage
+    from gateway.config.models import Storage
     from gateway.form import SLOWEST, START_S, UploadForm
 
     now = 0.0
@@ -383,7 +383,7 @@ async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_
 
 
 async def test_a_form_that_slows_down_is_given_up():
-    from gateway.config import Storage
+    from gateway.config.models import Storage
     from gateway.form import START_S, WINDOW_S, UploadForm
 
     now = 0.0

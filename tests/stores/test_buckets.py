@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import asyncio as aioredis
 
-from gateway.config import Redis
+from gateway.config.models import Redis
 from gateway.credentials import Quota
 from gateway.limits import Take
 from gateway.stores.buckets import Buckets, LocalBuckets

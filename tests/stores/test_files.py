@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 import pytest
 import servers
 
-from gateway.config import Storage
+from gateway.config.models import Storage
 from gateway.errors import FileNotFound, Overloaded, StorageAway, StorageFull, TooManyAtOnce
 from gateway.files import NAME, Files, clean_title, disposition, open_files
 from gateway.stores import localfiles, s3files

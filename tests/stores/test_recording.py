@@ -6,7 +6,7 @@ import orjson
 import pytest
 
 from gateway.call import COLUMNS, Call
-from gateway.config import Record
+from gateway.config.models import Record
 from gateway.credentials import Caller
 from gateway.directory import Directory
 from gateway.errors import DatabaseAway

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from gateway import outgoing
-from gateway.config import DEMO, Agent, Config, OpenAIAgent, ZhipuAgent
+from gateway.config import outgoing
+from gateway.config.models import DEMO, Agent, Config, OpenAIAgent, ZhipuAgent
 from gateway.secret import Secret
 
 # Hosts that serve pages for people, and the API that belongs to them.

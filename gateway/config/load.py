@@ -12,12 +12,12 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 
-from gateway.config import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
-from gateway.configcheck import check_agents, check_stores, warnings
-from gateway.environment import secret_in, with_dotenv
+from gateway.config.check import check_agents, check_stores, warnings
+from gateway.config.environment import secret_in, with_dotenv
+from gateway.config.models import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
+from gateway.config.outgoing import file_problems
+from gateway.config.proxy import read_proxy
 from gateway.errors import clean
-from gateway.outgoing import file_problems
-from gateway.proxy import read_proxy
 from gateway.secret import Secret
 
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.config import Config
+from gateway.config.models import Config
 
 _VARIABLE = {"type": "string", "pattern": r"\$\{"}  # ${NAME} may stand for any scalar
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from yarl import URL
 
-from gateway.config import Agent, Config, Outgoing
-from gateway.proxy import Proxy
+from gateway.config.models import Agent, Config, Outgoing
+from gateway.config.proxy import Proxy
 
 
 class NoWay(Exception):

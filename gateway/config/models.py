@@ -19,7 +19,9 @@ from pydantic import (
     model_validator,
 )
 
-from gateway.configvalues import (
+from gateway.config.origins import origin_entry
+from gateway.config.proxy import Proxy, is_excepted
+from gateway.config.values import (
     Age,
     AnyProxy,
     AnyRate,
@@ -36,8 +38,6 @@ from gateway.configvalues import (
     with_a_port,
 )
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
-from gateway.origins import origin_entry
-from gateway.proxy import Proxy, is_excepted
 from gateway.secret import Secret
 
 DEMO = "demo:"
