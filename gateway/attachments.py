@@ -9,11 +9,11 @@ from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest
-from gateway.exchange import Source
 from gateway.files import Files, name_of
 from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, mime_of
 from gateway.guard import Guard
-from gateway.messages import Media, Message
+from gateway.protocol.exchange import Source
+from gateway.protocol.messages import Media, Message
 
 MAX_DATA = 20 * 1024 * 1024  # bytes of files that go inside a request
 MAX_REMEMBERED = 10_000

@@ -20,8 +20,6 @@ from aiohttp import web
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ValidationError
 from pydantic.fields import FieldInfo
 
-from gateway import loosejson
-from gateway.charsets import as_utf8
 from gateway.errors import (
     BodyTooLarge,
     InvalidRequest,
@@ -31,6 +29,8 @@ from gateway.errors import (
 )
 from gateway.keys import BODIES, CONTEXT, PARSING
 from gateway.places import Part
+from gateway.protocol import loosejson
+from gateway.protocol.charsets import as_utf8
 from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries

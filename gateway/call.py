@@ -12,7 +12,7 @@ from typing import Any, Literal
 from gateway.credentials import Caller
 from gateway.errors import shorten
 from gateway.ids import new_id
-from gateway.messages import Finish, Usage
+from gateway.protocol.messages import Finish, Usage
 from gateway.traces import NO_TRACE, CallTrace
 
 Surface = Literal["chat", "openai", "passthrough"]

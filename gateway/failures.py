@@ -29,9 +29,9 @@ from gateway.errors import (
     clean,
     retry_after,
 )
-from gateway.exchange import UpstreamReply
 from gateway.failuretable import ROWS, Kind, patterns
 from gateway.failurewords import bare, codes_in, inner, status_in, without_names
+from gateway.protocol.exchange import UpstreamReply
 
 # Seconds told to callers when an upstream refuses without saying for how long.
 RETRY_AFTER_S = Guess(5.0)

@@ -27,8 +27,8 @@ import orjson
 from gateway.config.models import Storage
 from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError, Overloaded, TooManyAtOnce
-from gateway.exchange import Source
 from gateway.filetypes import extension_of, is_shown, mime_of, served_as
+from gateway.protocol.exchange import Source
 from gateway.stores.files import Chunks, Store
 from gateway.stores.localfiles import LocalFiles
 from gateway.stores.s3files import S3Files

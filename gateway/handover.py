@@ -6,9 +6,9 @@ from typing import Any
 
 from gateway.attachments import MAX_DATA, Attachments
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken, UpstreamFailed
-from gateway.exchange import Source, UploadRequest
-from gateway.messages import ChatRequest, Media
 from gateway.platforms.base import First
+from gateway.protocol.exchange import Source, UploadRequest
+from gateway.protocol.messages import ChatRequest, Media
 from gateway.routing import Target
 from gateway.upstream import Upstream
 

@@ -18,16 +18,16 @@ from gateway.errors import (
     UpstreamTimeout,
     clean,
 )
-from gateway.exchange import UpstreamRequest
 from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.link import Link
-from gateway.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
-from gateway.passthrough import lines_as_events
-from gateway.pattern import Pattern
 from gateway.places import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
+from gateway.protocol.exchange import UpstreamRequest
+from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
+from gateway.protocol.passthrough import lines_as_events
+from gateway.protocol.sse import SHOWN, Life, is_stream
+from gateway.protocol.template import Pattern
 from gateway.routing import Target
-from gateway.sse import SHOWN, Life, is_stream
 from gateway.traces import NO_TRACE, CallTrace
 from gateway.upstream import MAX_REPLY, Exchange, Upstream, translate
 

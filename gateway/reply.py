@@ -42,13 +42,13 @@ from gateway.keys import (
     header_value,
     is_api,
 )
-from gateway.messages import ChatRequest, Delta, Failed, Finish
 from gateway.platforms.base import ignored_options
+from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
+from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
+from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 from gateway.pump import Pump, open_pump
 from gateway.relay import Run
-from gateway.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.routing import Target
-from gateway.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 
 log = logging.getLogger("gateway")
 

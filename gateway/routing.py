@@ -23,11 +23,11 @@ from gateway.errors import (
     shorten,
 )
 from gateway.filetypes import MediaKind
-from gateway.messages import Media, Message
 from gateway.places import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
-from gateway.scrub import masked
-from gateway.seals import Seal
+from gateway.protocol.messages import Media, Message
+from gateway.protocol.redaction import masked
+from gateway.protocol.seals import Seal
 
 # Headers that say who asks, or how: an answer may well hold what stands in them.
 _PUBLIC = frozenset(

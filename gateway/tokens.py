@@ -18,7 +18,7 @@ from gateway.config.models import SHORTEST_SECRET, Config
 from gateway.credentials import Caller
 from gateway.errors import StartError
 from gateway.private import make_folder
-from gateway.seals import Seal
+from gateway.protocol.seals import Seal
 from gateway.secret import Secret
 
 ALGORITHM = "HS256"

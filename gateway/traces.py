@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from gateway.config.models import Traces
 from gateway.errors import GatewayError
-from gateway.messages import Usage
+from gateway.protocol.messages import Usage
 
 log = logging.getLogger("gateway")
 

@@ -21,10 +21,10 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
 from gateway.links import Address, Links, address_of
-from gateway.sse import is_stream, without_blank
+from gateway.protocol.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.sse import is_stream, without_blank
 from gateway.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole

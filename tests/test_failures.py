@@ -16,9 +16,9 @@ from gateway.errors import (
     UpstreamMisconfigured,
     UpstreamUnavailable,
 )
-from gateway.exchange import UpstreamReply
 from gateway.failures import explain_http, explain_member, explain_words, read
 from gateway.failuretable import ROWS
+from gateway.protocol.exchange import UpstreamReply
 
 ERRORS = {
     "request_over_limit": RateLimited,

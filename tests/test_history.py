@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import InvalidRequest
-from gateway.history import MAX_COLONS, as_prompt
-from gateway.messages import ChatRequest, Message
+from gateway.protocol.messages import ChatRequest, Message
+from gateway.protocol.prompt import MAX_COLONS, as_prompt
 
 ENDS = ["\n", "\r", "\r\n", "\v", "\f", "\x85", "\u2028", "\u2029"]
 

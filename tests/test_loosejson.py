@@ -8,8 +8,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway import loosejson
-from gateway.loosejson import MAX_ESCAPES, MAX_MENDS, MAX_SEARCHED, NotJson, join_halves, mend
+from gateway.protocol import loosejson
+from gateway.protocol.loosejson import (
+    MAX_ESCAPES,
+    MAX_MENDS,
+    MAX_SEARCHED,
+    NotJson,
+    join_halves,
+    mend,
+)
 
 
 @pytest.mark.parametrize(

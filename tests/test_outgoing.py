@@ -30,12 +30,12 @@ from gateway.config.models import Fetch, Outgoing
 from gateway.config.outgoing import Trust, Way
 from gateway.config.proxy import is_excepted, read_proxy
 from gateway.errors import InvalidRequest, UpstreamFailed
-from gateway.exchange import UpstreamRequest
 from gateway.greeting import greet, look_around
 from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
 from gateway.links import Links
 from gateway.live import check_live
+from gateway.protocol.exchange import UpstreamRequest
 from gateway.upstream import open_upstream
 
 SAID = {

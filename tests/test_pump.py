@@ -20,14 +20,14 @@ from test_link import connected as connected_link
 from gateway import direct
 from gateway.connections import _Connection
 from gateway.direct import Caller
-from gateway.messages import ChatRequest, Message
-from gateway.passthrough import PassThrough
-from gateway.pattern import find_pattern
 from gateway.platforms.openai_compatible import explain_error
+from gateway.protocol.messages import ChatRequest, Message
+from gateway.protocol.passthrough import PassThrough
+from gateway.protocol.render import StreamRenderer
+from gateway.protocol.sse import KEEP_ALIVE
+from gateway.protocol.template import find_pattern
 from gateway.pump import Pump, Shortcut
 from gateway.relay import Run
-from gateway.render import StreamRenderer
-from gateway.sse import KEEP_ALIVE
 from gateway.timers import Timers
 from gateway.upstream import Exchange
 

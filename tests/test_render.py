@@ -2,7 +2,7 @@ import orjson
 from conftest import streamed
 
 from gateway.errors import UpstreamCut
-from gateway.messages import (
+from gateway.protocol.messages import (
     Begin,
     ChatRequest,
     Failed,
@@ -15,7 +15,7 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
-from gateway.render import MAX_NOTES, StreamRenderer, WholeRenderer
+from gateway.protocol.render import MAX_NOTES, StreamRenderer, WholeRenderer
 
 CHAT = ChatRequest("模型", (Message("user", "hi"),), "u", include_usage=True)
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.scrub import Scrubber, masked
+from gateway.protocol.redaction import Scrubber, masked
 
 KEY = "sk-operators-own/key-1"
 

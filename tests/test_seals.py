@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.errors import ConversationNotFound
-from gateway.seals import Seal
+from gateway.protocol.seals import Seal
 
 KEYS = [
     {"name": "app", "key": "sk-app-key-000001", "permissions": ["chat", "upload"]},

@@ -2,9 +2,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway import sse
 from gateway.errors import UpstreamFailed
-from gateway.sse import Event, Life, Parser
+from gateway.protocol import sse
+from gateway.protocol.sse import Event, Life, Parser
 
 
 def parse(*chunks: bytes) -> list[Event]:

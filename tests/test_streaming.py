@@ -11,10 +11,10 @@ from conftest import AGENTS, Script, stopped, streamed
 
 from gateway import direct, pump
 from gateway.keys import CONTEXT, FLIGHTS, STATE
-from gateway.messages import ChatRequest, Message
 from gateway.platforms.dify import DifyDecoder
+from gateway.protocol.messages import ChatRequest, Message
+from gateway.protocol.render import StreamRenderer
 from gateway.relay import Run
-from gateway.render import StreamRenderer
 
 
 @pytest.fixture(params=[direct.SEEN, ()], ids=["direct", "aiohttp"])

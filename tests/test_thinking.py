@@ -1,7 +1,7 @@
 import pytest
 
-from gateway.messages import Reasoning, Text
-from gateway.thinking import ThinkingSplitter
+from gateway.protocol.messages import Reasoning, Text
+from gateway.protocol.thinking import ThinkingSplitter
 
 DETAILS = '<details style="color:gray;" open> <summary> Thinking... </summary>'
 

@@ -3,8 +3,8 @@
 import pytest
 
 from gateway.errors import InvalidRequest
-from gateway.messages import Media, Message
-from gateway.turns import MAX_MEDIA, put_back, read_turns, require_few, tidy
+from gateway.protocol.messages import Media, Message
+from gateway.protocol.openai_messages import MAX_MEDIA, put_back, read_turns, require_few, tidy
 
 ASK = {"role": "user", "content": "go on"}
 PNG = "data:image/png;base64,QUJD"

@@ -8,8 +8,8 @@ import pytest
 
 from gateway.config.outgoing import Way
 from gateway.errors import GatewayError
-from gateway.exchange import Source, UploadRequest, UpstreamRequest
 from gateway.link import AnswerCut, NoAnswer, NotHttp
+from gateway.protocol.exchange import Source, UploadRequest, UpstreamRequest
 from gateway.upstream import _no_connection, open_upstream, translate
 
 

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from gateway import loosejson, sse
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -24,10 +23,11 @@ from gateway.errors import (
     UpstreamFailed,
     clean,
 )
-from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.failures import explain_member
 from gateway.filetypes import MediaKind
-from gateway.messages import (
+from gateway.protocol import loosejson, sse
+from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
     CONTENT,
     ChatRequest,
     Delta,
@@ -39,10 +39,10 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
-from gateway.passthrough import as_events, event_error
-from gateway.pattern import Pattern, find_pattern
+from gateway.protocol.passthrough import as_events, event_error
+from gateway.protocol.sse import NONE, SHOWN, Life
+from gateway.protocol.template import Pattern, find_pattern
 from gateway.secret import Secret
-from gateway.sse import NONE, SHOWN, Life
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,7 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from gateway import loosejson, sse
 from gateway.config.models import CozeAgent
-from gateway.content import plain_text, read_content
 from gateway.errors import (
     BodyTooLarge,
     ContentRefused,
@@ -33,24 +31,8 @@ from gateway.errors import (
     UpstreamUnavailable,
     clean,
 )
-from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.filetypes import KINDS, MediaKind
-from gateway.history import as_prompt, require_question
-from gateway.messages import (
-    Begin,
-    ChatRequest,
-    Delta,
-    Finish,
-    Media,
-    Message,
-    Note,
-    Reasoning,
-    Text,
-    ToolCall,
-    Usage,
-)
-from gateway.passthrough import told_error
 from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
@@ -71,7 +53,25 @@ from gateway.platforms.base import (
     json_headers,
     parse_object,
 )
-from gateway.usage import as_count
+from gateway.protocol import loosejson, sse
+from gateway.protocol.content import plain_text, read_content
+from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Media,
+    Message,
+    Note,
+    Reasoning,
+    Text,
+    ToolCall,
+    Usage,
+)
+from gateway.protocol.passthrough import told_error
+from gateway.protocol.prompt import as_prompt, require_question
+from gateway.protocol.usage import as_count
 
 MAX_MESSAGES = 100  # of one /v3/chat call
 MAX_WORKFLOW_MESSAGES = 50

@@ -10,9 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from gateway import loosejson, sse
 from gateway.config.models import DifyAgent
-from gateway.content import markdown
 from gateway.errors import (
     BodyTooLarge,
     ConversationNotFound,
@@ -28,7 +26,6 @@ from gateway.errors import (
     clean,
     retry_after,
 )
-from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.failures import (
     RETRY_AFTER_S,
     explain_http,
@@ -36,21 +33,6 @@ from gateway.failures import (
     words_of,
 )
 from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
-from gateway.history import as_prompt, require_question
-from gateway.messages import (
-    Begin,
-    ChatRequest,
-    Delta,
-    Finish,
-    Media,
-    Note,
-    Reasoning,
-    Replace,
-    Text,
-    Usage,
-)
-from gateway.passthrough import told_error
-from gateway.pattern import Pattern
 from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
@@ -71,8 +53,26 @@ from gateway.platforms.base import (
     json_text,
     parse_object,
 )
-from gateway.thinking import ThinkingSplitter, without_thinking
-from gateway.usage import as_count
+from gateway.protocol import loosejson, sse
+from gateway.protocol.content import markdown
+from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Media,
+    Note,
+    Reasoning,
+    Replace,
+    Text,
+    Usage,
+)
+from gateway.protocol.passthrough import told_error
+from gateway.protocol.prompt import as_prompt, require_question
+from gateway.protocol.template import Pattern
+from gateway.protocol.thinking import ThinkingSplitter, without_thinking
+from gateway.protocol.usage import as_count
 
 _PATHS = {
     "chat": "/chat-messages",

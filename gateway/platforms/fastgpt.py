@@ -8,10 +8,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from gateway import sse
 from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config.models import FastGPTAgent
-from gateway.content import read_content
 from gateway.errors import (
     EmptyAnswer,
     GatewayError,
@@ -20,21 +18,6 @@ from gateway.errors import (
     UpstreamCut,
     clean,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.history import require_question
-from gateway.messages import (
-    Begin,
-    ChatRequest,
-    Delta,
-    Finish,
-    Media,
-    Message,
-    Note,
-    Reasoning,
-    Text,
-)
-from gateway.passthrough import choice_error, told_error
-from gateway.pattern import Pattern
 from gateway.pauses import WAITS, Field, Pause, Pauses, number_in
 from gateway.platforms.base import (
     Carriage,
@@ -62,6 +45,23 @@ from gateway.platforms.fastgptnodes import (
     tokens,
     what_plugin_gave,
 )
+from gateway.protocol import sse
+from gateway.protocol.content import read_content
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Media,
+    Message,
+    Note,
+    Reasoning,
+    Text,
+)
+from gateway.protocol.passthrough import choice_error, told_error
+from gateway.protocol.prompt import require_question
+from gateway.protocol.template import Pattern
 
 MAX_CHAT_ID = 250
 # The second is where 4.14.5 and later have it.

@@ -17,10 +17,10 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.exchange import UpstreamReply
 from gateway.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.platforms.base import as_object, as_text
-from gateway.usage import as_count
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.usage import as_count
 
 _MOST = 2000  # characters of a failure's words
 _BAD_KEY = {403, 514, 506000, 506001, 506003}

@@ -8,10 +8,10 @@ from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, clean
 from gateway.failures import words_of
-from gateway.messages import Usage
 from gateway.platforms.base import as_list, as_object, as_text, json_text
 from gateway.platforms.fastgpterrors import explain_run, readable
-from gateway.usage import as_count
+from gateway.protocol.messages import Usage
+from gateway.protocol.usage import as_count
 
 MAX_QUOTES = 200  # as many as the caller is told of
 MAX_NODES = 5000

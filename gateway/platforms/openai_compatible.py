@@ -8,26 +8,9 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gateway.config.models import OpenAIAgent
-from gateway.content import message_of, read_message, read_pictures
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
-from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.failures import explain_http, explain_member
 from gateway.filetypes import KINDS
-from gateway.messages import (
-    Begin,
-    ChatRequest,
-    Delta,
-    Finish,
-    Media,
-    Message,
-    Note,
-    Reasoning,
-    Text,
-    ToolCall,
-    Usage,
-    has_media,
-)
-from gateway.passthrough import PassThrough, WholeBody, told_error
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -47,8 +30,25 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
-from gateway.turns import media_part, put_back
-from gateway.usage import read_usage
+from gateway.protocol.content import message_of, read_message, read_pictures
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
+    Begin,
+    ChatRequest,
+    Delta,
+    Finish,
+    Media,
+    Message,
+    Note,
+    Reasoning,
+    Text,
+    ToolCall,
+    Usage,
+    has_media,
+)
+from gateway.protocol.openai_messages import media_part, put_back
+from gateway.protocol.passthrough import PassThrough, WholeBody, told_error
+from gateway.protocol.usage import read_usage
 
 
 def _hides_usage(chat: ChatRequest) -> bool:

@@ -11,9 +11,7 @@ from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from gateway import sse
 from gateway.config.models import ZhipuAgent
-from gateway.content import files_note, read_content
 from gateway.errors import (
     ContentRefused,
     EmptyAnswer,
@@ -26,7 +24,6 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.failures import (
     classify,
     explain_http,
@@ -36,9 +33,6 @@ from gateway.failures import (
     words_of,
 )
 from gateway.filetypes import KINDS, MediaKind
-from gateway.history import as_prompt, require_question
-from gateway.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
-from gateway.passthrough import told_error
 from gateway.platforms.base import (
     BadEvent,
     Carriage,
@@ -61,8 +55,14 @@ from gateway.platforms.base import (
     parse_object,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
-from gateway.turns import tidy
-from gateway.usage import as_count
+from gateway.protocol import sse
+from gateway.protocol.content import files_note, read_content
+from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text, Usage
+from gateway.protocol.openai_messages import tidy
+from gateway.protocol.passthrough import told_error
+from gateway.protocol.prompt import as_prompt, require_question
+from gateway.protocol.usage import as_count
 
 _TOKEN_MARGIN_S = 600
 

@@ -16,11 +16,11 @@ from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
 from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
-from gateway.messages import ChatRequest, Media, Message, has_media
+from gateway.protocol.messages import ChatRequest, Media, Message, has_media
+from gateway.protocol.openai_messages import read_turns, require_few
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
-from gateway.turns import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"

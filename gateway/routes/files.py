@@ -13,13 +13,13 @@ from aiohttp import web
 
 from gateway.body import agent_name, choice, envelope, number
 from gateway.errors import FileNotFound, GatewayError
-from gateway.exchange import Source
 from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind
 from gateway.keys import ATTACHMENTS, CONTEXT, FILES, SIGNER, UPSTREAM, caller_of, state_of
-from gateway.messages import Media
+from gateway.protocol.exchange import Source
+from gateway.protocol.messages import Media
 from gateway.proxies import client_origin
 from gateway.routing import Target
 

@@ -21,7 +21,6 @@ from gateway.errors import (
     NotFound,
     UpstreamTimeout,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
 from gateway.files import owner_of
 from gateway.formcopy import FormCopy
 from gateway.keys import (
@@ -37,16 +36,17 @@ from gateway.keys import (
     state_of,
 )
 from gateway.limits import counts_tokens
-from gateway.messages import ChatRequest, Message, has_media
-from gateway.passthrough import usage_at_end
 from gateway.places import Part
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import ChatRequest, Message, has_media
+from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
+from gateway.protocol.passthrough import usage_at_end
+from gateway.protocol.redaction import Scrubber, masked
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin, pin_files, pin_results
-from gateway.scrub import Scrubber, masked
-from gateway.turns import narrowed, plain_turns, read_turns, require_few
 from gateway.upstream import Exchange
 
 _MAX_ID = 1024

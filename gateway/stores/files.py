@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
-from gateway.exchange import Source
+from gateway.protocol.exchange import Source
 
 BLOCK = 256 * 1024  # bytes read or written at once
 

@@ -14,7 +14,7 @@ from urllib.parse import quote, unquote, urlsplit
 
 from gateway.config.models import S3
 from gateway.errors import GatewayError, StorageAway, StorageFull
-from gateway.exchange import Source
+from gateway.protocol.exchange import Source
 from gateway.stores.files import BLOCK, Chunks
 
 PART = 5 * 1024 * 1024  # bytes; S3 takes no smaller ones but for the last

@@ -2,7 +2,13 @@
 
 from typing import Any
 
-from gateway.messages import (
+from gateway.platforms.base import Decoder
+from gateway.platforms.coze import CozeDecoder
+from gateway.platforms.dify import DifyDecoder
+from gateway.platforms.fastgpt import FastGPTDecoder
+from gateway.platforms.openai_compatible import ChunkDecoder
+from gateway.platforms.zhipu import ApplicationDecoder, GlmsDecoder, ModelDecoder
+from gateway.protocol.messages import (
     Begin,
     Delta,
     Failed,
@@ -14,12 +20,6 @@ from gateway.messages import (
     Text,
     ToolCall,
 )
-from gateway.platforms.base import Decoder
-from gateway.platforms.coze import CozeDecoder
-from gateway.platforms.dify import DifyDecoder
-from gateway.platforms.fastgpt import FastGPTDecoder
-from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu import ApplicationDecoder, GlmsDecoder, ModelDecoder
 
 
 def decoder_for(platform: str, name: str) -> Decoder:

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.errors import GatewayError
-from gateway.messages import Failed, Finish
-from gateway.passthrough import PassThrough, WholeBody
 from gateway.platforms.openai_compatible import ChunkDecoder, explain_error
+from gateway.protocol.messages import Failed, Finish
+from gateway.protocol.passthrough import PassThrough, WholeBody
 
 KINDS = [("fastgpt", ""), ("dify", ""), ("dify", "workflow"), ("coze", ""), ("zhipu", "chat"),
          ("zhipu", "glms"), ("zhipu", "app"), ("openai", "")]  # fmt: skip

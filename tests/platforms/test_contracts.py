@@ -6,15 +6,15 @@ from decoding import feed, summary
 
 from gateway.config.models import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
 from gateway.errors import GatewayError
-from gateway.exchange import UpstreamReply
 from gateway.failures import explain_words
-from gateway.messages import ChatRequest, Message
 from gateway.platforms.base import base_url
 from gateway.platforms.coze import Coze, CozeDecoder
 from gateway.platforms.dify import Dify, DifyDecoder
 from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
 from gateway.platforms.openai_compatible import ChunkDecoder
 from gateway.platforms.zhipu import GlmsDecoder, ModelDecoder, Zhipu
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Message
 
 
 def data(*values, name: str = "") -> bytes:
@@ -168,8 +168,8 @@ def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
 
 
 def test_files_of_a_workflow_go_into_its_file_input():
-    from gateway.messages import Media
     from gateway.platforms.base import First
+    from gateway.protocol.messages import Media
 
     platform = Dify("d", DifyAgent(platform="dify", mode="workflow", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "看", (Media("image", "https://x/a.png"),)),), "u")

@@ -9,9 +9,9 @@ from decoding import feed, summary
 
 from gateway.config.models import DifyAgent
 from gateway.errors import GatewayError
-from gateway.exchange import UpstreamReply
-from gateway.messages import ChatRequest, Message
 from gateway.platforms.dify import Dify, DifyDecoder
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Message
 
 FOLDER = Path(__file__).parent / "captures" / "dify"
 FILES = sorted(FOLDER.glob("*/*.http*"))

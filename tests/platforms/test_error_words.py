@@ -3,11 +3,11 @@
 import orjson
 import pytest
 
-from gateway import sse
 from gateway.errors import EmptyAnswer, QuotaExhausted
-from gateway.exchange import UpstreamReply
-from gateway.messages import Failed
 from gateway.platforms import fastgpterrors
+from gateway.protocol import sse
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import Failed
 from tests.platforms.decoding import decoder_for, feed
 
 WORDS = "WORDS insufficient balance"

@@ -9,10 +9,10 @@ import pytest
 from decoding import feed, summary
 from test_fastgpt_captures import capture, fastgpt
 
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Failed, Message
 from gateway.platforms.base import First
 from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import ChatRequest, Failed, Message
 
 
 def turn(text: str, conversation_id: str | None = "c-1") -> ChatRequest:

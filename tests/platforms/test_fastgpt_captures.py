@@ -15,11 +15,11 @@ from decoding import feed, summary
 
 from gateway.config.models import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Failed, Message
 from gateway.platforms.base import First
 from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
-from gateway.sse import Parser
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import ChatRequest, Failed, Message
+from gateway.protocol.sse import Parser
 
 FOLDER = Path(__file__).parent / "captures" / "fastgpt"
 

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from gateway.config.models import DifyAgent
-from gateway.exchange import UpstreamReply
-from gateway.messages import ChatRequest, Media, Message
 from gateway.platforms.base import First
 from gateway.platforms.dify import Dify, _file_rules
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Media, Message
 
 FOLDER = Path(__file__).parent / "captures" / "dify"
 CHAT = ChatRequest("dify", (Message("user", "hi"),), "u")

@@ -7,10 +7,10 @@ from decoding import feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.messages import Delta, Failed, Finish, Raw
-from gateway.passthrough import PassThrough
 from gateway.platforms.openai_compatible import explain_error
-from gateway.sse import MAX_LINES
+from gateway.protocol.messages import Delta, Failed, Finish, Raw
+from gateway.protocol.passthrough import PassThrough
+from gateway.protocol.sse import MAX_LINES
 
 
 def event(members: str) -> bytes:

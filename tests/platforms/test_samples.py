@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from decoding import decoder_for, feed, raw_bytes, summary
 
-from gateway.messages import Failed, Finish
-from gateway.passthrough import PassThrough
 from gateway.platforms.openai_compatible import explain_error
+from gateway.protocol.messages import Failed, Finish
+from gateway.protocol.passthrough import PassThrough
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*/*.sse"))
 IDS = [f"{path.parent.name}/{path.stem}" for path in SAMPLES]

@@ -10,7 +10,7 @@ from gateway.config.models import Record
 from gateway.credentials import Caller
 from gateway.directory import Directory
 from gateway.errors import DatabaseAway
-from gateway.messages import Usage
+from gateway.protocol.messages import Usage
 from gateway.recorder import Recorder
 from gateway.stores.calls import Calls
 from gateway.stores.database import connect

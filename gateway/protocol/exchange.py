@@ -4,8 +4,8 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gateway import loosejson
-from gateway.charsets import as_utf8
+from gateway.protocol import loosejson
+from gateway.protocol.charsets import as_utf8
 
 
 @dataclass(slots=True)

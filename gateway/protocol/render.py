@@ -8,9 +8,9 @@ from typing import Any
 
 import orjson
 
-from gateway import sse
 from gateway.errors import GatewayError, api_body, openai_body
-from gateway.messages import (
+from gateway.protocol import sse
+from gateway.protocol.messages import (
     Begin,
     ChatRequest,
     Delta,
@@ -24,7 +24,7 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
-from gateway.usage import usage_body
+from gateway.protocol.usage import usage_body
 
 MAX_NOTES = 200  # entries of one list in the `gateway` member
 MAX_NOTE = 1 << 20  # bytes of one note; files may be as long as the answer itself

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from gateway.messages import Usage
+from gateway.protocol.messages import Usage
 
 _MOST = 1 << 53  # what JSON readers can count exactly; more is no count of tokens
 

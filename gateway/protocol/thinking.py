@@ -7,7 +7,7 @@ node of a workflow says): later on it is the user's subject, not the model's thi
 
 import re
 
-from gateway.messages import Delta, Reasoning, Text
+from gateway.protocol.messages import Delta, Reasoning, Text
 
 _THINK = "<think>"
 _DETAILS = re.compile(r"<details[^>]*>\s*<summary>\s*Thinking\.\.\.\s*</summary>")

@@ -10,13 +10,12 @@ from typing import Any, Protocol
 
 import orjson
 
-from gateway import loosejson, sse
-from gateway.content import says_something
 from gateway.errors import EmptyAnswer, GatewayError, UpstreamCut, UpstreamFailed
-from gateway.exchange import UpstreamReply
-from gateway.messages import Begin, Delta, Failed, Finish, Raw, Usage
-from gateway.pattern import Pattern, find_pattern
-from gateway.sse import (
+from gateway.protocol import loosejson, sse
+from gateway.protocol.content import says_something
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import Begin, Delta, Failed, Finish, Raw, Usage
+from gateway.protocol.sse import (
     DONE,
     ERRORS,
     MAX_EVENT,
@@ -29,7 +28,8 @@ from gateway.sse import (
     shows_life,
     without_blank,
 )
-from gateway.usage import read_usage
+from gateway.protocol.template import Pattern, find_pattern
+from gateway.protocol.usage import read_usage
 
 MAX_BODY = 32 << 20  # bytes of a whole answer
 

@@ -5,7 +5,7 @@ from functools import cache
 from itertools import groupby
 
 from gateway.errors import InvalidRequest
-from gateway.messages import ChatRequest, Role
+from gateway.protocol.messages import ChatRequest, Role
 
 _LABELS: dict[Role, str] = {
     "system": "System",

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import FileNotFound, InvalidRequest
-from gateway.messages import Media, Message, Role
+from gateway.protocol.messages import Media, Message, Role
 
 MAX_MESSAGES = 5000
 MAX_PARTS = 1000  # of one message

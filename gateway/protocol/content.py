@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from gateway.messages import Delta, Note, Reasoning, Text
+from gateway.protocol.messages import Delta, Note, Reasoning, Text
 
 MAX_PARTS = 1000  # of one message
 _THINKING = ("thinking", "reasoning", "reasoning_text", "summary_text", "think")

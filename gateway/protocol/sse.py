@@ -8,8 +8,8 @@ import enum
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gateway import loosejson
 from gateway.errors import UpstreamFailed
+from gateway.protocol import loosejson
 
 MAX_EVENT = 1 << 20  # bytes; what is longer is not kept without need
 MAX_LINES = 200_000  # of data of one event: each costs memory of its own

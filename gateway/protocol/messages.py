@@ -10,7 +10,7 @@ from typing import Any, Literal
 from gateway.errors import GatewayError
 from gateway.filetypes import MediaKind
 from gateway.ids import new_id
-from gateway.seals import Seal
+from gateway.protocol.seals import Seal
 
 Role = Literal["system", "user", "assistant", "tool"]
 

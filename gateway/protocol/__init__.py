@@ -1,0 +1,1 @@
+"""What is said, without I/O: the neutral form, OpenAI's form, event streams."""
