@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.citemarks import CiteMarks, may_hold_mark
+from gateway.platforms.fastgpt.citations import CiteMarks, may_hold_mark
 
 ID = "6881f0a1b2c3d4e5f6071829"
 

@@ -16,8 +16,8 @@ from gateway.errors import (
     UpstreamMisconfigured,
     UpstreamUnavailable,
 )
-from gateway.failures import explain_http, explain_member, explain_words, read
-from gateway.failuretable import ROWS
+from gateway.platforms.failure_table import ROWS
+from gateway.platforms.failures import explain_http, explain_member, explain_words, read
 from gateway.protocol.exchange import UpstreamReply
 
 ERRORS = {

@@ -2,7 +2,15 @@
 
 import pytest
 
-from gateway.pauses import MAX_CHARACTERS, MAX_PAUSES, MAX_WORDS, Field, Pause, Pauses, number_in
+from gateway.platforms.pauses import (
+    MAX_CHARACTERS,
+    MAX_PAUSES,
+    MAX_WORDS,
+    Field,
+    Pause,
+    Pauses,
+    number_in,
+)
 
 CHOICE = Pause(options=("人事部", "财务部 💰", "IT Help"))
 FORM = Pause(

@@ -11,7 +11,7 @@ from conftest import AGENTS, Script, stopped, streamed
 
 from gateway import direct, pump
 from gateway.keys import CONTEXT, FLIGHTS, STATE
-from gateway.platforms.dify import DifyDecoder
+from gateway.platforms.dify.adapter import DifyDecoder
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.render import StreamRenderer
 from gateway.relay import Run

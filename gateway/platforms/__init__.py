@@ -1,11 +1,11 @@
 """The registry: one line per kind of upstream."""
 
 from gateway.platforms.base import Platform
-from gateway.platforms.coze import Coze
-from gateway.platforms.dify import Dify
-from gateway.platforms.fastgpt import FastGPT
+from gateway.platforms.coze.adapter import Coze
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.fastgpt.adapter import FastGPT
 from gateway.platforms.openai_compatible import OpenAICompatible
-from gateway.platforms.zhipu import Zhipu
+from gateway.platforms.zhipu.adapter import Zhipu
 
 __all__ = ["PLATFORMS", "Platform"]
 

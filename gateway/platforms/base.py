@@ -23,8 +23,8 @@ from gateway.errors import (
     UpstreamFailed,
     clean,
 )
-from gateway.failures import explain_member
 from gateway.filetypes import MediaKind
+from gateway.platforms.failures import explain_member
 from gateway.protocol import loosejson, sse
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (

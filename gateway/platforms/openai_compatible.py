@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 
 from gateway.config.models import OpenAIAgent
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
-from gateway.failures import explain_http, explain_member
 from gateway.filetypes import KINDS
 from gateway.platforms.base import (
     Carriage,
@@ -30,6 +29,7 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
+from gateway.platforms.failures import explain_http, explain_member
 from gateway.protocol.content import message_of, read_message, read_pictures
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (

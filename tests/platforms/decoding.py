@@ -3,11 +3,11 @@
 from typing import Any
 
 from gateway.platforms.base import Decoder
-from gateway.platforms.coze import CozeDecoder
-from gateway.platforms.dify import DifyDecoder
-from gateway.platforms.fastgpt import FastGPTDecoder
+from gateway.platforms.coze.adapter import CozeDecoder
+from gateway.platforms.dify.adapter import DifyDecoder
+from gateway.platforms.fastgpt.adapter import FastGPTDecoder
 from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu import ApplicationDecoder, GlmsDecoder, ModelDecoder
+from gateway.platforms.zhipu.adapter import ApplicationDecoder, GlmsDecoder, ModelDecoder
 from gateway.protocol.messages import (
     Begin,
     Delta,

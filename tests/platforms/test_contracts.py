@@ -6,13 +6,13 @@ from decoding import feed, summary
 
 from gateway.config.models import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
 from gateway.errors import GatewayError
-from gateway.failures import explain_words
 from gateway.platforms.base import base_url
-from gateway.platforms.coze import Coze, CozeDecoder
-from gateway.platforms.dify import Dify, DifyDecoder
-from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
+from gateway.platforms.coze.adapter import Coze, CozeDecoder
+from gateway.platforms.dify.adapter import Dify, DifyDecoder
+from gateway.platforms.failures import explain_words
+from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
 from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu import GlmsDecoder, ModelDecoder, Zhipu
+from gateway.platforms.zhipu.adapter import GlmsDecoder, ModelDecoder, Zhipu
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message
 

@@ -9,7 +9,7 @@ from decoding import feed, summary
 
 from gateway.config.models import DifyAgent
 from gateway.errors import GatewayError
-from gateway.platforms.dify import Dify, DifyDecoder
+from gateway.platforms.dify.adapter import Dify, DifyDecoder
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message
 

@@ -4,7 +4,7 @@ import orjson
 import pytest
 
 from gateway.errors import EmptyAnswer, QuotaExhausted
-from gateway.platforms import fastgpterrors
+from gateway.platforms.fastgpt import failures as fastgpterrors
 from gateway.protocol import sse
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import Failed

@@ -16,7 +16,7 @@ from decoding import feed, summary
 from gateway.config.models import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
 from gateway.platforms.base import First
-from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Failed, Message
 from gateway.protocol.sse import Parser

@@ -7,7 +7,7 @@ import pytest
 
 from gateway.config.models import DifyAgent
 from gateway.platforms.base import First
-from gateway.platforms.dify import Dify, _file_rules
+from gateway.platforms.dify.adapter import Dify, _file_rules
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Media, Message
 

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from gateway.citemarks import CiteMarks, may_hold_mark
 from gateway.config.models import FastGPTAgent
 from gateway.errors import (
     EmptyAnswer,
@@ -18,7 +17,6 @@ from gateway.errors import (
     UpstreamCut,
     clean,
 )
-from gateway.pauses import WAITS, Field, Pause, Pauses, number_in
 from gateway.platforms.base import (
     Carriage,
     EventDecoder,
@@ -35,8 +33,9 @@ from gateway.platforms.base import (
     parse_json,
     parse_object,
 )
-from gateway.platforms.fastgpterrors import concerns_key, explain, explain_value
-from gateway.platforms.fastgptnodes import (
+from gateway.platforms.fastgpt.citations import CiteMarks, may_hold_mark
+from gateway.platforms.fastgpt.failures import concerns_key, explain, explain_value
+from gateway.platforms.fastgpt.nodes import (
     any_failure,
     choice_made,
     last_failure,
@@ -45,6 +44,7 @@ from gateway.platforms.fastgptnodes import (
     tokens,
     what_plugin_gave,
 )
+from gateway.platforms.pauses import WAITS, Field, Pause, Pauses, number_in
 from gateway.protocol import sse
 from gateway.protocol.content import read_content
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest

@@ -1,8 +1,8 @@
 """One classifier of upstreams' failures: from any body and status to one of our errors.
 
 The body decides before the status: providers send "no credit" with 400, 402, 403, 429 and 200. What
-codes and phrases mean is in `gateway.failuretable`. The upstream's own words are in every message,
-in whatever shape they came; `Target.explain` takes the agent's secrets out of it.
+codes and phrases mean is in `failure_table`. The upstream's own words are in every message, in
+whatever shape they came; `Target.explain` takes the agent's secrets out of it.
 """
 
 import re
@@ -29,8 +29,8 @@ from gateway.errors import (
     clean,
     retry_after,
 )
-from gateway.failuretable import ROWS, Kind, patterns
-from gateway.failurewords import bare, codes_in, inner, status_in, without_names
+from gateway.platforms.failure_table import ROWS, Kind, patterns
+from gateway.platforms.failure_words import bare, codes_in, inner, status_in, without_names
 from gateway.protocol.exchange import UpstreamReply
 
 # Seconds told to callers when an upstream refuses without saying for how long.

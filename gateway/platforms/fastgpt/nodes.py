@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, clean
-from gateway.failures import words_of
 from gateway.platforms.base import as_list, as_object, as_text, json_text
-from gateway.platforms.fastgpterrors import explain_run, readable
+from gateway.platforms.failures import words_of
+from gateway.platforms.fastgpt.failures import explain_run, readable
 from gateway.protocol.messages import Usage
 from gateway.protocol.usage import as_count
 

@@ -24,14 +24,6 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.failures import (
-    classify,
-    explain_http,
-    explain_member,
-    explain_words,
-    read,
-    words_of,
-)
 from gateway.filetypes import KINDS, MediaKind
 from gateway.platforms.base import (
     BadEvent,
@@ -53,6 +45,14 @@ from gateway.platforms.base import (
     form_headers,
     json_headers,
     parse_object,
+)
+from gateway.platforms.failures import (
+    classify,
+    explain_http,
+    explain_member,
+    explain_words,
+    read,
+    words_of,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
 from gateway.protocol import sse

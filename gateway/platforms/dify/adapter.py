@@ -26,14 +26,7 @@ from gateway.errors import (
     clean,
     retry_after,
 )
-from gateway.failures import (
-    RETRY_AFTER_S,
-    explain_http,
-    explain_words,
-    words_of,
-)
 from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
-from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -53,6 +46,13 @@ from gateway.platforms.base import (
     json_text,
     parse_object,
 )
+from gateway.platforms.failures import (
+    RETRY_AFTER_S,
+    explain_http,
+    explain_words,
+    words_of,
+)
+from gateway.platforms.pauses import WAITS
 from gateway.protocol import loosejson, sse
 from gateway.protocol.content import markdown
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest

@@ -1,7 +1,7 @@
 """What upstreams say when they refuse, as data: known codes and phrases, and what each means.
 
-`gateway.failures` searches the rows in order, and the first that fits decides. So sharp rows stand
-above vague ones: OpenAI says `rate_limit_exceeded` of a request that can never fit as well, and
+`failures` searches the rows in order, and the first that fits decides. So sharp rows stand above
+vague ones: OpenAI says `rate_limit_exceeded` of a request that can never fit as well, and
 Google one sentence of a minute's limit and of a plan that is used up.
 
 A row has three kinds of marks, all in lower case:

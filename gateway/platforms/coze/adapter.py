@@ -31,9 +31,7 @@ from gateway.errors import (
     UpstreamUnavailable,
     clean,
 )
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.filetypes import KINDS, MediaKind
-from gateway.pauses import WAITS
 from gateway.platforms.base import (
     Carriage,
     Decoder,
@@ -53,6 +51,8 @@ from gateway.platforms.base import (
     json_headers,
     parse_object,
 )
+from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
+from gateway.platforms.pauses import WAITS
 from gateway.protocol import loosejson, sse
 from gateway.protocol.content import plain_text, read_content
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest

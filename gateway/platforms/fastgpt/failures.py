@@ -17,8 +17,8 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.platforms.base import as_object, as_text
+from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
 

@@ -1,0 +1,1 @@
+"""Coze: a chat with a bot, by its API v3."""

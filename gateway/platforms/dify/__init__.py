@@ -1,0 +1,1 @@
+"""Dify: an app of any kind, by its service API."""

@@ -1,0 +1,1 @@
+"""FastGPT: a chat with an app, by its OpenAI-like API."""

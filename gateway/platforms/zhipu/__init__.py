@@ -1,0 +1,1 @@
+"""智谱清言 (Zhipu): models, glms and applications."""
