@@ -62,7 +62,7 @@ from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.spool import Spool
 from gateway.tokens import Signer, signing_secret
 from gateway.traces import open_tracer
-from gateway.upstream import open_upstream
+from gateway.upstream.client import open_upstream
 from gateway.vitals import vitals
 
 if TYPE_CHECKING:

@@ -36,7 +36,7 @@ from gateway.keys import FLIGHTS
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
 from gateway.middlewares.safety import add_safety
-from gateway.oneaturn import OneATurn
+from gateway.upstream.fairness import OneATurn
 
 log = logging.getLogger("gateway")
 

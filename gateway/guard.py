@@ -22,10 +22,10 @@ from yarl import URL
 from gateway.config.models import Fetch, Outgoing
 from gateway.config.outgoing import NoWay, Way
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, UpstreamFailed
-from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
-from gateway.links import Links, address_in
-from gateway.lookups import CallersNames, Found, numeric
 from gateway.protocol.exchange import Source
+from gateway.upstream.connection import AnswerCut, Link, NoAnswer, NotHttp
+from gateway.upstream.pool import Links, address_in
+from gateway.upstream.resolver import CallersNames, Found, numeric
 
 MAX_URL = 8192  # characters
 MAX_REDIRECTS = 3

@@ -10,7 +10,7 @@ from gateway.platforms.base import First
 from gateway.protocol.exchange import Source, UploadRequest
 from gateway.protocol.messages import ChatRequest, Media
 from gateway.routing import Target
-from gateway.upstream import Upstream
+from gateway.upstream.client import Upstream
 
 MAX_STEPS = 8  # preliminary calls, and second tries of one attempt
 MAX_GIVEN = 50  # files that one question uploads

@@ -11,7 +11,7 @@ from gateway.errors import GatewayError, UpstreamFailed
 from gateway.handover import MAX_STEPS
 from gateway.platforms.base import Doubt, First, Step
 from gateway.routing import Target
-from gateway.upstream import Upstream
+from gateway.upstream.client import Upstream
 
 log = logging.getLogger("gateway")
 

@@ -29,7 +29,7 @@ from gateway.stores.buckets import Buckets
 from gateway.stores.calls import Calls
 from gateway.tokens import Signer
 from gateway.traces import Tracer
-from gateway.upstream import Upstream
+from gateway.upstream.client import Upstream
 
 
 @dataclass(frozen=True)

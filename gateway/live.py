@@ -14,7 +14,7 @@ from gateway.routing import Routing
 from gateway.stores.database import connect
 from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.s3files import S3Files
-from gateway.upstream import open_upstream
+from gateway.upstream.client import open_upstream
 
 _PATIENCE_S = 15.0
 _WIDEST = 60  # columns of an address

@@ -23,7 +23,7 @@ from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import one_line
 from gateway.protocol.template import Pattern
 from gateway.relay import Run
-from gateway.timers import Timer
+from gateway.upstream.timers import Timer
 
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
 

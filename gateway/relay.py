@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 
-from gateway.alarm import Alarm
 from gateway.attachments import Attachments
 from gateway.errors import (
     CircuitOpen,
@@ -19,7 +18,6 @@ from gateway.errors import (
     clean,
 )
 from gateway.handover import MAX_STEPS, Handover, learn
-from gateway.link import Link
 from gateway.places import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.protocol.exchange import UpstreamRequest
@@ -29,7 +27,9 @@ from gateway.protocol.sse import SHOWN, Life, is_stream
 from gateway.protocol.template import Pattern
 from gateway.routing import Target
 from gateway.traces import NO_TRACE, CallTrace
-from gateway.upstream import MAX_REPLY, Exchange, Upstream, translate
+from gateway.upstream.client import MAX_REPLY, Exchange, Upstream, translate
+from gateway.upstream.connection import Link
+from gateway.upstream.deadline import Alarm
 
 log = logging.getLogger("gateway")
 

@@ -4,8 +4,8 @@ import functools
 import looptime
 import pytest
 
-from gateway.alarm import Alarm
-from gateway.timers import Timers
+from gateway.upstream.deadline import Alarm
+from gateway.upstream.timers import Timers
 
 
 def in_its_own_time(test):

@@ -8,9 +8,9 @@ import pytest
 from test_upstream import Echo
 
 from gateway.config.outgoing import DIRECT
-from gateway.link import BULK, MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
-from gateway.links import IDLE_S, Links, address_of
-from gateway.oneaturn import OneATurn
+from gateway.upstream.connection import BULK, MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
+from gateway.upstream.fairness import OneATurn
+from gateway.upstream.pool import IDLE_S, Links, address_of
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 

@@ -7,9 +7,9 @@ import threading
 import pytest
 from conftest import AGENTS
 
-from gateway import lookups
 from gateway.errors import RateLimited
-from gateway.lookups import MAX_OF_ALL, MAX_OF_ONE, CallersNames, Lookups, numeric
+from gateway.upstream import resolver as lookups
+from gateway.upstream.resolver import MAX_OF_ALL, MAX_OF_ONE, CallersNames, Lookups, numeric
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 80))]
 

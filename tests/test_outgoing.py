@@ -33,10 +33,10 @@ from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.greeting import greet, look_around
 from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
-from gateway.links import Links
 from gateway.live import check_live
 from gateway.protocol.exchange import UpstreamRequest
-from gateway.upstream import open_upstream
+from gateway.upstream.client import open_upstream
+from gateway.upstream.pool import Links
 
 SAID = {
     "id": "c", "object": "chat.completion", "created": 1, "model": "m",

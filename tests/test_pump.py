@@ -28,8 +28,8 @@ from gateway.protocol.sse import KEEP_ALIVE
 from gateway.protocol.template import find_pattern
 from gateway.pump import Pump, Shortcut
 from gateway.relay import Run
-from gateway.timers import Timers
-from gateway.upstream import Exchange
+from gateway.upstream.client import Exchange
+from gateway.upstream.timers import Timers
 
 PLATFORMS = Path(__file__).parent / "platforms"
 SAMPLES = sorted((PLATFORMS / "samples").glob("*/*.sse"))

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.timers import Timers
+from gateway.upstream.timers import Timers
 
 
 class Clock:

@@ -8,9 +8,9 @@ import pytest
 
 from gateway.config.outgoing import Way
 from gateway.errors import GatewayError
-from gateway.link import AnswerCut, NoAnswer, NotHttp
 from gateway.protocol.exchange import Source, UploadRequest, UpstreamRequest
-from gateway.upstream import _no_connection, open_upstream, translate
+from gateway.upstream.client import _no_connection, open_upstream, translate
+from gateway.upstream.connection import AnswerCut, NoAnswer, NotHttp
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ from gateway.protocol.redaction import Scrubber, masked
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin, pin_files, pin_results
-from gateway.upstream import Exchange
+from gateway.upstream.client import Exchange
 
 _MAX_ID = 1024
 MAX_VARIABLES = 1000

@@ -13,10 +13,10 @@ from yarl import URL
 
 from gateway.config.outgoing import DIRECT, Trust, Way, tls_context
 from gateway.config.proxy import Proxy
-from gateway.link import Link, NoAnswer
-from gateway.lookups import Found, Lookups
-from gateway.oneaturn import OneATurn
-from gateway.tunnel import Stream, negotiate, no_proxy_there
+from gateway.upstream.connection import Link, NoAnswer
+from gateway.upstream.fairness import OneATurn
+from gateway.upstream.resolver import Found, Lookups
+from gateway.upstream.tunnel import Stream, negotiate, no_proxy_there
 
 # Less than common servers keep an idle connection (uvicorn and Node 5 s, nginx 75 s): a question
 # sent into one that is just being closed is lost, and is not ours to repeat.

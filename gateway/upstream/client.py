@@ -21,11 +21,11 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.link import AnswerCut, Link, NoAnswer, NotHttp
-from gateway.links import Address, Links, address_of
 from gateway.protocol.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.sse import is_stream, without_blank
-from gateway.timers import Timers
+from gateway.upstream.connection import AnswerCut, Link, NoAnswer, NotHttp
+from gateway.upstream.pool import Address, Links, address_of
+from gateway.upstream.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
 MAX_BLANK = 64 << 10  # bytes of white space before an answer

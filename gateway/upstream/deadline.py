@@ -3,7 +3,7 @@
 import asyncio
 from types import TracebackType
 
-from gateway.timers import Timer, Timers
+from gateway.upstream.timers import Timer, Timers
 
 
 class Alarm:

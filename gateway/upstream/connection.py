@@ -14,7 +14,7 @@ from typing import cast
 import httptools
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.oneaturn import OneATurn
+from gateway.upstream.fairness import OneATurn
 
 MAX_HEAD = 64 << 10  # bytes of an answer's status line and headers
 MAX_INFLATED = 16 << 20  # bytes that one read may inflate to
