@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from gateway.accounts.credentials import ID_LENGTH, OUR_PREFIX, masked
+from gateway.accounts.passwords import Passwords, check_strength
+from gateway.accounts.store import Accounts, ApiKey, User
 from gateway.body import check
 from gateway.config.check import unmounted
 from gateway.config.invocation import command
 from gateway.config.load import home
 from gateway.config.models import Config, KeyLimits
 from gateway.config.values import duration_s
-from gateway.credentials import ID_LENGTH, OUR_PREFIX, masked
+from gateway.database import connect
 from gateway.errors import (
     DatabaseAway,
     GatewayError,
@@ -24,12 +27,9 @@ from gateway.errors import (
     StartError,
     words_of,
 )
-from gateway.passwords import Passwords, check_strength
 from gateway.routes.accounts import Register
 from gateway.routes.apikeys import KeySettings
 from gateway.secret import Secret
-from gateway.stores.accounts import Accounts, ApiKey, User
-from gateway.stores.database import connect
 from gateway.times import LATEST_MS, iso, now_ms, read_iso
 
 _PERMISSIONS = ("chat", "upload", "admin")

@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from gateway.accesslog import AccessLog
+from gateway.accounts.directory import Directory
+from gateway.accounts.passwords import Passwords, check_strength
+from gateway.accounts.store import Accounts
+from gateway.accounts.tokens import Signer, signing_secret
 from gateway.attachments import Attachments
 from gateway.body import BODIES_SHARE
 from gateway.config.models import Config
 from gateway.cors import add_origin
-from gateway.directory import Directory
+from gateway.database import connect, is_locked
 from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of
 from gateway.files import open_files
 from gateway.flights import Flights
@@ -48,19 +52,15 @@ from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
 from gateway.middlewares.safety import add_safety
 from gateway.middlewares.stopping import end_connection, tell_to_stop
-from gateway.passwords import Passwords, check_strength
 from gateway.places import Shares
 from gateway.recorder import Recorder
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
 from gateway.secret import Secret
-from gateway.stores.accounts import Accounts
 from gateway.stores.buckets import Buckets
 from gateway.stores.calls import Calls
-from gateway.stores.database import connect, is_locked
 from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.spool import Spool
-from gateway.tokens import Signer, signing_secret
 from gateway.traces import open_tracer
 from gateway.upstream.client import open_upstream
 from gateway.vitals import vitals

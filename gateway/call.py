@@ -9,7 +9,7 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any, Literal
 
-from gateway.credentials import Caller
+from gateway.accounts.credentials import Caller
 from gateway.errors import shorten
 from gateway.ids import new_id
 from gateway.protocol.messages import Finish, Usage

@@ -31,7 +31,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.flights import Flights
-from gateway.headernames import SAFETY, SERVER_NAME
+from gateway.headers import SAFETY, SERVER_NAME
 from gateway.keys import FLIGHTS
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id

@@ -7,8 +7,8 @@ access of the machine that shows it; `auth` refuses that.
 
 from aiohttp import web
 
+from gateway.accounts.credentials import KEY_HEADERS, presented_key
 from gateway.config.origins import FROM_DISK, is_local
-from gateway.credentials import KEY_HEADERS, presented_key
 from gateway.errors import Forbidden, clean
 from gateway.keys import state_of
 

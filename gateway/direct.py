@@ -16,7 +16,7 @@ from collections.abc import Callable
 import aiohttp
 from aiohttp import HttpVersion11, web
 
-from gateway import headernames
+from gateway import headers as headernames
 from gateway.keys import Context
 from gateway.times import http_date
 

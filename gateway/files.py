@@ -24,8 +24,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 import orjson
 
+from gateway.accounts.credentials import Caller
 from gateway.config.models import Storage
-from gateway.credentials import Caller
 from gateway.errors import FileNotFound, GatewayError, Overloaded, TooManyAtOnce
 from gateway.filetypes import extension_of, is_shown, mime_of, served_as
 from gateway.protocol.exchange import Source

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
-from gateway import headernames
+from gateway import headers as headernames
+from gateway.accounts.credentials import Caller, Quota
 from gateway.config.models import RateLimits
 from gateway.config.values import Rate
-from gateway.credentials import Caller, Quota
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id
 

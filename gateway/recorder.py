@@ -15,12 +15,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
+from gateway.accounts.directory import Directory
 from gateway.call import Call, scopes
 from gateway.config.models import Record
-from gateway.directory import Directory
+from gateway.database import ValueRefused
 from gateway.errors import DatabaseAway, why
 from gateway.stores.calls import Calls
-from gateway.stores.database import ValueRefused
 from gateway.stores.spool import Segment, Spool
 
 log = logging.getLogger("gateway")

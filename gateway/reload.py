@@ -8,10 +8,10 @@ import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
+from gateway.accounts.credentials import KeyRing
 from gateway.config.load import ConfigError, check_together
 from gateway.config.models import Config
 from gateway.config.origins import Origins
-from gateway.credentials import KeyRing
 from gateway.health import HealthCache
 from gateway.keys import State, StateHolder
 from gateway.routing import Routing

@@ -18,11 +18,11 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway import headernames
+from gateway import headers as headernames
+from gateway.accounts.credentials import Caller
 from gateway.body import hold_more
 from gateway.call import Call, Capture
 from gateway.config.models import KeepAliveForm, Server
-from gateway.credentials import Caller
 from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (
     GatewayError,

@@ -24,11 +24,11 @@ sys.path.insert(0, str(Path(__file__).parent / "platforms"))  # `decoding`, for 
 
 import servers
 
+from gateway.accounts.passwords import Passwords
 from gateway.app import build
 from gateway.config import load as configfile
 from gateway.connections import Runner
 from gateway.demo import DEMOS, Demo, serve_demo
-from gateway.passwords import Passwords
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

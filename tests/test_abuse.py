@@ -129,7 +129,7 @@ async def test_premium_users_may_narrow_their_limits_but_not_lift_them(with_acco
 
 
 async def test_nobody_has_more_keys_than_can_be_looked_after(gw, monkeypatch):
-    monkeypatch.setattr("gateway.stores.accounts.MAX_KEYS_EACH", 3)
+    monkeypatch.setattr("gateway.accounts.store.MAX_KEYS_EACH", 3)
     _, li = await make(gw, await gw.login(), "li")
     keys = [await gw.key(li) for _ in range(3)]
     assert (await gw.api("POST", "/api-keys", li, {"name": "k"}))[0] == 409

@@ -11,8 +11,8 @@ import pytest
 from argon2 import PasswordHasher
 from conftest import ADMIN_PASSWORD
 
+from gateway.accounts.passwords import Passwords
 from gateway.keys import BOOKS
-from gateway.passwords import Passwords
 from gateway.secret import Secret
 
 SECRET = "0123456789abcdef0123456789abcdef"

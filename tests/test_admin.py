@@ -256,9 +256,9 @@ async def test_a_folder_made_at_the_start_is_logged_first(tmp_path):
 
 
 def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):
+    from gateway.accounts.tokens import signing_secret
     from gateway.config.load import parse
     from gateway.errors import StartError
-    from gateway.tokens import signing_secret
 
     config = parse(
         f"agents: {{a: {{platform: dify}}}}\ndatabase: 'sqlite:///{tmp_path}/d/g.db'", {}

@@ -8,10 +8,10 @@ import time_machine
 import yaml
 from conftest import AGENTS, UNLIMITED
 
+from gateway.accounts.credentials import new_key, split_key
 from gateway.config.load import parse
-from gateway.credentials import new_key, split_key
+from gateway.database import connect
 from gateway.keys import BOOKS, RELOAD
-from gateway.stores.database import connect
 
 
 @pytest.fixture

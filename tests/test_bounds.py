@@ -24,10 +24,10 @@ from conftest import AGENTS, UNLIMITED, Script, streamed
 from test_streaming import chunk, idle, until
 
 from gateway import body, connections
+from gateway.accounts.passwords import Passwords
 from gateway.connections import Runner, Site
 from gateway.errors import Overloaded, ShareTaken, TargetBusy, TooManyAtOnce
 from gateway.keys import BODIES, FILES, FLIGHTS
-from gateway.passwords import Passwords
 from gateway.places import Part, Shares
 from gateway.secret import Secret
 
@@ -321,7 +321,7 @@ async def test_long_heads_hold_nothing_up(gateway):
 
 
 async def test_more_logins_at_once_than_can_be_checked_are_503(monkeypatch):
-    monkeypatch.setattr("gateway.passwords._MAX_WAITING", 2)
+    monkeypatch.setattr("gateway.accounts.passwords._MAX_WAITING", 2)
     cheap = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
     passwords = Passwords(cheap)
     logins = [passwords.check(None, Secret("x")) for _ in range(5)]

@@ -117,9 +117,9 @@ async def test_redis_that_is_not_there_at_the_start_is_found_later(
 @pytest.fixture
 def quick_database(monkeypatch):
     """Waits of seconds made short."""
-    monkeypatch.setattr("gateway.stores.database.TIMEOUT_S", 0.6)
+    monkeypatch.setattr("gateway.database.TIMEOUT_S", 0.6)
     monkeypatch.setattr("gateway.recorder._RETRY_S", 0.2)
-    monkeypatch.setattr("gateway.directory._PATIENCE_S", 0.6)
+    monkeypatch.setattr("gateway.accounts.directory._PATIENCE_S", 0.6)
 
 
 def on(url: str, wire: Wire) -> str:

@@ -160,7 +160,7 @@ async def test_addresses_behind_a_trusted_proxy_are_the_clients(gateway, demo, f
 
 
 async def test_ipv6_counts_by_network():
-    from gateway.credentials import by_address
+    from gateway.accounts.credentials import by_address
 
     assert by_address("2001:db8::1") == by_address("2001:db8::ffff:1")
     assert by_address("2001:db8::1") != by_address("2001:db8:0:1::1")

@@ -15,7 +15,7 @@ import yaml
 from conftest import ADMIN_PASSWORD, AGENTS, Script, stopped
 from test_cli import serving
 
-from gateway.credentials import new_key
+from gateway.accounts.credentials import new_key
 from gateway.keys import BOOKS
 from gateway.middlewares.requestlog import new_request_id
 

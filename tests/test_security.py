@@ -8,7 +8,7 @@ from conftest import AGENTS, Script
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.credentials import KeyRing, bare_key, presented_key
+from gateway.accounts.credentials import KeyRing, bare_key, presented_key
 from gateway.errors import Unauthorized, clean
 
 KEY = "sk-caller-12345678"

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.database import Taken, ValueRefused
 from gateway.errors import (
     BodyTooLarge,
     Conflict,
@@ -24,7 +25,6 @@ from gateway.errors import (
 )
 from gateway.flights import Flights, forget_cancellation
 from gateway.keys import CONTEXT, header_value, is_api
-from gateway.stores.database import Taken, ValueRefused
 
 log = logging.getLogger("gateway")
 

@@ -7,9 +7,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
+from gateway.accounts.credentials import Caller, by_address
 from gateway.call import Call, Surface
 from gateway.config.models import RateLimits
-from gateway.credentials import Caller, by_address
 from gateway.keys import (
     BUCKETS,
     CONTEXT,

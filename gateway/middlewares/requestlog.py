@@ -11,7 +11,7 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway import headernames
+from gateway import headers as headernames
 from gateway.accesslog import AccessLog, level_of
 from gateway.errors import clean, looks_like_key
 from gateway.flights import Flights

@@ -2,7 +2,7 @@
 
 from aiohttp import web
 
-from gateway import headernames
+from gateway import headers as headernames
 
 
 def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:

@@ -9,6 +9,8 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
+from gateway.accounts.passwords import LONGEST, check_strength
+from gateway.accounts.store import User, name_key
 from gateway.body import (
     MAX_SETTINGS,
     check,
@@ -27,9 +29,7 @@ from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, Wr
 from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
 from gateway.limits import login_takes
 from gateway.middlewares.ratelimit import take
-from gateway.passwords import LONGEST, check_strength
 from gateway.secret import Secret
-from gateway.stores.accounts import User, name_key
 
 LONGEST_NAME = 256  # characters as they come: NFKC may make 18 of one
 

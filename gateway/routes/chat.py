@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from gateway.accounts.credentials import Caller
 from gateway.attachments import Attachments
 from gateway.body import agent_name, at_most, check, read_object
 from gateway.config.models import FastGPTAgent
-from gateway.credentials import Caller
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of

@@ -10,9 +10,9 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
+from gateway.accounts.credentials import Caller
 from gateway.body import read_object
 from gateway.call import Capture
-from gateway.credentials import Caller
 from gateway.errors import (
     Forbidden,
     GatewayError,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.call import Row, first_id
-from gateway.stores.database import Database, Rows, fetch
+from gateway.database import Database, Rows, fetch
 
 COUNTS = ("calls", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 MAX_GROUPS = 10_000

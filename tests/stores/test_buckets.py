@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import asyncio as aioredis
 
+from gateway.accounts.credentials import Quota
 from gateway.config.models import Redis
-from gateway.credentials import Quota
 from gateway.limits import Take
 from gateway.stores.buckets import Buckets, LocalBuckets
 from gateway.stores.redisbuckets import RedisBuckets

@@ -6,10 +6,10 @@ import sqlite3
 
 import pytest
 
+from gateway import database as module
 from gateway.call import COLUMNS
+from gateway.database import SQL, SQLite, ValueRefused, connect, fetch, migrations
 from gateway.errors import DatabaseAway, StartError
-from gateway.stores import database as module
-from gateway.stores.database import SQL, SQLite, ValueRefused, connect, fetch, migrations
 
 
 @pytest.fixture

@@ -5,15 +5,15 @@ import asyncio
 import orjson
 import pytest
 
+from gateway.accounts.credentials import Caller
+from gateway.accounts.directory import Directory
 from gateway.call import COLUMNS, Call
 from gateway.config.models import Record
-from gateway.credentials import Caller
-from gateway.directory import Directory
+from gateway.database import connect
 from gateway.errors import DatabaseAway
 from gateway.protocol.messages import Usage
 from gateway.recorder import Recorder
 from gateway.stores.calls import Calls
-from gateway.stores.database import connect
 from gateway.stores.spool import Spool
 
 CALLER = Caller("key-abc", frozenset(("chat",)), key_id="abc", user_id="usr")

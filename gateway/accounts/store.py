@@ -6,11 +6,11 @@ from typing import Any, Literal
 
 import orjson
 
+from gateway.accounts.credentials import OUR_PREFIX, Role, new_id, new_key
 from gateway.config.models import Permission
-from gateway.credentials import OUR_PREFIX, Role, new_id, new_key
+from gateway.database import Database, fetch
 from gateway.errors import Conflict, NotFound
 from gateway.secret import Secret
-from gateway.stores.database import Database, fetch
 from gateway.times import iso, now_ms
 
 MAX_USERS = 200_000  # every replica keeps them in memory

@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gateway.accounts.credentials import Caller
 from gateway.config.models import SHORTEST_SECRET, Config
-from gateway.credentials import Caller
 from gateway.errors import StartError
 from gateway.private import make_folder
 from gateway.protocol.seals import Seal

@@ -18,10 +18,10 @@ from typing import Any
 
 import orjson
 
+from gateway.accounts.credentials import Caller, Quota, Role, is_secret, split_key
 from gateway.config.models import KeyLimits, Permission
-from gateway.credentials import Caller, Quota, Role, is_secret, split_key
+from gateway.database import Database, fetch
 from gateway.errors import DatabaseAway, InvalidToken, StartError, Unauthorized, why
-from gateway.stores.database import Database, fetch
 
 log = logging.getLogger("gateway")
 
