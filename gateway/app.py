@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.accesslog import AccessLog
 from gateway.accounts.directory import Directory
 from gateway.accounts.passwords import Passwords, check_strength
 from gateway.accounts.store import Accounts
@@ -44,7 +43,6 @@ from gateway.keys import (
     Books,
     StateHolder,
 )
-from gateway.metrics import LoopLag, Metrics
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
 from gateway.middlewares.ratelimit import add_limits, ratelimit
@@ -53,15 +51,17 @@ from gateway.middlewares.requestlog import add_request_id, requestlog
 from gateway.middlewares.safety import add_safety
 from gateway.middlewares.stopping import end_connection, tell_to_stop
 from gateway.places import Shares
-from gateway.recorder import Recorder
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
 from gateway.secret import Secret
 from gateway.stores.buckets import Buckets
-from gateway.stores.calls import Calls
 from gateway.stores.redisbuckets import RedisBuckets
-from gateway.stores.spool import Spool
-from gateway.traces import open_tracer
+from gateway.telemetry.accesslog import AccessLog
+from gateway.telemetry.metrics import LoopLag, Metrics
+from gateway.telemetry.recorder import Recorder
+from gateway.telemetry.spool import Spool
+from gateway.telemetry.store import Calls
+from gateway.telemetry.traces import open_tracer
 from gateway.upstream.client import open_upstream
 from gateway.vitals import vitals
 

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gateway
-from gateway import logs
 from gateway.config import invocation
 from gateway.config.environment import with_dotenv
 from gateway.errors import StartError
+from gateway.telemetry import logs
 
 if TYPE_CHECKING:
     from gateway.config.models import Config

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 import aiosql
 
-from gateway.call import COLUMNS, Row
 from gateway.errors import DatabaseAway, StartError
 from gateway.private import make_folder
+from gateway.telemetry.call import COLUMNS, Row
 
 SQL = Path(__file__).parent.parent.parent / "sql"
 TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock

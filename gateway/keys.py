@@ -8,27 +8,27 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from gateway.accesslog import AccessLog
 from gateway.accounts.credentials import Caller, KeyRing
 from gateway.accounts.directory import Directory
 from gateway.accounts.passwords import Passwords
 from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer
 from gateway.attachments import Attachments
-from gateway.call import Call
 from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.errors import GatewayError, Stopping, why
 from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
-from gateway.metrics import Metrics
 from gateway.places import Part, Shares
-from gateway.recorder import Recorder
 from gateway.routing import Routing
 from gateway.stores.buckets import Buckets
-from gateway.stores.calls import Calls
-from gateway.traces import Tracer
+from gateway.telemetry.accesslog import AccessLog
+from gateway.telemetry.call import Call
+from gateway.telemetry.metrics import Metrics
+from gateway.telemetry.recorder import Recorder
+from gateway.telemetry.store import Calls
+from gateway.telemetry.traces import Tracer
 from gateway.upstream.client import Upstream
 
 

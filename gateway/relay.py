@@ -26,7 +26,7 @@ from gateway.protocol.passthrough import lines_as_events
 from gateway.protocol.sse import SHOWN, Life, is_stream
 from gateway.protocol.template import Pattern
 from gateway.routing import Target
-from gateway.traces import NO_TRACE, CallTrace
+from gateway.telemetry.traces import NO_TRACE, CallTrace
 from gateway.upstream.client import MAX_REPLY, Exchange, Upstream, translate
 from gateway.upstream.connection import Link
 from gateway.upstream.deadline import Alarm

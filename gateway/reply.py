@@ -21,7 +21,6 @@ from aiohttp.typedefs import Handler
 from gateway import headers as headernames
 from gateway.accounts.credentials import Caller
 from gateway.body import hold_more
-from gateway.call import Call, Capture
 from gateway.config.models import KeepAliveForm, Server
 from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (
@@ -49,6 +48,7 @@ from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 from gateway.pump import Pump, open_pump
 from gateway.relay import Run
 from gateway.routing import Target
+from gateway.telemetry.call import Call, Capture
 
 log = logging.getLogger("gateway")
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from aiohttp import web
 
-from gateway.accesslog import AccessLog
 from gateway.app import build, build_ops
 from gateway.config.check import warnings
 from gateway.config.load import ConfigError, access_note, home, sources
@@ -29,6 +28,7 @@ from gateway.errors import StartError
 from gateway.greeting import greet, look_around
 from gateway.keys import FLIGHTS, RELOAD, STATE, State
 from gateway.reload import differences
+from gateway.telemetry.accesslog import AccessLog
 
 log = logging.getLogger("gateway")
 

@@ -118,7 +118,7 @@ async def test_redis_that_is_not_there_at_the_start_is_found_later(
 def quick_database(monkeypatch):
     """Waits of seconds made short."""
     monkeypatch.setattr("gateway.database.TIMEOUT_S", 0.6)
-    monkeypatch.setattr("gateway.recorder._RETRY_S", 0.2)
+    monkeypatch.setattr("gateway.telemetry.recorder._RETRY_S", 0.2)
     monkeypatch.setattr("gateway.accounts.directory._PATIENCE_S", 0.6)
 
 

@@ -8,9 +8,9 @@ import time
 
 import pytest
 
-from gateway import logs
-from gateway.accesslog import AccessLog, level_of
 from gateway.errors import DatabaseAway, InvalidRequest, why, words_of
+from gateway.telemetry import logs
+from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.times import stamp
 
 LINE = {

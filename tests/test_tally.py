@@ -12,7 +12,7 @@ from prometheus_client import (
 )
 from prometheus_client.openmetrics import exposition as openmetrics
 
-from gateway.tally import Counts, Histograms
+from gateway.telemetry.fastmetrics import Counts, Histograms
 
 BOUNDS = (0.01, 0.5, 1, 2.5, 1048576)
 LABELS = st.tuples(st.sampled_from(["dify", '"quoted"\n', "客服"]), st.sampled_from(["", "a"]))

@@ -8,7 +8,6 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.access import Route
 from gateway.accounts.credentials import Caller, by_address
-from gateway.call import Call, Surface
 from gateway.config.models import RateLimits
 from gateway.keys import (
     BUCKETS,
@@ -22,6 +21,7 @@ from gateway.keys import (
 )
 from gateway.limits import Class, Given, Take, headers, login_takes, refusal, takes
 from gateway.stores.buckets import Buckets
+from gateway.telemetry.call import Call, Surface
 
 
 def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:

@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 from aiohttp import web
 
-from gateway.call import Capture
 from gateway.keys import Books, Context
-from gateway.metrics import Metrics
+from gateway.telemetry.call import Capture
+from gateway.telemetry.metrics import Metrics
 
 
 def record(

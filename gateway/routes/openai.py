@@ -12,7 +12,6 @@ from aiohttp import web
 
 from gateway.accounts.credentials import Caller
 from gateway.body import read_object
-from gateway.call import Capture
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -47,6 +46,7 @@ from gateway.protocol.redaction import Scrubber, masked
 from gateway.proxies import client_origin
 from gateway.reply import answering
 from gateway.routing import Target, pin, pin_files, pin_results
+from gateway.telemetry.call import Capture
 from gateway.upstream.client import Exchange
 
 _MAX_ID = 1024

@@ -8,10 +8,10 @@ from aiohttp import web
 
 from gateway.body import choice, day, envelope, moment_ms, number, require_query
 from gateway.books import books_of
-from gateway.call import kept_user
 from gateway.errors import DatabaseAway, InvalidRequest, NotFound
 from gateway.keys import Books
-from gateway.stores.calls import MAX_GROUPS
+from gateway.telemetry.call import kept_user
+from gateway.telemetry.store import MAX_GROUPS
 from gateway.times import iso
 
 _TEXTS = ("request_id", "caller", "key_id", "user_id", "agent", "end_user")

@@ -7,9 +7,9 @@ import sqlite3
 import pytest
 
 from gateway import database as module
-from gateway.call import COLUMNS
 from gateway.database import SQL, SQLite, ValueRefused, connect, fetch, migrations
 from gateway.errors import DatabaseAway, StartError
+from gateway.telemetry.call import COLUMNS
 
 
 @pytest.fixture

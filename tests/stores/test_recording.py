@@ -7,14 +7,14 @@ import pytest
 
 from gateway.accounts.credentials import Caller
 from gateway.accounts.directory import Directory
-from gateway.call import COLUMNS, Call
 from gateway.config.models import Record
 from gateway.database import connect
 from gateway.errors import DatabaseAway
 from gateway.protocol.messages import Usage
-from gateway.recorder import Recorder
-from gateway.stores.calls import Calls
-from gateway.stores.spool import Spool
+from gateway.telemetry.call import COLUMNS, Call
+from gateway.telemetry.recorder import Recorder
+from gateway.telemetry.spool import Spool
+from gateway.telemetry.store import Calls
 
 CALLER = Caller("key-abc", frozenset(("chat",)), key_id="abc", user_id="usr")
 
@@ -178,7 +178,7 @@ async def test_a_line_that_a_crash_cut_is_left_out(make, calls, tmp_path):
 async def test_a_full_spool_keeps_what_memory_holds_and_counts_what_it_cannot(
     make, calls, monkeypatch
 ):
-    monkeypatch.setattr("gateway.recorder.MAX_QUEUED", 50)
+    monkeypatch.setattr("gateway.telemetry.recorder.MAX_QUEUED", 50)
     store = Away(calls)
     recorder = make(store, max_bytes=1000)
     await recorder.open()
@@ -358,7 +358,7 @@ async def test_a_disk_that_was_full_for_a_while_takes_the_rows_afterwards(
 
     recorder = make(Away(calls))
     await recorder.open()
-    monkeypatch.setattr("gateway.stores.spool._append", full)
+    monkeypatch.setattr("gateway.telemetry.spool._append", full)
     for _ in range(3):
         recorder.add(call(), 200, "")
         with pytest.raises(DatabaseAway):

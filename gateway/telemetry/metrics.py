@@ -23,8 +23,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from gateway.call import Call
-from gateway.tally import Counts, Histograms
+from gateway.telemetry.call import Call
+from gateway.telemetry.fastmetrics import Counts, Histograms
 
 # The buckets that the conventions advise; agents take longer to begin than models.
 _DURATION_S = (

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from gateway.call import Row, first_id
 from gateway.database import Database, Rows, fetch
+from gateway.telemetry.call import Row, first_id
 
 COUNTS = ("calls", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 MAX_GROUPS = 10_000

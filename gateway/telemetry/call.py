@@ -13,7 +13,7 @@ from gateway.accounts.credentials import Caller
 from gateway.errors import shorten
 from gateway.ids import new_id
 from gateway.protocol.messages import Finish, Usage
-from gateway.traces import NO_TRACE, CallTrace
+from gateway.telemetry.traces import NO_TRACE, CallTrace
 
 Surface = Literal["chat", "openai", "passthrough"]
 

@@ -16,12 +16,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from gateway.accounts.directory import Directory
-from gateway.call import Call, scopes
 from gateway.config.models import Record
 from gateway.database import ValueRefused
 from gateway.errors import DatabaseAway, why
-from gateway.stores.calls import Calls
-from gateway.stores.spool import Segment, Spool
+from gateway.telemetry.call import Call, scopes
+from gateway.telemetry.spool import Segment, Spool
+from gateway.telemetry.store import Calls
 
 log = logging.getLogger("gateway")
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Mapping
 from typing import Any, TextIO
 
-from gateway.accesslog import AccessLog
 from gateway.errors import clean
+from gateway.telemetry.accesslog import AccessLog
 from gateway.times import local_second, stamp
 
 FORMS = ("auto", "text", "json")

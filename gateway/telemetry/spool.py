@@ -20,8 +20,8 @@ from typing import Any
 
 import orjson
 
-from gateway.call import read_bodies, read_row
 from gateway.private import make_folder, opener
+from gateway.telemetry.call import read_bodies, read_row
 
 log = logging.getLogger("gateway")
 
