@@ -6,7 +6,7 @@ from typing import Literal
 from aiohttp.typedefs import Handler
 
 from gateway.config.models import Permission
-from gateway.limits import Class
+from gateway.limits.rules import Class
 
 # A permission is had by keys and by logins; `login` and `login-admin` by logins alone.
 Access = Permission | Literal["login", "login-admin"]

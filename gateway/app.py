@@ -43,6 +43,9 @@ from gateway.keys import (
     Books,
     StateHolder,
 )
+from gateway.limits.buckets import Buckets
+from gateway.limits.redis import RedisBuckets
+from gateway.limits.shares import Shares
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
 from gateway.middlewares.ratelimit import add_limits, ratelimit
@@ -50,12 +53,9 @@ from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
 from gateway.middlewares.safety import add_safety
 from gateway.middlewares.stopping import end_connection, tell_to_stop
-from gateway.places import Shares
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
 from gateway.secret import Secret
-from gateway.stores.buckets import Buckets
-from gateway.stores.redisbuckets import RedisBuckets
 from gateway.telemetry.accesslog import AccessLog
 from gateway.telemetry.metrics import LoopLag, Metrics
 from gateway.telemetry.recorder import Recorder

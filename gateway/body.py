@@ -28,7 +28,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.keys import BODIES, CONTEXT, PARSING
-from gateway.places import Part
+from gateway.limits.shares import Part
 from gateway.protocol import loosejson
 from gateway.protocol.charsets import as_utf8
 from gateway.times import read_iso

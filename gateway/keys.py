@@ -20,9 +20,9 @@ from gateway.errors import GatewayError, Stopping, why
 from gateway.files import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
-from gateway.places import Part, Shares
+from gateway.limits.buckets import Buckets
+from gateway.limits.shares import Part, Shares
 from gateway.routing import Routing
-from gateway.stores.buckets import Buckets
 from gateway.telemetry.accesslog import AccessLog
 from gateway.telemetry.call import Call
 from gateway.telemetry.metrics import Metrics

@@ -11,8 +11,8 @@ from gateway.config.models import DEMO, Config
 from gateway.database import connect
 from gateway.errors import DatabaseAway, GatewayError, StartError, StorageAway, words_of
 from gateway.health import ask
+from gateway.limits.redis import RedisBuckets
 from gateway.routing import Routing
-from gateway.stores.redisbuckets import RedisBuckets
 from gateway.stores.s3files import S3Files
 from gateway.upstream.client import open_upstream
 

@@ -18,7 +18,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.handover import MAX_STEPS, Handover, learn
-from gateway.places import Holders
+from gateway.limits.shares import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media

@@ -23,7 +23,7 @@ from gateway.errors import (
     shorten,
 )
 from gateway.filetypes import MediaKind
-from gateway.places import Holders, Shares
+from gateway.limits.shares import Holders, Shares
 from gateway.platforms import PLATFORMS, Platform
 from gateway.protocol.messages import Media, Message
 from gateway.protocol.redaction import masked

@@ -28,7 +28,7 @@ from gateway.accounts.passwords import Passwords
 from gateway.connections import Runner, Site
 from gateway.errors import Overloaded, ShareTaken, TargetBusy, TooManyAtOnce
 from gateway.keys import BODIES, FILES, FLIGHTS
-from gateway.places import Part, Shares
+from gateway.limits.shares import Part, Shares
 from gateway.secret import Secret
 
 MIB = 1 << 20

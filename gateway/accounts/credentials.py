@@ -54,7 +54,7 @@ class Caller:
     A web page's token is bound to its own `agents` and those of its key, `within`.
     `end_user` binds a web page's token to one user of the platform. `tag` is what all buckets of
     one owner share, so that a Redis Cluster keeps them together; `holders` are whose places a call
-    takes (`gateway.places`): the owner's, and a page's user's own.
+    takes (`gateway.limits.shares`): the owner's, and a page's user's own.
     """
 
     id: str

@@ -19,8 +19,8 @@ from gateway.keys import (
     route_of,
     state_of,
 )
-from gateway.limits import Class, Given, Take, headers, login_takes, refusal, takes
-from gateway.stores.buckets import Buckets
+from gateway.limits.buckets import Buckets
+from gateway.limits.rules import Class, Given, Take, headers, login_takes, refusal, takes
 from gateway.telemetry.call import Call, Surface
 
 

@@ -27,7 +27,7 @@ from gateway.body import (
 from gateway.books import books_of, usage_of
 from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
 from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
-from gateway.limits import login_takes
+from gateway.limits.rules import login_takes
 from gateway.middlewares.ratelimit import take
 from gateway.secret import Secret
 

@@ -34,8 +34,8 @@ from gateway.keys import (
     caller_of,
     state_of,
 )
-from gateway.limits import counts_tokens
-from gateway.places import Part
+from gateway.limits.rules import counts_tokens
+from gateway.limits.shares import Part
 from gateway.platforms.base import dump
 from gateway.platforms.openai_compatible import OpenAICompatible, explain
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest

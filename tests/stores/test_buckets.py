@@ -19,9 +19,9 @@ from redis import asyncio as aioredis
 
 from gateway.accounts.credentials import Quota
 from gateway.config.models import Redis
-from gateway.limits import Take
-from gateway.stores.buckets import Buckets, LocalBuckets
-from gateway.stores.redisbuckets import RedisBuckets
+from gateway.limits.buckets import Buckets, LocalBuckets
+from gateway.limits.redis import RedisBuckets
+from gateway.limits.rules import Take
 
 
 class Clock:

@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.models import Redis
-from gateway.limits import LEASE_S, Given, Take
+from gateway.limits.rules import LEASE_S, Given, Take
 
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 _MAX_CONNECTIONS = 64

@@ -13,8 +13,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from math import ceil
 from typing import Any, TypeVar
 
-from gateway.limits import LEASE_S, Given, Take
-from gateway.stores.redisbuckets import RedisBuckets
+from gateway.limits.redis import RedisBuckets
+from gateway.limits.rules import LEASE_S, Given, Take
 
 log = logging.getLogger("gateway")
 
