@@ -19,9 +19,9 @@ from gateway.config.models import Config
 from gateway.cors import add_origin
 from gateway.database import connect, is_locked
 from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of
-from gateway.files import open_files
+from gateway.files.fetcher import Guard
+from gateway.files.library import open_files
 from gateway.flights import Flights
-from gateway.guard import Guard
 from gateway.keys import (
     ACCESS_LOG,
     ATTACHMENTS,

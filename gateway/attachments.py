@@ -9,9 +9,9 @@ from dataclasses import replace
 from urllib.parse import unquote_to_bytes
 
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest
-from gateway.files import Files, name_of
+from gateway.files.fetcher import Guard
+from gateway.files.library import Files, name_of
 from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, mime_of
-from gateway.guard import Guard
 from gateway.protocol.exchange import Source
 from gateway.protocol.messages import Media, Message
 

@@ -18,7 +18,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from gateway.config.models import Storage
 from gateway.errors import BodyTooLarge, InvalidRequest, SenderTooSlow, UnsupportedMediaType
-from gateway.files import clean_title
+from gateway.files.library import clean_title
 from gateway.filetypes import HEAD, checked
 
 MAX_FIELDS = 20

@@ -17,7 +17,7 @@ from gateway.attachments import Attachments
 from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.errors import GatewayError, Stopping, why
-from gateway.files import Files
+from gateway.files.library import Files
 from gateway.flights import Flights
 from gateway.health import HealthCache
 from gateway.limits.buckets import Buckets

@@ -609,7 +609,7 @@ async def test_users_of_one_key_do_not_take_all_places_for_uploads(gateway):
 
 
 async def test_forms_that_are_passed_on_take_places_of_uploads(gateway, monkeypatch):
-    monkeypatch.setattr("gateway.files.MAX_COMING_EACH", 0)
+    monkeypatch.setattr("gateway.files.library.MAX_COMING_EACH", 0)
     gw = await gateway(agents={"bot": BOTS["openai"]})
     form = b'--b\r\nContent-Disposition: form-data; name="model"\r\n\r\nbot\r\n--b--\r\n'
     headers = {"Content-Type": "multipart/form-data; boundary=b"}

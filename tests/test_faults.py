@@ -218,12 +218,12 @@ async def test_without_any_key_that_is_known_the_gateway_is_not_ready(
 
 @pytest.fixture
 def quick_storage(monkeypatch):
-    monkeypatch.setattr("gateway.files.CHECK_S", 0.1)
-    monkeypatch.setattr("gateway.files._PATIENCE_S", 0.5)
-    monkeypatch.setattr("gateway.stores.s3files._CONNECT_S", 0.5)
-    monkeypatch.setattr("gateway.stores.s3files._READ_S", 0.6)
-    monkeypatch.setattr("gateway.stores.s3files._CALL_S", 1.0)
-    monkeypatch.setattr("gateway.stores.s3files._ABORT_S", 0.5)
+    monkeypatch.setattr("gateway.files.library.CHECK_S", 0.1)
+    monkeypatch.setattr("gateway.files.library._PATIENCE_S", 0.5)
+    monkeypatch.setattr("gateway.files.s3._CONNECT_S", 0.5)
+    monkeypatch.setattr("gateway.files.s3._READ_S", 0.6)
+    monkeypatch.setattr("gateway.files.s3._CALL_S", 1.0)
+    monkeypatch.setattr("gateway.files.s3._ABORT_S", 0.5)
 
 
 async def storage_gateway(gateway, demo, wire, s3, bucket):

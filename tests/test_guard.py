@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from gateway.config.models import Fetch, Outgoing
 from gateway.errors import BodyTooLarge, InvalidRequest
-from gateway.guard import MAX_URL, Guard
+from gateway.files.fetcher import MAX_URL, Guard
 
 LOOPBACK = ["127.0.0.0/8"]  # what a test's `allow` must hold for its own servers to be reached
 PRIVATE = "private or reserved network"

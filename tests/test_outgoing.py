@@ -30,8 +30,8 @@ from gateway.config.models import Fetch, Outgoing
 from gateway.config.outgoing import Trust, Way
 from gateway.config.proxy import is_excepted, read_proxy
 from gateway.errors import InvalidRequest, UpstreamFailed
+from gateway.files.fetcher import Guard
 from gateway.greeting import greet, look_around
-from gateway.guard import Guard
 from gateway.keys import RELOAD, STATE
 from gateway.live import check_live
 from gateway.protocol.exchange import UpstreamRequest

@@ -13,7 +13,7 @@ from gateway.attachments import Attachments
 from gateway.body import agent_name, at_most, check, read_object
 from gateway.config.models import FastGPTAgent
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
-from gateway.files import name_of, owner_of
+from gateway.files.library import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
 from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
 from gateway.protocol.messages import ChatRequest, Media, Message, has_media

@@ -13,7 +13,7 @@ from aiohttp import web
 
 from gateway.body import agent_name, choice, envelope, number
 from gateway.errors import FileNotFound, GatewayError
-from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
+from gateway.files.library import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
 from gateway.form import UploadForm
 from gateway.handover import give, require_kind

@@ -20,7 +20,7 @@ from gateway.errors import (
     NotFound,
     UpstreamTimeout,
 )
-from gateway.files import owner_of
+from gateway.files.library import owner_of
 from gateway.formcopy import FormCopy
 from gateway.keys import (
     ATTACHMENTS,

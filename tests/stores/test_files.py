@@ -12,9 +12,10 @@ import servers
 
 from gateway.config.models import Storage
 from gateway.errors import FileNotFound, Overloaded, StorageAway, StorageFull, TooManyAtOnce
-from gateway.files import NAME, Files, clean_title, disposition, open_files
-from gateway.stores import localfiles, s3files
-from gateway.stores.localfiles import LocalFiles
+from gateway.files import local as localfiles
+from gateway.files import s3 as s3files
+from gateway.files.library import NAME, Files, clean_title, disposition, open_files
+from gateway.files.local import LocalFiles
 
 BIG = s3files.PART * 2 + 12_345
 
@@ -382,8 +383,8 @@ async def test_uploads_race_with_the_deletion_of_the_days_last_file(tmp_path):
 
 
 def test_an_owner_has_so_many_uploads_at_once_and_all_have_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("gateway.files.MAX_COMING_EACH", 2)
-    monkeypatch.setattr("gateway.files.MAX_COMING", 3)
+    monkeypatch.setattr("gateway.files.library.MAX_COMING_EACH", 2)
+    monkeypatch.setattr("gateway.files.library.MAX_COMING", 3)
     files = Files(LocalFiles(tmp_path), Storage())
     with files.place("a"), files.place("a"):
         with pytest.raises(TooManyAtOnce), files.place("a"):

@@ -16,9 +16,9 @@ from secrets import token_hex
 from typing import IO, TypeVar
 
 from gateway.errors import StorageAway, StorageFull
+from gateway.files.store import BLOCK, Chunks
 from gateway.private import make_folder, opener, shut_out_others
 from gateway.protocol.exchange import Source
-from gateway.stores.files import BLOCK, Chunks
 
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DAY = re.compile(r"\d{4}/\d\d/\d\d")

@@ -14,8 +14,8 @@ from urllib.parse import quote, unquote, urlsplit
 
 from gateway.config.models import S3
 from gateway.errors import GatewayError, StorageAway, StorageFull
+from gateway.files.store import BLOCK, Chunks
 from gateway.protocol.exchange import Source
-from gateway.stores.files import BLOCK, Chunks
 
 PART = 5 * 1024 * 1024  # bytes; S3 takes no smaller ones but for the last
 _CONNECT_S, _READ_S = 5, 30

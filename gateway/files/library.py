@@ -27,11 +27,11 @@ import orjson
 from gateway.accounts.credentials import Caller
 from gateway.config.models import Storage
 from gateway.errors import FileNotFound, GatewayError, Overloaded, TooManyAtOnce
+from gateway.files.local import LocalFiles
+from gateway.files.s3 import S3Files
+from gateway.files.store import Chunks, Store
 from gateway.filetypes import extension_of, is_shown, mime_of, served_as
 from gateway.protocol.exchange import Source
-from gateway.stores.files import Chunks, Store
-from gateway.stores.localfiles import LocalFiles
-from gateway.stores.s3files import S3Files
 
 log = logging.getLogger("gateway")
 
