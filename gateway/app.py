@@ -13,8 +13,8 @@ from gateway.accounts.directory import Directory
 from gateway.accounts.passwords import Passwords, check_strength
 from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer, signing_secret
-from gateway.attachments import Attachments
 from gateway.body import BODIES_SHARE
+from gateway.chat.attachments import Attachments
 from gateway.config.models import Config
 from gateway.cors import add_origin
 from gateway.database import connect, is_locked

@@ -13,16 +13,16 @@ from gateway.accounts.directory import Directory
 from gateway.accounts.passwords import Passwords
 from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer
-from gateway.attachments import Attachments
+from gateway.chat.attachments import Attachments
+from gateway.chat.health import HealthCache
+from gateway.chat.routing import Routing
 from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.errors import GatewayError, Stopping, why
 from gateway.files.library import Files
 from gateway.flights import Flights
-from gateway.health import HealthCache
 from gateway.limits.buckets import Buckets
 from gateway.limits.shares import Part, Shares
-from gateway.routing import Routing
 from gateway.telemetry.accesslog import AccessLog
 from gateway.telemetry.call import Call
 from gateway.telemetry.metrics import Metrics

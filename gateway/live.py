@@ -7,13 +7,13 @@ from collections.abc import Awaitable
 from typing import Literal
 from urllib.parse import urlsplit
 
+from gateway.chat.health import ask
+from gateway.chat.routing import Routing
 from gateway.config.models import DEMO, Config
 from gateway.database import connect
 from gateway.errors import DatabaseAway, GatewayError, StartError, StorageAway, words_of
 from gateway.files.s3 import S3Files
-from gateway.health import ask
 from gateway.limits.redis import RedisBuckets
-from gateway.routing import Routing
 from gateway.upstream.client import open_upstream
 
 _PATIENCE_S = 15.0

@@ -17,12 +17,12 @@ from collections.abc import Callable
 from aiohttp import web
 from orjson import loads
 
+from gateway.chat.run import Run
 from gateway.direct import Caller, Stream, connection_of
 from gateway.protocol.messages import Delta, Raw
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import one_line
 from gateway.protocol.template import Pattern
-from gateway.relay import Run
 from gateway.upstream.timers import Timer
 
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain

@@ -9,12 +9,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
 from gateway.accounts.credentials import KeyRing
+from gateway.chat.health import HealthCache
+from gateway.chat.routing import Routing
 from gateway.config.load import ConfigError, check_together
 from gateway.config.models import Config
 from gateway.config.origins import Origins
-from gateway.health import HealthCache
 from gateway.keys import State, StateHolder
-from gateway.routing import Routing
 
 # What a running process cannot change. A section without members stands for all of it.
 _FIXED: dict[str, tuple[str, ...]] = {

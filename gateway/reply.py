@@ -21,6 +21,8 @@ from aiohttp.typedefs import Handler
 from gateway import headers as headernames
 from gateway.accounts.credentials import Caller
 from gateway.body import hold_more
+from gateway.chat.routing import Target
+from gateway.chat.run import Run
 from gateway.config.models import KeepAliveForm, Server
 from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (
@@ -46,8 +48,6 @@ from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
 from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 from gateway.pump import Pump, open_pump
-from gateway.relay import Run
-from gateway.routing import Target
 from gateway.telemetry.call import Call, Capture
 
 log = logging.getLogger("gateway")

@@ -479,8 +479,8 @@ async def test_a_large_body_says_so_before_it_is_read(gateway):
 
 def places(concurrency: int, queue: int, **more):
     """A target that nobody is asked for."""
+    from gateway.chat.routing import Routing
     from gateway.config.load import parse
-    from gateway.routing import Routing
 
     settings = {**BOTS["openai"], "concurrency": concurrency, "queue": queue, **more}
     config = parse(orjson.dumps({"agents": {"bot": settings}}).decode(), {})

@@ -5,7 +5,8 @@ import asyncio
 import pytest
 import yaml
 
-from gateway.breaker import Breaker
+from gateway.chat.breaker import Breaker
+from gateway.chat.routing import Routing
 from gateway.config import load as configfile
 from gateway.config.models import BreakerSettings
 from gateway.errors import (
@@ -19,7 +20,6 @@ from gateway.errors import (
     UpstreamUnavailable,
     UpstreamUnreachable,
 )
-from gateway.routing import Routing
 
 
 class Clock:

@@ -622,7 +622,7 @@ async def test_a_link_of_ours_is_known_by_its_name_whichever_way_it_leads_here(m
 
 
 async def test_a_file_too_large_to_go_inside_a_request_is_413(many, monkeypatch):
-    monkeypatch.setattr("gateway.handover.MAX_DATA", 50)
+    monkeypatch.setattr("gateway.chat.delivery.MAX_DATA", 50)
     gw, _ = many
     data = await put(gw)
     answer = await ask(gw, "openai", data["file_id"], status=413)
@@ -630,13 +630,13 @@ async def test_a_file_too_large_to_go_inside_a_request_is_413(many, monkeypatch)
 
 
 async def test_many_files_together_have_one_limit(many, monkeypatch):
-    monkeypatch.setattr("gateway.handover.MAX_DATA", 300)
+    monkeypatch.setattr("gateway.chat.delivery.MAX_DATA", 300)
     gw, _ = many
     data = await put(gw)
     await ask(gw, "openai", *[data["file_id"]] * 4)
     answer = await ask(gw, "openai", *[data["file_id"]] * 5, status=413)
     assert "too large together" in answer["msg"]
-    monkeypatch.setattr("gateway.handover.MAX_GIVEN", 2)
+    monkeypatch.setattr("gateway.chat.delivery.MAX_GIVEN", 2)
     links = ["data:text/plain;base64," + base64.b64encode(b"%d" % i).decode() for i in range(3)]
     answer = await ask(gw, "dify", *links, status=400)
     assert "may bring 2 files" in answer["msg"]
@@ -719,7 +719,7 @@ async def test_nothing_of_a_chat_stays_in_memory_when_it_is_over(many, monkeypat
     """Circles of references would stay until a collection, of which there are few."""
     gw, _ = many
     if status == 413:
-        monkeypatch.setattr("gateway.handover.MAX_DATA", 10)
+        monkeypatch.setattr("gateway.chat.delivery.MAX_DATA", 10)
     data = await put(gw)
     await ask(gw, "openai", data["file_id"], status=status)
     gc.collect()

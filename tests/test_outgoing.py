@@ -289,7 +289,7 @@ async def test_the_environments_proxies_are_taken(gateway, doorway, platform, pe
 
 def proxies(environ: dict[str, str], **agent) -> tuple[str, str]:
     """The ways to https://far.test and http://far.test."""
-    from gateway.routing import Routing
+    from gateway.chat.routing import Routing
 
     agents = {
         "s": bot("https://far.test/v1", **agent),

@@ -18,6 +18,7 @@ from test_link import HEAD, Line
 from test_link import connected as connected_link
 
 from gateway import direct
+from gateway.chat.run import Run
 from gateway.connections import _Connection
 from gateway.direct import Caller
 from gateway.platforms.openai_compatible import explain_error
@@ -27,7 +28,6 @@ from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import KEEP_ALIVE
 from gateway.protocol.template import find_pattern
 from gateway.pump import Pump, Shortcut
-from gateway.relay import Run
 from gateway.upstream.client import Exchange
 from gateway.upstream.timers import Timers
 

@@ -3,9 +3,9 @@ from collections import Counter
 
 import pytest
 
+from gateway.chat.routing import Routing, pin
 from gateway.config.load import parse
 from gateway.errors import AgentNotFound
-from gateway.routing import Routing, pin
 
 CONFIG = """
 agents:

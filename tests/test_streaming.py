@@ -10,11 +10,11 @@ from aiohttp import web
 from conftest import AGENTS, Script, stopped, streamed
 
 from gateway import direct, pump
+from gateway.chat.run import Run
 from gateway.keys import CONTEXT, FLIGHTS, STATE
 from gateway.platforms.dify.adapter import DifyDecoder
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.render import StreamRenderer
-from gateway.relay import Run
 
 
 @pytest.fixture(params=[direct.SEEN, ()], ids=["direct", "aiohttp"])

@@ -19,11 +19,11 @@ from gateway.body import (
     require_query,
 )
 from gateway.books import books_of, usage_of
+from gateway.chat.routing import Routing
 from gateway.config.models import KeyLimits, Permission, RateLimits
 from gateway.config.values import Rate
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.keys import SIGNER, caller_of, state_of
-from gateway.routing import Routing
 from gateway.times import iso, now_ms
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")

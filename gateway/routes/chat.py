@@ -9,8 +9,9 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.accounts.credentials import Caller
-from gateway.attachments import Attachments
 from gateway.body import agent_name, at_most, check, read_object
+from gateway.chat.attachments import Attachments
+from gateway.chat.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
 from gateway.config.models import FastGPTAgent
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files.library import name_of, owner_of
@@ -20,7 +21,6 @@ from gateway.protocol.messages import ChatRequest, Media, Message, has_media
 from gateway.protocol.openai_messages import read_turns, require_few
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"

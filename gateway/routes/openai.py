@@ -12,6 +12,7 @@ from aiohttp import web
 
 from gateway.accounts.credentials import Caller
 from gateway.body import read_object
+from gateway.chat.routing import Target, pin, pin_files, pin_results
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -45,7 +46,6 @@ from gateway.protocol.passthrough import usage_at_end
 from gateway.protocol.redaction import Scrubber, masked
 from gateway.proxies import client_origin
 from gateway.reply import answering
-from gateway.routing import Target, pin, pin_files, pin_results
 from gateway.telemetry.call import Capture
 from gateway.upstream.client import Exchange
 

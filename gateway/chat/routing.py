@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from gateway.accounts.credentials import Caller
-from gateway.breaker import Breaker, Pass
+from gateway.chat.breaker import Breaker, Pass
 from gateway.config.models import Agent, Config, OpenAIAgent, RouteTarget
 from gateway.config.outgoing import SYSTEM, Way, way_of
 from gateway.errors import (

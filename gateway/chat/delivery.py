@@ -4,12 +4,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from gateway.attachments import MAX_DATA, Attachments
+from gateway.chat.attachments import MAX_DATA, Attachments
+from gateway.chat.routing import Target
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken, UpstreamFailed
 from gateway.platforms.base import First
 from gateway.protocol.exchange import Source, UploadRequest
 from gateway.protocol.messages import ChatRequest, Media
-from gateway.routing import Target
 from gateway.upstream.client import Upstream
 
 MAX_STEPS = 8  # preliminary calls, and second tries of one attempt

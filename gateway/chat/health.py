@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from gateway.chat.delivery import MAX_STEPS
+from gateway.chat.routing import Target
 from gateway.errors import GatewayError, UpstreamFailed
-from gateway.handover import MAX_STEPS
 from gateway.platforms.base import Doubt, First, Step
-from gateway.routing import Target
 from gateway.upstream.client import Upstream
 
 log = logging.getLogger("gateway")

@@ -8,7 +8,9 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
 
-from gateway.attachments import Attachments
+from gateway.chat.attachments import Attachments
+from gateway.chat.delivery import MAX_STEPS, Handover, learn
+from gateway.chat.routing import Target
 from gateway.errors import (
     CircuitOpen,
     GatewayError,
@@ -17,7 +19,6 @@ from gateway.errors import (
     UpstreamTimeout,
     clean,
 )
-from gateway.handover import MAX_STEPS, Handover, learn
 from gateway.limits.shares import Holders
 from gateway.platforms.base import Decoder, First, Step, require_options
 from gateway.protocol.exchange import UpstreamRequest
@@ -25,7 +26,6 @@ from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note,
 from gateway.protocol.passthrough import lines_as_events
 from gateway.protocol.sse import SHOWN, Life, is_stream
 from gateway.protocol.template import Pattern
-from gateway.routing import Target
 from gateway.telemetry.traces import NO_TRACE, CallTrace
 from gateway.upstream.client import MAX_REPLY, Exchange, Upstream, translate
 from gateway.upstream.connection import Link

@@ -1,0 +1,1 @@
+"""One question: targets in order until one answers."""
