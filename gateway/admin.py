@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from gateway.accounts.credentials import ID_LENGTH, OUR_PREFIX, masked
 from gateway.accounts.passwords import Passwords, check_strength
 from gateway.accounts.store import Accounts, ApiKey, User
-from gateway.body import check
 from gateway.config.check import unmounted
 from gateway.config.invocation import command
 from gateway.config.load import home
@@ -27,6 +26,7 @@ from gateway.errors import (
     StartError,
     words_of,
 )
+from gateway.http.body import check
 from gateway.routes.accounts import Register
 from gateway.routes.apikeys import KeySettings
 from gateway.secret import Secret

@@ -13,16 +13,14 @@ from gateway.accounts.directory import Directory
 from gateway.accounts.passwords import Passwords, check_strength
 from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer, signing_secret
-from gateway.body import BODIES_SHARE
 from gateway.chat.attachments import Attachments
 from gateway.config.models import Config
-from gateway.cors import add_origin
 from gateway.database import connect, is_locked
 from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of
 from gateway.files.fetcher import Guard
 from gateway.files.library import open_files
-from gateway.flights import Flights
-from gateway.keys import (
+from gateway.http.body import BODIES_SHARE
+from gateway.http.context import (
     ACCESS_LOG,
     ATTACHMENTS,
     BODIES,
@@ -43,16 +41,17 @@ from gateway.keys import (
     Books,
     StateHolder,
 )
+from gateway.http.cors import add_origin
+from gateway.http.finish import add_safety, end_connection, record, tell_to_stop
+from gateway.http.gauges import vitals
+from gateway.http.inflight import Flights
 from gateway.limits.buckets import Buckets
 from gateway.limits.redis import RedisBuckets
 from gateway.limits.shares import Shares
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
 from gateway.middlewares.ratelimit import add_limits, ratelimit
-from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
-from gateway.middlewares.safety import add_safety
-from gateway.middlewares.stopping import end_connection, tell_to_stop
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
 from gateway.secret import Secret
@@ -63,7 +62,6 @@ from gateway.telemetry.spool import Spool
 from gateway.telemetry.store import Calls
 from gateway.telemetry.traces import open_tracer
 from gateway.upstream.client import open_upstream
-from gateway.vitals import vitals
 
 if TYPE_CHECKING:
     from gateway.demo import Demos

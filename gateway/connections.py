@@ -20,8 +20,6 @@ from aiohttp.streams import EMPTY_PAYLOAD, StreamReader
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from yarl import URL
 
-from gateway.addresses import USUAL, canonical
-from gateway.direct import SENT, Caller, is_seen
 from gateway.errors import (
     GatewayError,
     HeadersTooLarge,
@@ -30,12 +28,14 @@ from gateway.errors import (
     UriTooLong,
     clean,
 )
-from gateway.flights import Flights
 from gateway.headers import SAFETY, SERVER_NAME
-from gateway.keys import FLIGHTS
+from gateway.http.addresses import USUAL, canonical
+from gateway.http.context import FLIGHTS
+from gateway.http.fastwrite import SENT, Caller, is_seen
+from gateway.http.finish import add_safety
+from gateway.http.inflight import Flights
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
-from gateway.middlewares.safety import add_safety
 from gateway.upstream.fairness import OneATurn
 
 log = logging.getLogger("gateway")
@@ -343,7 +343,7 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
 class Runner(web.AppRunner):
     """AppRunner whose handlers are cancelled when their caller leaves, whose connections are at
     most `most`, and end when their client takes nothing for `send_s`. Bodies come as they were
-    sent: `gateway.body` takes off their Content-Encoding, and what is not read is only dropped.
+    sent: `http.body` takes off their Content-Encoding, and what is not read is only dropped.
 
     aiohttp makes its connections in `Server.__call__`; a test sends bad HTTP and fails if that
     ever changes.

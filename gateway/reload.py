@@ -14,7 +14,7 @@ from gateway.chat.routing import Routing
 from gateway.config.load import ConfigError, check_together
 from gateway.config.models import Config
 from gateway.config.origins import Origins
-from gateway.keys import State, StateHolder
+from gateway.http.context import State, StateHolder
 
 # What a running process cannot change. A section without members stands for all of it.
 _FIXED: dict[str, tuple[str, ...]] = {

@@ -26,7 +26,7 @@ from gateway.config.outgoing import pem_files
 from gateway.connections import SEND_S, Runner, Site
 from gateway.errors import StartError
 from gateway.greeting import greet, look_around
-from gateway.keys import FLIGHTS, RELOAD, STATE, State
+from gateway.http.context import FLIGHTS, RELOAD, STATE, State
 from gateway.reload import differences
 from gateway.telemetry.accesslog import AccessLog
 

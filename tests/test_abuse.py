@@ -8,7 +8,7 @@ import orjson
 import pytest
 from conftest import AGENTS, UNLIMITED, Script, stopped
 
-from gateway.keys import BOOKS, BUCKETS
+from gateway.http.context import BOOKS, BUCKETS
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from argon2 import PasswordHasher
 from conftest import ADMIN_PASSWORD
 
 from gateway.accounts.passwords import Passwords
-from gateway.keys import BOOKS
+from gateway.http.context import BOOKS
 from gateway.secret import Secret
 
 SECRET = "0123456789abcdef0123456789abcdef"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.addresses import canonical
+from gateway.http.addresses import canonical
 
 ADDRESSES = {
     "/v1/chat/completions": [

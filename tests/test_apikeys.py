@@ -11,7 +11,7 @@ from conftest import AGENTS, UNLIMITED
 from gateway.accounts.credentials import new_key, split_key
 from gateway.config.load import parse
 from gateway.database import connect
-from gateway.keys import BOOKS, RELOAD
+from gateway.http.context import BOOKS, RELOAD
 
 
 @pytest.fixture

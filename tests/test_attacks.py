@@ -11,7 +11,7 @@ from conftest import AGENTS, Script, streamed
 from test_streaming import HELLO, chunk, dify, idle, until
 
 from gateway.errors import clean
-from gateway.keys import STATE
+from gateway.http.context import STATE
 
 JSON = {"Content-Type": "application/json"}
 

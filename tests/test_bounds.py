@@ -23,11 +23,12 @@ from argon2 import PasswordHasher
 from conftest import AGENTS, UNLIMITED, Script, streamed
 from test_streaming import chunk, idle, until
 
-from gateway import body, connections
+from gateway import connections
 from gateway.accounts.passwords import Passwords
 from gateway.connections import Runner, Site
 from gateway.errors import Overloaded, ShareTaken, TargetBusy, TooManyAtOnce
-from gateway.keys import BODIES, FILES, FLIGHTS
+from gateway.http import body
+from gateway.http.context import BODIES, FILES, FLIGHTS
 from gateway.limits.shares import Part, Shares
 from gateway.secret import Secret
 

@@ -14,7 +14,7 @@ from conftest import Script, stopped
 from test_cli import serving
 from test_streaming import HELLO, agent, dify, until
 
-from gateway.keys import FLIGHTS, METRICS, STATE
+from gateway.http.context import FLIGHTS, METRICS, STATE
 
 QUESTION = orjson.dumps({"query": "hi", "stream": True})
 
@@ -66,7 +66,7 @@ async def test_who_does_not_read_holds_back_the_upstream_and_ends_with_its_time(
     connect, serve, monkeypatch
 ):
     """What the network and one buffer hold is all that is taken from the upstream for them."""
-    monkeypatch.setattr("gateway.reply.LAST_WORDS_S", 0.5)
+    monkeypatch.setattr("gateway.http.answer.LAST_WORDS_S", 0.5)
     endless = Script([dify("message", answer="长" * 4000)] * 5000)
     gw, upstream = await serve(endless, stopped(), timeouts={"total": "1s"})
     reader, writer = await connect(gw)
@@ -125,7 +125,7 @@ async def test_a_head_that_comes_byte_by_byte_has_no_more_time(connect, serve, m
 
 
 async def test_a_body_that_stops_coming_is_408(connect, serve, monkeypatch):
-    monkeypatch.setattr("gateway.body.BODY_S", 0.2)
+    monkeypatch.setattr("gateway.http.body.BODY_S", 0.2)
     gw, upstream = await serve(Script(HELLO))
     reader, writer = await connect(gw)
     writer.write(request()[:-5])

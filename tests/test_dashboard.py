@@ -19,7 +19,7 @@ from conftest import AGENTS, UNLIMITED, Script
 from prometheus_client.parser import text_string_to_metric_families
 
 from gateway import errors
-from gateway.vitals import _BREAKER as BREAKER
+from gateway.http.gauges import _BREAKER as BREAKER
 
 GRAFANA = Path(__file__).parent.parent / "config/grafana"
 ROWS = ["Overview", "Agents", "Limits", "Stores", "Process"]

@@ -7,9 +7,9 @@ from typing import Any
 import orjson
 import pytest
 
-from gateway import direct
-from gateway.direct import SEEN, answer_json, begin_stream
-from gateway.keys import FLIGHTS, Context
+from gateway.http import fastwrite as direct
+from gateway.http.context import FLIGHTS, Context
+from gateway.http.fastwrite import SEEN, answer_json, begin_stream
 
 QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
 # HTTP/1.0 is asked for here, too, which on this machine proxies speak and not programs.
@@ -69,7 +69,7 @@ def sent(monkeypatch) -> list[bool]:
         out.append(answer is direct.SENT)
         return answer
 
-    monkeypatch.setattr("gateway.reply.answer_json", spy)
+    monkeypatch.setattr("gateway.http.answer.answer_json", spy)
     return out
 
 
@@ -95,7 +95,7 @@ async def test_both_ways_date_their_answers_alike(agents, gateway, sent, monkeyp
     gw = await gateway(agents=await agents(), auth=OPEN)
     for seen in (SEEN, ()):
         monkeypatch.setattr(direct, "SEEN", seen)
-        monkeypatch.setattr("gateway.direct.time.time", lambda: 1_800_000_000.9)
+        monkeypatch.setattr("gateway.http.fastwrite.time.time", lambda: 1_800_000_000.9)
         monkeypatch.setattr("aiohttp.helpers.time.time", lambda: 1_800_000_000.9)
         ((_, headers, _),) = await asked(gw, question())
         assert headers["date"] == "Fri, 15 Jan 2027 08:00:00 GMT"
@@ -163,7 +163,7 @@ async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(
         flights.stopping = True
         return answer_json(*args)
 
-    monkeypatch.setattr("gateway.reply.answer_json", stop)
+    monkeypatch.setattr("gateway.http.answer.answer_json", stop)
     ((_, headers, _),) = await asked(gw, question())
     assert headers["connection"] == "close"
 
@@ -206,7 +206,7 @@ def begun(monkeypatch) -> list[bool]:
         out.append(isinstance(answer, direct.Stream))
         return answer
 
-    monkeypatch.setattr("gateway.reply.begin_stream", spy)
+    monkeypatch.setattr("gateway.http.answer.begin_stream", spy)
     return out
 
 

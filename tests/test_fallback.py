@@ -11,7 +11,7 @@ import pytest
 from conftest import AGENTS, Script, stopped, streamed
 from test_streaming import HELLO, agent, dify, until
 
-from gateway.keys import STATE
+from gateway.http.context import STATE
 
 JSON = {"Content-Type": "application/json"}
 BUSY = Script([b'{"code":"x"}'], status="429 Too Many", headers={**JSON, "Retry-After": "0.2"})

@@ -14,7 +14,7 @@ from conftest import ADMIN_PASSWORD, AGENTS, sse_events
 from test_streaming import until
 from wire import Wire
 
-from gateway.keys import BOOKS, METRICS
+from gateway.http.context import BOOKS, METRICS
 
 FAULTS = ["down", "hangs", "slow", "resets", "half-open"]
 KEY = "sk-static-12345678"

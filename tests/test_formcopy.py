@@ -10,8 +10,8 @@ import pytest
 from conftest import AGENTS, Script
 from test_streaming import until
 
-from gateway import formcopy
-from gateway.keys import FORMS
+from gateway.http import formcopy
+from gateway.http.context import FORMS
 
 TEXT = Script([b'{"text": "hello"}'], headers={"Content-Type": "application/json"})
 WAV = b'Content-Disposition: form-data; name="file"; filename="\xe5\xa3\xb0.wav"\r\nContent-Type: audio/wav\r\n\r\n'

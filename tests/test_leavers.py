@@ -12,7 +12,7 @@ import pytest
 from conftest import Script, stopped
 from test_streaming import END, HELLO, agent, dify, until
 
-from gateway.keys import BOOKS, FLIGHTS, METRICS, STATE
+from gateway.http.context import BOOKS, FLIGHTS, METRICS, STATE
 
 SLOW = 60.0
 # What the upstream does, and after how much of it the caller leaves.

@@ -349,7 +349,7 @@ async def test_sighup_reads_the_file_again_and_names_what_needs_a_restart(
 
 async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway, scripted):
     from gateway.config.load import parse
-    from gateway.keys import RELOAD, STATE
+    from gateway.http.context import RELOAD, STATE
 
     broken = await scripted(Script(status="503 X"))
     settings = {"retries": 0, "breaker": {"failures": 1, "cooldown": "1m"}}
@@ -368,7 +368,7 @@ async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway
 
 async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scripted):
     from gateway.config.load import parse
-    from gateway.keys import FLIGHTS, RELOAD
+    from gateway.http.context import FLIGHTS, RELOAD
 
     answer = b'{"object":"list","data":[]}'
     upstream = await scripted(Script([answer], headers={"Content-Type": "application/json"}))
@@ -391,7 +391,7 @@ async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scri
 
 async def test_a_new_agent_may_be_a_demo(gateway):
     from gateway.config.load import parse
-    from gateway.keys import RELOAD
+    from gateway.http.context import RELOAD
 
     gw = await gateway(agents={"dify": {"platform": "dify"}})
     agents = {"dify": {"platform": "dify"}, "coze": {"platform": "coze"}}
@@ -612,7 +612,7 @@ async def test_a_file_that_is_being_downloaded_arrives_whole(tmp_path, scripted,
 
 async def test_a_reload_cannot_open_a_public_address_to_anonymous_callers(gateway, scripted):
     from gateway.config.load import ConfigError, parse
-    from gateway.keys import RELOAD, STATE
+    from gateway.http.context import RELOAD, STATE
 
     upstream = await scripted(Script(HELLO))
     agents = {"bot": agent(upstream.url)}
@@ -695,7 +695,7 @@ async def test_the_log_beside_the_file_is_no_change_of_it(tmp_path, scripted, cl
 
 async def test_demo_platforms_of_earlier_files_do_not_add_up(gateway):
     from gateway.config.load import parse
-    from gateway.keys import RELOAD
+    from gateway.http.context import RELOAD
 
     def listeners() -> int:
         return sum(" 0A " in line for line in Path("/proc/self/net/tcp").read_text().splitlines())
@@ -711,7 +711,7 @@ async def test_demo_platforms_of_earlier_files_do_not_add_up(gateway):
 
 async def test_a_route_that_shrinks_keeps_its_conversations(gateway, scripted):
     from gateway.config.load import parse
-    from gateway.keys import RELOAD
+    from gateway.http.context import RELOAD
 
     upstream = await scripted(Script(HELLO))
     agents = {"a": agent(upstream.url), "b": agent(upstream.url)}

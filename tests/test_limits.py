@@ -11,7 +11,7 @@ from conftest import AGENTS, UNLIMITED, Script, streamed
 from redis import asyncio as aioredis
 from test_cli import serving
 
-from gateway.keys import BUCKETS
+from gateway.http.context import BUCKETS
 
 KEY = "static-test-key"
 

@@ -11,7 +11,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from gateway.config.load import access_note, parse
 from gateway.config.origins import Origins
-from gateway.locality import Hint, refusal
+from gateway.http.locality import Hint, refusal
 
 ROOT = Path(__file__).parent.parent
 AGENT = "agents: {a: {platform: dify}}\n"

@@ -32,7 +32,7 @@ from gateway.config.proxy import is_excepted, read_proxy
 from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.files.fetcher import Guard
 from gateway.greeting import greet, look_around
-from gateway.keys import RELOAD, STATE
+from gateway.http.context import RELOAD, STATE
 from gateway.live import check_live
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.upstream.client import open_upstream

@@ -17,17 +17,17 @@ from test_fastgpt_captures import ANSWERS
 from test_link import HEAD, Line
 from test_link import connected as connected_link
 
-from gateway import direct
 from gateway.chat.run import Run
 from gateway.connections import _Connection
-from gateway.direct import Caller
+from gateway.http import fastwrite as direct
+from gateway.http.fastwrite import Caller
+from gateway.http.pump import Pump, Shortcut
 from gateway.platforms.openai_compatible import explain_error
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.passthrough import PassThrough
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import KEEP_ALIVE
 from gateway.protocol.template import find_pattern
-from gateway.pump import Pump, Shortcut
 from gateway.upstream.client import Exchange
 from gateway.upstream.timers import Timers
 

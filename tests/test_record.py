@@ -16,7 +16,7 @@ from conftest import ADMIN_PASSWORD, AGENTS, Script, stopped
 from test_cli import serving
 
 from gateway.accounts.credentials import new_key
-from gateway.keys import BOOKS
+from gateway.http.context import BOOKS
 from gateway.middlewares.requestlog import new_request_id
 
 HELLO = b'data: {"event":"message","answer":"\xe4\xbd\xa0\xe5\xa5\xbd","conversation_id":"c","task_id":"t"}\n\n'

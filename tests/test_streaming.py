@@ -9,9 +9,10 @@ import pytest
 from aiohttp import web
 from conftest import AGENTS, Script, stopped, streamed
 
-from gateway import direct, pump
 from gateway.chat.run import Run
-from gateway.keys import CONTEXT, FLIGHTS, STATE
+from gateway.http import fastwrite as direct
+from gateway.http import pump
+from gateway.http.context import CONTEXT, FLIGHTS, STATE
 from gateway.platforms.dify.adapter import DifyDecoder
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.render import StreamRenderer

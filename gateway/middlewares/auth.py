@@ -11,14 +11,14 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.access import Access, Route
 from gateway.accounts.credentials import Caller, bare_key, presented_key
 from gateway.accounts.tokens import ALGORITHM, BROWSER, LOGIN, is_token
-from gateway.books import books_of
-from gateway.cors import is_preflight, preflight
 from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
-from gateway.keys import BOOKS, CONTEXT, SIGNER, State, state_of
-from gateway.locality import Hint, NotFromHere, refusal
+from gateway.http.context import BOOKS, CONTEXT, SIGNER, State, state_of
+from gateway.http.cors import is_preflight, preflight
+from gateway.http.endpoint import Access, Route
+from gateway.http.locality import Hint, NotFromHere, refusal
+from gateway.http.services import books_of
 from gateway.secret import Secret
 
 _LOG_IN = "Log in at POST /api/v1/login and send the access_token as Bearer."

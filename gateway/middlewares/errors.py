@@ -23,8 +23,8 @@ from gateway.errors import (
     headers,
     openai_body,
 )
-from gateway.flights import Flights, forget_cancellation
-from gateway.keys import CONTEXT, header_value, is_api
+from gateway.http.context import CONTEXT, header_value, is_api
+from gateway.http.inflight import Flights, forget_cancellation
 
 log = logging.getLogger("gateway")
 

@@ -6,10 +6,9 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.access import Route
 from gateway.accounts.credentials import Caller, by_address
 from gateway.config.models import RateLimits
-from gateway.keys import (
+from gateway.http.context import (
     BUCKETS,
     CONTEXT,
     METRICS,
@@ -19,6 +18,7 @@ from gateway.keys import (
     route_of,
     state_of,
 )
+from gateway.http.endpoint import Route
 from gateway.limits.buckets import Buckets
 from gateway.limits.rules import Class, Given, Take, headers, login_takes, refusal, takes
 from gateway.telemetry.call import Call, Surface

@@ -13,10 +13,10 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway import headers as headernames
 from gateway.errors import clean, looks_like_key
-from gateway.flights import Flights
+from gateway.http.context import CONTEXT, STATE, Context, State, route_of
+from gateway.http.forwarded import client_address
+from gateway.http.inflight import Flights
 from gateway.ids import new_id
-from gateway.keys import CONTEXT, STATE, Context, State, route_of
-from gateway.proxies import client_address
 from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.telemetry.metrics import Metrics
 from gateway.times import stamp

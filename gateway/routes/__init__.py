@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from aiohttp import web
 
-from gateway.access import Route
 from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.http.endpoint import Route
 from gateway.middlewares.errors import error_response
 from gateway.routes import accounts, agents, apikeys, chat, files, health, openai, records
 
@@ -88,7 +88,7 @@ _V1 = [
 
 
 def all_routes() -> Iterator[Route]:
-    """Addresses stand here in their canonical form (`gateway.addresses`)."""
+    """Addresses stand here in their canonical form (`gateway.http.addresses`)."""
     yield from (*OPS, *_with_head((*_API, *_V1)))
 
 

@@ -11,7 +11,8 @@ from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
 from gateway.accounts.passwords import LONGEST, check_strength
 from gateway.accounts.store import User, name_key
-from gateway.body import (
+from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
+from gateway.http.body import (
     MAX_SETTINGS,
     check,
     choice,
@@ -24,9 +25,8 @@ from gateway.body import (
     require_once,
     require_query,
 )
-from gateway.books import books_of, usage_of
-from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
-from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
+from gateway.http.context import CONTEXT, SIGNER, Books, caller_of, state_of
+from gateway.http.services import books_of, usage_of
 from gateway.limits.rules import login_takes
 from gateway.middlewares.ratelimit import take
 from gateway.secret import Secret

@@ -4,9 +4,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.body import envelope
 from gateway.chat.routing import Target
-from gateway.keys import CONTEXT, UPSTREAM, state_of
+from gateway.http.body import envelope
+from gateway.http.context import CONTEXT, UPSTREAM, state_of
 
 _HIDDEN = "Only for callers that may ask this agent: send an API key."
 

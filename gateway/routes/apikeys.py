@@ -6,7 +6,11 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.body import (
+from gateway.chat.routing import Routing
+from gateway.config.models import KeyLimits, Permission, RateLimits
+from gateway.config.values import Rate
+from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
+from gateway.http.body import (
     at_most,
     check,
     envelope,
@@ -18,12 +22,8 @@ from gateway.body import (
     require_nothing,
     require_query,
 )
-from gateway.books import books_of, usage_of
-from gateway.chat.routing import Routing
-from gateway.config.models import KeyLimits, Permission, RateLimits
-from gateway.config.values import Rate
-from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
-from gateway.keys import SIGNER, caller_of, state_of
+from gateway.http.context import SIGNER, caller_of, state_of
+from gateway.http.services import books_of, usage_of
 from gateway.times import iso, now_ms
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")

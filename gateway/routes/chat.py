@@ -9,18 +9,18 @@ from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from gateway.accounts.credentials import Caller
-from gateway.body import agent_name, at_most, check, read_object
 from gateway.chat.attachments import Attachments
 from gateway.chat.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
 from gateway.config.models import FastGPTAgent
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files.library import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
+from gateway.http.answer import answering
+from gateway.http.body import agent_name, at_most, check, read_object
+from gateway.http.context import ATTACHMENTS, SIGNER, State, call_of
+from gateway.http.forwarded import client_origin
 from gateway.protocol.messages import ChatRequest, Media, Message, has_media
 from gateway.protocol.openai_messages import read_turns, require_few
-from gateway.proxies import client_origin
-from gateway.reply import answering
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"

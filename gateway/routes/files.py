@@ -11,17 +11,17 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gateway.body import agent_name, choice, envelope, number
 from gateway.chat.delivery import give, require_kind
 from gateway.chat.routing import Target
 from gateway.errors import FileNotFound, GatewayError
 from gateway.files.library import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
-from gateway.form import UploadForm
-from gateway.keys import ATTACHMENTS, CONTEXT, FILES, SIGNER, UPSTREAM, caller_of, state_of
+from gateway.http.body import agent_name, choice, envelope, number
+from gateway.http.context import ATTACHMENTS, CONTEXT, FILES, SIGNER, UPSTREAM, caller_of, state_of
+from gateway.http.forwarded import client_origin
+from gateway.http.multipart import UploadForm
 from gateway.protocol.exchange import Source
 from gateway.protocol.messages import Media
-from gateway.proxies import client_origin
 
 _NO_SCRIPTS = "default-src 'none'; img-src 'self'; media-src 'self'; sandbox"
 _NO_POLICY = "frame-ancestors *"  # browsers' viewers of PDFs do not run in a sandbox

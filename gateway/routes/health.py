@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, METRICS, STATE
+from gateway.http.context import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, METRICS, STATE
 
 
 async def root(request: web.Request) -> web.Response:

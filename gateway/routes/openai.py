@@ -11,7 +11,6 @@ import orjson
 from aiohttp import web
 
 from gateway.accounts.credentials import Caller
-from gateway.body import read_object
 from gateway.chat.routing import Target, pin, pin_files, pin_results
 from gateway.errors import (
     Forbidden,
@@ -22,8 +21,9 @@ from gateway.errors import (
     UpstreamTimeout,
 )
 from gateway.files.library import owner_of
-from gateway.formcopy import FormCopy
-from gateway.keys import (
+from gateway.http.answer import answering
+from gateway.http.body import read_object
+from gateway.http.context import (
     ATTACHMENTS,
     CONTEXT,
     FILES,
@@ -35,6 +35,8 @@ from gateway.keys import (
     caller_of,
     state_of,
 )
+from gateway.http.formcopy import FormCopy
+from gateway.http.forwarded import client_origin
 from gateway.limits.rules import counts_tokens
 from gateway.limits.shares import Part
 from gateway.platforms.base import dump
@@ -44,8 +46,6 @@ from gateway.protocol.messages import ChatRequest, Message, has_media
 from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
 from gateway.protocol.passthrough import usage_at_end
 from gateway.protocol.redaction import Scrubber, masked
-from gateway.proxies import client_origin
-from gateway.reply import answering
 from gateway.telemetry.call import Capture
 from gateway.upstream.client import Exchange
 

@@ -6,10 +6,10 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.body import choice, day, envelope, moment_ms, number, require_query
-from gateway.books import books_of
 from gateway.errors import DatabaseAway, InvalidRequest, NotFound
-from gateway.keys import Books
+from gateway.http.body import choice, day, envelope, moment_ms, number, require_query
+from gateway.http.context import Books
+from gateway.http.services import books_of
 from gateway.telemetry.call import kept_user
 from gateway.telemetry.store import MAX_GROUPS
 from gateway.times import iso

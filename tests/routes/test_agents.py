@@ -3,7 +3,7 @@ import re
 import pytest
 from conftest import AGENTS, Script
 
-from gateway.keys import STATE
+from gateway.http.context import STATE
 
 
 async def test_the_list_is_public_and_has_the_designs_members(all_five):

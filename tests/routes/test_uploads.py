@@ -15,7 +15,7 @@ import pytest
 from conftest import AGENTS, UNLIMITED
 
 from gateway.errors import SenderTooSlow
-from gateway.keys import FILES
+from gateway.http.context import FILES
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000008000000080802000000"
@@ -350,7 +350,7 @@ async def leftovers(store):
 
 
 async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
-    monkeypatch.setattr("gateway.form.SILENCE_S", 0.2)
+    monkeypatch.setattr("gateway.http.multipart.SILENCE_S", 0.2)
     body = form(("file", b"x" * 300_000, "a.txt"))
     writer = await send_half(gw, body[:150_000], len(body))
     reader = asyncio.StreamReader()
@@ -364,7 +364,7 @@ async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
 
 async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_path):
     from gateway.config.models import Storage
-    from gateway.form import SLOWEST, START_S, UploadForm
+    from gateway.http.multipart import SLOWEST, START_S, UploadForm
 
     now = 0.0
 
@@ -384,7 +384,7 @@ async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_
 
 async def test_a_form_that_slows_down_is_given_up():
     from gateway.config.models import Storage
-    from gateway.form import START_S, WINDOW_S, UploadForm
+    from gateway.http.multipart import START_S, WINDOW_S, UploadForm
 
     now = 0.0
 

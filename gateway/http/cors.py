@@ -10,7 +10,7 @@ from aiohttp import web
 from gateway.accounts.credentials import KEY_HEADERS, presented_key
 from gateway.config.origins import FROM_DISK, is_local
 from gateway.errors import Forbidden, clean
-from gateway.keys import state_of
+from gateway.http.context import state_of
 
 _EXPOSED = ", ".join(
     (

@@ -20,7 +20,7 @@ from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.errors import GatewayError, Stopping, why
 from gateway.files.library import Files
-from gateway.flights import Flights
+from gateway.http.inflight import Flights
 from gateway.limits.buckets import Buckets
 from gateway.limits.shares import Part, Shares
 from gateway.telemetry.accesslog import AccessLog

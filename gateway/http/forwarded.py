@@ -5,7 +5,7 @@ import re
 
 from aiohttp import web
 
-from gateway.keys import state_of
+from gateway.http.context import state_of
 
 Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
 

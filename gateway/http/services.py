@@ -5,9 +5,9 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from gateway.body import envelope
 from gateway.errors import DatabaseAway, NotFound
-from gateway.keys import BOOKS, Books
+from gateway.http.body import envelope
+from gateway.http.context import BOOKS, Books
 
 
 def books_of(request: web.Request) -> Books:

@@ -27,7 +27,7 @@ from gateway.errors import (
     TooManyAtOnce,
     UnsupportedMediaType,
 )
-from gateway.keys import BODIES, CONTEXT, PARSING
+from gateway.http.context import BODIES, CONTEXT, PARSING
 from gateway.limits.shares import Part
 from gateway.protocol import loosejson
 from gateway.protocol.charsets import as_utf8

@@ -1,11 +1,13 @@
-"""Hand every call that was let in to the recorder, the metrics and its trace when it is over."""
+"""The end of a request: headers that every answer carries, and who hears that a call is over."""
 
 import time
 from collections.abc import Callable
 
 from aiohttp import web
 
-from gateway.keys import Books, Context
+from gateway import headers as headernames
+from gateway.errors import Stopping
+from gateway.http.context import CONTEXT, Books, Context
 from gateway.telemetry.call import Capture
 from gateway.telemetry.metrics import Metrics
 
@@ -13,8 +15,9 @@ from gateway.telemetry.metrics import Metrics
 def record(
     metrics: Metrics, books_now: Callable[[], Books | None]
 ) -> Callable[[Context, web.StreamResponse | None, int], None]:
-    """For `requestlog`, which knows when a request is over. `books_now` gives none with
-    `database: none`."""
+    """Hand a call that was let in to the recorder, the metrics and its trace when it is over.
+
+    For `requestlog`, which knows when that is. `books_now` gives none with `database: none`."""
 
     def on_over(context: Context, response: web.StreamResponse | None, status: int) -> None:
         """Calls that were refused for their key or their rate are in the log alone."""
@@ -39,3 +42,25 @@ def _add_body(capture: Capture, response: web.StreamResponse | None) -> None:
     body = response.body if isinstance(response, web.Response) else None
     if not capture.answer_size and isinstance(body, bytes):
         capture.add(body)
+
+
+def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    """Add headers that keep browsers from doing more with an answer than showing it. A header
+    that the route has set itself stays."""
+    headers = response.headers
+    for name, value in headernames.SAFETY.items():
+        headers.setdefault(name, value)
+    if request.secure:
+        headers["Strict-Transport-Security"] = "max-age=31536000"
+
+
+def tell_to_stop(request: web.Request) -> None:
+    """Note that the process stops, before the request is cancelled. `middlewares.errors` answers
+    with this if nothing has been sent."""
+    request[CONTEXT].stopped = Stopping()
+
+
+def end_connection(response: web.StreamResponse) -> None:
+    """Close the connection after the answer, so that the client's next request goes elsewhere."""
+    response.force_close()
+    response.headers["Connection"] = "close"  # aiohttp has written it already

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from gateway.config.models import Storage
 from gateway.errors import InvalidRequest, StorageFull, TooManyAtOnce, UnsupportedMediaType
-from gateway.form import UploadForm, be_quiet, reading
+from gateway.http.multipart import UploadForm, be_quiet, reading
 from gateway.limits.shares import Part
 
 _CHUNK = 64 * 1024

@@ -17,7 +17,7 @@ import aiohttp
 from aiohttp import HttpVersion11, web
 
 from gateway import headers as headernames
-from gateway.keys import Context
+from gateway.http.context import Context
 from gateway.times import http_date
 
 SEEN = ("3.13.", "3.14.")  # versions of aiohttp

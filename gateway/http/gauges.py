@@ -12,7 +12,7 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 
 from gateway import __version__
-from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, STATE
+from gateway.http.context import BOOKS, BUCKETS, FILES, FLIGHTS, STATE
 
 _BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 

@@ -20,11 +20,9 @@ from aiohttp.typedefs import Handler
 
 from gateway import headers as headernames
 from gateway.accounts.credentials import Caller
-from gateway.body import hold_more
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
 from gateway.config.models import KeepAliveForm, Server
-from gateway.direct import SENT, Stream, answer_json, begin_stream
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -33,8 +31,8 @@ from gateway.errors import (
     api_body,
     openai_body,
 )
-from gateway.flights import forget_cancellation
-from gateway.keys import (
+from gateway.http.body import hold_more
+from gateway.http.context import (
     ATTACHMENTS,
     CONTEXT,
     METRICS,
@@ -43,11 +41,13 @@ from gateway.keys import (
     header_value,
     is_api,
 )
+from gateway.http.fastwrite import SENT, Stream, answer_json, begin_stream
+from gateway.http.inflight import forget_cancellation
+from gateway.http.pump import Pump, open_pump
 from gateway.platforms.base import ignored_options
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
 from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
-from gateway.pump import Pump, open_pump
 from gateway.telemetry.call import Call, Capture
 
 log = logging.getLogger("gateway")

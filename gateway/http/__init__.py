@@ -1,0 +1,1 @@
+"""Everything that knows aiohttp.web and is not a route: requests in, answers out."""
