@@ -198,7 +198,7 @@ def check(args: argparse.Namespace) -> int:
 
 def _check_live(config: "Config") -> int:
     """Ask every platform and store of the configuration; 1 if one of them is sure to fail."""
-    from gateway.live import check_live, table
+    from gateway.server.check import check_live, table
 
     rows = asyncio.run(check_live(config))
     print("asked just now:")
@@ -250,7 +250,7 @@ def serve(args: argparse.Namespace) -> int:
         print(f"LOG_FORMAT: {form!r} is none of {', '.join(logs.FORMS)}", file=sys.stderr)
         return 1
     access_log = logs.set_up(level, form, sys.stderr)
-    from gateway.serve import serve as serve_on
+    from gateway.server.process import serve as serve_on
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:

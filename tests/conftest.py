@@ -27,8 +27,8 @@ import servers
 from gateway.accounts.passwords import Passwords
 from gateway.app import build
 from gateway.config import load as configfile
-from gateway.connections import Runner
 from gateway.demo import DEMOS, Demo, serve_demo
+from gateway.server.connections import Runner
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -23,14 +23,14 @@ from argon2 import PasswordHasher
 from conftest import AGENTS, UNLIMITED, Script, streamed
 from test_streaming import chunk, idle, until
 
-from gateway import connections
 from gateway.accounts.passwords import Passwords
-from gateway.connections import Runner, Site
 from gateway.errors import Overloaded, ShareTaken, TargetBusy, TooManyAtOnce
 from gateway.http import body
 from gateway.http.context import BODIES, FILES, FLIGHTS
 from gateway.limits.shares import Part, Shares
 from gateway.secret import Secret
+from gateway.server import connections
+from gateway.server.connections import Runner, Site
 
 MIB = 1 << 20
 AT_ONCE_S = 0.1  # CPU time, in one turn of the loop

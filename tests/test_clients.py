@@ -101,7 +101,7 @@ async def test_who_reads_slowly_gets_everything(connect, serve):
 async def test_a_head_that_does_not_come_is_not_waited_for(
     connect, serve, monkeypatch, gateway, scripted
 ):
-    monkeypatch.setattr("gateway.connections.IDLE_S", 0.2)
+    monkeypatch.setattr("gateway.server.connections.IDLE_S", 0.2)
     gw, upstream = await serve(Script(HELLO))
     for start in (b"", b"POST /api/v1/chat HTTP/1.1\r\nHost: localhost\r\nAge"):
         reader, writer = await connect(gw)
@@ -112,7 +112,7 @@ async def test_a_head_that_does_not_come_is_not_waited_for(
 
 
 async def test_a_head_that_comes_byte_by_byte_has_no_more_time(connect, serve, monkeypatch):
-    monkeypatch.setattr("gateway.connections.IDLE_S", 0.3)
+    monkeypatch.setattr("gateway.server.connections.IDLE_S", 0.3)
     gw, _ = await serve(Script(HELLO))
     reader, writer = await connect(gw)
     began = time.monotonic()

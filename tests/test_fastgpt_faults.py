@@ -8,7 +8,7 @@ from conftest import AGENTS, Script, stopped, streamed
 from test_fastgpt_captures import Capture, capture
 
 from gateway.config.load import load
-from gateway.live import check_live
+from gateway.server.check import check_live
 
 
 def replayed(of: Capture) -> Script:

@@ -8,7 +8,7 @@ import pytest
 
 from gateway.config import invocation
 from gateway.config.load import load
-from gateway.greeting import greet, look_around
+from gateway.server.greeting import greet, look_around
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def test_json_logs_have_no_such_noise(greeted):
 
 
 def test_an_open_address_tells_the_one_for_others(greeted, monkeypatch):
-    monkeypatch.setattr("gateway.greeting._lan_address", lambda: "192.168.1.7")
+    monkeypatch.setattr("gateway.server.greeting._lan_address", lambda: "192.168.1.7")
     lines = greeted(HOST="0.0.0.0")
     told = "\n".join(lines)
     assert lines[0].startswith("demo: a simulator answers for bot")

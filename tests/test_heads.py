@@ -10,7 +10,7 @@ from conftest import AGENTS, Script
 from test_bounds import BOTS, stalled
 from test_streaming import chunk, until
 
-from gateway import connections
+from gateway.server import connections
 
 
 def talk(gw, *pieces: bytes, end: bytes = b"") -> bytes:

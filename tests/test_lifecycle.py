@@ -25,7 +25,7 @@ from test_cli import free_port, run, serving
 from test_streaming import HELLO, agent
 
 from gateway.config.load import load
-from gateway.live import check_live
+from gateway.server.check import check_live
 
 QUESTION = {"query": "hi", "stream": True}
 

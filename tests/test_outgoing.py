@@ -31,10 +31,10 @@ from gateway.config.outgoing import Trust, Way
 from gateway.config.proxy import is_excepted, read_proxy
 from gateway.errors import InvalidRequest, UpstreamFailed
 from gateway.files.fetcher import Guard
-from gateway.greeting import greet, look_around
 from gateway.http.context import RELOAD, STATE
-from gateway.live import check_live
 from gateway.protocol.exchange import UpstreamRequest
+from gateway.server.check import check_live
+from gateway.server.greeting import greet, look_around
 from gateway.upstream.client import open_upstream
 from gateway.upstream.pool import Links
 

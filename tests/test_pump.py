@@ -18,7 +18,6 @@ from test_link import HEAD, Line
 from test_link import connected as connected_link
 
 from gateway.chat.run import Run
-from gateway.connections import _Connection
 from gateway.http import fastwrite as direct
 from gateway.http.fastwrite import Caller
 from gateway.http.pump import Pump, Shortcut
@@ -28,6 +27,7 @@ from gateway.protocol.passthrough import PassThrough
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import KEEP_ALIVE
 from gateway.protocol.template import find_pattern
+from gateway.server.connections import _Connection
 from gateway.upstream.client import Exchange
 from gateway.upstream.timers import Timers
 

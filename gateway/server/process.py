@@ -23,11 +23,11 @@ from gateway.config.check import warnings
 from gateway.config.load import ConfigError, access_note, home, sources
 from gateway.config.models import Config, Server
 from gateway.config.outgoing import pem_files
-from gateway.connections import SEND_S, Runner, Site
 from gateway.errors import StartError
-from gateway.greeting import greet, look_around
 from gateway.http.context import FLIGHTS, RELOAD, STATE, State
 from gateway.reload import differences
+from gateway.server.connections import SEND_S, Runner, Site
+from gateway.server.greeting import greet, look_around
 from gateway.telemetry.accesslog import AccessLog
 
 log = logging.getLogger("gateway")
