@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import re
 import sqlite3
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import chain, islice
 from pathlib import Path
@@ -18,9 +18,8 @@ import aiosql
 
 from gateway.errors import DatabaseAway, StartError
 from gateway.private import make_folder
-from gateway.telemetry.call import COLUMNS, Row
 
-SQL = Path(__file__).parent.parent.parent / "sql"
+SQL = Path(__file__).parent.parent / "sql"
 TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock
 _MIGRATION_S = 600.0
 _LOCK = 0x6A77  # of PostgreSQL's advisory locks: migrations
@@ -29,6 +28,7 @@ _LOCK = 0x6A77  # of PostgreSQL's advisory locks: migrations
 _ROWS_AT_ONCE = 100
 _WRITER_LOCK = 0x6A78  # batches of calls, so that two replicas' upserts cannot deadlock
 
+Row = tuple[Any, ...]
 Connection = Any  # asyncpg's or aiosqlite's, which only aiosql's adapters tell apart
 Rows = list[dict[str, Any]]
 Errors = tuple[type[BaseException], ...]
@@ -53,8 +53,11 @@ class Database(Protocol):
     async def migrate(self) -> int:
         """Bring the schema up to date; how many steps that took. Raises StartError."""
 
-    async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
-        """Put rows of `call.COLUMNS` into `calls_incoming`, a table of this transaction alone."""
+    async def load(
+        self, conn: Connection, table: str, columns: Sequence[str], rows: Iterable[Row]
+    ) -> None:
+        """Put `rows` into `<table>_incoming`, a temporary table like `table` that this
+        transaction alone sees."""
 
     async def close(self) -> None: ...
 
@@ -144,8 +147,6 @@ class SQLite:
                 await _become_wal(conn)
                 await conn.execute("PRAGMA synchronous = NORMAL")
                 await conn.execute("PRAGMA foreign_keys = ON")
-                columns = ", ".join(COLUMNS)
-                await conn.execute(f"CREATE TEMP TABLE calls_incoming ({columns})")
             except BaseException:
                 await conn.close()
                 raise
@@ -175,14 +176,19 @@ class SQLite:
                 )
         return len(steps)
 
-    async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
-        marks = f"({', '.join('?' * len(COLUMNS))})"
-        await conn.execute("DELETE FROM calls_incoming")
+    async def load(
+        self, conn: Connection, table: str, columns: Sequence[str], rows: Iterable[Row]
+    ) -> None:
+        marks = f"({', '.join('?' * len(columns))})"
+        await conn.execute(
+            f"CREATE TEMP TABLE IF NOT EXISTS {table}_incoming ({', '.join(columns)})"
+        )
+        await conn.execute(f"DELETE FROM {table}_incoming")  # noqa: S608
         left = iter(rows)
         while some := list(islice(left, _ROWS_AT_ONCE)):
             values = ", ".join([marks] * len(some))
             await conn.execute(
-                f"INSERT INTO calls_incoming VALUES {values}",  # noqa: S608
+                f"INSERT INTO {table}_incoming VALUES {values}",  # noqa: S608
                 list(chain.from_iterable(some)),
             )
 
@@ -294,10 +300,12 @@ class PostgreSQL:
                 )
         return len(steps)
 
-    async def load_incoming(self, conn: Connection, rows: Iterable[Row]) -> None:
+    async def load(
+        self, conn: Connection, table: str, columns: Sequence[str], rows: Iterable[Row]
+    ) -> None:
         await conn.execute(f"SELECT pg_advisory_xact_lock({_WRITER_LOCK})")
-        await conn.execute("CREATE TEMP TABLE calls_incoming (LIKE calls) ON COMMIT DROP")
-        await conn.copy_records_to_table("calls_incoming", records=rows, columns=COLUMNS)
+        await conn.execute(f"CREATE TEMP TABLE {table}_incoming (LIKE {table}) ON COMMIT DROP")
+        await conn.copy_records_to_table(f"{table}_incoming", records=rows, columns=columns)
 
     async def close(self) -> None:
         if self._pool is not None:

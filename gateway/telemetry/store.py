@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gateway.database import Database, Rows, fetch
-from gateway.telemetry.call import Row, first_id
+from gateway.telemetry.call import COLUMNS, Row, first_id
 
 COUNTS = ("calls", "errors", "prompt_tokens", "completion_tokens", "total_tokens")
 MAX_GROUPS = 10_000
@@ -26,7 +26,7 @@ class Calls:
         Gives the calls in all by now of each (scope, period) that the batch has changed.
         """
         async with self._database.transaction() as conn:
-            await self._database.load_incoming(conn, rows)
+            await self._database.load(conn, "calls", COLUMNS, rows)
             await self._sql.calls_forget_known(conn)
             await self._sql.calls_keep(conn)
             await self._sql.calls_roll_up_days(conn)

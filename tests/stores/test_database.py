@@ -155,7 +155,7 @@ async def test_a_transaction_that_is_cancelled_leaves_the_connection_usable(data
 async def test_both_kinds_have_the_tables_that_the_code_knows(database):
     await database.migrate()
     async with database.transaction() as conn:
-        await database.load_incoming(conn, [])
+        await database.load(conn, "calls", COLUMNS, [])
         await database.queries.calls_keep(conn)
         rows = database.queries.calls_page(
             conn, before_id="g", from_ms=0, to_ms=1, request_id="", caller="", key_id="", user_id="",
