@@ -4,7 +4,7 @@ While an answer streams no task is woken and nothing is awaited. The upstream's 
 over by its transport (`Link.listen`), decoded, rendered and written to the caller's transport in
 the same call; a caller who does not read makes the upstream wait. Most reads are one event of a
 form that has just been seen (`Pattern`): those take a `Shortcut`, which does what the long way
-does and no more than that. `tests/test_pump.py` holds both to the same answers.
+does and no more than that. `tests/http/test_pump.py` holds both to the same answers.
 
 An answer's head, its first frames and its end are written before and after, perhaps by aiohttp.
 In between its chunked framing is done here (see `direct`); where that is not possible, `open_pump`

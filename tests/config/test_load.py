@@ -9,7 +9,7 @@ from gateway.config.load import ConfigError, load, parse
 from gateway.config.models import Config
 from gateway.config.schema import config_schema
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 AGENT = "agents: {a: {platform: dify}}\n"
 
 

@@ -13,7 +13,7 @@ from gateway.config.load import access_note, parse
 from gateway.config.origins import Origins
 from gateway.http.locality import Hint, refusal
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 AGENT = "agents: {a: {platform: dify}}\n"
 
 

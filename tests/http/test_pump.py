@@ -13,9 +13,9 @@ from conftest import AGENTS, Script, streamed
 from decoding import decoder_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_connection import HEAD, Line
+from test_connection import connected as connected_link
 from test_fastgpt_captures import ANSWERS
-from test_link import HEAD, Line
-from test_link import connected as connected_link
 
 from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
@@ -31,7 +31,7 @@ from gateway.server.connections import _Connection
 from gateway.upstream.client import Exchange
 from gateway.upstream.timers import Timers
 
-PLATFORMS = Path(__file__).parent / "platforms"
+PLATFORMS = Path(__file__).parent.parent / "platforms"
 SAMPLES = sorted((PLATFORMS / "samples").glob("*/*.sse"))
 CAPTURES = sorted((PLATFORMS / "captures" / "dify").glob("*/*stream*.http"))
 FASTGPT = [capture for capture in ANSWERS if capture.is_stream]

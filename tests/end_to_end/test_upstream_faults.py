@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from conftest import AGENTS, Script, stopped, streamed
 
-SAMPLES = Path(__file__).parent / "platforms" / "samples"
+SAMPLES = Path(__file__).parent.parent / "platforms" / "samples"
 FILES = {
     "fastgpt": "detail", "dify": "chat", "coze": "chat", "zhipu": "chat", "openai": "stream-usage",
 }  # fmt: skip

@@ -5,7 +5,7 @@ import gzip
 import zlib
 
 import pytest
-from test_upstream import Echo
+from test_client import Echo
 
 from gateway.config.outgoing import DIRECT
 from gateway.upstream.connection import BULK, MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp

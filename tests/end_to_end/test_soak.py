@@ -7,7 +7,7 @@ from pathlib import Path
 
 from soak.soak import Made, leftovers, memory, of_record
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 CALM = {
     "gateway_open_streams": 0.0, "gateway_agent_running": 0.0, "gateway_agent_waiting": 0.0,
     "gateway_agent_draining": 0.0, "gateway_record_queue_depth": 0.0,

@@ -408,7 +408,7 @@ async def test_processes_may_share_a_port(tmp_path, scripted):
     path = write(tmp_path / "c.yaml", {"bot": agent(upstream.url)}, server={"reuse_port": True})
     async with serving("--config", str(path)) as (one, port, log):
         other = await asyncio.create_subprocess_exec(
-            *(await asyncio.to_thread(_command, path, port)), cwd=Path(__file__).parent.parent,
+            *(await asyncio.to_thread(_command, path, port)), cwd=Path(__file__).parent.parent.parent,
             env={**os.environ, "DATABASE_URL": "none"}, stderr=asyncio.subprocess.PIPE,
         )  # fmt: skip
         try:
@@ -660,7 +660,7 @@ async def test_sigterm_ends_a_process_that_is_only_starting(tmp_path):
     """As process 1 of a container it would not even get it without a handler."""
     started = await asyncio.create_subprocess_exec(
         *_command(write(tmp_path / "c.yaml", {"bot": {"platform": "dify"}}), free_port()),
-        cwd=Path(__file__).parent.parent, env={**os.environ, "DATABASE_URL": "none"},
+        cwd=Path(__file__).parent.parent.parent, env={**os.environ, "DATABASE_URL": "none"},
         stderr=asyncio.subprocess.PIPE,
     )  # fmt: skip
     try:

@@ -21,7 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from gateway import errors
 from gateway.http.gauges import _BREAKER as BREAKER
 
-GRAFANA = Path(__file__).parent.parent / "config/grafana"
+GRAFANA = Path(__file__).parent.parent.parent / "config/grafana"
 ROWS = ["Overview", "Agents", "Limits", "Stores", "Process"]
 OURS = ("gateway_", "gen_ai_")
 

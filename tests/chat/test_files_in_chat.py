@@ -14,7 +14,7 @@ from conftest import AGENTS, Script, streamed
 
 from gateway.demo import serve_demo
 
-CAPTURES = Path(__file__).parent / "platforms" / "captures" / "dify"
+CAPTURES = Path(__file__).parent.parent / "platforms" / "captures" / "dify"
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(range(64))
 DATA = "data:image/png;base64," + base64.b64encode(PNG).decode()
 LINK = "https://x.test/a.png"
