@@ -24,27 +24,27 @@ from gateway.http.context import (
     ACCESS_LOG,
     ATTACHMENTS,
     BODIES,
-    BOOKS,
     BUCKETS,
     CONTEXT,
     FILES,
-    FLIGHTS,
     FORMS,
+    IN_FLIGHT,
     MAIN,
     METRICS,
     PARSING,
     RELOAD,
+    SERVICES,
     SIGNER,
     STATE,
     TRACER,
     UPSTREAM,
-    Books,
+    Services,
     StateHolder,
 )
 from gateway.http.cors import add_origin
 from gateway.http.finish import add_safety, end_connection, record, tell_to_stop
-from gateway.http.gauges import vitals
-from gateway.http.inflight import Flights
+from gateway.http.gauges import process_gauges
+from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
 from gateway.limits.redis import RedisBuckets
 from gateway.limits.shares import Shares
@@ -79,24 +79,24 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     routes = list(all_routes())
     by_handler = {route.handler: route for route in routes}
     secret = signing_secret(config)
-    metrics, flights = Metrics(lambda: vitals(app)), Flights(tell_to_stop)
+    metrics, in_flight = Metrics(lambda: process_gauges(app)), InFlight(tell_to_stop)
     access_log = access_log or AccessLog()
     app = web.Application(
         client_max_size=config.server.max_body,
         middlewares=[  # outermost first
-            requestlog(metrics, access_log, flights, record(metrics, lambda: app.get(BOOKS))),
-            errors(flights),
+            requestlog(metrics, access_log, in_flight, record(metrics, lambda: app.get(SERVICES))),
+            errors(in_flight),
             auth(by_handler, secret),
             ratelimit(by_handler),
         ],
     )
-    app[ACCESS_LOG], app[FLIGHTS], app[METRICS] = access_log, flights, metrics
+    app[ACCESS_LOG], app[IN_FLIGHT], app[METRICS] = access_log, in_flight, metrics
     app[PARSING], app[BODIES] = asyncio.Lock(), Shares(config.server.max_bodies, BODIES_SHARE)
     app[FORMS] = Shares(config.server.max_forms, BODIES_SHARE)
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
-    app.on_response_prepare.append(_complete_headers(flights))
-    app.cleanup_ctx.append(_books(config))
+    app.on_response_prepare.append(_complete_headers(in_flight))
+    app.cleanup_ctx.append(_services(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
     app.cleanup_ctx.append(_files(config))
@@ -107,9 +107,12 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
 
 def build_ops(main: web.Application) -> web.Application:
     """The probes of `main` alone, for a second port that is not the public's."""
-    metrics, flights = main[METRICS], Flights(tell_to_stop)  # a probe is not what a stop waits for
+    metrics, in_flight = (
+        main[METRICS],
+        InFlight(tell_to_stop),
+    )  # a probe is not what a stop waits for
     app = web.Application(
-        middlewares=[requestlog(metrics, main[ACCESS_LOG], flights), errors(flights)]
+        middlewares=[requestlog(metrics, main[ACCESS_LOG], in_flight), errors(in_flight)]
     )
     app[MAIN], app[METRICS] = main, metrics
     add_to(app, OPS)
@@ -118,7 +121,7 @@ def build_ops(main: web.Application) -> web.Application:
 
 
 def _complete_headers(
-    flights: Flights,
+    in_flight: InFlight,
 ) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
     async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
         """What every answer carries, streams and errors too, before its head goes out."""
@@ -127,7 +130,7 @@ def _complete_headers(
         if isinstance(request, web.Request) and context is not None:
             add_origin(request, response)
             add_limits(context, response)
-        if flights.stopping:
+        if in_flight.stopping:
             end_connection(response)
         add_safety(request, response)
 
@@ -182,7 +185,7 @@ def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]
     return open_buckets
 
 
-def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+def _services(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_books(app: web.Application) -> AsyncIterator[None]:
         if not config.database:
             yield
@@ -216,7 +219,7 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
                     _cause(directory),
                 )
             await recorder.open()
-            app[BOOKS] = Books(accounts, directory, calls, recorder, passwords)
+            app[SERVICES] = Services(accounts, directory, calls, recorder, passwords)
             yield
         finally:
             await recorder.close()

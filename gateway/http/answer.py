@@ -41,7 +41,7 @@ from gateway.http.context import (
     header_value,
     is_api,
 )
-from gateway.http.fastwrite import SENT, Stream, answer_json, begin_stream
+from gateway.http.fastwrite import ALREADY_SENT, Stream, answer_json, begin_stream
 from gateway.http.inflight import forget_cancellation
 from gateway.http.pump import Pump, open_pump
 from gateway.platforms.base import ignored_options
@@ -321,7 +321,7 @@ class _Stream:
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
             await self._response.write_eof(self._last)
-        return SENT if isinstance(self._response, Stream) else self._response
+        return ALREADY_SENT if isinstance(self._response, Stream) else self._response
 
     async def _begin(self) -> None:
         """Send the first deltas, once they are there, unless they are the last as well."""

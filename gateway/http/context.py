@@ -20,7 +20,7 @@ from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.errors import GatewayError, Stopping, why
 from gateway.files.library import Files
-from gateway.http.inflight import Flights
+from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
 from gateway.limits.shares import Part, Shares
 from gateway.telemetry.accesslog import AccessLog
@@ -56,7 +56,7 @@ class StateHolder:
 
 
 @dataclass(frozen=True)
-class Books:
+class Services:
     """What stands on the database; there is none of it with `database: none`."""
 
     accounts: Accounts
@@ -74,12 +74,12 @@ UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
 FILES: web.AppKey[Files] = web.AppKey("files", Files)
 ATTACHMENTS: web.AppKey[Attachments] = web.AppKey("attachments", Attachments)
 MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
-BOOKS: web.AppKey[Books] = web.AppKey("books", Books)
+SERVICES: web.AppKey[Services] = web.AppKey("books", Services)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
-FLIGHTS: web.AppKey[Flights] = web.AppKey("flights", Flights)
+IN_FLIGHT: web.AppKey[InFlight] = web.AppKey("flights", InFlight)
 BODIES: web.AppKey[Shares] = web.AppKey("bodies", Shares)  # bytes of large ones
 FORMS: web.AppKey[Shares] = web.AppKey("forms", Shares)  # their bytes on the disk
 PARSING: web.AppKey[asyncio.Lock] = web.AppKey("parsing", asyncio.Lock)  # of large bodies

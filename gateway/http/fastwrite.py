@@ -20,11 +20,11 @@ from gateway import headers as headernames
 from gateway.http.context import Context
 from gateway.times import http_date
 
-SEEN = ("3.13.", "3.14.")  # versions of aiohttp
+TESTED_AIOHTTP = ("3.13.", "3.14.")  # versions of aiohttp
 MAX_BODY = 64 << 10  # bytes; more may have to wait for the caller
 
 
-class Caller:
+class ClientConnection:
     """What `connections` adds to aiohttp's connections: whether the caller has to be waited for,
     since it does not read, or has left and reads no more."""
 
@@ -42,24 +42,24 @@ class Caller:
             self.on_full(is_full)
 
 
-def connection_of(request: web.Request) -> Caller | None:
+def connection_of(request: web.Request) -> ClientConnection | None:
     """The caller's, if it may be written to beside aiohttp."""
     caller = request.protocol
-    return caller if isinstance(caller, Caller) and is_seen() else None
+    return caller if isinstance(caller, ClientConnection) and is_tested() else None
 
 
-def is_seen() -> bool:
+def is_tested() -> bool:
     """Whether what is relied upon of aiohttp, beyond what it promises, has been tested."""
-    return aiohttp.__version__.startswith(SEEN)
+    return aiohttp.__version__.startswith(TESTED_AIOHTTP)
 
 
-class _Sent(web.StreamResponse):
+class _AlreadySent(web.StreamResponse):
     """For aiohttp and its middlewares: an answer of which nothing is left to be sent."""
 
     keep_alive = True
 
 
-SENT = _Sent()
+ALREADY_SENT = _AlreadySent()
 
 
 def _fixed(headers: dict[str, str]) -> str:
@@ -121,7 +121,7 @@ def answer_json(
         return web.Response(body=body, headers=headers | _JSON)
     head = f"{_head(_JSON_HEAD, context, headers)}Content-Length: {len(body)}\r\n\r\n"
     _send(request, transport, head.encode("ascii") + body)
-    return SENT
+    return ALREADY_SENT
 
 
 async def begin_stream(

@@ -7,17 +7,17 @@ from aiohttp import web
 
 from gateway import headers as headernames
 from gateway.errors import Stopping
-from gateway.http.context import CONTEXT, Books, Context
+from gateway.http.context import CONTEXT, Context, Services
 from gateway.telemetry.call import Capture
 from gateway.telemetry.metrics import Metrics
 
 
 def record(
-    metrics: Metrics, books_now: Callable[[], Books | None]
+    metrics: Metrics, services_now: Callable[[], Services | None]
 ) -> Callable[[Context, web.StreamResponse | None, int], None]:
     """Hand a call that was let in to the recorder, the metrics and its trace when it is over.
 
-    For `requestlog`, which knows when that is. `books_now` gives none with `database: none`."""
+    For `requestlog`, which knows when that is. `services_now` gives none with `database: none`."""
 
     def on_over(context: Context, response: web.StreamResponse | None, status: int) -> None:
         """Calls that were refused for their key or their rate are in the log alone."""
@@ -28,11 +28,11 @@ def record(
         error = str(context.noted.get("error") or "")
         metrics.call_ended(call, status, error, time.monotonic() - call.began)
         call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
-        if (books := books_now()) is not None:
+        if (services := services_now()) is not None:
             if call.capture is not None:
                 _add_body(call.capture, response)
             reason = str(context.noted.get("reason") or "")
-            books.recorder.add(call, status, error, reason)
+            services.recorder.add(call, status, error, reason)
 
     return on_over
 

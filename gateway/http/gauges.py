@@ -12,20 +12,20 @@ from prometheus_client.core import (
 from prometheus_client.metrics_core import Metric
 
 from gateway import __version__
-from gateway.http.context import BOOKS, BUCKETS, FILES, FLIGHTS, STATE
+from gateway.http.context import BUCKETS, FILES, IN_FLIGHT, SERVICES, STATE
 
 _BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 
 
-def vitals(app: web.Application) -> Iterator[Metric]:
+def process_gauges(app: web.Application) -> Iterator[Metric]:
     """Whatever of it there is yet: the ops port may be asked during the start."""
     yield InfoMetricFamily("gateway_build", "The version", value={"version": __version__})
-    yield _gauge("inflight_requests", "Requests under way", len(app[FLIGHTS]))
+    yield _gauge("inflight_requests", "Requests under way", len(app[IN_FLIGHT]))
     words = "Connections beyond server.max_connections"
-    yield _counter("connections_refused", words, app[FLIGHTS].refused)
+    yield _counter("connections_refused", words, app[IN_FLIGHT].refused)
     tasks = len(asyncio.all_tasks())
     yield _gauge("event_loop_tasks", "Tasks of the event loop, waiting ones too", tasks)
-    yield _gauge("stopping", "1 while the process drains", app[FLIGHTS].stopping)
+    yield _gauge("stopping", "1 while the process drains", app[IN_FLIGHT].stopping)
     if STATE in app:
         yield from _config(app)
         yield from _agents(app)
@@ -35,8 +35,8 @@ def vitals(app: web.Application) -> Iterator[Metric]:
         yield _counter(
             "redis_failures", "Calls of Redis that failed or were late", buckets.failures
         )
-    if BOOKS in app:
-        yield from _books(app)
+    if SERVICES in app:
+        yield from _services(app)
     if FILES in app:
         yield _gauge("storage_up", "0 while files cannot be kept or read", not app[FILES].away)
 
@@ -82,9 +82,9 @@ def _agents(app: web.Application) -> Iterator[Metric]:
     yield opened
 
 
-def _books(app: web.Application) -> Iterator[Metric]:
-    recorder = app[BOOKS].recorder
-    is_up = not (app[BOOKS].directory.away or recorder.away)
+def _services(app: web.Application) -> Iterator[Metric]:
+    recorder = app[SERVICES].recorder
+    is_up = not (app[SERVICES].directory.away or recorder.away)
     yield _gauge("database_up", "0 while calls wait for it on disk", is_up)
     words = "Calls that the database does not have yet"
     yield _gauge("record_queue_depth", words, recorder.waiting)

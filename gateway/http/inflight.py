@@ -8,7 +8,7 @@ from typing import Any
 _LAST_WORDS_S = 5.0  # for those that are told to end, to say so
 
 
-class Flights:
+class InFlight:
     """`stopping` is set once and for good: nothing new begins from then on. `tell` is called for
     each request that has to end for a stop, before its task is cancelled."""
 
@@ -44,7 +44,7 @@ class Flights:
         if self.stopping:
             self._ended.set()
 
-    async def land(self, patience_s: float) -> int:
+    async def drain(self, patience_s: float) -> int:
         """Wait until all have ended, so long at most; then tell the rest to end. Gives how many
         had to be told."""
         self.stopping = True

@@ -18,7 +18,7 @@ from aiohttp import web
 from orjson import loads
 
 from gateway.chat.run import Run
-from gateway.http.fastwrite import Caller, Stream, connection_of
+from gateway.http.fastwrite import ClientConnection, Stream, connection_of
 from gateway.protocol.messages import Delta, Raw
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import one_line
@@ -57,7 +57,7 @@ class Pump:
 
     def __init__(
         self,
-        caller: Caller,
+        caller: ClientConnection,
         transport: asyncio.Transport,
         run: Run,
         renderer: StreamRenderer,

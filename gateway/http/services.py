@@ -7,20 +7,20 @@ from aiohttp import web
 
 from gateway.errors import DatabaseAway, NotFound
 from gateway.http.body import envelope
-from gateway.http.context import BOOKS, Books
+from gateway.http.context import SERVICES, Services
 
 
-def books_of(request: web.Request) -> Books:
+def services_of(request: web.Request) -> Services:
     """Raises NotFound where there is no database."""
-    books = request.app.get(BOOKS)
-    if books is None:
+    services = request.app.get(SERVICES)
+    if services is None:
         raise NotFound("This gateway has no database (database: none), so it has no accounts.")
-    return books
+    return services
 
 
 async def usage_of(request: web.Request, kind: str, id_: str) -> web.Response:
     """What a key ("key") or a user ("user") has used, this process's last calls included."""
-    books = books_of(request)
+    services = services_of(request)
     with contextlib.suppress(DatabaseAway):
-        await books.recorder.flush()
-    return envelope(await books.calls.usage(kind, id_, datetime.now(UTC).strftime("%Y-%m-%d")))
+        await services.recorder.flush()
+    return envelope(await services.calls.usage(kind, id_, datetime.now(UTC).strftime("%Y-%m-%d")))

@@ -14,11 +14,11 @@ from aiohttp.typedefs import Handler, Middleware
 from gateway.accounts.credentials import Caller, bare_key, presented_key
 from gateway.accounts.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
-from gateway.http.context import BOOKS, CONTEXT, SIGNER, State, state_of
+from gateway.http.context import CONTEXT, SERVICES, SIGNER, State, state_of
 from gateway.http.cors import is_preflight, preflight
 from gateway.http.endpoint import Access, Route
 from gateway.http.locality import Hint, NotFromHere, refusal
-from gateway.http.services import books_of
+from gateway.http.services import services_of
 from gateway.secret import Secret
 
 _LOG_IN = "Log in at POST /api/v1/login and send the access_token as Bearer."
@@ -81,8 +81,8 @@ async def _identify(request: web.Request, state: State, credential: str, verify:
     if is_token(credential):
         return _of_token(request, state, await verify(request))
     if credential:
-        books = request.app.get(BOOKS)
-        if books is not None and (caller := await books.directory.caller(credential)):
+        services = request.app.get(SERVICES)
+        if services is not None and (caller := await services.directory.caller(credential)):
             return caller
     bare = bare_key(request.headers)
     caller = state.keyring.without_key(credential, request[CONTEXT].address, bare)
@@ -102,7 +102,7 @@ async def _recognise(request: web.Request, verify: Verify) -> None:
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:
     """The account behind a login's token, as it is at this moment."""
-    directory = books_of(request).directory
+    directory = services_of(request).directory
     credential = presented_key(request.headers)
     if not credential:
         raise Unauthorized(_LOG_IN)
@@ -118,15 +118,15 @@ async def _logged_in(request: web.Request, verify: Verify) -> Caller:
 
 
 def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Caller:
-    books = request.app.get(BOOKS)
-    if claims.get("use") == LOGIN and books is not None:
-        return books.directory.login_caller(str(claims["sub"]), claims["ver"])
+    services = request.app.get(SERVICES)
+    if claims.get("use") == LOGIN and services is not None:
+        return services.directory.login_caller(str(claims["sub"]), claims["ver"])
     if claims.get("use") != BROWSER:
         raise InvalidToken("This token is not for here.")
     subject = str(claims["sub"])
     key = state.keyring.named(subject)
-    if key is None and books is not None:
-        key = books.directory.key_caller(subject.removeprefix("key-"))
+    if key is None and services is not None:
+        key = services.directory.key_caller(subject.removeprefix("key-"))
     if key is None or not request.app[SIGNER].is_of(claims, key):
         raise InvalidToken("The API key behind this token is gone; get a new token.")
     return replace(

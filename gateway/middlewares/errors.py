@@ -24,12 +24,12 @@ from gateway.errors import (
     openai_body,
 )
 from gateway.http.context import CONTEXT, header_value, is_api
-from gateway.http.inflight import Flights, forget_cancellation
+from gateway.http.inflight import InFlight, forget_cancellation
 
 log = logging.getLogger("gateway")
 
 
-def errors(flights: Flights) -> Middleware:
+def errors(in_flight: InFlight) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         """No work is begun while the process stops, and what fails is drawn.
@@ -38,7 +38,7 @@ def errors(flights: Flights) -> Middleware:
         connection is cut, which is the only way left to say that the answer is not whole.
         """
         try:
-            if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
+            if in_flight.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
                 raise Stopping
             return await handler(request)
         except asyncio.CancelledError:

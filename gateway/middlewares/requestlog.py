@@ -15,7 +15,7 @@ from gateway import headers as headernames
 from gateway.errors import clean, looks_like_key
 from gateway.http.context import CONTEXT, STATE, Context, State, route_of
 from gateway.http.forwarded import client_address
-from gateway.http.inflight import Flights
+from gateway.http.inflight import InFlight
 from gateway.ids import new_id
 from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.telemetry.metrics import Metrics
@@ -35,7 +35,7 @@ _LONGEST = 200  # characters of a path or of a client's name for itself
 
 
 def requestlog(
-    metrics: Metrics, access_log: AccessLog, flights: Flights, on_over: OnOver | None = None
+    metrics: Metrics, access_log: AccessLog, in_flight: InFlight, on_over: OnOver | None = None
 ) -> Middleware:
     """`on_over` is given each request's context, its answer, if there is one, and its status."""
 
@@ -53,7 +53,7 @@ def requestlog(
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
         context = request[CONTEXT] = _context(request)
-        flight = flights.begin(request)
+        flight = in_flight.begin(request)
         status, response = 500, None
         try:
             response = await handler(request)
@@ -65,7 +65,7 @@ def requestlog(
             status = 499 if context.stopped is None else 503
             raise
         finally:
-            flights.end(flight)
+            in_flight.end(flight)
             context.let_go()
             over(request, context, response, status)
 

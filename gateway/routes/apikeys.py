@@ -23,7 +23,7 @@ from gateway.http.body import (
     require_query,
 )
 from gateway.http.context import SIGNER, caller_of, state_of
-from gateway.http.services import books_of, usage_of
+from gateway.http.services import services_of, usage_of
 from gateway.times import iso, now_ms
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
@@ -134,11 +134,11 @@ async def create_key(request: web.Request) -> web.Response:
     caller = caller_of(request)
     if caller.role not in ("admin", "premium"):
         raise Forbidden("Only administrators and premium users may make keys.")
-    books = books_of(request)
+    services = services_of(request)
     body = await read_settings(request, KeySettings)
     settings = _settings(request, body, only_given=False)
-    key, full = await books.accounts.add_key(caller.user_id, settings)
-    await books.directory.refresh()
+    key, full = await services.accounts.add_key(caller.user_id, settings)
+    await services.directory.refresh()
     return envelope({**key.public(), "full_key": full.reveal()})
 
 
@@ -153,20 +153,20 @@ async def all_keys(request: web.Request) -> web.Response:
 async def _keys(request: web.Request, owner_id: str) -> web.Response:
     require_query(request, "page", "page_size")
     page, page_size = page_of(request)
-    keys, total = await books_of(request).accounts.keys(owner_id, page, page_size)
+    keys, total = await services_of(request).accounts.keys(owner_id, page, page_size)
     data = {"total": total, "page": page, "page_size": page_size}
     return envelope({**data, "api_keys": [key.public() for key in keys]})
 
 
 async def get_key(request: web.Request) -> web.Response:
-    key = await books_of(request).accounts.key(request.match_info["id"], _owner(request))
+    key = await services_of(request).accounts.key(request.match_info["id"], _owner(request))
     return envelope(key.public())
 
 
 async def update_key(request: web.Request) -> web.Response:
     """Members that are left out stay as they are."""
-    books, id_, owner = books_of(request), request.match_info["id"], _owner(request)
-    told = (await books.accounts.key(id_, owner)).public()
+    services, id_, owner = services_of(request), request.match_info["id"], _owner(request)
+    told = (await services.accounts.key(id_, owner)).public()
     body = await read_settings(request, KeyChanges, told)
     if body.is_active is not None and body.is_active != told["is_active"]:
         raise InvalidRequest(
@@ -175,30 +175,30 @@ async def update_key(request: web.Request) -> web.Response:
             param="is_active",
         )
     settings = _settings(request, body, only_given=True)
-    key = await books.accounts.update_key(id_, owner, settings)
-    await books.directory.refresh()
+    key = await services.accounts.update_key(id_, owner, settings)
+    await services.directory.refresh()
     return envelope(key.public())
 
 
 async def revoke_key(request: web.Request) -> web.Response:
     """For good; the key stays in the lists."""
     await require_nothing(request)
-    books = books_of(request)
-    key = await books.accounts.revoke_key(request.match_info["id"], _owner(request))
-    await books.directory.refresh()
+    services = services_of(request)
+    key = await services.accounts.revoke_key(request.match_info["id"], _owner(request))
+    await services.directory.refresh()
     return envelope(key.public())
 
 
 async def delete_key(request: web.Request) -> web.Response:
     await require_nothing(request)
-    books, id_ = books_of(request), request.match_info["id"]
-    await books.accounts.delete_key(id_, _owner(request))
-    await books.directory.refresh()
+    services, id_ = services_of(request), request.match_info["id"]
+    await services.accounts.delete_key(id_, _owner(request))
+    await services.directory.refresh()
     return envelope({"id": id_, "deleted": True})
 
 
 async def key_usage(request: web.Request) -> web.Response:
-    key = await books_of(request).accounts.key(request.match_info["id"], _owner(request))
+    key = await services_of(request).accounts.key(request.match_info["id"], _owner(request))
     return await usage_of(request, "key", key.id)
 
 
@@ -224,9 +224,9 @@ async def clean_up(request: web.Request) -> web.Response:
         days = number(request, name, 0, _LONGEST_AGO)
         if not days:
             raise InvalidRequest(f"{name!r} has no value; give days or leave it out.", param=name)
-    books = books_of(request)
-    ids = await books.accounts.clean_up_keys(days * 86_400.0)
-    await books.directory.refresh()
+    services = services_of(request)
+    ids = await services.accounts.clean_up_keys(days * 86_400.0)
+    await services.directory.refresh()
     return envelope({"deleted": len(ids), "ids": ids})
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.http.context import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, METRICS, STATE
+from gateway.http.context import BUCKETS, FILES, IN_FLIGHT, MAIN, METRICS, SERVICES, STATE
 
 
 async def root(request: web.Request) -> web.Response:
@@ -35,17 +35,17 @@ async def readyz(request: web.Request) -> web.Response:
     """Ready, also where something is away that the gateway can do without for a time; `degraded`
     names it. 503 while the process stops, or while nobody could call, since no key is known yet."""
     app = request.app.get(MAIN, request.app)
-    if app[FLIGHTS].stopping:
-        under_way = {"under_way": len(app[FLIGHTS])}
+    if app[IN_FLIGHT].stopping:
+        under_way = {"under_way": len(app[IN_FLIGHT])}
         return _ready("stopping", [], under_way, status=503)
     if not {STATE, BUCKETS, FILES} <= app.keys():
         return _ready("starting", [], {}, status=503)
     detail: dict[str, Any] = {"database": "none", "redis": "none"}
     degraded = []
-    books, buckets = app.get(BOOKS), app[BUCKETS]
-    if books is not None:
-        detail["database"] = books.directory.away or "ok"
-        recorder = books.recorder
+    services, buckets = app.get(SERVICES), app[BUCKETS]
+    if services is not None:
+        detail["database"] = services.directory.away or "ok"
+        recorder = services.recorder
         detail["record"] = {
             "waiting": recorder.waiting,
             "written": recorder.written,
@@ -53,7 +53,7 @@ async def readyz(request: web.Request) -> web.Response:
             "rejected": recorder.rejected,
             "damaged": recorder.damaged,
         }
-        if books.directory.away or recorder.away:
+        if services.directory.away or recorder.away:
             degraded.append("database")
     if buckets.is_configured:
         detail["redis"] = "it does not answer; each process limits by itself"
@@ -78,7 +78,7 @@ async def readyz(request: web.Request) -> web.Response:
     if config.exposed_demos:
         detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
         degraded.append("demo")
-    knows_callers = books is None or books.directory.has_read
+    knows_callers = services is None or services.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)
     return _ready("waiting for the database", degraded, detail, status=503)

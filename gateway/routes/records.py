@@ -8,8 +8,8 @@ from aiohttp import web
 
 from gateway.errors import DatabaseAway, InvalidRequest, NotFound
 from gateway.http.body import choice, day, envelope, moment_ms, number, require_query
-from gateway.http.context import Books
-from gateway.http.services import books_of
+from gateway.http.context import Services
+from gateway.http.services import services_of
 from gateway.telemetry.call import kept_user
 from gateway.telemetry.store import MAX_GROUPS
 from gateway.times import iso
@@ -27,7 +27,7 @@ async def usage(request: web.Request) -> web.Response:
     """`?from=&to=` (days, the last 30 if left out) `&group_by=` some of day, agent, caller, key,
     user. From the roll-ups."""
     require_query(request, "from", "to", "group_by")
-    books = await _up_to_date(request)
+    services = await _up_to_date(request)
     today = datetime.now(UTC).date()
     last = day(request, "to", today)
     first = day(request, "from", max(last, _FIRST_DAY) - timedelta(days=29))
@@ -37,7 +37,7 @@ async def usage(request: web.Request) -> web.Response:
     if not set(by) <= set(_GROUPS) or len(set(by)) != len(by):
         known = ", ".join(_GROUPS)
         raise InvalidRequest(f"'group_by' must name some of {known}.", param="group_by")
-    rows = await books.calls.usage_by(first.isoformat(), last.isoformat(), by)
+    rows = await services.calls.usage_by(first.isoformat(), last.isoformat(), by)
     return envelope(
         {
             "from": first.isoformat(),
@@ -71,27 +71,27 @@ async def calls(request: web.Request) -> web.Response:
     for name in _TEXTS:
         filters[name] = _text(request, name)
     filters["end_user"] = kept_user(filters["end_user"])
-    books = await _up_to_date(request)
-    rows = await books.calls.page(limit, **filters)
+    services = await _up_to_date(request)
+    rows = await services.calls.page(limit, **filters)
     following = rows[-1]["id"] if len(rows) == limit else None
     return envelope({"calls": [_told(row) for row in rows], "next": following})
 
 
 async def call(request: web.Request) -> web.Response:
     """One call; `bodies` if its agent's `capture` kept them."""
-    books = await _up_to_date(request)
-    found = await books.calls.call(_clean(request.match_info["id"]))
+    services = await _up_to_date(request)
+    found = await services.calls.call(_clean(request.match_info["id"]))
     if found is None:
         raise NotFound("There is no such call.")
     return envelope(_told(found))
 
 
-async def _up_to_date(request: web.Request) -> Books:
+async def _up_to_date(request: web.Request) -> Services:
     """With this process's last calls written."""
-    books = books_of(request)
+    services = services_of(request)
     with contextlib.suppress(DatabaseAway):
-        await books.recorder.flush()
-    return books
+        await services.recorder.flush()
+    return services
 
 
 def _text(request: web.Request, name: str) -> str:

@@ -30,10 +30,10 @@ from gateway.errors import (
 )
 from gateway.headers import SAFETY, SERVER_NAME
 from gateway.http.addresses import USUAL, canonical
-from gateway.http.context import FLIGHTS
-from gateway.http.fastwrite import SENT, Caller, is_seen
+from gateway.http.context import IN_FLIGHT
+from gateway.http.fastwrite import ALREADY_SENT, ClientConnection, is_tested
 from gateway.http.finish import add_safety
-from gateway.http.inflight import Flights
+from gateway.http.inflight import InFlight
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
 from gateway.upstream.fairness import OneATurn
@@ -66,7 +66,7 @@ _FULL_BODY = (
 )
 
 
-class _Connection(Caller, RequestHandler):
+class _Connection(ClientConnection, RequestHandler):
     """aiohttp's connection, but what is not HTTP is answered like every other error, whoever
     writes can be told when the client does not read, and one that goes on so is cut off: until
     then it holds an agent's place, or memory."""
@@ -221,14 +221,14 @@ class _Connection(Caller, RequestHandler):
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         # aiohttp calls this for every body, and parses nothing once more each time.
-        if self._reading_paused or not is_seen():
+        if self._reading_paused or not is_tested():
             super().resume_reading(resume_parser)
 
     @property
     def goes_on(self) -> bool:
         server = self._manager
-        flights = server.flights if isinstance(server, _Server) else None
-        return flights is not None and not flights.stopping and not self.is_full
+        in_flight = server.in_flight if isinstance(server, _Server) else None
+        return in_flight is not None and not in_flight.stopping and not self.is_full
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._forget_stall()
@@ -242,7 +242,11 @@ class _Connection(Caller, RequestHandler):
     ) -> tuple[web.StreamResponse, bool]:
         """Handlers return whole answers and files; they are sent here, and under way still."""
         try:
-            return (resp, False) if resp is SENT else await self._finish(request, resp, start_time)
+            return (
+                (resp, False)
+                if resp is ALREADY_SENT
+                else await self._finish(request, resp, start_time)
+            )
         finally:
             if self._body.is_eof():
                 self._body = EMPTY_PAYLOAD
@@ -254,14 +258,14 @@ class _Connection(Caller, RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         server = self._manager
-        if not isinstance(server, _Server) or server.flights is None:
+        if not isinstance(server, _Server) or server.in_flight is None:
             return await super().finish_response(request, resp, start_time)
-        flights = server.flights
-        flights.sending += 1
+        in_flight = server.in_flight
+        in_flight.sending += 1
         try:
             return await super().finish_response(request, resp, start_time)
         finally:
-            flights.sent()
+            in_flight.sent()
 
     def handle_error(
         self,
@@ -287,7 +291,7 @@ class _Connection(Caller, RequestHandler):
 
 def _is_dense(data: bytes) -> bool:
     # Looking for both characters of a line end would take six times as long.
-    return is_seen() and data.count(b"\r") * DENSE > len(data)
+    return is_tested() and data.count(b"\r") * DENSE > len(data)
 
 
 def _unsent(transport: WriteTransport) -> int:
@@ -319,13 +323,13 @@ class _Server(web.Server):
     most = 10_000
     send_s = SEND_S
     parsing: OneATurn  # of what has come and is dear to parse
-    flights: Flights | None = None  # of the application that is served, if it has them
+    in_flight: InFlight | None = None  # of the application that is served, if it has them
     _told_at = 0.0
 
     def refuse(self) -> None:
         """Count a connection too many, and say so once a minute."""
-        if self.flights is not None:
-            self.flights.refused += 1
+        if self.in_flight is not None:
+            self.in_flight.refused += 1
         if time.monotonic() - self._told_at > 60 or not self._told_at:
             self._told_at = time.monotonic()
             log.warning("All %d connections are in use (server.max_connections)", self.most)
@@ -374,7 +378,7 @@ class Runner(web.AppRunner):
         assert isinstance(server, _Server)
         server.most, server.send_s = self._most, self._send_s
         server.parsing = OneATurn(asyncio.get_running_loop())
-        server.flights = self.app.get(FLIGHTS)
+        server.in_flight = self.app.get(IN_FLIGHT)
         server.request_factory = _at_canonical(server.request_factory)
         return server
 

@@ -24,7 +24,7 @@ from gateway.config.load import ConfigError, access_note, home, sources
 from gateway.config.models import Config, Server
 from gateway.config.outgoing import pem_files
 from gateway.errors import StartError
-from gateway.http.context import FLIGHTS, RELOAD, STATE, State
+from gateway.http.context import IN_FLIGHT, RELOAD, STATE, State
 from gateway.reload import differences
 from gateway.server.connections import SEND_S, Runner, Site
 from gateway.server.greeting import greet, look_around
@@ -121,16 +121,16 @@ _HINTS = {
 
 
 async def _drain(app: web.Application, runner: Runner, patience_s: float) -> None:
-    flights = app[FLIGHTS]
-    flights.stopping = True
+    in_flight = app[IN_FLIGHT]
+    in_flight.stopping = True
     log.info(
         "Stopping; %d requests under way have %g s to finish (ask again to stop at once)",
-        len(flights),
+        len(in_flight),
         patience_s,
     )
     for site in list(runner.sites):
         await site.stop()
-    if told := await flights.land(patience_s):
+    if told := await in_flight.drain(patience_s):
         log.warning("%d requests did not finish in time and were told to end", told)
 
 

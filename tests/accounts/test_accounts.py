@@ -12,7 +12,7 @@ from argon2 import PasswordHasher
 from conftest import ADMIN_PASSWORD
 
 from gateway.accounts.passwords import Passwords
-from gateway.http.context import BOOKS
+from gateway.http.context import SERVICES
 from gateway.secret import Secret
 
 SECRET = "0123456789abcdef0123456789abcdef"
@@ -347,14 +347,14 @@ async def test_a_login_may_chat_from_the_console(gw):
 
 async def test_a_password_is_hashed_anew_when_the_parameters_change(with_accounts, database_url):
     gw = await with_accounts(database_url)
-    books = gw.app[BOOKS]
+    services = gw.app[SERVICES]
     weak = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
     hashed = await weak.hash(Secret("good enough password"))
     weak.close()
-    user = await books.accounts.add_user("li", hashed)
-    await books.directory.refresh()
+    user = await services.accounts.add_user("li", hashed)
+    await services.directory.refresh()
     token = await gw.login("li", "good enough password")
-    now = (await books.accounts.user(user.id)).password_hash
+    now = (await services.accounts.user(user.id)).password_hash
     assert now != hashed
     assert "m=64," in now
     assert (await gw.api("GET", "/auth/me", token))[0] == 200  # the password is still the same

@@ -11,7 +11,7 @@ from conftest import AGENTS, UNLIMITED
 from gateway.accounts.credentials import new_key, split_key
 from gateway.config.load import parse
 from gateway.database import connect
-from gateway.http.context import BOOKS, RELOAD
+from gateway.http.context import RELOAD, SERVICES
 
 
 @pytest.fixture
@@ -57,8 +57,8 @@ async def test_the_whole_key_is_told_once_and_its_secret_is_not_kept(gw, admin):
         assert status == 200
         assert secret not in str(again)
         assert id_ in str(again)
-    books = gw.app[BOOKS]
-    assert secret not in repr(await books.accounts.key(id_))
+    services = gw.app[SERVICES]
+    assert secret not in repr(await services.accounts.key(id_))
 
 
 @pytest.mark.parametrize("header", ["Authorization", "x-api-key", "api-key"])
@@ -346,7 +346,7 @@ async def test_members_that_are_left_out_of_a_change_stay(gw, admin):
 async def test_junk_keys_by_the_thousand_cost_no_query_each(with_accounts, database_url):
     gw = await with_accounts(database_url)
     _, good = await gw.key(await gw.login())
-    directory = gw.app[BOOKS].directory
+    directory = gw.app[SERVICES].directory
     before = directory.rounds
 
     async def send(i: int) -> int:
@@ -366,7 +366,7 @@ async def test_junk_one_after_the_other_does_not_ask_the_database_more_often(
     with_accounts, tmp_path
 ):
     gw = await with_accounts(f"sqlite:///{tmp_path}/g.db")
-    directory = gw.app[BOOKS].directory
+    directory = gw.app[SERVICES].directory
     before, began = directory.rounds, asyncio.get_running_loop().time()
     for _ in range(60):
         await gw.get("/v1/models", headers={"x-api-key": new_key()[1].reveal()})

@@ -12,7 +12,7 @@ import pytest
 from conftest import Script, stopped
 from test_streaming import END, HELLO, agent, dify, until
 
-from gateway.http.context import BOOKS, FLIGHTS, METRICS, STATE
+from gateway.http.context import IN_FLIGHT, METRICS, SERVICES, STATE
 
 SLOW = 60.0
 # What the upstream does, and after how much of it the caller leaves.
@@ -64,8 +64,8 @@ async def leave(gw, upstream, stream: bool, after: bytes = b"") -> None:
 
 
 async def rows(gw):
-    await gw.app[BOOKS].recorder.flush()
-    async with gw.app[BOOKS].calls._database.transaction() as conn:
+    await gw.app[SERVICES].recorder.flush()
+    async with gw.app[SERVICES].calls._database.transaction() as conn:
         columns = "status, client_gone, usage, total_tokens"
         async with conn.execute(f"SELECT {columns} FROM calls") as cursor:
             return [tuple(row) for row in await cursor.fetchall()]
@@ -73,7 +73,7 @@ async def rows(gw):
 
 def nothing_is_left(gw) -> bool:
     bot = gw.app[STATE].now.routing.targets["bot"]
-    return len(gw.app[FLIGHTS]) == 0 and bot.running == bot.draining == 0
+    return len(gw.app[IN_FLIGHT]) == 0 and bot.running == bot.draining == 0
 
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])

@@ -8,7 +8,7 @@ import orjson
 import pytest
 from conftest import AGENTS, UNLIMITED, Script, stopped
 
-from gateway.http.context import BOOKS, BUCKETS
+from gateway.http.context import BUCKETS, SERVICES
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ async def test_clients_who_leave_at_bad_moments_leave_the_database_usable(gw):
 
 
 async def test_clients_who_leave_the_usage_page_take_nobodys_rows_along(gw, monkeypatch):
-    recorder = gw.app[BOOKS].recorder
+    recorder = gw.app[SERVICES].recorder
     keep = recorder._spool.keep
 
     def slow(rows, last):
@@ -217,7 +217,7 @@ async def test_two_admins_cannot_remove_each_other_at_once(gw):
             gw.api("PUT", f"/auth/users/{other}", admin, {"role": "user"}),
             gw.api("PUT", f"/auth/users/{me}", token, {"role": "user"}),
         )
-        accounts = gw.app[BOOKS].accounts
+        accounts = gw.app[SERVICES].accounts
         assert (await accounts.users("admin", "active", 1, 10))[1] == 1, answers
         await accounts.update_user(me, {"role": "admin"})  # two again, then one: as at the start
         await accounts.update_user(other, {"role": "user"})

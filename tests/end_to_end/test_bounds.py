@@ -26,7 +26,7 @@ from test_streaming import chunk, idle, until
 from gateway.accounts.passwords import Passwords
 from gateway.errors import Overloaded, ShareTaken, TargetBusy, TooManyAtOnce
 from gateway.http import body
-from gateway.http.context import BODIES, FILES, FLIGHTS
+from gateway.http.context import BODIES, FILES, IN_FLIGHT
 from gateway.limits.shares import Part, Shares
 from gateway.secret import Secret
 from gateway.server import connections
@@ -581,8 +581,8 @@ async def test_who_reads_nothing_is_cut_off(gateway, scripted, body_):
     bot = {**AGENTS["openai"], "base_url": upstream.url}
     gw = await gateway(agents={"bot": bot}, server={"send_timeout": "300ms"})
     with closing(await stalled(gw, body_)):
-        await until(lambda: len(gw.app[FLIGHTS]) > 0)
-        await until(lambda: idle(gw) and len(gw.app[FLIGHTS]) == 0)
+        await until(lambda: len(gw.app[IN_FLIGHT]) > 0)
+        await until(lambda: idle(gw) and len(gw.app[IN_FLIGHT]) == 0)
 
 
 async def test_who_reads_slowly_but_steadily_is_not_cut_off(gateway, scripted, monkeypatch):
@@ -677,4 +677,4 @@ async def test_requests_behind_a_stream_wait_unread(gateway, scripted):
                     await loop.sock_sendall(line, piece)
                     sent += len(piece)
         assert sent < 10 * MIB  # nearly all of it is in the system's own buffers
-        assert len(gw.app[FLIGHTS]) == 1
+        assert len(gw.app[IN_FLIGHT]) == 1

@@ -14,7 +14,7 @@ from conftest import Script, stopped
 from test_cli import serving
 from test_streaming import HELLO, agent, dify, until
 
-from gateway.http.context import FLIGHTS, METRICS, STATE
+from gateway.http.context import IN_FLIGHT, METRICS, STATE
 
 QUESTION = orjson.dumps({"query": "hi", "stream": True})
 
@@ -46,7 +46,7 @@ def request(body: bytes = QUESTION, path: str = "/api/v1/chat", **headers: str) 
 
 def nothing_is_left(gw) -> bool:
     bot = gw.app[STATE].now.routing.targets["bot"]
-    return len(gw.app[FLIGHTS]) == 0 and bot.running == 0
+    return len(gw.app[IN_FLIGHT]) == 0 and bot.running == 0
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from conftest import ADMIN_PASSWORD, AGENTS, sse_events
 from test_streaming import until
 from wire import Wire
 
-from gateway.http.context import BOOKS, METRICS
+from gateway.http.context import METRICS, SERVICES
 
 FAULTS = ["down", "hangs", "slow", "resets", "half-open"]
 KEY = "sk-static-12345678"
@@ -329,9 +329,9 @@ async def bot(request, demo, gateway, line, tmp_path):
 
 async def statuses(gw) -> list[int]:
     """Of the calls in the record, the first one first."""
-    await gw.app[BOOKS].recorder.flush()
+    await gw.app[SERVICES].recorder.flush()
     async with (
-        gw.app[BOOKS].calls._database.transaction() as conn,
+        gw.app[SERVICES].calls._database.transaction() as conn,
         conn.execute("SELECT status FROM calls ORDER BY id") as cursor,
     ):
         return [row[0] for row in await cursor.fetchall()]

@@ -12,16 +12,16 @@ from conftest import AGENTS, Script, stopped, streamed
 from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
 from gateway.http import pump
-from gateway.http.context import CONTEXT, FLIGHTS, STATE
+from gateway.http.context import CONTEXT, IN_FLIGHT, STATE
 from gateway.platforms.dify.adapter import DifyDecoder
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.render import StreamRenderer
 
 
-@pytest.fixture(params=[direct.SEEN, ()], ids=["direct", "aiohttp"])
+@pytest.fixture(params=[direct.TESTED_AIOHTTP, ()], ids=["direct", "aiohttp"])
 def _both_ways(request, monkeypatch):
     """Written to the connection beside aiohttp, and by its means."""
-    monkeypatch.setattr(direct, "SEEN", request.param)
+    monkeypatch.setattr(direct, "TESTED_AIOHTTP", request.param)
 
 
 both_ways = pytest.mark.usefixtures("_both_ways")
@@ -229,13 +229,13 @@ async def test_an_answer_complete_in_the_moment_of_a_stop_is_sent(gateway, scrip
     going_on = asyncio.Event()
     upstream = await scripted(Script([HELLO[0], going_on, HELLO[1] + END]))
     gw = await start(gateway, upstream)
-    flights, end = gw.app[FLIGHTS], pump.Pump._end
+    in_flight, end = gw.app[IN_FLIGHT], pump.Pump._end
 
     def end_and_stop(self, error=None):
         end(self, error)
         monkeypatch.undo()
-        for task, request in flights._under_way.items():
-            flights._tell(request)
+        for task, request in in_flight._under_way.items():
+            in_flight._tell(request)
             task.cancel()
 
     async with gw.complete("bot", stream=True) as answer:

@@ -8,8 +8,8 @@ import orjson
 import pytest
 
 from gateway.http import fastwrite as direct
-from gateway.http.context import FLIGHTS, Context
-from gateway.http.fastwrite import SEEN, answer_json, begin_stream
+from gateway.http.context import IN_FLIGHT, Context
+from gateway.http.fastwrite import TESTED_AIOHTTP, answer_json, begin_stream
 
 QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
 # HTTP/1.0 is asked for here, too, which on this machine proxies speak and not programs.
@@ -66,7 +66,7 @@ def sent(monkeypatch) -> list[bool]:
 
     def spy(*args: Any) -> Any:
         answer = answer_json(*args)
-        out.append(answer is direct.SENT)
+        out.append(answer is direct.ALREADY_SENT)
         return answer
 
     monkeypatch.setattr("gateway.http.answer.answer_json", spy)
@@ -78,8 +78,8 @@ def sent(monkeypatch) -> list[bool]:
 async def test_both_ways_send_the_same_headers(name, limits, agents, gateway, sent, monkeypatch):
     gw = await gateway(agents=await agents(name), rate_limits=limits, auth=OPEN)
     got = []
-    for seen in (SEEN, ()):
-        monkeypatch.setattr(direct, "SEEN", seen)
+    for seen in (TESTED_AIOHTTP, ()):
+        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
         body = QUESTION.replace(b"bot", name.encode())
         ((first, headers, _),) = await asked(gw, question(body=body))
         got.append((first, lasting(headers, "content-length")))
@@ -93,8 +93,8 @@ async def test_both_ways_send_the_same_headers(name, limits, agents, gateway, se
 
 async def test_both_ways_date_their_answers_alike(agents, gateway, sent, monkeypatch):
     gw = await gateway(agents=await agents(), auth=OPEN)
-    for seen in (SEEN, ()):
-        monkeypatch.setattr(direct, "SEEN", seen)
+    for seen in (TESTED_AIOHTTP, ()):
+        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
         monkeypatch.setattr("gateway.http.fastwrite.time.time", lambda: 1_800_000_000.9)
         monkeypatch.setattr("aiohttp.helpers.time.time", lambda: 1_800_000_000.9)
         ((_, headers, _),) = await asked(gw, question())
@@ -110,12 +110,12 @@ async def test_questions_sent_at_once_are_answered_one_after_another(agents, gat
     assert sent == [True] * 5
 
 
-@pytest.mark.parametrize("seen", [SEEN, ()], ids=["seen", "unknown"])
+@pytest.mark.parametrize("seen", [TESTED_AIOHTTP, ()], ids=["seen", "unknown"])
 async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(
     seen, agents, gateway, monkeypatch
 ):
     """It stops reading in their midst, and goes on when they are read."""
-    monkeypatch.setattr(direct, "SEEN", seen)
+    monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
     gw = await gateway(agents=await agents(), auth=OPEN)
     long = QUESTION.replace(b"hi", b"h" * 500_000)
     for _ in range(2):
@@ -157,10 +157,10 @@ async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(
     agents, gateway, sent, monkeypatch
 ):
     gw = await gateway(agents=await agents(), auth=OPEN)
-    flights = gw.app[FLIGHTS]
+    in_flight = gw.app[IN_FLIGHT]
 
     def stop(*args: Any) -> Any:
-        flights.stopping = True
+        in_flight.stopping = True
         return answer_json(*args)
 
     monkeypatch.setattr("gateway.http.answer.answer_json", stop)
@@ -215,8 +215,8 @@ def begun(monkeypatch) -> list[bool]:
 async def test_both_ways_begin_a_stream_alike(name, limits, agents, gateway, begun, monkeypatch):
     gw = await gateway(agents=await agents(name), rate_limits=limits, auth=OPEN)
     got = []
-    for seen in (SEEN, ()):
-        monkeypatch.setattr(direct, "SEEN", seen)
+    for seen in (TESTED_AIOHTTP, ()):
+        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
         first, headers, text = await streamed(gw, stream_question(name=name))
         got.append((first, lasting(headers), text))
     assert begun == [True, False]
@@ -271,7 +271,7 @@ class Transport:
         raise AssertionError("it is not to be written to")
 
 
-class Connection(direct.Caller):
+class Connection(direct.ClientConnection):
     def __init__(self, goes_on: bool) -> None:
         self._goes_on = goes_on
 

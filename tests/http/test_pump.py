@@ -19,7 +19,7 @@ from test_fastgpt_captures import ANSWERS
 
 from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
-from gateway.http.fastwrite import Caller
+from gateway.http.fastwrite import ClientConnection
 from gateway.http.pump import Pump, Shortcut
 from gateway.platforms.openai_compatible import explain_error
 from gateway.protocol.messages import ChatRequest, Message
@@ -55,7 +55,7 @@ class Carried:
         run._exchange, run.decoder = Exchange(self.link), decoder
         run.most, run._idle_s = max_answer, 60.0
         run.read_at = asyncio.get_running_loop().time()
-        self.caller, self.client = Caller(), Line()
+        self.caller, self.client = ClientConnection(), Line()
         renderer = StreamRenderer(chat, "m", 1, conversational=False)
         self.last = b""
         self.pump = Pump(self.caller, self.client, run, renderer, 60.0, KEEP_ALIVE, None, self.end)  # type: ignore[arg-type]
@@ -397,8 +397,8 @@ async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
     carry = Pump.carry
     monkeypatch.setattr(Pump, "carry", lambda self: carried.append(self) or carry(self))
     got = []
-    for seen in (direct.SEEN, ("0.",)):
-        monkeypatch.setattr(direct, "SEEN", seen)
+    for seen in (direct.TESTED_AIOHTTP, ("0.",)):
+        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
         async with gw.complete("bot", stream=True) as answer:
             got.append(streamed(await answer.read()))
     assert len(carried) == 1

@@ -368,7 +368,7 @@ async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway
 
 async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scripted):
     from gateway.config.load import parse
-    from gateway.http.context import FLIGHTS, RELOAD
+    from gateway.http.context import IN_FLIGHT, RELOAD
 
     answer = b'{"object":"list","data":[]}'
     upstream = await scripted(Script([answer], headers={"Content-Type": "application/json"}))
@@ -378,7 +378,7 @@ async def test_a_request_sees_the_configuration_that_it_began_with(gateway, scri
 
     async def body():
         yield b'{"model":"bot",'
-        while not len(gw.app[FLIGHTS]):
+        while not len(gw.app[IN_FLIGHT]):
             await asyncio.sleep(0)
         await gw.app[RELOAD](parse(yaml.safe_dump({"agents": agents, "database": "none"}), {}))
         yield b'"input":"hi"}'

@@ -253,7 +253,7 @@ async def run_gateway(path: Path, port: int, log: list[str]):
         await reading
 
 
-async def vitals(ops: int) -> dict[str, float]:
+async def process_gauges(ops: int) -> dict[str, float]:
     """Unlabelled samples, and the sum of those that differ by agent only."""
     out: dict[str, float] = {}
     url = f"http://127.0.0.1:{ops}/metrics"
@@ -267,7 +267,7 @@ async def vitals(ops: int) -> dict[str, float]:
 async def watch(soak: Soak, ops: int, seen: list[dict[str, float]]) -> None:
     while soak.goes_on:
         with suppress(aiohttp.ClientError):
-            seen.append(await vitals(ops))
+            seen.append(await process_gauges(ops))
         await asyncio.sleep(1)
 
 
@@ -287,7 +287,7 @@ async def soak_for(seconds: float, clients: int) -> list[str]:
         path = write_config(folder, stores, urls, ops)
         gateway = await stack.enter_async_context(run_gateway(path, port, log))
         await warm_up(port)
-        before = await vitals(ops)
+        before = await process_gauges(ops)
 
         soak = Soak(f"http://127.0.0.1:{port}", seconds)
         running = [soak.client() for _ in range(clients)]
@@ -328,7 +328,7 @@ async def calm(ops: int, before: dict[str, float]) -> dict[str, float]:
     until = time.monotonic() + CALMING_S + 10
     while True:
         await asyncio.sleep(0.5)
-        now = await vitals(ops)
+        now = await process_gauges(ops)
         if not leftovers(before, now) or time.monotonic() > until:
             return now
 

@@ -9,7 +9,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from prometheus_client.parser import text_string_to_metric_families
 from test_streaming import HELLO, agent, until
 
-from gateway.http.context import FLIGHTS
+from gateway.http.context import IN_FLIGHT
 
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 
@@ -324,7 +324,7 @@ async def test_an_answer_that_a_stop_cuts_counts_as_503_and_not_as_a_caller_who_
     gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})
     async with gw.post("/v1/embeddings", {"model": "bot", "input": "hi"}) as answer:
         await answer.content.readany()
-        await gw.app[FLIGHTS].land(0.01)
+        await gw.app[IN_FLIGHT].drain(0.01)
         with pytest.raises(ClientPayloadError):
             await answer.read()
     samples = await scrape(gw)

@@ -16,7 +16,7 @@ from conftest import ADMIN_PASSWORD, AGENTS, Script, stopped
 from test_cli import serving
 
 from gateway.accounts.credentials import new_key
-from gateway.http.context import BOOKS
+from gateway.http.context import SERVICES
 from gateway.middlewares.requestlog import new_request_id
 
 HELLO = b'data: {"event":"message","answer":"\xe4\xbd\xa0\xe5\xa5\xbd","conversation_id":"c","task_id":"t"}\n\n'
@@ -325,7 +325,7 @@ async def test_bodies_are_kept_if_the_agent_says_so(with_accounts, demo, mode, d
     }
     record = {"max_body": 200}
     gw = await with_accounts(database_url, agents=agents)
-    record["spool"] = gw.app[BOOKS].recorder._settings.spool
+    record["spool"] = gw.app[SERVICES].recorder._settings.spool
     gw = await with_accounts(database_url, agents=agents, record=record)
     admin = await gw.login()
     _, key = await gw.key(admin)
@@ -360,7 +360,7 @@ async def test_what_is_old_is_deleted(with_accounts, database_url, tmp_path):
     await gw.ask(key)
     assert len(await calls(gw, admin)) == 1
     with time_machine.travel(datetime.now(UTC) + timedelta(days=2)):
-        await gw.app[BOOKS].recorder.sweep()
+        await gw.app[SERVICES].recorder.sweep()
     assert await calls(gw, admin) == []
     usage = (await gw.api("GET", "/usage", admin))[1]["data"]["usage"]
     assert usage[0]["calls"] == 1  # roll-ups stay
