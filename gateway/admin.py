@@ -19,7 +19,7 @@ from gateway.config.models import Config, KeyLimits
 from gateway.config.values import duration_s
 from gateway.database import connect
 from gateway.errors import (
-    DatabaseAway,
+    DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
     NotFound,
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
         asyncio.run(_run(args, config))
     except (KeyboardInterrupt, EOFError):
         print("Nothing was changed.", file=sys.stderr)
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         words = words_of(error.__cause__ or TimeoutError())
         print(f"The database cannot be used: {words}", file=sys.stderr)
     except GatewayError as error:

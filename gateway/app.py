@@ -16,7 +16,7 @@ from gateway.accounts.tokens import Signer, signing_secret
 from gateway.chat.attachments import Attachments
 from gateway.config.models import Config
 from gateway.database import connect, is_locked
-from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of
+from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartError, words_of
 from gateway.files.fetcher import Guard
 from gateway.files.library import open_files
 from gateway.http.body import BODIES_SHARE
@@ -257,7 +257,7 @@ async def _first_admin(
         await accounts.add_user("admin", hashed, role="admin")
     except Conflict:
         return  # another replica was quicker
-    except DatabaseAway:
+    except DatabaseUnavailable:
         # It may have been made without our being told; then nobody would know the password.
         if not given:
             show(f"Account 'admin' may have been made; if so, its password is {made_up.reveal()}")

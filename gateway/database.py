@@ -16,7 +16,7 @@ from typing import Any, Protocol
 
 import aiosql
 
-from gateway.errors import DatabaseAway, StartError
+from gateway.errors import DatabaseUnavailable, StartError
 from gateway.private import make_folder
 
 SQL = Path(__file__).parent.parent / "sql"
@@ -43,7 +43,7 @@ class Taken(ValueRefused):
 
 
 class Database(Protocol):
-    """What the stores need. Every method raises DatabaseAway if the database does not answer."""
+    """What the stores need. Every method raises DatabaseUnavailable if it does not answer."""
 
     queries: Any  # aiosql's, a method per query
 
@@ -336,7 +336,7 @@ def _translated(away: Errors, refused: Errors) -> Iterator[None]:
     except away as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
             raise  # the statement is wrong
-        raise DatabaseAway from error
+        raise DatabaseUnavailable from error
 
 
 def is_locked(error: BaseException | None) -> bool:

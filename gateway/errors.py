@@ -12,7 +12,8 @@
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
     │                     EmptyAnswer
-    └── ours:             InternalError DatabaseAway Overloaded StorageAway StorageFull Stopping
+    └── ours:             InternalError DatabaseUnavailable Overloaded StorageUnavailable
+                          StorageFull Stopping
 
 Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
 """
@@ -249,7 +250,7 @@ class InternalError(GatewayError):
     """A bug of ours."""
 
 
-class DatabaseAway(GatewayError):
+class DatabaseUnavailable(GatewayError):
     """The database does not answer, and without it this cannot be told or done."""
 
     status, type, code = 503, "server_error", "database_unavailable"
@@ -258,7 +259,7 @@ class DatabaseAway(GatewayError):
         super().__init__(message, retry_after_s=2.0)
 
 
-class StorageAway(GatewayError):
+class StorageUnavailable(GatewayError):
     """Where files are kept does not answer, or does not let us in."""
 
     status, type, code = 503, "server_error", "storage_unavailable"

@@ -8,7 +8,7 @@ import pytest
 
 from gateway import database as module
 from gateway.database import SQL, SQLite, ValueRefused, connect, fetch, migrations
-from gateway.errors import DatabaseAway, StartError
+from gateway.errors import DatabaseUnavailable, StartError
 from gateway.telemetry.call import COLUMNS
 
 
@@ -125,7 +125,7 @@ async def test_a_sqlite_file_that_another_process_locks_counts_as_away(tmp_path,
     await database.migrate()
     other = sqlite3.connect(tmp_path / "g.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         async with database.transaction():
             pass
     other.execute("ROLLBACK")
@@ -186,7 +186,7 @@ async def test_a_sqlite_file_that_is_removed_or_replaced_takes_nothing_more(tmp_
     await database.migrate()
     for change in (lambda f: f.unlink(), lambda f: f.write_bytes(b"")):
         change(tmp_path / "g.db")
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             async with database.transaction():
                 pass
     await database.close()

@@ -21,7 +21,7 @@ import orjson
 from gateway.accounts.credentials import Caller, Quota, Role, is_secret, split_key
 from gateway.config.models import KeyLimits, Permission
 from gateway.database import Database, fetch
-from gateway.errors import DatabaseAway, InvalidToken, StartError, Unauthorized, why
+from gateway.errors import DatabaseUnavailable, InvalidToken, StartError, Unauthorized, why
 
 log = logging.getLogger("gateway")
 
@@ -133,7 +133,7 @@ class Directory:
         self.rounds += 1
         try:
             await self._sync()
-        except DatabaseAway as error:
+        except DatabaseUnavailable as error:
             if self.away is None:
                 log.warning("The database does not answer: %s", why(error))
             self.away, self.cause = "it does not answer", error.__cause__
@@ -179,7 +179,7 @@ class Directory:
                     return int(await self._sql.change_version(conn))
             except TimeoutError:
                 pass
-        raise DatabaseAway from self.cause
+        raise DatabaseUnavailable from self.cause
 
     def _turn_month(self) -> None:
         """A new month's quotas begin at once, whether or not the database is there."""
@@ -227,23 +227,24 @@ class Directory:
         self._quotas_read = began
 
     async def refresh(self) -> None:
-        """Wait for a round that begins from now on. Raises DatabaseAway."""
+        """Wait for a round that begins from now on. Raises DatabaseUnavailable."""
         if self.away is not None or self._next is None:
-            raise DatabaseAway from self.cause
+            raise DatabaseUnavailable from self.cause
         waited = self._next
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await asyncio.shield(waited)
         if not waited.done() or self.away is not None:
-            raise DatabaseAway from self.cause
+            raise DatabaseUnavailable from self.cause
 
     # Asking.
 
     async def caller(self, key: str) -> Caller | None:
         """Whose key that is; None if it is no key of ours.
 
-        Raises Unauthorized for one that is no good any more, DatabaseAway where nobody can know.
+        Raises Unauthorized for a key that is revoked or expired, and DatabaseUnavailable where
+        nobody can know.
         """
         parts = split_key(key)
         if parts is None:

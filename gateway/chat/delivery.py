@@ -7,7 +7,7 @@ from typing import Any
 from gateway.chat.attachments import MAX_DATA, Attachments
 from gateway.chat.routing import Target
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken, UpstreamFailed
-from gateway.platforms.base import First
+from gateway.platforms.base import Preliminary
 from gateway.protocol.exchange import Source, UploadRequest
 from gateway.protocol.messages import ChatRequest, Media
 from gateway.upstream.client import Upstream
@@ -18,21 +18,21 @@ _FETCH_S = 30.0
 
 
 async def learn(
-    upstream: Upstream, target: Target, step: First, again: Callable[[], Any] | None
+    upstream: Upstream, target: Target, step: Preliminary, again: Callable[[], Any] | None
 ) -> Any:
     """Ask what `step` asks and give what follows from the reply.
 
     What serves every call is asked by one of them; the others wait and then call `again`.
     """
 
-    async def ask(step: First) -> Any:
+    async def ask(step: Preliminary) -> Any:
         return step.learn(await upstream.fetch(step.request, target.way, _FETCH_S))
 
     if not step.shared or again is None:
         return await ask(step)
     async with target.learning:
         step = again()  # another call may have learned it by now
-        return await ask(step) if isinstance(step, First) else step
+        return await ask(step) if isinstance(step, Preliminary) else step
 
 
 class Handover:

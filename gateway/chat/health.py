@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from gateway.chat.delivery import MAX_STEPS
 from gateway.chat.routing import Target
 from gateway.errors import GatewayError, UpstreamFailed
-from gateway.platforms.base import Doubt, First, Step
+from gateway.platforms.base import Doubt, Preliminary, Step
 from gateway.upstream.client import Upstream
 
 log = logging.getLogger("gateway")
@@ -58,7 +58,7 @@ async def _verdict(upstream: Upstream, target: Target) -> str:
     for _ in range(MAX_STEPS):
         if isinstance(step, str):
             return step
-        if isinstance(step, First):
+        if isinstance(step, Preliminary):
             step = step.learn(await upstream.fetch(step.request, target.way, _FETCH_S))
         else:
             step = target.platform.verdict(await upstream.fetch(step, target.way, _FETCH_S))

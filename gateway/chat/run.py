@@ -20,16 +20,16 @@ from gateway.errors import (
     clean,
 )
 from gateway.limits.shares import Holders
-from gateway.platforms.base import Decoder, First, Step, require_options
+from gateway.platforms.base import Decoder, Preliminary, Step, require_options
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.protocol.passthrough import lines_as_events
 from gateway.protocol.sse import SHOWN, Life, is_stream
-from gateway.protocol.template import Pattern
+from gateway.protocol.template import EventTemplate
 from gateway.telemetry.traces import NO_TRACE, CallTrace
 from gateway.upstream.client import MAX_REPLY, Exchange, Upstream, translate
-from gateway.upstream.connection import Link
-from gateway.upstream.deadline import Alarm
+from gateway.upstream.connection import Connection
+from gateway.upstream.deadline import Deadline
 
 log = logging.getLogger("gateway")
 
@@ -47,11 +47,39 @@ class Run:
     """
 
     __slots__ = (
-        "_alarm", "_asked", "_early", "_ended", "_entered", "_exchange", "_grows_from", "_handover",
-        "_has_accepted", "_holders", "_idle_s", "_is_last", "_loop", "_targets", "_trace",
-        "_trace_headers", "_until", "_upstream", "_wants_whole", "attempts", "chat", "decoder",
-        "ends_at", "failures", "fallbacks", "most", "over", "read_at", "reasons", "received",
-        "retries", "target", "timers",
+        "_asked",
+        "_deadline",
+        "_early",
+        "_ended",
+        "_entered",
+        "_exchange",
+        "_grows_from",
+        "_handover",
+        "_has_accepted",
+        "_holders",
+        "_idle_s",
+        "_is_last",
+        "_loop",
+        "_targets",
+        "_trace",
+        "_trace_headers",
+        "_until",
+        "_upstream",
+        "_wants_whole",
+        "attempts",
+        "chat",
+        "decoder",
+        "ends_at",
+        "failures",
+        "fallbacks",
+        "most",
+        "over",
+        "read_at",
+        "reasons",
+        "received",
+        "retries",
+        "target",
+        "timers",
     )  # fmt: skip
 
     def __init__(
@@ -79,7 +107,7 @@ class Run:
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
         self.timers = upstream.timers
-        self._alarm = Alarm(upstream.timers)
+        self._deadline = Deadline(upstream.timers)
         self._early: list[Delta] = []  # of the present attempt, before the first content
         self.read_at = 0.0  # loop time of the last sign of life
         self._grows_from: float | None = None  # and before the event that is still coming, of one
@@ -107,7 +135,7 @@ class Run:
 
     def close(self) -> None:
         """Let go of the upstream, now. May be called more than once."""
-        self._alarm.close()
+        self._deadline.close()
         self._drop()
 
     @property
@@ -131,24 +159,24 @@ class Run:
         return self.decoder is not None and self.decoder.ending
 
     @property
-    def link(self) -> Link:
+    def connection(self) -> Connection:
         """The connection to the upstream that answers."""
         assert self._exchange is not None
-        return self._exchange.link
+        return self._exchange.connection
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         """See `Decoder.pattern`."""
         assert self.decoder is not None
         return self.decoder.pattern(chunk, delta)
 
-    def until(self, moment: float) -> Alarm:
+    def until(self, moment: float) -> Deadline:
         """For `with`: what the current task awaits is interrupted at loop time `moment`, with
         TimeoutError."""
-        return self._alarm.until(moment)
+        return self._deadline.until(moment)
 
     def take_over(self) -> None:
         """From now on it is the task that calls this which reads, or lets a pump do so."""
-        self._alarm.close()
+        self._deadline.close()
 
     # Until the first delta.
 
@@ -163,7 +191,7 @@ class Run:
         last: GatewayError | None = None
         now = self._loop.time()
         self.ends_at = now + self.total_s
-        self._alarm.set(min(self.ends_at, now + self.target.agent.timeouts.first_delta))
+        self._deadline.set(min(self.ends_at, now + self.target.agent.timeouts.first_delta))
         try:
             for i, target in enumerate(self._targets):
                 self._is_last = i == len(self._targets) - 1
@@ -179,11 +207,11 @@ class Run:
             assert last is not None  # there is at least one target
             raise last
         except asyncio.CancelledError:
-            if not self._alarm.has_rung():
+            if not self._deadline.expired():
                 raise  # the caller has left
             raise TimeoutError from None
         finally:
-            self._alarm.rest()
+            self._deadline.clear()
             last = None  # its traceback holds this frame, and all that the question holds
 
     def _forget_question(self) -> None:
@@ -195,7 +223,7 @@ class Run:
     def _wait_until(self, moment: float | None) -> None:
         """What is awaited from now on is interrupted then, and always when `total` is over."""
         at = self.ends_at if moment is None or moment > self.ends_at else moment
-        self._alarm.until(at)
+        self._deadline.until(at)
 
     async def _try(self, target: Target) -> list[Delta]:
         """One target, as often as it is worth it. With another one left nobody waits for long."""
@@ -265,7 +293,7 @@ class Run:
         try:
             await self._first_deltas(await self._ask(target))
         except asyncio.CancelledError:
-            if not self._alarm.has_rung():
+            if not self._deadline.expired():
                 raise  # the caller has left
             if self._loop.time() >= self.ends_at:
                 raise TimeoutError from None
@@ -291,11 +319,11 @@ class Run:
 
     async def _first_deltas(self, exchange: Exchange) -> None:
         """Gather deltas until one has content, or the last has come."""
-        link, has_content = exchange.link, False
-        chunk, exchange.first = exchange.first or link.read_at_once(), b""
+        connection, has_content = exchange.connection, False
+        chunk, exchange.first = exchange.first or connection.read_at_once(), b""
         while not self.over:
             try:
-                deltas = self.take(await link.read() if chunk is None else chunk)
+                deltas = self.take(await connection.read() if chunk is None else chunk)
             except Exception as error:
                 deltas = self.broke(error)
             for delta in deltas:
@@ -312,7 +340,7 @@ class Run:
             elif deltas:  # a step of a workflow: not silent, only not speaking yet
                 wait_s = self.target.agent.timeouts.first_delta
                 self._wait_until(self._loop.time() + wait_s)
-            chunk = link.read_at_once()
+            chunk = connection.read_at_once()
 
     async def _ask(self, target: Target) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
@@ -323,7 +351,7 @@ class Run:
             self._wait_until(self._loop.time() + target.agent.timeouts.first_delta)
         step: Step = target.platform.prepare(self._asked)
         for _ in range(MAX_STEPS):
-            if isinstance(step, First):
+            if isinstance(step, Preliminary):
                 again = partial(target.platform.prepare, self._asked)
                 step = await learn(self._upstream, target, step, again)
                 continue
@@ -363,8 +391,8 @@ class Run:
         if until is not None and until < ends:
             ends = until
         try:
-            with self._alarm.until(ends):
-                chunk = await exchange.link.read()
+            with self._deadline.until(ends):
+                chunk = await exchange.connection.read()
         except TimeoutError:
             return None if ends == until else self.silence()
         except Exception as error:

@@ -347,7 +347,7 @@ class BreakerSettings(Model):
     cooldown: Duration = 10.0
 
 
-class Leavers(Model):
+class OnDisconnect(Model):
     """What becomes of an answer whose caller has left: `cancel` stops it at the platform, `drain`
     lets it come to its end, to know its usage, for `max_time` and `max_calls` at once at most."""
 
@@ -361,8 +361,8 @@ def _policy(value: Any) -> Any:
 
 
 AnyLeavers = Annotated[
-    Leavers,
-    BeforeValidator(_policy, json_schema_input_type=Literal["cancel", "drain"] | Leavers),
+    OnDisconnect,
+    BeforeValidator(_policy, json_schema_input_type=Literal["cancel", "drain"] | OnDisconnect),
 ]
 
 
@@ -386,7 +386,7 @@ class Agent(Model):
     share: Annotated[float, Field(gt=0, le=1)] = 0.75
     breaker: BreakerSettings = BreakerSettings()
     max_answer: Size = 64 * 1024 * 1024
-    on_disconnect: AnyLeavers = Leavers()
+    on_disconnect: AnyLeavers = OnDisconnect()
     capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (

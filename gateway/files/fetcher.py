@@ -23,8 +23,8 @@ from gateway.config.models import Fetch, Outgoing
 from gateway.config.outgoing import NoWay, Way
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, UpstreamFailed
 from gateway.protocol.exchange import Source
-from gateway.upstream.connection import AnswerCut, Link, NoAnswer, NotHttp
-from gateway.upstream.pool import Links, address_in
+from gateway.upstream.connection import AnswerCut, Connection, NoAnswer, NotHttp
+from gateway.upstream.pool import Pool, address_in
 from gateway.upstream.resolver import CallersNames, Found, numeric
 
 MAX_URL = 8192  # characters
@@ -71,12 +71,12 @@ class Guard:
         self._outgoing = outgoing
         self._names = CallersNames()
         self._resolve = resolve or self._names.find
-        self._links: Links | None = None  # from the first fetch on
+        self._pool: Pool | None = None  # from the first fetch on
 
     async def close(self) -> None:
         await self._names.close()
-        if self._links is not None:
-            self._links.close()
+        if self._pool is not None:
+            self._pool.close()
 
     @asynccontextmanager
     async def open(self, url: str, owner: str = "") -> AsyncIterator[Source]:
@@ -88,15 +88,15 @@ class Guard:
         """
         deadline = asyncio.get_running_loop().time() + self._config.timeout
         first = self.check(url)
-        link = await self._follow(first, deadline, owner)
+        connection = await self._follow(first, deadline, owner)
         try:
-            size = _size(link.status, headers := link.headers)
+            size = _size(connection.status, headers := connection.headers)
             self._check_size(size or 0)
             mime = headers.get("Content-Type", "").partition(";")[0].strip().lower()
-            async with aclosing(self._chunks(link, deadline)) as chunks:
+            async with aclosing(self._chunks(connection, deadline)) as chunks:
                 yield Source(_file_name(first), mime, size, chunks)
         finally:
-            link.close()
+            connection.close()
 
     @staticmethod
     def check(url: str) -> URL:
@@ -133,14 +133,14 @@ class Guard:
             ip = ip.ipv4_mapped
         return not _is_public(ip) and not any(ip in network for network in self._config.allow)
 
-    async def _follow(self, url: URL, deadline: float, owner: str) -> Link:
+    async def _follow(self, url: URL, deadline: float, owner: str) -> Connection:
         """The first answer that is no redirect. The bodies of redirects are not read."""
         for _ in range(MAX_REDIRECTS + 1):
-            link = await self._get(url, deadline, owner)
-            location = link.headers.get("Location")
-            if link.status not in _REDIRECTS or location is None:
-                return link
-            link.close()
+            connection = await self._get(url, deadline, owner)
+            location = connection.headers.get("Location")
+            if connection.status not in _REDIRECTS or location is None:
+                return connection
+            connection.close()
             url = self._target(url, location)
         raise InvalidRequest(
             f"The URL redirects more than {MAX_REDIRECTS} times; use the one it leads to."
@@ -156,20 +156,20 @@ class Guard:
             raise InvalidRequest("The URL redirects from https to http; use one that does not.")
         return target
 
-    async def _get(self, url: URL, deadline: float, owner: str) -> Link:
+    async def _get(self, url: URL, deadline: float, owner: str) -> Connection:
         """The answer of one hop, its body unread."""
         async with self._network(deadline):
             addresses = await self._addresses(url, owner)
             address = address_in(url)
-            self._links = self._links or Links()
-            link = await self._links.connect_to(address.origin, addresses, self._way(url))
+            self._pool = self._pool or Pool()
+            connection = await self._pool.connect_to(address.origin, addresses, self._way(url))
             try:
-                link.send(_HEAD % (address.target.encode(), address.host.encode()))
-                await link.answered()
+                connection.send(_HEAD % (address.target.encode(), address.host.encode()))
+                await connection.answered()
             except BaseException:
-                link.close()
+                connection.close()
                 raise
-        return link
+        return connection
 
     def _way(self, url: URL) -> Way:
         proxy = self._config.proxy
@@ -199,12 +199,12 @@ class Guard:
             )
         return answer
 
-    async def _chunks(self, link: Link, deadline: float) -> AsyncGenerator[bytes, None]:
+    async def _chunks(self, connection: Connection, deadline: float) -> AsyncGenerator[bytes, None]:
         """The body as it comes. The link raises if it ends before its length or its last chunk."""
         read = 0
         while True:
             async with self._network(deadline):
-                chunk = await link.read()
+                chunk = await connection.read()
             if not chunk:
                 return
             read += len(chunk)

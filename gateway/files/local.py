@@ -15,7 +15,7 @@ from pathlib import Path
 from secrets import token_hex
 from typing import IO, TypeVar
 
-from gateway.errors import StorageAway, StorageFull
+from gateway.errors import StorageFull, StorageUnavailable
 from gateway.files.store import BLOCK, Chunks
 from gateway.private import make_folder, opener, shut_out_others
 from gateway.protocol.exchange import Source
@@ -44,7 +44,7 @@ class LocalFiles:
             make_folder(self._folder / _PARTS)
             shut_out_others(self._folder)
 
-        with contextlib.suppress(StorageAway, StorageFull):  # `check` says it again
+        with contextlib.suppress(StorageUnavailable, StorageFull):  # `check` says it again
             await self._run(prepare)
 
     async def close(self) -> None:
@@ -66,7 +66,7 @@ class LocalFiles:
                 size += len(chunk)
             await self._run(partial(_finish, file, block, self.path(name)))
         except BaseException:
-            with contextlib.suppress(StorageAway, StorageFull):
+            with contextlib.suppress(StorageUnavailable, StorageFull):
                 await asyncio.shield(self._run(partial(_discard, draft, opened)))
             raise
         return size
@@ -163,7 +163,7 @@ class LocalFiles:
             if error.errno in _FULL:
                 raise StorageFull from error
             words = f"The folder for files cannot be used: {error.strerror}."
-            raise StorageAway(words) from error
+            raise StorageUnavailable(words) from error
 
 
 def _begin(draft: Path, opened: list[IO[bytes]]) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
 from gateway.config.models import S3
-from gateway.errors import GatewayError, StorageAway, StorageFull
+from gateway.errors import GatewayError, StorageFull, StorageUnavailable
 from gateway.files.store import BLOCK, Chunks
 from gateway.protocol.exchange import Source
 
@@ -322,7 +322,7 @@ def _translated() -> Iterator[None]:
     except ClientError as error:
         raise _explain(error.response) from error
     except (BotoCoreError, aiohttp.ClientError, OSError, TimeoutError) as error:
-        raise StorageAway from error
+        raise StorageUnavailable from error
 
 
 def _explain(response: dict[str, Any]) -> GatewayError | FileNotFoundError:
@@ -334,8 +334,8 @@ def _explain(response: dict[str, Any]) -> GatewayError | FileNotFoundError:
         return StorageFull()
     if code in _REFUSED:
         return _refused(code)
-    return StorageAway()
+    return StorageUnavailable()
 
 
-def _refused(code: str) -> StorageAway:
-    return StorageAway(f"{_REFUSED[code]}; the operator must see to the S3 settings.")
+def _refused(code: str) -> StorageUnavailable:
+    return StorageUnavailable(f"{_REFUSED[code]}; the operator must see to the S3 settings.")

@@ -14,7 +14,7 @@ Chunks = AsyncIterator[bytes]
 class Store(Protocol):
     """Files by name: `uploads/2026/11/22/<id>.<ending>`, made up by us and never by a client.
 
-    Every method raises StorageAway or StorageFull; those that read raise FileNotFoundError.
+    Every method raises StorageUnavailable or StorageFull; those that read raise FileNotFoundError.
     """
 
     async def open(self) -> None:

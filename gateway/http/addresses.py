@@ -7,14 +7,14 @@ surface, and clients append to them what they will.
 # Nearly all requests are for these, and as they should be.
 USUAL = frozenset(("/v1/chat/completions", "/api/v1/chat", "/v1/models", "/livez", "/readyz"))
 
-# First steps under /v1, of what the gateway has itself and of what it passes on.
+# Preliminary steps under /v1, of what the gateway has itself and of what it passes on.
 _OPENAIS = frozenset(
     (
         "models", "files", "embeddings", "completions", "audio", "images", "moderations",
         "rerank", "responses", "messages",
     )
 )  # fmt: skip
-# First steps under /api/v1.
+# Preliminary steps under /api/v1.
 _OURS = frozenset(
     ("chat", "agents", "login", "auth", "api-keys", "tokens", "upload", "usage", "calls")
 )

@@ -157,7 +157,7 @@ def _note(call: Call, run: Run) -> None:
         call.conversation_id = run.decoder.conversation_id
     call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
     if call.usage is None and run.decoder is not None:
-        call.usage = run.decoder.counted()
+        call.usage = run.decoder.usage_so_far()
     call.capture_always = run.target.agent.capture == "all"
     if run.target.agent.capture == "off":
         call.capture = None

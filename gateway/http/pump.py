@@ -1,14 +1,14 @@
 """The hot path: from an upstream's connection to the caller's, one call for each network read.
 
-While an answer streams no task is woken and nothing is awaited. The upstream's bytes are handed
-over by its transport (`Link.listen`), decoded, rendered and written to the caller's transport in
-the same call; a caller who does not read makes the upstream wait. Most reads are one event of a
-form that has just been seen (`Pattern`): those take a `Shortcut`, which does what the long way
-does and no more than that. `tests/http/test_pump.py` holds both to the same answers.
+While an answer streams, no task is woken and nothing is awaited. The upstream's transport hands
+over its bytes (`Connection.listen`); they are decoded, rendered and written to the caller's
+transport in the same call. A caller who does not read makes the upstream wait. Most reads are one
+event of a form that has just been seen (`EventTemplate`): those take a `FastPath`, which does what
+the long way does and no more. `tests/http/test_pump.py` holds both to the same answers.
 
-An answer's head, its first frames and its end are written before and after, perhaps by aiohttp.
-In between its chunked framing is done here (see `direct`); where that is not possible, `open_pump`
-gives None, and the answer is written with aiohttp's own means.
+The answer's head, first frames and end are written before and after, perhaps by aiohttp. In between
+the chunked framing is written here (see `fastwrite`). Where that is not possible, `open_pump`
+returns None and the answer is written by aiohttp.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ from gateway.http.fastwrite import ClientConnection, Stream, connection_of
 from gateway.protocol.messages import Delta, Raw
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import one_line
-from gateway.protocol.template import Pattern
+from gateway.protocol.template import EventTemplate
 from gateway.upstream.timers import Timer
 
 MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
@@ -88,7 +88,7 @@ class Pump:
         """
         self._run.take_over()
         self._caller.on_full = self._wait_for_caller
-        self._run.link.listen(self._received)
+        self._run.connection.listen(self._received)
         if not self._over.done():
             self._wait_for_caller(self._caller.is_full)
         return self._over
@@ -96,9 +96,9 @@ class Pump:
     def stop(self) -> None:
         """Let go of both sides. May be called more than once."""
         self._settle()
-        link = self._run.link
-        link.listen(None)
-        link.resume()
+        connection = self._run.connection
+        connection.listen(None)
+        connection.resume()
         self._caller.on_full = None
         if self._timer is not None:
             self._run.timers.forget(self._timer)
@@ -110,11 +110,11 @@ class Pump:
         self._settle()
         was_read_at = run.read_at
         try:
-            failure = run.link.failure
+            failure = run.connection.failure
             deltas = run.broke(failure) if failure and not chunk else run.take(chunk)
             self._pass_on(deltas)
             if not run.over:
-                run.link.quick = self._shortcut(chunk, deltas)
+                run.connection.fast_path = self._fast_path(chunk, deltas)
                 if run.is_ending or run.read_at < was_read_at:
                     self._look()  # its patience is shorter, or what came was a heartbeat
         except Exception as error:
@@ -145,7 +145,7 @@ class Pump:
 
     # The shortcut.
 
-    def _shortcut(self, chunk: bytes, deltas: list[Delta]) -> "Shortcut | None":
+    def _fast_path(self, chunk: bytes, deltas: list[Delta]) -> "FastPath | None":
         """For more events like the one in `chunk`, if that only added to the answer's text."""
         if len(deltas) != 1 or self._capture is not None or not self._left:
             return None
@@ -155,16 +155,16 @@ class Pump:
         self._left -= 1
         around = None if type(deltas[0]) is Raw else self._renderer.around_text
         room = self._run.most - self._run.received
-        return Shortcut(pattern, around, self._transport.write, self._loop.time, room)
+        return FastPath(pattern, around, self._transport.write, self._loop.time, room)
 
     def _settle(self) -> None:
         """What the shortcut has done counts as if it had gone the long way."""
-        shortcut = self._run.link.quick
-        if isinstance(shortcut, Shortcut) and shortcut.used_at:
-            self._run.received = self._run.most - shortcut.room
-            self._run.show_life(shortcut.used_at)
-            self.written_at = shortcut.used_at
-            shortcut.used_at = 0.0
+        fast_path = self._run.connection.fast_path
+        if isinstance(fast_path, FastPath) and fast_path.used_at:
+            self._run.received = self._run.most - fast_path.room
+            self._run.show_life(fast_path.used_at)
+            self.written_at = fast_path.used_at
+            fast_path.used_at = 0.0
 
     # Time, and a caller who does not read.
 
@@ -194,15 +194,15 @@ class Pump:
     def _wait_for_caller(self, is_full: bool) -> None:
         """While the caller does not read the upstream is not listened to, and so not silent."""
         if is_full:
-            self._run.link.pause()
+            self._run.connection.pause()
         else:
             self._settle()
             self._run.show_life(self._loop.time())
-            self._run.link.resume()
+            self._run.connection.resume()
         self._look()
 
 
-class Shortcut:
+class FastPath:
     """Deals with a network read that is one whole chunk with one whole event of a known pattern:
 
         1a3\\r\\n <before> "a JSON string" <after> \\r\\n
@@ -222,7 +222,7 @@ class Shortcut:
 
     def __init__(
         self,
-        pattern: Pattern,
+        pattern: EventTemplate,
         around: tuple[bytes, bytes] | None,
         write: Callable[[bytes], None],
         now: Callable[[], float],

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 from aiohttp import web
 
-from gateway.errors import DatabaseAway, NotFound
+from gateway.errors import DatabaseUnavailable, NotFound
 from gateway.http.body import envelope
 from gateway.http.context import SERVICES, Services
 
@@ -21,6 +21,6 @@ def services_of(request: web.Request) -> Services:
 async def usage_of(request: web.Request, kind: str, id_: str) -> web.Response:
     """What a key ("key") or a user ("user") has used, this process's last calls included."""
     services = services_of(request)
-    with contextlib.suppress(DatabaseAway):
+    with contextlib.suppress(DatabaseUnavailable):
         await services.recorder.flush()
     return envelope(await services.calls.usage(kind, id_, datetime.now(UTC).strftime("%Y-%m-%d")))

@@ -41,12 +41,12 @@ from gateway.protocol.messages import (
 )
 from gateway.protocol.passthrough import as_events, event_error
 from gateway.protocol.sse import NONE, SHOWN, Life
-from gateway.protocol.template import Pattern, find_pattern
+from gateway.protocol.template import EventTemplate, find_template
 from gateway.secret import Secret
 
 
 @dataclass(frozen=True, slots=True)
-class First:
+class Preliminary:
     """Something that must be asked before the question itself.
 
     `learn` takes the reply and returns the next step, or raises a GatewayError. With `shared` its
@@ -63,8 +63,8 @@ class Doubt(str):
     """A verdict that finds nothing wrong, and no proof that a chat will do. Says what to check."""
 
 
-Step = UpstreamRequest | First
-UploadStep = UploadRequest | First  # a First whose end is an UploadRequest
+Step = UpstreamRequest | Preliminary
+UploadStep = UploadRequest | Preliminary  # a Preliminary whose end is an UploadRequest
 Carriage = Literal["as it is", "data", "upload"]
 
 
@@ -82,10 +82,10 @@ class Decoder(Protocol):
     def close(self) -> list[Delta]:
         """The deltas left at the end of the body; Failed(UpstreamCut) if the end is missing."""
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         """What the platform has counted so far: for the record of an answer that breaks off."""
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         """The pattern of events like the one in `chunk`, just fed, of which `delta` came and
         nothing else; None if one that differs in its text alone might come to something else."""
 
@@ -106,7 +106,7 @@ class Platform(Protocol):
     def kinds(self) -> frozenset[MediaKind]:
         """The kinds of files that a question may bring along, as far as is known."""
 
-    def learn_kinds(self) -> First | None:
+    def learn_kinds(self) -> Preliminary | None:
         """What must be asked before `kinds` can be relied upon, if it has not been already."""
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
@@ -147,7 +147,7 @@ class Platform(Protocol):
         what is wrong with it."""
 
 
-class TextOnly:
+class BasePlatform:
     """What a platform has to say of files and options if it takes none; others override it."""
 
     options: frozenset[str] | None = frozenset()
@@ -161,7 +161,7 @@ class TextOnly:
     def kinds(self) -> frozenset[MediaKind]:
         return frozenset()
 
-    def learn_kinds(self) -> First | None:
+    def learn_kinds(self) -> Preliminary | None:
         return None
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
@@ -295,7 +295,7 @@ class EventDecoder(ABC):
                 lost = Reasoning if self._half_of is Reasoning else Text
                 out.insert(said, lost(loosejson.REPLACED))
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return None
 
     @property
@@ -304,11 +304,11 @@ class EventDecoder(ABC):
         returns something true, the text comes as an event after all."""
         return None
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         """For platforms where events of text alone change nothing else, once there was one."""
         if type(delta) is not Text or not self._parser.is_clean:
             return None
-        return find_pattern(chunk, self.text_members, self.heard, delta.text)
+        return find_template(chunk, self.text_members, self.heard, delta.text)
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
         error.retryable = False  # the platform had begun

@@ -11,12 +11,12 @@ from gateway.config.models import OpenAIAgent
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.filetypes import KINDS
 from gateway.platforms.base import (
+    BasePlatform,
     Carriage,
     Decoder,
     Doubt,
     EventDecoder,
     Step,
-    TextOnly,
     as_id,
     as_list,
     as_object,
@@ -79,7 +79,7 @@ def _own(body: dict[str, Any], user: str) -> dict[str, Any]:
     return {**out, "user": user}
 
 
-class OpenAICompatible(TextOnly):
+class OpenAICompatible(BasePlatform):
     kind = "openai"
     options = None
     kinds = frozenset(KINDS)  # it is the upstream's to judge
@@ -231,7 +231,7 @@ class ChunkDecoder(EventDecoder):
         self.has_more = False  # thinking, or pictures
         self._shown: set[int] | None = None  # the pictures
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return self._usage
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:

@@ -28,7 +28,7 @@ from gateway.protocol.sse import (
     shows_life,
     without_blank,
 )
-from gateway.protocol.template import Pattern, find_pattern
+from gateway.protocol.template import EventTemplate, find_template
 from gateway.protocol.usage import read_usage
 
 MAX_BODY = 32 << 20  # bytes of a whole answer
@@ -98,13 +98,13 @@ class PassThrough:
         start = b"".join([piece[:8] for piece in self._held[:8]])
         return start.startswith((b"data:", b"event:", b"id:", _BOM))
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return self._usage
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         if type(delta) is not Raw or delta.data is not chunk:
             return None
-        return find_pattern(chunk, (b"content",), None, None)
+        return find_template(chunk, (b"content",), None, None)
 
     def _whole_events(self, chunk: bytes) -> bytes:
         """The events that `chunk` completes. Each byte is looked at once, or as one of three that
@@ -310,10 +310,10 @@ class WholeBody:
         self._body.append(chunk)
         return []
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return None
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         return None
 
     def close(self) -> list[Delta]:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import orjson
 
 
-class Pattern(NamedTuple):
+class EventTemplate(NamedTuple):
     """An event is `before`, a JSON string with its quotes, and `after`. `add` is given each string,
     if the decoder wants to know it; something true in return: only the decoder can deal with it."""
 
@@ -29,9 +29,9 @@ def _member(name: bytes) -> re.Pattern[bytes]:
     return re.compile(rb'(?<!\\)"%b":\s*("(?:[^"\\]|\\.)*")' % re.escape(name))
 
 
-def find_pattern(
+def find_template(
     event: bytes, names: tuple[bytes, ...], add: Callable[[str], object] | None, text: str | None
-) -> Pattern | None:
+) -> EventTemplate | None:
     """The pattern of one whole event that said `text` (None: whatever it said) in a member that
     has one of `names`; None unless there is just one such member.
 
@@ -45,7 +45,7 @@ def find_pattern(
             continue
         if len(found) > 1 or (text is not None and _loads(found[0][1]) != text):
             return None
-        return Pattern(event[: found[0].start(1)], event[found[0].end(1) :], add)
+        return EventTemplate(event[: found[0].start(1)], event[found[0].end(1) :], add)
     return None
 
 

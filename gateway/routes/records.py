@@ -6,7 +6,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.errors import DatabaseAway, InvalidRequest, NotFound
+from gateway.errors import DatabaseUnavailable, InvalidRequest, NotFound
 from gateway.http.body import choice, day, envelope, moment_ms, number, require_query
 from gateway.http.context import Services
 from gateway.http.services import services_of
@@ -89,7 +89,7 @@ async def call(request: web.Request) -> web.Response:
 async def _up_to_date(request: web.Request) -> Services:
     """With this process's last calls written."""
     services = services_of(request)
-    with contextlib.suppress(DatabaseAway):
+    with contextlib.suppress(DatabaseUnavailable):
         await services.recorder.flush()
     return services
 

@@ -11,7 +11,13 @@ from gateway.chat.health import ask
 from gateway.chat.routing import Routing
 from gateway.config.models import DEMO, Config
 from gateway.database import connect
-from gateway.errors import DatabaseAway, GatewayError, StartError, StorageAway, words_of
+from gateway.errors import (
+    DatabaseUnavailable,
+    GatewayError,
+    StartError,
+    StorageUnavailable,
+    words_of,
+)
 from gateway.files.s3 import S3Files
 from gateway.limits.redis import RedisBuckets
 from gateway.upstream.client import open_upstream
@@ -87,9 +93,9 @@ async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
             return name, kind, where, "ok", await asking
     except TimeoutError:
         words = "no answer in time"
-    except DatabaseAway as error:
+    except DatabaseUnavailable as error:
         words = _why(error.__cause__ or error)
-    except StorageAway as error:
+    except StorageUnavailable as error:
         cause = f" ({_why(error.__cause__)})" if error.__cause__ else ""
         words = f"{error.message.rstrip('.')}{cause}"
     except GatewayError as error:

@@ -18,7 +18,7 @@ from typing import Any
 from gateway.accounts.directory import Directory
 from gateway.config.models import Record
 from gateway.database import ValueRefused
-from gateway.errors import DatabaseAway, why
+from gateway.errors import DatabaseUnavailable, why
 from gateway.telemetry.call import Call, scopes
 from gateway.telemetry.spool import Segment, Spool
 from gateway.telemetry.store import Calls
@@ -114,7 +114,7 @@ class Recorder:
         try:
             async with asyncio.timeout(_LAST_WORDS_S):
                 await self.flush()
-        except (DatabaseAway, TimeoutError):
+        except (DatabaseUnavailable, TimeoutError):
             pass
         except Exception:
             log.exception("Writing the last calls failed")
@@ -124,7 +124,7 @@ class Recorder:
         await asyncio.to_thread(self._spool.close)
 
     async def flush(self) -> None:
-        """Everything recorded so far is in the database. Raises DatabaseAway.
+        """Everything recorded so far is in the database. Raises DatabaseUnavailable.
 
         A caller who leaves meanwhile does not stop it: rows would be neither here nor there.
         """
@@ -155,7 +155,7 @@ class Recorder:
             self._more.clear()
             try:
                 await self._to_database()
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 await asyncio.sleep(_RETRY_S)
                 self._more.set()
             except Exception:
@@ -167,7 +167,7 @@ class Recorder:
         while True:
             try:
                 is_more = await self.sweep()
-            except DatabaseAway:
+            except DatabaseUnavailable:
                 is_more = True
             except Exception:
                 log.exception("Deleting old calls failed")
@@ -240,7 +240,7 @@ class Recorder:
                     continue
                 try:
                     await self._write(list(rows))
-                except DatabaseAway as error:
+                except DatabaseUnavailable as error:
                     if not self.away:
                         words = why(error)
                         log.warning(

@@ -12,7 +12,7 @@ _EXPIRE_AT_ONCE = 1000
 
 
 class Calls:
-    """Every method is one transaction and raises DatabaseAway if there is no database to ask."""
+    """Every method is one transaction. Raises DatabaseUnavailable if the database is down."""
 
     def __init__(self, database: Database) -> None:
         self._database = database

@@ -23,8 +23,8 @@ from gateway.errors import (
 )
 from gateway.protocol.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.sse import is_stream, without_blank
-from gateway.upstream.connection import AnswerCut, Link, NoAnswer, NotHttp
-from gateway.upstream.pool import Address, Links, address_of
+from gateway.upstream.connection import AnswerCut, Connection, NoAnswer, NotHttp
+from gateway.upstream.pool import Address, Pool, address_of
 from gateway.upstream.timers import Timers
 
 MAX_REPLY = 4 << 20  # bytes of an answer that is read whole
@@ -37,26 +37,26 @@ _MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
 class Exchange:
     """An answer whose headers have come. Read it to b"", or close it early."""
 
-    __slots__ = ("_is_closed", "first", "link", "status")
+    __slots__ = ("_is_closed", "connection", "first", "status")
 
-    def __init__(self, link: Link) -> None:
-        self.link = link  # another exchange's, perhaps, once this one is closed
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection  # another exchange's, perhaps, once this one is closed
         self._is_closed = False
         self.first = b""  # what was read ahead, to see what it is; `read` will give it again
-        self.status = link.status
+        self.status = connection.status
 
     @property
     def headers(self) -> Mapping[str, str]:
-        return self.link.headers
+        return self.connection.headers
 
     @property
     def is_json(self) -> bool:
-        kind = _media_type(self.link.kind)
+        kind = _media_type(self.connection.kind)
         return kind == "application/json" or kind.endswith("+json")
 
     @property
     def is_page(self) -> bool:
-        return _media_type(self.link.kind) in ("text/html", "application/xhtml+xml")
+        return _media_type(self.connection.kind) in ("text/html", "application/xhtml+xml")
 
     async def peek(self) -> bytes:
         """The first bytes of the body, which `read` will give again; b"" if there are none."""
@@ -81,7 +81,7 @@ class Exchange:
             first, self.first = self.first, b""
             return first
         try:
-            return await self.link.read()
+            return await self.connection.read()
         except Exception as error:
             raise translate(error) from None
 
@@ -99,21 +99,21 @@ class Exchange:
         understands that nobody listens any more. May be called more than once."""
         if not self._is_closed:
             self._is_closed = True
-            self.link.leave()
+            self.connection.leave()
 
     def let_end(self) -> None:
         """The answer is complete: wait, briefly and with nobody waiting, for what may follow it,
         so that the connection can be used again."""
         if not self._is_closed:
             self._is_closed = True
-            self.link.finish(_DRAIN_S)
+            self.connection.finish(_DRAIN_S)
 
 
 class Upstream:
     """The client side of the gateway: one pool, and calls that outlive their request."""
 
     def __init__(self) -> None:
-        self._links = Links()
+        self._pool = Pool()
         self.timers = Timers(asyncio.get_running_loop())  # of all calls
         self._background: set[asyncio.Task[None]] = set()
 
@@ -125,24 +125,24 @@ class Upstream:
         address = _address(request.url)
         size = len(request.body) + request.rest_size
         head = _head(request.method, address, request.headers, beside or {}, size, way)
-        link = self._links.kept(address.origin, way) or await self._connect(address, way)
+        connection = self._pool.kept(address.origin, way) or await self._connect(address, way)
         try:
-            link.send(head + request.body)
+            connection.send(head + request.body)
             if request.rest is not None:
-                await _send_rest(link, request.rest)
-            await link.answered()
+                await _send_rest(connection, request.rest)
+            await connection.answered()
         except BaseException as error:
-            link.close()
+            connection.close()
             raise _translated(error) from None
-        exchange = Exchange(link)
+        exchange = Exchange(connection)
         if way.forwards(address.origin.is_tls):
             _check_forwarded(exchange, way)
         return exchange
 
-    async def _connect(self, address: Address, way: Way) -> Link:
+    async def _connect(self, address: Address, way: Way) -> Connection:
         try:
             async with asyncio.timeout(way.connect_s):
-                return await self._links.connect(address.origin, way)
+                return await self._pool.connect(address.origin, way)
         except TimeoutError:
             by = f" by way of the proxy {way.proxy}" if way.proxy else ""
             raise UpstreamConnectTimeout(
@@ -194,24 +194,24 @@ class Upstream:
         address = _address(url)
         size = form.size
         head = _head("POST", address, form.headers, form.beside, size, way)
-        link = self._links.kept(address.origin, way) or await self._connect(address, way)
+        connection = self._pool.kept(address.origin, way) or await self._connect(address, way)
         is_sent = is_over = False
         try:
-            link.send(head)
+            connection.send(head)
             async with aclosing(form.body()) as pieces:
                 async for piece in pieces:
-                    if link.has_answered:  # as with 413: the rest is of no interest
+                    if connection.has_answered:  # as with 413: the rest is of no interest
                         break
                     if size is None and piece:  # an empty chunk would be the end
                         piece = b"%x\r\n%b\r\n" % (len(piece), piece)
-                    link.send(piece)
-                    await link.drain()
+                    connection.send(piece)
+                    await connection.drain()
                 else:
                     if size is None:
-                        link.send(b"0\r\n\r\n")
+                        connection.send(b"0\r\n\r\n")
                     is_sent = True
-            await link.answered()
-            exchange = Exchange(link)
+            await connection.answered()
+            exchange = Exchange(connection)
             if way.forwards(address.origin.is_tls):
                 _check_forwarded(exchange, way)
             reply = await exchange.reply()
@@ -223,9 +223,9 @@ class Upstream:
             raise translate(error) from None
         finally:
             if is_over:
-                link.leave()
+                connection.leave()
             else:
-                link.close()
+                connection.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Do `work` beside the requests. Bounded: past the limit it is dropped."""
@@ -242,16 +242,16 @@ class Upstream:
             await asyncio.wait(self._background, timeout=2)
         for task in list(self._background):
             task.cancel()
-        self._links.close()
+        self._pool.close()
 
 
-async def _send_rest(link: Link, rest: AsyncGenerator[bytes, None]) -> None:
-    async with aclosing(rest) as pieces:
+async def _send_rest(connection: Connection, clear: AsyncGenerator[bytes, None]) -> None:
+    async with aclosing(clear) as pieces:
         async for piece in pieces:
-            if link.has_answered:  # as with 413: the rest is of no interest
+            if connection.has_answered:  # as with 413: the rest is of no interest
                 return
-            link.send(piece)
-            await link.drain()
+            connection.send(piece)
+            await connection.drain()
 
 
 @lru_cache(maxsize=256)

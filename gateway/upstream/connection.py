@@ -36,7 +36,7 @@ class NotHttp(Exception):
     """What came is no HTTP/1.1 answer, or none that was asked for."""
 
 
-class Link(asyncio.Protocol):
+class Connection(asyncio.Protocol):
     """One connection, used for one exchange at a time: `send`, wait for `answered`, then read to
     b"" or `listen`.
 
@@ -45,14 +45,38 @@ class Link(asyncio.Protocol):
     """
 
     __slots__ = (
-        "_between", "_bulk", "_decodes", "_error", "_fields", "_fresh", "_head", "_head_size",
-        "_inflate", "_is_asked", "_is_whole", "_keeps", "_listener", "_loop", "_on_free",
-        "_parser", "_paused", "_pieces", "_rests", "_size", "_until_close", "_waiter", "_writable",
-        "idle_since", "kind", "quick", "status", "transport",
+        "_between",
+        "_bulk",
+        "_decodes",
+        "_error",
+        "_fields",
+        "_fresh",
+        "_head",
+        "_head_size",
+        "_inflate",
+        "_is_asked",
+        "_is_whole",
+        "_keeps",
+        "_listener",
+        "_loop",
+        "_on_free",
+        "_parser",
+        "_paused",
+        "_pieces",
+        "_rests",
+        "_size",
+        "_until_close",
+        "_waiter",
+        "_writable",
+        "fast_path",
+        "idle_since",
+        "kind",
+        "status",
+        "transport",
     )  # fmt: skip
 
     def __init__(
-        self, on_free: Callable[["Link"], None], bulk: OneATurn, decodes: bool = True
+        self, on_free: Callable[["Connection"], None], bulk: OneATurn, decodes: bool = True
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._bulk = bulk
@@ -78,7 +102,7 @@ class Link(asyncio.Protocol):
         self.kind = ""  # Content-Type, like `headers`
         # Offered each read while the parser stands between two chunks; says whether it has dealt
         # with all of it, one whole chunk, after which the parser would stand there again.
-        self.quick: Callable[[bytes], bool] | None = None
+        self.fast_path: Callable[[bytes], bool] | None = None
         self._head: asyncio.Future[None] | None = None
         self._head_size = 0
         self._fields: list[tuple[bytes, bytes]] = []
@@ -171,7 +195,7 @@ class Link(asyncio.Protocol):
     def listen(self, listener: Listener | None) -> None:
         """Call `listener` with each piece of the body as it comes, and with b"" when no more will;
         `failure` then tells whether that was the end. None: reads wait for them again."""
-        self._listener, self.quick = listener, None
+        self._listener, self.fast_path = listener, None
         # Thousands of streams would keep theirs to their end.
         self.kind, self._fields, self._head = "", _NO_FIELDS, None
         if listener is not None and self._pieces:
@@ -219,7 +243,7 @@ class Link(asyncio.Protocol):
         Only for whose exchange it is: afterwards it may be another's."""
         if self._is_whole and self._keeps and self._error is None and self.transport is not None:
             self.resume()
-            self._listener, self.quick, self._head = None, None, None
+            self._listener, self.fast_path, self._head = None, None, None
             self._pieces, self._is_asked = None, False
             self._on_free(self)
         else:
@@ -241,7 +265,7 @@ class Link(asyncio.Protocol):
 
     def close(self) -> None:
         """End the connection, now: graceful ends of TLS may take their time."""
-        self._listener, self.quick = None, None
+        self._listener, self.fast_path = None, None
         if self.transport is not None:
             self.transport.abort()
 
@@ -251,7 +275,7 @@ class Link(asyncio.Protocol):
         self.transport = cast(asyncio.Transport, transport)  # uvloop's own is one but for its name
 
     def data_received(self, data: bytes) -> None:
-        if self._between and (quick := self.quick) is not None and quick(data):
+        if self._between and (fast_path := self.fast_path) is not None and fast_path(data):
             return
         error: Exception | None = None
         try:

@@ -6,7 +6,7 @@ from types import TracebackType
 from gateway.upstream.timers import Timer, Timers
 
 
-class Alarm:
+class Deadline:
     """Interrupts what the current task awaits while `at` is set.
 
         with alarm.until(moment):  # raises TimeoutError
@@ -17,20 +17,20 @@ class Alarm:
     deadline as it stands by then, it is set anew.
     """
 
-    __slots__ = ("_rang", "_task", "_timer", "_timers", "at", "goes_off_at")
+    __slots__ = ("_fired", "_task", "_timer", "_timers", "at", "fires_at")
 
     def __init__(self, timers: Timers) -> None:
         self.at: float | None = None  # loop time; None while the task is not to be interrupted
-        self.goes_off_at = float("inf")
+        self.fires_at = float("inf")
         self._timers = timers
         self._task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
-        self._rang = False
+        self._fired = False
 
-    def until(self, moment: float) -> "Alarm":
+    def until(self, moment: float) -> "Deadline":
         """For `with`: what is awaited from now on is interrupted at `moment`, in loop time."""
         self.at = moment
-        if moment < self.goes_off_at:
+        if moment < self.fires_at:
             self.set(moment)
         return self
 
@@ -45,7 +45,7 @@ class Alarm:
     ) -> None:
         self.at = None
         # What was interrupted may have made another error of it.
-        if self._rang and self.has_rung() and kind is asyncio.CancelledError:
+        if self._fired and self.expired() and kind is asyncio.CancelledError:
             raise TimeoutError from None
 
     def set(self, moment: float) -> None:
@@ -56,38 +56,38 @@ class Alarm:
     def _set(self, moment: float) -> None:
         if self._timer is not None:
             self._timers.forget(self._timer)
-        if self._rang:  # and what was interrupted went on as if nothing had been
-            self.has_rung()
-        self.goes_off_at = moment
+        if self._fired:  # and what was interrupted went on as if nothing had been
+            self.expired()
+        self.fires_at = moment
         self._timer = self._timers.set(moment, self._go_off)
 
-    def has_rung(self) -> bool:
+    def expired(self) -> bool:
         """Whether the cancellation just caught was the alarm's own, and nobody else's as well."""
-        rang, self._rang = self._rang, False
+        rang, self._fired = self._fired, False
         assert self._task is not None
         return rang and self._task.uncancel() == 0
 
-    def rest(self) -> None:
+    def clear(self) -> None:
         """Interrupt nothing, until somebody waits again."""
         self.at = None
-        if self._rang:
-            self.has_rung()
+        if self._fired:
+            self.expired()
 
     def close(self) -> None:
         """Rest, and let go of the timer and so of the task. It can be set again."""
         if self._timer is not None:
             self._timers.forget(self._timer)
             self._timer = None
-        self.goes_off_at = float("inf")
-        self.rest()
+        self.fires_at = float("inf")
+        self.clear()
 
     def _go_off(self) -> None:
-        self._timer, self.goes_off_at = None, float("inf")
+        self._timer, self.fires_at = None, float("inf")
         if self.at is None:
             return  # whoever waits next sets it again
         if self._timers.now() < self.at:
             self._set(self.at)
             return
-        self._rang = True
+        self._fired = True
         assert self._task is not None
         self._task.cancel()

@@ -13,9 +13,9 @@ from yarl import URL
 
 from gateway.config.outgoing import DIRECT, Trust, Way, tls_context
 from gateway.config.proxy import Proxy
-from gateway.upstream.connection import Link, NoAnswer
+from gateway.upstream.connection import Connection, NoAnswer
 from gateway.upstream.fairness import OneATurn
-from gateway.upstream.resolver import Found, Lookups
+from gateway.upstream.resolver import Found, Resolver
 from gateway.upstream.tunnel import Stream, negotiate, no_proxy_there
 
 # Less than common servers keep an idle connection (uvicorn and Node 5 s, nginx 75 s): a question
@@ -57,80 +57,82 @@ def address_in(url: URL) -> Address:
     return Address(origin, url.host_port_subcomponent or host, url.raw_path_qs)
 
 
-_Pool = tuple[Origin, Way | None]  # connections that any call of it may use
+_PoolKey = tuple[Origin, Way | None]  # connections that any call of it may use
 
 
-class Links:
+class Pool:
     """The connections of the process. Agents limit their calls; there is no limit here."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._open: dict[Link, _Pool] = {}
+        self._open: dict[Connection, _PoolKey] = {}
         self._bulk = OneATurn(self._loop)
         self._on_free = self._freed  # bound once, not for each of thousands
-        self._idle: dict[_Pool, dict[Link, None]] = {}  # the most recently used last
-        self._lookups = Lookups()
+        self._idle: dict[_PoolKey, dict[Connection, None]] = {}  # the most recently used last
+        self._resolver = Resolver()
         self._sweep: asyncio.TimerHandle | None = None
         self._tls: WeakKeyDictionary[Trust, ssl.SSLContext] = WeakKeyDictionary()
 
-    def kept(self, origin: Origin, way: Way) -> Link | None:
+    def kept(self, origin: Origin, way: Way) -> Connection | None:
         """One that is open and idle, if there is one."""
         idle = self._idle.get((origin, way.pool))
         while idle:
-            link, _ = idle.popitem()
-            if link.transport is not None and not link.transport.is_closing():
-                return link
+            connection, _ = idle.popitem()
+            if connection.transport is not None and not connection.transport.is_closing():
+                return connection
         return None
 
-    async def connect(self, origin: Origin, way: Way = DIRECT) -> Link:
+    async def connect(self, origin: Origin, way: Way = DIRECT) -> Connection:
         """A new one. Raises NoWay, gaierror, ssl.SSLError and OSError."""
-        link = Link(self._on_free, self._bulk)
-        self._open[link] = origin, way.pool
+        connection = Connection(self._on_free, self._bulk)
+        self._open[connection] = origin, way.pool
         try:
             if way.proxy is None:
-                await self._connect(link, origin, way)
+                await self._connect(connection, origin, way)
             elif way.forwards(origin.is_tls):
-                await self._connect_to_proxy(way.proxy, way, lambda: link)
+                await self._connect_to_proxy(way.proxy, way, lambda: connection)
             else:
-                await self._tunnel(link, origin, origin.host, way.proxy, way)
+                await self._tunnel(connection, origin, origin.host, way.proxy, way)
         except BaseException:
-            self._open.pop(link, None)
-            link.close()
+            self._open.pop(connection, None)
+            connection.close()
             raise
-        if link.transport is None:
+        if connection.transport is None:
             raise NoAnswer
-        return link
+        return connection
 
-    async def connect_to(self, origin: Origin, addresses: Found, way: Way) -> Link:
+    async def connect_to(self, origin: Origin, addresses: Found, way: Way) -> Connection:
         """One to exactly these addresses of the host, for one exchange whose body is given as it
         comes, still encoded. A proxy gets an address, too: a name might lead it elsewhere.
 
         Raises like `connect`.
         """
-        link = Link(_never_free, self._bulk, decodes=False)
+        connection = Connection(_never_free, self._bulk, decodes=False)
         try:
             if way.proxy is None:
-                await self._connect(link, origin, way, addresses)
+                await self._connect(connection, origin, way, addresses)
             else:
-                await self._tunnel(link, origin, _first(addresses), way.proxy, way)
+                await self._tunnel(connection, origin, _first(addresses), way.proxy, way)
         except BaseException:
-            link.close()
+            connection.close()
             raise
-        if link.transport is None:
+        if connection.transport is None:
             raise NoAnswer
-        return link
+        return connection
 
     async def _connect(
-        self, link: Link, origin: Origin, way: Way, addresses: Found | None = None
+        self, connection: Connection, origin: Origin, way: Way, addresses: Found | None = None
     ) -> None:
-        addresses = addresses or await self._lookups.find(origin.host, origin.port)
+        addresses = addresses or await self._resolver.find(origin.host, origin.port)
         context = await self._tls_context(way.trust) if origin.is_tls else None
-        await self._open_transport(addresses, lambda: link, context, origin.host)
+        await self._open_transport(addresses, lambda: connection, context, origin.host)
 
-    async def _tunnel(self, link: Link, origin: Origin, host: str, proxy: Proxy, way: Way) -> None:
+    async def _tunnel(
+        self, connection: Connection, origin: Origin, host: str, proxy: Proxy, way: Way
+    ) -> None:
         """Through `proxy` to `host`, the origin's name or an address of it."""
         if proxy.scheme == "socks5":  # which is not asked to look up names
-            host = _first(await self._lookups.find(host, origin.port))
+            host = _first(await self._resolver.find(host, origin.port))
         context = await self._tls_context(way.trust) if origin.is_tls else None
         stream = Stream()
         try:
@@ -140,13 +142,13 @@ class Links:
             transport: asyncio.Transport | None = stream.transport
             if context is not None:
                 transport = await self._loop.start_tls(
-                    stream.transport, link, context, server_hostname=origin.host
+                    stream.transport, connection, context, server_hostname=origin.host
                 )
             else:
-                stream.transport.set_protocol(link)
+                stream.transport.set_protocol(connection)
             if transport is None:
                 raise NoAnswer
-            link.connection_made(transport)
+            connection.connection_made(transport)
         except BaseException:
             await stream.close()
             raise
@@ -155,7 +157,7 @@ class Links:
         self, proxy: Proxy, way: Way, protocol: Callable[[], asyncio.Protocol]
     ) -> None:
         try:
-            addresses = await self._lookups.find(proxy.host, proxy.port)
+            addresses = await self._resolver.find(proxy.host, proxy.port)
             context = None
             if proxy.scheme == "https":
                 context = await self._tls_context(way.proxy_trust)
@@ -187,17 +189,17 @@ class Links:
             context = self._tls[trust] = await asyncio.to_thread(tls_context, trust)
         return context
 
-    def _freed(self, link: Link) -> None:
+    def _freed(self, connection: Connection) -> None:
         """It has ended an exchange, or its connection is gone."""
-        pool = self._open.get(link)
+        pool = self._open.get(connection)
         if pool is None:
             return
-        if link.transport is None:
-            del self._open[link]
-            self._idle.get(pool, {}).pop(link, None)
+        if connection.transport is None:
+            del self._open[connection]
+            self._idle.get(pool, {}).pop(connection, None)
             return
-        link.idle_since = self._loop.time()
-        self._idle.setdefault(pool, {})[link] = None
+        connection.idle_since = self._loop.time()
+        self._idle.setdefault(pool, {})[connection] = None
         if self._sweep is None:
             self._sweep = self._loop.call_later(IDLE_S, self._close_idle)
 
@@ -205,20 +207,22 @@ class Links:
         self._sweep = None
         until = self._loop.time() - IDLE_S
         for pool, idle in list(self._idle.items()):
-            for link in [link for link in idle if link.idle_since <= until]:
-                del idle[link]
-                link.close()
+            for connection in [connection for connection in idle if connection.idle_since <= until]:
+                del idle[connection]
+                connection.close()
             if not idle:
                 del self._idle[pool]
         if self._idle:
-            first = min(link.idle_since for idle in self._idle.values() for link in idle)
+            first = min(
+                connection.idle_since for idle in self._idle.values() for connection in idle
+            )
             self._sweep = self._loop.call_at(first + IDLE_S, self._close_idle)
 
     def close(self) -> None:
         if self._sweep is not None:
             self._sweep.cancel()
-        for link in list(self._open):
-            link.close()
+        for connection in list(self._open):
+            connection.close()
 
 
 def _first(addresses: Found) -> str:
@@ -226,5 +230,5 @@ def _first(addresses: Found) -> str:
     return str(min(addresses, key=lambda found: found[0] != socket.AF_INET)[4][0])
 
 
-def _never_free(link: Link) -> None:
+def _never_free(connection: Connection) -> None:
     """Its one exchange is all that it is for."""

@@ -29,7 +29,7 @@ _TRY_S = 2.0
 _TRIES = 2
 
 
-class Lookups:
+class Resolver:
     """Addresses of upstreams and proxies, remembered for seconds."""
 
     def __init__(self) -> None:

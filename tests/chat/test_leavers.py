@@ -158,8 +158,8 @@ async def test_only_so_many_are_drained_at_once(serve):
 
 
 async def test_a_drain_that_the_upstream_cuts_is_recorded_as_partial(serve):
-    counted = dify("message_end", metadata={})
-    gw, upstream = await serve(Script([HELLO[0], 0.1, counted[:40]], end="reset"), "drain")
+    usage_so_far = dify("message_end", metadata={})
+    gw, upstream = await serve(Script([HELLO[0], 0.1, usage_so_far[:40]], end="reset"), "drain")
     await leave(gw, upstream, True, "你".encode())
     await until(lambda: nothing_is_left(gw))
     assert await rows(gw) == [(499, 1, "unknown", 0)]

@@ -36,7 +36,7 @@ from gateway.protocol.exchange import UpstreamRequest
 from gateway.server.check import check_live
 from gateway.server.greeting import greet, look_around
 from gateway.upstream.client import open_upstream
-from gateway.upstream.pool import Links
+from gateway.upstream.pool import Pool
 
 SAID = {
     "id": "c", "object": "chat.completion", "created": 1, "model": "m",
@@ -378,10 +378,10 @@ def test_no_proxy_lists_hosts_domains_addresses_and_networks(no_proxy, host, por
 
 @pytest.fixture
 def nothing_goes_direct(monkeypatch):
-    async def refuse(self, link, origin, *_):
+    async def refuse(self, connection, origin, *_):
         raise AssertionError(f"{origin} is connected to directly")
 
-    monkeypatch.setattr(Links, "_connect", refuse)
+    monkeypatch.setattr(Pool, "_connect", refuse)
 
 
 @pytest.mark.usefixtures("nothing_goes_direct")

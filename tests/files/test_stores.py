@@ -11,7 +11,7 @@ import pytest
 import servers
 
 from gateway.config.models import Storage
-from gateway.errors import FileNotFound, Overloaded, StorageAway, StorageFull, TooManyAtOnce
+from gateway.errors import FileNotFound, Overloaded, StorageFull, StorageUnavailable, TooManyAtOnce
 from gateway.files import local as localfiles
 from gateway.files import s3 as s3files
 from gateway.files.library import NAME, Files, clean_title, disposition, open_files
@@ -248,7 +248,7 @@ async def test_what_a_killed_process_left_is_swept_when_it_is_old(files, storage
 async def test_a_folder_that_cannot_be_written_says_so(tmp_path):
     (tmp_path / "file").write_text("in the way")
     async with opened({"url": f"file:{tmp_path}/file/uploads"}) as files:
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             await add(files)
         await files._check()
         assert "folder" in files.away
@@ -290,11 +290,11 @@ async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s
             own_s3.stop(signal.SIGKILL)
             yield bytes(s3files.PART)
 
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             await files.add("user-a", "a.txt", "txt", cut(), told)
         await files._check()
         assert files.away
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             await add(files)
         own_s3.start()
         own_s3.bucket("bucket")
@@ -400,7 +400,7 @@ async def test_a_bucket_that_hangs_is_given_up(own_s3, monkeypatch):
     monkeypatch.setattr(s3files, "_CALL_S", 0.3)
     async with opened(own_s3.storage(own_s3.bucket("bucket"))) as files:
         own_s3.pause()
-        with pytest.raises(StorageAway):
+        with pytest.raises(StorageUnavailable):
             await add(files)
         own_s3.go_on()
         assert await content(files, await add(files)) == b"hello"
@@ -408,7 +408,7 @@ async def test_a_bucket_that_hangs_is_given_up(own_s3, monkeypatch):
 
 async def test_a_bucket_that_is_not_there_is_named(shared_s3):
     async with opened(shared_s3.storage("nobody-made-it")) as files:
-        with pytest.raises(StorageAway, match="no such bucket"):
+        with pytest.raises(StorageUnavailable, match="no such bucket"):
             await add(files)
         await files._check()
         assert "no such bucket" in files.away

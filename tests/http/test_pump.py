@@ -20,13 +20,13 @@ from test_fastgpt_captures import ANSWERS
 from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
 from gateway.http.fastwrite import ClientConnection
-from gateway.http.pump import Pump, Shortcut
+from gateway.http.pump import FastPath, Pump
 from gateway.platforms.openai_compatible import explain_error
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.passthrough import PassThrough
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import KEEP_ALIVE
-from gateway.protocol.template import find_pattern
+from gateway.protocol.template import find_template
 from gateway.server.connections import _Connection
 from gateway.upstream.client import Exchange
 from gateway.upstream.timers import Timers
@@ -48,11 +48,11 @@ class Carried:
             agent=SimpleNamespace(timeouts=timeouts, max_answer=max_answer),
             explain=lambda error: error,
         )
-        self.link, self.upstream, _ = connected_link()
-        self.link.data_received(HEAD)
+        self.connection, self.upstream, _ = connected_link()
+        self.connection.data_received(HEAD)
         upstream = SimpleNamespace(timers=Timers(asyncio.get_running_loop()))
         run = self.run = Run(upstream, None, chat, [target])  # type: ignore[arg-type, list-item]
-        run._exchange, run.decoder = Exchange(self.link), decoder
+        run._exchange, run.decoder = Exchange(self.connection), decoder
         run.most, run._idle_s = max_answer, 60.0
         run.read_at = asyncio.get_running_loop().time()
         self.caller, self.client = ClientConnection(), Line()
@@ -77,10 +77,10 @@ class Carried:
         await asyncio.sleep(0)
         for data in reads:
             before = self.run.received
-            self.link.data_received(data)
-            quick = self.link.quick
-            self.shortcuts += isinstance(quick, Shortcut) and self.run.received == before
-        self.link.connection_lost(None)
+            self.connection.data_received(data)
+            fast_path = self.connection.fast_path
+            self.shortcuts += isinstance(fast_path, FastPath) and self.run.received == before
+        self.connection.connection_lost(None)
         await self.work
         return unframed(self.client.written) + self.last
 
@@ -285,7 +285,9 @@ async def test_a_caller_who_does_not_read_makes_the_upstream_wait():
 
 async def test_a_caller_who_does_not_read_from_the_start_is_waited_for_too():
     carried = Carried(make_for("dify")(), True)
-    carried.link.data_received(framed((EVENTS["dify"] % '"word"').encode()))  # waits for the pump
+    carried.connection.data_received(
+        framed((EVENTS["dify"] % '"word"').encode())
+    )  # waits for the pump
     carried.caller.become(is_full=True)
     await asyncio.sleep(0)
     assert b"word" in carried.client.written
@@ -346,8 +348,8 @@ async def test_when_total_is_over_the_carrying_ends_whether_the_caller_reads_or_
 async def test_the_last_frames_are_left_to_be_sent_with_the_end():
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
-    carried.link.data_received(framed((EVENTS["dify"] % '"word"').encode()))
-    carried.link.data_received(framed(b'data: {"event": "message_end"}\n\n') + b"0\r\n\r\n")
+    carried.connection.data_received(framed((EVENTS["dify"] % '"word"').encode()))
+    carried.connection.data_received(framed(b'data: {"event": "message_end"}\n\n') + b"0\r\n\r\n")
     await carried.work
     assert carried.last.endswith(b"data: [DONE]\n\n")
     assert b"[DONE]" not in carried.client.written
@@ -357,13 +359,13 @@ async def test_a_caller_who_leaves_ends_the_carrying_at_once():
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
     event = framed((EVENTS["dify"] % '"word"').encode())
-    carried.link.data_received(event)
+    carried.connection.data_received(event)
     written = carried.client.written
     carried.work.cancel()
     await asyncio.wait({carried.work})
-    carried.link.data_received(event)
+    carried.connection.data_received(event)
     assert carried.client.written == written
-    assert await carried.link.read()  # for whoever drains the answer
+    assert await carried.connection.read()  # for whoever drains the answer
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ async def test_a_caller_who_leaves_ends_the_carrying_at_once():
     ],
 )  # fmt: skip
 def test_a_pattern_is_found_where_there_is_just_one(event, found):
-    pattern = find_pattern(event, (b"answer",), None, "hi")
+    pattern = find_template(event, (b"answer",), None, "hi")
     assert (pattern and pattern[:2]) == found
 
 

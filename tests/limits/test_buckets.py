@@ -45,8 +45,8 @@ def tokens(capacity: int, per_s: float) -> Take:
 
 
 def quota(limit: int, known: int = 0) -> Take:
-    counted = Quota("key:k", "", limit, known)
-    return Take("quota", "{caller}:key:k::calls", limit, 60_000, known, counted)
+    usage_so_far = Quota("key:k", "", limit, known)
+    return Take("quota", "{caller}:key:k::calls", limit, 60_000, known, usage_so_far)
 
 
 class Local:
@@ -126,10 +126,17 @@ async def test_slots_are_held_until_they_are_given_back(buckets):
 
 
 async def test_a_quota_counts_what_the_database_knows(buckets):
-    counted = quota(5, known=3)
+    usage_so_far = quota(5, known=3)
     given = []
     for _ in range(4):
-        take = Take("quota", "{caller}:key:k::calls", 5, 60_000, counted.quota.known, counted.quota)
+        take = Take(
+            "quota",
+            "{caller}:key:k::calls",
+            5,
+            60_000,
+            usage_so_far.quota.known,
+            usage_so_far.quota,
+        )
         given.append((await buckets.take([take]))[0].gives)
     assert given == [True, True, False, False]
 

@@ -168,13 +168,13 @@ def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
 
 
 def test_files_of_a_workflow_go_into_its_file_input():
-    from gateway.platforms.base import First
+    from gateway.platforms.base import Preliminary
     from gateway.protocol.messages import Media
 
     platform = Dify("d", DifyAgent(platform="dify", mode="workflow", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "看", (Media("image", "https://x/a.png"),)),), "u")
     step = platform.prepare(chat)
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     form = {
         "user_input_form": [{"file-list": {"variable": "pics"}}, {"paragraph": {"variable": "q"}}]
     }

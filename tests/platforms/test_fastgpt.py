@@ -9,7 +9,7 @@ import pytest
 from decoding import feed, summary
 from test_fastgpt_captures import capture, fastgpt
 
-from gateway.platforms.base import First
+from gateway.platforms.base import Preliminary
 from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Failed, Message
@@ -97,7 +97,7 @@ def records(*values: Any) -> UpstreamReply:
 
 def test_fastgpt_is_asked_what_a_number_stands_for():
     step = fastgpt(app_id="6b").prepare(turn("2"))
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     assert step.request.url == "http://fastgpt.test/api/core/chat/getPaginationRecords"
     assert orjson.loads(step.request.body) == {
         "appId": "6b", "chatId": "c-1", "offset": 0, "pageSize": 2,

@@ -15,7 +15,7 @@ from decoding import feed, summary
 
 from gateway.config.models import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
-from gateway.platforms.base import First
+from gateway.platforms.base import Preliminary
 from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Failed, Message
@@ -385,7 +385,7 @@ def test_a_good_key_is_told_the_apps_name(version):
 def test_an_old_server_is_asked_for_a_chat_without_messages():
     platform = fastgpt(app_id="6b")
     step = platform.verdict(reply(capture("4.8.11", "init")))
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     assert step.request.url == "http://fastgpt.test/api/v1/chat/completions"
     assert step.request.body == b'{"messages":[]}'
     assert "key is good" in step.learn(reply(capture("4.8.11", "err_body_empty")))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gateway.config.models import DifyAgent
-from gateway.platforms.base import First
+from gateway.platforms.base import Preliminary
 from gateway.platforms.dify.adapter import Dify, _file_rules
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Media, Message
@@ -87,7 +87,7 @@ def test_what_an_app_said_is_asked_again_after_some_minutes():
     now = 0.0
     dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x", clock=lambda: now)
     step = dify.learn_kinds()
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     assert step.request.url == "http://x/v1/parameters"
     off = {"user_input_form": [], "file_upload": {"enabled": False}}
     step.learn(UpstreamReply(200, {}, json.dumps(off).encode()))

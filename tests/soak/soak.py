@@ -371,7 +371,7 @@ async def rows(stores: Stores, made: Made) -> list[str]:
 
 def of_record(made: Made, recorded: list[str], log: list[str]) -> list[str]:
     """Every call that has begun here is recorded once, and no other."""
-    counted = Counter(recorded)
+    usage_so_far = Counter(recorded)
     begun, in_vain = set(), set()
     for line in log:
         if line.startswith("{"):
@@ -381,11 +381,11 @@ def of_record(made: Made, recorded: list[str], log: list[str]) -> list[str]:
                 if entry["status"] == 499 and "agent" not in entry:
                     in_vain.add(entry["request_id"])  # left before the call was let in
     out = []
-    if twice := [id_ for id_, times in counted.items() if times > 1]:
+    if twice := [id_ for id_, times in usage_so_far.items() if times > 1]:
         out.append(f"{len(twice)} calls are recorded more than once, such as {twice[0]}")
-    if missing := begun - in_vain - counted.keys():
+    if missing := begun - in_vain - usage_so_far.keys():
         out.append(f"{len(missing)} of {len(begun)} calls are not recorded, such as {min(missing)}")
-    if more := counted.keys() - begun:
+    if more := usage_so_far.keys() - begun:
         out.append(f"{len(more)} calls are recorded that the log does not have")
     if unlogged := made.answered - begun:
         out.append(f"{len(unlogged)} answers are not in the log")

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gateway.errors import DatabaseAway, InvalidRequest, why, words_of
+from gateway.errors import DatabaseUnavailable, InvalidRequest, why, words_of
 from gateway.telemetry import logs
 from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.times import stamp
@@ -111,7 +111,7 @@ def test_all_lines_have_one_time_zone_with_its_offset(monkeypatch):
 
 
 def test_the_reason_has_the_fault_behind_it_and_no_secret():
-    error = DatabaseAway()
+    error = DatabaseUnavailable()
     error.__cause__ = OSError(
         "cannot reach postgresql://gw:Pa55w0rd@db:5432/gw, key sk-12345678abc"
     )

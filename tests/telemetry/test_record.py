@@ -194,8 +194,8 @@ async def test_a_caller_who_leaves_is_a_row(with_accounts, scripted, database_ur
 
 
 async def test_usage_of_an_answer_that_breaks_off_is_partial(with_accounts, scripted, tmp_path):
-    counted = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":2,"completion_tokens":1,"total_tokens":3}}\n\n'
-    upstream = await scripted(Script([counted], end="reset"))
+    usage_so_far = b'data: {"choices":[{"index":0,"delta":{"content":"a"}}],"usage":{"prompt_tokens":2,"completion_tokens":1,"total_tokens":3}}\n\n'
+    upstream = await scripted(Script([usage_so_far], end="reset"))
     agents = {"openai": {**AGENTS["openai"], "base_url": upstream.url}}
     gw = await with_accounts(f"sqlite:///{tmp_path}/g", agents=agents)
     admin = await gw.login()

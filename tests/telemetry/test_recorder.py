@@ -9,7 +9,7 @@ from gateway.accounts.credentials import Caller
 from gateway.accounts.directory import Directory
 from gateway.config.models import Record
 from gateway.database import connect
-from gateway.errors import DatabaseAway
+from gateway.errors import DatabaseUnavailable
 from gateway.protocol.messages import Usage
 from gateway.telemetry.call import COLUMNS, Call
 from gateway.telemetry.recorder import Recorder
@@ -97,7 +97,7 @@ class Away:
 
     async def write(self, *args):
         if self.is_away:
-            raise DatabaseAway
+            raise DatabaseUnavailable
         return await self._calls.write(*args)
 
 
@@ -109,10 +109,10 @@ async def test_what_waits_is_on_disk_and_is_written_when_the_database_is_back(
     for i in range(120):
         recorder.add(call(request_id=f"req-{i}"), 200, "")
         if i % 10 == 9:
-            with pytest.raises(DatabaseAway):
+            with pytest.raises(DatabaseUnavailable):
                 await recorder.flush()
     await recorder.open()
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await recorder.flush()
     assert recorder.waiting == 120
     assert recorder.away
@@ -129,7 +129,7 @@ async def test_few_files_hold_many_batches_while_the_database_is_away(make, call
     await recorder.open()
     for _ in range(60):
         recorder.add(call(), 200, "")
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await recorder.flush()
     assert len(list((tmp_path / "spool").rglob("*.jsonl"))) <= 3
     await recorder.close()
@@ -145,7 +145,7 @@ async def test_another_process_takes_over_what_is_left_but_not_what_is_in_use(
     using = make(Away(calls))
     await using.open()  # takes over what `first` left
     using.add(call(request_id="used"), 200, "")
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await using.flush()
     second = make()
     await second.open()
@@ -184,7 +184,7 @@ async def test_a_full_spool_keeps_what_memory_holds_and_counts_what_it_cannot(
     await recorder.open()
     for _ in range(200):
         recorder.add(call(), 200, "")
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await recorder.flush()
     assert recorder.lost + recorder.waiting == 200
     assert 50 <= recorder.waiting < 60
@@ -233,7 +233,7 @@ async def test_a_file_of_the_spool_that_vanished_holds_up_nothing(make, calls, t
     await recorder.open()
     for i in range(3):
         recorder.add(call(request_id=f"req-{i}"), 200, "")
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await recorder.flush()
     next((tmp_path / "spool").rglob("00000001.jsonl")).unlink()
     store.is_away = False
@@ -318,7 +318,7 @@ async def test_a_file_that_became_a_folder_holds_up_nothing(make, calls, tmp_pat
     recorder = make(store)
     await recorder.open()
     recorder.add(call(), 200, "")
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await recorder.flush()
     (file,) = (tmp_path / "spool").rglob("*.jsonl")
     file.unlink()
@@ -361,7 +361,7 @@ async def test_a_disk_that_was_full_for_a_while_takes_the_rows_afterwards(
     monkeypatch.setattr("gateway.telemetry.spool._append", full)
     for _ in range(3):
         recorder.add(call(), 200, "")
-        with pytest.raises(DatabaseAway):
+        with pytest.raises(DatabaseUnavailable):
             await recorder.flush()
     assert recorder._spool.size == 0
     monkeypatch.undo()
@@ -405,7 +405,7 @@ async def test_a_quota_counts_a_batch_once_though_it_comes_twice(make, calls):
             totals = await self._calls.write(*args)
             if self.is_away:
                 self.is_away = False
-                raise DatabaseAway
+                raise DatabaseUnavailable
             return totals
 
     directory = Directory(calls._database)
@@ -415,7 +415,7 @@ async def test_a_quota_counts_a_batch_once_though_it_comes_twice(make, calls):
     for _ in range(10):
         quota.pending += 1
         recorder.add(call(), 200, "")
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await recorder.flush()
     await recorder.flush()
     async with calls._database.transaction() as conn:
@@ -433,10 +433,10 @@ async def test_a_new_month_begins_though_the_database_is_away(calls, monkeypatch
     old.known = 5
 
     async def away():
-        raise DatabaseAway
+        raise DatabaseUnavailable
 
     monkeypatch.setattr(directory, "_present_version", away)
-    with pytest.raises(DatabaseAway):
+    with pytest.raises(DatabaseUnavailable):
         await directory._sync()
     assert directory._month != "2001-01"
     assert ("user:usr", "2001-01") not in directory._quotas

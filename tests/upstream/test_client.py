@@ -144,8 +144,8 @@ async def upload(url: str, pieces: AsyncGenerator[bytes, None]) -> tuple[int, by
     async with open_upstream() as upstream:
         source = Source("a.txt", "text/plain", None, pieces)
         reply = await upstream.send_file(UploadRequest(url, {}), source, lambda: "u", Way(), 10.0)
-        assert len(upstream._links._open) <= 1
-        idle = [link for links in upstream._links._idle.values() for link in links]
+        assert len(upstream._pool._open) <= 1
+        idle = [connection for pool in upstream._pool._idle.values() for connection in pool]
         return len(idle), reply.body
 
 
@@ -186,7 +186,7 @@ async def test_a_connection_let_go_twice_is_one_connection():
         exchange.close()  # and by who gives up the attempt
         asked = [upstream.send(UpstreamRequest("GET", f"{url}/{i}"), Way()) for i in range(3)]
         exchanges = await asyncio.gather(*asked)
-        assert len({id(one.link) for one in exchanges}) == 3
+        assert len({id(one.connection) for one in exchanges}) == 3
         assert [(await one.reply()).body for one in exchanges] == [b"/0", b"/1", b"/2"]
         exchange.close()  # late: the connection is another's by now
         for one in exchanges:

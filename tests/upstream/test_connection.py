@@ -8,9 +8,9 @@ import pytest
 from test_client import Echo
 
 from gateway.config.outgoing import DIRECT
-from gateway.upstream.connection import BULK, MAX_HEAD, AnswerCut, Link, NoAnswer, NotHttp
+from gateway.upstream.connection import BULK, MAX_HEAD, AnswerCut, Connection, NoAnswer, NotHttp
 from gateway.upstream.fairness import OneATurn
-from gateway.upstream.pool import IDLE_S, Links, address_of
+from gateway.upstream.pool import IDLE_S, Pool, address_of
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -45,24 +45,24 @@ class Line:
 
 class Freed:
     def __init__(self) -> None:
-        self.links: list[Link] = []
+        self.pool: list[Connection] = []
 
-    def __call__(self, link: Link) -> None:
-        self.links.append(link)
+    def __call__(self, connection: Connection) -> None:
+        self.pool.append(connection)
 
 
-def connected() -> tuple[Link, Line, Freed]:
+def connected() -> tuple[Connection, Line, Freed]:
     freed, line = Freed(), Line()
-    link = Link(freed, OneATurn(asyncio.get_running_loop()))
-    link.connection_made(line)  # type: ignore[arg-type]
-    link.send(b"GET / HTTP/1.1\r\n\r\n")
-    return link, line, freed
+    connection = Connection(freed, OneATurn(asyncio.get_running_loop()))
+    connection.connection_made(line)  # type: ignore[arg-type]
+    connection.send(b"GET / HTTP/1.1\r\n\r\n")
+    return connection, line, freed
 
 
-async def whole(link: Link) -> bytes:
-    await link.answered()
+async def whole(connection: Connection) -> bytes:
+    await connection.answered()
     out = b""
-    while chunk := await link.read():
+    while chunk := await connection.read():
         out += chunk
     return out
 
@@ -79,52 +79,52 @@ ANSWERS = {
 @pytest.mark.parametrize("raw", ANSWERS.values(), ids=ANSWERS)
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 async def test_an_answer_is_the_same_in_pieces_of_any_size(raw, size):
-    link, _, freed = connected()
+    connection, _, freed = connected()
     for at in range(0, len(raw), size):
-        link.data_received(raw[at : at + size])
-    assert await whole(link) == b"hello, world"
-    assert link.status == 200
-    link.leave()
-    assert freed.links == [link]
+        connection.data_received(raw[at : at + size])
+    assert await whole(connection) == b"hello, world"
+    assert connection.status == 200
+    connection.leave()
+    assert freed.pool == [connection]
 
 
 async def test_an_answer_without_a_length_ends_with_the_connection():
-    link, _, _ = connected()
-    link.data_received(b"HTTP/1.1 200 OK\r\n\r\nhello")
-    reading = asyncio.ensure_future(whole(link))
+    connection, _, _ = connected()
+    connection.data_received(b"HTTP/1.1 200 OK\r\n\r\nhello")
+    reading = asyncio.ensure_future(whole(connection))
     await asyncio.sleep(0)
-    link.connection_lost(None)
+    connection.connection_lost(None)
     assert await reading == b"hello"
 
 
 @pytest.mark.parametrize("after", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
 async def test_a_connection_that_ends_before_the_answer_begins_gave_none(after):
-    link, _, _ = connected()
-    link.data_received(after)
-    link.connection_lost(ConnectionResetError())
+    connection, _, _ = connected()
+    connection.data_received(after)
+    connection.connection_lost(ConnectionResetError())
     with pytest.raises(NoAnswer):
-        await link.answered()
+        await connection.answered()
     with pytest.raises(NoAnswer):
-        link.send(b"GET / HTTP/1.1\r\n\r\n")
+        connection.send(b"GET / HTTP/1.1\r\n\r\n")
 
 
 @pytest.mark.parametrize("at", range(len(HEAD), len(CHUNKED)))
 async def test_a_cut_inside_the_body_is_never_an_end(at):
-    link, _, _ = connected()
-    link.data_received(CHUNKED[:at])
-    link.connection_lost(None)
+    connection, _, _ = connected()
+    connection.data_received(CHUNKED[:at])
+    connection.connection_lost(None)
     with pytest.raises(AnswerCut):
-        await whole(link)
+        await whole(connection)
 
 
 async def test_what_came_before_a_cut_is_read_first():
-    link, _, _ = connected()
-    link.data_received(HEAD + b"5\r\nhello\r\n")
-    link.connection_lost(ConnectionResetError())
-    await link.answered()
-    assert await link.read() == b"hello"
+    connection, _, _ = connected()
+    connection.data_received(HEAD + b"5\r\nhello\r\n")
+    connection.connection_lost(ConnectionResetError())
+    await connection.answered()
+    assert await connection.read() == b"hello"
     with pytest.raises(AnswerCut):
-        await link.read()
+        await connection.read()
 
 
 @pytest.mark.parametrize(
@@ -141,11 +141,11 @@ async def test_what_came_before_a_cut_is_read_first():
     ],
 )
 async def test_what_is_no_http_is_an_error_and_the_end_of_the_connection(raw):
-    link, line, _ = connected()
+    connection, line, _ = connected()
     for at in range(0, len(raw), 4096):
-        link.data_received(raw[at : at + 4096])
+        connection.data_received(raw[at : at + 4096])
     with pytest.raises(NotHttp):
-        await whole(link)
+        await whole(connection)
     assert line.is_closed
 
 
@@ -153,122 +153,122 @@ async def test_what_is_no_http_is_an_error_and_the_end_of_the_connection(raw):
 async def test_compression_that_nobody_asked_for_is_undone(squeeze):
     body = squeeze(b"hello, world")
     encoding = b"gzip" if squeeze is gzip.compress else b"deflate"
-    link, _, _ = connected()
-    link.data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\n" % encoding)
-    link.data_received(b"Content-Length: %d\r\n\r\n" % len(body))
+    connection, _, _ = connected()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: %b\r\n" % encoding)
+    connection.data_received(b"Content-Length: %d\r\n\r\n" % len(body))
     for at in range(len(body)):
-        link.data_received(body[at : at + 1])
-    assert await whole(link) == b"hello, world"
+        connection.data_received(body[at : at + 1])
+    assert await whole(connection) == b"hello, world"
 
 
 async def test_a_bomb_does_not_go_off():
     bomb = gzip.compress(b"\0" * (64 << 20))
-    link, _, _ = connected()
-    link.data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + bomb)
+    connection, _, _ = connected()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\n\r\n" + bomb)
     with pytest.raises(NotHttp):
-        await whole(link)
+        await whole(connection)
 
 
 async def test_an_upstream_waits_for_a_reader_who_does_not_read():
-    link, line, _ = connected()
-    link.data_received(HEAD)
-    await link.answered()
+    connection, line, _ = connected()
+    connection.data_received(HEAD)
+    await connection.answered()
     fed = 0
     while not line.is_paused:
-        link.data_received(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
+        connection.data_received(b"4000\r\n" + b"x" * 0x4000 + b"\r\n")
         fed += 0x4000
     assert fed <= 512 << 10
-    assert len(await link.read()) == fed
+    assert len(await connection.read()) == fed
     assert not line.is_paused
 
 
 async def test_an_answer_that_nobody_asked_for_ends_the_connection():
-    link, line, freed = connected()
-    link.data_received(CHUNKED)
-    assert await whole(link) == b"hello, world"
-    link.leave()
-    link.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
+    connection, line, freed = connected()
+    connection.data_received(CHUNKED)
+    assert await whole(connection) == b"hello, world"
+    connection.leave()
+    connection.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
     assert line.is_closed
-    assert freed.links == [link]
+    assert freed.pool == [connection]
 
 
 async def test_what_follows_the_end_takes_nothing_back():
-    link, line, _ = connected()
-    link.data_received(CHUNKED + b"HTTP/1.1 200 OK\r\n\r\n")
-    assert await whole(link) == b"hello, world"
+    connection, line, _ = connected()
+    connection.data_received(CHUNKED + b"HTTP/1.1 200 OK\r\n\r\n")
+    assert await whole(connection) == b"hello, world"
     assert line.is_closed
 
 
 async def test_a_connection_that_the_server_will_close_is_not_kept():
-    link, line, freed = connected()
-    link.data_received(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
-    assert await whole(link) == b"ok"
-    link.leave()
+    connection, line, freed = connected()
+    connection.data_received(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
+    assert await whole(connection) == b"ok"
+    connection.leave()
     assert line.is_closed
-    assert freed.links == []
+    assert freed.pool == []
 
 
 async def test_leaving_early_ends_the_connection():
-    link, line, _ = connected()
-    link.data_received(HEAD + b"5\r\nhello\r\n")
-    link.leave()
+    connection, line, _ = connected()
+    connection.data_received(HEAD + b"5\r\nhello\r\n")
+    connection.leave()
     assert line.is_closed
 
 
 async def test_the_end_is_waited_for_by_nobody():
-    link, line, freed = connected()
-    link.data_received(HEAD + b"5\r\nhello\r\n")
-    link.finish(60)
-    assert freed.links == []
-    link.data_received(b"0\r\n\r\n")
-    assert freed.links == [link]
+    connection, line, freed = connected()
+    connection.data_received(HEAD + b"5\r\nhello\r\n")
+    connection.finish(60)
+    assert freed.pool == []
+    connection.data_received(b"0\r\n\r\n")
+    assert freed.pool == [connection]
     assert not line.is_closed
 
 
 async def test_a_listener_gets_what_has_come_and_what_comes_and_the_end():
-    link, _, _ = connected()
-    link.data_received(HEAD + b"5\r\nhello\r\n")
+    connection, _, _ = connected()
+    connection.data_received(HEAD + b"5\r\nhello\r\n")
     got: list[bytes] = []
-    link.listen(got.append)
-    link.data_received(b"1\r\n,\r\n2\r\n w\r\n")
-    link.data_received(b"0\r\n\r\n")
+    connection.listen(got.append)
+    connection.data_received(b"1\r\n,\r\n2\r\n w\r\n")
+    connection.data_received(b"0\r\n\r\n")
     assert got == [b"hello", b", w", b""]
 
 
 async def test_after_much_in_one_read_the_other_upstreams_come_first():
     bulk = OneATurn(asyncio.get_running_loop())
     lines = [Line() for _ in range(3)]
-    links = []
+    pool = []
     for line in lines:
-        links.append(link := Link(Freed(), bulk))
-        link.connection_made(line)  # type: ignore[arg-type]
-        link.send(b"GET / HTTP/1.1\r\n\r\n")
-        link.data_received(HEAD)
+        pool.append(connection := Connection(Freed(), bulk))
+        connection.connection_made(line)  # type: ignore[arg-type]
+        connection.send(b"GET / HTTP/1.1\r\n\r\n")
+        connection.data_received(HEAD)
     assert [line.is_paused for line in lines] == [False] * 3
-    for link in links:
-        link.data_received(b"%x\r\n%b\r\n" % (BULK, b"a" * BULK))
+    for connection in pool:
+        connection.data_received(b"%x\r\n%b\r\n" % (BULK, b"a" * BULK))
     assert [line.is_paused for line in lines] == [True] * 3
-    links[1].pause()  # since its caller does not read
+    pool[1].pause()  # since its caller does not read
     for paused in ([False, True, True], [False, True, True], [False, True, False]):
         await asyncio.sleep(0)
         assert [line.is_paused for line in lines] == paused
-    links[1].resume()
+    pool[1].resume()
     assert not lines[1].is_paused
 
 
 async def test_of_a_header_that_comes_twice_the_first_counts():
-    link, _, _ = connected()
+    connection, _, _ = connected()
     twice = b"Content-Type: text/html\r\ncontent-type: text/event-stream\r\n"
-    link.data_received(b"HTTP/1.1 200 OK\r\n" + twice + b"Content-Length: 0\r\n\r\n")
-    assert link.kind == link.headers["Content-Type"] == "text/html"
+    connection.data_received(b"HTTP/1.1 200 OK\r\n" + twice + b"Content-Length: 0\r\n\r\n")
+    assert connection.kind == connection.headers["Content-Type"] == "text/html"
 
 
 async def test_headers_are_kept_until_somebody_listens():
-    link, _, _ = connected()
-    link.data_received(HEAD)
-    assert link.headers["transfer-encoding"] == "chunked"
-    link.listen(lambda chunk: None)
-    assert not link.headers
+    connection, _, _ = connected()
+    connection.data_received(HEAD)
+    assert connection.headers["transfer-encoding"] == "chunked"
+    connection.listen(lambda chunk: None)
+    assert not connection.headers
 
 
 @pytest.mark.parametrize(
@@ -282,31 +282,31 @@ async def test_headers_are_kept_until_somebody_listens():
     ],
 )
 async def test_a_read_is_offered_only_where_the_parser_stands_between_chunks(split, offered):
-    link, _, _ = connected()
-    link.data_received(HEAD + b"1\r\n.\r\n")
+    connection, _, _ = connected()
+    connection.data_received(HEAD + b"1\r\n.\r\n")
     seen: list[bytes] = []
-    link.listen(lambda chunk: None)
+    connection.listen(lambda chunk: None)
     for data in split:
-        link.quick = lambda data: bool(seen.append(data))
-        link.data_received(data)
+        connection.fast_path = lambda data: bool(seen.append(data))
+        connection.data_received(data)
     assert seen == offered
 
 
 async def test_connections_are_kept_for_the_next_question_but_not_for_long():
     server = Echo()
-    links, origin = Links(), address_of(await server.start()).origin
+    pool, origin = Pool(), address_of(await server.start()).origin
     for _ in range(3):
-        link = links.kept(origin, DIRECT) or await links.connect(origin)
-        link.send(b"GET /path HTTP/1.1\r\n\r\n")
-        await link.answered()
-        assert await link.read() == b"/path"
-        link.leave()
+        connection = pool.kept(origin, DIRECT) or await pool.connect(origin)
+        connection.send(b"GET /path HTTP/1.1\r\n\r\n")
+        await connection.answered()
+        assert await connection.read() == b"/path"
+        connection.leave()
     assert server.connections == 1
     assert IDLE_S < 5  # what uvicorn and Node keep theirs for
-    link.idle_since -= IDLE_S
-    links._close_idle()
-    assert links.kept(origin, DIRECT) is None
-    links.close()
+    connection.idle_since -= IDLE_S
+    pool._close_idle()
+    assert pool.kept(origin, DIRECT) is None
+    pool.close()
     await server.stop()
 
 

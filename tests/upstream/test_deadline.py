@@ -4,7 +4,7 @@ import functools
 import looptime
 import pytest
 
-from gateway.upstream.deadline import Alarm
+from gateway.upstream.deadline import Deadline
 from gateway.upstream.timers import Timers
 
 
@@ -19,9 +19,9 @@ def in_its_own_time(test):
     return run
 
 
-async def wait_with(alarm: Alarm, seconds: float, work) -> str:
+async def wait_with(deadline: Deadline, seconds: float, work) -> str:
     try:
-        with alarm.until(asyncio.get_running_loop().time() + seconds):
+        with deadline.until(asyncio.get_running_loop().time() + seconds):
             await work
         return "done"
     except TimeoutError:
@@ -30,30 +30,30 @@ async def wait_with(alarm: Alarm, seconds: float, work) -> str:
 
 @in_its_own_time
 async def test_it_interrupts_a_wait_and_leaves_the_task_uncancelled():
-    alarm = Alarm(Timers(asyncio.get_running_loop()))
-    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
+    deadline = Deadline(Timers(asyncio.get_running_loop()))
+    assert await wait_with(deadline, 0.01, asyncio.sleep(10)) == "rang"
     assert asyncio.current_task().cancelling() == 0
-    assert await wait_with(alarm, 10, asyncio.sleep(0)) == "done"
-    alarm.close()
+    assert await wait_with(deadline, 10, asyncio.sleep(0)) == "done"
+    deadline.close()
 
 
 @in_its_own_time
 async def test_a_deadline_moves_later_and_earlier():
-    alarm = Alarm(Timers(asyncio.get_running_loop()))
+    deadline = Deadline(Timers(asyncio.get_running_loop()))
     for _ in range(5):
-        assert await wait_with(alarm, 0.05, asyncio.sleep(0.02)) == "done"
-    assert await wait_with(alarm, 30, asyncio.sleep(0)) == "done"
-    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
-    alarm.close()
+        assert await wait_with(deadline, 0.05, asyncio.sleep(0.02)) == "done"
+    assert await wait_with(deadline, 30, asyncio.sleep(0)) == "done"
+    assert await wait_with(deadline, 0.01, asyncio.sleep(10)) == "rang"
+    deadline.close()
 
 
 @in_its_own_time
 async def test_what_is_not_waiting_is_not_interrupted():
-    alarm = Alarm(Timers(asyncio.get_running_loop()))
-    assert await wait_with(alarm, 0.01, asyncio.sleep(0)) == "done"
+    deadline = Deadline(Timers(asyncio.get_running_loop()))
+    assert await wait_with(deadline, 0.01, asyncio.sleep(0)) == "done"
     await asyncio.sleep(0.03)  # past the deadline, doing something else
-    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
-    alarm.close()
+    assert await wait_with(deadline, 0.01, asyncio.sleep(10)) == "rang"
+    deadline.close()
 
 
 @in_its_own_time
@@ -61,12 +61,12 @@ async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
     started = asyncio.Event()
 
     async def work() -> str:
-        alarm = Alarm(Timers(asyncio.get_running_loop()))
+        deadline = Deadline(Timers(asyncio.get_running_loop()))
         started.set()
         try:
-            return await wait_with(alarm, 10, asyncio.sleep(20))
+            return await wait_with(deadline, 10, asyncio.sleep(20))
         finally:
-            alarm.close()
+            deadline.close()
 
     task = asyncio.ensure_future(work())
     await started.wait()
@@ -78,13 +78,13 @@ async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
 @in_its_own_time
 async def test_both_at_once_counts_as_the_cancellation():
     async def work() -> str:
-        alarm = Alarm(Timers(asyncio.get_running_loop()))
+        deadline = Deadline(Timers(asyncio.get_running_loop()))
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
         loop.call_at(loop.time() + 0.01, task.cancel)
         try:
-            return await wait_with(alarm, 0.01, asyncio.sleep(20))
+            return await wait_with(deadline, 0.01, asyncio.sleep(20))
         finally:
-            alarm.close()
+            deadline.close()
 
     with pytest.raises(asyncio.CancelledError):
         await asyncio.ensure_future(work())
@@ -92,11 +92,11 @@ async def test_both_at_once_counts_as_the_cancellation():
 
 @in_its_own_time
 async def test_an_outer_timeout_wins_over_a_later_alarm():
-    alarm = Alarm(Timers(asyncio.get_running_loop()))
+    deadline = Deadline(Timers(asyncio.get_running_loop()))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
-            await wait_with(alarm, 10, asyncio.sleep(20))
-    alarm.close()
+            await wait_with(deadline, 10, asyncio.sleep(20))
+    deadline.close()
 
 
 @in_its_own_time
@@ -107,10 +107,10 @@ async def test_an_interruption_that_became_another_error_is_forgotten():
         except asyncio.CancelledError:
             raise OSError from None
 
-    alarm = Alarm(Timers(asyncio.get_running_loop()))
+    deadline = Deadline(Timers(asyncio.get_running_loop()))
     with pytest.raises(OSError):
-        await wait_with(alarm, 0.01, fails_to_clean_up())
-    alarm.close()
+        await wait_with(deadline, 0.01, fails_to_clean_up())
+    deadline.close()
     assert asyncio.current_task().cancelling() == 0
-    assert await wait_with(alarm, 0.01, asyncio.sleep(10)) == "rang"
-    alarm.close()
+    assert await wait_with(deadline, 0.01, asyncio.sleep(10)) == "rang"
+    deadline.close()

@@ -9,7 +9,7 @@ from conftest import AGENTS
 
 from gateway.errors import RateLimited
 from gateway.upstream import resolver as lookups
-from gateway.upstream.resolver import MAX_OF_ALL, MAX_OF_ONE, CallersNames, Lookups, numeric
+from gateway.upstream.resolver import MAX_OF_ALL, MAX_OF_ONE, CallersNames, Resolver, numeric
 
 FOUND = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("10.0.0.1", 80))]
 
@@ -54,7 +54,7 @@ def system(monkeypatch):
 
 
 async def test_a_name_is_asked_for_once_in_ten_seconds(system, monkeypatch):
-    clock, names = Clock(monkeypatch), Lookups()
+    clock, names = Clock(monkeypatch), Resolver()
     assert await names.find("a.test", 80) == await names.find("a.test", 80) == FOUND
     assert system.asked == ["a.test"]
     clock.now += 11
@@ -64,7 +64,7 @@ async def test_a_name_is_asked_for_once_in_ten_seconds(system, monkeypatch):
 
 async def test_many_who_wait_for_a_name_hold_one_thread(system):
     system.gate.clear()
-    names = Lookups()
+    names = Resolver()
     waiting = [asyncio.ensure_future(names.find("a.test", 80)) for _ in range(50)]
     await asyncio.sleep(0)
     waiting[0].cancel()  # one that leaves ends nothing for the others
@@ -74,7 +74,7 @@ async def test_many_who_wait_for_a_name_hold_one_thread(system):
 
 
 async def test_a_slow_name_holds_up_no_other(system):
-    names = Lookups()
+    names = Resolver()
     system.gate.clear()
     slow = [asyncio.ensure_future(names.find(f"slow{i}.test", 80)) for i in range(20)]
     await asyncio.sleep(0)
@@ -84,7 +84,7 @@ async def test_a_slow_name_holds_up_no_other(system):
 
 
 async def test_an_address_that_was_good_outlives_its_name_server(system, monkeypatch):
-    clock, names = Clock(monkeypatch), Lookups()
+    clock, names = Clock(monkeypatch), Resolver()
     await names.find("a.test", 80)
     clock.now += 60
     system.answer = socket.gaierror(socket.EAI_AGAIN, "no answer")
@@ -99,7 +99,7 @@ async def test_an_address_that_was_good_outlives_its_name_server(system, monkeyp
 
 
 async def test_what_can_be_no_name_is_an_error_each_time(system):
-    names = Lookups()
+    names = Resolver()
     for _ in range(2):
         with pytest.raises((OSError, UnicodeError)):
             await names.find("x" * 64 + ".test.", 80)
@@ -107,8 +107,8 @@ async def test_what_can_be_no_name_is_an_error_each_time(system):
 
 
 async def test_an_address_needs_no_look_up(system):
-    assert (await Lookups().find("127.0.0.1", 80))[0][4] == ("127.0.0.1", 80)
-    assert (await Lookups().find("::1", 80))[0][4][:2] == ("::1", 80)
+    assert (await Resolver().find("127.0.0.1", 80))[0][4] == ("127.0.0.1", 80)
+    assert (await Resolver().find("::1", 80))[0][4][:2] == ("::1", 80)
     assert numeric("a.test", 80) is None
     assert system.asked == []
 

@@ -33,12 +33,12 @@ from gateway.errors import (
 )
 from gateway.filetypes import KINDS, MediaKind
 from gateway.platforms.base import (
+    BasePlatform,
     Carriage,
     Decoder,
     EventDecoder,
-    First,
+    Preliminary,
     Step,
-    TextOnly,
     Token,
     UploadStep,
     as_id,
@@ -80,7 +80,7 @@ _TOKEN_MARGIN_S = 60
 _EXPIRED = {4100, 700012006}
 
 
-class Coze(TextOnly):
+class Coze(BasePlatform):
     kind = "coze"
     keeps_files = True
     keeps_runs = True
@@ -178,14 +178,14 @@ class Coze(TextOnly):
 
     # OAuth of the JWT kind: a signed claim is exchanged for a token, again and again.
 
-    def _renew(self, then: Callable[[], Any]) -> First:
+    def _renew(self, then: Callable[[], Any]) -> Preliminary:
         """Fetch a token, then go on with `then`."""
 
         def learn(reply: UpstreamReply) -> Any:
             self._keep_token(reply)
             return then()
 
-        return First(self._token_request(), learn, shared=True)
+        return Preliminary(self._token_request(), learn, shared=True)
 
     def _token_request(self) -> UpstreamRequest:
         oauth = self._agent.oauth
@@ -393,7 +393,7 @@ class CozeDecoder(EventDecoder):
         self._finish: Finish | None = None
         self._run_usage: Usage | None = None
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return (self._finish and self._finish.usage) or self._run_usage or self._meta_usage
 
     @staticmethod

@@ -28,12 +28,12 @@ from gateway.errors import (
 )
 from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
 from gateway.platforms.base import (
+    BasePlatform,
     Carriage,
     Decoder,
     EventDecoder,
-    First,
+    Preliminary,
     Step,
-    TextOnly,
     UploadStep,
     as_id,
     as_list,
@@ -70,7 +70,7 @@ from gateway.protocol.messages import (
 )
 from gateway.protocol.passthrough import told_error
 from gateway.protocol.prompt import as_prompt, require_question
-from gateway.protocol.template import Pattern
+from gateway.protocol.template import EventTemplate
 from gateway.protocol.thinking import ThinkingSplitter, without_thinking
 from gateway.protocol.usage import as_count
 
@@ -110,7 +110,7 @@ _TYPES: dict[str, MediaKind] = {
 _FRESH_S = 300.0  # how long what an app said of its files is relied upon
 
 
-class Dify(TextOnly):
+class Dify(BasePlatform):
     kind = "dify"
     keeps_files = True
 
@@ -133,12 +133,12 @@ class Dify(TextOnly):
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
         if self._mode is None:
-            return First(
+            return Preliminary(
                 self._get("/info"), lambda reply: self._learn_mode(reply, chat), shared=True
             )
         if self._mode == "workflow" and not self._agent.input_variable and self._form is None:
             request = self._get("/parameters")
-            return First(request, lambda reply: self._learn_form(reply, chat), shared=True)
+            return Preliminary(request, lambda reply: self._learn_form(reply, chat), shared=True)
         return self._ask(chat, self._mode, self._form or [])
 
     def _get(self, path: str) -> UpstreamRequest:
@@ -182,14 +182,14 @@ class Dify(TextOnly):
     def kinds(self) -> frozenset[MediaKind]:
         return self._rules.kinds
 
-    def learn_kinds(self) -> First | None:
+    def learn_kinds(self) -> Preliminary | None:
         if self._mode is None:
-            return First(self._get("/info"), self._learn_mode_for_files, shared=True)
+            return Preliminary(self._get("/info"), self._learn_mode_for_files, shared=True)
         if self._rules_at is not None and self._now() - self._rules_at < _FRESH_S:
             return None
-        return First(self._get("/parameters"), self._learn_rules, shared=True)
+        return Preliminary(self._get("/parameters"), self._learn_rules, shared=True)
 
-    def _learn_mode_for_files(self, reply: UpstreamReply) -> First | None:
+    def _learn_mode_for_files(self, reply: UpstreamReply) -> Preliminary | None:
         self._keep_mode(reply)
         return self.learn_kinds() if self._mode else None
 
@@ -470,7 +470,7 @@ class DifyDecoder(EventDecoder):
     def heard(self) -> Callable[[str], None]:
         return self._shown.append
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         adds_only = self._split.passes_all and not self._repeats
         return super().pattern(chunk, delta) if adds_only else None
 
@@ -740,7 +740,7 @@ class DifyDecoder(EventDecoder):
         if self._files:
             self._show_files(self._files, out)
         self.done = True
-        out.append(Finish("content_filter" if self._filtered else "stop", self.counted()))
+        out.append(Finish("content_filter" if self._filtered else "stop", self.usage_so_far()))
 
     def _require_success(self) -> None:
         """Only a run that has succeeded may have nothing to say."""
@@ -757,7 +757,7 @@ class DifyDecoder(EventDecoder):
         if words := markdown([file for place, file in files.items() if place not in text]):
             out.append(Note("files", [], words))
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         """The message's own figures, else the sum of the model nodes'; zeros are what Dify says
         when it does not know."""
         end = as_object(as_object(as_object(self._message_end).get("metadata")).get("usage"))

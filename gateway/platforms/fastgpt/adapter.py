@@ -18,11 +18,11 @@ from gateway.errors import (
     clean,
 )
 from gateway.platforms.base import (
+    BasePlatform,
     Carriage,
     EventDecoder,
-    First,
+    Preliminary,
     Step,
-    TextOnly,
     as_list,
     as_object,
     as_text,
@@ -61,7 +61,7 @@ from gateway.protocol.messages import (
 )
 from gateway.protocol.passthrough import choice_error, told_error
 from gateway.protocol.prompt import require_question
-from gateway.protocol.template import Pattern
+from gateway.protocol.template import EventTemplate
 
 MAX_CHAT_ID = 250
 # The second is where 4.14.5 and later have it.
@@ -69,7 +69,7 @@ _RECORDS = ("/core/chat/getPaginationRecords", "/core/chat/record/getPaginationR
 _NO_APP = "0" * 24  # an id that no app has
 
 
-class FastGPT(TextOnly):
+class FastGPT(BasePlatform):
     kind = "fastgpt"
     # Sounds and films reach the bots of 4.15 and later alone; `accepts` says where they may.
     kinds = frozenset(("image", "file"))
@@ -106,7 +106,7 @@ class FastGPT(TextOnly):
             turn = replace(turn, text=pause.answer(turn.text))
         return self._ask(chat, chat_id, (turn,))
 
-    def _recall(self, chat: ChatRequest, chat_id: str, place: int = 0) -> First:
+    def _recall(self, chat: ChatRequest, chat_id: str, place: int = 0) -> Preliminary:
         """Ask FastGPT itself whether its bot waits for a choice: another process has shown it."""
 
         def learn(reply: UpstreamReply) -> Step:
@@ -115,7 +115,7 @@ class FastGPT(TextOnly):
             return self._reply(chat, chat_id, _stored_pause(reply.object()))
 
         body = {"appId": self._app_id(chat), "chatId": chat_id, "offset": 0, "pageSize": 2}
-        return First(self._post(_RECORDS[place], body), learn)
+        return Preliminary(self._post(_RECORDS[place], body), learn)
 
     def _ask(self, chat: ChatRequest, chat_id: str, turns: tuple[Message, ...]) -> UpstreamRequest:
         body: dict[str, Any] = {
@@ -183,7 +183,7 @@ class FastGPT(TextOnly):
         if reply.status == 200 and body.get("code") == 403:
             # Up to 4.8.11 this is what every key of an app gets here. A completion without
             # messages runs nothing, and is refused for that only if the key is good.
-            return First(self._post("/v1/chat/completions", {"messages": []}), _judge_key)
+            return Preliminary(self._post("/v1/chat/completions", {"messages": []}), _judge_key)
         if not self._agent.app_id and body and not concerns_key(body):
             return "reachable; set app_id to have the app checked too"
         raise explain(reply)
@@ -281,7 +281,7 @@ class FastGPTDecoder(EventDecoder):
         self._nodes: list[Any] = []
         self._knows_nodes = False
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
         return None if self._marks.held else super().pattern(chunk, delta)
 
     @property

@@ -27,12 +27,12 @@ from gateway.errors import (
 from gateway.filetypes import KINDS, MediaKind
 from gateway.platforms.base import (
     BadEvent,
+    BasePlatform,
     Carriage,
     Decoder,
     EventDecoder,
-    First,
+    Preliminary,
     Step,
-    TextOnly,
     Token,
     UploadStep,
     as_id,
@@ -67,7 +67,7 @@ from gateway.protocol.usage import as_count
 _TOKEN_MARGIN_S = 600
 
 
-class Zhipu(TextOnly):
+class Zhipu(BasePlatform):
     kind = "zhipu"
 
     def __init__(
@@ -160,7 +160,9 @@ class Zhipu(TextOnly):
 
     def _ask_glms(self, chat: ChatRequest) -> Step:
         if self._token.is_over:
-            return First(self._token_request(), lambda r: self._learn_token(r, chat), shared=True)
+            return Preliminary(
+                self._token_request(), lambda r: self._learn_token(r, chat), shared=True
+            )
         body: dict[str, Any] = {
             "assistant_id": self._agent.assistant_id or "demo",
             "prompt": as_prompt(chat),
@@ -179,7 +181,7 @@ class Zhipu(TextOnly):
         if self._agent.api != "glms":
             return super().upload()
         if self._token.is_over:
-            return First(self._token_request(), self._learn_token_to_upload, shared=True)
+            return Preliminary(self._token_request(), self._learn_token_to_upload, shared=True)
         headers = form_headers(self.token, self._agent.headers)
         return UploadRequest(f"{self._api}/file_upload", headers)
 
@@ -230,7 +232,7 @@ class Zhipu(TextOnly):
         app = self._agent.app_id or "demo"
         url = f"{self._api}/v2/application/{app}/conversation"
         request = UpstreamRequest("POST", url, self._headers, b"{}")
-        return First(request, lambda reply: self._learn_conversation(reply, chat))
+        return Preliminary(request, lambda reply: self._learn_conversation(reply, chat))
 
     def _learn_conversation(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         body = reply.object()
@@ -623,7 +625,7 @@ class ApplicationDecoder(EventDecoder):
         self._reason = ""
         self._usage: Usage | None = None
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return self._usage
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
