@@ -1,4 +1,4 @@
-"""Build the application: the only wiring."""
+"""The only wiring: builds the application from a configuration."""
 
 import asyncio
 import logging

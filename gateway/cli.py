@@ -1,4 +1,4 @@
-"""The command line: serve, check, probe, schema, and what administers accounts."""
+"""The command line: serve, check, probe, schema, users, keys, migrate."""
 
 import argparse
 import asyncio

@@ -1,4 +1,4 @@
-"""The database: open it, keep its schema current, and run transactions. SQLite or PostgreSQL.
+"""SQLite or PostgreSQL: opens it, keeps its schema current, runs transactions; knows no table.
 
 One set of queries (`sql/*.sql`, loaded by aiosql) serves both. Only this module owns connections
 and transactions; the other stores are given a connection by `transaction()`.

@@ -404,8 +404,8 @@ def headers(error: GatewayError) -> dict[str, str]:
     return out
 
 
-# Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse. What
-# `credentials.masked` leaves of a key of ours stays: its id finds the key and is no secret.
+# Shapes of the platforms' own keys and tokens: upstreams repeat the key that they refuse. What
+# `accounts.credentials.masked` leaves of our own key stays: its id finds the key and is no secret.
 _KEYS = re.compile(
     r"(?:sk(?!-gw-[a-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)"
     r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"

@@ -1,4 +1,4 @@
-"""What a file is: by its name's ending, and by its first bytes."""
+"""What a file is: by its name's extension, and by its first bytes."""
 
 import mimetypes
 from collections.abc import Collection

@@ -1,4 +1,4 @@
-"""Names of answers' headers in the form that multidict keeps them in, and what never changes.
+"""Names of response headers in the form that multidict keeps them in, and what never changes.
 
 With plain strings it folds their case anew for every answer, and keeps two copies of each for as
 long as a stream is open.

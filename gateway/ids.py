@@ -1,4 +1,4 @@
-"""Names for requests and calls: unique, and not secret."""
+"""Ids of requests and calls: unique, and not secret."""
 
 import random
 

@@ -1,4 +1,4 @@
-"""Put a changed config.yaml into effect: the new state is built whole, then takes over at once.
+"""Puts a changed config.yaml into effect: the new state is built whole, then replaces the old.
 
 Requests under way keep the state they began with. What is bound at the start (sockets, the
 database, Redis, storage) stays as it was until a restart, and is named.

@@ -1,4 +1,4 @@
-"""A string that cannot be shown by accident."""
+"""A string that cannot be printed by accident."""
 
 import hmac
 from hashlib import sha256

@@ -1,5 +1,7 @@
-"""Moments: milliseconds since the epoch inside, ISO 8601 outside. The API says UTC, the log the
-machine's own time zone (TZ) with its offset."""
+"""Time: milliseconds since the epoch inside, ISO 8601 outside.
+
+The API uses UTC, the log the machine's own time zone (TZ) with its offset.
+"""
 
 import re
 import time

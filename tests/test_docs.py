@@ -1,7 +1,10 @@
 """What the documents promise is there."""
 
+import ast
 import re
 from pathlib import Path
+
+from test_layout import FLOORS
 
 from gateway.config.models import Agent, Config, Server, Timeouts
 
@@ -64,3 +67,23 @@ def test_both_readmes_tell_of_the_same_things():
             sorted(set(re.findall(pattern, text, re.DOTALL))) for text in (english, chinese)
         ]
         assert len(commands[0]) == len(commands[1]), pattern
+
+
+def rooms() -> str:
+    """The table of rooms in docs/architecture.md: one line each, from its docstring."""
+    lines = ["| room | what is in it |", "|---|---|"]
+    for floor in FLOORS:
+        for room in sorted(floor):
+            folder = ROOT / "gateway" / room
+            path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+            first = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").split("\n")[0]
+            lines.append(f"| `{room}{'/' if folder.is_dir() else ''}` | {first} |")
+    return "\n".join(lines)
+
+
+def test_the_table_of_rooms_is_what_the_rooms_say():
+    text = (ROOT / "docs" / "architecture.md").read_text("utf-8")
+    _, _, rest = text.partition("<!-- rooms")
+    table = rest.partition("-->\n")[2].partition("<!-- end of rooms -->")[0]
+    assert table.strip() == rooms(), f"docs/architecture.md needs this table:\n{rooms()}"
+    assert all(line.endswith(". |") for line in rooms().splitlines()[2:])

@@ -1,1 +1,1 @@
-"""One question: targets in order until one answers."""
+"""One question: its targets in order until one answers; retries, fallback, files, health."""

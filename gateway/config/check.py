@@ -251,7 +251,7 @@ def _host(agent: dict[str, Any]) -> str:
 
 
 def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
-    """What is odd in a configuration that can be used. `folder` is `configfile.home`."""
+    """What is odd in a configuration that can be used. `folder` is `load.home`."""
     yield from _demo_warnings(config)
     yield from outgoing.warnings(config)
     yield from _origin_warnings(config)
@@ -314,7 +314,7 @@ def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
 
 
 def unmounted(config: Config, folder: Path) -> str:
-    """A sentence if the start must not make a folder, else "". `folder` is `configfile.home`.
+    """A sentence if the start must not make a folder, else "". `folder` is `load.home`.
 
     Where a disk is not mounted the start would make an empty database with a new `admin`, and
     uploads that the disk covers later.

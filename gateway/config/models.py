@@ -1,4 +1,4 @@
-"""The shape of config.yaml: frozen models with defaults. Reading the file is `configfile`.
+"""The shape of config.yaml: frozen models with defaults. `load` reads the file.
 
 These models are the schema; `config/config.schema.json` is generated from them for editors.
 """

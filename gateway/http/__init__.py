@@ -1,1 +1,1 @@
-"""Everything that knows aiohttp.web and is not a route: requests in, answers out."""
+"""Everything that knows aiohttp.web and is not a route: bodies in, answers and streams out."""

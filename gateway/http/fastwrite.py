@@ -25,8 +25,8 @@ MAX_BODY = 64 << 10  # bytes; more may have to wait for the caller
 
 
 class ClientConnection:
-    """What `connections` adds to aiohttp's connections: whether the caller has to be waited for,
-    since it does not read, or has left and reads no more."""
+    """What `server.connections` adds to aiohttp's connections: whether the gateway has to wait for
+    the client, because it does not read or has left."""
 
     is_full = False
     on_full: Callable[[bool], None] | None = None

@@ -5,7 +5,7 @@
     slots   calls under way
     quota   calls in all, or in a month
 
-A request takes from all the buckets it needs or from none. `stores/buckets` keeps them, in this
+A request takes from all the buckets it needs or from none. `limits.buckets` keeps them, in this
 process or in Redis.
 """
 

@@ -1,4 +1,4 @@
-"""The registry: one line per kind of upstream."""
+"""One folder per platform: requests described, answers decoded; and the registry."""
 
 from gateway.platforms.base import Platform
 from gateway.platforms.coze.adapter import Coze

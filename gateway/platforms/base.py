@@ -1,7 +1,7 @@
 """What a platform is: two small classes without I/O, one that asks and one that listens.
 
 `Platform` lives as long as the configuration and may remember what it learned (a mode, a token).
-`Decoder` lives for one answer. Neither opens a socket: `relay` carries out what they describe.
+`Decoder` lives for one answer. Neither opens a socket: `chat.run` carries out what they describe.
 """
 
 import contextlib
@@ -50,8 +50,8 @@ class Preliminary:
     """Something that must be asked before the question itself.
 
     `learn` takes the reply and returns the next step, or raises a GatewayError. With `shared` its
-    result serves every call of this agent (a token, the app's mode): `relay` lets one call ask and
-    the others wait, then calls `prepare` anew for each.
+    result serves every call of this agent (a token, the app's mode): `chat.delivery` lets one call
+    ask while the others wait, then calls `prepare` again for each.
     """
 
     request: UpstreamRequest

@@ -1,1 +1,1 @@
-"""What is said, without I/O: the neutral form, OpenAI's form, event streams."""
+"""The neutral form, OpenAI's form and event streams: translation without I/O."""

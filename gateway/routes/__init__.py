@@ -1,4 +1,4 @@
-"""Every route, with what it demands of its callers."""
+"""One file per resource: JSON in, a `ChatRequest` or an envelope out; the table of routes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace

@@ -1,11 +1,13 @@
 """The way out: proxies of every kind, and whose certificates are trusted there."""
 
 import asyncio
+import gc
 import json
 import os
 import socket
 import ssl
 import threading
+import warnings
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -104,6 +106,9 @@ class Socks(Socks5ProxyHandler):
             task.cancel()
             await asyncio.wait({task})
             await listener.aclose()
+            with warnings.catch_warnings():  # a handler that is cancelled leaves its sockets open
+                warnings.simplefilter("ignore", ResourceWarning)
+                gc.collect()
 
         stack.push_async_callback(stop)
         return listener.extra(anyio.abc.SocketAttribute.local_port)
