@@ -404,17 +404,43 @@ def headers(error: GatewayError) -> dict[str, str]:
     return out
 
 
-# Shapes of the platforms' own keys and tokens: upstreams repeat the key that they refuse. What
-# `accounts.credentials.masked` leaves of our own key stays: its id finds the key and is no secret.
-_KEYS = re.compile(
-    r"(?:sk(?!-gw-[a-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)"
-    r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"
-    r"|\b[0-9a-f]{16,32}\.[a-z0-9]{8,}"
-    r"|(?<![a-z0-9_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)*"
-    r"|(?<=[_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)+"  # without a dot it is an id of ours
-    r"|bearer(?:\s|%20|\+)+[^\s\"',]{8,}",
-    re.IGNORECASE | re.ASCII,
-)
+class _KeyShapes:
+    """What is redacted: upstreams repeat the key that they refuse. Each kind of upstream adds its
+    own shapes. What `accounts.credentials.masked` leaves of our own key stays: its id finds the key
+    and is no secret."""
+
+    def __init__(self) -> None:
+        self._prefixes = [r"sk(?!-gw-[a-z0-9]{12}-\*{4})"]
+        self._shapes: list[str] = [
+            r"(?<![a-z0-9_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)*",
+            r"(?<=[_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)+",  # else an id of ours
+            r"bearer(?:\s|%20|\+)+[^\s\"',]{8,}",
+        ]
+        self._compile()
+
+    def add(self, shapes: Iterable[str], prefixes: Iterable[str]) -> None:
+        """Raises re.error."""
+        bare = [prefix.rstrip("-_") for prefix in prefixes]
+        names = [re.escape(name) for name in bare if name != "sk"]  # which is there, but for ours
+        before = self._prefixes, self._shapes
+        self._prefixes = list(dict.fromkeys([*self._prefixes, *names]))
+        self._shapes = list(dict.fromkeys([*self._shapes, *shapes]))
+        try:
+            self._compile()
+        except re.error:
+            self._prefixes, self._shapes = before
+            raise
+
+    def _compile(self) -> None:
+        prefixed = (
+            rf"(?:{'|'.join(self._prefixes)})"
+            r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"
+        )
+        self.pattern = re.compile("|".join([prefixed, *self._shapes]), re.IGNORECASE | re.ASCII)
+
+
+_KEYS = _KeyShapes()
+add_key_shapes = _KEYS.add
 _URL_PASSWORD = re.compile(r"//[^/\s@]*@")
 _MAX_WORDS = 2000  # characters of an upstream's words that are looked at
 MAX_MESSAGE = 500  # characters of a message that a caller gets
@@ -427,14 +453,14 @@ def clean(text: object, limit: int = _MAX_WORDS) -> str:
     """
     words = str(text)[: limit + 100]
     words = "".join(c if c.isprintable() else " " for c in words)
-    return shorten(_KEYS.sub("***", " ".join(words.split())), limit)
+    return shorten(_KEYS.pattern.sub("***", " ".join(words.split())), limit)
 
 
 def looks_like_key(text: str) -> bool:
     """Whether a word in it has a known shape of key; `task-12345678` has none."""
     return any(
         found.start() == 0 or not text[found.start() - 1].isalnum()
-        for found in _KEYS.finditer(text)
+        for found in _KEYS.pattern.finditer(text)
     )
 
 

@@ -27,7 +27,7 @@ import servers
 from gateway.accounts.passwords import Passwords
 from gateway.app import build
 from gateway.config import load as configfile
-from gateway.demo import DEMOS, Demo, serve_demo
+from gateway.demo import Demo, serve_demo, simulator
 from gateway.server.connections import Runner
 
 
@@ -250,8 +250,8 @@ def demo(stack: AsyncExitStack) -> Callable[..., Any]:
     """`await demo("dify", mode="workflow")`: a simulator without pauses."""
 
     async def start(kind: str, **kwargs: Any) -> Served:
-        simulator = DEMOS[kind](**{"pace_s": 0, "silence_s": 60, **kwargs})
-        return Served(simulator, await stack.enter_async_context(serve_demo(simulator)))
+        demo = simulator(kind)(**{"pace_s": 0, "silence_s": 60, **kwargs})
+        return Served(demo, await stack.enter_async_context(serve_demo(demo)))
 
     return start
 

@@ -78,7 +78,7 @@ class Handover:
     async def _carried(self, target: Target, media: Media) -> Media:
         platform = target.platform
         if media.uploaded:
-            if not (platform.keeps_files or (self._chat.verbatim and platform.kind == "openai")):
+            if not (platform.keeps_files or (self._chat.verbatim and platform.passes_through)):
                 raise FileNotFound(
                     f"Agent {target.name!r} knows no file {media.uploaded[:120]!r}: ids of another"
                     " agent's platform mean nothing to it.",

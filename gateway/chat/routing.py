@@ -11,7 +11,8 @@ from zlib import crc32
 
 from gateway.accounts.credentials import Caller
 from gateway.chat.breaker import Breaker, Pass
-from gateway.config.models import Agent, Config, OpenAIAgent, RouteTarget
+from gateway.config import kinds
+from gateway.config.models import Agent, Config, RouteTarget
 from gateway.config.outgoing import SYSTEM, Way, way_of
 from gateway.errors import (
     AgentNotFound,
@@ -24,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.filetypes import MediaKind
 from gateway.limits.shares import Holders, Shares
-from gateway.platforms import PLATFORMS, Platform
+from gateway.platforms.base import Platform
 from gateway.protocol.messages import Media, Message
 from gateway.protocol.redaction import masked
 from gateway.protocol.seals import Seal
@@ -301,7 +302,9 @@ class Routing:
             way = way_of(agent, url, config.outgoing)
             target = before.targets.get(name) if before else None
             if target is None or target.agent != agent or target.url != url:
-                platform = PLATFORMS[agent.platform](name, agent, url)
+                kind = kinds.find(agent.platform)
+                assert kind is not None  # the configuration has been checked
+                platform = kind.adapter(name, agent, url)
                 target = Target(name, agent, platform, url, way)
             elif way.proxy != target.way.proxy or way.trust is not SYSTEM:
                 target.way = way  # for the calls to come; PEM files may hold something else now
@@ -349,7 +352,7 @@ class Routing:
         found = self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0])
         if found in self.targets:
             target = self.targets[found]
-            if wanted == found.lower() or isinstance(target.agent, OpenAIAgent):
+            if wanted == found.lower() or target.platform.models is not None:
                 return [target]
         elif found is not None and wanted == found.lower():
             return [self.targets[choice.agent] for choice in self._order(self.routes[found])]
@@ -370,7 +373,7 @@ class Routing:
         with or without the agent's name in front, and less than what stands in `name`.
         """
         known = self.known(name)
-        if known not in self.targets or not isinstance(self.targets[known].agent, OpenAIAgent):
+        if known not in self.targets or self.targets[known].platform.models is None:
             return known
         own = name.strip().partition("/")[2]
         if not own and isinstance(model, str):
@@ -393,9 +396,8 @@ class Routing:
         """Every name that `model` may hold, with its owner."""
         for name, target in self.targets.items():
             yield name, target.platform.kind
-            if isinstance(target.agent, OpenAIAgent):
-                for model in target.agent.models:
-                    yield f"{name}/{model}", target.platform.kind
+            for model in target.platform.models or ():
+                yield f"{name}/{model}", target.platform.kind
         for name in self.routes:
             yield name, "gateway"
 

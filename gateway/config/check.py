@@ -14,65 +14,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from gateway.config import outgoing
-from gateway.config.models import DEMO, Agent, Config, OpenAIAgent, ZhipuAgent
+from gateway.config import kinds, outgoing
+from gateway.config.kinds import Kind
+from gateway.config.models import DEMO, Agent, Config
 from gateway.secret import Secret
 
-# Hosts that serve pages for people, and the API that belongs to them.
-_PAGES = {
-    "cloud.dify.ai": "https://api.dify.ai/v1",
-    "dify.ai": "https://api.dify.ai/v1",
-    "www.dify.ai": "https://api.dify.ai/v1",
-    "udify.app": "https://api.dify.ai/v1",
-    "coze.cn": "https://api.coze.cn",
-    "www.coze.cn": "https://api.coze.cn",
-    "code.coze.cn": "https://api.coze.cn",
-    "space.coze.cn": "https://api.coze.cn",
-    "coze.com": "https://api.coze.com",
-    "www.coze.com": "https://api.coze.com",
-    "space.coze.com": "https://api.coze.com",
-    "bigmodel.cn": "https://open.bigmodel.cn",
-    "www.bigmodel.cn": "https://open.bigmodel.cn",
-    "docs.bigmodel.cn": "https://open.bigmodel.cn",
-    "platform.openai.com": "https://api.openai.com/v1",
-    "chat.openai.com": "https://api.openai.com/v1",
-    "chatgpt.com": "https://api.openai.com/v1",
-    "platform.deepseek.com": "https://api.deepseek.com",
-    "chat.deepseek.com": "https://api.deepseek.com",
-    "platform.moonshot.cn": "https://api.moonshot.cn/v1",
-    "kimi.moonshot.cn": "https://api.moonshot.cn/v1",
-    "cloud.siliconflow.cn": "https://api.siliconflow.cn/v1",
-    "bailian.console.aliyun.com": "https://dashscope.aliyuncs.com/compatible-mode/v1",
-    "console.volcengine.com": "https://ark.cn-beijing.volces.com/api/v3",
-    "console.anthropic.com": "https://api.anthropic.com/v1",
-}
-_CLOUDS = {urlsplit(url).hostname for url in _PAGES.values()}
-# Paths of pages, by platform, for those who run it on a host of their own.
-_PAGE_PATHS = {
-    "dify": r"/(?:apps|signin|install|datasets|explore/.*|app/[\w-]{8,}(?:/.*)?"
-    r"|(?:chat|chatbot|workflow|completion)/\w{8,})$",
-    "fastgpt": r"/(?:chat|chat/share|app/(?:list|detail)|apps|login|dataset/(?:list|detail)"
-    r"|(?:dashboard|account)(?:/.*)?)$",
-    "coze": r"/(?:space|store|home)(?:/.*)?$",
-    "zhipu": r"/(?:main|console|usercenter|dev)(?:/.*)?$",
-    "openai": r"/(?:playground|c/[\w-]{20,}|chat/share)$",
-}
-_API_PATHS = {"dify": "/v1", "fastgpt": "/api", "openai": "/v1"}
 _ENDPOINT = re.compile(
     r"(?:/v\d)?/(?:chat/completions|completions|chat-messages|completion-messages|workflows/run"
     r"|workflows/chat|workflow/run|workflow/stream_run|v3/chat|open_api/v2/chat|messages|responses"
     r"|embeddings|models|files|files/upload|application/invoke|assistant-api/v1/stream|parameters)$"
 )
-_AZURE = re.compile(r"api-version=[\w.\-]{1,40}")
-# Endpoints that a platform's own module takes away from its address.
-_FORGIVEN = {
-    "openai": r"/chat/completions$|/models$",
-    "fastgpt": r"/v[12]/chat/completions$",
-    "dify": r"/chat-messages$|/completion-messages$|/workflows/run$",
-    "coze": r"/v3/chat$|/workflows/chat$|/workflow/stream_run$|/open_api/v2/chat$",
-    "zhipu": r"/chat/completions$|/application/invoke$|/assistant-api/v1/stream$",
-}
-
 _PLACEHOLDER = re.compile(
     r"(?:sk|app|pat|fastgpt|dataset)?[-_]?(?:x{3,}|\.{3,}|\*{3,})"
     r"|.*\byour[-_ ]?(?:own[-_ ]?)?(?:api|app|access|secret|key|token|dify|coze|openai|bot).*"
@@ -84,18 +35,6 @@ _SEVERAL = re.compile(r"(sk-|app-|fastgpt-|pat_)[^,;|]+[,;|]\1")
 # Members with an id or a name, and where ids stand in the addresses of pages.
 _IDS = ("bot_id", "workflow_id", "app_id", "assistant_id", "model")
 _ID_IN_ADDRESS = re.compile(r"(?:/bot/|/gdetail/|(?:bot_id|workflow_id|app_?id)=)(\w{1,64})", re.I)
-# Beginnings of keys, and whose they are.
-_KINDS = {
-    "app-": "dify",
-    "fastgpt-": "fastgpt",
-    "pat_": "coze",
-    "sat_": "coze",
-    "czs_": "coze",
-    "sk-gw-": "this gateway",
-    "sk-": "openai",
-}
-_NAMES = {"dify": "Dify", "fastgpt": "FastGPT", "coze": "Coze", "openai": "OpenAI or its like"}
-_ZHIPU_HOSTS = ("bigmodel.cn", "chatglm.cn", "z.ai")
 
 
 def check_agents(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
@@ -171,14 +110,15 @@ def address_problem(platform: str, url: str) -> str:
         return "has http:// in it twice"
     if hint := _page(platform, parts):
         return f"is the address of a page for people; the API is at {hint}"
-    is_azure = platform == "openai" and _AZURE.fullmatch(parts.query)
-    if (parts.query and not is_azure) or parts.fragment or url.endswith(("?", "#")):
+    kind = kinds.find(platform)
+    has_its_query = kind and re.fullmatch(kind.query, parts.query)
+    if (parts.query and not has_its_query) or parts.fragment or url.endswith(("?", "#")):
         return (
             "must not contain a query (? or #), but for Azure OpenAI's api-version; keys belong in"
             " api_key or headers"
         )
     endpoint = _ENDPOINT.search(parts.path.rstrip("/"))
-    if endpoint and not re.search(_FORGIVEN.get(platform, "(?!)"), parts.path.rstrip("/")):
+    if endpoint and not (kind and re.search(kind.endpoints, parts.path.rstrip("/"))):
         return f"is an endpoint; leave out {endpoint[0]} at its end"
     return ""
 
@@ -194,12 +134,13 @@ def _split(url: str) -> SplitResult | None:
 def _page(platform: str, parts: SplitResult) -> str:
     """The address of the API, if `parts` is that of a page."""
     host = (parts.hostname or "").lower()
-    if host in _PAGES:
-        return _PAGES[host]
-    path = parts.path.rstrip("/")
-    if "shareId=" in parts.query or re.match(_PAGE_PATHS.get(platform, "(?!)"), path):
+    for each in kinds.built_in().values():
+        if host in each.pages:
+            return each.pages[host]
+    kind, path = kinds.find(platform), parts.path.rstrip("/")
+    if kind and ("shareId=" in parts.query or re.match(kind.page_paths, path)):
         host = parts.netloc.rpartition("@")[2]
-        return f"{parts.scheme}://{host}{_API_PATHS.get(platform, '')}"
+        return f"{parts.scheme}://{host}{kind.api_path}"
     return ""
 
 
@@ -221,16 +162,14 @@ def key_problem(agent: dict[str, Any]) -> str:
         return "has characters in it that no key has, such as … or Chinese; give the key alone"
     if key[-1] in ",;":
         return f"ends in {key[-1]!r}; give the key alone"
-    if key.startswith("dataset-"):
-        return "is a key of a Dify knowledge base; an app's key begins with app-"
-    if agent.get("platform") == "zhipu" and "." not in key and _is_zhipu(agent):
-        return "has no dot; a key of Zhipu is id.secret, copy the whole of it"
-    return _no_whole_key(agent, key)
+    kind = kinds.find(str(agent.get("platform")))
+    return (kind.key_problem(agent) if kind else "") or _no_whole_key(agent, kind, key)
 
 
-def _no_whole_key(agent: dict[str, Any], key: str) -> str:
-    # A model server of one's own takes any key.
-    is_strict = agent.get("platform") != "openai" or _host(agent) in _CLOUDS
+def _no_whole_key(agent: dict[str, Any], kind: Kind | None, key: str) -> str:
+    # A model server on one's own machine takes any key.
+    clouds = {urlsplit(url).hostname for url in kind.pages.values()} if kind else set()
+    is_strict = not kind or kind.options.credentials or _host(agent) in clouds
     if _PLACEHOLDER.fullmatch(key) and is_strict:
         return "is a placeholder; put the platform's key there"
     if _MASKED.search(key) and not _PLACEHOLDER.fullmatch(key):
@@ -238,11 +177,6 @@ def _no_whole_key(agent: dict[str, Any], key: str) -> str:
     if _SEVERAL.search(key) or (is_strict and re.search(r"[,;|]", key)):
         return "holds several keys; give one, and further agents the others"
     return ""
-
-
-def _is_zhipu(agent: dict[str, Any]) -> bool:
-    """Zhipu itself, not a proxy with keys of its own. The assistants' keys are taken apart."""
-    return agent.get("api") == "glms" or _host(agent).endswith(_ZHIPU_HOSTS)
 
 
 def _host(agent: dict[str, Any]) -> str:
@@ -294,23 +228,37 @@ def _demo_warnings(config: Config) -> Iterator[str]:
 
 
 def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
-    platform: str = getattr(agent, "platform", "")
     if end := _ENDPOINT.search(urlsplit(agent.base_url).path):
         yield f"{path}.base_url: is an endpoint; {end[0]} at its end is left out"
     if urlsplit(agent.base_url).query:
         yield f"{path}.base_url: has a query, which goes behind every endpoint"
-    key = agent.api_key.reveal()
-    kind = next((kind for begin, kind in _KINDS.items() if key.startswith(begin)), platform)
-    if kind != platform and not (platform == "openai" or kind == "openai"):
-        yield f"{path}.api_key: looks like a key of {_NAMES.get(kind, kind)}"
-    elif platform in ("dify", "coze") and kind == "openai":
-        yield f"{path}.api_key: looks like a key of {_NAMES[kind]}"
-    if platform == "openai" and _PLACEHOLDER.fullmatch(key):
+    key, kind = agent.api_key.reveal(), kinds.find(agent.platform)
+    owner = _owner(key)
+    is_theirs = not owner or (kind and owner == kind.title)
+    takes_any = not kind or not kind.options.credentials
+    # Proxies in front of a platform give out keys of OpenAI's form.
+    may_be_a_proxys = owner == _OPENAI and kind and not kind.has_only_these_keys
+    if not (is_theirs or takes_any or may_be_a_proxys):
+        yield f"{path}.api_key: looks like a key of {owner}"
+    if kind and not kind.options.credentials and _PLACEHOLDER.fullmatch(key):
         yield f"{path}.api_key: is a placeholder, which only a server without keys takes"
-    if isinstance(agent, OpenAIAgent) and not agent.model and not agent.models:
-        yield f"{path}.model: is not set, so every call must name one: <agent>/<model>"
-    if isinstance(agent, ZhipuAgent) and key and "." not in key:
-        yield f"{path}.api_key: has no dot; a key of Zhipu is id.secret"
+    for warning in agent.warnings():
+        yield f"{path}.{warning}"
+
+
+_OPENAI = "OpenAI or its like"
+
+
+def _owner(key: str) -> str:
+    """Whose key begins like this; "" if that is not known."""
+    if key.startswith("sk-gw-"):
+        return "this gateway"
+    if key.startswith("sk-"):
+        return _OPENAI
+    for kind in kinds.built_in().values():
+        if key.startswith(kind.key_prefixes):
+            return kind.title
+    return ""
 
 
 def unmounted(config: Config, folder: Path) -> str:

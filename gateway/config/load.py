@@ -12,9 +12,10 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from yaml.composer import ComposerError
 
+from gateway.config import kinds
 from gateway.config.check import check_agents, check_stores, warnings
 from gateway.config.environment import secret_in, with_dotenv
-from gateway.config.models import DEMO, S3, AnyAgent, Config, RouteTarget, ZhipuAgent
+from gateway.config.models import DEMO, S3, Agent, Config, RouteTarget
 from gateway.config.outgoing import file_problems
 from gateway.config.proxy import read_proxy
 from gateway.errors import clean
@@ -89,7 +90,7 @@ def parse(
     odd: list[str] = []
     home = Path(environ.get("GATEWAY_HOME") or folder)
     try:
-        config = Config.model_validate(tree)
+        config = _model_for(tree, problems).model_validate(tree)
     except ValidationError as error:
         problems += [line for line, path in _explain(error, tree) if path not in values.unset]
         _check_the_rest(tree, error, home, problems, odd)
@@ -156,7 +157,7 @@ def anchored(config: Config, folder: Path) -> Config:
     return config.model_copy(update=changes)
 
 
-def _anchored(agent: AnyAgent, folder: Path) -> AnyAgent:
+def _anchored(agent: Agent, folder: Path) -> Agent:
     files = {member: getattr(agent, member) for member in ("ca", "cert", "key")}
     paths = {member: str(folder / path) for member, path in files.items() if path}
     return agent.model_copy(update=paths) if paths else agent
@@ -460,7 +461,7 @@ _WORDS = {
 
 def _explain_platform(path: str, agent: dict[str, Any]) -> tuple[str, str]:
     """(path, words) for an agent whose platform is not known, perhaps for a typo in the key."""
-    known = list(_agent_models())
+    known = kinds.known()
     for key in agent:
         if "platform" not in agent and difflib.get_close_matches(key, ["platform"], 1, 0.7):
             return f"{path}.{key}", "unknown key; did you mean platform?"
@@ -477,7 +478,7 @@ def _path(loc: Iterable[Any], tree: Any) -> str:
             node = node[step] if isinstance(node, list) and step < len(node) else None
             continue
         known = isinstance(node, dict) and step in node
-        if not known and (step in _agent_models() or step in _UNION_STEPS or "[" in step):
+        if not known and (step in kinds.known() or step in _UNION_STEPS or "[" in step):
             continue
         out += f".{step}"
         node = node.get(step) if isinstance(node, dict) else None
@@ -496,20 +497,29 @@ def _at(tree: Any, loc: Iterable[Any]) -> Any:
     return tree if isinstance(tree, dict) else None
 
 
-def _agent_models() -> dict[str, type[BaseModel]]:
-    union = get_args(get_args(AnyAgent)[0])
-    return {
-        get_args(model.model_fields["platform"].annotation)[0]: model
-        for model, _ in map(get_args, union)
-    }
+def _model_for(tree: dict[str, Any], problems: list[str]) -> type[Config]:
+    """`Config` with the options of each kind that the file names. Of a kind whose package is
+    broken the agents are left out."""
+    usable = []
+    for name in kinds.used_in(tree):
+        try:
+            kinds.find(name)
+            usable.append(name)
+        except kinds.BadKind as error:
+            agents = tree["agents"]
+            for agent in [key for key in agents if agents[key].get("platform") == name]:
+                problems.append(f"agents.{agent}.platform: the installed platform {name!r} {error}")
+                del agents[agent]
+    return kinds.config_model(tuple(usable))
 
 
 def _known_keys(loc: tuple[Any, ...], tree: dict[str, Any]) -> list[str]:
     """The names that may stand where an unknown key was found."""
     model: Any = Config
     for step in loc[:-1]:
-        if isinstance(step, str) and step in _agent_models() and model is not Config:
-            model = _agent_models()[step]
+        kind = kinds.find(step) if isinstance(step, str) and model is not Config else None
+        if kind is not None:
+            model = kind.options
         elif model is Config and step == "routes":
             model = RouteTarget
         elif (
@@ -571,8 +581,10 @@ def _check_keys(tree: dict[str, Any], known: Mapping[str, str]) -> Iterator[str]
 
 
 def _lacks_key(agent: dict[str, Any]) -> bool:
-    """A model server of one's own often has no key; the platforms always ask for one."""
-    has_one = agent.get("api_key") or agent.get("oauth") or agent.get("platform") == "openai"
+    """A model server on one's own machine often has no key; the platforms always ask for one."""
+    kind = kinds.find(str(agent.get("platform")))
+    wanted = kind.options.credentials if kind else Agent.credentials
+    has_one = not wanted or any(agent.get(name) for name in wanted)
     return agent.get("base_url", DEMO) != DEMO and not has_one
 
 
@@ -583,8 +595,7 @@ def _check_files(config: Config) -> Iterator[str]:
     if (s3.endpoint or s3.access_key) and not (config.storage.url or s3.bucket):
         yield "storage.s3.bucket: is missing; name it (S3_BUCKET), or set storage.url"
     for name, agent in config.agents.items():
-        is_glms = isinstance(agent, ZhipuAgent) and agent.api == "glms"
-        if agent.upload == "platform" and not (is_glms or agent.platform in ("dify", "coze")):
+        if agent.upload == "platform" and not agent.keeps_files:
             yield f"agents.{name}.upload: this platform keeps no files; use gateway"
 
 

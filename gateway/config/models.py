@@ -4,7 +4,8 @@ These models are the schema; `config/config.schema.json` is generated from them 
 """
 
 import re
-from typing import Annotated, Any, Literal
+from collections.abc import Iterator
+from typing import Annotated, Any, ClassVar, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
@@ -12,11 +13,8 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
-    Discriminator,
     Field,
-    Tag,
     field_validator,
-    model_validator,
 )
 
 from gateway.config.origins import origin_entry
@@ -372,6 +370,7 @@ class Agent(Model):
     certificate that the gateway shows. A reload reads them again. `share` is the part of
     `concurrency` and of `queue` that one caller may hold."""
 
+    platform: str
     base_url: BaseUrl = DEMO
     api_key: Secret = Secret("")
     proxy: AnyProxy = None
@@ -394,83 +393,21 @@ class Agent(Model):
     )
     headers: dict[str, HeaderValue] = {}
 
+    # Members of which one must be set; none of them is needed if the tuple is empty.
+    credentials: ClassVar[tuple[str, ...]] = ("api_key",)
+
     @property
     def is_demo(self) -> bool:
         return self.base_url == DEMO
 
+    @property
+    def keeps_files(self) -> bool:
+        """Whether the platform takes uploads and knows them by ids of its own."""
+        return False
 
-class FastGPTAgent(Agent):
-    platform: Literal["fastgpt"]
-    app_id: OptionalText = None
-    variables: dict[str, Any] = {}
-
-
-class DifyAgent(Agent):
-    platform: Literal["dify"]
-    mode: Literal["auto", "chat", "completion", "workflow"] = "auto"
-    inputs: dict[str, Any] = {}
-    input_variable: OptionalText = None
-    output_variable: OptionalText = None
-
-
-class CozeOAuth(Model):
-    """Credentials of a Coze OAuth app of the JWT kind, in place of a token that expires."""
-
-    app_id: str
-    key_id: str
-    private_key: Secret
-
-
-class CozeAgent(Agent):
-    platform: Literal["coze"]
-    bot_id: OptionalText = None
-    mode: Literal["chat", "workflow"] = "chat"
-    workflow_id: OptionalText = None
-    oauth: CozeOAuth | None = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> "CozeAgent":
-        if self.mode == "workflow" and not self.workflow_id:
-            raise ValueError("workflow_id is needed when mode is workflow")
-        if self.mode == "chat" and not self.bot_id and not self.is_demo:
-            raise ValueError("bot_id is needed: the digits at the end of the bot's address in Coze")
-        if self.oauth and self.api_key:
-            raise ValueError("give api_key or oauth, not both")
-        return self
-
-
-class ZhipuAgent(Agent):
-    platform: Literal["zhipu"]
-    api: Literal["models", "glms", "application"] = "models"
-    model: OptionalText = None
-    assistant_id: OptionalText = None
-    app_id: OptionalText = None
-
-    @model_validator(mode="after")
-    def _complete(self) -> "ZhipuAgent":
-        if self.is_demo:
-            return self
-        if self.api == "glms" and not self.assistant_id:
-            raise ValueError("assistant_id is needed when api is glms")
-        if self.api == "application" and not self.app_id:
-            raise ValueError("app_id is needed when api is application")
-        return self
-
-
-class OpenAIAgent(Agent):
-    platform: Literal["openai"]
-    model: OptionalText = None
-    models: list[str] = []
-
-
-AnyAgent = Annotated[
-    Annotated[FastGPTAgent, Tag("fastgpt")]
-    | Annotated[DifyAgent, Tag("dify")]
-    | Annotated[CozeAgent, Tag("coze")]
-    | Annotated[ZhipuAgent, Tag("zhipu")]
-    | Annotated[OpenAIAgent, Tag("openai")],
-    Discriminator("platform"),
-]
+    def warnings(self) -> Iterator[str]:
+        """`member: what is odd` of options that can be used."""
+        return iter(())
 
 
 class RouteTarget(Model):
@@ -507,7 +444,7 @@ class Config(Model):
     record: Record = Record()
     traces: Traces = Traces()
     demo: bool = True  # whether agents may be answered by a simulator
-    agents: Annotated[dict[Name, AnyAgent], Field(min_length=1)]
+    agents: Annotated[dict[Name, Agent], Field(min_length=1)]  # see `kinds.config_model`
     routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
 
     @field_validator("database")

@@ -2,13 +2,13 @@
 
 from typing import Any
 
-from gateway.config.models import Config
+from gateway.config.kinds import config_model
 
 _VARIABLE = {"type": "string", "pattern": r"\$\{"}  # ${NAME} may stand for any scalar
 
 
 def config_schema() -> dict[str, Any]:
-    schema = Config.model_json_schema(mode="validation")
+    schema = config_model().model_json_schema(mode="validation")
     allowed = _allow_variables(schema)
     assert isinstance(allowed, dict)
     head = {

@@ -8,7 +8,7 @@ import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
@@ -98,6 +98,12 @@ class Platform(Protocol):
     options: frozenset[str] | None
     keeps_files: bool  # whether it has `upload`, and knows files by ids of its own
     keeps_runs: bool  # whether tools' results go on with a run that waits there
+    app_id: str | None  # the one app of several behind its key that a caller may ask; None is any
+    passes_through: bool  # whether it is a `PassesThrough`: it speaks the caller's own protocol
+
+    @property
+    def models(self) -> Sequence[str] | None:
+        """The models that `<agent>/<model>` is listed with; None if no model can be chosen."""
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         """Whether earlier turns go along, and their files with them."""
@@ -147,12 +153,33 @@ class Platform(Protocol):
         what is wrong with it."""
 
 
+class PassesThrough(Platform, Protocol):
+    """A platform whose `/v1/*` a caller may ask as it is, beside chat completions."""
+
+    headers: Mapping[str, str]
+
+    def model(self, asked: str) -> str:
+        """The upstream's name for the model that was `asked`."""
+
+    def address(self, path: str, query: str = "") -> str:
+        """Where `path` is asked; `query` is the caller's."""
+
+    def failure(self, reply: UpstreamReply) -> GatewayError:
+        """What a refusal means."""
+
+
 class BasePlatform:
     """What a platform has to say of files and options if it takes none; others override it."""
 
     options: frozenset[str] | None = frozenset()
     keeps_files = False
     keeps_runs = False
+    passes_through = False
+    app_id: str | None = None
+
+    @property
+    def models(self) -> Sequence[str] | None:
+        return None
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return False

@@ -4,10 +4,14 @@ To a caller of `/v1/*` the upstream's stream goes back byte for byte, whole even
 looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it decoded.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from gateway.config.models import OpenAIAgent
+from pydantic import Field
+
+from gateway.config.models import Agent
+from gateway.config.values import OptionalText
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
 from gateway.filetypes import KINDS
 from gateway.platforms.base import (
@@ -79,12 +83,24 @@ def _own(body: dict[str, Any], user: str) -> dict[str, Any]:
     return {**out, "user": user}
 
 
+class OpenAIOptions(Agent):
+    platform: Literal["openai"]
+    model: OptionalText = None
+    models: list[str] = Field([])
+    credentials: ClassVar[tuple[str, ...]] = ()  # a server on one's own machine may have no keys
+
+    def warnings(self) -> Iterator[str]:
+        if not self.model and not self.models:
+            yield "model: is not set, so every call must name one: <agent>/<model>"
+
+
 class OpenAICompatible(BasePlatform):
     kind = "openai"
     options = None
+    passes_through = True
     kinds = frozenset(KINDS)  # it is the upstream's to judge
 
-    def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:
+    def __init__(self, name: str, agent: OpenAIOptions, url: str) -> None:
         self._name = name
         self._agent = agent
         self.token = agent.api_key.reveal()
@@ -105,6 +121,14 @@ class OpenAICompatible(BasePlatform):
             return f"{self.api}/{path}"
         queries = "&".join(filter(None, (self._query, query)))
         return f"{self.api}/{path}" + (f"?{queries}" if queries else "")
+
+    @property
+    def models(self) -> Sequence[str]:
+        return self._agent.models
+
+    def failure(self, reply: UpstreamReply) -> GatewayError:
+        """What a refusal of anything but a chat means."""
+        return explain("The upstream", reply, own_model=True)
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True

@@ -11,7 +11,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from gateway.accounts.credentials import Caller
 from gateway.chat.attachments import Attachments
 from gateway.chat.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
-from gateway.config.models import FastGPTAgent
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
 from gateway.files.library import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
@@ -198,11 +197,10 @@ def _variables(body: ChatBody, caller: Caller) -> dict[str, Any]:
 
 
 def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatRequest:
-    """FastGPT keys may open several apps; a configured app is not the caller's to change."""
+    """A key may open several apps; a caller cannot change the one that is configured."""
     for target in targets:
-        if not isinstance(target.agent, FastGPTAgent):
-            continue
-        if target.agent.app_id and target.agent.app_id != app_id:
+        bound = target.platform.app_id
+        if bound and bound != app_id:
             raise Forbidden(f"Agent {target.name!r} is bound to another app_id.")
     return replace(chat, app_id=app_id)
 

@@ -4,7 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import orjson
@@ -39,8 +39,7 @@ from gateway.http.formcopy import FormCopy
 from gateway.http.forwarded import client_origin
 from gateway.limits.rules import counts_tokens
 from gateway.limits.shares import Part
-from gateway.platforms.base import dump
-from gateway.platforms.openai_compatible import OpenAICompatible, explain
+from gateway.platforms.base import PassesThrough, dump
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Message, has_media
 from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
@@ -158,7 +157,7 @@ def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
     if plain := plain_turns(messages):
         return plain
     require_few(messages)
-    only_openai = all(target.platform.kind == "openai" for target in targets)
+    only_openai = all(target.platform.passes_through for target in targets)
     try:
         return read_turns(messages, skips=only_openai)
     except InvalidRequest:
@@ -343,10 +342,10 @@ async def _in_time(
         raise error from None
 
 
-def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target, OpenAICompatible]:
+def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target, PassesThrough]:
     for target in targets:
-        if isinstance(target.platform, OpenAICompatible):
-            return target, target.platform
+        if target.platform.passes_through:
+            return target, cast(PassesThrough, target.platform)
     raise NotFound(
         f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is not one."
         " Ask agents at /v1/chat/completions."
@@ -364,7 +363,7 @@ async def _copy(
         beside = call_of(request).trace.attempt(target.name, target.platform.kind, target.url)
         exchange = await request.app[UPSTREAM].send(upstream_request, target.way, beside)
         if exchange.status != 200:
-            raise _refusal(await exchange.reply())
+            raise _refusal(await exchange.reply(), cast(PassesThrough, target.platform))
         await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
         call = call_of(request)
@@ -402,7 +401,7 @@ async def _within(idle_s: float, exchange: Exchange) -> bytes:
         raise UpstreamTimeout(f"The upstream has been silent for {idle_s:g} s.") from None
 
 
-def _refusal(reply: UpstreamReply) -> GatewayError:
+def _refusal(reply: UpstreamReply, platform: PassesThrough) -> GatewayError:
     if reply.status in (404, 405) and not reply.object().get("error"):
         return NotFound("The upstream has no such endpoint.")
-    return explain("The upstream", reply, own_model=True)
+    return platform.failure(reply)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import gateway
+from gateway.config import kinds
 from gateway.config.check import unmounted, warnings
 from gateway.config.invocation import command
 from gateway.config.load import access_note, lock_out
@@ -17,14 +18,6 @@ from gateway.errors import StartError
 
 log = logging.getLogger("gateway")
 
-# The variables in the shipped config.yaml that make an agent the real one.
-_VARIABLES = {
-    "fastgpt": "FASTGPT_BASE_URL and FASTGPT_API_KEY",
-    "dify": "DIFY_BASE_URL and DIFY_API_KEY",
-    "coze": "COZE_BASE_URL, COZE_API_TOKEN and COZE_BOT_ID",
-    "zhipu": "ZHIPU_BASE_URL and ZHIPU_API_KEY",
-    "openai": "OPENAI_BASE_URL and OPENAI_API_KEY",
-}
 _ANY = ("0.0.0.0", "::")  # noqa: S104 - not bound here
 
 
@@ -78,13 +71,14 @@ def _next_steps(config: Config, path: Path, port: int) -> Iterator[str]:
 
 def _make_real(config: Config, path: Path) -> str:
     name = config.demos[0]
-    platform = config.agents[name].platform
+    kind = kinds.find(config.agents[name].platform)
+    *variables, last = kind.environment if kind and kind.environment else ("",)
     try:
-        is_named = _VARIABLES[platform].split()[0] in path.read_text("utf-8")
+        is_named = bool(last) and variables[0] in path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         is_named = False
     where = path.parent / ".env"
-    how = f"put {_VARIABLES[platform]} into {where}" if is_named else (
+    how = f"put {', '.join(variables)} and {last} into {where}" if is_named else (
         f"set its base_url and api_key in {path}"
     )  # fmt: skip
     return f"{name} is a demo; to make it your bot {how} (no restart needed)"

@@ -61,7 +61,7 @@ extra: 1
         "auth.keys[1].key: the environment variable NOPE is not set (set it, for instance in .env,",
         "auth.keys[1].name: the name 'a' is already used",
         "database: must begin with",
-        "agents.d.platform: must be one of fastgpt, dify, coze, zhipu, openai; did you mean dify?",
+        "agents.d.platform: must be one of coze, dify, fastgpt, openai, zhipu; did you mean dify?",
         "agents.e: given twice",
         "agents.w: workflow_id is needed",
         "agents.z.base_url: must begin with http",

@@ -4,15 +4,18 @@ import orjson
 import pytest
 from decoding import feed, summary
 
-from gateway.config.models import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
 from gateway.errors import GatewayError
 from gateway.platforms.base import base_url
 from gateway.platforms.coze.adapter import Coze, CozeDecoder
+from gateway.platforms.coze.options import CozeOptions
 from gateway.platforms.dify.adapter import Dify, DifyDecoder
+from gateway.platforms.dify.options import DifyOptions
 from gateway.platforms.failures import explain_words
 from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.platforms.openai_compatible import ChunkDecoder
 from gateway.platforms.zhipu.adapter import GlmsDecoder, ModelDecoder, Zhipu
+from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message
 
@@ -150,7 +153,7 @@ def test_a_plugins_error_is_told_by_its_sentence():
     ],
 )
 def test_difys_refusals(status, body, want):
-    platform = Dify("d", DifyAgent(platform="dify", mode="chat", api_key="k"), "http://d")
+    platform = Dify("d", DifyOptions(platform="dify", mode="chat", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "x"),), "u")
     with pytest.raises(GatewayError) as caught:
         platform.refused(UpstreamReply(status, {}, orjson.dumps(body)), chat)
@@ -158,7 +161,7 @@ def test_difys_refusals(status, body, want):
 
 
 def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
-    platform = Dify("d", DifyAgent(platform="dify", mode="chat", api_key="k"), "http://d")
+    platform = Dify("d", DifyOptions(platform="dify", mode="chat", api_key="k"), "http://d")
     turns = (Message("user", "一"), Message("assistant", "甲"), Message("user", "二"))
     chat = ChatRequest("d", turns, "u", conversation_id="gone")
     gone = UpstreamReply(404, {}, b'{"code":"not_found","message":"Conversation Not Exists."}')
@@ -171,7 +174,7 @@ def test_files_of_a_workflow_go_into_its_file_input():
     from gateway.platforms.base import Preliminary
     from gateway.protocol.messages import Media
 
-    platform = Dify("d", DifyAgent(platform="dify", mode="workflow", api_key="k"), "http://d")
+    platform = Dify("d", DifyOptions(platform="dify", mode="workflow", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "看", (Media("image", "https://x/a.png"),)),), "u")
     step = platform.prepare(chat)
     assert isinstance(step, Preliminary)
@@ -233,7 +236,7 @@ def test_a_handled_error_of_a_node_is_none():
     ],
 )  # fmt: skip
 def test_fastgpts_refusals(status, body, want):
-    platform = FastGPT("f", FastGPTAgent(platform="fastgpt", api_key="k"), "http://f")
+    platform = FastGPT("f", FastGPTOptions(platform="fastgpt", api_key="k"), "http://f")
     chat = ChatRequest("f", (Message("user", "x"),), "u")
     with pytest.raises(GatewayError) as caught:
         platform.refused(UpstreamReply(status, {}, orjson.dumps(body)), chat)
@@ -254,7 +257,7 @@ COZE = [
 
 @pytest.mark.parametrize(("code", "status"), COZE)
 def test_cozes_codes_mean_the_same_in_a_reply_and_in_a_stream(code, status):
-    platform = Coze("c", CozeAgent(platform="coze", bot_id="1", api_key="k"), "http://c")
+    platform = Coze("c", CozeOptions(platform="coze", bot_id="1", api_key="k"), "http://c")
     chat = ChatRequest("c", (Message("user", "x"),), "u")
     for value in (code, str(code)):
         body = orjson.dumps({"code": value, "msg": "words"})
@@ -267,12 +270,12 @@ def test_cozes_codes_mean_the_same_in_a_reply_and_in_a_stream(code, status):
 
 
 def test_a_coze_workflow_gets_at_most_fifty_messages():
-    agent = CozeAgent(platform="coze", mode="workflow", workflow_id="1", api_key="k")
+    agent = CozeOptions(platform="coze", mode="workflow", workflow_id="1", api_key="k")
     turns = [Message("system", "s")]
     turns += [Message("user" if i % 2 == 0 else "assistant", str(i)) for i in range(201)]
     chat = ChatRequest("c", tuple(turns), "u")
     for platform, most in ((Coze("c", agent, "http://c"), 50),
-                           (Coze("c", CozeAgent(platform="coze", bot_id="1", api_key="k"), "http://c"), 100)):  # fmt: skip
+                           (Coze("c", CozeOptions(platform="coze", bot_id="1", api_key="k"), "http://c"), 100)):  # fmt: skip
         sent = orjson.loads(platform.prepare(chat).body)["additional_messages"]
         assert len(sent) <= most
         assert sent[-1]["content"] == "200"
@@ -337,13 +340,13 @@ ZHIPU_URLS = [
 
 @pytest.mark.parametrize(("api", "given", "want"), ZHIPU_URLS)
 def test_zhipus_addresses(api, given, want):
-    agent = ZhipuAgent(platform="zhipu", api=api, assistant_id="a", app_id="b", api_key="i.s")
+    agent = ZhipuOptions(platform="zhipu", api=api, assistant_id="a", app_id="b", api_key="i.s")
     url = Zhipu("z", agent, given).probe().url
     assert url.startswith(want + "/")
 
 
 def test_what_openais_clients_send_is_put_right_for_zhipu():
-    agent = ZhipuAgent(platform="zhipu", api_key="i.s")
+    agent = ZhipuOptions(platform="zhipu", api_key="i.s")
     schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
     raw = {
         "messages": [
@@ -409,7 +412,9 @@ def test_words_of_a_model_server_decide_the_status(words, status):
     ],
 )  # fmt: skip
 def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
-    zhipu = Zhipu("z", ZhipuAgent(platform="zhipu", base_url="http://x", api_key="a.b"), "http://x")
+    zhipu = Zhipu(
+        "z", ZhipuOptions(platform="zhipu", base_url="http://x", api_key="a.b"), "http://x"
+    )
     turn = {"role": "user", "content": "hi"}
     chat = ChatRequest("z", (Message("user", "hi"),), "user-1", raw={"messages": [turn], **asked})
     body = orjson.loads(zhipu.prepare(chat).body)

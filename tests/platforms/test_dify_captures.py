@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from decoding import feed, summary
 
-from gateway.config.models import DifyAgent
 from gateway.errors import GatewayError
 from gateway.platforms.dify.adapter import Dify, DifyDecoder
+from gateway.platforms.dify.options import DifyOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message
 
@@ -125,7 +125,7 @@ CHAT = ChatRequest("dify", (Message("user", "你好"),), "user-001")
 @pytest.mark.parametrize("path", REFUSALS, ids=named)
 def test_every_refusal_has_a_status_and_says_what_to_do(path):
     status, headers, body = read_capture(path)
-    agent = DifyAgent(platform="dify", base_url="http://dify.test", api_key="app-x", mode="chat")
+    agent = DifyOptions(platform="dify", base_url="http://dify.test", api_key="app-x", mode="chat")
     dify = Dify("dify", agent, agent.base_url)
     with pytest.raises(GatewayError) as caught:
         dify.refused(UpstreamReply(status, headers, body), CHAT)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 import pytest
 from decoding import feed, summary
 
-from gateway.config.models import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
 from gateway.platforms.base import Preliminary
 from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Failed, Message
 from gateway.protocol.sse import Parser
@@ -222,7 +222,7 @@ def told_finish(nodes: list[dict[str, Any]]) -> str:
 
 
 def fastgpt(**options: Any) -> FastGPT:
-    agent = FastGPTAgent(
+    agent = FastGPTOptions(
         platform="fastgpt", base_url="http://fastgpt.test", api_key="fastgpt-x", **options
     )
     return FastGPT("f", agent, agent.base_url)

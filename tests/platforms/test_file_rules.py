@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from gateway.config.models import DifyAgent
 from gateway.platforms.base import Preliminary
 from gateway.platforms.dify.adapter import Dify, _file_rules
+from gateway.platforms.dify.options import DifyOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Media, Message
 
@@ -77,7 +77,7 @@ def test_odd_answers_hurt_nobody(told):
 
 
 def test_how_a_file_goes_follows_the_rules():
-    dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x")
+    dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x")
     assert dify.carry(LINK, CHAT) == "as it is"
     assert dify.carry(DATA, CHAT) == dify.carry(OURS, CHAT) == "upload"
     assert dify.carry(Media("image", "https://gw/files/x", stored="x"), CHAT) == "as it is"
@@ -85,7 +85,7 @@ def test_how_a_file_goes_follows_the_rules():
 
 def test_what_an_app_said_is_asked_again_after_some_minutes():
     now = 0.0
-    dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x", clock=lambda: now)
+    dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x", clock=lambda: now)
     step = dify.learn_kinds()
     assert isinstance(step, Preliminary)
     assert step.request.url == "http://x/v1/parameters"
@@ -103,7 +103,7 @@ def test_what_an_app_said_is_asked_again_after_some_minutes():
 
 
 def test_nothing_is_learned_from_a_failure():
-    dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x")
+    dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x")
     dify.learn_kinds().learn(UpstreamReply(500, {}, b"oops"))
     assert dify.kinds == {"image", "file", "audio", "video"}
     assert dify.learn_kinds() is not None

@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import servers  # noqa: E402
 
-from gateway.demo import DEMOS, serve_demo  # noqa: E402
+from gateway.demo import serve_demo, simulator  # noqa: E402
 
 KEYS = {
     "fastgpt": "fastgpt-soak-key", "dify": "app-soak-key", "coze": "pat_soak-key",
@@ -281,7 +281,7 @@ async def soak_for(seconds: float, clients: int) -> list[str]:
         stack.callback(stores.close)
         urls = {}
         for kind, key in KEYS.items():
-            demo = DEMOS[kind](key=key, pace_s=0.005, silence_s=30.0)
+            demo = simulator(kind)(key=key, pace_s=0.005, silence_s=30.0)
             urls[kind] = await stack.enter_async_context(serve_demo(demo))
         port, ops = servers.free_port(), servers.free_port()
         path = write_config(folder, stores, urls, ops)

@@ -13,7 +13,6 @@ from urllib.parse import quote, urlsplit
 
 import orjson
 
-from gateway.config.models import CozeAgent
 from gateway.errors import (
     BodyTooLarge,
     ContentRefused,
@@ -51,6 +50,7 @@ from gateway.platforms.base import (
     json_headers,
     parse_object,
 )
+from gateway.platforms.coze.options import CozeOptions
 from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
 from gateway.platforms.pauses import WAITS
 from gateway.protocol import loosejson, sse
@@ -86,7 +86,7 @@ class Coze(BasePlatform):
     keeps_runs = True
 
     def __init__(
-        self, name: str, agent: CozeAgent, url: str, clock: Callable[[], float] = time.time
+        self, name: str, agent: CozeOptions, url: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._agent = agent
         tails = ("/v3/chat", "/v3", "/workflows/chat", "/workflow/stream_run", "/v1")

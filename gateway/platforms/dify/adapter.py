@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 from urllib.parse import quote
 
-from gateway.config.models import DifyAgent
 from gateway.errors import (
     BodyTooLarge,
     ConversationNotFound,
@@ -46,6 +45,7 @@ from gateway.platforms.base import (
     json_text,
     parse_object,
 )
+from gateway.platforms.dify.options import DifyOptions
 from gateway.platforms.failures import (
     RETRY_AFTER_S,
     explain_http,
@@ -115,7 +115,7 @@ class Dify(BasePlatform):
     keeps_files = True
 
     def __init__(
-        self, name: str, agent: DifyAgent, url: str, clock: Callable[[], float] = time.monotonic
+        self, name: str, agent: DifyOptions, url: str, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._agent = agent
         self._now = clock

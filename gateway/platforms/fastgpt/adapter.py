@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from gateway.config.models import FastGPTAgent
 from gateway.errors import (
     EmptyAnswer,
     GatewayError,
@@ -44,6 +43,7 @@ from gateway.platforms.fastgpt.nodes import (
     tokens,
     what_plugin_gave,
 )
+from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.platforms.pauses import WAITS, Field, Pause, Pauses, number_in
 from gateway.protocol import sse
 from gateway.protocol.content import read_content
@@ -74,9 +74,10 @@ class FastGPT(BasePlatform):
     # Sounds and films reach the bots of 4.15 and later alone; `accepts` says where they may.
     kinds = frozenset(("image", "file"))
 
-    def __init__(self, name: str, agent: FastGPTAgent, url: str) -> None:
+    def __init__(self, name: str, agent: FastGPTOptions, url: str) -> None:
         self._name = name
         self._agent = agent
+        self.app_id = agent.app_id
         self.token = agent.api_key.reveal()
         self._api = base_url(
             url, "/v1/chat/completions", "/v2/chat/completions", "/v1", "/v2", "/api", then="/api"

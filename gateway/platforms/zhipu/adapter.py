@@ -11,7 +11,6 @@ from base64 import b64decode, urlsafe_b64encode
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-from gateway.config.models import ZhipuAgent
 from gateway.errors import (
     ContentRefused,
     EmptyAnswer,
@@ -55,6 +54,7 @@ from gateway.platforms.failures import (
     words_of,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
+from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.protocol import sse
 from gateway.protocol.content import files_note, read_content
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
@@ -71,7 +71,7 @@ class Zhipu(BasePlatform):
     kind = "zhipu"
 
     def __init__(
-        self, name: str, agent: ZhipuAgent, url: str, clock: Callable[[], float] = time.time
+        self, name: str, agent: ZhipuOptions, url: str, clock: Callable[[], float] = time.time
     ) -> None:
         self._agent = agent
         self.keeps_files = agent.api == "glms"
