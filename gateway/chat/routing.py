@@ -21,6 +21,7 @@ from gateway.errors import (
     GatewayError,
     ShareTaken,
     TargetBusy,
+    clean,
     shorten,
 )
 from gateway.filetypes import MediaKind
@@ -193,7 +194,7 @@ class Target:
         if not error.message.startswith("Agent "):
             error.message = f"Agent {self.name!r}: {error.message}"
         secrets = self.secrets
-        error.message = masked(error.message, secrets)
+        error.message = clean(masked(error.message, secrets))
         error.param = error.param and masked(error.param, secrets)
         error.message = shorten(error.message)
         return error

@@ -451,7 +451,7 @@ class Run:
         if not isinstance(translated, GatewayError):
             raise translated
         deltas = self.decoder.close()
-        if deltas and isinstance(deltas[-1], Failed):
+        if deltas and (isinstance(deltas[-1], Failed) or self.decoder.ends_with_connection):
             deltas[-1] = Failed(translated)
         self._end(deltas)
         return deltas

@@ -559,6 +559,8 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
             if isinstance(name, str) and name not in agents:
                 yield f"{path}: there is no agent {name!r}{_nearest(name, agents)}"
     for name, agent in agents.items():
+        if isinstance(agent, dict) and (title := _lacks_simulator(agent)):
+            yield f"agents.{name}.base_url: is missing; the gateway has no simulator of {title}"
         if isinstance(agent, dict) and _lacks_key(agent):
             yield f"agents.{name}.api_key: is empty; the platform at base_url will ask for one"
     yield from _check_keys(tree, taken)
@@ -578,6 +580,13 @@ def _check_keys(tree: dict[str, Any], known: Mapping[str, str]) -> Iterator[str]
             if isinstance(agent, str) and agent.lower() not in known:
                 near = _nearest(agent, known)
                 yield f"auth.keys[{i}].agents[{j}]: there is no agent or route {agent!r}{near}"
+
+
+def _lacks_simulator(agent: dict[str, Any]) -> str:
+    """The title of a kind that has no simulator, if one is asked for, else ""."""
+    kind = kinds.find(str(agent.get("platform")))
+    is_demo = agent.get("base_url", DEMO) == DEMO
+    return kind.title if kind and is_demo and not kind.has_demo else ""
 
 
 def _lacks_key(agent: dict[str, Any]) -> bool:

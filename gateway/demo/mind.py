@@ -25,6 +25,12 @@ _ENV = {
 }
 
 
+def _variables(platform: str) -> str:
+    """What makes this bot a real one."""
+    name = platform.upper()
+    return _ENV.get(platform, f"{name}_BASE_URL, {name}_API_KEY")
+
+
 @dataclass(frozen=True)
 class Speech:
     """Pieces as a model would stream them, and the fault that was asked for, if any."""
@@ -78,7 +84,8 @@ def _chinese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"你好！我是 {platform} 的演示机器人（demo）🤖。你问的是：“{asked}”。{memory}{seen}"
         f"我不是真正的 {platform}，只会照着它的协议说话：AI Gateway 把 FastGPT、Dify、Coze、智谱和"
         " OpenAI 兼容的服务放在同一个接口后面，流式输出逐字到达。\n"
-        f"要换成你自己的机器人，请把 {_ENV[platform]} 写进 config.yaml 旁边的 .env，无需重启。"
+        f"要换成你自己的机器人，请把 {_variables(platform)} 写进 config.yaml 旁边的 .env，"
+        "无需重启。"
     )
 
 
@@ -89,7 +96,7 @@ def _english(platform: str, asked: str, before: str, files: list[str]) -> str:
         f'Hello! I am a demo of {platform} 🤖. You asked: "{asked}".{memory}{seen}'
         f" I am not the real {platform}, I only speak its protocol: AI Gateway puts FastGPT, Dify,"
         " Coze, Zhipu and OpenAI-compatible services behind one API, streamed word by word.\n"
-        f"To talk to your own bot, put {_ENV[platform]} into .env beside config.yaml."
+        f"To talk to your own bot, put {_variables(platform)} into .env beside config.yaml."
     )
 
 
@@ -101,7 +108,7 @@ def _japanese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"{memory}{seen}"
         f"本物の {platform} ではなく、そのプロトコルで話すだけです。"
         f"\n実際のボットを使うには config.yaml と同じ場所の .env に"
-        f" {_ENV[platform]} を書いてください。"
+        f" {_variables(platform)} を書いてください。"
     )
 
 

@@ -25,7 +25,7 @@ from gateway.errors import (
 )
 from gateway.filetypes import MediaKind
 from gateway.platforms.failures import explain_member
-from gateway.protocol import loosejson, sse
+from gateway.protocol import loosejson, ndjson, sse
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (
     CONTENT,
@@ -75,6 +75,7 @@ class Decoder(Protocol):
     ending: bool  # the answer is whole; what may still follow is waited for only briefly
     conversation_id: str
     life: Life  # what the last `feed` said of the upstream
+    ends_with_connection: bool  # nothing in the answer itself tells that it is whole
 
     def feed(self, chunk: bytes) -> list[Delta]:
         """The deltas in `chunk`; the last is Failed if the platform reports a failure."""
@@ -234,7 +235,8 @@ def carry_inside(media: Media) -> Carriage:
 
 
 class EventDecoder(ABC):
-    """A decoder of server-sent events. A platform overrides `event` and `finish`.
+    """A decoder of server-sent events, or of lines with `framing = ndjson.Parser`. A platform
+    overrides `event` and `finish`.
 
     `text_members` are the names under which its commonest events have new text, if they do; see
     `pattern`.
@@ -243,7 +245,9 @@ class EventDecoder(ABC):
     __slots__ = ("_half", "_half_of", "_parser", "conversation_id", "done", "ending", "life")
 
     platform: ClassVar[str] = "The upstream"
+    framing: ClassVar[type[sse.Parser] | type[ndjson.Parser]] = sse.Parser
     text_members: ClassVar[tuple[bytes, ...]] = ()
+    ends_with_connection = False
     repeats: ClassVar[bool] = False  # each event has all of the text so far
     changed: tuple[str, ...] = ()  # options that the platform got in another value than asked for
 
@@ -252,7 +256,7 @@ class EventDecoder(ABC):
         self.ending = False
         self.conversation_id = ""
         self.life = NONE
-        self._parser = sse.Parser(skips=self.skips)
+        self._parser = self.framing(skips=self.skips)
         self._half = b""  # of a character, as JSON writes it; the other half may follow
         self._half_of: type[Delta] = Text
 

@@ -63,6 +63,8 @@ class PassThrough:
     `explain` makes an error of the upstream's `error` member.
     """
 
+    ends_with_connection = False
+
     def __init__(self, explain: Explain, hides_usage: bool = False) -> None:
         """`hides_usage`: the event that has nothing but the usage is not for the caller."""
         self.done = False
@@ -290,6 +292,8 @@ class PassThrough:
 class WholeBody:
     """A whole JSON answer, unchanged, once it has come entirely; or the deltas of a stream, from an
     upstream that streams though nobody asked for it."""
+
+    ends_with_connection = False
 
     def __init__(self, explain: Explain, streamed: Callable[[], Streamed]) -> None:
         """`streamed` makes a decoder for such a stream."""

@@ -5,6 +5,7 @@ import jsonschema
 import pytest
 import yaml
 
+from gateway.config import kinds
 from gateway.config.load import ConfigError, load, parse
 from gateway.config.models import Config
 from gateway.config.schema import config_schema
@@ -61,7 +62,7 @@ extra: 1
         "auth.keys[1].key: the environment variable NOPE is not set (set it, for instance in .env,",
         "auth.keys[1].name: the name 'a' is already used",
         "database: must begin with",
-        "agents.d.platform: must be one of coze, dify, fastgpt, openai, zhipu; did you mean dify?",
+        f"agents.d.platform: must be one of {', '.join(kinds.known())}; did you mean dify?",
         "agents.e: given twice",
         "agents.w: workflow_id is needed",
         "agents.z.base_url: must begin with http",
