@@ -1,18 +1,18 @@
 """Feed a decoder and say in plain words what came out, for the tests of all platforms."""
 
+import json
+from pathlib import Path
 from typing import Any
 
+from gateway.config import kinds
 from gateway.platforms.base import Decoder
-from gateway.platforms.coze.adapter import CozeDecoder
-from gateway.platforms.dify.adapter import DifyDecoder
-from gateway.platforms.fastgpt.adapter import FastGPTDecoder
-from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu.adapter import ApplicationDecoder, GlmsDecoder, ModelDecoder
 from gateway.protocol.messages import (
     Begin,
+    ChatRequest,
     Delta,
     Failed,
     Finish,
+    Message,
     Note,
     Raw,
     Reasoning,
@@ -21,19 +21,23 @@ from gateway.protocol.messages import (
     ToolCall,
 )
 
+SAMPLES = Path(__file__).parent / "samples"
+
 
 def decoder_for(platform: str, name: str) -> Decoder:
-    """A fresh decoder of the kind that would get the sample `name`."""
-    if platform == "fastgpt":
-        return FastGPTDecoder("chat-1", detail=True)
-    if platform == "dify":
-        return DifyDecoder("workflow" if name.startswith("workflow") else "chat")
-    if platform == "coze":
-        return CozeDecoder()
-    if platform == "zhipu":
-        kinds = {"glms": GlmsDecoder, "app": ApplicationDecoder}
-        return kinds.get(name.partition("-")[0], ModelDecoder)()
-    return ChunkDecoder()
+    """A fresh decoder for the sample `name`, as an agent would get it whose options are those in
+    `samples/<platform>/options.json` under the longest beginning of that name."""
+    told = SAMPLES / platform / "options.json"
+    by_beginning = json.loads(told.read_text("utf-8")) if told.exists() else {}
+    beginning = max((b for b in by_beginning if name.startswith(b)), key=len, default="")
+    kind = kinds.find(platform)
+    assert kind is not None
+    options = kind.options(platform=platform, **by_beginning.get(beginning, {}))
+    adapter = kind.adapter(platform, options, "http://upstream.example.com")
+    question = (Message("user", "hi"),)
+    chat = ChatRequest(platform, question, "u", stream=True, detail=True, conversation_id="chat-1")
+    decoder: Decoder = adapter.decoder(chat)
+    return decoder
 
 
 def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
