@@ -15,9 +15,9 @@ class OneATurn:
 
     def add(self, call: Callable[[], None]) -> None:
         """What waits already keeps its place."""
-        self._waiting[call] = None
-        if len(self._waiting) == 1:
+        if not self._waiting:
             self._loop.call_soon(self._next)
+        self._waiting[call] = None
 
     def _next(self) -> None:
         call = next(iter(self._waiting))
