@@ -1,41 +1,20 @@
-"""Before the question: what a platform must be asked first, and the files it must be given."""
+"""The files of a question, delivered to the platform that is asked."""
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 from gateway.chat.attachments import MAX_DATA, Attachments
 from gateway.chat.routing import Target
-from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken, UpstreamFailed
-from gateway.platforms.base import Preliminary
-from gateway.protocol.exchange import Source, UploadRequest
+from gateway.chat.steps import resolve
+from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken
+from gateway.protocol.exchange import Source
 from gateway.protocol.messages import ChatRequest, Media
 from gateway.upstream.client import Upstream
 
-MAX_STEPS = 8  # preliminary calls, and second tries of one attempt
 MAX_GIVEN = 50  # files that one question uploads
-_FETCH_S = 30.0
 
 
-async def learn(
-    upstream: Upstream, target: Target, step: Preliminary, again: Callable[[], Any] | None
-) -> Any:
-    """Ask what `step` asks and give what follows from the reply.
-
-    What serves every call is asked by one of them; the others wait and then call `again`.
-    """
-
-    async def ask(step: Preliminary) -> Any:
-        return step.learn(await upstream.fetch(step.request, target.way, _FETCH_S))
-
-    if not step.shared or again is None:
-        return await ask(step)
-    async with target.learning:
-        step = again()  # another call may have learned it by now
-        return await ask(step) if isinstance(step, Preliminary) else step
-
-
-class Handover:
+class Delivery:
     """The files of one question, for one target after the other."""
 
     def __init__(
@@ -59,7 +38,8 @@ class Handover:
 
         Raises KindNotTaken, and what keeps a file from being read or given away.
         """
-        await self._learn_kinds(target)
+        learn = target.platform.learn_kinds
+        await resolve(self._upstream, target, learn(), learn)
         chat, self._size = self._chat, 0
         start = 0 if target.platform.sends_turns(chat) else len(chat.messages) - 1
         messages = list(chat.messages)
@@ -67,13 +47,6 @@ class Handover:
             media = [await self._carried(target, media) for media in message.media]
             messages[i] = replace(message, media=tuple(media))
         return replace(chat, messages=tuple(messages))
-
-    async def _learn_kinds(self, target: Target) -> None:
-        step = target.platform.learn_kinds()
-        for _ in range(MAX_STEPS):
-            if step is None:
-                return
-            step = await learn(self._upstream, target, step, target.platform.learn_kinds)
 
     async def _carried(self, target: Target, media: Media) -> Media:
         platform = target.platform
@@ -95,7 +68,7 @@ class Handover:
                 if len(self._given) >= MAX_GIVEN:
                     raise InvalidRequest(f"A question may bring {MAX_GIVEN} files.", param="files")
                 async with self._attachments.open(media) as source:
-                    id_ = await give(self._upstream, target, source, lambda: self._chat.user)
+                    id_ = await upload_file(self._upstream, target, source, lambda: self._chat.user)
                 self._given[target.name, media] = id_
             return Media(media.kind, "", media.name, uploaded=id_)
         return media
@@ -125,13 +98,10 @@ def require_kind(target: Target, media: Media) -> None:
     )
 
 
-async def give(upstream: Upstream, target: Target, source: Source, user: Callable[[], str]) -> str:
+async def upload_file(
+    upstream: Upstream, target: Target, source: Source, user: Callable[[], str]
+) -> str:
     """Send a file to the target's platform as it comes; gives its id there."""
-    step = target.platform.upload()
-    for _ in range(MAX_STEPS):
-        if isinstance(step, UploadRequest):
-            total_s = target.agent.timeouts.total
-            reply = await upstream.send_file(step, source, user, target.way, total_s)
-            return target.platform.uploaded(reply)
-        step = await learn(upstream, target, step, target.platform.upload)
-    raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
+    step = await resolve(upstream, target, target.platform.upload(), target.platform.upload)
+    reply = await upstream.send_file(step, source, user, target.way, target.agent.timeouts.total)
+    return target.platform.uploaded(reply)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from gateway.chat.delivery import MAX_STEPS
 from gateway.chat.routing import Target
-from gateway.errors import GatewayError, UpstreamFailed
-from gateway.platforms.base import Doubt, Preliminary, Step
+from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
+from gateway.errors import GatewayError
+from gateway.platforms.base import Doubt, Step
 from gateway.upstream.client import Upstream
 
 log = logging.getLogger("gateway")
@@ -58,11 +58,9 @@ async def _verdict(upstream: Upstream, target: Target) -> str:
     for _ in range(MAX_STEPS):
         if isinstance(step, str):
             return step
-        if isinstance(step, Preliminary):
-            step = step.learn(await upstream.fetch(step.request, target.way, _FETCH_S))
-        else:
-            step = target.platform.verdict(await upstream.fetch(step, target.way, _FETCH_S))
-    raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
+        request = await resolve(upstream, target, step, fetch_s=_FETCH_S)
+        step = target.platform.verdict(await upstream.fetch(request, target.way, _FETCH_S))
+    raise keeps_asking()
 
 
 async def ask(upstream: Upstream, target: Target) -> Health:

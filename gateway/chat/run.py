@@ -9,8 +9,9 @@ from functools import partial
 from math import inf
 
 from gateway.chat.attachments import Attachments
-from gateway.chat.delivery import MAX_STEPS, Handover, learn
+from gateway.chat.delivery import Delivery
 from gateway.chat.routing import Target
+from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
 from gateway.errors import (
     CircuitOpen,
     GatewayError,
@@ -20,7 +21,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.limits.shares import Holders
-from gateway.platforms.base import Decoder, Preliminary, Step, require_options
+from gateway.platforms.base import Decoder, Step, require_options
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.protocol.passthrough import lines_as_events
@@ -49,12 +50,12 @@ class Run:
     __slots__ = (
         "_asked",
         "_deadline",
+        "_delivery",
         "_early",
         "_ended",
         "_entered",
         "_exchange",
         "_grows_from",
-        "_handover",
         "_has_accepted",
         "_holders",
         "_idle_s",
@@ -99,8 +100,8 @@ class Run:
         self._trace_headers: Mapping[str, str] = {}
         self.chat = chat
         self._asked = chat  # the same with its files as the present target takes them
-        self._handover = (
-            Handover(upstream, attachments, chat, hold) if has_media(chat.messages) else None
+        self._delivery = (
+            Delivery(upstream, attachments, chat, hold) if has_media(chat.messages) else None
         )
         self._targets = targets
         self._loop = upstream.timers.loop  # asking for the running one is a system call
@@ -218,7 +219,7 @@ class Run:
         self.chat.let_go()
         if self._asked is not self.chat:
             self._asked.let_go()
-        self._handover, self._early = None, []
+        self._delivery, self._early = None, []
 
     def _wait_until(self, moment: float | None) -> None:
         """What is awaited from now on is interrupted then, and always when `total` is over."""
@@ -345,30 +346,28 @@ class Run:
     async def _ask(self, target: Target) -> Exchange:
         """Carry out what the platform describes until the answer itself begins."""
         require_options(target.platform, self.chat)
-        if self._handover is not None:
+        if self._delivery is not None:
             self._wait_until(None)  # of a large file only `total` holds
-            self._asked = await self._handover.prepare(target)
+            self._asked = await self._delivery.prepare(target)
             self._wait_until(self._loop.time() + target.agent.timeouts.first_delta)
-        step: Step = target.platform.prepare(self._asked)
+        describe = partial(target.platform.prepare, self._asked)
+        step: Step = describe()
         for _ in range(MAX_STEPS):
-            if isinstance(step, Preliminary):
-                again = partial(target.platform.prepare, self._asked)
-                step = await learn(self._upstream, target, step, again)
-                continue
-            if not step.stream:
+            request: UpstreamRequest = await resolve(self._upstream, target, step, describe)
+            if not request.stream:
                 # A whole answer begins when it is whole: it has all the time there is, or half of
                 # it while another agent could use the rest.
                 self._wants_whole = True
                 now = self._loop.time()
                 self._wait_until(None if self._is_last else (now + self.ends_at) / 2)
-            exchange = await self._upstream.send(step, target.way, self._trace_headers)
+            exchange = await self._upstream.send(request, target.way, self._trace_headers)
             self._exchange = exchange
             self.show_life(self._loop.time())
             self._has_accepted = exchange.status == 200
             if self._has_accepted:  # before its first bytes have come, for who drains it
                 self.decoder = target.platform.decoder(self._asked)
             is_answer = exchange.status == 200 and not exchange.is_page
-            if is_answer and (not step.stream or await _is_stream(exchange)):
+            if is_answer and (not request.stream or await _is_stream(exchange)):
                 return exchange
             reply = await exchange.reply(target.agent.max_answer if is_answer else MAX_REPLY)
             if is_answer and (stream := lines_as_events(reply) or target.platform.as_stream(reply)):
@@ -377,7 +376,7 @@ class Run:
             exchange.close()
             self._has_accepted, self.decoder = False, None  # it answered, but with something else
             step = target.platform.refused(reply, self._asked)
-        raise UpstreamFailed("The upstream keeps asking for preliminary calls.")
+        raise keeps_asking()
 
     # After it.
 

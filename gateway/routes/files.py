@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gateway.chat.delivery import give, require_kind
+from gateway.chat.delivery import require_kind, upload_file
 from gateway.chat.routing import Target
 from gateway.errors import FileNotFound, GatewayError
 from gateway.files.library import MAX_LISTED, NAME, StoredFile, disposition, owner_of
@@ -82,7 +82,7 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
     source = Source(form.title, mime, None, chunks())
     try:
         async with target.place(caller.holders):
-            id_ = await give(
+            id_ = await upload_file(
                 request.app[UPSTREAM], target, source, lambda: caller.user_of(_given_user(form))
             )
     except GatewayError as error:

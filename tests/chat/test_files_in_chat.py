@@ -711,7 +711,7 @@ async def test_an_answer_before_the_whole_file_was_taken_is_no_success(gateway):
 
 
 def of_chats():
-    return [o for o in gc.get_objects() if type(o).__name__ in ("Run", "Handover", "ChatRequest")]
+    return [o for o in gc.get_objects() if type(o).__name__ in ("Run", "Delivery", "ChatRequest")]
 
 
 @pytest.mark.parametrize("status", [200, 413])

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from gateway.oneaturn import OneATurn
+from gateway.upstream.fairness import OneATurn
 
 
 async def turns(count: int) -> None:

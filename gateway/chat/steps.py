@@ -1,0 +1,45 @@
+"""The one place that carries out preliminary requests: what a platform must be asked first."""
+
+from collections.abc import Callable
+from typing import Any
+
+from gateway.chat.routing import Target
+from gateway.errors import UpstreamFailed
+from gateway.platforms.base import Preliminary
+from gateway.upstream.client import Upstream
+
+MAX_STEPS = 8  # preliminary requests in a row, and further steps of one attempt
+FETCH_S = 30.0
+
+
+async def resolve(
+    upstream: Upstream,
+    target: Target,
+    step: Any,
+    again: Callable[[], Any] | None = None,
+    fetch_s: float = FETCH_S,
+) -> Any:
+    """The step that follows `step`'s preliminary requests; `step` itself if it is none.
+
+    What serves every call of the agent is asked by one call; the others wait, and then call `again`
+    for their step. Each request has `fetch_s`. Raises UpstreamFailed after MAX_STEPS of them.
+    """
+    for _ in range(MAX_STEPS):
+        if not isinstance(step, Preliminary):
+            return step
+        if not step.shared or again is None:
+            step = await _ask(upstream, target, step, fetch_s)
+            continue
+        async with target.learning:
+            step = again()  # another call may have learned it by now
+            if isinstance(step, Preliminary):
+                step = await _ask(upstream, target, step, fetch_s)
+    raise keeps_asking()
+
+
+async def _ask(upstream: Upstream, target: Target, step: Preliminary, fetch_s: float) -> Any:
+    return step.learn(await upstream.fetch(step.request, target.way, fetch_s))
+
+
+def keeps_asking() -> UpstreamFailed:
+    return UpstreamFailed("The upstream keeps asking for preliminary calls.")
