@@ -5,22 +5,16 @@ import asyncio
 import orjson
 import pytest
 from conftest import AGENTS, Script
-from playwright.async_api import Page, async_playwright, expect
-from toolbox import KEY, TokenServer, copied, edit, program
+from playwright.async_api import Page, expect
+from toolbox import END, KEY, TokenServer, chromium, copied, edit, message, with_an_ended_token
 
 pytestmark = pytest.mark.timeout(300)  # the first run may install Chromium
 
 
 @pytest.fixture
 async def page():
-    async with async_playwright() as playwright:
-        browser = await playwright.chromium.launch(
-            executable_path=program("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
-        )
-        page = await browser.new_page()
-        page.set_default_timeout(20_000)
+    async with chromium() as page:
         yield page
-        await browser.close()
 
 
 @pytest.fixture
@@ -80,16 +74,6 @@ async def test_a_stateless_agent_answers_every_question(visit, demo):
     await expect(page.locator("li.error")).to_have_count(0)
 
 
-def message(text: str) -> bytes:
-    """Dify's event with a piece of an answer."""
-    return b"data: %s\n\n" % orjson.dumps(
-        {"event": "message", "answer": text, "conversation_id": "c"}
-    )
-
-
-END = b'data: {"event":"message_end","conversation_id":"c"}\n\n'
-
-
 async def test_text_is_shown_as_it_arrives_and_stop_ends_it(visit, scripted):
     upstream = await scripted(Script([message("Hello")], end="hang"))
     page = await visit(upstream.url, mode="chat")
@@ -124,17 +108,7 @@ async def test_errors_are_the_gateways_sentences(visit, demo):
 
 
 async def test_a_token_that_has_ended_is_replaced(visit, demo, page):
-    tokens = []
-
-    async def hand_out(route):
-        answer = await route.fetch()
-        body = await answer.json()
-        if not tokens:
-            body["data"]["token"] += "x"  # no longer valid
-        tokens.append(body["data"]["token"])
-        await route.fulfill(response=answer, json=body)
-
-    await page.route("**/token", hand_out)
+    tokens = await with_an_ended_token(page)
     page = await visit((await demo("dify")).url)
     await ask(page, "hi")
     assert '"hi"' in await answered(page)

@@ -5,10 +5,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import cache
 from pathlib import Path
 
+import orjson
 import servers
+from playwright.async_api import Page, Route, async_playwright
 
 HERE = Path(__file__).parent
 EXAMPLES = HERE.parent.parent / "examples"
@@ -92,3 +96,43 @@ class TokenServer(servers.Server):
 
     def options(self) -> dict[str, object]:
         return {"env": {**os.environ, **self._environ}}
+
+
+@asynccontextmanager
+async def chromium() -> AsyncIterator[Page]:
+    """An empty page in a browser of its own."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=program("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        try:
+            page = await browser.new_page()
+            page.set_default_timeout(20_000)
+            yield page
+        finally:
+            await browser.close()
+
+
+async def with_an_ended_token(page: Page) -> list[str]:
+    """The tokens that the page is about to get; the first of them is no longer valid."""
+    tokens: list[str] = []
+
+    async def hand_out(route: Route) -> None:
+        answer = await route.fetch()
+        body = await answer.json()
+        if not tokens:
+            body["data"]["token"] += "x"
+        tokens.append(body["data"]["token"])
+        await route.fulfill(response=answer, json=body)
+
+    await page.route("**/token", hand_out)
+    return tokens
+
+
+def message(text: str) -> bytes:
+    """Dify's event with a piece of an answer."""
+    event = {"event": "message", "answer": text, "conversation_id": "c"}
+    return b"data: %s\n\n" % orjson.dumps(event)
+
+
+END = b'data: {"event":"message_end","conversation_id":"c"}\n\n'
