@@ -1,6 +1,6 @@
 /**
  * Chats and uploads of a WeChat mini-program. It holds no key: your server hands out tokens for the
- * user whom `wx.login` names. Needs base library 2.20.1 or newer, for `enableChunked`.
+ * user of `wx.login`. Needs base library 2.20.1 or newer, for `enableChunked`.
  */
 class Gateway {
   /** @param {{gateway: string, agent: string, tokens: string}} options */
@@ -40,7 +40,7 @@ class Gateway {
     const run = async () => {
       try {
         let result = await attempt()
-        if (result.status === 401) { // the token or the key behind it has ended: try a new one once
+        if (result.status === 401) { // the token or its key has ended: try a new token once
           this.refreshAt = 0
           result = await attempt()
         }

@@ -78,7 +78,7 @@ export function useChat({ gateway, agent, tokens }: ChatOptions) {
 
 async function* answer(options: ChatOptions, session: Session, query: string, signal: AbortSignal) {
   let response = await post(options, session, query, signal)
-  if (response.status === 401) { // the token or the key behind it has ended: try a new token once
+  if (response.status === 401) { // the token or its key has ended: try a new token once
     session.refreshAt = 0
     response = await post(options, session, query, signal)
   }

@@ -11,7 +11,7 @@ export class Chat {
   /** Yields the answer's text as it arrives. Throws an Error whose message is for the user. */
   async *ask(query, signal) {
     let response = await this.#post(query, signal)
-    if (response.status === 401) { // the token or the key behind it has ended: try a new token once
+    if (response.status === 401) { // the token or its key has ended: try a new token once
       this.#refreshAt = 0
       response = await this.#post(query, signal)
     }

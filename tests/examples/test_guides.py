@@ -1,4 +1,4 @@
-"""The pages of examples/: what they tell to type works, and both languages tell the same."""
+"""The pages of examples/: what they say to type works, and both languages say the same."""
 
 import re
 
@@ -53,14 +53,14 @@ def sections() -> dict[str, str]:
 
 @pytest.mark.parametrize("client", CLIENTS)
 async def test_a_clients_address_leads_to_the_models_and_chats(gateway, demo, client):
-    """Clients put `/models` and `/chat/completions` behind an address that ends in /v1, else `/v1/…`."""
+    """Clients append `/models` to an address that ends in /v1, else `/v1/models`."""
     (address,) = set(re.findall(r"\| `(http://[^`]+)`", sections()[client]))
     path = re.fullmatch(r"http://(?:localhost|host\.docker\.internal):3000(/v1)?", address)[1] or ""
     prefix = path or "/v1"
     keys = [{"name": "client", "key": KEY}]
     agents = {"dify": {**AGENTS["dify"], "base_url": (await demo("dify")).url}}
     gw = await gateway(agents=agents, auth={"anonymous": False, "keys": keys})
-    headers = {"Authorization": f"Bearer {KEY}"}
+    headers = {"Authorization": f"Bearer {KEY}", "Host": address.split("/")[2]}
     async with gw.get(f"{prefix}/models", headers=headers) as answer:
         assert [model["id"] for model in (await answer.json())["data"]] == ["dify"]
     body = {"model": "dify", "messages": [{"role": "user", "content": "hi"}]}
@@ -69,12 +69,12 @@ async def test_a_clients_address_leads_to_the_models_and_chats(gateway, demo, cl
 
 
 def test_every_client_has_a_section_with_an_address_and_a_key():
-    told = sections()
-    assert list(told)[1:] == CLIENTS
+    said = sections()
+    assert list(said)[1:] == CLIENTS
     for client in CLIENTS:
-        assert "`sk-gw-…`" in told[client], client
+        assert "`sk-gw-…`" in said[client], client
         assert re.search(
-            r"Checked with version [\d.]+\.|By its documentation of \d{4}\.", told[client]
+            r"checked with version [\d.]+\.|By its documentation of \d{4}\.", said[client]
         )
 
 

@@ -135,7 +135,7 @@ async def test_errors_are_the_gateways_sentences(play, demo, errors):
 
 
 async def test_an_error_of_the_token_server_is_shown(play, demo):
-    play.key = "sk-of-somebody-else"
+    play.key = "sk-of-another-operator"
     (outcome,) = await play((await demo("dify")).url, ["ask", "hi"])
     assert "API key" in outcome["done"]
 

@@ -83,7 +83,7 @@ async def test_it_serves_the_page_and_nothing_else(gw, start):
 
 
 async def test_the_gateways_errors_come_with_its_own_sentence(gw, start):
-    server = await start(gw.url, key="sk-of-somebody-else")
+    server = await start(gw.url, key="sk-of-another-operator")
     async with aiohttp.ClientSession() as browser, browser.post(f"{server.url}/token") as answer:
         assert answer.status == 401
         assert "API key" in (await answer.json())["msg"]
