@@ -102,7 +102,7 @@ async def test_a_pass_on_that_is_cut_is_cut_for_the_caller_too(gateway, scripted
 
 
 async def test_a_bug_in_a_decoder_fails_that_answer_only(gateway, scripted, monkeypatch, caplog):
-    from gateway.platforms.dify.adapter import DifyDecoder
+    from gateway.platforms.dify.decoder import DifyDecoder
 
     upstream = await scripted(Script([HELLO[0], 0.05, HELLO[1]]))
     gw = await gateway(agents={"bot": bot("dify", upstream.url)})

@@ -13,7 +13,7 @@ from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
 from gateway.http import pump
 from gateway.http.context import CONTEXT, IN_FLIGHT, STATE
-from gateway.platforms.dify.adapter import DifyDecoder
+from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.render import StreamRenderer
 

@@ -8,7 +8,8 @@ from gateway.errors import GatewayError
 from gateway.platforms.base import base_url
 from gateway.platforms.coze.adapter import Coze, CozeDecoder
 from gateway.platforms.coze.options import CozeOptions
-from gateway.platforms.dify.adapter import Dify, DifyDecoder
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.options import DifyOptions
 from gateway.platforms.failures import explain_words
 from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder

@@ -8,7 +8,8 @@ import pytest
 from decoding import feed, summary
 
 from gateway.errors import GatewayError
-from gateway.platforms.dify.adapter import Dify, DifyDecoder
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.options import DifyOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message

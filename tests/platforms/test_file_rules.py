@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from gateway.platforms.base import Preliminary
-from gateway.platforms.dify.adapter import Dify, _file_rules
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.dify.filerules import file_rules
 from gateway.platforms.dify.options import DifyOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Media, Message
@@ -28,7 +29,7 @@ def rules(told: dict, mode: str):
         for entry in told["user_input_form"]
         for kind, field in entry.items()
     ]
-    return _file_rules(told, mode, form)
+    return file_rules(told, mode, form)
 
 
 @pytest.mark.parametrize(
