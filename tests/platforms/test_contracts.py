@@ -6,7 +6,8 @@ from decoding import feed, summary
 
 from gateway.errors import GatewayError
 from gateway.platforms.base import base_url
-from gateway.platforms.coze.adapter import Coze, CozeDecoder
+from gateway.platforms.coze.adapter import Coze
+from gateway.platforms.coze.decoder import CozeDecoder
 from gateway.platforms.coze.options import CozeOptions
 from gateway.platforms.dify.adapter import Dify
 from gateway.platforms.dify.decoder import DifyDecoder
@@ -15,7 +16,9 @@ from gateway.platforms.failures import explain_words
 from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
 from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu.adapter import GlmsDecoder, ModelDecoder, Zhipu
+from gateway.platforms.zhipu.adapter import zhipu
+from gateway.platforms.zhipu.glms import GlmsDecoder
+from gateway.platforms.zhipu.models import ModelDecoder
 from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message
@@ -342,7 +345,7 @@ ZHIPU_URLS = [
 @pytest.mark.parametrize(("api", "given", "want"), ZHIPU_URLS)
 def test_zhipus_addresses(api, given, want):
     agent = ZhipuOptions(platform="zhipu", api=api, assistant_id="a", app_id="b", api_key="i.s")
-    url = Zhipu("z", agent, given).probe().url
+    url = zhipu("z", agent, given).probe().url
     assert url.startswith(want + "/")
 
 
@@ -357,7 +360,7 @@ def test_what_openais_clients_send_is_put_right_for_zhipu():
         "reasoning_effort": "none",
     }
     chat = ChatRequest("z", (Message("user", "x"),), "user-123", raw=raw)
-    body = orjson.loads(Zhipu("z", agent, "http://z").prepare(chat).body)
+    body = orjson.loads(zhipu("z", agent, "http://z").prepare(chat).body)
     assert body["thinking"] == {"type": "disabled"}
     assert body["response_format"] == {"type": "json_object"}
     assert '"type":"object"' in body["messages"][0]["content"]
@@ -413,12 +416,12 @@ def test_words_of_a_model_server_decide_the_status(words, status):
     ],
 )  # fmt: skip
 def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
-    zhipu = Zhipu(
+    models = zhipu(
         "z", ZhipuOptions(platform="zhipu", base_url="http://x", api_key="a.b"), "http://x"
     )
     turn = {"role": "user", "content": "hi"}
     chat = ChatRequest("z", (Message("user", "hi"),), "user-1", raw={"messages": [turn], **asked})
-    body = orjson.loads(zhipu.prepare(chat).body)
+    body = orjson.loads(models.prepare(chat).body)
     for name in ("model", "messages", "stream", "user_id"):
         del body[name]
     assert body == sent
