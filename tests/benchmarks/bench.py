@@ -3,7 +3,7 @@
     make bench              everything, about a quarter of an hour
     make bench QUICK=1      fewer and shorter rounds, about three minutes
 
-Writes results.json, results.md and plot.svg beside this file; docs/performance.md explains them.
+Writes results.json, results.md, plot.svg and cost.svg beside this file; docs/performance.md explains them.
 Linux and a C compiler are needed; nginx and LiteLLM are left out where they are not installed.
 """
 
@@ -214,6 +214,8 @@ def main() -> None:
         kept.write_text(text, "utf-8")
     (args.out / "results.md").write_text(report.markdown(results), "utf-8")
     print(report.targets_table(results))
+    if "long 200" in results.get("events", {}):
+        (args.out / "cost.svg").write_text(plot.small(results), "utf-8")
     if plot.draw(results, args.out / "plot.svg"):
         print(f"Wrote results.json, results.md and plot.svg to {args.out}")
     else:
