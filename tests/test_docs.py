@@ -46,6 +46,8 @@ def test_each_entry_of_failures_and_limits_has_a_test(name, at_least):
 
 
 def test_the_site_builds_in_both_languages_without_a_warning(tmp_path):
+    # Takes some five seconds: Sphinx reads and writes 28 pages, in a process of its own because it
+    # changes docutils for the whole process.
     build = [sys.executable, "-W", "ignore", ROOT / "docs/build.py", tmp_path / "site"]
     built = subprocess.run(build, capture_output=True, text=True, check=False)
     assert (built.returncode, built.stderr) == (0, "")
@@ -70,6 +72,8 @@ def test_chinese_pages_have_the_examples_and_headings_of_english_ones():
         for pattern in (r"^```\w*$", r"^#+ ", r"^\|", r"^\s*- ", r"`test_\w+`"):
             counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
             assert counts[0] == counts[1], (name, pattern)
+        json = [re.findall(r"```json\n.*?```", text, re.DOTALL) for text in (english, chinese)]
+        assert json[0] == json[1], name
 
 
 def columns(line: str) -> int:
