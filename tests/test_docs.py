@@ -64,7 +64,7 @@ def test_the_chinese_tree_lacks_only_what_is_listed():
     assert CHINESE <= ENGLISH
 
 
-def test_chinese_pages_have_the_examples_and_headings_of_english_ones():
+def test_chinese_pages_have_the_structure_of_english_ones():
     for name in CHINESE - {"index.md"}:
         english, chinese = (
             (ROOT / "docs" / tree / name).read_text("utf-8") for tree in (".", "zh")

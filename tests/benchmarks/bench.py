@@ -3,7 +3,7 @@
     make bench              everything, about a quarter of an hour
     make bench QUICK=1      fewer and shorter rounds, about three minutes
 
-Writes results.json, results.md, plot.svg and cost.svg beside this file; docs/performance.md explains them.
+Writes results.json, results.md and plot.svg beside this file; docs/performance.md explains them.
 Linux and a C compiler are needed; nginx and LiteLLM are left out where they are not installed.
 """
 
