@@ -58,7 +58,7 @@ lock:
 	$(COMPILE) --extra test --output-file requirements.lock
 	$(COMPILE) --constraint requirements.lock --output-file requirements-run.lock
 	$(COMPILE) --extra traces --constraint requirements.lock --output-file requirements-traces.lock
-	@$(MAKE) lock-bench
+	@$(MAKE) lock-bench lock-docs
 
 # What `make bench` adds: the plot's library, beside the versions that everything else has.
 lock-bench:
@@ -66,3 +66,19 @@ lock-bench:
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+
+# --- the documentation as a site --------------------------------------------------------------------
+
+.PHONY: docs docs-site lock-docs
+
+# English and Chinese into build/site, warnings are errors. Needs nothing but Sphinx, MyST and Furo.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@$(MAKE) docs-site
+
+# What `make docs` builds, with the Sphinx that is installed already.
+docs-site:
+	$(BIN)/python docs/build.py build/site
+
+lock-docs:
+	$(COMPILE) --extra docs --constraint requirements.lock --output-file requirements-docs.lock

@@ -55,6 +55,7 @@ LOCKS = [
     "requirements-run.lock",
     "requirements-traces.lock",
     "requirements-bench.lock",
+    "requirements-docs.lock",
 ]
 
 

@@ -214,6 +214,8 @@ def main() -> None:
         kept.write_text(text, "utf-8")
     (args.out / "results.md").write_text(report.markdown(results), "utf-8")
     print(report.targets_table(results))
+    if "long 200" in results.get("events", {}):
+        (args.out / "cost.svg").write_text(plot.small(results), "utf-8")
     if plot.draw(results, args.out / "plot.svg"):
         print(f"Wrote results.json, results.md and plot.svg to {args.out}")
     else:
