@@ -89,9 +89,9 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                     await _drain(request, run, call)
                 raise
             finally:
-                context.noted["agent"], context.noted["attempts"] = run.target.name, run.attempts
+                context.agent, context.attempts = run.target.name, run.attempts
                 if run.fallbacks or run.retries:  # else the one reason is the answer's own
-                    context.noted["failures"] = run.reasons[:10]
+                    context.failures = run.reasons[:10]
                 _note(call, run)
 
     return handler

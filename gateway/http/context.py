@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from aiohttp import web
@@ -94,7 +94,13 @@ class Context:
     address: str  # the client's, behind trusted proxies
     state: State | None  # the configuration that it began with; None on an ops port
     began: float = field(default_factory=time.monotonic)
-    noted: dict[str, object] = field(default_factory=dict)  # members of its log line
+    agent: str = ""  # who answered, or was asked last
+    attempts: int | None = None  # of a chat
+    failures: Sequence[str] = ()  # why each failed attempt failed, if not only the last one did
+    error_code: str = ""  # the error's name, if it failed
+    reason: str = ""  # and what was said, without keys
+    file_bytes: int | None = None  # of an upload
+    account: str = ""  # that has just logged in
     caller: Caller | None = None  # from `auth` on, where somebody has to be known
     body: bytes | None = None  # once it has been read
     held: Part | None = None  # of `BODIES`, if it is large
@@ -121,8 +127,7 @@ class Context:
 
     def failed(self, error: GatewayError) -> None:
         """For the log line and the record: the error's name, and what was said, without keys."""
-        self.noted["error"] = error.code or error.type
-        self.noted["reason"] = why(error)
+        self.error_code, self.reason = error.code or error.type, why(error)
         for name in self.hidden:
             error.rename(name, self.route)
 

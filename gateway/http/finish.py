@@ -25,14 +25,13 @@ def record(
         if call is None:
             return
         call.client_gone = call.client_gone or status == 499
-        error = str(context.noted.get("error") or "")
+        error = context.error_code
         metrics.call_ended(call, status, error, time.monotonic() - call.began)
         call.trace.end(status, error, call.conversation_id, call.finish, call.usage)
         if (services := services_now()) is not None:
             if call.capture is not None:
                 _add_body(call.capture, response)
-            reason = str(context.noted.get("reason") or "")
-            services.recorder.add(call, status, error, reason)
+            services.recorder.add(call, status, error, context.reason)
 
     return on_over
 

@@ -97,11 +97,10 @@ def error_response(request: web.BaseRequest, error: GatewayError) -> web.Respons
     told = headers(error)
     if context := request.get(CONTEXT):
         context.failed(error)
-        for name in ("agent", "attempts"):
-            if name in context.noted:
-                told[f"x-gateway-{name}"] = header_value(str(context.noted[name]))
-        if context.route and "agent" in context.noted:
-            told["x-gateway-agent"] = header_value(context.route)
+        if context.agent:
+            told["x-gateway-agent"] = header_value(context.route or context.agent)
+        if context.attempts is not None:
+            told["x-gateway-attempts"] = str(context.attempts)
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
     return web.Response(
         status=error.status,

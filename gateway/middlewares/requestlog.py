@@ -43,8 +43,8 @@ def requestlog(
         request: web.Request, context: Context, response: web.StreamResponse | None, status: int
     ) -> None:
         metrics.request_ended(route_of(request), status)
-        is_good = status < 400 and "error" not in context.noted  # nearly always
-        level = logging.INFO if is_good else level_of(status, "error" in context.noted)
+        is_good = status < 400 and not context.error_code  # nearly always
+        level = logging.INFO if is_good else level_of(status, bool(context.error_code))
         if access_log.takes(level) and request.path not in _QUIET:
             access_log.add(level, access_log.render(_line(request, context, status, level)))
         if on_over is not None:
@@ -93,11 +93,20 @@ def _line(request: web.Request, context: Context, status: int, level: int) -> di
         "address": context.address,
         "user_agent": _plain(request.headers.get("User-Agent", "")),
     }
-    if context.caller is not None:
-        line["caller"] = context.caller.id
+    if context.caller is not None or context.account:
+        line["caller"] = context.account or (context.caller and context.caller.id)
     if status in _REFUSED and (origin := request.headers.get("Origin")):
         line["origin"] = _plain(origin)
-    line |= context.noted
+    if context.agent:
+        line["agent"] = context.agent
+    if context.attempts is not None:
+        line["attempts"] = context.attempts
+    if context.failures:
+        line["failures"] = context.failures
+    if context.file_bytes is not None:
+        line["file_bytes"] = context.file_bytes
+    if context.error_code:
+        line |= {"error": context.error_code, "reason": context.reason}
     return line
 
 

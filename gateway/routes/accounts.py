@@ -126,7 +126,7 @@ async def login(request: web.Request) -> web.Response:
     if services.passwords.is_outdated(user.password_hash):
         rehashed = await services.passwords.hash(body.password)
     await services.accounts.logged_in(user, rehashed)
-    request[CONTEXT].noted["caller"] = f"user-{user.id}"
+    request[CONTEXT].account = f"user-{user.id}"
     return _given(request, await services.accounts.user(user.id))
 
 

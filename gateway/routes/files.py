@@ -41,7 +41,7 @@ async def _upload(request: web.Request, target: Target | None, form: UploadForm)
     await form.begin()
     mime = mime_of(form.extension)
     if target is not None:
-        request[CONTEXT].noted["agent"] = target.name
+        request[CONTEXT].agent = target.name
         require_kind(target, Media(kind_of(mime), "", form.title))
     if target is not None and target.agent.upload == "platform":
         data = await _to_platform(request, target, form)
@@ -49,7 +49,7 @@ async def _upload(request: web.Request, target: Target | None, form: UploadForm)
         file = await _keep(request, form)
         data = _described(file, await request.app[FILES].link(file, client_origin(request)))
     created_by = caller_of(request).named(_given_user(form))
-    request[CONTEXT].noted["file_bytes"] = form.size
+    request[CONTEXT].file_bytes = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
 
 
@@ -146,7 +146,7 @@ async def create(request: web.Request) -> web.Response:
     with request.app[FILES].place(owner_of(caller_of(request))):
         await form.begin()
         file = await _keep(request, form, "user_data")
-    request[CONTEXT].noted["file_bytes"] = file.size
+    request[CONTEXT].file_bytes = file.size
     return _json(request.app[FILES].described(file))
 
 

@@ -316,7 +316,7 @@ async def _pass_on(
         call.capture = Capture(limit, context.body or b"")
         call.capture_always = target.agent.capture == "all"
     context.body = None  # a stream may last for minutes
-    context.noted["agent"] = target.name
+    context.agent = target.name
     context.hide([target.name], call.model)
     query = request.rel_url.raw_query_string
     upstream_request = describe(platform.headers, platform.model(asked))
