@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 # What `make run` needs, and what everything else needs: each is installed when its lock changes.
 RUN    := $(VENV)/.installed-run
 STAMP  := $(VENV)/.installed
-PIP    := $(BIN)/python -m pip install --disable-pip-version-check $(if $(CI),--quiet)
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test coverage lint bench soak format schema wheel image release-files lock lock-bench clean
@@ -24,14 +24,14 @@ $(VENV)/bin/python:
 
 $(RUN): requirements-run.lock | $(VENV)/bin/python
 	@echo "Installing the packages that running needs ($$(grep -c '^[a-z0-9].*==' $<) in $<; some 150 MB on disk) …"
-	@$(PIP) --require-hashes -r requirements-run.lock
+	@$(PIP) $(if $(CI),--quiet) --require-hashes -r requirements-run.lock
 	@$(BIN)/python -m compileall -q gateway
 	@touch $(RUN)
 
 $(STAMP): requirements.lock setup.cfg setup.py | $(VENV)/bin/python
-	@echo "Installing the packages that running, tests and lint need ($$(grep -c '^[a-z0-9].*==' $<) in $<; some 570 MB on disk) …"
-	@$(PIP) --require-hashes -r requirements.lock
-	@$(PIP) --no-deps --no-build-isolation --editable .
+	@echo "Installing the packages that running, tests and lint need ($$(grep -c '^[a-z0-9].*==' $<) in $<; some 570 MB on disk); it takes a minute …"
+	@$(PIP) --quiet --require-hashes -r requirements.lock
+	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
 	@$(BIN)/python -m compileall -q gateway
 	@touch $(STAMP) $(RUN)
 
@@ -63,7 +63,7 @@ schema: $(STAMP)  ## write config/config.schema.json from the models
 # nginx is compared if it is on the PATH, LiteLLM if the extra bench-litellm is installed (or
 # `litellm` of another environment is on the PATH: it pins versions of its own).
 bench: $(STAMP)  ## measure what the gateway costs
-	$(PIP) --require-hashes -r requirements-bench.lock
+	$(PIP) --quiet --require-hashes -r requirements-bench.lock
 	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
 # `build` may hold files that are gone from the checkout.
