@@ -41,9 +41,10 @@ run: $(RUN)  ## install what running needs, then start the gateway
 test: $(STAMP)  ## run every test
 	$(BIN)/python -m pytest
 
-coverage: $(STAMP)  ## run every test and measure which lines of gateway/ it reaches
+# tests/benchmarks hold what the gateway costs, and measuring costs more.
+coverage: $(STAMP)  ## run the tests and measure which lines of gateway/ they reach
 	$(BIN)/python -m coverage erase
-	$(BIN)/python -m coverage run -m pytest
+	$(BIN)/python -m coverage run -m pytest --ignore tests/benchmarks
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
@@ -66,9 +67,9 @@ bench: $(STAMP)  ## measure what the gateway costs
 	$(PIP) --quiet --require-hashes -r requirements-bench.lock
 	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# `build` may hold files that are gone from the checkout.
+# Both folders may hold files of earlier builds.
 wheel: $(STAMP)  ## build dist/*.whl, which pip can install
-	rm -rf build
+	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build
 

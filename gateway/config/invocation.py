@@ -27,7 +27,7 @@ def default_config() -> Path:
 
 
 def may_be_built_in(config: Path | None) -> bool:
-    """Whether the shipped config.yaml stands in for a missing file: only if none was named."""
+    """Whether the shipped config.yaml replaces a missing file: only if none is named."""
     return config is None and not os.environ.get("GATEWAY_CONFIG")
 
 

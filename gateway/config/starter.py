@@ -10,18 +10,19 @@ from gateway.shipped import shipped
 _SCHEMA = "config/config.schema.json"
 _BOTS = "# --- your bots"  # where the variables of the agents begin in .env.example
 _HEAD = """\
-# Read by the gateway beside the environment, also while it runs. Keep it out of version control.
-# `NAME=value`, without quotes; remove the # of what you fill in.
+# The gateway reads this file, also while it runs; variables of the environment win.
+# Keep it out of version control. `NAME=value`, without quotes; remove the # of what you fill in.
 
 """
 
 
 def write(config: Path) -> int:
-    """Write `config` and the .env beside it where they are missing; gives the exit status."""
+    """Write `config` and `.env` in its folder, where missing; gives the exit status."""
     texts = {config: _config_text(), config.parent / ".env": _environment_text()}
     for path, text in texts.items():
+        private = opener if path.name == ".env" else None
         try:
-            with open(path, "x", encoding="utf-8", newline="\n", opener=opener) as file:
+            with open(path, "x", encoding="utf-8", newline="\n", opener=private) as file:
                 file.write(text)
         except FileExistsError:
             print(f"{path} is already there and stays as it is.")
@@ -33,7 +34,7 @@ def write(config: Path) -> int:
     start = command(config)
     print(
         f"Next: put the address and the key of your bot into {config.parent / '.env'}; agents"
-        f" without an address are demos.\n  {start} check    # every mistake at once\n"
+        f" without an address are demos.\n  {start} check    # lists all mistakes\n"
         f"  {start}          # start the gateway"
     )
     return 0
