@@ -1,4 +1,4 @@
-"""The command line: serve, check, probe, schema, users, keys, migrate."""
+"""The command line: serve, init, check, probe, schema, users, keys, migrate."""
 
 import argparse
 import asyncio
@@ -35,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     _end_when_told()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
+    args.built_in = invocation.may_be_built_in(args.config)
+    args.config = args.config or invocation.default_config()
     try:
         return administer(args) if hasattr(args, "administer") else command(args)
     except BrokenPipeError:  # whoever read our output has seen enough
@@ -52,7 +54,8 @@ def _end_when_told() -> None:
 
 
 _COMMANDS: dict[str, str] = {
-    "serve": "start the gateway (what no command does, too)",
+    "serve": "start the gateway (the default command)",
+    "init": "write config.yaml and .env; existing files stay as they are",
     "check": "check config.yaml; every problem at once, exit 1 if there is one",
     "probe": "exit 0 if a running gateway is ready",
     "schema": "print the JSON Schema of config.yaml",
@@ -61,14 +64,14 @@ _COMMANDS: dict[str, str] = {
 
 def _parser() -> argparse.ArgumentParser:
     """The options stand before or after the command; both are the same options."""
-    parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
+    parser = argparse.ArgumentParser(description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
-    _add_options(parser, invocation.default_config(), None)
+    _add_options(parser, None)
     parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
     for name, words in _COMMANDS.items():
         sub = commands.add_parser(name, help=words, description=words)
-        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # leave what came before alone
+        _add_options(sub, argparse.SUPPRESS)  # leave what came before alone
         sub.set_defaults(command=globals()[name])
         if name == "check":
             words = "also ask every platform who the bot is and what is missing, and every store"
@@ -82,13 +85,13 @@ def _add_admin_commands(commands: "_Commands") -> None:
 
     def add(to: "_Commands", action: str, words: str) -> argparse.ArgumentParser:
         sub = to.add_parser(action.rpartition(" ")[2], help=words, description=words)
-        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)
+        _add_options(sub, argparse.SUPPRESS)
         sub.set_defaults(administer=action)
         return sub
 
     def group(name: str, words: str) -> "_Commands":
         parser = commands.add_parser(name, help=words, description=words)
-        _add_options(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+        _add_options(parser, argparse.SUPPRESS)
         return parser.add_subparsers(required=True)
 
     users = group("users", "add, list, set-password, disable, enable: the accounts")
@@ -138,9 +141,9 @@ def administer(args: argparse.Namespace) -> int:
     return 1 if config is None else admin.run(args, config)
 
 
-def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: object) -> None:
-    words = "config.yaml or what GATEWAY_CONFIG names, unless given"
-    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=words)
+def _add_options(parser: argparse.ArgumentParser, otherwise: object) -> None:
+    words = "instead of what GATEWAY_CONFIG names, or config.yaml in the current folder"
+    parser.add_argument("--config", "-c", type=Path, default=otherwise, metavar="FILE", help=words)
     parser.add_argument("--host", default=otherwise)
     words = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
     parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=words)
@@ -155,12 +158,12 @@ def _load(args: argparse.Namespace) -> "Config | None":
         return _read(args)
     except configfile.ConfigError as error:
         count = len(error.problems)
-        print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+        print(f"{_source(args)}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         for warning in error.warnings:
             print(f"  warning: {warning}", file=sys.stderr)
-        if not args.config.exists():
+        if not args.built_in and not args.config.exists():
             print(
                 f"  there is no {args.config.absolute()}: name the file with --config or in"
                 " GATEWAY_CONFIG, or start in its folder",
@@ -173,7 +176,21 @@ def _read(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> 
     """Raises ConfigError."""
     from gateway.config import load as configfile
 
-    return configfile.load(args.config, environ, host=args.host, port=args.port)
+    # A file that has once been there is never replaced by the shipped one, whose agents are demos.
+    args.built_in = args.built_in and not args.config.exists()
+    return configfile.load(
+        args.config, environ, built_in=args.built_in, host=args.host, port=args.port
+    )
+
+
+def _source(args: argparse.Namespace) -> str:
+    return f"the built-in config.yaml (no {args.config})" if args.built_in else str(args.config)
+
+
+def init(args: argparse.Namespace) -> int:
+    from gateway.config.starter import write
+
+    return write(args.config)
 
 
 def check(args: argparse.Namespace) -> int:
@@ -184,7 +201,7 @@ def check(args: argparse.Namespace) -> int:
     from gateway.config.load import access_note, home, lock_out
     from gateway.config.outgoing import way_of
 
-    print(f"{args.config}: ok")
+    print(f"{_source(args)}: ok")
     for name, agent in config.agents.items():
         way = way_of(agent, agent.base_url, config.outgoing)
         where = "demo (embedded simulator)" if agent.is_demo else f"{agent.base_url}, {way}"

@@ -18,8 +18,9 @@ import aiosql
 
 from gateway.errors import DatabaseUnavailable, StartError
 from gateway.private import make_folder
+from gateway.shipped import shipped
 
-SQL = Path(__file__).parent.parent / "sql"
+SQL = shipped("sql")
 TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock
 _MIGRATION_S = 600.0
 _LOCK = 0x6A77  # of PostgreSQL's advisory locks: migrations

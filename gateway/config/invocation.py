@@ -14,7 +14,7 @@ def command(config: Path | None = None) -> str:
     """
     called = Path(sys.argv[0])
     words = [_short(called)]
-    if called.name != "ai-gateway":
+    if called.stem != "ai-gateway":
         script = called if called.name == "run.py" else Path("run.py")
         words = [_short(Path(sys.executable)), _short(script)]
     if config is not None and config != default_config():
@@ -24,6 +24,11 @@ def command(config: Path | None = None) -> str:
 
 def default_config() -> Path:
     return Path(os.environ.get("GATEWAY_CONFIG") or "config.yaml")
+
+
+def may_be_built_in(config: Path | None) -> bool:
+    """Whether the shipped config.yaml replaces a missing file: only if none is named."""
+    return config is None and not os.environ.get("GATEWAY_CONFIG")
 
 
 def _short(path: Path) -> str:

@@ -20,6 +20,7 @@ from gateway.config.outgoing import file_problems
 from gateway.config.proxy import read_proxy
 from gateway.errors import clean
 from gateway.secret import Secret
+from gateway.shipped import shipped
 
 
 class ConfigError(Exception):
@@ -32,14 +33,21 @@ class ConfigError(Exception):
         self.warnings = list(warnings)
 
 
-def load(path: Path, environ: Mapping[str, str] = os.environ, **overrides: Any) -> Config:
+def load(
+    path: Path,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    built_in: bool = False,
+    **overrides: Any,
+) -> Config:
     """The checked configuration in `path`; variables also come from `.env` in its folder.
 
+    `built_in` reads the shipped config.yaml as if it were at `path`.
     `overrides` replace members of `server` (from the command line) where not None.
     Raises ConfigError with all problems.
     """
     try:
-        text = path.read_text("utf-8")
+        text = (shipped("config.yaml") if built_in else path).read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "is not UTF-8 text"
         raise ConfigError([f"{path}: {reason}"]) from None

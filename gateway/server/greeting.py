@@ -15,6 +15,7 @@ from gateway.config.load import access_note, lock_out
 from gateway.config.models import Config
 from gateway.config.outgoing import way_of
 from gateway.errors import StartError
+from gateway.shipped import shipped
 
 log = logging.getLogger("gateway")
 
@@ -40,6 +41,12 @@ def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
         way = way_of(agent, agent.base_url, config.outgoing)
         where = "demo, answers by itself" if agent.is_demo else f"{agent.base_url}, {way}"
         log.info("  agent %s: %s (%s)", name, agent.platform, where)
+    if not path.exists():
+        log.info(
+            "  there is no %s, so the built-in routing table is used; to write the file: %s init",
+            path.absolute(),
+            command(),
+        )
     if warning := lock_out(config):
         log.warning("  %s", warning)
     else:
@@ -64,8 +71,8 @@ def _next_steps(config: Config, path: Path, port: int) -> Iterator[str]:
     yield f"try: curl {url}/api/v1/chat -H 'Agent: {next(iter(config.agents))}'{key} -d '{body}'"
     if config.demos:
         yield _make_real(config, path)
-    docs = Path(gateway.__file__).parent.parent / "docs"
-    if docs.is_dir():
+    docs = shipped("docs")
+    if docs.is_dir():  # in a checkout
         yield f"docs: {os.path.relpath(docs)}/configuration.md, api.md, operations.md"
 
 
@@ -74,7 +81,8 @@ def _make_real(config: Config, path: Path) -> str:
     kind = kinds.find(config.agents[name].platform)
     *variables, last = kind.environment if kind and kind.environment else ("",)
     try:
-        is_named = bool(last) and variables[0] in path.read_text("utf-8")
+        file = path if path.exists() else shipped("config.yaml")
+        is_named = bool(last) and variables[0] in file.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         is_named = False
     where = path.parent / ".env"

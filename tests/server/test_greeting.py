@@ -36,6 +36,17 @@ def test_a_terminal_is_told_what_to_do_next(greeted, tmp_path):
     assert "docs: " in lines
 
 
+def test_without_a_file_it_says_where_it_would_go(caplog, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level(logging.INFO, "gateway")
+    path = Path("config.yaml")
+    greet(load(path, {}, built_in=True), path, 3000, for_people=True)
+    told = caplog.text
+    assert f"there is no {tmp_path / path}, so the built-in routing table is used" in told
+    assert f"to write the file: {invocation.command()} init" in told
+    assert "to make it your bot put FASTGPT_BASE_URL and FASTGPT_API_KEY into .env" in told
+
+
 def test_json_logs_have_no_such_noise(greeted):
     lines = "\n".join(greeted(for_people=False))
     assert "listens on" in lines
