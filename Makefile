@@ -8,7 +8,7 @@ STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test coverage lint bench soak format schema wheel image release-files lock lock-bench clean
+.PHONY: help install run test coverage lint bench soak format schema wheel image release-files lock lock-bench lock-docs docs docs-site clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -108,15 +108,12 @@ clean:  ## remove what these commands made
 
 # --- the documentation as a site --------------------------------------------------------------------
 
-.PHONY: docs docs-site lock-docs
-
 # English and Chinese into build/site, warnings are errors. Needs nothing but Sphinx, MyST and Furo.
 docs: $(STAMP)  ## build this documentation as a site, in build/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-docs.lock
 	@$(MAKE) docs-site
 
-# What `make docs` builds, with the Sphinx that is installed already.
-docs-site:
+docs-site:  ## the same with the Sphinx that is installed already
 	$(BIN)/python docs/build.py build/site
 
 lock-docs:
