@@ -11,6 +11,7 @@ from gateway.chat.routing import Target
 from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
 from gateway.errors import GatewayError
 from gateway.platforms.base import Doubt, Step
+from gateway.protocol.exchange import UpstreamRequest
 from gateway.upstream.client import Upstream
 
 log = logging.getLogger("gateway")
@@ -56,10 +57,10 @@ class HealthCache:
 async def _verdict(upstream: Upstream, target: Target) -> str:
     step: Step | str = target.platform.probe()
     for _ in range(MAX_STEPS):
-        if isinstance(step, str):
-            return step
-        request = await resolve(upstream, target, step, fetch_s=_FETCH_S)
-        step = target.platform.verdict(await upstream.fetch(request, target.way, _FETCH_S))
+        asked: UpstreamRequest | str = await resolve(upstream, target, step, fetch_s=_FETCH_S)
+        if isinstance(asked, str):
+            return asked
+        step = target.platform.verdict(await upstream.fetch(asked, target.way, _FETCH_S))
     raise keeps_asking()
 
 
