@@ -1,4 +1,4 @@
-"""The state of the process as gauges, read when somebody asks for the metrics."""
+"""The state of the process as gauges, read at each scrape of the metrics."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ _BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 
 
 def process_gauges(app: web.Application) -> Iterator[Metric]:
-    """Whatever of it there is yet: the ops port may be asked during the start."""
+    """Gauges of what exists so far: the ops port may be scraped during the start."""
     yield InfoMetricFamily("gateway_build", "The version", value={"version": __version__})
     yield _gauge("inflight_requests", "Requests under way", len(app[IN_FLIGHT]))
     words = "Connections beyond server.max_connections"
