@@ -1,4 +1,5 @@
-"""`run.py check --live`: ask every platform who the bot is, and every store whether it is there."""
+"""`run.py check --live`: ask every platform for its bot, and check that every store is
+reachable."""
 
 import asyncio
 import socket
@@ -25,7 +26,7 @@ from gateway.upstream.client import open_upstream
 _PATIENCE_S = 15.0
 _WIDEST = 60  # columns of an address
 
-# Where each store is named: in config.yaml, and as variables.
+# Where each store is configured: in config.yaml, and as variables.
 _SETTINGS = {
     "database": "database (DATABASE_URL)",
     "redis": "redis (REDIS_URL)",
@@ -33,11 +34,11 @@ _SETTINGS = {
 }
 
 State = Literal["ok", "warning", "FAILED", "demo"]
-Row = tuple[str, str, str, State, str]  # name, kind, address, state, words
+Row = tuple[str, str, str, State, str]  # name, kind, address, state, message
 
 
 async def check_live(config: Config) -> list[Row]:
-    """One row for each agent, and one for each store that is configured.
+    """One row for each agent, and one for each configured store.
 
     Only `FAILED` is sure to fail; `warning` names what to check, and `demo` was not asked.
     """
@@ -46,7 +47,8 @@ async def check_live(config: Config) -> list[Row]:
 
 
 async def _agents(config: Config) -> list[Row]:
-    """All at once; demos answer by themselves and only while the gateway runs."""
+    """Ask all agents concurrently. Demos have no upstream to ask: the gateway serves them while it
+    runs."""
     urls = {name: DEMO for name, agent in config.agents.items() if agent.is_demo}
     routing = Routing(config, urls)
     async with open_upstream() as upstream:
@@ -68,7 +70,7 @@ async def _agents(config: Config) -> list[Row]:
 
 
 async def _stores(config: Config) -> list[Row]:
-    """Those on other machines; a file or a folder here shows at the start."""
+    """Check stores on other machines; a local file or folder is checked at the start."""
     rows = []
     if config.uses_postgresql:
         url = config.database.reveal()
@@ -83,7 +85,7 @@ async def _stores(config: Config) -> list[Row]:
 
 
 def _host(url: str) -> str:
-    """Without user and password."""
+    """The host, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
@@ -102,13 +104,13 @@ async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
         words = error.message
     except (StartError, OSError) as error:
         words = _why(error)
-    except Exception as error:  # a driver's own; its words may hold the URL with its password
+    except Exception as error:  # a driver's own; its message may hold the URL with its password
         words = f"{type(error).__name__}: it is not there, or refuses the login"
     return name, kind, where, "FAILED", f"{words.rstrip('.')}; check {_SETTINGS[name]}"
 
 
 def _why(fault: BaseException) -> str:
-    """Drivers wrap the system's error, and give its number where people need words."""
+    """Drivers wrap the system's error and report its number where operators need text."""
     seen = fault
     while seen.__cause__ is not None and not isinstance(seen, OSError):
         seen = seen.__cause__
@@ -149,7 +151,8 @@ async def _bucket(config: Config) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as lines of columns. Names and words may be Chinese: such characters are two wide."""
+    """Rows as lines of columns. Names and messages may be Chinese: such characters are two columns
+    wide."""
     cells = [(name, kind, address[:_WIDEST], state) for name, kind, address, state, _ in rows]
     widths = [max(_width(row[i]) for row in cells) for i in range(4)]
     lines = []

@@ -1,4 +1,4 @@
-"""What the log says at the start: what is odd, the address, the agents, and what to do next."""
+"""The log lines of a start: warnings, the address, the agents, and what to do next."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from gateway.errors import StartError
 
 log = logging.getLogger("gateway")
 
-# The variables in the shipped config.yaml that make an agent the real one.
+# The variables in the shipped config.yaml that connect an agent to its platform.
 _VARIABLES = {
     "fastgpt": "FASTGPT_BASE_URL and FASTGPT_API_KEY",
     "dify": "DIFY_BASE_URL and DIFY_API_KEY",
@@ -29,9 +29,9 @@ _ANY = ("0.0.0.0", "::")  # noqa: S104 - not bound here
 
 
 def look_around(config: Config, folder: Path) -> None:
-    """Log what is odd before anything is made: afterwards a missing folder is there.
+    """Log warnings before the start creates anything: afterwards a missing folder would exist.
 
-    Raises StartError if a folder is missing that the start must not make.
+    Raises StartError if a folder is missing that the start must not create.
     """
     for warning in warnings(config, folder):
         log.warning("%s", warning)
@@ -40,7 +40,7 @@ def look_around(config: Config, folder: Path) -> None:
 
 
 def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
-    """`path` is config.yaml, `for_people` adds what to do next."""
+    """Log the start. `path` is config.yaml; `for_people` adds what to do next."""
     url = _url(config, port, _host(config))
     log.info("AI Gateway %s listens on %s", gateway.__version__, url)
     for name, agent in config.agents.items():
