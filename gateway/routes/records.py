@@ -1,4 +1,4 @@
-"""GET /api/v1/usage and /api/v1/calls: what was used, and each call, for administrators."""
+"""GET /api/v1/usage and /api/v1/calls: usage, and single calls, for administrators."""
 
 import contextlib
 from datetime import UTC, date, datetime, timedelta
@@ -18,14 +18,14 @@ _TEXTS = ("request_id", "caller", "key_id", "user_id", "agent", "end_user")
 _FILTERS = ("from", "to", "surface", "status", "only_errors", *_TEXTS)
 _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200
-_LAST = "g"  # after every id, which are hexadecimal
+_LAST = "g"  # sorts after every id, since ids are hexadecimal
 _FAR_MS = 1 << 53
 _FIRST_DAY = date(1970, 1, 30)
 
 
 async def usage(request: web.Request) -> web.Response:
-    """`?from=&to=` (days, the last 30 if left out) `&group_by=` some of day, agent, caller, key,
-    user. From the roll-ups."""
+    """`?from=&to=` (days; by default the last 30) `&group_by=` some of day, agent, caller, key,
+    user. Read from the roll-ups."""
     require_query(request, "from", "to", "group_by")
     services = await _up_to_date(request)
     today = datetime.now(UTC).date()
@@ -50,7 +50,8 @@ async def usage(request: web.Request) -> web.Response:
 
 
 async def calls(request: web.Request) -> web.Response:
-    """The newest first. `next` of the answer, sent as `?before=`, gives the page that follows.
+    """A page of calls, newest first. The answer's `next`, sent as `?before=`, selects the following
+    page.
 
     Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, end_user, surface,
     status, only_errors=1.
@@ -78,7 +79,7 @@ async def calls(request: web.Request) -> web.Response:
 
 
 async def call(request: web.Request) -> web.Response:
-    """One call; `bodies` if its agent's `capture` kept them."""
+    """One call; `bodies` if its agent's `capture` stored them."""
     services = await _up_to_date(request)
     found = await services.calls.call(_clean(request.match_info["id"]))
     if found is None:
@@ -87,7 +88,7 @@ async def call(request: web.Request) -> web.Response:
 
 
 async def _up_to_date(request: web.Request) -> Services:
-    """With this process's last calls written."""
+    """The services, after this process's last calls are written."""
     services = services_of(request)
     with contextlib.suppress(DatabaseUnavailable):
         await services.recorder.flush()
