@@ -1,4 +1,4 @@
-"""Passwords: argon2, in threads of their own, and never more than a few at once."""
+"""Passwords: argon2 in a small thread pool, with a bounded queue."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -17,19 +17,19 @@ _MAX_WAITING = 64
 
 
 class Passwords:
-    """Hash and check. An unknown user costs the same time as a wrong password."""
+    """Hash and check passwords. An unknown user costs the same time as a wrong password."""
 
     def __init__(self, hasher: "PasswordHasher | None" = None) -> None:
         self._given = hasher
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._waiting = 0
-        self._nobodys: str | None = None  # the hash that an unknown user's password is held against
+        self._nobodys: str | None = None  # the hash to check an unknown user's password against
 
     async def hash(self, password: Secret) -> str:
         return str(await self._run(self._hash, password.reveal()))
 
     async def check(self, stored: str | None, password: Secret) -> bool:
-        """Whether it is the password; `stored` is None for a user who does not exist."""
+        """Whether the password is right; `stored` is None for an unknown user."""
         if self._nobodys is None:
             self._nobodys = await self.hash(Secret("nobody's password"))
         fits = await self._run(self._verify, stored or self._nobodys, password.reveal())
@@ -71,7 +71,7 @@ class Passwords:
 
 
 def check_strength(password: Secret, username: str, param: str = "password") -> None:
-    """Raises InvalidRequest for a password that cannot be taken. `param` is the body's member."""
+    """Raises InvalidRequest for a password that is not acceptable. `param` is the body's member."""
     words = password.reveal()
     if not SHORTEST <= len(words) <= LONGEST:
         raise InvalidRequest(
