@@ -1,7 +1,7 @@
 """Histograms and counters that one thread fills and Prometheus reads.
 
-For what is counted with every request: prometheus-client's own take a lock for each value and more
-than three times as long.
+They count every request: prometheus-client's own take a lock for each value and more than three
+times as long.
 """
 
 from bisect import bisect_left
@@ -31,7 +31,7 @@ class Counts(Collector):
         registry.register(self)
 
     def add(self, labels: Labels) -> None:
-        """One more."""
+        """Add one."""
         self._counts[labels] = self._counts.get(labels, 0) + 1
 
     def collect(self) -> Iterable[Metric]:
@@ -42,7 +42,7 @@ class Counts(Collector):
 
 
 class _Series:
-    """The values of one histogram with the same labels: how many in each bucket alone."""
+    """One histogram's series for one set of labels: the count of each bucket, not cumulated."""
 
     __slots__ = ("counts", "sum")
 
@@ -52,8 +52,8 @@ class _Series:
 
 
 class Histograms(Collector):
-    """A histogram with labels. `bounds` are the upper ones of its buckets, in order and in the
-    metric's unit; what is above the last has a bucket of its own."""
+    """A histogram with labels. `bounds` are the upper bounds of its buckets, in order and in the
+    metric's unit; values above the last one have a bucket of their own."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class Histograms(Collector):
         registry.register(self)
 
     def add(self, labels: Labels, value: float) -> None:
-        """One more value, in the metric's unit."""
+        """Add a value, in the metric's unit."""
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = _Series(len(self._bounds) + 1)

@@ -1,10 +1,10 @@
-"""The writer of the record: calls in, batches out, nothing lost on the way.
+"""The writer of the record: takes calls, writes batches, and loses none on the way.
 
     add() → queue in memory → spool on disk (twice a second) → database → spool file removed
 
-Nothing waits for it. Killing the process loses what the queue holds, half a second at most; while
-the database is away the spool grows up to its bound, and is written in order afterwards. A batch
-whose commit was never confirmed comes again, and the calls' ids keep it from counting twice.
+No request waits for it. Killing the process loses the queue, at most half a second of calls. While
+the database is unavailable the spool grows up to its bound; afterwards it is written in order. A
+batch whose commit was not confirmed is written again; the calls' ids prevent double counting.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ log = logging.getLogger("gateway")
 
 INTERVAL_S = 0.5
 MAX_QUEUED = 100_000  # rows in memory
-MAX_QUEUED_BYTES = 64 << 20  # of the bodies beside them; beyond that rows go without
+MAX_QUEUED_BYTES = 64 << 20  # of bodies in memory; beyond that rows are recorded without them
 _BATCH = 1000  # rows in one transaction
 _RETRY_S = 1.0
 _LAST_WORDS_S = 8.0
@@ -36,7 +36,8 @@ _CHANGES_KEPT_MS = 86_400_000
 
 
 class Recorder:
-    """The directory is told which calls wait and which have reached the database, for quotas."""
+    """Records calls. It reports to the directory, for quotas, which calls wait and which have
+    reached the database."""
 
     def __init__(
         self,
@@ -63,7 +64,7 @@ class Recorder:
 
     @property
     def damaged(self) -> int:
-        """Files of the spool that were set aside."""
+        """Spool files that were set aside."""
         return self._spool.damaged
 
     @property
@@ -72,7 +73,7 @@ class Recorder:
         return len(self._queue) + sum(segment.count for segment in self._segments)
 
     def add(self, call: Call, status: int, error: str, reason: str = "") -> None:
-        """Keep a call that is over. Never waits and never raises."""
+        """Record a finished call. Never waits and never raises."""
         if len(self._queue) >= MAX_QUEUED:
             self.lost += 1
             return
@@ -97,15 +98,15 @@ class Recorder:
             self._tasks.append(asyncio.ensure_future(loop()))
 
     async def _count_what_is_left(self) -> None:
-        """What an earlier process has left counts in the quotas before it is written."""
+        """Count the calls of an earlier process in the quotas before they are written."""
         for segment in self._segments:
-            with contextlib.suppress(OSError):  # which writing it will tell
+            with contextlib.suppress(OSError):  # writing the segment reports the same error
                 rows = await asyncio.to_thread(self._spool.read, segment)
                 if self._directory is not None:
                     self._directory.calls_waiting(_counts(rows))
 
     async def close(self) -> None:
-        """Write what there is; what the database does not take stays in the spool."""
+        """Write the queued calls; what the database does not take stays in the spool."""
         async with self._spooling:  # not between the queue and the disk
             for task in self._tasks:
                 task.cancel()
@@ -124,9 +125,9 @@ class Recorder:
         await asyncio.to_thread(self._spool.close)
 
     async def flush(self) -> None:
-        """Everything recorded so far is in the database. Raises DatabaseUnavailable.
+        """Write everything recorded so far to the database. Raises DatabaseUnavailable.
 
-        A caller who leaves meanwhile does not stop it: rows would be neither here nor there.
+        A disconnecting caller does not cancel it: rows could be lost between queue and database.
         """
         task = asyncio.ensure_future(self._flush())
         self._flushes.add(task)
@@ -140,7 +141,7 @@ class Recorder:
     def _flushed(self, task: asyncio.Task[None]) -> None:
         self._flushes.discard(task)
         if not task.cancelled():
-            task.exception()  # told to whoever still waits
+            task.exception()  # raised to the caller that still waits
 
     # The loops.
 
@@ -175,7 +176,7 @@ class Recorder:
             await asyncio.sleep(_RETRY_S if is_more else _SWEEP_S)
 
     async def sweep(self) -> bool:
-        """Delete some of what is older than it shall be; whether there may be more."""
+        """Delete some rows past their retention. Returns whether more may be left."""
         now = int(time.time() * 1000)
         return await self._calls.expire(
             now - int(self._settings.keep * 1000),
@@ -188,21 +189,21 @@ class Recorder:
     async def _to_spool(self) -> None:
         async with self._spooling:
             for segment in self._segments:
-                if segment.path is None:  # the disk refused it; perhaps it does so no longer
+                if segment.path is None:  # the disk refused it; try again
                     await self._to_disk(segment)
             rows, self._queue, self._queued_bytes = self._queue, [], 0
             if not rows:
                 return
-            # While the database is away files are filled up; else each batch has its own.
+            # While the database is unavailable, batches share files; else each batch has its own.
             last = self._segments[-1] if self.away and len(self._segments) > 1 else None
             try:
                 segment = await asyncio.to_thread(self._spool.keep, rows, last)
-            except (OSError, TypeError) as error:  # the disk, or a value that is no JSON
+            except (OSError, TypeError) as error:  # a disk error, or a value that is not JSON
                 self._refused(rows, error)
             else:
                 if segment is not last:
                     self._segments.append(segment)
-            if self.away:  # the files have them; only what has no file stays in memory
+            if self.away:  # memory keeps only rows without a file
                 for segment in self._segments:
                     if segment.path is not None:
                         segment.rows = None
@@ -214,7 +215,7 @@ class Recorder:
             segment.path, segment.size = kept.path, kept.size
 
     def _refused(self, rows: list[Any], error: Exception) -> None:
-        """The disk does not take them: memory does, up to a bound and without bodies."""
+        """The disk refuses the rows: keep them in memory, up to a bound and without bodies."""
         held = sum(segment.count for segment in self._segments if segment.path is None)
         kept = [(row, None) for row, _ in rows[: max(0, MAX_QUEUED - held)]]
         self.lost += len(rows) - len(kept)
@@ -256,7 +257,7 @@ class Recorder:
                         await self._drop_first()
 
     async def _drop_first(self) -> None:
-        """Forget the first segment and its file. Only for who holds `_spooling`."""
+        """Drop the first segment and its file. The caller must hold `_spooling`."""
         await asyncio.to_thread(self._spool.remove, self._segments.popleft())
 
     async def _write(self, rows: list[Any]) -> None:
@@ -264,8 +265,8 @@ class Recorder:
             await self._write_batch(rows[start : start + _BATCH])
 
     async def _write_batch(self, rows: list[Any]) -> None:
-        """One transaction; if the database refuses it for what is in it, the halves, and in the
-        end the one row that is to blame is left out."""
+        """Write one transaction. If the database refuses a value, write the halves separately,
+        until only the offending row is left out."""
         calls = [tuple(row) for row, _ in rows]
         bodies = [tuple(bodies) for _, bodies in rows if bodies]
         try:
