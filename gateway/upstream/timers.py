@@ -1,4 +1,4 @@
-"""Many timers, most of which are forgotten before their time, for the price of a heap's entry."""
+"""Many timers, most of which are cancelled before they fire, at the cost of a heap entry each."""
 
 import asyncio
 import logging
@@ -9,12 +9,12 @@ from math import inf
 
 log = logging.getLogger("gateway")
 
-_TICK_S = 0.001  # the loop counts whole milliseconds, and rounds: it may ring a little early
-_FEW = 64  # forgotten timers that may lie about, however few others there are
+_TICK_S = 0.001  # the loop rounds to milliseconds, so a timer may fire a little early
+_FEW = 64  # cancelled timers that may stay in the heap in any case
 
 
 class Timer:
-    """`act` is None once it has gone off or has been forgotten."""
+    """`act` is None once the timer has fired or was cancelled."""
 
     __slots__ = ("act",)
 
@@ -23,17 +23,17 @@ class Timer:
 
 
 class Timers:
-    """All timers here share one of the event loop's, which is set for the first of them.
+    """Timers that share one timer of the event loop, set for the first of them.
 
-    The loop's own cost five times as much to set and forget, and four times the memory. A request
-    takes one to five of them, an open stream keeps one.
+    The loop's own cost five times as much to set and cancel, and four times the memory. A request
+    uses one to five of them, an open stream keeps one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._order = count()  # of timers for the same moment; actions cannot be compared
+        self._order = count()  # breaks ties, since actions cannot be compared
         self._heap: list[tuple[float, int, Timer]] = []
-        self._forgotten = 0  # about so many of the heap
+        self._forgotten = 0  # approximate number of cancelled entries in the heap
         self._bell: asyncio.TimerHandle | None = None
         self._rings_at = inf
 
@@ -45,7 +45,7 @@ class Timers:
         return self.loop.time()
 
     def set(self, moment: float, act: Callable[[], None]) -> Timer:
-        """`act` is called at `moment`, in loop time."""
+        """Call `act` at `moment`, in loop time."""
         timer = Timer(act)
         heappush(self._heap, (moment, next(self._order), timer))
         if moment < self._rings_at:
@@ -53,7 +53,7 @@ class Timers:
         return timer
 
     def forget(self, timer: Timer) -> None:
-        """It does not go off any more, if it has not yet."""
+        """Cancel the timer, if it has not fired yet."""
         if timer.act is None:
             return
         timer.act = None
@@ -70,7 +70,7 @@ class Timers:
         self._bell = self.loop.call_at(moment, self._ring)
 
     def _ring(self) -> None:
-        """Call what is due. What that sets anew is for another time, even if it is due as well."""
+        """Fire the due timers. Timers that they set fire in a later call, even if already due."""
         now = self.loop.time()
         due = []
         while self._heap and self._heap[0][0] <= now:
