@@ -34,8 +34,8 @@ class DifyDemo(Demo):
     ) -> None:
         """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow.
 
-        With no `file_types` the app takes no files; otherwise at most `file_limit` per question.
-        `limits_mb` replaces some of the greatest sizes of: image, video, audio, other.
+        Without `file_types` the app takes no files; otherwise at most `file_limit` per question.
+        `limits_mb` overrides some of the size limits of: image, video, audio, other.
         """
         super().__init__(key, **kwargs)
         self.mode = mode
@@ -84,7 +84,8 @@ class DifyDemo(Demo):
         return json({"result": "success"})
 
     def _asking(self, handler: Any) -> Any:
-        """What all questions have in common: a body, a key, and inputs that can be refused."""
+        """Wrap a handler with the common steps of all questions: read the body, check the key, and
+        report refused inputs."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             body = await self.body(request)
@@ -139,7 +140,7 @@ class DifyDemo(Demo):
     def _given(self, body: dict[str, Any]) -> list[GivenFile]:
         """The files of a question; raises RefusedInput."""
         if not self.settings.file_types:
-            return []  # Dify drops them in silence
+            return []  # Dify drops them silently
         check = FileCheck(self.settings, self.file, str(body["user"]))
         if self.mode != "workflow":
             return check.all(body.get("files"))
@@ -151,7 +152,7 @@ class DifyDemo(Demo):
     async def _refuse(
         self, request: web.Request, body: dict[str, Any], words: str
     ) -> web.StreamResponse:
-        """A chatflow or workflow that streams has answered 200 before it looks at its inputs."""
+        """A streaming chatflow or workflow has answered 200 before it checks its inputs."""
         if self.settings.is_easy or body.get("response_mode") != "streaming":
             return _error(400, "invalid_param", words)
         run, workflow, now = new_id(), new_id(), int(time.time())
@@ -212,7 +213,7 @@ class DifyDemo(Demo):
                 frame = {"event": event, **envelope, "id": message, "answer": piece}
                 await stream.write(_frame({**frame, "from_variable_selector": []}))
             end = {"event": "message_end", **envelope, "id": message, "metadata": metadata}
-            # An easy app tells its caller's own files here; a chatflow only those that it made.
+            # An easy app lists its caller's own files here; a chatflow only those that it made.
             shown = (
                 [file.shown(_origin(request)) for file in files] if self.settings.is_easy else []
             )

@@ -1,7 +1,7 @@
 """A FastGPT server of one app, as of 4.12.2.
 
-`[DONE]` comes before `flowResponses`, and only the node results show that a model failed. The limit
-on calls and `stop` are those of 4.14.
+`[DONE]` comes before `flowResponses`, and only the node results show that a model failed. The call
+limit and `stop` are those of 4.14.
 """
 
 from typing import Any
@@ -80,7 +80,7 @@ class FastGPTDemo(Demo):
         stream = await Stream.open(request, _STREAM, _HEADERS)
 
         async def send(name: str, data: bytes) -> None:
-            """With `detail`, `event:` and `data:` are two writes, as FastGPT makes them."""
+            """With `detail`, `event:` and `data:` are two writes, as in FastGPT."""
             if detail:
                 await stream.write(f"event: {name}\n".encode())
             await stream.write(b"data: " + data + b"\n\n")
@@ -108,7 +108,7 @@ class FastGPTDemo(Demo):
 
 
 async def _leave_out_no_type(request: web.Request, response: web.StreamResponse) -> None:
-    """FastGPT's refusals of a stream have no `Content-Type`; aiohttp would write one of its own."""
+    """FastGPT's refusals of a stream have no `Content-Type`; aiohttp would add one."""
     if response.headers.get("Content-Type") == "":
         del response.headers["Content-Type"]
 
