@@ -68,13 +68,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-_PATIENCE_S = 6.0  # for the first answer of the database; then the start goes on without it
+_PATIENCE_S = 6.0  # for the database's first answer; after that the start goes on without it
 
 
 def build(config: Config, access_log: AccessLog | None = None) -> web.Application:
     """The gateway as an aiohttp application. Its resources open when it starts.
 
-    Raises StartError, here or then, for what waiting will not change.
+    Raises StartError, here or at the start, for faults that time does not fix.
     """
     routes = list(all_routes())
     by_handler = {route.handler: route for route in routes}
@@ -106,11 +106,11 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
 
 
 def build_ops(main: web.Application) -> web.Application:
-    """The probes of `main` alone, for a second port that is not the public's."""
+    """The probes of `main` alone, for a second, non-public port."""
     metrics, in_flight = (
         main[METRICS],
         InFlight(tell_to_stop),
-    )  # a probe is not what a stop waits for
+    )  # a stop does not wait for probes
     app = web.Application(
         middlewares=[requestlog(metrics, main[ACCESS_LOG], in_flight), errors(in_flight)]
     )
@@ -124,7 +124,8 @@ def _complete_headers(
     in_flight: InFlight,
 ) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
     async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """What every answer carries, streams and errors too, before its head goes out."""
+        """Add the common headers to every answer, also to streams and errors, before its head is
+        sent."""
         context = request.get(CONTEXT)
         add_request_id(context, response)
         if isinstance(request, web.Request) and context is not None:
@@ -241,8 +242,8 @@ async def _first_admin(
     made_up: Secret,
     show: Callable[[str], None],
 ) -> None:
-    """An empty database gets the account `admin`, with the password `given` or else `made_up`,
-    which `show` is given this once."""
+    """Create the account `admin` in an empty database, with the password `given` or else `made_up`,
+    which is passed to `show` once."""
     if await accounts.has_users():
         if given:
             log.info("ADMIN_PASSWORD is not used: the database has accounts already")
@@ -258,7 +259,7 @@ async def _first_admin(
     except Conflict:
         return  # another replica was quicker
     except DatabaseUnavailable:
-        # It may have been made without our being told; then nobody would know the password.
+        # The account may exist without a confirmation; then its password would be unknown.
         if not given:
             show(f"Account 'admin' may have been made; if so, its password is {made_up.reveal()}")
         raise
@@ -274,7 +275,7 @@ def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             if not any(agent.is_demo for agent in config.agents.values()):
                 return {}
             if not demos:
-                from gateway.demo import Demos  # nobody else pays for loading the simulators
+                from gateway.demo import Demos  # load the simulators only if needed
 
                 demos.append(Demos())
             return await demos[0].urls(config)

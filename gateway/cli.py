@@ -31,20 +31,20 @@ log = logging.getLogger("gateway")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit status."""
+    """Run a command; returns the exit status."""
     _end_when_told()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
         return administer(args) if hasattr(args, "administer") else command(args)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
 def _end_when_told() -> None:
-    """Until the gateway listens to signals by itself. As process 1 of a container it would not
-    get those for which it has no handler, and a reload that comes too early is no reason to end."""
+    """Set signal handlers until the gateway sets its own. Process 1 of a container does not receive
+    signals without a handler, and an early reload must not end the process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
         if hasattr(signal, "SIGHUP"):
@@ -60,7 +60,7 @@ _COMMANDS: dict[str, str] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The options stand before or after the command; both are the same options."""
+    """The parser. Options work both before and after the command."""
     parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
     _add_options(parser, invocation.default_config(), None)
@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="command")
     for name, words in _COMMANDS.items():
         sub = commands.add_parser(name, help=words, description=words)
-        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # leave what came before alone
+        # keep options given before the command
+        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)
         sub.set_defaults(command=globals()[name])
         if name == "check":
             words = "also ask every platform who the bot is and what is missing, and every store"
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_admin_commands(commands: "_Commands") -> None:
-    """What they do is in `admin`, which only they load."""
+    """The commands of `admin`, which is imported only when one of them runs."""
 
     def add(to: "_Commands", action: str, words: str) -> argparse.ArgumentParser:
         sub = to.add_parser(action.rpartition(" ")[2], help=words, description=words)
@@ -125,7 +126,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
 
 
 class _NoPassword(argparse.Action):
-    """Other users of the machine can read a command line, and shells keep it."""
+    """Refuse passwords as arguments: other users of the machine can read a command line, and shells
+    store it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         parser.error("--password: the password is read from standard input, or asked for")
@@ -148,7 +150,7 @@ def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: obj
 
 
 def _load(args: argparse.Namespace) -> "Config | None":
-    """The configuration, or None after its problems have been printed."""
+    """The configuration, or None after printing its problems."""
     from gateway.config import load as configfile
 
     try:
@@ -197,7 +199,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _check_live(config: "Config") -> int:
-    """Ask every platform and store of the configuration; 1 if one of them is sure to fail."""
+    """Check every configured platform and store; returns 1 if one of them is sure to fail."""
     from gateway.server.check import check_live, table
 
     rows = asyncio.run(check_live(config))
@@ -224,7 +226,7 @@ def probe(args: argparse.Namespace) -> int:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/readyz"
     try:
-        # The name on a certificate is not that of the loopback address.
+        # The certificate's name is not that of the loopback address.
         trust = ssl._create_unverified_context() if server.tls else None  # noqa: S323
         with urllib.request.urlopen(url, timeout=5, context=trust) as answer:  # noqa: S310
             print(answer.read().decode())
@@ -262,14 +264,14 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _collect_garbage_less() -> None:
-    """A collection walks over all that is alive: with 200 streams open that was a sixth of an
-    event's cost, and a twentieth of the start. What is made per event is freed by its reference
-    count; only cycles wait for the collector, and they are few."""
+    """Make garbage collection rare. A collection visits all live objects: with 200 open streams it
+    took a sixth of an event's cost, and a twentieth of the start. Per-event objects are freed by
+    reference counting; only cycles need the collector, and they are few."""
     gc.set_threshold(50_000, 20, 100)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it installs, else asyncio's own loop."""
+    """uvloop's event loop where uvloop is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:
