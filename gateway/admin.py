@@ -24,7 +24,7 @@ from gateway.errors import (
     InvalidRequest,
     NotFound,
     StartError,
-    words_of,
+    describe_fault,
 )
 from gateway.http.body import check
 from gateway.routes.accounts import Register
@@ -54,8 +54,8 @@ def run(args: argparse.Namespace, config: Config) -> int:
     except (KeyboardInterrupt, EOFError):
         print("Nothing was changed.", file=sys.stderr)
     except DatabaseUnavailable as error:
-        words = words_of(error.__cause__ or TimeoutError())
-        print(f"The database cannot be used: {words}", file=sys.stderr)
+        reason = describe_fault(error.__cause__ or TimeoutError())
+        print(f"The database cannot be used: {reason}", file=sys.stderr)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
     except StartError as error:
@@ -206,8 +206,8 @@ def _check_settings(settings: dict[str, Any]) -> None:
         check(KeySettings, settings)
     except InvalidRequest as error:
         option = "name" if error.param == "name" else f"--{str(error.param).replace('_', '-')}"
-        words = error.message.replace(f"{error.param!r}", option, 1)
-        raise InvalidRequest(words) from None
+        message = error.message.replace(f"{error.param!r}", option, 1)
+        raise InvalidRequest(message) from None
 
 
 async def _note_same_name(accounts: Accounts, user: User, name: str) -> None:
@@ -250,14 +250,14 @@ async def _list_keys(args: argparse.Namespace, accounts: Accounts, passwords: Pa
 
 
 def _cells(key: ApiKey) -> tuple[str, ...]:
-    told = key.public()
+    public = key.public()
     limits = [f"{name} {value}" for name, value in key.rate_limits.items() if value is not None]
     limits += [f"max {key.max_calls} calls"] if key.max_calls is not None else []
     limits += [f"agents {','.join(key.agents)}"] if key.agents is not None else []
     return (
         key.id, key.created_by, key.name, ",".join(key.permissions),
         key.state, f"{key.calls} calls", "; ".join(limits) or "-",
-        told["last_used_at"] or "never", told["expires_at"] or "never",
+        public["last_used_at"] or "never", public["expires_at"] or "never",
     )  # fmt: skip
 
 

@@ -32,7 +32,7 @@ log = logging.getLogger("gateway")
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns the exit status."""
-    _end_when_told()
+    _exit_on_signals()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     try:
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _end_when_told() -> None:
+def _exit_on_signals() -> None:
     """Set signal handlers until the gateway sets its own. Process 1 of a container does not receive
     signals without a handler, and an early reload must not end the process."""
     if threading.current_thread() is threading.main_thread():
@@ -66,14 +66,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(parser, invocation.default_config(), None)
     parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
-    for name, words in _COMMANDS.items():
-        sub = commands.add_parser(name, help=words, description=words)
+    for name, text in _COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
         # keep options given before the command
         _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)
         sub.set_defaults(command=globals()[name])
         if name == "check":
-            words = "also ask every platform who the bot is and what is missing, and every store"
-            sub.add_argument("--live", action="store_true", help=words)
+            text = "also ask every platform who the bot is and what is missing, and every store"
+            sub.add_argument("--live", action="store_true", help=text)
     _add_admin_commands(commands)
     return parser
 
@@ -81,14 +81,14 @@ def _parser() -> argparse.ArgumentParser:
 def _add_admin_commands(commands: "_Commands") -> None:
     """The commands of `admin`, which is imported only when one of them runs."""
 
-    def add(to: "_Commands", action: str, words: str) -> argparse.ArgumentParser:
-        sub = to.add_parser(action.rpartition(" ")[2], help=words, description=words)
+    def add(to: "_Commands", action: str, text: str) -> argparse.ArgumentParser:
+        sub = to.add_parser(action.rpartition(" ")[2], help=text, description=text)
         _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)
         sub.set_defaults(administer=action)
         return sub
 
-    def group(name: str, words: str) -> "_Commands":
-        parser = commands.add_parser(name, help=words, description=words)
+    def group(name: str, text: str) -> "_Commands":
+        parser = commands.add_parser(name, help=text, description=text)
         _add_options(parser, argparse.SUPPRESS, argparse.SUPPRESS)
         return parser.add_subparsers(required=True)
 
@@ -99,8 +99,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("--email")
     sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users list", "every account")
-    words = "a new password, read from standard input"
-    sub = add(users, "users set-password", words)
+    text = "a new password, read from standard input"
+    sub = add(users, "users set-password", text)
     sub.add_argument("name")
     sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users disable", "no logins and no calls any more").add_argument("name")
@@ -109,14 +109,14 @@ def _add_admin_commands(commands: "_Commands") -> None:
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
     sub.add_argument("name", help="what the key is for")
-    words = "whose key it is: admin's, unless given"
-    sub.add_argument("--user", default="admin", metavar="NAME", help=words)
+    text = "whose key it is: admin's, unless given"
+    sub.add_argument("--user", default="admin", metavar="NAME", help=text)
     sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
-    words = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
-    sub.add_argument("--expires", metavar="WHEN", help=words)
+    text = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
+    sub.add_argument("--expires", metavar="WHEN", help=text)
     sub = add(keys, "keys list", "every key, without its secret")
     sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
     sub = add(keys, "keys revoke", "end a key for good")
@@ -141,11 +141,11 @@ def administer(args: argparse.Namespace) -> int:
 
 
 def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: object) -> None:
-    words = "config.yaml or what GATEWAY_CONFIG names, unless given"
-    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=words)
+    text = "config.yaml or what GATEWAY_CONFIG names, unless given"
+    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=text)
     parser.add_argument("--host", default=otherwise)
-    words = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
-    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=words)
+    text = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
+    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=text)
     parser.add_argument("--port", type=int, default=otherwise)
 
 

@@ -106,7 +106,7 @@ _VERSIONS = (
 class SQLite:
     """One shared connection in a thread of its own; transactions take turns."""
 
-    _AWAY: Errors = (sqlite3.OperationalError, OSError, TimeoutError)
+    _UNAVAILABLE: Errors = (sqlite3.OperationalError, OSError, TimeoutError)
     _REFUSED: Errors = (
         sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError,
     )  # fmt: skip
@@ -121,7 +121,7 @@ class SQLite:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         async with self._turn:
-            with _translated(self._AWAY, self._REFUSED):
+            with _translated(self._UNAVAILABLE, self._REFUSED):
                 conn = await self._open()
                 try:
                     # If this await is cancelled the thread still begins, so the rollback covers it
@@ -241,7 +241,7 @@ class PostgreSQL:
     async def transaction(self) -> AsyncIterator[Connection]:
         import asyncpg
 
-        away = (
+        unavailable = (
             asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.QueryCanceledError,
             asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError,
             asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError,
@@ -253,7 +253,7 @@ class PostgreSQL:
             asyncpg.IntegrityConstraintViolationError,
             OverflowError,
         )
-        with _translated(away, refused):
+        with _translated(unavailable, refused):
             pool = await self._open()
             conn = await pool.acquire(timeout=TIMEOUT_S)
             try:
@@ -266,7 +266,7 @@ class PostgreSQL:
                         await conn.execute("ROLLBACK")
                     raise
                 await conn.execute("COMMIT")
-            except (*away, asyncio.CancelledError):
+            except (*unavailable, asyncio.CancelledError):
                 conn.terminate()  # its next call might hang as well
                 raise
             finally:
@@ -327,7 +327,7 @@ def _load(driver: str) -> Any:
 
 
 @contextlib.contextmanager
-def _translated(away: Errors, refused: Errors) -> Iterator[None]:
+def _translated(unavailable: Errors, refused: Errors) -> Iterator[None]:
     """Translate a driver's errors: the database is unavailable, or it rejects a value."""
     try:
         yield
@@ -335,7 +335,7 @@ def _translated(away: Errors, refused: Errors) -> Iterator[None]:
         if "unique" in str(error).lower():
             raise Taken(str(error)) from error
         raise ValueRefused(f"{type(error).__name__}: {error}") from error
-    except away as error:
+    except unavailable as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
             raise  # the statement is wrong
         raise DatabaseUnavailable from error

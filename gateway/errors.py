@@ -421,18 +421,18 @@ _KEYS = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _URL_PASSWORD = re.compile(r"//[^/\s@]*@")
-_MAX_WORDS = 2000  # characters of an upstream's message that are examined
+_MAX_TEXT = 2000  # characters of an upstream's message that are examined
 MAX_MESSAGE = 500  # characters of a message that a caller gets
 
 
-def clean(text: object, limit: int = _MAX_WORDS) -> str:
+def clean(text: object, limit: int = _MAX_TEXT) -> str:
     """An upstream's message, made safe to forward: no known form of key, no control characters.
 
     The text is cut before it is searched, so its length costs nothing.
     """
-    words = str(text)[: limit + 100]
-    words = "".join(c if c.isprintable() else " " for c in words)
-    return shorten(_KEYS.sub("***", " ".join(words.split())), limit)
+    message = str(text)[: limit + 100]
+    message = "".join(c if c.isprintable() else " " for c in message)
+    return shorten(_KEYS.sub("***", " ".join(message.split())), limit)
 
 
 def looks_like_key(text: str) -> bool:
@@ -449,15 +449,15 @@ def why(error: GatewayError) -> str:
     The fault is stored on the error, since its frames and its cause are freed early.
     """
     if error.cause is None and error.__cause__ is not None:
-        error.cause = words_of(error.__cause__)
-    words = clean(error.message, MAX_MESSAGE)
-    return shorten(f"{words} ({error.cause})") if error.cause else words
+        error.cause = describe_fault(error.__cause__)
+    message = clean(error.message, MAX_MESSAGE)
+    return shorten(f"{message} ({error.cause})") if error.cause else message
 
 
-def words_of(fault: BaseException) -> str:
+def describe_fault(fault: BaseException) -> str:
     """A driver's or the system's own message, cleaned; its class name if it has none."""
-    words = clean(_URL_PASSWORD.sub("//***@", str(fault)), MAX_MESSAGE)
-    return words or (
+    message = clean(_URL_PASSWORD.sub("//***@", str(fault)), MAX_MESSAGE)
+    return message or (
         "no answer in time" if isinstance(fault, TimeoutError) else type(fault).__name__
     )
 

@@ -104,9 +104,9 @@ class Caller:
         """Whether the caller may ask for `name`, which represents `agents`."""
         if self.may_ask_all:
             return True
-        wanted, behind = name.strip().lower(), [agent.lower() for agent in agents]
+        wanted, members = name.strip().lower(), [agent.lower() for agent in agents]
         return all(
-            allowed is None or wanted in allowed or (behind and allowed.issuperset(behind))
+            allowed is None or wanted in allowed or (members and allowed.issuperset(members))
             for allowed in (self.agents, self.within)
         )
 
@@ -159,9 +159,9 @@ def presented_key(
     one wins that has the gateway's form or that `is_known` accepts, else the first. No other code
     reads these headers, so no check can miss one of them.
     """
-    given = headers.get("Authorization", "")
-    is_plain = given.startswith("Bearer s") and given.find(" ", 7) < 0  # nearly always
-    bearer = given[7:] if is_plain else _authorized(given)
+    header = headers.get("Authorization", "")
+    is_plain = header.startswith("Bearer s") and header.find(" ", 7) < 0  # nearly always
+    bearer = header[7:] if is_plain else _authorized(header)
     if bearer and "x-api-key" not in headers and "api-key" not in headers:
         return bearer
     others = (headers.get(name, "") for name in ("x-api-key", "api-key"))

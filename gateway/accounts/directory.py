@@ -79,8 +79,8 @@ class Directory:
         self._wake = asyncio.Event()
         self._next: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self.away: str | None = "not asked yet"  # why the database is unavailable, or None
-        self.cause: BaseException | None = None  # the driver's error that caused `away`
+        self.unavailable: str | None = "not asked yet"  # why the database is unavailable, or None
+        self.cause: BaseException | None = None  # the driver's error that caused `unavailable`
         self.rounds = 0
 
     @property
@@ -120,9 +120,9 @@ class Directory:
             try:
                 await self._round()
             except StartError as error:
-                if self.away != str(error):
+                if self.unavailable != str(error):
                     log.error("The database cannot be used: %s", error)
-                self.away = str(error)
+                self.unavailable = str(error)
             await asyncio.sleep(_PAUSE_S)
 
     async def _round(self) -> None:
@@ -133,19 +133,19 @@ class Directory:
         try:
             await self._sync()
         except DatabaseUnavailable as error:
-            if self.away is None:
+            if self.unavailable is None:
                 log.warning("The database does not answer: %s", why(error))
-            self.away, self.cause = "it does not answer", error.__cause__
+            self.unavailable, self.cause = "it does not answer", error.__cause__
         except StartError:
             raise
         except Exception:
-            if self.away != _UNREADABLE:  # log it once, not at every round
+            if self.unavailable != _UNREADABLE:  # log it once, not at every round
                 log.exception("Reading the accounts failed")
-            self.away = _UNREADABLE
+            self.unavailable = _UNREADABLE
         else:
-            if self.away and self.rounds > 1:
+            if self.unavailable and self.rounds > 1:
                 log.info("The database answers again")
-            self.away = self.cause = None
+            self.unavailable = self.cause = None
         finally:
             if not waited.done():
                 waited.set_result(None)
@@ -228,14 +228,14 @@ class Directory:
 
     async def refresh(self) -> None:
         """Wait for a round that begins after this call. Raises DatabaseUnavailable."""
-        if self.away is not None or self._next is None:
+        if self.unavailable is not None or self._next is None:
             raise DatabaseUnavailable from self.cause
         waited = self._next
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await asyncio.shield(waited)
-        if not waited.done() or self.away is not None:
+        if not waited.done() or self.unavailable is not None:
             raise DatabaseUnavailable from self.cause
 
     # Lookups.

@@ -20,19 +20,19 @@ class Passwords:
     """Hash and check passwords. An unknown user costs the same time as a wrong password."""
 
     def __init__(self, hasher: "PasswordHasher | None" = None) -> None:
-        self._given = hasher
+        self._injected = hasher
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._waiting = 0
-        self._nobodys: str | None = None  # the hash to check an unknown user's password against
+        self._dummy_hash: str | None = None  # the hash to check an unknown user's password against
 
     async def hash(self, password: Secret) -> str:
         return str(await self._run(self._hash, password.reveal()))
 
     async def check(self, stored: str | None, password: Secret) -> bool:
         """Whether the password is right; `stored` is None for an unknown user."""
-        if self._nobodys is None:
-            self._nobodys = await self.hash(Secret("nobody's password"))
-        fits = await self._run(self._verify, stored or self._nobodys, password.reveal())
+        if self._dummy_hash is None:
+            self._dummy_hash = await self.hash(Secret("dummy password"))
+        fits = await self._run(self._verify, stored or self._dummy_hash, password.reveal())
         return bool(fits) and stored is not None
 
     def is_outdated(self, stored: str) -> bool:
@@ -46,7 +46,7 @@ class Passwords:
     def _hasher(self) -> "PasswordHasher":
         from argon2 import PasswordHasher  # loaded with the first password: keys need none
 
-        return self._given or PasswordHasher()
+        return self._injected or PasswordHasher()
 
     def _hash(self, password: str) -> str:
         return self._hasher.hash(password)
@@ -72,14 +72,14 @@ class Passwords:
 
 def check_strength(password: Secret, username: str, param: str = "password") -> None:
     """Raises InvalidRequest for a password that is not acceptable. `param` is the body's member."""
-    words = password.reveal()
-    if not SHORTEST <= len(words) <= LONGEST:
+    text = password.reveal()
+    if not SHORTEST <= len(text) <= LONGEST:
         raise InvalidRequest(
             f"The password must have {SHORTEST} to {LONGEST} characters.", param=param
         )
-    if words.casefold() == username.casefold():
+    if text.casefold() == username.casefold():
         raise InvalidRequest("The password must differ from the user name.", param=param)
     try:
-        words.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InvalidRequest("The password is not valid text.", param=param) from None

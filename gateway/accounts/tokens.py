@@ -125,7 +125,7 @@ def signing_secret(config: Config) -> Secret:
     return Secret(found)
 
 
-def _create(path: Path, words: str) -> None:
+def _create(path: Path, content: str) -> None:
     """Create the file atomically: of two gateways that start together, the second finds the first
     one's complete file."""
     make_folder(path.parent)
@@ -133,7 +133,7 @@ def _create(path: Path, words: str) -> None:
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
-            file.write(words)
+            file.write(content)
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:

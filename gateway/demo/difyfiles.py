@@ -66,8 +66,8 @@ def upload_problem(form: Form, limits_mb: Mapping[str, int]) -> tuple[int, str, 
     if not media_type(file):
         return 415, "unsupported_file_type", "File type not allowed."
     if not file.name:
-        words = "The specified filename does not exist."
-        return 400, "filename_not_exists_error", words
+        message = "The specified filename does not exist."
+        return 400, "filename_not_exists_error", message
     if "/" in file.name or "\\" in file.name:
         return 400, "invalid_param", "Filename contains invalid characters"
     limit_mb = limits_mb.get(kind_of(file.name, ""), limits_mb["other"])
@@ -183,8 +183,10 @@ class FileCheck:
         # A workflow requires the type that it detects; the other apps accept the caller's.
         is_strict = self.settings.mode == "workflow"
         if is_strict and specified and specified != detected:
-            words = "Detected file type does not match the specified type. Please verify the file."
-            raise RefusedInput(words)
+            message = (
+                "Detected file type does not match the specified type. Please verify the file."
+            )
+            raise RefusedInput(message)
         if not specified or specified == "custom":
             return detected
         if specified not in _TYPES:

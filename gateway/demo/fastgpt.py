@@ -58,18 +58,18 @@ class FastGPTDemo(Demo):
             return await _refuse(request, _BAD_KEY) if streamed else json(_BAD_KEY, 500)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
-            words = "messages is empty"
+            message = "messages is empty"
             if streamed:
-                return await _refuse(request, {"message": words})
-            return json(_error(500, words), 500)
+                return await _refuse(request, {"message": message})
+            return json(_error(500, message), 500)
         asked = messages[-1] if isinstance(messages[-1], dict) else {}
         question = text(asked)
         chat_id = str(body.get("chatId") or new_id())
         earlier = self.remember(chat_id, question)
         speech = speak("FastGPT", question, earlier, files(asked))
         if speech.fault == "limit":
-            words = "Rate limit exceeded. Please try again in 1 seconds."
-            return json({"code": 429, "statusText": "error", "message": words, "data": None}, 429)
+            message = "Rate limit exceeded. Please try again in 1 seconds."
+            return json({"code": 429, "statusText": "error", "message": message, "data": None}, 429)
         if streamed:
             return await self._stream(request, speech, detail, question)
         return json(_whole(speech, detail, question, chat_id))
@@ -113,8 +113,8 @@ async def _leave_out_no_type(request: web.Request, response: web.StreamResponse)
         del response.headers["Content-Type"]
 
 
-def _error(code: int, words: str) -> dict[str, Any]:
-    return {"code": code, "statusText": "", "message": words, "data": None}
+def _error(code: int, message: str) -> dict[str, Any]:
+    return {"code": code, "statusText": "", "message": message, "data": None}
 
 
 _BAD_KEY = {

@@ -57,7 +57,7 @@ def speak(platform: str, question: str, earlier: list[str], files: Sequence[str]
     language = "ja" if _JA.search(asked) else "zh" if _ZH.search(asked) else "en"
     before = last_question(earlier[-1])[:100] if earlier else ""
     names = [" ".join(name.split())[:100] for name in files]
-    text = _WORDS[language](platform, asked[:200], before, names)
+    text = _ANSWERS[language](platform, asked[:200], before, names)
     if "#long" in last:
         text = f"{text}\n" * 20
     thought = _THOUGHTS[language] if _THINK.search(last) else ""
@@ -105,7 +105,7 @@ def _japanese(platform: str, asked: str, before: str, files: list[str]) -> str:
     )
 
 
-_WORDS = {"zh": _chinese, "en": _english, "ja": _japanese}
+_ANSWERS = {"zh": _chinese, "en": _english, "ja": _japanese}
 _THOUGHTS = {
     "zh": "用户想看思考过程 🤔。这是演示，所以我只说明自己是演示，再重复问题。",
     "en": "The user wants to see me think 🤔. I am a demo, so I say that and repeat the question.",

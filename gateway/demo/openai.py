@@ -56,8 +56,8 @@ class OpenAIDemo(Demo):
             return refusal
         messages = [m for m in body.get("messages") or [] if isinstance(m, dict)]
         if not messages:
-            words = "'messages' must be a non-empty array."
-            return error(400, words, "invalid_request_error", "invalid_value")
+            message = "'messages' must be a non-empty array."
+            return error(400, message, "invalid_request_error", "invalid_value")
         asked = [m for m in messages if m.get("role") == "user"] or [{}]
         earlier = [text(m) for m in asked[:-1]]
         speech = speak(self.platform, text(asked[-1]), earlier, files(asked[-1]))

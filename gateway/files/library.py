@@ -98,7 +98,7 @@ class Files:
         self._cleaning: set[asyncio.Task[None]] = set()
         self._coming: Counter[str] = Counter()  # uploads in flight, by owner
         self._checked = asyncio.Event()
-        self.away = ""  # why the store cannot be used, as a sentence
+        self.unavailable = ""  # why the store cannot be used, as a sentence
 
     async def open(self) -> None:
         await self._store.open()
@@ -128,19 +128,19 @@ class Files:
             await asyncio.sleep(seconds)
 
     async def _check(self) -> None:
-        away = self.away
+        unavailable = self.unavailable
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._store.check()
-            self.away = ""
+            self.unavailable = ""
         except TimeoutError:
-            self.away = "The file store does not answer."
+            self.unavailable = "The file store does not answer."
         except GatewayError as error:
-            self.away = error.message
+            self.unavailable = error.message
         finally:
             self._checked.set()
-        if self.away != away:
-            log.warning("Files: %s", self.away or "the store is back")
+        if self.unavailable != unavailable:
+            log.warning("Files: %s", self.unavailable or "the store is back")
 
     # One file.
 
@@ -182,19 +182,19 @@ class Files:
         """
         now = datetime.fromtimestamp(self._clock(), UTC)
         name = f"uploads/{now:%Y/%m/%d}/{_new_core(owner, now)}.{extension}"
-        mime, told = mime_of(extension), ("", "")
+        mime, details = mime_of(extension), ("", "")
 
         async def whole() -> AsyncIterator[bytes]:
-            nonlocal told
+            nonlocal details
             async for chunk in chunks:
                 yield chunk
-            told = await finish()
+            details = await finish()
 
         how = disposition(title, mime)
         try:
             size = await self._store.put(name, whole(), served_as(mime), how)
             created_ms = int(now.timestamp() * 1000)
-            file = StoredFile(name, title, size, told[0], created_ms, told[1], _hash(owner))
+            file = StoredFile(name, title, size, details[0], created_ms, details[1], _hash(owner))
             await self._store.write(_about(name), orjson.dumps(asdict(file)))
         except BaseException:  # the file may have been stored just before this
             await self._clean_up(name)
@@ -385,10 +385,10 @@ def _new_core(owner: str, now: datetime) -> str:
     return f"{_mark(owner)}{of_day:07x}{chance}"
 
 
-def clean_title(given: str) -> str:
+def clean_title(name: str) -> str:
     """A client's file name, made safe to show and to send back: no folders, no control
     characters."""
-    text = re.sub("[\ud800-\udfff]", "\ufffd", given)
+    text = re.sub("[\ud800-\udfff]", "\ufffd", name)
     text = unicodedata.normalize("NFC", text.replace("%22", '"'))
     text = re.split(r"[/\\]", text)[-1]
     text = "".join(c for c in text if c.isprintable()).strip().strip(".") or "file"

@@ -162,8 +162,8 @@ class LocalFiles:
         except OSError as error:
             if error.errno in _FULL:
                 raise StorageFull from error
-            words = f"The folder for files cannot be used: {error.strerror}."
-            raise StorageUnavailable(words) from error
+            message = f"The folder for files cannot be used: {error.strerror}."
+            raise StorageUnavailable(message) from error
 
 
 def _begin(draft: Path, opened: list[IO[bytes]]) -> None:

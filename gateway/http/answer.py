@@ -56,7 +56,7 @@ log = logging.getLogger("gateway")
 ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
 
 _LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
-LAST_WORDS_S = 10.0  # to send the end of a stream to a caller that reads slowly
+END_S = 10.0  # to send the end of a stream to a caller that reads slowly
 
 
 def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
@@ -318,7 +318,7 @@ class _Stream:
         """Send the last frames, or the error if the answer broke off."""
         assert self._response is not None
         self._run.close()  # free the agent's slot before waiting for a slow caller
-        with self._run.until(self._run.timers.now() + LAST_WORDS_S):
+        with self._run.until(self._run.timers.now() + END_S):
             # Do not report a stop that arrives just after the answer became complete.
             if error is not None and not self._last:
                 self._request[CONTEXT].failed(error)
@@ -466,5 +466,5 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _too_long(run: Run) -> UpstreamTimeout:
-    words = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
-    return UpstreamTimeout(words, should_retry=False)
+    message = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
+    return UpstreamTimeout(message, should_retry=False)

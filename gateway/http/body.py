@@ -138,10 +138,10 @@ async def _read(request: web.Request, most: int) -> bytes:
             if size > LARGE:
                 _hold(request, size)
         else:
-            told = request.content_length or 0
-            if told > most:
+            announced = request.content_length or 0
+            if announced > most:
                 raise _too_large(most)
-            _hold(request, told)
+            _hold(request, announced)
             async with asyncio.timeout(BODY_S):
                 while size <= most and (piece := await content.readany()):
                     pieces.append(piece)
@@ -150,8 +150,8 @@ async def _read(request: web.Request, most: int) -> bytes:
         if size > most:
             raise _too_large(most)
     except TimeoutError:
-        words = f"The body did not come within {BODY_S:g} s; send it again."
-        raise SenderTooSlow(words) from None
+        message = f"The body did not come within {BODY_S:g} s; send it again."
+        raise SenderTooSlow(message) from None
     except web.RequestPayloadError:
         raise InvalidRequest("The body is not complete, or not framed as HTTP says.") from None
     if len(pieces) == 1:
@@ -266,11 +266,11 @@ def check(model: type[M], value: dict[str, Any]) -> M:
         first = problems[0]
         path = ".".join(str(step) for step in first["loc"])
         more = f" ({len(problems)} problems in all.)" if len(problems) > 1 else ""
-        raise InvalidRequest(f"{path!r} {_words(first)}.{more}", param=path or None) from None
+        raise InvalidRequest(f"{path!r} {_complaint(first)}.{more}", param=path or None) from None
 
 
 # pydantic's messages name Python types; callers know JSON. Braces are filled from `ctx`.
-_WORDS = {
+_COMPLAINTS = {
     "missing": "is missing",
     "extra_forbidden": "is not known here",
     "string_type": "must be a text",
@@ -291,13 +291,13 @@ _WORDS = {
 _KINDS_OF_VALUES = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
-def _words(problem: Any) -> str:
+def _complaint(problem: Any) -> str:
     """Describe one pydantic error as a phrase that follows the member's name."""
     kind: str = problem["type"]
     if kind == "value_error":
         return str(problem["ctx"]["error"]).rstrip(".")
-    if kind in _WORDS:
-        return _WORDS[kind].format_map(problem.get("ctx", {}))
+    if kind in _COMPLAINTS:
+        return _COMPLAINTS[kind].format_map(problem.get("ctx", {}))
     wanted = _KINDS_OF_VALUES.get(kind.partition("_")[0])
     return f"must be {wanted}" if wanted else "has a value that is not allowed"
 
@@ -305,7 +305,7 @@ def _words(problem: Any) -> str:
 async def read_settings(
     request: web.Request,
     model: type[M],
-    told: Container[str] = frozenset(),
+    read_only: Container[str] = frozenset(),
     query: tuple[str, ...] = (),
     *,
     is_optional: bool = False,
@@ -323,7 +323,7 @@ async def read_settings(
         return check(model, {})
     value = await read_small(request)
     known = [name for field in model.model_fields.items() for name in _names(*field)]
-    require_known([name for name in value if name not in told], known)
+    require_known([name for name in value if name not in read_only], known)
     return check(model, value)
 
 
@@ -376,8 +376,8 @@ def require_bounds(value: Any, path: str = "", depth: int = 0) -> None:
         size, most = len(value), _MOST[type(value)]
     if size > most or depth > MAX_DEPTH:
         where = f"{path!r}" if path else "The body"
-        words = "is nested too deeply" if depth > MAX_DEPTH else f"is too long (at most {most})"
-        raise InvalidRequest(f"{where} {words}.", param=path or None)
+        complaint = "is nested too deeply" if depth > MAX_DEPTH else f"is too long (at most {most})"
+        raise InvalidRequest(f"{where} {complaint}.", param=path or None)
     if isinstance(value, dict):
         for name, inner in value.items():
             require_bounds(inner, f"{path}.{name[:100]}".lstrip("."), depth + 1)
@@ -408,9 +408,9 @@ def at_most(most: int) -> BeforeValidator:
     return BeforeValidator(check_length)
 
 
-def envelope(data: Any, **beside: Any) -> web.Response:
+def envelope(data: Any, **extra: Any) -> web.Response:
     """`{code, success, msg, data}`; `extra` is added at the top level."""
-    body = {"code": 0, "success": True, "msg": "Success", "data": data, **beside}
+    body = {"code": 0, "success": True, "msg": "Success", "data": data, **extra}
     return web.json_response(body, dumps=lambda value: orjson.dumps(value).decode())
 
 

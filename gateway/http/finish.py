@@ -54,7 +54,7 @@ def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
         headers["Strict-Transport-Security"] = "max-age=31536000"
 
 
-def tell_to_stop(request: web.Request) -> None:
+def mark_stopped(request: web.Request) -> None:
     """Mark the request as stopped, before it is cancelled. `middlewares.errors` answers with this
     if nothing has been sent."""
     request[CONTEXT].stopped = Stopping()

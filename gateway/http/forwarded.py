@@ -21,8 +21,8 @@ def client_origin(request: web.Request) -> str:
     scheme, host = request.scheme, request.host
     trusted = state_of(request).config.server.trusted_proxies
     if _is_in(_unmapped(request.remote or ""), trusted):
-        told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
-        scheme = told if told in ("http", "https") else scheme
+        proto = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+        scheme = proto if proto in ("http", "https") else scheme
         host = request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip() or host
     return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
 

@@ -5,15 +5,15 @@ import contextlib
 from collections.abc import Callable
 from typing import Any
 
-_LAST_WORDS_S = 5.0  # for cancelled requests to send their error
+_CANCEL_S = 5.0  # for cancelled requests to send their error
 
 
 class InFlight:
     """Counts requests in flight. `stopping` is set once and for good: no request begins after that.
-    `tell` is called for each request that the drain has to cancel, before its task is cancelled."""
+    `on_cancel` is called for each request that the drain cancels, before its task is cancelled."""
 
-    def __init__(self, tell: Callable[[Any], None]) -> None:
-        self._tell = tell
+    def __init__(self, on_cancel: Callable[[Any], None]) -> None:
+        self._on_cancel = on_cancel
         self._under_way: dict[asyncio.Task[object], object] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()  # set when a request ends while the process stops
@@ -53,9 +53,9 @@ class InFlight:
             return 0
         rest = list(self._under_way.items())
         for task, request in rest:
-            self._tell(request)
+            self._on_cancel(request)
             task.cancel()
-        await self._are_over(_LAST_WORDS_S)
+        await self._are_over(_CANCEL_S)
         return len(rest)
 
     async def _are_over(self, patience_s: float) -> bool:

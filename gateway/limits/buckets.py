@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any, TypeVar
 
 from gateway.limits.redis import RedisBuckets
-from gateway.limits.rules import LEASE_S, Given, Take
+from gateway.limits.rules import LEASE_S, Decision, Take
 
 log = logging.getLogger("gateway")
 
@@ -43,20 +43,20 @@ class LocalBuckets:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (level, at ms)
         self._holders: dict[str, set[str]] = {}
 
-    def take(self, asked: list[Take]) -> list[Given]:
+    def take(self, asked: list[Take]) -> list[Decision]:
         """Take from all buckets or from none; `take_token.lua` does the same in Redis."""
         now = self._clock() * 1000
         if len(asked) == 1:  # by far the most common case: only a caller's rate
-            said, level = self._look(asked[0], now)
-            if said.gives:
+            decision, level = self._look(asked[0], now)
+            if decision.allowed:
                 self._keep(asked[0], level, now)
-            return [said]
+            return [decision]
         looks = [self._look(take, now) for take in asked]
-        given = [said for said, _ in looks]
-        if all([said.gives for said in given]):
+        decisions = [decision for decision, _ in looks]
+        if all([decision.allowed for decision in decisions]):
             for take, (_, level) in zip(asked, looks, strict=True):
                 self._keep(take, level, now)
-        return given
+        return decisions
 
     def _keep(self, take: Take, level: float, now: float) -> None:
         """Apply a take that `_look` has allowed."""
@@ -65,24 +65,24 @@ class LocalBuckets:
         elif take.kind == "slots":
             self._holders.setdefault(take.key, set()).add(str(take.c))
 
-    def _look(self, take: Take, now: float) -> tuple[Given, float]:
+    def _look(self, take: Take, now: float) -> tuple[Decision, float]:
         """A bucket's answer, and the level that the take would leave."""
         capacity = int(take.a)
         if take.kind == "slots":
             held = len(self._holders.get(take.key, ()))
-            return Given(held < capacity, max(0, capacity - held - 1), 1000, 0), 0.0
+            return Decision(held < capacity, max(0, capacity - held - 1), 1000, 0), 0.0
         if take.quota is not None:
             used = take.quota.used
-            return Given(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
+            return Decision(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
         level, cost = self._level(take, now), float(take.c)
         needed = cost or 1.0
-        gives, wait_ms = level + _HAIR >= needed, 0
-        if gives:
+        allowed, wait_ms = level + _HAIR >= needed, 0
+        if allowed:
             level -= cost
         else:
             wait_ms = ceil((needed - level) / take.b)
-        remains = int(level + _HAIR) if level > 0 else 0
-        return Given(gives, remains, wait_ms, ceil((take.a - level) / take.b)), level
+        remaining = int(level + _HAIR) if level > 0 else 0
+        return Decision(allowed, remaining, wait_ms, ceil((take.a - level) / take.b)), level
 
     def _level(self, take: Take, now: float) -> float:
         kept = self._levels.get(take.key)
@@ -108,14 +108,14 @@ class LocalBuckets:
         if not holders:
             self._holders.pop(take.key, None)
 
-    def follow(self, asked: list[Take], given: list[Given]) -> None:
+    def follow(self, asked: list[Take], decisions: list[Decision]) -> None:
         """Copy Redis's levels, so that no caller gets a fresh bucket when Redis becomes
         unavailable."""
         now = self._clock() * 1000
-        taken = all(said.gives for said in given)
-        for take, said in zip(asked, given, strict=True):
+        taken = all(decision.allowed for decision in decisions)
+        for take, decision in zip(asked, decisions, strict=True):
             if take.kind in ("rate", "tokens"):
-                self._put(take, float(said.remains), now)
+                self._put(take, float(decision.remaining), now)
             elif take.kind == "slots" and taken:
                 self._holders.setdefault(take.key, set()).add(str(take.c))
 
@@ -129,7 +129,7 @@ class Buckets:
         self._background: set[asyncio.Task[Any]] = set()
         self._held: dict[str, Take] = {}  # slots of calls in flight, by holder
         self._owed: dict[str, Take] = {}  # slots that Redis may still count for ended calls
-        self.away = False  # Redis is configured but does not answer
+        self.unavailable = False  # Redis is configured but does not answer
         self.failures = 0
 
     @property
@@ -138,7 +138,7 @@ class Buckets:
 
     @property
     def is_shared(self) -> bool:
-        return self._redis is not None and not self.away
+        return self._redis is not None and not self.unavailable
 
     async def open(self) -> None:
         """Start with Redis if it answers, else keep trying."""
@@ -152,7 +152,7 @@ class Buckets:
 
     async def close(self) -> None:
         """Stop. Slots that calls released at the end are also released in Redis."""
-        if self._redis is not None and self._owed and not self.away:
+        if self._redis is not None and self._owed and not self.unavailable:
             with contextlib.suppress(Exception):
                 await self._within(_PATIENCE_S, self._give_back_owed())
         for task in self._background:
@@ -162,29 +162,29 @@ class Buckets:
         if self._redis is not None:
             await self._redis.close()
 
-    async def take(self, asked: list[Take]) -> list[Given]:
+    async def take(self, asked: list[Take]) -> list[Decision]:
         """Each bucket's answer; nothing is taken unless all of them allow it."""
         redis = self._redis
-        if redis is None or self.away or not asked:
-            given = self._local.take(asked)
+        if redis is None or self.unavailable or not asked:
+            decisions = self._local.take(asked)
         else:
             try:
-                given = await self._within(
+                decisions = await self._within(
                     DEADLINE_S, redis.take(asked), lambda late: self._too_late(asked, late)
                 )
             except Exception as error:
                 self._lost(error)
-                given = self._local.take(asked)
+                decisions = self._local.take(asked)
             else:
-                self._local.follow(asked, given)
-        if all([said.gives for said in given]):
+                self._local.follow(asked, decisions)
+        if all([decision.allowed for decision in decisions]):
             for take in asked:
                 if take.quota is not None:
                     take.quota.pending += 1
                 elif take.kind == "slots" and redis is not None:
                     self._held[str(take.c)] = take
                     self._owed.pop(str(take.c), None)
-        return given
+        return decisions
 
     def release(self, asked: Sequence[Take]) -> None:
         """Release the slots, in the background."""
@@ -199,7 +199,7 @@ class Buckets:
         for take in asked:
             if take.quota is not None:
                 take.quota.pending = max(0, take.quota.pending - 1)
-                if self._redis is not None and not self.away:
+                if self._redis is not None and not self.unavailable:
                     self._spawn(self._quietly(self._redis.uncount(take)))
 
     def spend(self, asked: Sequence[Take], tokens: int) -> None:
@@ -207,20 +207,24 @@ class Buckets:
         for take in asked:
             if take.kind == "tokens" and tokens:
                 self._local.spend(take, tokens)
-                if self._redis is not None and not self.away:
+                if self._redis is not None and not self.unavailable:
                     self._spawn(self._quietly(self._redis.spend(take, tokens)))
 
     # Takes whose request has gone on or ended, and slots.
 
-    def _too_late(self, asked: list[Take], given: list[Given] | None) -> None:
+    def _too_late(self, asked: list[Take], decisions: list[Decision] | None) -> None:
         """Undo a take that ended after its request had left or gone on without it.
 
-        `given` is None if it is unknown what Redis did.
+        `decisions` is None if it is unknown what Redis did.
         """
         for take in asked:
             if take.kind == "slots" and str(take.c) not in self._held:
                 self._owe(take)
-        if given and all([said.gives for said in given]) and self._redis is not None:
+        if (
+            decisions
+            and all([decision.allowed for decision in decisions])
+            and self._redis is not None
+        ):
             for take in asked:
                 if take.kind == "quota":
                     self._spawn(self._quietly(self._redis.uncount(take)))
@@ -228,7 +232,7 @@ class Buckets:
     def _owe(self, take: Take) -> None:
         if len(self._owed) < _MAX_BACKGROUND:  # beyond that their leases end them
             self._owed[str(take.c)] = take
-        if not self.away and len(self._owed) == 1:
+        if not self.unavailable and len(self._owed) == 1:
             self._spawn(self._quietly(self._give_back_owed()))
 
     async def _give_back_owed(self) -> None:
@@ -246,7 +250,7 @@ class Buckets:
         renewed = 0.0
         while True:
             await asyncio.sleep(_RETRY_S)
-            if self.away:
+            if self.unavailable:
                 continue
             if self._owed:
                 await self._quietly(self._give_back_owed())
@@ -258,8 +262,8 @@ class Buckets:
 
     def _lost(self, error: Exception) -> None:
         self.failures += 1
-        if not self.away:
-            self.away = True
+        if not self.unavailable:
+            self.unavailable = True
             why = "too slow" if isinstance(error, TimeoutError) else type(error).__name__
             log.warning("Redis: %s; each process limits by itself until it is back", why)
             self._spawn(self._come_back())
@@ -274,7 +278,7 @@ class Buckets:
                 await self._within(DEADLINE_S, self._redis.take([_PROBE]))
                 if self._held:  # Redis may have lost them, or never had them
                     await self._within(_PATIENCE_S, self._redis.hold(list(self._held.values())))
-                self.away = False
+                self.unavailable = False
                 log.info("Redis answers again; limits are shared")
                 return
 

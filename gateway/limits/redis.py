@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.models import Redis
-from gateway.limits.rules import LEASE_S, Given, Take
+from gateway.limits.rules import LEASE_S, Decision, Take
 
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 _MAX_CONNECTIONS = 64
@@ -27,14 +27,14 @@ class RedisBuckets:
         self._queue: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
 
-    async def take(self, asked: list[Take]) -> list[Given]:
+    async def take(self, asked: list[Take]) -> list[Decision]:
         args: list[Any] = ["check"]
         for take in asked:
             kind = "rate" if take.kind == "tokens" else take.kind
             args += (kind, _number(take.a), _number(take.b), take.c)
         out = await self._run([self._key(take) for take in asked], args)
         return [
-            Given(bool(out[i]), int(out[i + 1]), int(out[i + 2]), int(out[i + 3]))
+            Decision(bool(out[i]), int(out[i + 1]), int(out[i + 2]), int(out[i + 3]))
             for i in range(0, len(out), 4)
         ]
 

@@ -44,11 +44,11 @@ class Take:
     quota: Quota | None = None
 
 
-class Given(NamedTuple):
+class Decision(NamedTuple):
     """One bucket's answer. `wait_ms`: until it allows the take; `full_ms`: until it is full."""
 
-    gives: bool
-    remains: int
+    allowed: bool
+    remaining: int
     wait_ms: int
     full_ms: int
 
@@ -129,23 +129,23 @@ def login_takes(limits: RateLimits, address: str, username: str | None) -> list[
     return [_rate(f"{{name-{name}}}:login", limits.login)]
 
 
-def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
+def refusal(asked: list[Take], decisions: list[Decision]) -> GatewayError | None:
     """The error for the bucket that keeps the caller waiting longest, or None."""
-    worst: tuple[Take, Given] | None = None
-    for take, said in zip(asked, given, strict=True):
-        if said.gives:
+    worst: tuple[Take, Decision] | None = None
+    for take, decision in zip(asked, decisions, strict=True):
+        if decision.allowed:
             continue
         if take.kind == "quota":
             return _used_up(take)
-        if worst is None or said.wait_ms > worst[1].wait_ms:
-            worst = take, said
+        if worst is None or decision.wait_ms > worst[1].wait_ms:
+            worst = take, decision
     if worst is None:
         return None
-    take, said = worst
-    wait_s = said.wait_ms / 1000
+    take, decision = worst
+    wait_s = decision.wait_ms / 1000
     if take.kind == "slots":
-        words = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
-        return TooManyAtOnce(words, retry_after_s=1.0)
+        message = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
+        return TooManyAtOnce(message, retry_after_s=1.0)
     what = "tokens" if take.kind == "tokens" else "calls"
     wait_s = max(wait_s, 0.001)
     return RateLimited(
@@ -159,10 +159,10 @@ def _used_up(take: Take) -> CallsUsedUp:
     quota = take.quota
     assert quota is not None
     if quota.period:
-        words = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
+        message = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
     else:
-        words = f"All {quota.limit} calls of this API key are used."
-    return CallsUsedUp(words + " Ask an administrator for more.")
+        message = f"All {quota.limit} calls of this API key are used."
+    return CallsUsedUp(message + " Ask an administrator for more.")
 
 
 def _per(per_ms: float) -> str:
@@ -176,19 +176,19 @@ def _per(per_ms: float) -> str:
 _NAMES = {"rate": headernames.LIMITS["requests"], "tokens": headernames.LIMITS["tokens"]}
 
 
-def headers(asked: list[Take], given: list[Given]) -> dict[str, str]:
+def headers(asked: list[Take], decisions: list[Decision]) -> dict[str, str]:
     """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
     out: dict[str, str] = {}
-    for take, said in zip(asked, given, strict=True):
+    for take, decision in zip(asked, decisions, strict=True):
         names = _NAMES.get(take.kind)
         if names is None:
             continue
         limit, remaining, reset = names
-        if remaining in out and said.remains >= int(out[remaining]):
+        if remaining in out and decision.remaining >= int(out[remaining]):
             continue
         out[limit] = str(int(take.a))
-        out[remaining] = str(said.remains)
-        out[reset] = duration(said.full_ms)
+        out[remaining] = str(decision.remaining)
+        out[reset] = duration(decision.full_ms)
     return out
 
 

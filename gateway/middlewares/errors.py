@@ -96,20 +96,20 @@ def forget_frames(failure: BaseException | None) -> None:
 
 def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
     """The error as an answer."""
-    told = headers(error)
+    extra = headers(error)
     if context := request.get(CONTEXT):
         context.failed(error)
         for name in ("agent", "attempts"):
             if name in context.noted:
-                told[f"x-gateway-{name}"] = header_value(str(context.noted[name]))
+                extra[f"x-gateway-{name}"] = header_value(str(context.noted[name]))
         if context.route and "agent" in context.noted:
-            told["x-gateway-agent"] = header_value(context.route)
+            extra["x-gateway-agent"] = header_value(context.route)
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
     return web.Response(
         status=error.status,
         body=orjson.dumps(body),
         content_type="application/json",
-        headers=told,
+        headers=extra,
     )
 
 

@@ -20,7 +20,7 @@ from gateway.http.context import (
 )
 from gateway.http.endpoint import Route
 from gateway.limits.buckets import Buckets
-from gateway.limits.rules import Class, Given, Take, headers, login_takes, refusal, takes
+from gateway.limits.rules import Class, Decision, Take, headers, login_takes, refusal, takes
 from gateway.telemetry.call import Call, Surface
 
 
@@ -84,15 +84,19 @@ def _asked(context: Context, limits: RateLimits, class_: Class) -> list[Take]:
 
 async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or a subclass; notes the rate limit headers for the answer."""
-    given = await request.app[BUCKETS].take(asked)
-    _judge(request.app, request[CONTEXT], class_, asked, given)
+    decisions = await request.app[BUCKETS].take(asked)
+    _judge(request.app, request[CONTEXT], class_, asked, decisions)
 
 
 def _judge(
-    app: web.Application, context: Context, class_: Class, asked: list[Take], given: list[Given]
+    app: web.Application,
+    context: Context,
+    class_: Class,
+    asked: list[Take],
+    decisions: list[Decision],
 ) -> None:
-    context.limits = headers(asked, given)
-    if error := refusal(asked, given):
+    context.limits = headers(asked, decisions)
+    if error := refusal(asked, decisions):
         app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 

@@ -121,11 +121,11 @@ def _shown(shown: str) -> str:
 
 def _request_id(request: web.Request, state: State | None) -> str:
     """The caller's `x-request-id` if it is valid and no key; else a new one."""
-    given = request.headers.get("x-request-id")
-    if not given or not _SANE.fullmatch(given) or looks_like_key(given):
+    received = request.headers.get("x-request-id")
+    if not received or not _SANE.fullmatch(received) or looks_like_key(received):
         return new_request_id()
-    is_key = state is not None and state.keyring.static(given) is not None
-    return new_request_id() if is_key else given
+    is_key = state is not None and state.keyring.static(received) is not None
+    return new_request_id() if is_key else received
 
 
 def new_request_id() -> str:

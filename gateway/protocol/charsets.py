@@ -45,5 +45,5 @@ def _codec(begin: bytes, kind: str) -> str | None:
         return "utf-16-be" if begin[:1] == b"\0" else "utf-16-le"
     if "charset" not in kind.lower():
         return None
-    told = _CHARSET.search(kind)
-    return _CODECS.get(told[1].lower()) if told else None
+    found = _CHARSET.search(kind)
+    return _CODECS.get(found[1].lower()) if found else None

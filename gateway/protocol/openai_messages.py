@@ -53,12 +53,12 @@ def require_few(messages: Any) -> None:
     if not lists:
         return
     if sum(map(len, lists)) > MAX_ALL_PARTS:
-        words = f"'messages' has more than {MAX_ALL_PARTS} parts."
-        raise InvalidRequest(words, param="messages")
+        message = f"'messages' has more than {MAX_ALL_PARTS} parts."
+        raise InvalidRequest(message, param="messages")
     parts = (part for parts in lists for part in parts if isinstance(part, dict))
     if sum(map(_is_file, parts)) > MAX_MEDIA:
-        words = f"'messages' has more than {MAX_MEDIA} files."
-        raise InvalidRequest(words, param="messages")
+        message = f"'messages' has more than {MAX_MEDIA} files."
+        raise InvalidRequest(message, param="messages")
 
 
 def _is_file(part: dict[str, Any]) -> bool:
@@ -99,8 +99,8 @@ def plain_turns(items: Any) -> tuple[Message, ...] | None:
     for item in items:
         if type(item) is not dict:
             return None
-        given, text, call = item.get("role"), item.get("content"), item.get("tool_call_id")
-        role = _ROLES.get(given) if type(given) is str else None
+        raw_role, text, call = item.get("role"), item.get("content"), item.get("tool_call_id")
+        role = _ROLES.get(raw_role) if type(raw_role) is str else None
         if role is None or type(text) is not str or call is not None:
             return None
         if not text.strip() and (role == "assistant" or "parts" in item):
@@ -120,8 +120,10 @@ def _arranged(items: list[Any]) -> list[tuple[int, Role]]:
     while out and out[-1][1] == "assistant" and _is_empty(items, out[-1][0]):
         out.pop()
     if out and out[-1][1] == "system":
-        behind = next((n for n, turn in enumerate(reversed(out)) if turn[1] != "system"), len(out))
-        at = len(out) - behind - 1  # of the last other turn before them
+        trailing = next(
+            (n for n, turn in enumerate(reversed(out)) if turn[1] != "system"), len(out)
+        )
+        at = len(out) - trailing - 1  # of the last other turn before them
         if at >= 0 and out[at][1] == "user":
             out.append(out.pop(at))
         else:
@@ -137,10 +139,10 @@ def _is_empty(items: list[Any], number: int) -> bool:
 
 
 def _role(item: Any) -> Role | None:
-    given = item.get("role") if isinstance(item, dict) else None
-    if not isinstance(given, str):
+    raw_role = item.get("role") if isinstance(item, dict) else None
+    if not isinstance(raw_role, str):
         return None
-    return _ROLES.get(given) or _ROLES.get(given[:20].strip().lower())
+    return _ROLES.get(raw_role) or _ROLES.get(raw_role[:20].strip().lower())
 
 
 def _require_turn(item: Any, number: int) -> None:
@@ -253,16 +255,16 @@ def _foreign_file(part: dict[str, Any], kind: Any, path: str) -> Media | None:
     inside = next(filter(None, map(part.get, ("source", *_GEMINIS))), None)
     about: dict[str, Any] = inside if isinstance(inside, dict) else part
     links = (about.get(name) for name in ("data", "url", "file_uri", "fileUri"))
-    given = next(filter(None, links), part.get("image"))
-    if kind not in ("image", "document", "file", None) or not isinstance(given, str):
+    source = next(filter(None, links), part.get("image"))
+    if kind not in ("image", "document", "file", None) or not isinstance(source, str):
         return None
     names = ("media_type", "mime_type", "mimeType", "mediaType")
     mime = next((about[name] for name in names if isinstance(about.get(name), str)), "")
-    if "://" not in given[:12] and given[:5].lower() != "data:":
-        given = f"data:{mime or 'image/png'};base64,{given}"
+    if "://" not in source[:12] and source[:5].lower() != "data:":
+        source = f"data:{mime or 'image/png'};base64,{source}"
     is_image = kind == "image" or mime.startswith("image/")
     name = part.get("filename") or part.get("title")
-    url = _url(given, f"{path}.source")
+    url = _url(source, f"{path}.source")
     return Media("image" if is_image else "file", url, name if isinstance(name, str) else "")
 
 
@@ -275,7 +277,7 @@ def tidy(messages: list[Any]) -> list[dict[str, Any]]:
     for i, role in _arranged(messages):
         content = _content_of(messages[i])
         if isinstance(content, list):
-            content = [part for given in content if (part := _tidy_part(given))] or ""
+            content = [part for item in content if (part := _tidy_part(item))] or ""
         turn = {name: value for name, value in messages[i].items() if name not in _OLD}
         turn |= {"role": role, "content": content}
         if role == "assistant":
@@ -294,8 +296,8 @@ def _name_calls(turn: dict[str, Any], function: Any, id_: str) -> list[str]:
     if isinstance(function, dict) and not turn.get("tool_calls"):
         turn["tool_calls"] = [{"id": id_, "type": "function", "function": function}]
     calls = turn.get("tool_calls")
-    given = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    return [call["id"] for call in given if isinstance(call.get("id"), str)]
+    objects = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return [call["id"] for call in objects if isinstance(call.get("id"), str)]
 
 
 def _name_result(turn: dict[str, Any], waiting: list[str]) -> None:
@@ -365,8 +367,8 @@ def _narrowed_part(part: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(read, Media):
         return {"type": "text", "text": read} if read else None
-    new, given = media_part(read), part.get("image_url")
-    detail = given.get("detail") if isinstance(given, dict) else part.get("detail")
+    new, image_url = media_part(read), part.get("image_url")
+    detail = image_url.get("detail") if isinstance(image_url, dict) else part.get("detail")
     if read.kind == "image" and isinstance(detail, str):
         new["image_url"]["detail"] = detail
     return new
@@ -390,8 +392,8 @@ def _unknown_file(name: str) -> FileNotFound:
 
 def _file(part: dict[str, Any], kind: str, path: str) -> Media:
     if kind == "file_url":  # FastGPT's own form, or Zhipu's
-        name, given = part.get("name"), part.get("file_url")
-        url = part.get("url") or (given.get("url") if isinstance(given, dict) else given)
+        name, file_url = part.get("name"), part.get("file_url")
+        url = part.get("url") or (file_url.get("url") if isinstance(file_url, dict) else file_url)
         return Media("file", _url(url, f"{path}.url"), name if isinstance(name, str) else "")
     file = part if kind == "input_file" else part.get("file")
     file = file if isinstance(file, dict) else {}

@@ -220,8 +220,8 @@ class PassThrough:
             self.done = True
             return None
         value = _value(payload)
-        is_told = payload or event.name in ERRORS
-        if is_told and (error := event_error(event.name, payload, value)):
+        has_content = payload or event.name in ERRORS
+        if has_content and (error := event_error(event.name, payload, value)):
             self._let_go(kept)
             self.done = True
             return Failed(self._explain(error))
@@ -285,8 +285,8 @@ class PassThrough:
             if self._finished:  # complete, though its [DONE] is missing
                 out += [Raw(DONE), Finish(usage=self._usage)]
             else:
-                words = "The upstream's answer ended before it was complete."
-                out.append(Failed(UpstreamCut(words)))
+                message = "The upstream's answer ended before it was complete."
+                out.append(Failed(UpstreamCut(message)))
         return out
 
 
@@ -335,8 +335,8 @@ class WholeBody:
             value, is_strict = _value(data), False
         if is_strict and _is_plainly_good(value):
             return [Raw(data), Finish(usage=read_usage(value.get("usage")))]
-        if told := told_error(value):
-            return [Failed(self._explain(told))]
+        if failure := told_error(value):
+            return [Failed(self._explain(failure))]
         body = value if isinstance(value, dict) else {}
         if "choices" in body:
             if not _says_something(body):
@@ -469,16 +469,18 @@ def told_error(body: Any) -> Any:
     is_refused = is_refused or any(code not in _GOOD for code in codes)
     is_refused = is_refused or body.get("object") == "error" or body.get("success") is False
     # A good answer's text is in `choices`; a message next to a good code is no failure.
-    has_words = codes == (None, None) and _has_words(body.get("message") or body.get("msg"))
-    if not (is_refused or body.get("detail") or has_words):
+    has_message = codes == (None, None) and _is_failure_message(
+        body.get("message") or body.get("msg")
+    )
+    if not (is_refused or body.get("detail") or has_message):
         return None
-    words = body.get("text")
-    return {**body, "message": words} if words and "message" not in body else body
+    text = body.get("text")
+    return {**body, "message": text} if text and "message" not in body else body
 
 
-def _has_words(told: Any) -> bool:
+def _is_failure_message(value: Any) -> bool:
     """Whether it is a failure's message and not a message of an answer."""
-    return bool(told) and not (isinstance(told, dict) and ("content" in told or "role" in told))
+    return bool(value) and not (isinstance(value, dict) and ("content" in value or "role" in value))
 
 
 def choice_error(choice: dict[str, Any]) -> Any:
@@ -495,10 +497,10 @@ def event_error(name: str, payload: bytes, value: Any) -> Any:
     JSON). An event named `error` always is a failure."""
     error = told_error(value)
     if name in ERRORS:
-        return error or value or _as_words(payload)
+        return error or value or _as_message(payload)
     is_json = value is not None or payload.startswith(b"{") or payload == b"null"
-    is_words = not is_json or (value is None and b'"error"' in payload)
-    return _as_words(payload) if is_words else error
+    is_text = not is_json or (value is None and b'"error"' in payload)
+    return _as_message(payload) if is_text else error
 
 
 def lines_as_events(reply: UpstreamReply) -> bytes:
@@ -561,7 +563,7 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _as_words(payload: bytes) -> dict[str, str]:
+def _as_message(payload: bytes) -> dict[str, str]:
     return {"message": payload[:2000].decode("utf-8", "replace")}
 
 
@@ -584,8 +586,8 @@ def _without_usage(data: bytes) -> bytes:
     kept = []
     for block in _blocks(data):
         events = Parser(len(data) + 2).feed(block)
-        told = _object(events[0].data) if events else {}
-        if not told.get("usage") or told.get("choices"):
+        chunk = _object(events[0].data) if events else {}
+        if not chunk.get("usage") or chunk.get("choices"):
             kept.append(block)
     return b"".join(kept)
 

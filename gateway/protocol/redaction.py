@@ -36,7 +36,7 @@ class Scrubber:
         return held
 
 
-def _is_telling(secret: str) -> bool:
+def _is_real_secret(secret: str) -> bool:
     """Whether it is a real secret and not a placeholder such as `none` or `ollama`, which answers
     may mention."""
     has_digit = any(c.isdigit() for c in secret)
@@ -48,7 +48,7 @@ def _is_telling(secret: str) -> bool:
 
 @lru_cache(maxsize=256)
 def _in_bytes(secrets: frozenset[str]) -> tuple[bytes, ...]:
-    forms = {form for secret in secrets if _is_telling(secret) for form in _forms(secret)}
+    forms = {form for secret in secrets if _is_real_secret(secret) for form in _forms(secret)}
     return tuple(sorted((form.encode() for form in forms), key=len, reverse=True))
 
 
@@ -61,10 +61,10 @@ def masked(text: str, secrets: Iterable[str]) -> str:
 @lru_cache(maxsize=256)
 def _pattern(secrets: frozenset[str]) -> re.Pattern[str]:
     forms = {
-        form: f"(?i:{re.escape(form)})" if _is_telling(secret) else re.escape(form)
+        form: f"(?i:{re.escape(form)})" if _is_real_secret(secret) else re.escape(form)
         for secret in secrets
         if len(secret) >= _SHORTEST_WORD
-        for form in (_forms(secret) if _is_telling(secret) else (secret,))
+        for form in (_forms(secret) if _is_real_secret(secret) else (secret,))
     }
     longest_first = sorted(forms, key=len, reverse=True)
     return re.compile("|".join(forms[form] for form in longest_first) or "(?!)")

@@ -102,8 +102,8 @@ def error_frame(error: GatewayError, conversational: bool) -> bytes:
     """
     body = openai_body(error)
     if conversational:
-        told = api_body(error)
-        body = {**told, "error": {**body["error"], **told}}
+        envelope = api_body(error)
+        body = {**envelope, "error": {**body["error"], **envelope}}
     hint = b"" if error.retry_after_s is None else b"retry: %d\n" % (error.retry_after_s * 1000)
     return hint + sse.event(sse.one_line(orjson.dumps(body)))
 

@@ -108,8 +108,8 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     most = request.client_max_size
     is_form = request.headers.get("Content-Type", "")[:10].lower() == "multipart/"
     if not is_form and (request.content_length or 0) > most:
-        words = f"The request body is larger than {most} bytes (server.max_body)."
-        response = error_response(request, BodyTooLarge(words))
+        message = f"The request body is larger than {most} bytes (server.max_body)."
+        response = error_response(request, BodyTooLarge(message))
         response.force_close()
         return response
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -127,7 +127,7 @@ async def login(request: web.Request) -> web.Response:
         rehashed = await services.passwords.hash(body.password)
     await services.accounts.logged_in(user, rehashed)
     request[CONTEXT].noted["caller"] = f"user-{user.id}"
-    return _given(request, await services.accounts.user(user.id))
+    return _issued(request, await services.accounts.user(user.id))
 
 
 async def _form_or_json(request: web.Request) -> dict[str, Any]:
@@ -145,7 +145,7 @@ async def _form_or_json(request: web.Request) -> dict[str, Any]:
     return dict(fields)
 
 
-def _given(request: web.Request, user: User, since: int | None = None) -> web.Response:
+def _issued(request: web.Request, user: User, since: int | None = None) -> web.Response:
     """A token and its user, both in `data` and at the top level, for clients of either form.
     `since` is the time of the password login, if not now."""
     signer, now = request.app[SIGNER], int(time.time())
@@ -168,7 +168,7 @@ async def refresh(request: web.Request) -> web.Response:
     since = claims.get("since", claims["iat"])
     if time.time() >= since + int(state_of(request).config.auth.session_ttl):
         raise Unauthorized("This login is too old to be refreshed; log in again.")
-    return _given(request, await services.accounts.user(caller_of(request).user_id), since)
+    return _issued(request, await services.accounts.user(caller_of(request).user_id), since)
 
 
 async def register(request: web.Request) -> web.Response:
@@ -177,7 +177,7 @@ async def register(request: web.Request) -> web.Response:
     if not state_of(request).config.auth.registration:
         raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
     user = await add_user(services, await read_settings(request, Register, _FIXED))
-    return _given(request, user)
+    return _issued(request, user)
 
 
 async def add_user(services: Services, body: Register, **more: Any) -> User:
@@ -202,8 +202,8 @@ async def me(request: web.Request) -> web.Response:
 async def update_me(request: web.Request) -> web.Response:
     """Change one's name and address; only an administrator changes role and status."""
     services, id_ = services_of(request), caller_of(request).user_id
-    told = (await services.accounts.user(id_)).public()
-    body = await read_settings(request, Profile, told)
+    current = (await services.accounts.user(id_)).public()
+    body = await read_settings(request, Profile, current)
     user = await services.accounts.update_user(id_, body.model_dump(exclude_unset=True))
     return envelope(user.public())
 
@@ -219,7 +219,7 @@ async def change_password(request: web.Request) -> web.Response:
     hashed = await services.passwords.hash(body.new_password)
     user = await services.accounts.set_password(user.id, hashed)
     await services.directory.refresh()
-    return _given(request, user)
+    return _issued(request, user)
 
 
 async def my_usage(request: web.Request) -> web.Response:

@@ -167,9 +167,9 @@ async def get_key(request: web.Request) -> web.Response:
 async def update_key(request: web.Request) -> web.Response:
     """Omitted members keep their values."""
     services, id_, owner = services_of(request), request.match_info["id"], _owner(request)
-    told = (await services.accounts.key(id_, owner)).public()
-    body = await read_settings(request, KeyChanges, told)
-    if body.is_active is not None and body.is_active != told["is_active"]:
+    current = (await services.accounts.key(id_, owner)).public()
+    body = await read_settings(request, KeyChanges, current)
+    if body.is_active is not None and body.is_active != current["is_active"]:
         raise InvalidRequest(
             "'is_active' cannot be set: POST …/revoke ends a key for good, and a later 'expires_at'"
             " revives one that ran out.",

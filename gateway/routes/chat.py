@@ -75,7 +75,7 @@ class ChatBody(BaseModel):
 
 
 # Names that Dify, FastGPT and Coze use for the gateway's members.
-_OTHER_WORDS = {
+_ALIASES = {
     "chatId": "chat_id",
     "appId": "app_id",
     "conversationId": "conversation_id",
@@ -87,13 +87,13 @@ _OTHER_WORDS = {
 _MODES = {"streaming": True, "blocking": False}
 
 
-def _in_our_words(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _translated(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The body with other platforms' names translated, and the names of unknown members. The
     gateway's own names win where both occur."""
-    out = {name: value for name, value in given.items() if name in ChatBody.model_fields}
+    out = {name: value for name, value in body.items() if name in ChatBody.model_fields}
     ignored = []
-    for name in given.keys() - out.keys():
-        value, ours = given[name], _OTHER_WORDS.get(name, "")
+    for name in body.keys() - out.keys():
+        value, ours = body[name], _ALIASES.get(name, "")
         if value is None:
             continue
         if ours == "variables" and isinstance(value, dict):
@@ -110,8 +110,8 @@ def _in_our_words(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _is_streaming(mode: Any) -> bool:
     if not isinstance(mode, str) or mode not in _MODES:
-        words = f"'response_mode' must be one of {', '.join(_MODES)}."
-        raise InvalidRequest(words, param="response_mode")
+        message = f"'response_mode' must be one of {', '.join(_MODES)}."
+        raise InvalidRequest(message, param="response_mode")
     return _MODES[mode]
 
 
@@ -139,8 +139,8 @@ async def _read(
             detail={"known": known},
         )
     targets = state.routing.allowed(caller, name, "agent")
-    given_members, ignored = _in_our_words(await read_object(request))
-    body = check(ChatBody, given_members)
+    members, ignored = _translated(await read_object(request))
+    body = check(ChatBody, members)
     call_of(request).end_user = caller.end_user or body.user or body.uid or ""
     attachments = request.app[ATTACHMENTS]
     messages = _messages(body, attachments)
@@ -151,13 +151,13 @@ async def _read(
         targets = state.routing.allowed(caller, asked, "agent")
     if body.model is not None and asked == state.routing.asked(name):
         ignored.append("model")
-    given = body.conversation_id or body.chat_id or None
-    _check_id(given)
+    conversation_id = body.conversation_id or body.chat_id or None
+    _check_id(conversation_id)
     is_routed = len(targets) > 1
     for user in (body.user, body.uid):
         caller.user_of(user)  # raises if the token is for another user
     seal = request.app[SIGNER].seal(caller)
-    targets, conversation = pin(targets, given, state.routing.is_route(name), seal)
+    targets, conversation = pin(targets, conversation_id, state.routing.is_route(name), seal)
     if seal is not None:
         targets, messages = pin_results(targets, messages, seal)
     if has_media(messages):

@@ -44,7 +44,7 @@ async def readyz(request: web.Request) -> web.Response:
     degraded = []
     services, buckets = app.get(SERVICES), app[BUCKETS]
     if services is not None:
-        detail["database"] = services.directory.away or "ok"
+        detail["database"] = services.directory.unavailable or "ok"
         recorder = services.recorder
         detail["record"] = {
             "waiting": recorder.waiting,
@@ -53,7 +53,7 @@ async def readyz(request: web.Request) -> web.Response:
             "rejected": recorder.rejected,
             "damaged": recorder.damaged,
         }
-        if services.directory.away or recorder.away:
+        if services.directory.unavailable or recorder.unavailable:
             degraded.append("database")
     if buckets.is_configured:
         detail["redis"] = "it does not answer; each process limits by itself"
@@ -62,8 +62,8 @@ async def readyz(request: web.Request) -> web.Response:
         else:
             degraded.append("redis")
     files = app[FILES]
-    detail["storage"] = files.away or "ok"
-    if files.away:
+    detail["storage"] = files.unavailable or "ok"
+    if files.unavailable:
         degraded.append("storage")
     holder = app[STATE]
     # Not the problems themselves: they quote a file with secrets, and this route is public.
@@ -94,9 +94,9 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _ready(
-    words: str, degraded: list[str], detail: dict[str, Any], status: int = 200
+    state: str, degraded: list[str], detail: dict[str, Any], status: int = 200
 ) -> web.Response:
-    body = {"status": words, "timestamp": _now(), "degraded": degraded, "detail": detail}
+    body = {"status": state, "timestamp": _now(), "degraded": degraded, "detail": detail}
     return web.json_response(body, status=status)
 
 

@@ -169,14 +169,14 @@ def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
 
 def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     """The platform's conversation to continue, from the body or a header."""
-    given = _text(body, "conversation_id") or _text(body, "chat_id")
-    if not given and "x-conversation-id" in request.headers:
-        given = unquote(request.headers["x-conversation-id"].strip())
-    if not given:
+    id_ = _text(body, "conversation_id") or _text(body, "chat_id")
+    if not id_ and "x-conversation-id" in request.headers:
+        id_ = unquote(request.headers["x-conversation-id"].strip())
+    if not id_:
         return None
-    if len(given) > _MAX_ID or not given.isprintable():
+    if len(id_) > _MAX_ID or not id_.isprintable():
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
-    return given
+    return id_
 
 
 def _text(body: dict[str, Any], name: str) -> str:
@@ -363,8 +363,10 @@ async def _copy(
     exchange: Exchange | None = None
     tail = b""
     try:
-        beside = call_of(request).trace.attempt(target.name, target.platform.kind, target.url)
-        exchange = await request.app[UPSTREAM].send(upstream_request, target.way, beside)
+        trace_headers = call_of(request).trace.attempt(
+            target.name, target.platform.kind, target.url
+        )
+        exchange = await request.app[UPSTREAM].send(upstream_request, target.way, trace_headers)
         if exchange.status != 200:
             raise _refusal(await exchange.reply())
         await exchange.peek()

@@ -75,7 +75,7 @@ async def calls(request: web.Request) -> web.Response:
     services = await _up_to_date(request)
     rows = await services.calls.page(limit, **filters)
     following = rows[-1]["id"] if len(rows) == limit else None
-    return envelope({"calls": [_told(row) for row in rows], "next": following})
+    return envelope({"calls": [_public(row) for row in rows], "next": following})
 
 
 async def call(request: web.Request) -> web.Response:
@@ -84,7 +84,7 @@ async def call(request: web.Request) -> web.Response:
     found = await services.calls.call(_clean(request.match_info["id"]))
     if found is None:
         raise NotFound("There is no such call.")
-    return envelope(_told(found))
+    return envelope(_public(found))
 
 
 async def _up_to_date(request: web.Request) -> Services:
@@ -103,7 +103,7 @@ def _clean(text: str) -> str:
     return text.replace("\x00", "")[:300]
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
+def _public(row: dict[str, Any]) -> dict[str, Any]:
     flags = {name: bool(row[name]) for name in ("streamed", "client_gone")}
     began = row["began_ms"]
     texts = {name: row[name] or "" for name in ("reason", "end_user")}  # NULL in older rows

@@ -17,7 +17,7 @@ from gateway.errors import (
     GatewayError,
     StartError,
     StorageUnavailable,
-    words_of,
+    describe_fault,
 )
 from gateway.files.s3 import S3Files
 from gateway.limits.redis import RedisBuckets
@@ -55,17 +55,17 @@ async def _agents(config: Config) -> list[Row]:
         asked = [
             ask(upstream, target) for target in routing.targets.values() if not target.agent.is_demo
         ]
-        told = iter(await asyncio.gather(*asked))
+        results = iter(await asyncio.gather(*asked))
     rows: list[Row] = []
     for name, target in routing.targets.items():
         kind = target.platform.kind
         if target.agent.is_demo:
             rows.append((name, kind, DEMO, "demo", "a simulator inside the gateway"))
             continue
-        health = next(told)
-        words = health.detail.removeprefix(f"Agent {name!r}: ")
+        health = next(results)
+        message = health.detail.removeprefix(f"Agent {name!r}: ")
         state: State = "FAILED" if not health.healthy else "warning" if health.doubtful else "ok"
-        rows.append((name, kind, target.url, state, f"{words} [{target.way}]"))
+        rows.append((name, kind, target.url, state, f"{message} [{target.way}]"))
     return rows
 
 
@@ -94,19 +94,19 @@ async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
         async with asyncio.timeout(_PATIENCE_S):
             return name, kind, where, "ok", await asking
     except TimeoutError:
-        words = "no answer in time"
+        message = "no answer in time"
     except DatabaseUnavailable as error:
-        words = _why(error.__cause__ or error)
+        message = _why(error.__cause__ or error)
     except StorageUnavailable as error:
         cause = f" ({_why(error.__cause__)})" if error.__cause__ else ""
-        words = f"{error.message.rstrip('.')}{cause}"
+        message = f"{error.message.rstrip('.')}{cause}"
     except GatewayError as error:
-        words = error.message
+        message = error.message
     except (StartError, OSError) as error:
-        words = _why(error)
+        message = _why(error)
     except Exception as error:  # a driver's own; its message may hold the URL with its password
-        words = f"{type(error).__name__}: it is not there, or refuses the login"
-    return name, kind, where, "FAILED", f"{words.rstrip('.')}; check {_SETTINGS[name]}"
+        message = f"{type(error).__name__}: it is not there, or refuses the login"
+    return name, kind, where, "FAILED", f"{message.rstrip('.')}; check {_SETTINGS[name]}"
 
 
 def _why(fault: BaseException) -> str:
@@ -118,7 +118,7 @@ def _why(fault: BaseException) -> str:
         return "it refuses connections"
     if isinstance(seen, socket.gaierror):
         return "its host name cannot be resolved"
-    return words_of(fault)
+    return describe_fault(fault)
 
 
 async def _database(config: Config) -> str:
@@ -156,9 +156,9 @@ def table(rows: list[Row]) -> str:
     cells = [(name, kind, address[:_WIDEST], state) for name, kind, address, state, _ in rows]
     widths = [max(_width(row[i]) for row in cells) for i in range(4)]
     lines = []
-    for row, (*_, words) in zip(cells, rows, strict=True):
+    for row, (*_, message) in zip(cells, rows, strict=True):
         padded = (text + " " * (widths[i] - _width(text)) for i, text in enumerate(row))
-        lines.append(f"  {'  '.join(padded)}  {words}")
+        lines.append(f"  {'  '.join(padded)}  {message}")
     return "\n".join(lines)
 
 

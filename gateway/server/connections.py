@@ -311,16 +311,16 @@ def _refusal(exc: BaseException | None, message: str) -> GatewayError:
     is cut off."""
     if isinstance(exc, GatewayError):
         return exc
-    words, _, quoted = " ".join(message.split()).partition(": b")
-    if isinstance(exc, LineTooLong) or " bytes when reading" in words:
+    text, _, quoted = " ".join(message.split()).partition(": b")
+    if isinstance(exc, LineTooLong) or " bytes when reading" in text:
         if quoted.removeprefix("ytearray(b").startswith(("'/", '"/')):
             return UriTooLong(f"The path and query are longer than {MAX_LINE} bytes.")
         return HeadersTooLarge(f"A header is longer than {MAX_LINE} bytes.")
-    if "PRI/Upgrade" in words:  # llhttp's name for the preface of HTTP/2
+    if "PRI/Upgrade" in text:  # llhttp's name for the preface of HTTP/2
         return InvalidRequest("HTTP/2 is not spoken here without TLS; use HTTP/1.1.")
-    if "Too many headers" in words:
+    if "Too many headers" in text:
         return HeadersTooLarge("There are too many headers.")
-    return InvalidRequest(f"The request is not valid HTTP: {clean(words, 100)}")
+    return InvalidRequest(f"The request is not valid HTTP: {clean(text, 100)}")
 
 
 class _Server(web.Server):
@@ -328,14 +328,14 @@ class _Server(web.Server):
     send_s = SEND_S
     parsing: OneATurn  # connections whose queued bytes are expensive to parse
     in_flight: InFlight | None = None  # of the served application, if it has one
-    _told_at = 0.0
+    _logged_at = 0.0
 
     def refuse(self) -> None:
         """Count a refused connection, and log it at most once a minute."""
         if self.in_flight is not None:
             self.in_flight.refused += 1
-        if time.monotonic() - self._told_at > 60 or not self._told_at:
-            self._told_at = time.monotonic()
+        if time.monotonic() - self._logged_at > 60 or not self._logged_at:
+            self._logged_at = time.monotonic()
             log.warning("All %d connections are in use (server.max_connections)", self.most)
 
     def __call__(self) -> RequestHandler:

@@ -105,9 +105,9 @@ async def _listen(
     try:
         await site.start()
     except OSError as error:
-        words = error.strerror or str(error)
+        reason = error.strerror or str(error)
         hint = next((hint for number, hint in _HINTS.items() if error.errno == number), "")
-        log.critical("Cannot listen on %s:%d: %s%s", host, port, words, hint)
+        log.critical("Cannot listen on %s:%d: %s%s", host, port, reason, hint)
         return None
     return runner
 
@@ -130,8 +130,8 @@ async def _drain(app: web.Application, runner: Runner, patience_s: float) -> Non
     )
     for site in list(runner.sites):
         await site.stop()
-    if told := await in_flight.drain(patience_s):
-        log.warning("%d requests did not finish in time and were told to end", told)
+    if cancelled := await in_flight.drain(patience_s):
+        log.warning("%d requests did not finish in time and were cancelled", cancelled)
 
 
 # Signals.
@@ -241,13 +241,13 @@ class _Reloads:
             self._config = config
             holder.problems = 0
             holder.reloads["ok"] += 1
-            self._tell_changes(before, holder.now)
+            self._log_changes(before, holder.now)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
             for warning in warnings(config, home(self._path)):
                 log.warning("  %s", warning)
 
-    def _tell_changes(self, before: Config, state: State) -> None:
+    def _log_changes(self, before: Config, state: State) -> None:
         """Log the changes that took effect, and the access rule if it is different."""
         changes = "; ".join(differences(before, state.config)) or "nothing changed"
         log.info(

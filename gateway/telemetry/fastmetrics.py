@@ -24,9 +24,9 @@ class Counts(Collector):
     """A counter with labels."""
 
     def __init__(
-        self, name: str, words: str, labels: Sequence[str], registry: CollectorRegistry
+        self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry
     ) -> None:
-        self._name, self._words, self._labels = name, words, labels
+        self._name, self._documentation, self._labels = name, documentation, labels
         self._counts: dict[Labels, int] = {}
         registry.register(self)
 
@@ -35,7 +35,7 @@ class Counts(Collector):
         self._counts[labels] = self._counts.get(labels, 0) + 1
 
     def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(self._name, self._words, labels=self._labels)
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
         for labels, count in self._counts.items():
             family.add_metric(labels, count)
         return [family]
@@ -58,12 +58,12 @@ class Histograms(Collector):
     def __init__(
         self,
         name: str,
-        words: str,
+        documentation: str,
         labels: Sequence[str],
         bounds: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
-        self._name, self._words, self._labels = name, words, labels
+        self._name, self._documentation, self._labels = name, documentation, labels
         self._bounds = bounds
         self._series: dict[Labels, _Series] = {}
         registry.register(self)
@@ -77,7 +77,7 @@ class Histograms(Collector):
         series.sum += value
 
     def collect(self) -> Iterable[Metric]:
-        family = HistogramMetricFamily(self._name, self._words, labels=self._labels)
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
         for labels, series in self._series.items():
             buckets = list(zip(shown, accumulate(series.counts), strict=True))

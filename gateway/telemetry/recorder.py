@@ -30,7 +30,7 @@ MAX_QUEUED = 100_000  # rows in memory
 MAX_QUEUED_BYTES = 64 << 20  # of bodies in memory; beyond that rows are recorded without them
 _BATCH = 1000  # rows in one transaction
 _RETRY_S = 1.0
-_LAST_WORDS_S = 8.0
+_FLUSH_S = 8.0
 _SWEEP_S = 3600.0
 _CHANGES_KEPT_MS = 86_400_000
 
@@ -59,7 +59,7 @@ class Recorder:
         self._writing = asyncio.Lock()
         self._more = asyncio.Event()
         self._was_refused = 0.0
-        self.away = False
+        self.unavailable = False
         self.written = self.lost = self.rejected = 0
 
     @property
@@ -113,7 +113,7 @@ class Recorder:
         if self._tasks:
             await asyncio.wait(self._tasks)
         try:
-            async with asyncio.timeout(_LAST_WORDS_S):
+            async with asyncio.timeout(_FLUSH_S):
                 await self.flush()
         except (DatabaseUnavailable, TimeoutError):
             pass
@@ -195,7 +195,7 @@ class Recorder:
             if not rows:
                 return
             # While the database is unavailable, batches share files; else each batch has its own.
-            last = self._segments[-1] if self.away and len(self._segments) > 1 else None
+            last = self._segments[-1] if self.unavailable and len(self._segments) > 1 else None
             try:
                 segment = await asyncio.to_thread(self._spool.keep, rows, last)
             except (OSError, TypeError) as error:  # a disk error, or a value that is not JSON
@@ -203,7 +203,7 @@ class Recorder:
             else:
                 if segment is not last:
                     self._segments.append(segment)
-            if self.away:  # memory keeps only rows without a file
+            if self.unavailable:  # memory keeps only rows without a file
                 for segment in self._segments:
                     if segment.path is not None:
                         segment.rows = None
@@ -242,16 +242,16 @@ class Recorder:
                 try:
                     await self._write(list(rows))
                 except DatabaseUnavailable as error:
-                    if not self.away:
-                        words = why(error)
+                    if not self.unavailable:
+                        reason = why(error)
                         log.warning(
-                            "The database takes no calls (%s); they wait in the spool", words
+                            "The database takes no calls (%s); they wait in the spool", reason
                         )
-                    self.away = True
+                    self.unavailable = True
                     raise
-                if self.away:
+                if self.unavailable:
                     log.info("The database takes calls again")
-                self.away = False
+                self.unavailable = False
                 async with self._spooling:  # it may have grown since it was read
                     if (segment.count, segment.size) == (count, size):
                         await self._drop_first()
@@ -275,16 +275,16 @@ class Recorder:
             if len(rows) == 1:
                 self.rejected += 1
                 log.error("The database refuses a call: %s", error)
-                self._tell(rows, {})
+                self._update_quotas(rows, {})
                 return
             middle = len(rows) // 2
             await self._write_batch(rows[:middle])
             await self._write_batch(rows[middle:])
         else:
             self.written += len(rows)
-            self._tell(rows, totals)
+            self._update_quotas(rows, totals)
 
-    def _tell(self, rows: list[Any], totals: dict[tuple[str, str], int]) -> None:
+    def _update_quotas(self, rows: list[Any], totals: dict[tuple[str, str], int]) -> None:
         if self._directory is not None:
             self._directory.calls_written(_counts(rows), totals)
 

@@ -63,7 +63,7 @@ def open_tracer(settings: Traces) -> Tracer:
         return _PassOn()
 
 
-def _told(headers: Mapping[str, str]) -> dict[str, str]:
+def _trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
     """The trace context of a caller's request, as headers."""
     parent = headers.get("traceparent", "")
     if not _PARENT.fullmatch(parent):
@@ -78,18 +78,18 @@ class _PassOn:
     def call(
         self, name: Callable[[], str], headers: Mapping[str, str], request_id: str
     ) -> CallTrace:
-        return _Passed(_told(headers)) if "traceparent" in headers else NO_TRACE
+        return _Passed(_trace_headers(headers)) if "traceparent" in headers else NO_TRACE
 
     def close(self) -> None:
         pass
 
 
 class _Passed:
-    def __init__(self, told: Mapping[str, str]) -> None:
-        self._told = told
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
 
     def attempt(self, agent: str, provider: str, url: str) -> Mapping[str, str]:
-        return self._told
+        return self._headers
 
     def failed(self, error: GatewayError) -> None:
         pass
@@ -136,7 +136,7 @@ class _Exporting:
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
-        context = self._propagator.extract(_told(headers), Context())
+        context = self._propagator.extract(_trace_headers(headers), Context())
         span = self._tracer.start_span(name(), context, SpanKind.SERVER)
         span.set_attribute("gateway.request_id", request_id)
         return _Spans(self._tracer, self._propagator, span)

@@ -118,13 +118,13 @@ class Upstream:
         self._background: set[asyncio.Task[None]] = set()
 
     async def send(
-        self, request: UpstreamRequest, way: Way, beside: Mapping[str, str] | None = None
+        self, request: UpstreamRequest, way: Way, extra: Mapping[str, str] | None = None
     ) -> Exchange:
         """Send the request, with the `extra` headers, and wait for the answer's headers. Redirects
         are not followed: the request would take the key along."""
         address = _address(request.url)
         size = len(request.body) + request.rest_size
-        head = _head(request.method, address, request.headers, beside or {}, size, way)
+        head = _head(request.method, address, request.headers, extra or {}, size, way)
         connection = self._pool.kept(address.origin, way) or await self._connect(address, way)
         try:
             connection.send(head + request.body)
@@ -194,7 +194,7 @@ class Upstream:
     async def _send_form(self, url: str, form: "_FileForm", way: Way) -> UpstreamReply:
         address = _address(url)
         size = form.size
-        head = _head("POST", address, form.headers, form.beside, size, way)
+        head = _head("POST", address, form.headers, form.extra, size, way)
         connection = self._pool.kept(address.origin, way) or await self._connect(address, way)
         is_sent = is_over = False
         try:
@@ -279,7 +279,7 @@ def _head(
     method: str,
     address: Address,
     headers: Mapping[str, str],
-    beside: Mapping[str, str],
+    extra: Mapping[str, str],
     size: int | None,
     way: Way,
 ) -> bytes:
@@ -287,13 +287,11 @@ def _head(
     `size` is the body's, in bytes; None means a chunked body."""
     if way.proxy is not None and way.forwards(address.origin.is_tls):
         address = address._replace(target=f"http://{address.host}{address.target}")
-        beside = {**beside, **way.proxy.headers}
+        extra = {**extra, **way.proxy.headers}
     head = _fixed_head(method, address, tuple(headers.items()))
-    if beside:
-        given = {name.lower() for name in headers}
-        head += _encoded(
-            [f"{name}: {value}" for name, value in beside.items() if name not in given]
-        )
+    if extra:
+        own = {name.lower() for name in headers}
+        head += _encoded([f"{name}: {value}" for name, value in extra.items() if name not in own])
     # In their usual capitalisation: some proxies add a second length if they do not recognise it.
     if size is None:
         return head + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -305,9 +303,9 @@ def _head(
 @lru_cache(maxsize=256)
 def _fixed_head(method: str, address: Address, headers: tuple[tuple[str, str], ...]) -> bytes:
     """The part of the head that all requests of an agent share."""
-    given = {name.lower(): value for name, value in headers}
-    lines = [f"{method} {address.target} HTTP/1.1", f"host: {given.get('host', address.host)}"]
-    for name, value in {**_DEFAULTS, **given}.items():
+    own = {name.lower(): value for name, value in headers}
+    lines = [f"{method} {address.target} HTTP/1.1", f"host: {own.get('host', address.host)}"]
+    for name, value in {**_DEFAULTS, **own}.items():
         if name not in _OURS:
             lines.append(f"{name}: {value}")
     return _encoded(lines)
@@ -349,11 +347,11 @@ class _FileForm:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        given = self._request.headers
-        return {name: given[name] for name in given if name.lower() != "content-type"}
+        own = self._request.headers
+        return {name: own[name] for name in own if name.lower() != "content-type"}
 
     @property
-    def beside(self) -> Mapping[str, str]:
+    def extra(self) -> Mapping[str, str]:
         return {"content-type": f"multipart/form-data; boundary={self._boundary}"}
 
     @property

@@ -66,7 +66,7 @@ async def test_who_does_not_read_holds_back_the_upstream_and_ends_with_its_time(
     connect, serve, monkeypatch
 ):
     """What the network and one buffer hold is all that is taken from the upstream for them."""
-    monkeypatch.setattr("gateway.http.answer.LAST_WORDS_S", 0.5)
+    monkeypatch.setattr("gateway.http.answer.END_S", 0.5)
     endless = Script([dify("message", answer="长" * 4000)] * 5000)
     gw, upstream = await serve(endless, stopped(), timeouts={"total": "1s"})
     reader, writer = await connect(gw)

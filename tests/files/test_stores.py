@@ -251,7 +251,7 @@ async def test_a_folder_that_cannot_be_written_says_so(tmp_path):
         with pytest.raises(StorageUnavailable):
             await add(files)
         await files._check()
-        assert "folder" in files.away
+        assert "folder" in files.unavailable
 
 
 async def test_a_full_disk_is_507_and_leaves_nothing(tmp_path, monkeypatch):
@@ -282,7 +282,7 @@ async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s
     storage = own_s3.storage(own_s3.bucket("bucket"))
     async with opened(storage) as files:
         await files._check()
-        assert files.away == ""
+        assert files.unavailable == ""
 
         async def cut():
             yield bytes(s3files.PART)
@@ -293,13 +293,13 @@ async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s
         with pytest.raises(StorageUnavailable):
             await files.add("user-a", "a.txt", "txt", cut(), told)
         await files._check()
-        assert files.away
+        assert files.unavailable
         with pytest.raises(StorageUnavailable):
             await add(files)
         own_s3.start()
         own_s3.bucket("bucket")
         await files._check()
-        assert files.away == ""
+        assert files.unavailable == ""
         assert await content(files, await add(files, bytes(BIG))) == bytes(BIG)
 
 
@@ -411,7 +411,7 @@ async def test_a_bucket_that_is_not_there_is_named(shared_s3):
         with pytest.raises(StorageUnavailable, match="no such bucket"):
             await add(files)
         await files._check()
-        assert "no such bucket" in files.away
+        assert "no such bucket" in files.unavailable
 
 
 async def test_nobody_waits_for_a_bucket_at_the_start():
@@ -419,7 +419,7 @@ async def test_nobody_waits_for_a_bucket_at_the_start():
     files = open_files(Storage.model_validate(storage))
     async with asyncio.timeout(20):
         await files.open()
-    assert files.away
+    assert files.unavailable
     await files.close()
 
 

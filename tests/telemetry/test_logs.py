@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gateway.errors import DatabaseUnavailable, InvalidRequest, why, words_of
+from gateway.errors import DatabaseUnavailable, InvalidRequest, describe_fault, why
 from gateway.telemetry import logs
 from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.times import stamp
@@ -121,8 +121,8 @@ def test_the_reason_has_the_fault_behind_it_and_no_secret():
     )
     error.__cause__ = None  # let go with its frames
     assert "cannot reach" in why(error)
-    assert words_of(TimeoutError()) == "no answer in time"
-    assert words_of(ConnectionResetError()) == "ConnectionResetError"
+    assert describe_fault(TimeoutError()) == "no answer in time"
+    assert describe_fault(ConnectionResetError()) == "ConnectionResetError"
     assert len(why(InvalidRequest("x" * 5000))) <= 500
 
 

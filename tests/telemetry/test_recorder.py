@@ -115,10 +115,10 @@ async def test_what_waits_is_on_disk_and_is_written_when_the_database_is_back(
     with pytest.raises(DatabaseUnavailable):
         await recorder.flush()
     assert recorder.waiting == 120
-    assert recorder.away
+    assert recorder.unavailable
     store.is_away = False
     await recorder.flush()
-    assert (recorder.waiting, recorder.away) == (0, False)
+    assert (recorder.waiting, recorder.unavailable) == (0, False)
     told = [row["request_id"] for row in reversed(await all_calls(calls))]
     assert told == [f"req-{i}" for i in range(120)]
     await recorder.close()
