@@ -1,4 +1,4 @@
-"""`run.py users`, `keys` and `migrate`, as an operator runs them, beside a gateway that serves."""
+"""`run.py users`, `keys` and `migrate` as an operator runs them, next to a running gateway."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def run(tmp_path, database_url):
 
 @pytest.fixture
 def ready(run):
-    """`run`, on a database that is there."""
+    """`run`, on an existing database."""
     assert run("migrate")[0] == 0
     return run
 
@@ -156,7 +156,7 @@ def test_the_list_tells_revoked_keys_from_expired_ones(ready, database_url):
     ready("users", "add", "li", "--role", "premium", given="good enough password")
     soon = ready(
         "keys", "create", "soon", "--user", "li", "--expires", "1s"
-    )  # over by the time of the list
+    )  # expired by the time of the list
     assert soon[0] == 0
     _, key, told = ready("keys", "create", "web", "--user", "li")
     assert "note:" not in told
@@ -209,7 +209,7 @@ async def test_a_gateway_that_serves_sees_what_the_commands_do(run, with_account
             await asyncio.sleep(0.05)
 
 
-def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
+def test_a_read_only_folder_is_reported_without_a_traceback(tmp_path):
     for url in ("sqlite:////proc/gateway.db", f"sqlite:///{tmp_path}/text/gateway.db"):
         (tmp_path / "text").write_text("a file, not a folder")
         for secret in ({}, {"JWT_SECRET": JWT}):
@@ -255,7 +255,7 @@ async def test_a_folder_made_at_the_start_is_logged_first(tmp_path):
         assert (tmp_path / "up").is_dir()
 
 
-def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):
+def test_the_generated_secret_is_kept_and_private(tmp_path):
     from gateway.accounts.tokens import signing_secret
     from gateway.config.load import parse
     from gateway.errors import StartError

@@ -44,7 +44,7 @@ async def answers(port: int, path: str) -> bool:
 
 @asynccontextmanager
 async def serving(*args: str, ready: str = "", **environ: str):
-    """A running gateway: (process, port, log lines so far). It is there when its log says so or,
+    """A running gateway: (process, port, log lines so far). It is ready when its log says so or,
     where `LOG_LEVEL` hides that, when the path `ready` answers."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
@@ -94,7 +94,7 @@ async def metrics(client: aiohttp.ClientSession, port: int) -> str:
         return await answer.text()
 
 
-async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_at_once():
+async def test_term_drains_streams_and_a_second_one_exits():
     async with serving() as (process, port, _), aiohttp.ClientSession() as client:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "你好"}]}
@@ -240,7 +240,7 @@ def test_a_port_that_is_taken_is_told_without_a_traceback():
     assert "Traceback" not in told.stderr
 
 
-def test_probe_fails_where_nothing_listens_and_bad_settings_are_told():
+def test_probe_fails_without_a_listener_or_with_bad_settings():
     assert run("probe", "--port", str(free_port())).returncode == 1
     assert "LOG_LEVEL" in run("serve", LOG_LEVEL="LOUD").stderr
     assert run("--version").stdout.strip()

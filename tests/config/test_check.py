@@ -1,4 +1,4 @@
-"""What people paste into config.yaml by mistake: a problem if it can never work, else a warning."""
+"""Mistakes pasted into config.yaml: a problem if it can never work, else a warning."""
 
 import sqlite3
 
@@ -77,7 +77,7 @@ def test_notes_and_placeholders_are_no_address(url):
 
 
 @pytest.mark.parametrize("url", ["http://h/v1\u200b", "\ufeffhttp://h/v1", "http://h\u200e/v1"])
-def test_characters_that_cannot_be_seen_are_no_part_of_an_address(url):
+def test_invisible_characters_in_an_address_are_a_problem(url):
     found = problems(f'agents: {{a: {{platform: openai, base_url: "{url}", model: m}}}}')
     assert found[0].startswith("agents.a.base_url: ")
 

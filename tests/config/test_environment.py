@@ -1,4 +1,4 @@
-"""`.env` beside config.yaml, `${file:…}`, and paths that count from config.yaml."""
+"""`.env` next to config.yaml, `${file:…}`, and paths relative to config.yaml."""
 
 import os
 

@@ -153,7 +153,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
             load(path, {})
 
 
-def test_anonymous_access_beyond_this_machine_must_be_spelled_out():
+def test_anonymous_access_from_elsewhere_must_be_explicit():
     open_to_all = AGENT + "server: {host: 0.0.0.0}\nauth: {anonymous: true}"
     assert problems(open_to_all)[0].startswith("auth.anonymous: anyone who reaches 0.0.0.0")
     spelled = open_to_all.replace("true}", "true, anonymous_anywhere: true}")
@@ -164,7 +164,7 @@ def test_anonymous_access_beyond_this_machine_must_be_spelled_out():
         assert not parse(f"{AGENT}server: {{host: {host}}}", {}).anonymous
 
 
-def test_a_real_platform_without_a_key_is_told_except_openais_kind():
+def test_a_missing_key_is_a_problem_except_for_openai():
     assert problems("agents: {a: {platform: dify, base_url: 'http://x'}}") == [
         "agents.a.api_key: is empty; the platform at base_url will ask for one"
     ]
@@ -201,7 +201,7 @@ def test_a_typo_in_the_word_platform_is_told_as_such():
     ]
 
 
-def test_host_and_port_of_the_environment_hold_where_the_file_says_nothing():
+def test_host_and_port_of_the_environment_are_defaults():
     environ = {"HOST": "127.0.0.5", "PORT": "3009"}
     assert parse(AGENT, environ).server.port == 3009
     assert parse(AGENT, environ).server.host == "127.0.0.5"
@@ -222,7 +222,7 @@ auth: {{jwt_secret: {canary}, keys: [{{name: n, key: {canary}, permissions: [{ca
     assert repr(config.agents["a"].api_key) == "Secret('***')"
 
 
-def test_the_schema_in_the_repository_is_the_models_and_fits_the_shipped_file():
+def test_the_schema_matches_the_models_and_the_shipped_file():
     stored = json.loads((ROOT / "config" / "config.schema.json").read_text("utf-8"))
     assert stored == config_schema()
     jsonschema.validate(yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")), stored)

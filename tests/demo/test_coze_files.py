@@ -1,4 +1,4 @@
-"""The Coze simulator's uploads, and what it demands of an `object_string`."""
+"""The Coze simulator's uploads, and its requirements for an `object_string`."""
 
 import json
 import time

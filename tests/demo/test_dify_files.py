@@ -304,7 +304,7 @@ async def test_a_completion_app_takes_files_beside_its_inputs(demo):
 
 
 def without_ids(body: bytes) -> list[dict]:
-    """Events, with an empty text for what differs from run to run."""
+    """Events, with an empty text for values that differ between runs."""
     unlike = ("workflow_run_id", "task_id", "id", "workflow_id", "created_at", "finished_at")
     return [
         {
@@ -393,7 +393,7 @@ async def test_a_workflows_file_input_may_be_left_out(demo, mode):
     assert "文件" not in raw.decode()
 
 
-async def test_a_workflow_that_streams_without_its_input_fails_in_the_stream(demo):
+async def test_a_streamed_workflow_without_input_fails_in_its_stream(demo):
     served = await demo("dify", mode="workflow")
     body = {"inputs": {}, "response_mode": "streaming", "user": "user-001"}
     status, _, raw = await ask(served.url, "/v1/workflows/run", body)
@@ -402,7 +402,7 @@ async def test_a_workflow_that_streams_without_its_input_fails_in_the_stream(dem
     assert (status, without_ids(raw)) == (real_status, without_ids(real))
 
 
-# What the app tells about itself.
+# The app's own description.
 
 
 async def parameters(served) -> dict:

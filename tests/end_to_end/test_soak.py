@@ -1,4 +1,4 @@
-"""The soak in small: that it runs, finds nothing, and would find something."""
+"""A short soak: it runs, finds nothing, and would find something."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ CALM = {
 
 
 def test_seconds_of_mixed_traffic_with_faults_leave_nothing_over():
-    """Takes longer than other tests: three servers are started, and what has ended must calm down."""
+    """Takes longer than other tests: three servers start, and ended calls must finish."""
     command = [sys.executable, "tests/soak/soak.py", "--seconds", "4", "--clients", "15"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55)
     assert told.returncode == 0, told.stdout + told.stderr

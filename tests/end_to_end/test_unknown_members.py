@@ -1,4 +1,4 @@
-"""Bodies and queries of administration with names that nothing is known by are refused."""
+"""Unknown members and parameters of administration are refused."""
 
 import pytest
 from conftest import ADMIN_PASSWORD
@@ -104,7 +104,7 @@ async def test_a_clean_up_with_a_misspelt_age_deletes_nothing(gw):
     assert (await gw.api("GET", f"/api-keys/{id_}", admin))[0] == 200
 
 
-# What is wrong with a member that is known, in words.
+# The text for an invalid value of a known member.
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where files lie: one specification for a folder and for a bucket."""
+"""The file stores: one specification for a folder and for a bucket."""
 
 import asyncio
 import hashlib
@@ -135,13 +135,13 @@ async def test_an_upload_that_breaks_off_leaves_nothing(files, storage, size, fa
     with pytest.raises(fault):
         await files.add("user-a", "a.txt", "txt", broken(), told)
     assert await everything(files) == []
-    await files.close()  # waits for what is being cleaned up
+    await files.close()  # waits for the clean-up
     async with opened(storage) as again:
         assert await leftovers(again) == []
 
 
 async def leftovers(files):
-    """What a broken upload could have left beside the files."""
+    """The leftovers of a broken upload."""
     store = files._store
     if isinstance(store, LocalFiles):
         return os.listdir(store._folder / ".parts")
@@ -205,7 +205,7 @@ async def test_old_days_are_swept_and_younger_ones_kept(storage, clock):
         clock.now += 2 * 86_400
         kept = await add(files)
         await files.sweep()
-        assert len(await everything(files)) == 4  # the last day that is kept is kept whole
+        assert len(await everything(files)) == 4  # the last day within the retention is kept whole
         clock.now += 86_400
         await files.sweep()
         assert {name.rpartition("/")[0] for name in await everything(files)} == {
@@ -267,7 +267,7 @@ async def test_a_full_disk_is_507_and_leaves_nothing(tmp_path, monkeypatch):
         assert await leftovers(files) == []
 
 
-# A bucket that goes away.
+# A bucket that becomes unavailable.
 
 
 @pytest.fixture
@@ -278,7 +278,7 @@ def own_s3():
     server.stop(signal.SIGKILL)
 
 
-async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s3):
+async def test_a_bucket_lost_in_an_upload_is_503_and_recovers(own_s3):
     storage = own_s3.storage(own_s3.bucket("bucket"))
     async with opened(storage) as files:
         await files._check()
@@ -304,7 +304,7 @@ async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s
 
 
 async def test_a_draft_for_whose_end_there_is_no_room_is_removed(tmp_path):
-    """Closing a file writes what is buffered, and fails as well."""
+    """Closing a file flushes its buffer, and fails as well."""
     folder = tmp_path / "small"
     async with opened({"url": f"file:{folder}"}) as files:
 
@@ -333,8 +333,8 @@ async def test_a_cancelled_upload_leaves_nothing_whenever_it_comes(storage):
 
 
 @pytest.mark.parametrize("which", [".txt", ".json"])
-async def test_a_cancelled_upload_that_the_bucket_has_already_leaves_nothing(shared_s3, which):
-    """The bucket goes on with a request it has all of, and may come to it after the deletion."""
+async def test_a_cancelled_upload_already_in_the_bucket_is_deleted(shared_s3, which):
+    """The bucket completes a request that it has received, perhaps after the deletion."""
     has_come, may_go_on = asyncio.Event(), asyncio.Event()
     port = int(shared_s3.url.rpartition(":")[2])
 
@@ -435,7 +435,7 @@ async def test_links_to_a_bucket_are_signed_unless_it_is_public(shared_s3):
         assert "X-Amz-Expires=3600" in link
         assert "X-Amz-Signature=" in link
         assert files.name_in(link) == file.name
-        assert await files.public_link(file) == ""  # an endpoint of one's own
+        assert await files.public_link(file) == ""  # a private endpoint
     base = "https://cdn.example.com/b"
     async with opened(shared_s3.storage(bucket, public_base_url=base)) as files:
         link = await files.link(file, "http://gw")

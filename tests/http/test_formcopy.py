@@ -1,4 +1,4 @@
-"""Forms that are passed on to OpenAI-compatible agents: speech, pictures to be edited."""
+"""Forms that are passed to OpenAI-compatible agents: speech, images to edit."""
 
 import asyncio
 import tempfile
@@ -166,7 +166,7 @@ async def test_forms_on_disk_are_bounded_for_each_caller(gateway):
     length = b"Content-Length: 4000000"
     await begin("evil", length)
     await until(lambda: gw.app[FORMS].total == 4_000_000)
-    refused, _ = await begin("evil", length)  # 429 before a byte of it has come
+    refused, _ = await begin("evil", length)  # 429 before any of its bytes
     told = await refused.readuntil(b"}}")
     assert b" 429 " in told.split(b"\r\n")[0]
     assert b"max_forms" in told

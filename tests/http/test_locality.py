@@ -1,4 +1,4 @@
-"""Who may call without a key: programs on this machine, as far as a request can show it."""
+"""Callers without a key: programs on this machine, as far as a request can show it."""
 
 import asyncio
 from pathlib import Path
@@ -21,7 +21,7 @@ AGENT = "agents: {a: {platform: dify}}\n"
 
 
 async def raw(gateway, head: str) -> str:
-    """The answer to literal bytes; `PORT` stands for the gateway's port."""
+    """The answer to literal bytes; `PORT` is replaced by the gateway's port."""
     port = gateway.url.rpartition(":")[2]
     reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
     writer.write(head.replace("PORT", port).replace("\n", "\r\n").encode())
@@ -229,7 +229,7 @@ def test_listed_pages_and_programs_may_call(headers):
     assert refused(headers) is None
 
 
-def test_anywhere_means_anywhere_but_for_pages_and_unlisted_hosts():
+def test_anywhere_excludes_pages_and_unlisted_hosts():
     far = {"Host": "gateway.example.com", "X-Forwarded-For": "203.0.113.9"}
     assert refused(far, "203.0.113.9", HttpVersion10, anywhere=True) is None
     assert refused(far, "203.0.113.9", anywhere=True, hosts=["other.example"]).status == 401
@@ -259,7 +259,7 @@ def test_the_start_says_why_calls_need_a_key():
     assert access_note(everywhere) == "calls need a key, since other machines can reach 0.0.0.0"
 
 
-async def test_a_refused_call_through_a_proxy_is_explained_in_the_log_once(local, caplog):
+async def test_a_call_refused_for_a_proxy_is_explained_once_in_the_log(local, caplog):
     for _ in range(3):
         assert (await raw(local, APACHE)).split()[1] == "401"
     told = [line for line in caplog.messages if "ANONYMOUS=false" in line]

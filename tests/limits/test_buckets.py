@@ -1,4 +1,4 @@
-"""Token buckets: the same specification for those of the process and those of a real Redis."""
+"""Token buckets: the same specification for the process's and for a real Redis's."""
 
 import asyncio
 import contextlib
@@ -50,7 +50,7 @@ def quota(limit: int, known: int = 0) -> Take:
 
 
 class Local:
-    """The process's buckets behind the interface of Redis's."""
+    """The process's buckets with the interface of Redis's."""
 
     def __init__(self) -> None:
         self._buckets = LocalBuckets()
@@ -81,7 +81,7 @@ async def buckets(request):
     await redis.close()
 
 
-async def test_a_bucket_gives_its_capacity_and_then_says_how_long_to_wait(buckets):
+async def test_an_empty_bucket_says_how_long_to_wait(buckets):
     said = [(await buckets.take([rate(3, 0.5)]))[0] for _ in range(4)]
     assert [one.allowed for one in said] == [True, True, True, False]
     assert [one.remaining for one in said] == [2, 1, 0, 0]
@@ -226,7 +226,7 @@ async def test_workers_that_share_a_redis_get_no_more_than_one_bucket(
     assert granted >= min(capacity, workers * 30)
 
 
-def test_the_process_forgets_the_bucket_that_was_used_longest_ago():
+def test_the_least_recently_used_bucket_is_dropped():
     buckets = LocalBuckets(Clock(), most=3)
     for name in "abcd":
         buckets.take([rate(1, 0.001, name)])
@@ -235,7 +235,7 @@ def test_the_process_forgets_the_bucket_that_was_used_longest_ago():
     assert len(buckets._levels) <= 3
 
 
-# Redis that hangs, goes away and comes back.
+# A Redis that hangs, becomes unavailable and recovers.
 
 
 @pytest.fixture
@@ -264,11 +264,11 @@ async def test_a_redis_that_hangs_costs_one_call_some_milliseconds(shared, redis
     assert (await shared.take([rate(10, 0.001)]))[0].remaining == 9
     redis_server.pause()
     given, took = await timed(shared, rate(10, 0.001))
-    assert given[0].remaining == 8  # the process knows what Redis said last
+    assert given[0].remaining == 8  # the process knows Redis's last answer
     assert took < 5
     assert not shared.is_shared
     took_each = [(await timed(shared, rate(1000, 0.001, "other")))[1] for _ in range(20)]
-    assert sorted(took_each)[10] < 0.04  # nobody asks Redis, or it would be 50 ms
+    assert sorted(took_each)[10] < 0.04  # Redis is not asked, or it would be 50 ms
     redis_server.go_on()
     await until_shared(shared, 5)
     assert (await shared.take([rate(1000, 0.001, "fresh")]))[0].remaining == 999
@@ -328,7 +328,7 @@ async def test_a_password_and_a_unix_socket(tmp_path):
 
 
 async def test_tls(redis_server, tmp_path):
-    """A real TLS connection, ended in front of a Redis that was built without it."""
+    """A real TLS connection, terminated in front of a Redis that was built without TLS."""
     certificate, key = self_signed(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -421,7 +421,7 @@ async def test_sentinels(tmp_path):
     master.stop()
 
 
-# Slots in a Redis that comes and goes.
+# Slots in a Redis that becomes unavailable and recovers.
 
 
 async def count(server):
@@ -437,7 +437,7 @@ async def until(condition, seconds=20):
             await asyncio.sleep(0.05)
 
 
-async def test_slots_given_back_while_redis_is_away_are_free_when_it_is_back(shared, redis_server):
+async def test_slots_released_during_an_outage_of_redis_are_free_later(shared, redis_server):
     for holder in "abc":
         assert (await shared.take([slots(3, holder)]))[0].allowed
     redis_server.pause()
@@ -498,7 +498,7 @@ async def test_a_burst_of_releases_does_not_make_redis_look_away(shared):
     assert shared.is_shared
 
 
-async def test_a_redis_that_answers_pings_but_takes_no_writes_stays_away(shared, redis_server):
+async def test_a_redis_that_takes_no_writes_stays_unavailable(shared, redis_server):
     client = aioredis.from_url(redis_server.url)
     await client.config_set("maxmemory", "1")
     await shared.take([rate(10, 1)])

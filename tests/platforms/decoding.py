@@ -1,4 +1,4 @@
-"""Feed a decoder and say in plain words what came out, for the tests of all platforms."""
+"""Feed a decoder and summarize its deltas, for the tests of all platforms."""
 
 from typing import Any
 
@@ -23,7 +23,7 @@ from gateway.protocol.messages import (
 
 
 def decoder_for(platform: str, name: str) -> Decoder:
-    """A fresh decoder of the kind that would get the sample `name`."""
+    """A new decoder of the kind that would get the sample `name`."""
     if platform == "fastgpt":
         return FastGPTDecoder("chat-1", detail=True)
     if platform == "dify":
@@ -37,7 +37,7 @@ def decoder_for(platform: str, name: str) -> Decoder:
 
 
 def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
-    """All deltas of `raw`, given in pieces of `size` bytes, and of the end of the body."""
+    """All deltas of `raw`, fed in pieces of `size` bytes, and of the end of the body."""
     out: list[Delta] = []
     for at in range(0, len(raw), size or len(raw) or 1):
         out += decoder.feed(raw[at : at + (size or len(raw))])
@@ -47,7 +47,7 @@ def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
 
 
 def summary(deltas: list[Delta]) -> dict[str, Any]:
-    """What a caller would get of these deltas. `text` is that of a whole answer."""
+    """The caller's view of these deltas. `text` is that of a whole answer."""
     text, reasoning, notes = "", "", {}
     out: dict[str, Any] = {}
     calls: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Cases of the wire contracts that no sample holds: other orders, versions and endings."""
+"""Cases of the wire contracts that no sample has: other orders, versions and endings."""
 
 import orjson
 import pytest
@@ -58,7 +58,7 @@ def test_each_node_of_a_workflow_may_think():
     assert (got["reasoning"], got["text"]) == ("xy", "AB")
 
 
-def test_thinking_that_comes_with_the_nodes_end_is_told_once_and_before_the_answer():
+def test_thinking_at_a_nodes_end_appears_once_before_the_answer():
     node = {"node_type": "llm", "outputs": {"reasoning_content": "想"}}
     finished = ("node_finished", {"data": node})
     start, said = ("workflow_started", {}), ("message", {"answer": "好"})
@@ -78,7 +78,7 @@ def test_a_replacement_is_split_too_and_what_follows_is_answer():
     assert (got["text"], got["finish"]) == ("电话***，谢谢", "content_filter")
 
 
-def test_the_closing_repeat_of_a_new_agent_is_shown_only_if_nothing_was():
+def test_a_new_agents_closing_repeat_appears_only_if_needed():
     said = ("agent_message", {"answer": "<think>一</think>"})
     assert dify(said, ("message", {"answer": "答"}), DONE)["text"] == "答"
     said = ("agent_message", {"answer": "<think>一</think>答案"})
@@ -157,7 +157,7 @@ def test_difys_refusals(status, body, want):
     assert caught.value.status == want
 
 
-def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
+def test_a_lost_conversation_restarts_from_its_turns():
     platform = Dify("d", DifyAgent(platform="dify", mode="chat", api_key="k"), "http://d")
     turns = (Message("user", "一"), Message("assistant", "甲"), Message("user", "二"))
     chat = ChatRequest("d", turns, "u", conversation_id="gone")

@@ -1,4 +1,4 @@
-"""What upstreams say when they refuse, and which of our errors that is."""
+"""Upstreams' refusals, and the gateway's errors for them."""
 
 import re
 
@@ -47,7 +47,7 @@ def explained(body, status=400, **headers):
 
 
 def examples(phrase):
-    """Texts that fit a phrase: every alternative once, beside the first ones of other groups."""
+    """Texts that match a phrase: every alternative once, with the first ones of other groups."""
     phrase = (
         phrase.replace("…", " so")
         .replace("<id>", "m-1 ")
@@ -285,7 +285,7 @@ def test_without_known_words_the_status_decides(status, error):
 # What it means for the caller.
 
 
-def test_a_request_over_a_minutes_limit_is_for_another_agent_only():
+def test_a_request_over_a_minute_limit_is_only_for_another_agent():
     status, body, _ = BODIES["groq minute"]
     error = explained(body, status)
     assert (error.status, error.retryable, error.elsewhere) == (429, False, True)
@@ -378,7 +378,7 @@ def test_words_in_another_charset_are_read(charset):
     assert words in error.message
 
 
-# The words.
+# The messages.
 
 SHAPES = [
     {"error": {"message": "WORDS"}}, {"error": "WORDS"}, {"message": "WORDS"}, {"msg": "WORDS"},

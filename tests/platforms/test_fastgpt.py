@@ -1,4 +1,4 @@
-"""What FastGPT is asked: conversations, instructions, and replies to a question of its bot."""
+"""Requests to FastGPT: conversations, instructions, and replies to a question of its bot."""
 
 import json
 import re
@@ -27,7 +27,7 @@ def sent(step: Any) -> Any:
 
 
 def hear(platform: FastGPT, chat: ChatRequest, name: str) -> None:
-    """A captured answer of 4.9.7 to `chat`."""
+    """Feed a captured answer of 4.9.7 to `chat`."""
     feed(platform.decoder(chat), capture("4.9.7", name).body)
 
 
@@ -36,7 +36,7 @@ def test_a_number_is_sent_as_the_option_it_stands_for():
     hear(platform, turn("我要请假"), "select_pause_stream_detail")
     assert sent(platform.prepare(turn("2"))) == "财务部 💰"
     assert sent(platform.prepare(turn("人事部"))) == "人事部"
-    assert sent(platform.prepare(turn("2", "c-2"))) == "2"  # nobody has asked anything there
+    assert sent(platform.prepare(turn("2", "c-2"))) == "2"  # that conversation has no open question
 
 
 def test_a_retry_sends_the_option_again():
@@ -159,7 +159,7 @@ def test_instructions_lead_a_first_question():
     assert sent(fastgpt().prepare(chat)) == "你是海盗\n\n历史"
 
 
-# What a failed node says.
+# A failed node's message.
 
 
 @pytest.mark.parametrize(

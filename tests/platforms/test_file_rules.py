@@ -1,4 +1,4 @@
-"""What a Dify app says of the files it takes, read from the answers of real servers."""
+"""A Dify app's rules for files, read from the answers of real servers."""
 
 import json
 from pathlib import Path

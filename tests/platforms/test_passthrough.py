@@ -1,4 +1,4 @@
-"""What is passed through depends on the bytes that came, not on how the network cut them."""
+"""Forwarded bytes depend on the upstream's bytes, not on how the network split them."""
 
 from typing import Any
 
@@ -56,7 +56,7 @@ def decode(raw: bytes, size: int | None = None, *, hides_usage: bool = False) ->
 
 
 def passed(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> tuple[bytes, Any]:
-    """The bytes, and the usage or the error's words at their end."""
+    """The bytes, and the usage or the error's message at their end."""
     deltas = decode(raw, size, hides_usage=hides_usage)
     end = deltas[-1]
     told = end.error.message if isinstance(end, Failed) else getattr(end, "usage", None)
@@ -89,7 +89,7 @@ def test_the_last_usage_counts():
     assert (usage.prompt, usage.completion, usage.total) == (4, 5, 9)
 
 
-def test_an_end_without_its_mark_is_given_one_if_the_answer_was_finished():
+def test_a_finished_answer_without_done_gets_one():
     assert passed(CONTENT + FINISH)[0] == CONTENT + FINISH + DONE[0]
     data, words = passed(CONTENT)
     assert data == CONTENT

@@ -1,4 +1,4 @@
-"""What a person replies to a bot's question becomes what its platform takes for an answer."""
+"""A person's reply to a bot's question becomes the answer that its platform expects."""
 
 import pytest
 

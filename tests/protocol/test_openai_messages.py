@@ -1,4 +1,4 @@
-"""Lists of messages as clients send them, with what other APIs put into them."""
+"""Lists of messages as clients send them, including the forms of other APIs."""
 
 import pytest
 
@@ -210,7 +210,7 @@ def test_calls_of_functions_become_calls_of_tools():
     ]
 
 
-def test_a_result_without_an_id_is_that_of_the_call_without_a_result():
+def test_a_result_without_an_id_is_of_the_open_call():
     calls = [{"id": id_, "type": "function", "function": {"name": "f"}} for id_ in "ab"]
     given = [
         {"role": "assistant", "content": None, "tool_calls": [*calls, 7, {"id": 7}]},

@@ -1,4 +1,4 @@
-"""What `/readyz` tells of agents that are simulators."""
+"""`/readyz` reports agents that are simulators."""
 
 
 async def test_simulators_that_others_can_reach_are_told_by_readyz(gateway):
@@ -8,7 +8,7 @@ async def test_simulators_that_others_can_reach_are_told_by_readyz(gateway):
         told = await answer.json()
     assert (answer.status, told["degraded"]) == (200, ["demo"])
     assert told["detail"]["demo"] == "1 agent(s) answered by simulators, see the log"
-    assert "secret-bot" not in str(told)  # anybody may ask
+    assert "secret-bot" not in str(told)  # the route is public
 
 
 async def test_simulators_on_this_machine_alone_are_nothing_odd(gateway):

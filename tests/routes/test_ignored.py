@@ -1,4 +1,4 @@
-"""What callers ask for that a bot has no ear for, and other platforms' words for our members."""
+"""Options that a bot does not support, and other platforms' names for the gateway's members."""
 
 import orjson
 import pytest

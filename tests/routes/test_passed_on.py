@@ -1,4 +1,4 @@
-"""What is passed on under /v1 is as safe as every other answer."""
+"""Answers passed through under /v1 are as safe as every other answer."""
 
 import json
 

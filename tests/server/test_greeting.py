@@ -1,4 +1,4 @@
-"""What the start tells: the address, what is odd, and at a terminal what to do next."""
+"""The log at the start: the address, warnings, and in a terminal what to do next."""
 
 import logging
 import sys

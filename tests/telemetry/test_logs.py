@@ -1,4 +1,4 @@
-"""How the log looks at a terminal and elsewhere, and what a request's line tells of a failure."""
+"""The log in a terminal and elsewhere, and a failed request's line."""
 
 import io
 import json
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch):
-    """The root logger, put back afterwards."""
+    """The root logger, restored afterwards."""
     logger = logging.getLogger()
     before, level = logger.handlers[:], logger.level
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -119,7 +119,7 @@ def test_the_reason_has_the_fault_behind_it_and_no_secret():
         "The database does not answer; try again shortly."
         " (cannot reach postgresql://***@db:5432/gw, key ***)"
     )
-    error.__cause__ = None  # let go with its frames
+    error.__cause__ = None  # freed with its frames
     assert "cannot reach" in why(error)
     assert describe_fault(TimeoutError()) == "no answer in time"
     assert describe_fault(ConnectionResetError()) == "ConnectionResetError"
