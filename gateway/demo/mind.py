@@ -89,7 +89,7 @@ def _english(platform: str, asked: str, before: str, files: list[str]) -> str:
         f'Hello! I am a demo of {platform} 🤖. You asked: "{asked}".{memory}{seen}'
         f" I am not the real {platform}, I only speak its protocol: AI Gateway puts FastGPT, Dify,"
         " Coze, Zhipu and OpenAI-compatible services behind one API, streamed word by word.\n"
-        f"To talk to your own bot, put {_ENV[platform]} into .env beside config.yaml."
+        f"To talk to your own bot, put {_ENV[platform]} into .env next to config.yaml."
     )
 
 

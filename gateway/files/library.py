@@ -96,7 +96,7 @@ class Files:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._cleaning: set[asyncio.Task[None]] = set()
-        self._coming: Counter[str] = Counter()  # uploads in flight, by owner
+        self._in_flight: Counter[str] = Counter()  # uploads in flight, by owner
         self._checked = asyncio.Event()
         self.unavailable = ""  # why the store cannot be used, as a sentence
 
@@ -149,22 +149,22 @@ class Files:
         """Hold an upload slot. Each owner has some, and all the users of a key together not all: a
         slow upload holds a slot for long. Raises TooManyAtOnce, Overloaded."""
         key = owner.partition("/")[0]
-        of_key = sum(n for other, n in self._coming.items() if other.partition("/")[0] == key)
-        for many, most in ((self._coming[owner], MAX_COMING_EACH), (of_key, MAX_COMING_KEY)):
+        of_key = sum(n for other, n in self._in_flight.items() if other.partition("/")[0] == key)
+        for many, most in ((self._in_flight[owner], MAX_COMING_EACH), (of_key, MAX_COMING_KEY)):
             if many >= most:
                 raise TooManyAtOnce(
                     f"{many} uploads of yours are under way; wait for one to end.",
                     retry_after_s=5.0,
                 )
-        if self._coming.total() >= MAX_COMING:
+        if self._in_flight.total() >= MAX_COMING:
             raise Overloaded("Too many uploads are under way; try again soon.", retry_after_s=5.0)
-        self._coming[owner] += 1
+        self._in_flight[owner] += 1
         try:
             yield
         finally:
-            self._coming[owner] -= 1
-            if not self._coming[owner]:
-                del self._coming[owner]
+            self._in_flight[owner] -= 1
+            if not self._in_flight[owner]:
+                del self._in_flight[owner]
 
     async def add(
         self,

@@ -84,7 +84,7 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                 return await _answer(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
                 if context.stopped is not None:
-                    _explain_stop(context.stopped, run)
+                    _describe_stop(context.stopped, run)
                 else:
                     await _drain(request, run, call)
                 raise
@@ -111,10 +111,10 @@ def _answer(
         return _Stream(request, call, run, chat, conversational, server).answer()
     if server.keepalive_whole:
         return _kept_alive(request, call, run, chat, conversational, server.keepalive)
-    return _at_once(request, call, run, chat, conversational)
+    return _answer_whole(request, call, run, chat, conversational)
 
 
-def _explain_stop(stopped: Stopping, run: Run) -> None:
+def _describe_stop(stopped: Stopping, run: Run) -> None:
     if run.has_accepted:
         stopped.message = "The gateway is being restarted, which cut this answer short; ask again."
         stopped.should_retry = False
@@ -183,7 +183,7 @@ async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) 
     return renderer.body()
 
 
-async def _at_once(
+async def _answer_whole(
     request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
 ) -> web.StreamResponse:
     body = await _whole(call, run, chat, conversational)
@@ -222,7 +222,7 @@ async def _kept_alive(
         if response is None or (stopped := request[CONTEXT].stopped) is None:
             raise
         forget_cancellation()
-        _explain_stop(stopped, run)
+        _describe_stop(stopped, run)
         await response.write(_error_json(request, stopped))
     finally:
         await _end(working)
@@ -291,7 +291,7 @@ class _Stream:
                     # answers
                     raise
                 forget_cancellation()
-                _explain_stop(error, self._run)
+                _describe_stop(error, self._run)
             except ConnectionError:
                 raise  # the caller has disconnected
             except Exception:
@@ -300,14 +300,14 @@ class _Stream:
                 log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
                 error = InternalError("The gateway met an unexpected condition.")
             finally:
-                self._let_go()
+                self._drop_pump()
             if error is not None and self._response is None:
                 raise error
             return await self._finish(error)
         finally:
             metrics.open_streams -= 1
 
-    def _let_go(self) -> None:
+    def _drop_pump(self) -> None:
         """Drop the pump, which refers to this object: a reference cycle would stay in memory for
         long."""
         if self._pump is not None:
@@ -333,7 +333,7 @@ class _Stream:
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
-        self._request[CONTEXT].let_go()
+        self._request[CONTEXT].free_body()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
         self._renderer = renderer

@@ -114,7 +114,7 @@ class Context:
             self.route = route if self.hidden else ""
         return self.route
 
-    def let_go(self) -> None:
+    def free_body(self) -> None:
         """Free the body's bytes and their share of memory."""
         self.body = None
         if self.held is not None:

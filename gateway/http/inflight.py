@@ -14,7 +14,7 @@ class InFlight:
 
     def __init__(self, on_cancel: Callable[[Any], None]) -> None:
         self._on_cancel = on_cancel
-        self._under_way: dict[asyncio.Task[object], object] = {}
+        self._tasks: dict[asyncio.Task[object], object] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
         self._ended = asyncio.Event()  # set when a request ends while the process stops
         # complete answers still being sent; drain waits for them without cancelling
@@ -23,7 +23,7 @@ class InFlight:
         self.refused = 0  # connections beyond the limit
 
     def __len__(self) -> int:
-        return len(self._under_way) + self.sending
+        return len(self._tasks) + self.sending
 
     def begin(self, request: object) -> asyncio.Task[object]:
         """Register the current task until `end`."""
@@ -31,11 +31,11 @@ class InFlight:
             self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)
         assert task is not None
-        self._under_way[task] = request
+        self._tasks[task] = request
         return task
 
     def end(self, task: asyncio.Task[object]) -> None:
-        del self._under_way[task]
+        del self._tasks[task]
         if self.stopping:
             self._ended.set()
 
@@ -49,16 +49,16 @@ class InFlight:
         """Wait up to `patience_s` until all requests have ended, then cancel the rest. Returns how
         many were cancelled."""
         self.stopping = True
-        if await self._are_over(patience_s):
+        if await self._all_ended(patience_s):
             return 0
-        rest = list(self._under_way.items())
+        rest = list(self._tasks.items())
         for task, request in rest:
             self._on_cancel(request)
             task.cancel()
-        await self._are_over(_CANCEL_S)
+        await self._all_ended(_CANCEL_S)
         return len(rest)
 
-    async def _are_over(self, patience_s: float) -> bool:
+    async def _all_ended(self, patience_s: float) -> bool:
         """Wait until none is left, at most `patience_s`. Returns whether none is left."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):

@@ -29,7 +29,7 @@ SLOWEST = 8 * 1024  # bytes per second that it must reach after that
 WINDOW_S = 120.0  # of recent time over which the rate counts
 _CHUNK = 64 * 1024
 _MAX_BLANK = 4  # lines before the form
-_GRUMBLES = (BadContentDispositionHeader, BadContentDispositionParam)
+_WARNINGS = (BadContentDispositionHeader, BadContentDispositionParam)
 _FRAME = 1024 * 1024  # bytes that a form may have in addition to its file
 
 
@@ -173,7 +173,7 @@ class UploadForm:
 def be_quiet() -> None:
     """Silence aiohttp's warnings about parts with unreadable names; callers get an error
     instead."""
-    for category in _GRUMBLES:
+    for category in _WARNINGS:
         warnings.simplefilter("ignore", category)
 
 

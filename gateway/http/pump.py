@@ -95,7 +95,7 @@ class Pump:
 
     def stop(self) -> None:
         """Detach from both sides. May be called more than once."""
-        self._settle()
+        self._sync_fast_path()
         connection = self._run.connection
         connection.listen(None)
         connection.resume()
@@ -107,7 +107,7 @@ class Pump:
 
     def _received(self, chunk: bytes) -> None:
         run = self._run
-        self._settle()
+        self._sync_fast_path()
         was_read_at = run.read_at
         try:
             failure = run.connection.failure
@@ -116,7 +116,8 @@ class Pump:
             if not run.over:
                 run.connection.fast_path = self._fast_path(chunk, deltas)
                 if run.is_ending or run.read_at < was_read_at:
-                    self._look()  # the time limit became shorter, or the chunk was a heartbeat
+                    # The time limit became shorter, or the chunk was a heartbeat.
+                    self._check_deadlines()
         except Exception as error:
             self._end(error)
 
@@ -158,7 +159,7 @@ class Pump:
         room = self._run.most - self._run.received
         return FastPath(pattern, around, self._transport.write, self._loop.time, room)
 
-    def _settle(self) -> None:
+    def _sync_fast_path(self) -> None:
         """Account for the bytes that the fast path has forwarded, as the full path does."""
         fast_path = self._run.connection.fast_path
         if isinstance(fast_path, FastPath) and fast_path.used_at:
@@ -169,11 +170,11 @@ class Pump:
 
     # Deadlines and back pressure.
 
-    def _look(self) -> None:
+    def _check_deadlines(self) -> None:
         """Handle what is due: fail a silent upstream, or send a keep-alive comment."""
         if self._timer is not None:
             self._run.timers.forget(self._timer)
-        self._settle()
+        self._sync_fast_path()
         now, due = self._loop.time(), self._run.ends_at
         if now >= due:
             self._end(TimeoutError())
@@ -190,17 +191,17 @@ class Pump:
             due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
         if self._timer is not None:  # set by a comment that filled the caller's buffer
             self._run.timers.forget(self._timer)
-        self._timer = self._run.timers.set(due, self._look)
+        self._timer = self._run.timers.set(due, self._check_deadlines)
 
     def _wait_for_caller(self, is_full: bool) -> None:
         """While the caller does not read, pause the upstream; its silence does not count then."""
         if is_full:
             self._run.connection.pause()
         else:
-            self._settle()
+            self._sync_fast_path()
             self._run.show_life(self._loop.time())
             self._run.connection.resume()
-        self._look()
+        self._check_deadlines()
 
 
 class FastPath:

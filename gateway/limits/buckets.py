@@ -28,7 +28,7 @@ _PATIENCE_S = 1.0  # for calls that no request waits for
 _MAX_BACKGROUND = 10_000
 _LATE = 1.3  # times the deadline; past that the event loop itself was too slow
 _ROUNDS = 10  # event-loop iterations to let a received reply reach its awaiter
-_HAIR = 1e-6  # fractions that should add up to one may come to 0.999999
+_EPSILON = 1e-6  # fractions that should add up to one may come to 0.999999
 _PROBE = Take("rate", "{probe}:rate", 1, 1000.0, 1)
 
 
@@ -76,12 +76,12 @@ class LocalBuckets:
             return Decision(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
         level, cost = self._level(take, now), float(take.c)
         needed = cost or 1.0
-        allowed, wait_ms = level + _HAIR >= needed, 0
+        allowed, wait_ms = level + _EPSILON >= needed, 0
         if allowed:
             level -= cost
         else:
             wait_ms = ceil((needed - level) / take.b)
-        remaining = int(level + _HAIR) if level > 0 else 0
+        remaining = int(level + _EPSILON) if level > 0 else 0
         return Decision(allowed, remaining, wait_ms, ceil((take.a - level) / take.b)), level
 
     def _level(self, take: Take, now: float) -> float:
@@ -147,8 +147,8 @@ class Buckets:
         try:
             await self._within(_PATIENCE_S, self._redis.ping())
         except Exception as error:
-            self._lost(error)
-        self._spawn(self._look_after_slots())
+            self._mark_unavailable(error)
+        self._spawn(self._renew_slots())
 
     async def close(self) -> None:
         """Stop. Slots that calls released at the end are also released in Redis."""
@@ -173,7 +173,7 @@ class Buckets:
                     DEADLINE_S, redis.take(asked), lambda late: self._too_late(asked, late)
                 )
             except Exception as error:
-                self._lost(error)
+                self._mark_unavailable(error)
                 decisions = self._local.take(asked)
             else:
                 self._local.follow(asked, decisions)
@@ -200,7 +200,7 @@ class Buckets:
             if take.quota is not None:
                 take.quota.pending = max(0, take.quota.pending - 1)
                 if self._redis is not None and not self.unavailable:
-                    self._spawn(self._quietly(self._redis.uncount(take)))
+                    self._spawn(self._without_errors(self._redis.uncount(take)))
 
     def spend(self, asked: Sequence[Take], tokens: int) -> None:
         """Take an answer's usage from the token buckets, in the background."""
@@ -208,7 +208,7 @@ class Buckets:
             if take.kind == "tokens" and tokens:
                 self._local.spend(take, tokens)
                 if self._redis is not None and not self.unavailable:
-                    self._spawn(self._quietly(self._redis.spend(take, tokens)))
+                    self._spawn(self._without_errors(self._redis.spend(take, tokens)))
 
     # Takes whose request has gone on or ended, and slots.
 
@@ -227,13 +227,13 @@ class Buckets:
         ):
             for take in asked:
                 if take.kind == "quota":
-                    self._spawn(self._quietly(self._redis.uncount(take)))
+                    self._spawn(self._without_errors(self._redis.uncount(take)))
 
     def _owe(self, take: Take) -> None:
         if len(self._owed) < _MAX_BACKGROUND:  # beyond that their leases end them
             self._owed[str(take.c)] = take
         if not self.unavailable and len(self._owed) == 1:
-            self._spawn(self._quietly(self._give_back_owed()))
+            self._spawn(self._without_errors(self._give_back_owed()))
 
     async def _give_back_owed(self) -> None:
         """Release owed slots until none is left; a slot that could not be released stays owed."""
@@ -244,7 +244,7 @@ class Buckets:
             for take in slots:
                 self._owed.pop(str(take.c), None)
 
-    async def _look_after_slots(self) -> None:
+    async def _renew_slots(self) -> None:
         """Renew the leases of the slots held here, and release what is owed."""
         assert self._redis is not None
         renewed = 0.0
@@ -253,22 +253,22 @@ class Buckets:
             if self.unavailable:
                 continue
             if self._owed:
-                await self._quietly(self._give_back_owed())
+                await self._without_errors(self._give_back_owed())
             if self._held and time.monotonic() - renewed > _RENEW_S:
-                await self._quietly(self._redis.hold(list(self._held.values())))
+                await self._without_errors(self._redis.hold(list(self._held.values())))
                 renewed = time.monotonic()
 
     # Failure and recovery of Redis.
 
-    def _lost(self, error: Exception) -> None:
+    def _mark_unavailable(self, error: Exception) -> None:
         self.failures += 1
         if not self.unavailable:
             self.unavailable = True
             why = "too slow" if isinstance(error, TimeoutError) else type(error).__name__
             log.warning("Redis: %s; each process limits by itself until it is back", why)
-            self._spawn(self._come_back())
+            self._spawn(self._recover())
 
-    async def _come_back(self) -> None:
+    async def _recover(self) -> None:
         """Wait until Redis runs the script within the deadline; answering a ping is not enough."""
         assert self._redis is not None
         while True:
@@ -282,11 +282,11 @@ class Buckets:
                 log.info("Redis answers again; limits are shared")
                 return
 
-    async def _quietly(self, call: Coroutine[Any, Any, None]) -> None:
+    async def _without_errors(self, call: Coroutine[Any, Any, None]) -> None:
         try:
             await self._within(_PATIENCE_S, call)
         except Exception as error:
-            self._lost(error)
+            self._mark_unavailable(error)
 
     async def _within(
         self,

@@ -56,7 +56,7 @@ def errors(in_flight: InFlight) -> Middleware:
             raise  # the caller's connection is closed; no answer can reach it
         except Exception as caught:
             error = _ours(caught, request)
-        return _drawn(request, error)
+        return _rendered(request, error)
 
     return middleware
 
@@ -73,9 +73,9 @@ def _ours(error: Exception, request: web.Request) -> GatewayError:
     return InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
 
 
-def _drawn(request: web.Request, error: GatewayError) -> web.Response:
+def _rendered(request: web.Request, error: GatewayError) -> web.Response:
     request[CONTEXT].failed(error)
-    forget_frames(error)
+    drop_frames(error)
     if request.writer.output_size > 0:
         if request.transport is not None:
             request.transport.abort()
@@ -83,7 +83,7 @@ def _drawn(request: web.Request, error: GatewayError) -> web.Response:
     return error_response(request, error)
 
 
-def forget_frames(failure: BaseException | None) -> None:
+def drop_frames(failure: BaseException | None) -> None:
     """Drop references to the frames of failed calls. Frames hold bodies and files, and errors hold
     their frames: a frame with the error in a variable makes a reference cycle, and the garbage
     collector runs rarely."""

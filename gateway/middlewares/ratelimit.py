@@ -56,7 +56,7 @@ async def _admit(
     """The charges to settle when the call is over, and no others, since a stream keeps them in
     memory. Raises RateLimited or a subclass."""
     asked = _asked(context, limits, class_)
-    _judge(app, context, class_, asked, await app[BUCKETS].take(asked))
+    _apply(app, context, class_, asked, await app[BUCKETS].take(asked))
     return tuple([take for take in asked if take.kind != "rate"])
 
 
@@ -85,10 +85,10 @@ def _asked(context: Context, limits: RateLimits, class_: Class) -> list[Take]:
 async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
     """Raises RateLimited or a subclass; notes the rate limit headers for the answer."""
     decisions = await request.app[BUCKETS].take(asked)
-    _judge(request.app, request[CONTEXT], class_, asked, decisions)
+    _apply(request.app, request[CONTEXT], class_, asked, decisions)
 
 
-def _judge(
+def _apply(
     app: web.Application,
     context: Context,
     class_: Class,

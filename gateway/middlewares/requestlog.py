@@ -66,7 +66,7 @@ def requestlog(
             raise
         finally:
             in_flight.end(flight)
-            context.let_go()
+            context.free_body()
             over(request, context, response, status)
 
     return middleware

@@ -114,8 +114,8 @@ def has_halves(data: bytes) -> bool:
 
 
 def join_halves(data: bytes, first: bytes | None = None) -> tuple[bytes, bytes, bool]:
-    """(JSON without lone surrogates, the half pair at the end of its text, whether `first` was
-    joined).
+    """Join or replace the surrogates that a split left without their other half. Returns (JSON
+    without lone ones, the half at the end of its text, whether `first` was joined).
 
     Without `first` no half is held back and each lone one becomes U+FFFD. With it, a half at the
     end of a piece of text is removed; pass it as `first` with the next event. A given half (b"" for

@@ -127,7 +127,7 @@ class PassThrough:
         elif _runs_on(seam):
             self._splitter, held, self._held = Parser(), b"".join(self._held), []
             return self._split(held + chunk)
-        is_growing = self._grows(chunk)
+        is_growing = self._has_more(chunk)
         if chunk:
             self._held.append(chunk)
             self._held_size += len(chunk)
@@ -144,7 +144,7 @@ class PassThrough:
         self.life = SHOWN if events else self._splitter.life
         return b"".join([sse.event(data, name) for name, data in events])
 
-    def _grows(self, piece: bytes) -> bool:
+    def _has_more(self, piece: bytes) -> bool:
         """Whether this piece of an unfinished event has bytes outside comments."""
         grows = False
         has_ends = b"\n" in piece or b"\r" in piece
@@ -205,24 +205,24 @@ class PassThrough:
             if not events and b"data" not in block:
                 kept.append(block)
             for event in events:
-                failed = self._pass(event, block if len(events) == 1 else b"", kept)
+                failed = self._add(event, block if len(events) == 1 else b"", kept)
                 if self.done:
                     return b"".join(kept), failed
         return b"".join(kept), None
 
-    def _pass(self, event: Event, block: bytes, kept: list[bytes]) -> Failed | None:
+    def _add(self, event: Event, block: bytes, kept: list[bytes]) -> Failed | None:
         """Append an event to `kept`, either as its original `block` or serialized again. Sets
         `done` for the last one; returns its error if it is one."""
         payload = event.data.strip()
         if payload == b"[DONE]":
-            self._let_go(kept)
+            self._emit_waiting(kept)
             kept.append(block or DONE)
             self.done = True
             return None
         value = _value(payload)
         has_content = payload or event.name in ERRORS
         if has_content and (error := event_error(event.name, payload, value)):
-            self._let_go(kept)
+            self._emit_waiting(kept)
             self.done = True
             return Failed(self._explain(error))
         if isinstance(value, dict) and (chunk := _as_chunk(value)):
@@ -243,7 +243,7 @@ class PassThrough:
                 if is_joined:
                     data = joined
                 if is_joined or half or _CONTENT.search(data) or _FINISH.search(data):
-                    self._let_go(kept, is_joined)
+                    self._emit_waiting(kept, is_joined)
                 if half:
                     self._waiting, self._half = Event(event.name, data), half
                     return b""
@@ -251,7 +251,7 @@ class PassThrough:
         except loosejson.NotJson:
             return data.decode("utf-8", "replace").encode()
 
-    def _let_go(self, kept: list[bytes], is_joined: bool = False) -> None:
+    def _emit_waiting(self, kept: list[bytes], is_joined: bool = False) -> None:
         """Emit the waiting event, without its half pair if that has been joined to the
         next event."""
         if self._waiting is None:
@@ -280,7 +280,7 @@ class PassThrough:
         if not self.done:
             self.done = True
             kept: list[bytes] = []
-            self._let_go(kept)
+            self._emit_waiting(kept)
             out += [Raw(event) for event in kept]
             if self._finished:  # complete, though its [DONE] is missing
                 out += [Raw(DONE), Finish(usage=self._usage)]

@@ -191,22 +191,22 @@ class _Connection(ClientConnection, RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         self.become(is_full=True)
-        self._look_again()
+        self._watch_stall()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._forget_stall()
         self.become(is_full=False)
 
-    def _look_again(self) -> None:
+    def _watch_stall(self) -> None:
         """After `send_timeout`, check whether the client has taken enough of the queued bytes."""
         transport, server = self.transport, self._manager
         if transport is not None:
             send_s = server.send_s if isinstance(server, _Server) else SEND_S
             waits = _unsent(cast(WriteTransport, transport))
-            self._stalled = self._loop.call_later(send_s, self._judge, waits)
+            self._stalled = self._loop.call_later(send_s, self._check_stall, waits)
 
-    def _judge(self, waited: int) -> None:
+    def _check_stall(self, waited: int) -> None:
         self._stalled = None
         transport = cast(WriteTransport, self.transport)
         if transport is None or transport.is_closing():
@@ -214,7 +214,7 @@ class _Connection(ClientConnection, RequestHandler):
         if waited - _unsent(transport) < LEAST_READ:
             transport.abort()
         else:
-            self._look_again()
+            self._watch_stall()
 
     def _forget_stall(self) -> None:
         if self._stalled is not None:

@@ -176,7 +176,7 @@ class _Reloads:
 
     async def watch(self) -> None:
         """Reload on request, forever. No failure here ends the process."""
-        looking = asyncio.ensure_future(self._look())
+        looking = asyncio.ensure_future(self._watch_files())
         try:
             while True:
                 await self._asked.wait()
@@ -186,7 +186,7 @@ class _Reloads:
             looking.cancel()
             await asyncio.wait({looking})
 
-    async def _look(self) -> None:
+    async def _watch_files(self) -> None:
         """Watch folders, not files: editors and ConfigMaps replace files."""
         from watchfiles import awatch
 
@@ -231,12 +231,12 @@ class _Reloads:
             self._renew_certificate()
             fixed = await self._app[RELOAD](config)
         except ConfigError as error:
-            self._keep(error.problems)
+            self._reject(error.problems)
         except StartError as error:
-            self._keep([str(error)])
+            self._reject([str(error)])
         except Exception as error:
             log.debug("Reloading failed", exc_info=True)
-            self._keep([f"unexpected {type(error).__name__}; LOG_LEVEL=DEBUG shows more"])
+            self._reject([f"unexpected {type(error).__name__}; LOG_LEVEL=DEBUG shows more"])
         else:
             self._config = config
             holder.problems = 0
@@ -268,7 +268,7 @@ class _Reloads:
             _tls(self._server)
             self._tls.load_cert_chain(files.cert, files.key)
 
-    def _keep(self, lines: list[str]) -> None:
+    def _reject(self, lines: list[str]) -> None:
         holder = self._app[STATE]
         holder.problems = len(lines)
         holder.reloads["failed"] += 1

@@ -189,15 +189,15 @@ class LoopLag:
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._again()
+        self._schedule()
 
-    def _again(self) -> None:
+    def _schedule(self) -> None:
         self._due = self._loop.time() + _LAG_INTERVAL_S
-        self._timer = self._loop.call_at(self._due, self._come)
+        self._timer = self._loop.call_at(self._due, self._measure)
 
-    def _come(self) -> None:
+    def _measure(self) -> None:
         self._observe(max(0.0, self._loop.time() - self._due))
-        self._again()
+        self._schedule()
 
     def close(self) -> None:
         if self._timer is not None:

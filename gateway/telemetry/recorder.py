@@ -58,7 +58,7 @@ class Recorder:
         self._spooling = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._more = asyncio.Event()
-        self._was_refused = 0.0
+        self._refused_at = 0.0
         self.unavailable = False
         self.written = self.lost = self.rejected = 0
 
@@ -89,15 +89,17 @@ class Recorder:
         try:
             self._segments += await asyncio.to_thread(self._spool.open)
         except OSError as error:
-            log.warning("No spool: %s. Calls wait in memory while the database is away", error)
+            log.warning(
+                "No spool: %s. Calls wait in memory while the database is unavailable", error
+            )
         if self._segments:
             log.info("%d calls left by an earlier process are written now", self.waiting)
-            await self._count_what_is_left()
+            await self._count_leftovers()
             self._more.set()
-        for loop in (self._spool_on, self._write_on, self._sweep_on):
+        for loop in (self._spool_loop, self._write_loop, self._sweep_loop):
             self._tasks.append(asyncio.ensure_future(loop()))
 
-    async def _count_what_is_left(self) -> None:
+    async def _count_leftovers(self) -> None:
         """Count the calls of an earlier process in the quotas before they are written."""
         for segment in self._segments:
             with contextlib.suppress(OSError):  # writing the segment reports the same error
@@ -145,12 +147,12 @@ class Recorder:
 
     # The loops.
 
-    async def _spool_on(self) -> None:
+    async def _spool_loop(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
             await self._to_spool()
 
-    async def _write_on(self) -> None:
+    async def _write_loop(self) -> None:
         while True:
             await self._more.wait()
             self._more.clear()
@@ -164,7 +166,7 @@ class Recorder:
                 await asyncio.sleep(_RETRY_S)
                 self._more.set()
 
-    async def _sweep_on(self) -> None:
+    async def _sweep_loop(self) -> None:
         while True:
             try:
                 is_more = await self.sweep()
@@ -199,7 +201,7 @@ class Recorder:
             try:
                 segment = await asyncio.to_thread(self._spool.keep, rows, last)
             except (OSError, TypeError) as error:  # a disk error, or a value that is not JSON
-                self._refused(rows, error)
+                self._keep_in_memory(rows, error)
             else:
                 if segment is not last:
                     self._segments.append(segment)
@@ -214,15 +216,15 @@ class Recorder:
             kept = await asyncio.to_thread(self._spool.keep, segment.rows or [], None)
             segment.path, segment.size = kept.path, kept.size
 
-    def _refused(self, rows: list[Any], error: Exception) -> None:
+    def _keep_in_memory(self, rows: list[Any], error: Exception) -> None:
         """The disk refuses the rows: keep them in memory, up to a bound and without bodies."""
         held = sum(segment.count for segment in self._segments if segment.path is None)
         kept = [(row, None) for row, _ in rows[: max(0, MAX_QUEUED - held)]]
         self.lost += len(rows) - len(kept)
         if kept:
             self._segments.append(Segment(None, kept, len(kept)))
-        if time.monotonic() - self._was_refused > 60:
-            self._was_refused = time.monotonic()
+        if time.monotonic() - self._refused_at > 60:
+            self._refused_at = time.monotonic()
             log.error("The spool takes no calls (%s); %d calls lost so far", error, self.lost)
 
     async def _to_database(self) -> None:

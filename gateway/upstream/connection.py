@@ -360,7 +360,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         # an unrequested answer would be taken for the next one
         if not self._is_asked or self._is_whole:
-            raise NotHttp("an answer that nobody has asked for")
+            raise NotHttp("an answer without a request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:  # else a trailer

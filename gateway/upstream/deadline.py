@@ -59,7 +59,7 @@ class Deadline:
         if self._fired:  # the interrupted code caught the cancellation and went on
             self.expired()
         self.fires_at = moment
-        self._timer = self._timers.set(moment, self._go_off)
+        self._timer = self._timers.set(moment, self._fire)
 
     def expired(self) -> bool:
         """Whether the caught cancellation came from this deadline alone."""
@@ -81,7 +81,7 @@ class Deadline:
         self.fires_at = float("inf")
         self.clear()
 
-    def _go_off(self) -> None:
+    def _fire(self) -> None:
         self._timer, self.fires_at = None, float("inf")
         if self.at is None:
             return  # the next `until` sets it again

@@ -33,9 +33,9 @@ class Timers:
         self.loop = loop
         self._order = count()  # breaks ties, since actions cannot be compared
         self._heap: list[tuple[float, int, Timer]] = []
-        self._forgotten = 0  # approximate number of cancelled entries in the heap
-        self._bell: asyncio.TimerHandle | None = None
-        self._rings_at = inf
+        self._cancelled = 0  # approximate number of cancelled entries in the heap
+        self._handle: asyncio.TimerHandle | None = None
+        self._fires_at = inf
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -48,8 +48,8 @@ class Timers:
         """Call `act` at `moment`, in loop time."""
         timer = Timer(act)
         heappush(self._heap, (moment, next(self._order), timer))
-        if moment < self._rings_at:
-            self._ring_at(moment)
+        if moment < self._fires_at:
+            self._schedule(moment)
         return timer
 
     def forget(self, timer: Timer) -> None:
@@ -57,33 +57,33 @@ class Timers:
         if timer.act is None:
             return
         timer.act = None
-        self._forgotten += 1
-        if self._forgotten > _FEW and self._forgotten * 2 > len(self._heap):
+        self._cancelled += 1
+        if self._cancelled > _FEW and self._cancelled * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].act is not None]
             heapify(self._heap)
-            self._forgotten = 0
+            self._cancelled = 0
 
-    def _ring_at(self, moment: float) -> None:
-        if self._bell is not None:
-            self._bell.cancel()
-        self._rings_at = moment
-        self._bell = self.loop.call_at(moment, self._ring)
+    def _schedule(self, moment: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._fires_at = moment
+        self._handle = self.loop.call_at(moment, self._fire_due)
 
-    def _ring(self) -> None:
+    def _fire_due(self) -> None:
         """Fire the due timers. Timers that they set fire in a later call, even if already due."""
         now = self.loop.time()
         due = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heappop(self._heap)[2])
-        self._bell, self._rings_at = None, inf
+        self._handle, self._fires_at = None, inf
         for timer in due:
             act, timer.act = timer.act, None
             if act is None:
-                self._forgotten = max(0, self._forgotten - 1)
+                self._cancelled = max(0, self._cancelled - 1)
                 continue
             try:
                 act()
             except Exception:
                 log.exception("A timer's action failed")
-        if self._heap and self._heap[0][0] < self._rings_at:
-            self._ring_at(max(self._heap[0][0], now + _TICK_S))
+        if self._heap and self._heap[0][0] < self._fires_at:
+            self._schedule(max(self._heap[0][0], now + _TICK_S))

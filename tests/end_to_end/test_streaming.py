@@ -233,7 +233,7 @@ async def test_an_answer_complete_in_the_moment_of_a_stop_is_sent(gateway, scrip
     def end_and_stop(self, error=None):
         end(self, error)
         monkeypatch.undo()
-        for task, request in in_flight._under_way.items():
+        for task, request in in_flight._tasks.items():
             in_flight._tell(request)
             task.cancel()
 

@@ -393,7 +393,7 @@ def test_an_owner_has_so_many_uploads_at_once_and_all_have_more(tmp_path, monkey
             pass
     with files.place("a"):
         pass
-    assert not files._coming
+    assert not files._in_flight
 
 
 async def test_a_bucket_that_hangs_is_given_up(own_s3, monkeypatch):

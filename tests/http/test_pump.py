@@ -329,7 +329,7 @@ async def test_a_comment_that_fills_the_buffer_leaves_one_timer(monkeypatch):
         run.timers, "set", lambda *given: timers.append(set_timer(*given)) or timers[-1]
     )
     carried.client.write = lambda data: carried.caller.become(is_full=True)
-    carried.pump._look()
+    carried.pump._check_deadlines()
     assert [timer.act is None for timer in timers] == [True, False]
     carried.work.cancel()
     await asyncio.wait({carried.work})
