@@ -65,7 +65,7 @@ def test_users_are_added_listed_and_disabled(ready):
      (("users", "add", "li"), "", "standard input"), (("keys", "revoke", "web"), "", "`keys list`"),
      (("keys", "create", "k", "--chat", "often"), "", "--chat")],
 )  # fmt: skip
-def test_what_cannot_be_done_is_told_in_a_line(ready, args, given, words):
+def test_an_impossible_command_is_reported_in_a_line(ready, args, given, words):
     status, _, told = ready(*args, given=given)
     assert status == 1
     assert words in told
@@ -119,7 +119,7 @@ def test_the_database_is_named_without_its_password(ready, database_url):
     assert "@" not in told
 
 
-def test_keys_end_and_the_list_tells_limits_and_last_use(ready):
+def test_keys_end_and_the_list_shows_limits_and_last_use(ready):
     ready("users", "add", "li", "--role", "premium", given="good enough password")
     _, _, told = ready("keys", "create", "web", "--user", "li", "--expires", "30d", "--chat", "9/min",
                        "--agents", "dify", "--max-calls", "7")  # fmt: skip
@@ -152,7 +152,7 @@ def test_keys_end_and_the_list_tells_limits_and_last_use(ready):
     assert len(ready("keys", "list")[1].splitlines()) == 3
 
 
-def test_the_list_tells_revoked_keys_from_expired_ones(ready, database_url):
+def test_the_list_distinguishes_revoked_and_expired_keys(ready, database_url):
     ready("users", "add", "li", "--role", "premium", given="good enough password")
     soon = ready(
         "keys", "create", "soon", "--user", "li", "--expires", "1s"

@@ -178,7 +178,7 @@ async def test_a_higher_log_level_keeps_failed_requests(form):
     assert levels == [("error", 502), ("error", 200), ("warning", 404)]
 
 
-def test_output_that_nobody_reads_to_its_end_is_no_traceback():
+def test_closed_output_causes_no_traceback():
     command = f"{sys.executable} run.py schema | head -c 100"
     told = subprocess.run(
         command, shell=True, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=20
@@ -198,7 +198,7 @@ def test_without_its_packages_every_command_says_what_to_do():
         assert "Traceback" not in told.stderr
 
 
-def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
+def test_check_reports_problems_and_exits_with_1(tmp_path):
     good = run("check")
     assert (good.returncode, good.stderr) == (0, "")
     assert "dify: dify at demo" in good.stdout
@@ -226,11 +226,11 @@ def test_a_config_that_is_not_there_is_named_by_its_whole_path(tmp_path):
     assert "GATEWAY_CONFIG" in told.stderr
 
 
-def test_a_gateway_that_nobody_could_call_is_told():
+def test_a_gateway_without_possible_callers_is_reported():
     assert "nobody can call" in run("check", HOST="0.0.0.0").stdout
 
 
-def test_a_port_that_is_taken_is_told_without_a_traceback():
+def test_a_taken_port_is_reported_without_a_traceback():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()

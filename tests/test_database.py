@@ -23,7 +23,7 @@ def dialect(database) -> str:
     return "sqlite" if isinstance(database, SQLite) else "postgresql"
 
 
-async def test_replicas_that_start_at_once_migrate_once(database_url):
+async def test_replicas_that_start_together_migrate_once(database_url):
     several = [connect(database_url) for _ in range(4)]
     there_are = len(migrations(dialect(several[0])))
     steps = await asyncio.gather(*(database.migrate() for database in several))
@@ -51,7 +51,7 @@ async def test_a_gateway_does_not_start_on_a_newer_schema(with_accounts, databas
         await with_accounts(database_url)
 
 
-async def test_a_step_that_fails_leaves_nothing_behind(database, monkeypatch):
+async def test_a_failed_step_leaves_nothing(database, monkeypatch):
     steps = migrations(dialect(database))
     broken = (steps[-1][0] + 1, "CREATE TABLE half (id TEXT);\nCREATE TABLE half (id TEXT);\n")
     monkeypatch.setattr(module, "migrations", lambda dialect: [*steps, broken])
@@ -119,7 +119,7 @@ async def test_a_refused_value_is_not_an_unavailable_database(database):
                 await conn.execute("INSERT INTO changes VALUES (7, 'user', 'x', 0)")
 
 
-async def test_a_sqlite_file_that_another_process_locks_counts_as_away(tmp_path, monkeypatch):
+async def test_a_locked_sqlite_file_counts_as_unavailable(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
     database = connect(f"sqlite:///{tmp_path}/g.db")
     await database.migrate()
@@ -192,7 +192,7 @@ async def test_a_removed_or_replaced_sqlite_file_takes_no_writes(tmp_path):
     await database.close()
 
 
-async def test_a_writer_that_hangs_does_not_hold_its_locks_for_ever(postgresql):
+async def test_a_hanging_writer_loses_its_locks(postgresql):
     database = connect(postgresql.database())
     await database.migrate()
     async with database.transaction() as conn:

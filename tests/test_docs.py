@@ -60,7 +60,7 @@ def test_links_between_the_documents_lead_somewhere():
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 
-def test_both_readmes_tell_of_the_same_things():
+def test_both_readmes_have_the_same_commands_and_links():
     english, chinese = (
         (ROOT / name).read_text("utf-8") for name in ("README.md", "README.zh-CN.md")
     )

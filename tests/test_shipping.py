@@ -189,7 +189,7 @@ def test_the_image_is_not_root_and_says_so_as_a_number():
     assert any("--chown=65532:65532 /app/data" in rest for name, rest in last if name == "COPY")
 
 
-def test_the_image_can_run_any_command_and_tells_its_health():
+def test_the_image_runs_any_command_and_has_a_health_check():
     last = stages()[-1]
     assert json.loads(only(last, "CMD")) == ["serve"]
     assert {"serve", "probe"} <= COMMANDS.keys()
@@ -246,7 +246,7 @@ def pip_installs(line: str) -> list[str]:
     return [name for name in names if re.fullmatch(r"[A-Za-z][\w.\-]*(\[.*\])?(==.*)?", name)]
 
 
-def test_no_text_tells_anybody_to_install_a_strangers_package():
+def test_no_text_installs_a_foreign_package():
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
     wrong = []
     for name in files.stdout.decode().split("\0"):
@@ -632,7 +632,7 @@ def test_the_versions_named_are_those_that_are_tested():
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/sidecar", "overlays/deployment"])
-def test_a_kustomization_names_all_files_beside_it_and_no_others(folder):
+def test_a_kustomization_names_exactly_its_folders_files(folder):
     about = kustomization(KUBERNETES / folder)
     named = {name for name in about["resources"] if name.endswith(".yaml")}
     named |= {name for made in about.get("configMapGenerator", []) for name in made["files"]}
@@ -1012,7 +1012,7 @@ def test_scalers_and_the_ingress_lead_to_what_there_is():
     ]
 
 
-def test_the_ingress_passes_streams_on_at_once_and_cuts_none():
+def test_the_ingress_neither_buffers_nor_cuts_streams():
     (ingress,) = documents(KUBERNETES / "examples/ingress.yaml")
     notes = {k.rpartition("/")[2]: v for k, v in ingress["metadata"]["annotations"].items()}
     assert notes["proxy-buffering"] == notes["proxy-request-buffering"] == "off"

@@ -26,7 +26,7 @@ async def gw(with_accounts, database_url):
 # Logging in.
 
 
-async def test_the_login_answer_stands_in_data_and_at_top_level(gw):
+async def test_the_login_answer_is_in_data_and_at_top_level(gw):
     body = {"username": "Admin", "password": ADMIN_PASSWORD}
     for path in ("/login", "/auth/login"):
         status, answer = await gw.api("POST", path, body=body)
@@ -176,7 +176,7 @@ async def test_one_may_change_ones_name_but_not_ones_role(gw):
     assert (await gw.api("PUT", "/auth/me", token, {"full_name": "S"}))[1]["data"]["email"]
 
 
-async def test_a_changed_password_ends_every_login_at_once(gw):
+async def test_a_changed_password_ends_every_login(gw):
     old, other = await gw.login(), await gw.login()
     change = {"old_password": ADMIN_PASSWORD, "new_password": "another password"}
     wrong = {**change, "old_password": "not it at all"}
@@ -346,7 +346,7 @@ async def test_a_login_may_chat_from_the_console(gw):
 # Passwords.
 
 
-async def test_a_password_is_hashed_anew_when_the_parameters_change(with_accounts, database_url):
+async def test_a_password_is_rehashed_when_the_parameters_change(with_accounts, database_url):
     gw = await with_accounts(database_url)
     services = gw.app[SERVICES]
     weak = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))

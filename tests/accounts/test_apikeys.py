@@ -37,7 +37,7 @@ def in_a_while(**kwargs):
 # Making and using.
 
 
-async def test_the_whole_key_is_told_once_and_its_secret_is_not_kept(gw, admin):
+async def test_the_whole_key_is_shown_once_and_not_kept(gw, admin):
     body = {"name": "网页", "description": "for the site", "permissions": ["upload", "chat"]}
     status, answer = await gw.api("POST", "/api-keys", admin, body)
     assert status == 200
@@ -115,7 +115,7 @@ async def test_settings_that_cannot_be_are_400(gw, admin, wrong):
     assert answer["detail"]["param"].startswith(next(iter(wrong)))
 
 
-async def test_an_agent_that_does_not_exist_is_told_with_a_suggestion(gw, admin):
+async def test_an_unknown_agent_is_reported_with_a_suggestion(gw, admin):
     status, answer = await gw.api("POST", "/api-keys", admin, {"name": "k", "agents": ["dfy"]})
     assert status == 400
     assert answer["detail"]["param"] == "agents"
@@ -190,7 +190,7 @@ async def test_a_revoked_key_stays_revoked_and_a_deleted_one_is_gone(gw, admin):
     assert (await gw.api("GET", f"/api-keys/{id_}", admin))[0] == 404
 
 
-async def test_what_a_wrong_secret_meets_tells_nothing_of_the_key(gw, admin):
+async def test_a_wrong_secrets_error_reveals_nothing_of_the_key(gw, admin):
     id_, key = await gw.key(admin)
     await gw.api("POST", f"/api-keys/{id_}/revoke", admin)
     status, answer = await gw.ask(key[:-4] + "AAAA")
@@ -289,7 +289,7 @@ async def test_what_a_route_does_not_take_is_refused(gw, admin):
      ("/login", b'{"username": "admin", "username": "bo", "password": "x"}', "username"),
      ("/login", b"username=admin&username=bo&password=x", "username")],
 )  # fmt: skip
-async def test_a_name_that_stands_twice_is_refused(gw, admin, path, body, name):
+async def test_a_repeated_name_is_refused(gw, admin, path, body, name):
     kind = "json" if body.startswith(b"{") else "x-www-form-urlencoded"
     headers = {"Authorization": f"Bearer {admin}", "Content-Type": f"application/{kind}"}
     url = f"{gw.url}/api/v1{path}"

@@ -61,7 +61,7 @@ def test_it_opens_after_failures_and_says_why_and_how_long(breaker):
     assert breaker.opened == 1
 
 
-def test_an_upstreams_words_to_one_caller_are_not_for_another(breaker):
+def test_an_upstreams_message_reaches_its_own_caller_only(breaker):
     for _ in range(3):
         breaker.ended(breaker.admit(), UpstreamUnavailable("No room for 'my secret'."))
     with pytest.raises(CircuitOpen) as caught:
@@ -70,7 +70,7 @@ def test_an_upstreams_words_to_one_caller_are_not_for_another(breaker):
     assert "secret" not in caught.value.message
 
 
-def test_an_answer_in_between_begins_the_count_anew(breaker):
+def test_an_answer_resets_the_count(breaker):
     fail(breaker, 2)
     breaker.ended(breaker.admit())
     fail(breaker, 2)
@@ -89,7 +89,7 @@ def test_after_the_cooldown_one_call_tries_and_the_others_do_not(breaker, clock)
     breaker.admit()
 
 
-def test_a_try_that_fails_opens_it_again_at_once(breaker, clock):
+def test_a_failed_trial_opens_it_again(breaker, clock):
     fail(breaker, 3)
     clock.now += 10
     fail(breaker)
@@ -149,7 +149,7 @@ def test_calls_from_before_it_opened_do_not_count(breaker, clock):
     assert breaker.state == "closed"
 
 
-def test_a_try_that_takes_long_keeps_nobody_else_from_trying(breaker, clock):
+def test_a_slow_trial_does_not_block_further_trials(breaker, clock):
     fail(breaker, 3)
     clock.now += 10
     slow = breaker.admit()
@@ -192,7 +192,7 @@ async def test_queue_is_fifo():
     assert (bot.running, bot.waiting) == (0, 0)
 
 
-async def test_who_waits_too_long_is_told_so_and_leaves_the_queue():
+async def test_a_call_that_waits_too_long_gets_an_error():
     bot = target(concurrency=1, timeouts={"queue": "20ms"})
     await bot.enter()
     with pytest.raises(TargetBusy) as caught:
@@ -202,7 +202,7 @@ async def test_who_waits_too_long_is_told_so_and_leaves_the_queue():
     assert (bot.running, bot.waiting) == (1, 0)
 
 
-async def test_a_full_queue_refuses_at_once():
+async def test_a_full_queue_refuses_immediately():
     bot = target(concurrency=1, queue=1)
     await bot.enter()
     waiting = asyncio.ensure_future(bot.enter())

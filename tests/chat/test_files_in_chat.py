@@ -357,7 +357,7 @@ async def test_a_bad_form_is_never_completed_at_the_platform(handed_on):
     assert demos["dify"].uploads == []
 
 
-async def test_a_refused_upload_tells_what_the_platform_said(handed_on):
+async def test_a_refused_upload_reports_the_platforms_message(handed_on):
     gw, demos = handed_on
     import aiohttp
 

@@ -78,7 +78,7 @@ def nothing_is_left(gw) -> bool:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("window", WINDOWS)
-async def test_a_leaver_closes_the_upstream_at_once_and_stops_the_run(serve, window, stream):
+async def test_a_disconnect_closes_the_upstream_and_stops_the_run(serve, window, stream):
     gw, upstream = await serve(WINDOWS[window], "cancel")
     after = {"in the middle": "你", "at the end": "好"}.get(window, "") if stream else ""
     await leave(gw, upstream, stream, after.encode())
@@ -143,7 +143,7 @@ async def test_draining_has_a_longest_time_and_then_stops_the_run(serve):
     assert await rows(gw) == [(499, 1, "unknown", 0)]
 
 
-async def test_only_so_many_are_drained_at_once(serve):
+async def test_concurrent_drains_are_limited(serve):
     gw, upstream = await serve(Script([HELLO[0], SLOW]), {"policy": "drain", "max_calls": 1})
     upstream.scripts = [Script([HELLO[0], SLOW])]
     await leave(gw, upstream, True, "你".encode())

@@ -67,7 +67,7 @@ async def test_an_old_difys_mode_is_learned_from_its_refusals(gateway, stack, mo
     assert [path for path, _ in old.requests].count("/v1/chat-messages") == 1  # then it is known
 
 
-async def test_difys_wrong_mode_in_the_config_is_told(gateway, demo):
+async def test_difys_wrong_mode_in_the_config_is_reported(gateway, demo):
     served = await demo("dify", mode="workflow")
     gw = await gateway(agents={"bot": dify(served.url, mode="chat")})
     answer = await gw.chat("bot")
@@ -171,7 +171,7 @@ async def test_coze_workflows_and_oauth(gateway, demo):
     assert served.demo.requests[-1][1]["conversation_id"] == first["id"]
 
 
-async def test_a_broken_oauth_key_is_told_and_not_shown(gateway, demo):
+async def test_a_broken_oauth_key_is_reported_but_not_shown(gateway, demo):
     served = await demo("coze")
     oauth = {"app_id": "1", "key_id": "k", "private_key": "not-a-pem-key-at-all"}
     bot = {"platform": "coze", "bot_id": "1", "base_url": served.url, "oauth": oauth}

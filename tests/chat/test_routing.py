@@ -51,7 +51,7 @@ def test_agent_slash_model_is_for_openai_compatible_agents_only(routing):
         ("SUPPORT", "a", "support"),
     ],
 )  # fmt: skip
-def test_a_model_is_chosen_behind_the_name_or_on_its_own(routing, name, model, asked):
+def test_a_model_is_chosen_after_the_name_or_on_its_own(routing, name, model, asked):
     assert routing.asked(name, model) == asked
 
 

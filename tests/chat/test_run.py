@@ -207,7 +207,7 @@ async def test_a_retry_waits_as_long_as_the_upstream_says(gateway, scripted):
     assert time.monotonic() - began >= 0.2
 
 
-async def test_an_upstream_that_tells_no_time_is_tried_again_at_once(gateway, scripted):
+async def test_an_upstream_without_retry_after_is_retried_soon(gateway, scripted):
     """The wait that callers are advised then is a guess."""
     upstream = await scripted(Script([b"{}"], status="429 X", headers=JSON))
     gw = await gateway(agents={"bot": agent(upstream.url)})
@@ -228,7 +228,7 @@ async def test_a_wait_past_the_deadline_is_left_to_the_caller(gateway, scripted)
     assert time.monotonic() - began < 2
 
 
-async def test_with_another_agent_left_nobody_waits_for_the_first(route):
+async def test_with_another_agent_left_the_first_is_not_awaited(route):
     limit = Script([b"{}"], status="429 X", headers={**JSON, "Retry-After": "5"})
     gw, _, _ = await route(limit, a={"retries": 3})
     began = time.monotonic()

@@ -83,7 +83,7 @@ def test_invisible_characters_in_an_address_are_a_problem(url):
 
 
 @pytest.mark.parametrize("url", ["http://http://h/v1", "https://http://h", "http://https//h"])
-def test_a_scheme_stands_once_in_an_address(url):
+def test_an_address_has_one_scheme(url):
     assert address_problem("openai", url) == "has http:// in it twice"
 
 
@@ -176,7 +176,7 @@ def test_a_model_server_of_ones_own_takes_any_key():
     assert "placeholder" in key_problem({**agent, "base_url": API["openai"]})
 
 
-def test_no_problem_tells_the_key():
+def test_no_problem_repeats_the_key():
     text = 'agents: {a: {platform: dify, base_url: "http://h", api_key: "Bearer Pa55w0rd-1"}}'
     assert "Pa55" not in str(problems(text))
 
@@ -342,7 +342,7 @@ def test_of_what_has_a_problem_there_is_no_warning():
      ("server: {port: 70000}", "server.port: must be less than or equal to 65535"),
      ("server: {reuse_port: [1]}", "server.reuse_port: must be true or false")],
 )  # fmt: skip
-def test_a_value_of_another_type_is_one_problem_in_plain_words(setting, words):
+def test_a_value_of_another_type_is_one_plain_problem(setting, words):
     assert problems(f"agents: {{a: {{platform: dify}}}}\n{setting}") == [words]
 
 

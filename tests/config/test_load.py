@@ -34,7 +34,7 @@ def test_two_variables_make_an_agent_the_real_one():
     assert dify.api_key.reveal() == "app-123456789"
 
 
-def test_every_problem_is_told_at_once_by_full_path():
+def test_all_problems_are_reported_together_by_full_path():
     found = problems(
         """
 server: {prot: 1, port: many, keepalive: soon, max_body: 10XB}
@@ -138,7 +138,7 @@ def test_database_urls(url):
              "\t", "agents: {a: {platform: [dify]}}", "x" * 100_000, "a: !!python/object:os.system x",
              "agents: {a: {platform: dify, headers: {X: \"a\\nb\"}}}"],
 )  # fmt: skip
-def test_a_file_of_another_shape_is_told_and_never_a_traceback(text):
+def test_a_file_of_another_shape_is_a_problem_not_a_traceback(text):
     assert problems(text)
 
 
@@ -195,7 +195,7 @@ def test_a_route_may_name_agents_that_look_like_numbers():
     assert [target.agent for target in parse(text, {}).routes["x"]] == ["1", "yes"]
 
 
-def test_a_typo_in_the_word_platform_is_told_as_such():
+def test_a_typo_in_platform_is_reported_as_a_typo():
     assert problems("agents: {a: {platfrom: dify}}") == [
         "agents.a.platfrom: unknown key; did you mean platform?"
     ]

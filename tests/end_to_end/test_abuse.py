@@ -206,7 +206,7 @@ async def test_a_name_that_looks_like_an_address_cannot_be_taken(gw):
     await gw.login("ＶＩＣ", "good enough password")
 
 
-async def test_two_admins_cannot_remove_each_other_at_once(gw):
+async def test_two_admins_cannot_remove_each_other(gw):
     admin = await gw.login()
     me = (await gw.api("GET", "/auth/me", admin))[1]["data"]["id"]
     for i in range(5):
@@ -224,7 +224,7 @@ async def test_two_admins_cannot_remove_each_other_at_once(gw):
                 await asyncio.sleep(0.05)
 
 
-async def test_an_address_that_several_want_at_once_goes_to_one(gw):
+async def test_a_contested_address_goes_to_one_account(gw):
     admin = await gw.login()
     tokens = [(await make(gw, admin, f"user{i}"))[1] for i in range(4)]
     for round_ in range(5):
@@ -323,7 +323,7 @@ async def test_a_token_that_no_header_could_carry_is_not_made(with_accounts, dem
     assert (await gw.api("POST", "/tokens", key, {"user": "x", "agents": names}))[0] == 400
 
 
-async def test_usage_pages_and_chats_at_once_lose_nothing(gw):
+async def test_concurrent_usage_pages_and_chats_lose_nothing(gw):
     admin = await gw.login()
     _, key = await gw.key(admin)
     done = itertools.count()

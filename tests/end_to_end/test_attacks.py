@@ -341,7 +341,7 @@ async def test_what_only_looks_like_an_id_is_400(all_five):
     writer.close()
 
 
-async def test_names_and_lists_out_of_proportion_are_refused_at_once(all_five):
+async def test_oversized_names_and_lists_are_refused_quickly(all_five):
     gw, _ = all_five
     many = [{"type": "text", "text": "x"}] * 100_000
     bodies = [
@@ -355,7 +355,7 @@ async def test_names_and_lists_out_of_proportion_are_refused_at_once(all_five):
         assert answer.status == 400
 
 
-async def test_a_breaking_stream_is_told_in_the_log(all_five, caplog):
+async def test_a_broken_stream_is_logged(all_five, caplog):
     caplog.set_level(logging.INFO)
     gw, _ = all_five
     await (await gw.complete("dify", "#break", stream=True)).read()

@@ -165,7 +165,7 @@ async def test_no_question_holds_up_the_loop(gateway, bot):
     assert longest < AT_ONCE_S
 
 
-async def test_large_bodies_at_once_take_turns(gateway):
+async def test_concurrent_large_bodies_take_turns(gateway):
     gw = await gateway(agents={"bot": BOTS["openai"]})
     path, data = "/v1/chat/completions", WORST["escapes"]
     longest, _ = await costs(gw, "POST", path, data)
@@ -322,7 +322,7 @@ async def test_long_heads_hold_nothing_up(gateway):
 # Threads.
 
 
-async def test_more_logins_at_once_than_can_be_checked_are_503(monkeypatch):
+async def test_concurrent_logins_beyond_the_limit_are_503(monkeypatch):
     monkeypatch.setattr("gateway.accounts.passwords._MAX_WAITING", 2)
     cheap = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
     passwords = Passwords(cheap)
@@ -664,7 +664,7 @@ async def test_tokens_of_pages_are_limited_by_key(gateway):
     assert (await gw.post("/api/v1/tokens", {"user": "x"}, headers=good)).status == 200
 
 
-async def test_requests_behind_a_stream_wait_unread(gateway, scripted):
+async def test_requests_after_a_stream_wait_unread(gateway, scripted):
     upstream = await scripted(Script([chunk({"content": "a"})], end="hang"))
     gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})
     with closing(await stalled(gw)) as line:

@@ -169,7 +169,7 @@ async def test_pipelined_requests_are_answered_in_their_order(connect, serve):
     assert -1 < whole < health < stream
 
 
-async def test_a_pipelined_request_behind_a_leaver_is_not_begun(connect, serve):
+async def test_a_pipelined_request_after_a_disconnect_is_not_begun(connect, serve):
     gw, upstream = await serve(Script([HELLO[0]], end="hang"), stopped())
     reader, writer = await connect(gw)
     writer.write(request() * 3)
@@ -180,7 +180,7 @@ async def test_a_pipelined_request_behind_a_leaver_is_not_begun(connect, serve):
     assert len(asked) == 1
 
 
-async def test_more_connections_than_are_taken_are_told_so(connect, scripted, tmp_path):
+async def test_connections_beyond_the_limit_get_an_error(connect, scripted, tmp_path):
     upstream = await scripted(Script(HELLO))
     path = tmp_path / "c.yaml"
     config = {"server": {"max_connections": 10}, "agents": {"bot": agent(upstream.url)}}
@@ -212,7 +212,7 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_5000_connections_at_once_are_served(connect, scripted, tmp_path, many_files):
+async def test_5000_concurrent_connections_are_served(connect, scripted, tmp_path, many_files):
     """All open simultaneously, each with a request; the process keeps answering."""
     upstream = await scripted(Script(HELLO))
     path = tmp_path / "c.yaml"
@@ -245,7 +245,7 @@ async def test_5000_connections_at_once_are_served(connect, scripted, tmp_path, 
         await asyncio.gather(*(close(writer) for writer in writers))
 
 
-async def test_many_streams_at_once_are_all_whole_and_leave_nothing(connect, serve):
+async def test_concurrent_streams_are_whole_and_leave_nothing(connect, serve):
     gw, _ = await serve(Script([HELLO[0], 0.3, *HELLO[1:]]), concurrency=1000)
 
     async def one() -> bool:
@@ -259,7 +259,7 @@ async def test_many_streams_at_once_are_all_whole_and_leave_nothing(connect, ser
     assert gw.app[METRICS].registry.get_sample_value("gateway_open_streams") == 0
 
 
-async def test_http_2_without_tls_is_told_what_is_spoken(connect, serve):
+async def test_http_2_without_tls_gets_a_clear_error(connect, serve):
     gw, _ = await serve(Script(HELLO))
     reader, writer = await connect(gw)
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

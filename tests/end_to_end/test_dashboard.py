@@ -334,7 +334,7 @@ def read_all(known: dict[str, Series]) -> Iterator[tuple[Query, Expression]]:
         ("up_now; up_now", "cannot be read"),
     ],
 )
-def test_expressions_that_would_show_nothing_are_told(wrong, why):
+def test_expressions_without_data_are_reported(wrong, why):
     known = {
         "calls_total": Series("calls", True, {"agent": {"bot"}}),
         "up_now": Series("up_now", False, {"agent": {"bot"}}),
@@ -516,13 +516,13 @@ def words() -> Callable[[str], dict[str, str]]:
     return of
 
 
-def test_states_have_words(words: Callable[[str], dict[str, str]]):
+def test_states_have_texts(words: Callable[[str], dict[str, str]]):
     assert words("Stores") == {"0": "down", "1": "up"}
     assert words("Configuration problem")["1"] == "cannot be taken"
     assert words("Stopping")["1"] == "draining"
 
 
-def test_the_words_for_breakers_are_those_of_the_gateway(words):
+def test_the_dashboards_breaker_states_are_the_gateways(words):
     assert words("Circuit breakers") == {str(value): name for name, value in BREAKER.items()}
 
 
@@ -541,7 +541,7 @@ def test_alerts_have_a_name_a_severity_and_say_what_to_do():
         assert re.fullmatch(r"\d+m", alert.get("for", "1m")), alert["alert"]
 
 
-def test_a_store_may_be_away_for_a_moment():
+def test_a_store_may_be_unavailable_for_a_moment():
     patient = {alert["alert"]: alert.get("for") for alert in alerts()}
     for store in ("Database", "Redis", "Storage"):
         assert patient[f"Gateway{store}Down"] in ("2m", "5m"), store

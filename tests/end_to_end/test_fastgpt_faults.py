@@ -86,7 +86,7 @@ async def test_a_model_at_its_limit_ends_with_length(answers):
     assert whole["choices"][0]["finish_reason"] == "length"
 
 
-async def test_a_wrong_choice_is_told_and_no_success(answers):
+async def test_a_wrong_choice_is_reported_and_no_success(answers):
     gw = await answers("4.12.2", "select_continue_wrong_value")
     answer = await gw.chat("bot", "不在里面", chat_id="c-1")
     assert answer.status == 400

@@ -258,7 +258,7 @@ async def test_a_long_text_in_one_event_is_an_answer(kind, ask):
         assert is_whole(told, LONG)
 
 
-async def test_a_long_output_beside_the_answer_is_left_out(ask):
+async def test_a_long_output_next_to_the_answer_is_left_out(ask):
     pieces = [dify("text_chunk", data={"text": "hi"}), finished({"text": "hi", "pages": LONG})]
     for told in (await ask("dify workflow", *pieces)).values():
         assert is_whole(told, "hi")
@@ -346,7 +346,7 @@ async def test_a_whole_answer_in_one_event_is_a_chunk(ask):
     assert b'"delta":{' in told["/v1", True].raw
 
 
-async def test_an_error_beside_choices_is_an_error(ask):
+async def test_an_error_next_to_choices_is_an_error(ask):
     message = {"role": "assistant", "content": "Ha"}
     body = {"choices": [{"index": 0, "message": message}], "error": {"message": "NO GPU"}}
     for told in (await ask("openai", json.dumps(body).encode(), headers=JSON)).values():
@@ -794,7 +794,7 @@ async def test_a_pause_of_dify_says_what_may_be_answered(pieces, text, ask):
         ({"status": "exception", "outputs": None, "error": "no disk"}, "no disk"),
     ],
 )
-async def test_a_run_without_words_that_did_not_succeed_is_a_failure(kind, data, words, ask):
+async def test_an_unsuccessful_run_without_text_is_a_failure(kind, data, words, ask):
     end = [dify("message_end")] if kind == "dify" else []
     for told in (await ask(kind, STARTED, *end, dify("workflow_finished", data=data))).values():
         assert words in json.dumps(told.error)
@@ -866,7 +866,7 @@ FAILED: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("kind", "failed"), FAILED)
-async def test_a_failure_behind_words_is_an_error_with_its_words(kind, failed, ask):
+async def test_a_failure_after_text_is_an_error_with_its_message(kind, failed, ask):
     for told in (await ask(kind, saying(kind, b"hi"), failed, KINDS[kind][2])).values():
         assert told.text in ("hi", "")
         assert told.finish is None

@@ -41,7 +41,7 @@ async def test_a_key_is_taken_from_each_header_on_each_route(guarded, header, va
 
 @pytest.mark.parametrize("other", ["dummy", "EMPTY", "sk-no-key-required", "Bearer", "x.y"])
 @pytest.mark.parametrize("names", [("Authorization", "x-api-key"), ("api-key", "x-api-key")])
-async def test_a_placeholder_beside_the_key_does_no_harm(guarded, other, names):
+async def test_a_placeholder_next_to_the_key_does_no_harm(guarded, other, names):
     placeholder, key = names
     prefix = "Bearer " if placeholder == "Authorization" else ""
     for headers in (
@@ -73,7 +73,7 @@ OURS = "sk-gw-abcdefghijkl-x"
      ("any-key", "", "any-key"), ("Bearerx", "", "Bearerx"), ("Bearer", "", ""), ("Bearer ", "", ""),
      ("", "", ""), ("Basic dXNlcjpwYXNz", "", ""), ('Digest username="a", nonce="b"', "", "")],
 )  # fmt: skip
-def test_a_key_counts_behind_the_word_bearer_alone(value, key, bare):
+def test_a_key_counts_only_after_bearer(value, key, bare):
     assert presented_key({"Authorization": value}) == key
     assert bare_key({"Authorization": value}) == bare
     assert presented_key({"Authorization": value, "x-api-key": OURS}) == OURS
@@ -210,7 +210,7 @@ async def test_listed_pages_and_pages_of_this_machine_may_call(listing, origin):
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PAGE}.evil.example"])
-async def test_other_pages_may_not_and_are_told_what_to_set(listing, origin):
+async def test_other_pages_are_refused_with_the_setting_to_change(listing, origin):
     answer = await preflight(listing, "/v1/chat/completions", origin)
     assert answer.status == 403
     assert "server.cors_origins" in await answer.text()
@@ -285,7 +285,7 @@ CANARIES = ["app-canary0123456789", "sk-canary-0123456789abcdef", "pat_canary012
 
 
 @pytest.mark.parametrize("canary", CANARIES)
-def test_an_upstreams_words_are_freed_of_keys(canary):
+def test_keys_in_an_upstreams_message_are_redacted(canary):
     assert canary not in clean(f"Incorrect API key provided: {canary}. Bearer {canary}")
     assert "canary" not in clean(f"{{'key': '{canary}'}}")
 

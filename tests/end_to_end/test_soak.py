@@ -31,13 +31,13 @@ def test_whatever_is_left_over_is_named():
         assert name in told
 
 
-def test_memory_that_grows_is_told():
+def test_growing_memory_is_reported():
     flat = [{"process_resident_memory_bytes": 100e6} for _ in range(60)]
     assert memory(flat, flat[0]) == []
     assert "from 100 MB to 150 MB" in memory(flat, {"process_resident_memory_bytes": 150e6})[0]
 
 
-def test_calls_that_are_not_recorded_or_more_than_once_are_told():
+def test_missing_and_repeated_records_are_reported():
     made = Made()
     ids = [made.new_id() for _ in range(4)]
     made.answered |= {ids[0], ids[3]}

@@ -91,7 +91,7 @@ async def test_what_is_odd_but_whole_is_an_answer(serve, sample, script):
         assert body["choices"][0]["finish_reason"]
 
 
-async def test_gzip_that_nobody_asked_for_is_read(serve, sample):
+async def test_unrequested_gzip_is_read(serve, sample):
     headers = {**SSE, "Content-Encoding": "gzip"}
     gw, upstream = await serve(Script([gzip.compress(sample.raw)], headers=headers))
     assert is_whole((await ask(gw))[1], sample)

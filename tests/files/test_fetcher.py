@@ -472,7 +472,7 @@ async def test_no_connection_is_used_for_a_second_fetch(guard, serve):
     assert len(set(peers)) == 2
 
 
-async def test_fetches_at_once_keep_their_addresses_apart(guard, serve):
+async def test_concurrent_fetches_keep_their_addresses_apart(guard, serve):
     urls = [await serve({"/": gives(b"%d" % i)}) for i in range(5)]
     names = Names(**{f"host{i}_test": [["127.0.0.1"]] for i in range(5)}, bad_test=[["10.0.0.1"]])
     one = guard(names, allow=LOOPBACK)
@@ -516,7 +516,7 @@ async def test_a_relative_redirect_is_followed(guard, serve, target):
        ("http://localhost/", "own machine"), ("//localhost./", "host is not valid"),
        ("/a b", "spaces"), ("http://a\\@b/", "backslashes"), ("http://[::1/", "host is not valid")],
 )  # fmt: skip
-async def test_each_target_of_a_redirect_is_judged_anew(guard, scripted, target, words):
+async def test_each_target_of_a_redirect_is_checked(guard, scripted, target, words):
     upstream = await scripted(
         Script(status="302 Found", headers={"Location": target}, chunked=False),
     )
@@ -732,7 +732,7 @@ async def test_what_is_not_http_is_refused(guard, stack):
     assert "SSH" not in await refused(guard(allow=LOOPBACK), url)
 
 
-async def test_an_allowed_host_that_does_not_listen_is_told(guard):
+async def test_an_allowed_host_that_does_not_listen_is_reported(guard):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"

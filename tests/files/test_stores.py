@@ -86,7 +86,7 @@ async def test_a_file_comes_back_as_it_went(files, size):
     assert hashlib.sha256(await content(files, found)).digest() == hashlib.sha256(data).digest()
 
 
-async def test_names_tell_the_day_and_nothing_of_the_client(files):
+async def test_names_show_the_day_and_nothing_of_the_client(files):
     file = await add(files, title="../../etc/passwd.txt")
     assert re.fullmatch(r"uploads/2026/11/22/[0-9A-Za-z]{39}\.txt", file.name)
     assert re.fullmatch(r"file-20261122-[0-9A-Za-z]{39}-txt", file.id)
@@ -149,7 +149,7 @@ async def leftovers(files):
     return answer.get("Uploads", [])
 
 
-async def test_what_is_told_behind_the_file_may_still_refuse_it(files):
+async def test_fields_after_the_file_may_still_refuse_it(files):
     async def refuse():
         raise ValueError
 
@@ -382,7 +382,7 @@ async def test_uploads_race_with_the_deletion_of_the_days_last_file(tmp_path):
         await asyncio.gather(*(come_and_go() for _ in range(4)))
 
 
-def test_an_owner_has_so_many_uploads_at_once_and_all_have_more(tmp_path, monkeypatch):
+def test_an_owner_and_all_owners_have_upload_limits(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.files.library.MAX_COMING_EACH", 2)
     monkeypatch.setattr("gateway.files.library.MAX_COMING", 3)
     files = Files(LocalFiles(tmp_path), Storage())

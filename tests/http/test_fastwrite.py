@@ -103,7 +103,7 @@ async def test_both_ways_date_their_answers_alike(agents, gateway, sent, monkeyp
     assert sent == [True, False]
 
 
-async def test_questions_sent_at_once_are_answered_one_after_another(agents, gateway, sent):
+async def test_pipelined_questions_are_answered_in_order(agents, gateway, sent):
     gw = await gateway(agents=await agents(), auth=OPEN)
     ids = [f"question-{n}" for n in range(5)]
     answers = await asked(gw, *(question("1.1", f"x-request-id: {id_}") for id_ in ids))
@@ -245,7 +245,7 @@ async def test_a_stream_that_is_not_quite_plain_is_left_to_aiohttp(
     assert begun == [False]
 
 
-async def test_a_question_behind_a_stream_is_answered_after_it(agents, gateway, begun, sent):
+async def test_a_question_after_a_stream_is_answered_after_it(agents, gateway, begun, sent):
     gw = await gateway(agents=await agents(), auth=OPEN)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
     writer.write(stream_question() + question() + stream_question())

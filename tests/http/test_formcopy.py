@@ -77,7 +77,7 @@ async def test_several_pictures_to_be_edited_go_along(pass_on):
     assert names == ["model", "image[]", "image[]", "prompt"]
 
 
-async def test_the_upstreams_refusal_is_the_callers_with_its_words(pass_on):
+async def test_the_upstreams_refusal_keeps_its_message(pass_on):
     refusal = Script([b'{"error": {"message": "no such language"}}'], status="400 Bad Request")
     answer, _ = await pass_on(form(WAV + b"RIFF", MODEL), "/v1/audio/transcriptions", refusal)
     assert answer.status == 400
@@ -129,7 +129,7 @@ async def test_who_may_not_ask_the_agent_may_not_pass_a_form_on(pass_on):
     assert answer.status == 401
 
 
-async def test_an_upstream_that_refuses_early_is_told_at_once(pass_on, tmp_path):
+async def test_an_early_refusal_reaches_the_caller_immediately(pass_on, tmp_path):
     refusal = Script(
         [orjson.dumps({"error": {"message": "the file is too long"}})], status="413 Too Large"
     )

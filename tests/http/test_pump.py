@@ -356,7 +356,7 @@ async def test_the_last_frames_are_left_to_be_sent_with_the_end():
     assert b"[DONE]" not in carried.client.written
 
 
-async def test_a_caller_who_leaves_ends_the_carrying_at_once():
+async def test_a_disconnect_ends_the_pump_immediately():
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
     event = framed((EVENTS["dify"] % '"word"').encode())

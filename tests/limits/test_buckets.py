@@ -298,7 +298,7 @@ async def test_a_redis_that_is_not_there_at_the_start_is_found_later(tmp_path):
     server.stop()
 
 
-async def test_many_calls_at_once_when_redis_hangs_all_go_on(shared, redis_server):
+async def test_concurrent_calls_go_on_when_redis_hangs(shared, redis_server):
     redis_server.pause()
     loop = asyncio.get_running_loop()
     began = loop.time()
@@ -490,7 +490,7 @@ async def test_slots_given_back_at_the_very_end_are_free(redis_server):
     assert await count(redis_server) == 0
 
 
-async def test_a_burst_of_releases_does_not_make_redis_look_away(shared):
+async def test_a_burst_of_releases_does_not_look_like_an_outage(shared):
     for i in range(300):
         assert (await shared.take([slots(300, f"h{i}")]))[0].allowed
     shared.release([slots(300, f"h{i}") for i in range(300)])
@@ -512,7 +512,7 @@ async def test_a_redis_that_takes_no_writes_stays_unavailable(shared, redis_serv
     await until_shared(shared, 5)
 
 
-async def test_a_call_given_back_to_a_quota_leaves_no_key_behind(redis_server):
+async def test_a_call_returned_to_a_quota_leaves_no_key(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
     client = aioredis.from_url(redis_server.url)
     await redis.uncount(quota(5))

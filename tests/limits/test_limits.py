@@ -121,7 +121,7 @@ async def test_an_account_may_be_given_more_than_one_caller(with_accounts, datab
     ]  # fmt: skip
 
 
-async def test_a_key_that_an_administrator_widened_stands_apart(with_accounts, database_url):
+async def test_a_key_widened_by_an_administrator_has_its_own_limit(with_accounts, database_url):
     gw = await with_accounts(database_url, rate_limits={**UNLIMITED, "chat": "1/hour"})
     admin = await gw.login()
     eve = await premium(gw, admin)
@@ -143,7 +143,7 @@ async def test_public_routes_are_limited_by_address_and_callers_apart(limited):
 @pytest.mark.parametrize(
     "forwarded", ["203.0.113.7", "evil, 203.0.113.7", "203.0.113.7, 127.0.0.1"]
 )
-async def test_addresses_behind_a_trusted_proxy_are_the_clients(gateway, demo, forwarded, caplog):
+async def test_a_trusted_proxy_reports_the_clients_address(gateway, demo, forwarded, caplog):
     caplog.set_level("INFO")
     served = await demo("dify")
     agents = {"dify": {**AGENTS["dify"], "base_url": served.url}}
@@ -199,7 +199,7 @@ async def test_streams_count_and_show_usage_only_on_request(limited, asks):
     assert (await gw.post("/v1/chat/completions", body, headers=headers)).status == 429
 
 
-async def test_only_so_many_calls_at_once(gateway, scripted):
+async def test_concurrent_calls_are_limited(gateway, scripted):
     upstream = await scripted(Script([b'data: {"event":"message","answer":"x"}\n\n'], end="hang"))
     agents = {"dify": {**AGENTS["dify"], "base_url": upstream.url, "mode": "chat"}}
     auth = {"keys": [{"name": "web", "key": KEY, "rate_limits": {"concurrency": 2}}]}

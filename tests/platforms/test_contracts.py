@@ -129,7 +129,7 @@ def test_the_usage_is_the_nodes_sum_where_the_message_says_zero():
     assert got["usage"] == [10, 5, 15]
 
 
-def test_a_plugins_error_is_told_by_its_sentence():
+def test_a_plugins_error_is_reported_by_its_sentence():
     words = 'req_id: 1 PluginInvokeError: {"args":{},"message":"[models] Error: no such model"}'
     decoder = DifyDecoder()
     (failed,) = [d for d in decoder.feed(data({"event": "error", "message": words}))]
@@ -207,7 +207,7 @@ def test_a_leaked_duration_is_no_text():
         ("x", 502),
     ],
 )
-def test_a_failed_node_is_told_and_its_words_decide(message, status):
+def test_a_failed_nodes_message_decides_the_status(message, status):
     node = [{"moduleName": "AI", "errorText": message}]
     assert fastgpt(data(node, name="flowResponses") + b"data: [DONE]\n\n")["status"] == status
 
@@ -313,7 +313,7 @@ def test_a_moderated_answer_without_a_word_is_refused():
     assert summary(feed(ModelDecoder(), data(said, chunk)))["finish"] == "content_filter"
 
 
-def test_tool_calls_without_a_usable_index_are_told_apart():
+def test_tool_calls_without_a_usable_index_are_distinguished():
     def call(id_: str, name: str) -> dict:
         piece = {"index": -1, "id": id_, "function": {"name": name, "arguments": "{}"}}
         return {"choices": [{"delta": {"tool_calls": [piece]}}]}
@@ -418,6 +418,6 @@ def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
     assert body == sent
 
 
-def test_an_event_in_plain_words_is_told_in_them():
+def test_a_plain_text_error_event_keeps_its_text():
     (failed,) = DifyDecoder().feed(b"data: the worker has been killed\n\n")
     assert "It says: the worker has been killed" in failed.error.message

@@ -112,7 +112,7 @@ def test_a_stream_that_only_pings_is_a_failure():
     assert summary(feed(decoder(Path("workflow")), body))["error"] == "UpstreamCut"
 
 
-def test_a_file_made_by_a_tool_is_kept_beside_the_answer():
+def test_a_file_made_by_a_tool_is_kept_with_the_answer():
     _, _, body = read_capture(FOLDER / "1.16.0" / "agent-chat_streaming_tool_image.http")
     (file,) = summary(feed(decoder(Path("chat")), body))["notes"]["files"]
     assert file["type"] == "image"

@@ -31,7 +31,7 @@ def hear(platform: FastGPT, chat: ChatRequest, name: str) -> None:
     feed(platform.decoder(chat), capture("4.9.7", name).body)
 
 
-def test_a_number_is_sent_as_the_option_it_stands_for():
+def test_a_number_is_sent_as_its_option():
     platform = fastgpt()
     hear(platform, turn("我要请假"), "select_pause_stream_detail")
     assert sent(platform.prepare(turn("2"))) == "财务部 💰"
@@ -95,7 +95,7 @@ def records(*values: Any) -> UpstreamReply:
     return UpstreamReply(200, {}, orjson.dumps(body))
 
 
-def test_fastgpt_is_asked_what_a_number_stands_for():
+def test_fastgpt_is_asked_for_a_numbers_option():
     step = fastgpt(app_id="6b").prepare(turn("2"))
     assert isinstance(step, Preliminary)
     assert step.request.url == "http://fastgpt.test/api/core/chat/getPaginationRecords"
@@ -190,7 +190,7 @@ def test_instructions_lead_a_first_question():
         ),
     ],
 )  # fmt: skip
-def test_a_failed_node_is_explained_in_words(node, code, words):
+def test_a_failed_node_is_explained_in_plain_text(node, code, words):
     nodes = orjson.dumps([{"moduleName": "AI", **node}])
     body = b"event: answer\ndata: [DONE]\n\nevent: flowResponses\ndata: " + nodes + b"\n\n"
     failed = feed(FastGPTDecoder("c", detail=True), body)[-1]

@@ -331,7 +331,7 @@ def test_a_failure_has_the_code_of_its_reason(version, name, code):
 
 
 @pytest.mark.parametrize("name", ["model_403_whole_detail", "chat_content_filter_400_whole"])
-def test_a_vendors_words_alone_tell_the_reason(name):
+def test_a_vendors_message_alone_gives_the_reason(name):
     code = {"model_403_whole_detail": "insufficient_quota"}.get(name, "content_filter")
     assert refused(capture("4.8.11", name)).code == code
 
@@ -356,7 +356,7 @@ def test_tool_tokens_count_and_embeddings_do_not():
     assert decoded(capture("4.8.11", "kb_quote_stream_detail"))["usage"] == [0, 0, 263]
 
 
-def test_a_heartbeat_is_told_from_an_answer():
+def test_a_heartbeat_is_not_an_answer():
     decoder, beats = FastGPTDecoder("chat-1", detail=True), []
     body = capture("4.12.2", "model_hang_mid_stream_detail").body
     for name, data in Parser().feed(body):
@@ -378,7 +378,7 @@ def test_a_refusal_is_no_answer():
 
 
 @pytest.mark.parametrize("version", ["4.8.20", "4.12.2"])
-def test_a_good_key_is_told_the_apps_name(version):
+def test_a_good_key_reads_the_apps_name(version):
     assert fastgpt(app_id="6b").verdict(reply(capture(version, "init"))) == "app 客服助手"
 
 

@@ -67,7 +67,7 @@ def test_an_app_from_before_files_may_take_pictures():
         {"file_upload": {"enabled": True, "allowed_file_types": "image"}},
     ],
 )
-def test_odd_answers_hurt_nobody(told):
+def test_odd_answers_do_no_harm(told):
     assert rules({"user_input_form": [], **told}, "chat").kinds <= {
         "image",
         "file",

@@ -96,7 +96,7 @@ def test_a_finished_answer_without_done_gets_one():
     assert "ended before it was complete" in words
 
 
-def test_the_end_is_an_event_even_behind_a_single_line_end():
+def test_the_end_is_an_event_even_after_a_single_line_end():
     assert [type(delta) for delta in decode(CONTENT + DONE[0])] == [Raw, Finish]
     want = CONTENT + DONE_INSIDE.replace(b"}\ndata", b"}\n\ndata")
     assert passed(CONTENT + DONE_INSIDE) == (want, None)
@@ -107,7 +107,7 @@ def test_the_end_is_an_event_even_behind_a_single_line_end():
     [b"event: error\ndata: the model has crashed\n\n", b'data: "error": the model has crashed\n\n',
      b'event: error\ndata: {"detail": "the model has crashed"}\n\n'],
 )  # fmt: skip
-def test_an_error_in_plain_words_is_told_in_them(event):
+def test_a_plain_text_error_keeps_its_text(event):
     decoder = PassThrough(lambda error: explain_error("It", error))
     failed = decoder.feed(event)[-1]
     assert isinstance(failed, Failed)

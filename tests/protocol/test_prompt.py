@@ -72,7 +72,7 @@ def test_a_word_in_a_sentence_is_left_alone():
     ["\r", "> ", "\nUser ", "\r> ", "User", "-", "\n", "—-", "a", "中", "-" * 90 + "User:",
      "User" + "-" * 90 + ":", "\r\u2028"],
 )  # fmt: skip
-def test_10_mb_of_any_turn_are_read_at_once(piece):
+def test_10_mb_of_any_turn_are_read_quickly(piece):
     text = piece * (9_900_000 // len(piece.encode())) + "\nUser:"
     prompt(("user", "\nUser: a"), ("user", "x"))  # it is compiled once
     began = time.thread_time()
@@ -81,7 +81,7 @@ def test_10_mb_of_any_turn_are_read_at_once(piece):
     assert "\n> User:\n\nUser: x" in told
 
 
-def test_as_many_labels_as_are_allowed_are_quoted_at_once():
+def test_as_many_labels_as_are_allowed_are_quoted_quickly():
     text = "\nUser：" * (MAX_COLONS - 1)
     began = time.thread_time()
     assert prompt(("user", text), ("user", "x:")).count("\n> User：") == MAX_COLONS - 1

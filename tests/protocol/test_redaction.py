@@ -69,7 +69,7 @@ def test_a_word_is_masked_in_an_error_as_it_is_alone():
 
 
 @pytest.mark.parametrize("word", ["", "none", "EMPTY", "ollama", "lm-studio", "not-needed"])
-def test_stand_ins_for_a_key_are_words(word):
+def test_placeholders_for_a_key_are_not_masked(word):
     text = f"{word} is a word".encode()
     assert fed([word], text) == text
 

@@ -90,7 +90,7 @@ async def test_the_same_holds_on_the_other_surface_and_in_its_header(pages, agen
     assert answer.status == 404
 
 
-async def test_users_of_one_name_behind_two_keys_are_two(pages):
+async def test_users_of_one_name_with_two_keys_are_two(pages):
     one, other = [await pages.token("alice", key["key"]) for key in KEYS]
     conversation = (await pages.gateway.ask(one, "coze"))[1]["id"]
     assert (await pages.gateway.ask(other, "coze", conversation_id=conversation))[0] == 404

@@ -95,7 +95,7 @@ def test_json_has_no_unicode_line_ends():
     assert len(sse.one_line(json).decode().splitlines()) == 1
 
 
-def test_nothing_is_read_behind_an_event_that_is_too_long():
+def test_nothing_is_read_after_a_too_long_event():
     parser = Parser(limit=100)
     assert parser.feed(b"data: 1\n\nid: " + b"x" * 200 + b"\n\n") == [("", b"1")]
     with pytest.raises(UpstreamFailed):
@@ -117,7 +117,7 @@ def test_nothing_is_read_behind_an_event_that_is_too_long():
         ([b": ping\n\n: ping", b"\n\n"], Life.NONE),
     ],
 )
-def test_what_bytes_beside_events_say_of_life(chunks, life):
+def test_bytes_outside_events_show_life_or_not(chunks, life):
     parser = Parser()
     for chunk in chunks:
         parser.feed(chunk)
@@ -134,7 +134,7 @@ def test_an_event_of_many_lines_costs_what_it_is_long():
 
 
 @pytest.mark.parametrize("size", [1, 10, 1000])
-def test_data_over_the_limit_is_read_unless_nobody_needs_it(size):
+def test_data_over_the_limit_is_read_if_needed(size):
     asked = []
 
     def skips(name: str, head: bytes) -> bool:

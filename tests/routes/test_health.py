@@ -1,7 +1,7 @@
 """`/readyz` reports agents that are simulators."""
 
 
-async def test_simulators_that_others_can_reach_are_told_by_readyz(gateway):
+async def test_readyz_reports_simulators_that_others_can_reach(gateway):
     agents = {"secret-bot": {"platform": "dify"}}
     gw = await gateway(agents=agents, server={"trusted_proxies": ["10.0.0.1"]})
     async with gw.get("/readyz") as answer:

@@ -249,7 +249,7 @@ async def test_embeddings_and_other_posts_are_passed_on(all_five):
     assert (await missing.json())["error"]["message"]
 
 
-async def test_an_upstreams_400_is_the_callers_with_its_words(gateway, scripted):
+async def test_an_upstreams_400_reaches_the_caller_with_its_message(gateway, scripted):
     body = b'{"error":{"message":"temperature too high","type":"invalid_request_error","param":"temperature","code":null}}'
     json = {"Content-Type": "application/json"}
     upstream = await scripted(Script([body], status="400 Bad Request", headers=json))

@@ -244,7 +244,7 @@ async def test_a_form_cut_anywhere_is_refused_and_leaves_nothing(gateway, tmp_pa
     ],
     ids=["newlines", "preamble", "parts", "names", "parts behind", "charset", "escape", "utf-7"],
 )  # fmt: skip
-async def test_a_form_made_to_keep_us_busy_is_given_up_at_once(gateway, tmp_path, body):
+async def test_an_expensive_form_is_abandoned_early(gateway, tmp_path, body):
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
     kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     took = time.process_time()
@@ -263,7 +263,7 @@ async def test_a_compressed_form_is_refused(gw):
         assert answer.status == 415
 
 
-async def test_when_uploads_are_deleted_is_told(gateway, tmp_path):
+async def test_the_answer_says_when_an_upload_expires(gateway, tmp_path):
     storage = {"url": f"file:{tmp_path}", "keep": "30d"}
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage=storage)
     file = await (await upload(gw, png(), path="/v1/files")).json()
@@ -362,7 +362,7 @@ async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
     assert await kept(gw) == []
 
 
-async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_path):
+async def test_a_file_sent_byte_by_byte_is_abandoned(gateway, tmp_path):
     from gateway.config.models import Storage
     from gateway.http.multipart import SLOWEST, START_S, UploadForm
 
@@ -406,7 +406,7 @@ async def test_a_form_that_slows_down_is_given_up():
 # The store becomes unavailable.
 
 
-async def test_a_store_that_is_away_is_503_and_readyz_says_so(gateway, tmp_path):
+async def test_an_unavailable_store_is_503_and_degraded_in_readyz(gateway, tmp_path):
     (tmp_path / "in-the-way").write_text("")
     storage = {"url": f"file:{tmp_path}/in-the-way/uploads"}
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage=storage)
@@ -449,7 +449,7 @@ async def test_a_full_store_is_507(gw, monkeypatch):
     assert (await answer.json())["detail"]["error"] == "insufficient_storage"
 
 
-async def test_readyz_tells_that_the_store_is_well(gw):
+async def test_readyz_reports_a_healthy_store(gw):
     assert (await (await gw.get("/readyz")).json())["detail"]["storage"] == "ok"
 
 

@@ -57,7 +57,7 @@ async def test_trailers_without_end_are_400(gateway):
     assert not told or b" 400 " in told[:20]  # as above
 
 
-async def test_long_heads_behind_a_request_are_not_parsed(gateway, scripted, monkeypatch):
+async def test_long_heads_after_a_request_are_not_parsed(gateway, scripted, monkeypatch):
     made, make = [], connections._Server.__call__
     monkeypatch.setattr(
         connections._Server, "__call__", lambda server: made.append(make(server)) or made[-1]

@@ -99,7 +99,7 @@ async def test_a_stream_outlives_sigterm_and_the_process_exits_0(tmp_path, scrip
         assert conn.execute("SELECT status, usage FROM calls").fetchall() == [(200, "exact")]
 
 
-async def test_who_is_not_done_by_then_is_told_and_the_platform_too(tmp_path, scripted, client):
+async def test_a_stop_ends_slow_answers_with_an_error_and_a_stop_call(tmp_path, scripted, client):
     upstream = await scripted(
         Script([HELLO[0], 60.0]), Script([HELLO[0], 60.0]), Script(before_headers_s=60), stopped()
     )
@@ -287,7 +287,7 @@ async def test_a_bad_change_keeps_what_was_and_says_so(tmp_path, scripted, clien
             assert (await answer.json())["degraded"] == []
 
 
-async def test_a_file_that_is_gone_is_told_and_its_return_is_seen(
+async def test_a_missing_file_is_reported_and_its_return_noticed(
     tmp_path, scripted, client, monkeypatch
 ):
     upstream = await scripted(Script(HELLO))
@@ -537,7 +537,7 @@ async def test_check_live_asks_every_platform_for_its_bot(tmp_path, demo, script
     assert (await asyncio.to_thread(run, "check", "--live", "--config", str(path))).returncode == 0
 
 
-async def test_check_live_names_the_setting_of_a_store_that_is_away(tmp_path):
+async def test_check_live_names_the_setting_of_an_unavailable_store(tmp_path):
     away = f"127.0.0.1:{free_port()}"
     s3 = {"endpoint": f"http://{away}", "access_key": "a", "secret_key": "b"}
     path = write(
@@ -677,7 +677,7 @@ def _handles_term(pid: int) -> bool:
     return bool(caught & 1 << signal.SIGTERM - 1)
 
 
-async def test_the_log_beside_the_file_is_no_change_of_it(tmp_path, scripted, client):
+async def test_a_log_next_to_the_file_causes_no_reload(tmp_path, scripted, client):
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (_, url, ops, log, _):
         for i in range(5):

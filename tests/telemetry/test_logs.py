@@ -110,7 +110,7 @@ def test_all_lines_have_one_time_zone_with_its_offset(monkeypatch):
         time.tzset()
 
 
-def test_the_reason_has_the_fault_behind_it_and_no_secret():
+def test_the_reason_has_the_underlying_fault_and_no_secret():
     error = DatabaseUnavailable()
     error.__cause__ = OSError(
         "cannot reach postgresql://gw:Pa55w0rd@db:5432/gw, key sk-12345678abc"

@@ -40,7 +40,7 @@ async def complete(gw, key, model="dify", question="hi", **body):
         return answer.status, await answer.read(), answer.headers["x-request-id"]
 
 
-def test_ids_of_later_requests_sort_behind_those_of_earlier_ones(monkeypatch):
+def test_ids_of_later_requests_sort_after_earlier_ones(monkeypatch):
     ids = []
     for now_ms in (1_790_000_000_000, 1_790_000_000_001, 1_900_000_000_000):
         monkeypatch.setattr(time, "time_ns", lambda now=now_ms: now * 1_000_000)
@@ -138,7 +138,7 @@ async def test_names_of_what_is_gone_are_empty(gw):
     assert (row["key_id"], row["key_name"]) == (id_, "")
 
 
-async def test_the_log_tells_why_and_the_origin_of_a_refused_page(gw, caplog):
+async def test_the_log_has_the_reason_and_a_refused_pages_origin(gw, caplog):
     caplog.set_level("INFO")
     key = (await gw.key(await gw.login()))[1]
     headers = {"Authorization": f"Bearer {key[:-4]}zzzz", "Origin": "https://shop.example"}
@@ -369,7 +369,7 @@ async def test_what_is_old_is_deleted(with_accounts, database_url, tmp_path):
 # The database becomes unavailable and recovers.
 
 
-async def test_nothing_is_lost_while_postgresql_is_away(with_accounts, postgresql):
+async def test_nothing_is_lost_while_postgresql_is_unavailable(with_accounts, postgresql):
     gw = await with_accounts(postgresql.database())
     admin = await gw.login()
     _, key = await gw.key(admin)

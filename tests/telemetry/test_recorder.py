@@ -122,7 +122,7 @@ async def test_waiting_calls_are_spooled_and_written_on_recovery(make, calls, tm
     await recorder.close()
 
 
-async def test_few_files_hold_many_batches_while_the_database_is_away(make, calls, tmp_path):
+async def test_few_files_hold_many_batches_without_the_database(make, calls, tmp_path):
     recorder = make(Away(calls))
     await recorder.open()
     for _ in range(60):
@@ -365,7 +365,7 @@ async def test_rows_are_written_after_a_full_disk_has_room(make, calls, tmp_path
     await again.close()
 
 
-async def test_processes_that_start_at_once_share_the_folder(tmp_path):
+async def test_processes_that_start_together_share_the_folder(tmp_path):
     for round_ in range(30):
         spools = [Spool(tmp_path / f"s{round_}", 1000) for _ in range(3)]
         await asyncio.gather(*(asyncio.to_thread(spool.open) for spool in spools))
@@ -418,7 +418,7 @@ async def test_a_quota_counts_a_batch_once_though_it_comes_twice(make, calls):
     await recorder.close()
 
 
-async def test_a_new_month_begins_though_the_database_is_away(calls, monkeypatch):
+async def test_a_new_month_begins_without_the_database(calls, monkeypatch):
     directory = Directory(calls._database)
     directory._month = "2001-01"
     old = directory._quota("user:usr", "2001-01", 5)

@@ -150,7 +150,7 @@ async def test_bad_http_is_an_error_and_ends_the_connection(raw):
 
 
 @pytest.mark.parametrize("squeeze", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
-async def test_compression_that_nobody_asked_for_is_undone(squeeze):
+async def test_unrequested_compression_is_undone(squeeze):
     body = squeeze(b"hello, world")
     encoding = b"gzip" if squeeze is gzip.compress else b"deflate"
     connection, _, _ = connected()
@@ -182,7 +182,7 @@ async def test_an_upstream_waits_for_a_reader_who_does_not_read():
     assert not line.is_paused
 
 
-async def test_an_answer_that_nobody_asked_for_ends_the_connection():
+async def test_an_unrequested_answer_ends_the_connection():
     connection, line, freed = connected()
     connection.data_received(CHUNKED)
     assert await whole(connection) == b"hello, world"
@@ -215,7 +215,7 @@ async def test_leaving_early_ends_the_connection():
     assert line.is_closed
 
 
-async def test_the_end_is_waited_for_by_nobody():
+async def test_the_end_is_awaited_in_the_background():
     connection, line, freed = connected()
     connection.data_received(HEAD + b"5\r\nhello\r\n")
     connection.finish(60)

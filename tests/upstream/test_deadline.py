@@ -77,7 +77,7 @@ async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
 
 
 @in_its_own_time
-async def test_both_at_once_counts_as_the_cancellation():
+async def test_both_together_count_as_the_cancellation():
     async def work() -> str:
         deadline = Deadline(Timers(asyncio.get_running_loop()))
         loop, task = asyncio.get_running_loop(), asyncio.current_task()

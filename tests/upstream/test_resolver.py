@@ -128,7 +128,7 @@ def silent(monkeypatch):
         yield server
 
 
-async def test_one_caller_has_so_many_look_ups_at_once(silent):
+async def test_one_callers_concurrent_look_ups_are_limited(silent):
     names = CallersNames()
     waiting = [
         asyncio.ensure_future(names.find(f"{i}.x.test", 80, "evil")) for i in range(MAX_OF_ONE)
