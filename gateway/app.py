@@ -16,7 +16,7 @@ from gateway.accounts.tokens import Signer, signing_secret
 from gateway.chat.attachments import Attachments
 from gateway.config.models import Config
 from gateway.database import connect, is_locked
-from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartError, words_of
+from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartError, describe_fault
 from gateway.files.fetcher import Guard
 from gateway.files.library import open_files
 from gateway.http.body import BODIES_SHARE
@@ -42,7 +42,7 @@ from gateway.http.context import (
     StateHolder,
 )
 from gateway.http.cors import add_origin
-from gateway.http.finish import add_safety, end_connection, record, tell_to_stop
+from gateway.http.finish import add_safety, end_connection, mark_stopped, record
 from gateway.http.gauges import process_gauges
 from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
@@ -68,18 +68,18 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("gateway")
 
-_PATIENCE_S = 6.0  # for the first answer of the database; then the start goes on without it
+_PATIENCE_S = 6.0  # for the database's first answer; after that the start goes on without it
 
 
 def build(config: Config, access_log: AccessLog | None = None) -> web.Application:
     """The gateway as an aiohttp application. Its resources open when it starts.
 
-    Raises StartError, here or then, for what waiting will not change.
+    Raises StartError, here or at the start, for faults that time does not fix.
     """
     routes = list(all_routes())
     by_handler = {route.handler: route for route in routes}
     secret = signing_secret(config)
-    metrics, in_flight = Metrics(lambda: process_gauges(app)), InFlight(tell_to_stop)
+    metrics, in_flight = Metrics(lambda: process_gauges(app)), InFlight(mark_stopped)
     access_log = access_log or AccessLog()
     app = web.Application(
         client_max_size=config.server.max_body,
@@ -106,11 +106,11 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
 
 
 def build_ops(main: web.Application) -> web.Application:
-    """The probes of `main` alone, for a second port that is not the public's."""
+    """The probes of `main` alone, for a second, non-public port."""
     metrics, in_flight = (
         main[METRICS],
-        InFlight(tell_to_stop),
-    )  # a probe is not what a stop waits for
+        InFlight(mark_stopped),
+    )  # a stop does not wait for probes
     app = web.Application(
         middlewares=[requestlog(metrics, main[ACCESS_LOG], in_flight), errors(in_flight)]
     )
@@ -124,7 +124,8 @@ def _complete_headers(
     in_flight: InFlight,
 ) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
     async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """What every answer carries, streams and errors too, before its head goes out."""
+        """Add the common headers to every answer, also to streams and errors, before its head is
+        sent."""
         context = request.get(CONTEXT)
         add_request_id(context, response)
         if isinstance(request, web.Request) and context is not None:
@@ -207,13 +208,13 @@ def _services(config: Config) -> Callable[[web.Application], AsyncIterator[None]
         recorder = Recorder(calls, spool, config.record, directory)
         try:
             await directory.open(_PATIENCE_S)
-            if directory.away and config.sqlite_file and not is_locked(directory.cause):
+            if directory.unavailable and config.sqlite_file and not is_locked(directory.cause):
                 raise StartError(
                     f"database: {config.sqlite_file} cannot be opened or written"
                     f" ({_cause(directory)}); name another file in DATABASE_URL, or none to do"
                     " without accounts and the record"
                 )
-            if directory.away:
+            if directory.unavailable:
                 log.warning(
                     "The database does not answer (%s); accounts wait until it does",
                     _cause(directory),
@@ -231,38 +232,38 @@ def _services(config: Config) -> Callable[[web.Application], AsyncIterator[None]
 
 
 def _cause(directory: Directory) -> str:
-    return words_of(directory.cause) if directory.cause else "no answer in time"
+    return describe_fault(directory.cause) if directory.cause else "no answer in time"
 
 
 async def _first_admin(
     accounts: Accounts,
     passwords: Passwords,
-    given: Secret,
+    configured: Secret,
     made_up: Secret,
     show: Callable[[str], None],
 ) -> None:
-    """An empty database gets the account `admin`, with the password `given` or else `made_up`,
-    which `show` is given this once."""
+    """Create the account `admin` in an empty database, with the password `configured` or else
+    `made_up`, which is passed to `show` once."""
     if await accounts.has_users():
-        if given:
+        if configured:
             log.info("ADMIN_PASSWORD is not used: the database has accounts already")
         return
-    if given:
+    if configured:
         try:
-            check_strength(given, "admin")
+            check_strength(configured, "admin")
         except InvalidRequest as error:
             raise StartError(f"auth.admin_password (ADMIN_PASSWORD): {error.message}") from None
-    hashed = await passwords.hash(given or made_up)
+    hashed = await passwords.hash(configured or made_up)
     try:
         await accounts.add_user("admin", hashed, role="admin")
     except Conflict:
         return  # another replica was quicker
     except DatabaseUnavailable:
-        # It may have been made without our being told; then nobody would know the password.
-        if not given:
+        # The account may exist without a confirmation; then its password would be unknown.
+        if not configured:
             show(f"Account 'admin' may have been made; if so, its password is {made_up.reveal()}")
         raise
-    if not given:
+    if not configured:
         show(f"Account 'admin' was made; its password, shown only now: {made_up.reveal()}")
 
 
@@ -274,7 +275,7 @@ def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             if not any(agent.is_demo for agent in config.agents.values()):
                 return {}
             if not demos:
-                from gateway.demo import Demos  # nobody else pays for loading the simulators
+                from gateway.demo import Demos  # load the simulators only if needed
 
                 demos.append(Demos())
             return await demos[0].urls(config)

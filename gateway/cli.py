@@ -31,22 +31,22 @@ log = logging.getLogger("gateway")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit status."""
-    _end_when_told()
+    """Run a command; returns the exit status."""
+    _exit_on_signals()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
     args.built_in = invocation.may_be_built_in(args.config)
     args.config = args.config or invocation.default_config()
     try:
         return administer(args) if hasattr(args, "administer") else command(args)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _end_when_told() -> None:
-    """Until the gateway listens to signals by itself. As process 1 of a container it would not
-    get those for which it has no handler, and a reload that comes too early is no reason to end."""
+def _exit_on_signals() -> None:
+    """Set signal handlers until the gateway sets its own. Process 1 of a container does not receive
+    signals without a handler, and an early reload must not end the process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
         if hasattr(signal, "SIGHUP"):
@@ -63,34 +63,34 @@ _COMMANDS: dict[str, str] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The options stand before or after the command; both are the same options."""
+    """The parser. Options work both before and after the command."""
     parser = argparse.ArgumentParser(description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
     _add_options(parser, None)
     parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
-    for name, words in _COMMANDS.items():
-        sub = commands.add_parser(name, help=words, description=words)
-        _add_options(sub, argparse.SUPPRESS)  # leave what came before alone
+    for name, text in _COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        _add_options(sub, argparse.SUPPRESS)  # keep options given before the command
         sub.set_defaults(command=globals()[name])
         if name == "check":
-            words = "also ask every platform who the bot is and what is missing, and every store"
-            sub.add_argument("--live", action="store_true", help=words)
+            text = "also ask every platform who the bot is and what is missing, and every store"
+            sub.add_argument("--live", action="store_true", help=text)
     _add_admin_commands(commands)
     return parser
 
 
 def _add_admin_commands(commands: "_Commands") -> None:
-    """What they do is in `admin`, which only they load."""
+    """The commands of `admin`, which is imported only when one of them runs."""
 
-    def add(to: "_Commands", action: str, words: str) -> argparse.ArgumentParser:
-        sub = to.add_parser(action.rpartition(" ")[2], help=words, description=words)
+    def add(to: "_Commands", action: str, text: str) -> argparse.ArgumentParser:
+        sub = to.add_parser(action.rpartition(" ")[2], help=text, description=text)
         _add_options(sub, argparse.SUPPRESS)
         sub.set_defaults(administer=action)
         return sub
 
-    def group(name: str, words: str) -> "_Commands":
-        parser = commands.add_parser(name, help=words, description=words)
+    def group(name: str, text: str) -> "_Commands":
+        parser = commands.add_parser(name, help=text, description=text)
         _add_options(parser, argparse.SUPPRESS)
         return parser.add_subparsers(required=True)
 
@@ -101,8 +101,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("--email")
     sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users list", "every account")
-    words = "a new password, read from standard input"
-    sub = add(users, "users set-password", words)
+    text = "a new password, read from standard input"
+    sub = add(users, "users set-password", text)
     sub.add_argument("name")
     sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users disable", "no logins and no calls any more").add_argument("name")
@@ -111,14 +111,14 @@ def _add_admin_commands(commands: "_Commands") -> None:
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
     sub.add_argument("name", help="what the key is for")
-    words = "whose key it is: admin's, unless given"
-    sub.add_argument("--user", default="admin", metavar="NAME", help=words)
+    text = "whose key it is: admin's, unless given"
+    sub.add_argument("--user", default="admin", metavar="NAME", help=text)
     sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
-    words = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
-    sub.add_argument("--expires", metavar="WHEN", help=words)
+    text = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
+    sub.add_argument("--expires", metavar="WHEN", help=text)
     sub = add(keys, "keys list", "every key, without its secret")
     sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
     sub = add(keys, "keys revoke", "end a key for good")
@@ -128,7 +128,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
 
 
 class _NoPassword(argparse.Action):
-    """Other users of the machine can read a command line, and shells keep it."""
+    """Refuse passwords as arguments: other users of the machine can read a command line, and shells
+    store it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         parser.error("--password: the password is read from standard input, or asked for")
@@ -142,16 +143,16 @@ def administer(args: argparse.Namespace) -> int:
 
 
 def _add_options(parser: argparse.ArgumentParser, otherwise: object) -> None:
-    words = "instead of what GATEWAY_CONFIG names, or config.yaml in the current folder"
-    parser.add_argument("--config", "-c", type=Path, default=otherwise, metavar="FILE", help=words)
+    text = "instead of what GATEWAY_CONFIG names, or config.yaml in the current folder"
+    parser.add_argument("--config", "-c", type=Path, default=otherwise, metavar="FILE", help=text)
     parser.add_argument("--host", default=otherwise)
-    words = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
-    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=words)
+    text = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
+    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=text)
     parser.add_argument("--port", type=int, default=otherwise)
 
 
 def _load(args: argparse.Namespace) -> "Config | None":
-    """The configuration, or None after its problems have been printed."""
+    """The configuration, or None after printing its problems."""
     from gateway.config import load as configfile
 
     try:
@@ -214,7 +215,7 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _check_live(config: "Config") -> int:
-    """Ask every platform and store of the configuration; 1 if one of them is sure to fail."""
+    """Check every configured platform and store; returns 1 if one of them is sure to fail."""
     from gateway.server.check import check_live, table
 
     rows = asyncio.run(check_live(config))
@@ -241,7 +242,7 @@ def probe(args: argparse.Namespace) -> int:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/readyz"
     try:
-        # The name on a certificate is not that of the loopback address.
+        # The certificate's name is not that of the loopback address.
         trust = ssl._create_unverified_context() if server.tls else None  # noqa: S323
         with urllib.request.urlopen(url, timeout=5, context=trust) as answer:  # noqa: S310
             print(answer.read().decode())
@@ -279,14 +280,14 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _collect_garbage_less() -> None:
-    """A collection walks over all that is alive: with 200 streams open that was a sixth of an
-    event's cost, and a twentieth of the start. What is made per event is freed by its reference
-    count; only cycles wait for the collector, and they are few."""
+    """Make garbage collection rare. A collection visits all live objects: with 200 open streams it
+    took a sixth of an event's cost, and a twentieth of the start. Per-event objects are freed by
+    reference counting; only cycles need the collector, and they are few."""
     gc.set_threshold(50_000, 20, 100)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it installs, else asyncio's own loop."""
+    """uvloop's event loop where uvloop is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:

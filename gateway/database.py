@@ -1,7 +1,7 @@
-"""SQLite or PostgreSQL: opens it, keeps its schema current, runs transactions; knows no table.
+"""SQLite or PostgreSQL: opens it, migrates its schema, runs transactions; knows no table.
 
 One set of queries (`sql/*.sql`, loaded by aiosql) serves both. Only this module owns connections
-and transactions; the other stores are given a connection by `transaction()`.
+and transactions; stores get a connection from `transaction()`.
 """
 
 import asyncio
@@ -23,48 +23,48 @@ from gateway.shipped import shipped
 SQL = shipped("sql")
 TIMEOUT_S = 5.0  # for a statement, for a connection, and for another's lock
 _MIGRATION_S = 600.0
-_LOCK = 0x6A77  # of PostgreSQL's advisory locks: migrations
-# In one statement: the thread that writes gets Python's lock back from the busy event loop only
-# once a statement, and each time costs both of them more than the row itself.
+_LOCK = 0x6A77  # PostgreSQL's advisory lock for migrations
+# Rows per statement: the writing thread regains Python's lock from the busy event loop only once
+# per statement, which costs both of them more than the row itself.
 _ROWS_AT_ONCE = 100
-_WRITER_LOCK = 0x6A78  # batches of calls, so that two replicas' upserts cannot deadlock
+_WRITER_LOCK = 0x6A78  # for batches of calls, so that two replicas' upserts cannot deadlock
 
 Row = tuple[Any, ...]
-Connection = Any  # asyncpg's or aiosqlite's, which only aiosql's adapters tell apart
+Connection = Any  # asyncpg's or aiosqlite's; only aiosql's adapters distinguish them
 Rows = list[dict[str, Any]]
 Errors = tuple[type[BaseException], ...]
 
 
 class ValueRefused(Exception):
-    """The database is there, but does not take a value; the same again would fail again."""
+    """The database is available but rejects a value; a retry would fail again."""
 
 
 class Taken(ValueRefused):
-    """The value must be unique, and somebody else was quicker to have it."""
+    """The value must be unique, and another row already has it."""
 
 
 class Database(Protocol):
-    """What the stores need. Every method raises DatabaseUnavailable if it does not answer."""
+    """The interface for stores. Every method raises DatabaseUnavailable if there is no answer."""
 
-    queries: Any  # aiosql's, a method per query
+    queries: Any  # aiosql's, one method per query
 
     def transaction(self) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """A connection whose work is kept as a whole at the end, or not at all."""
+        """A connection with a transaction: its changes are committed together, or not at all."""
 
     async def migrate(self) -> int:
-        """Bring the schema up to date; how many steps that took. Raises StartError."""
+        """Migrate the schema; returns the number of steps. Raises StartError."""
 
     async def load(
         self, conn: Connection, table: str, columns: Sequence[str], rows: Iterable[Row]
     ) -> None:
-        """Put `rows` into `<table>_incoming`, a temporary table like `table` that this
-        transaction alone sees."""
+        """Insert `rows` into `<table>_incoming`, a temporary table with the columns of `table` that
+        only this transaction sees."""
 
     async def close(self) -> None: ...
 
 
 def connect(url: str) -> Database:
-    """The database of that URL. Nothing is opened before the first use. Raises StartError."""
+    """The database at that URL, opened at its first use. Raises StartError."""
     if url.startswith("sqlite:"):
         if sqlite3.sqlite_version_info < (3, 38):
             raise StartError(f"SQLite is {sqlite3.sqlite_version} here; 3.38 or newer is needed")
@@ -73,12 +73,12 @@ def connect(url: str) -> Database:
 
 
 async def fetch(rows: AsyncIterator[Any]) -> Rows:
-    """What a query of many rows gives, as dictionaries."""
+    """The rows of a query as dictionaries."""
     return [dict(row) async for row in rows]
 
 
 def migrations(dialect: str) -> list[tuple[int, str]]:
-    """(number, SQL text) of every step, in order: what both databases share, then the own part."""
+    """(number, SQL text) of every step, in order: the common part, then the dialect's own."""
     steps: dict[int, str] = {}
     for folder in (SQL / "schema", SQL / "schema" / dialect):
         for file in sorted(folder.glob("[0-9]*.sql")):
@@ -105,9 +105,9 @@ _VERSIONS = (
 
 
 class SQLite:
-    """One connection for all, in a thread of its own; transactions take turns."""
+    """One shared connection in a thread of its own; transactions take turns."""
 
-    _AWAY: Errors = (sqlite3.OperationalError, OSError, TimeoutError)
+    _UNAVAILABLE: Errors = (sqlite3.OperationalError, OSError, TimeoutError)
     _REFUSED: Errors = (
         sqlite3.IntegrityError, sqlite3.DataError, sqlite3.InterfaceError, OverflowError,
     )  # fmt: skip
@@ -122,10 +122,11 @@ class SQLite:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         async with self._turn:
-            with _translated(self._AWAY, self._REFUSED):
+            with _translated(self._UNAVAILABLE, self._REFUSED):
                 conn = await self._open()
                 try:
-                    # If this is cancelled the thread begins all the same, so it is undone as well.
+                    # If this await is cancelled the thread still begins, so the rollback covers it
+                    # too.
                     await conn.execute("BEGIN IMMEDIATE")
                     yield conn
                     await conn.execute("COMMIT")
@@ -141,7 +142,7 @@ class SQLite:
             import aiosqlite
 
             make_folder(self._path.parent)
-            self._path.touch(mode=0o600)  # it holds the hashes of passwords
+            self._path.touch(mode=0o600)  # it holds password hashes
             conn = await aiosqlite.connect(self._path, isolation_level=None, timeout=TIMEOUT_S)
             conn.row_factory = sqlite3.Row
             try:
@@ -155,7 +156,7 @@ class SQLite:
         return self._conn
 
     def _check_file(self) -> None:
-        """What is written into a file that somebody has removed or replaced would be lost."""
+        """Raise if the file was removed or replaced: writes to it would be lost."""
         try:
             is_there = self._path.stat().st_ino == self._inode
         except OSError:
@@ -201,7 +202,8 @@ class SQLite:
 
 
 async def _become_wal(conn: Connection) -> None:
-    """So that readers wait for nobody. SQLite does not wait for the lock that this takes."""
+    """Switch to WAL, so that readers never wait. SQLite does not wait for the lock that
+    this needs."""
     async with asyncio.timeout(TIMEOUT_S):
         while True:
             try:
@@ -214,7 +216,7 @@ async def _become_wal(conn: Connection) -> None:
 
 
 def _statements(text: str) -> list[str]:
-    """The statements of a script; a trigger holds semicolons of its own."""
+    """The statements of a script; a trigger contains semicolons of its own."""
     out, statement = [], ""
     for line in text.splitlines():
         if not statement and (not line.strip() or line.startswith("--")):
@@ -227,11 +229,11 @@ def _statements(text: str) -> list[str]:
 
 
 class PostgreSQL:
-    """A pool of connections that are made when they are needed."""
+    """A pool of connections, opened on demand."""
 
     def __init__(self, url: str) -> None:
         self.queries = _load("asyncpg")
-        # SQLAlchemy's form of the URL names the driver as well.
+        # SQLAlchemy's URLs also name the driver.
         self._url = re.sub(r"^postgres(ql)?\+\w+://", "postgresql://", url)
         self._pool: Any = None
         self._opening = asyncio.Lock()
@@ -240,7 +242,7 @@ class PostgreSQL:
     async def transaction(self) -> AsyncIterator[Connection]:
         import asyncpg
 
-        away = (
+        unavailable = (
             asyncpg.PostgresConnectionError, asyncpg.InterfaceError, asyncpg.QueryCanceledError,
             asyncpg.OperatorInterventionError, asyncpg.InsufficientResourcesError,
             asyncpg.InvalidAuthorizationSpecificationError, asyncpg.InvalidCatalogNameError,
@@ -252,11 +254,11 @@ class PostgreSQL:
             asyncpg.IntegrityConstraintViolationError,
             OverflowError,
         )
-        with _translated(away, refused):
+        with _translated(unavailable, refused):
             pool = await self._open()
             conn = await pool.acquire(timeout=TIMEOUT_S)
             try:
-                # A gateway that hangs or whose network is gone must not hold its locks for ever.
+                # A gateway that hangs or loses its network must not hold its locks indefinitely.
                 await conn.execute("BEGIN; SET LOCAL idle_in_transaction_session_timeout = 10000")
                 try:
                     yield conn
@@ -265,8 +267,8 @@ class PostgreSQL:
                         await conn.execute("ROLLBACK")
                     raise
                 await conn.execute("COMMIT")
-            except (*away, asyncio.CancelledError):
-                conn.terminate()  # it may hang at the next call as well
+            except (*unavailable, asyncio.CancelledError):
+                conn.terminate()  # its next call might hang as well
                 raise
             finally:
                 await pool.release(conn, timeout=TIMEOUT_S)
@@ -288,7 +290,7 @@ class PostgreSQL:
 
     async def migrate(self) -> int:
         async with self.transaction() as conn:
-            # Two replicas that start at once take turns, and the second finds nothing to do.
+            # Two replicas that start together take turns, and the second has nothing to do.
             await conn.execute(f"SELECT pg_advisory_xact_lock({_LOCK})", timeout=_MIGRATION_S)
             await conn.execute(_VERSIONS)
             present = await conn.fetchval("SELECT max(version) FROM schema_version")
@@ -319,28 +321,28 @@ class PostgreSQL:
 
 
 def _load(driver: str) -> Any:
-    # The folder `schema` below is not queries, so the files are named one by one.
+    # The subfolder `schema` holds no queries, so the files are listed one by one.
     files = sorted(SQL.glob("*.sql"))
     text = "\n".join(file.read_text("utf-8") for file in files)
     return aiosql.from_str(text, driver)
 
 
 @contextlib.contextmanager
-def _translated(away: Errors, refused: Errors) -> Iterator[None]:
-    """A driver's ways to say that the database is not there, or does not take a value."""
+def _translated(unavailable: Errors, refused: Errors) -> Iterator[None]:
+    """Translate a driver's errors: the database is unavailable, or it rejects a value."""
     try:
         yield
     except refused as error:
         if "unique" in str(error).lower():
             raise Taken(str(error)) from error
         raise ValueRefused(f"{type(error).__name__}: {error}") from error
-    except away as error:
+    except unavailable as error:
         if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_ERROR:
             raise  # the statement is wrong
         raise DatabaseUnavailable from error
 
 
 def is_locked(error: BaseException | None) -> bool:
-    """Whether another process has the SQLite file for itself at the moment."""
+    """Whether another process currently locks the SQLite file."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -1,7 +1,7 @@
-"""Names of response headers in the form that multidict keeps them in, and what never changes.
+"""Names of response headers as multidict stores them, and constant headers.
 
-With plain strings it folds their case anew for every answer, and keeps two copies of each for as
-long as a stream is open.
+With plain strings multidict folds their case again for every answer, and keeps two copies of each
+for as long as a stream is open.
 """
 
 from aiohttp import hdrs
@@ -19,15 +19,15 @@ REQUEST_ID = istr("x-request-id")
 CONTENT_SECURITY_POLICY = istr("Content-Security-Policy")
 CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
 REFERRER_POLICY = istr("Referrer-Policy")
-# What is left of the limit, by unit: its size, what remains of it, and until it is full.
+# The rate limit headers, by unit: the limit, the remainder, and the time until it is full.
 LIMITS = {
     unit: tuple(istr(f"x-ratelimit-{what}-{unit}") for what in ("limit", "remaining", "reset"))
     for unit in ("requests", "tokens")
 }
 
 SERVER_NAME = "ai-gateway"
-# They keep browsers from doing more with an answer than showing it. Files say themselves what may
-# be done with them, and for how long they may be kept.
+# They keep browsers from doing more with an answer than showing it. Files set their own policy and
+# cache lifetime.
 SAFETY: dict[str, str] = {
     CONTENT_TYPE_OPTIONS: "nosniff",
     REFERRER_POLICY: "no-referrer",

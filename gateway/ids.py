@@ -6,5 +6,5 @@ _random = random.Random()  # noqa: S311 - seeded by the system; asking it each t
 
 
 def new_id(digits: int) -> str:
-    """So many random hexadecimal digits."""
+    """`digits` random hexadecimal digits."""
     return f"{_random.getrandbits(4 * digits):0{digits}x}"

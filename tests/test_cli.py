@@ -52,7 +52,7 @@ async def answers(port: int, path: str) -> bool:
 async def serving(
     *args: str, ready: str = "", cwd: Path = ROOT, command: tuple[str, ...] = RUN_PY, **environ: str
 ):
-    """A running gateway: (process, port, log lines so far). It is there when its log says so or,
+    """A running gateway: (process, port, log lines so far). It is ready when its log says so or,
     where `LOG_LEVEL` hides that, when the path `ready` answers."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
@@ -102,7 +102,7 @@ async def metrics(client: aiohttp.ClientSession, port: int) -> str:
         return await answer.text()
 
 
-async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_at_once():
+async def test_term_drains_streams_and_a_second_one_exits():
     async with serving() as (process, port, _), aiohttp.ClientSession() as client:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "你好"}]}
@@ -186,7 +186,7 @@ async def test_a_higher_log_level_keeps_failed_requests(form):
     assert levels == [("error", 502), ("error", 200), ("warning", 404)]
 
 
-def test_output_that_nobody_reads_to_its_end_is_no_traceback():
+def test_closed_output_causes_no_traceback():
     command = f"{sys.executable} run.py schema | head -c 100"
     told = subprocess.run(
         command, shell=True, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=20
@@ -206,7 +206,7 @@ def test_without_its_packages_every_command_says_what_to_do():
         assert "Traceback" not in told.stderr
 
 
-def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
+def test_check_reports_problems_and_exits_with_1(tmp_path):
     good = run("check")
     assert (good.returncode, good.stderr) == (0, "")
     assert "dify: dify at demo" in good.stdout
@@ -309,11 +309,11 @@ async def names(client: aiohttp.ClientSession, port: int) -> list[str]:
         return [model["id"] for model in (await answer.json())["data"]]
 
 
-def test_a_gateway_that_nobody_could_call_is_told():
+def test_a_gateway_without_possible_callers_is_reported():
     assert "nobody can call" in run("check", HOST="0.0.0.0").stdout
 
 
-def test_a_port_that_is_taken_is_told_without_a_traceback():
+def test_a_taken_port_is_reported_without_a_traceback():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
@@ -323,7 +323,7 @@ def test_a_port_that_is_taken_is_told_without_a_traceback():
     assert "Traceback" not in told.stderr
 
 
-def test_probe_fails_where_nothing_listens_and_bad_settings_are_told():
+def test_probe_fails_without_a_listener_or_with_bad_settings():
     assert run("probe", "--port", str(free_port())).returncode == 1
     assert "LOG_LEVEL" in run("serve", LOG_LEVEL="LOUD").stderr
     assert run("--version").stdout.strip()

@@ -23,7 +23,7 @@ def dialect(database) -> str:
     return "sqlite" if isinstance(database, SQLite) else "postgresql"
 
 
-async def test_replicas_that_start_at_once_migrate_once(database_url):
+async def test_replicas_that_start_together_migrate_once(database_url):
     several = [connect(database_url) for _ in range(4)]
     there_are = len(migrations(dialect(several[0])))
     steps = await asyncio.gather(*(database.migrate() for database in several))
@@ -51,7 +51,7 @@ async def test_a_gateway_does_not_start_on_a_newer_schema(with_accounts, databas
         await with_accounts(database_url)
 
 
-async def test_a_step_that_fails_leaves_nothing_behind(database, monkeypatch):
+async def test_a_failed_step_leaves_nothing(database, monkeypatch):
     steps = migrations(dialect(database))
     broken = (steps[-1][0] + 1, "CREATE TABLE half (id TEXT);\nCREATE TABLE half (id TEXT);\n")
     monkeypatch.setattr(module, "migrations", lambda dialect: [*steps, broken])
@@ -62,7 +62,7 @@ async def test_a_step_that_fails_leaves_nothing_behind(database, monkeypatch):
 
 
 async def test_a_step_leaves_what_there_was_before(tmp_path, monkeypatch):
-    """The calls, in this case, whose indexes go."""
+    """Existing rows survive; here calls, whose indexes are dropped."""
     database = connect(f"sqlite:///{tmp_path}/g.db")
     first, *_ = migrations("sqlite")
     row = (
@@ -111,7 +111,7 @@ async def test_what_fails_is_undone_as_a_whole(database):
         assert await fetch(database.queries.changes_after(conn, version=0, limit=10)) == []
 
 
-async def test_a_value_that_is_refused_is_told_from_a_database_that_is_away(database):
+async def test_a_refused_value_is_not_an_unavailable_database(database):
     await database.migrate()
     with pytest.raises(ValueRefused):
         async with database.transaction() as conn:
@@ -119,7 +119,7 @@ async def test_a_value_that_is_refused_is_told_from_a_database_that_is_away(data
                 await conn.execute("INSERT INTO changes VALUES (7, 'user', 'x', 0)")
 
 
-async def test_a_sqlite_file_that_another_process_locks_counts_as_away(tmp_path, monkeypatch):
+async def test_a_locked_sqlite_file_counts_as_unavailable(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "TIMEOUT_S", 0.1)
     database = connect(f"sqlite:///{tmp_path}/g.db")
     await database.migrate()
@@ -135,7 +135,7 @@ async def test_a_sqlite_file_that_another_process_locks_counts_as_away(tmp_path,
     await database.close()
 
 
-async def test_a_transaction_that_is_cancelled_leaves_the_connection_usable(database):
+async def test_a_cancelled_transaction_keeps_the_connection_usable(database):
     await database.migrate()
 
     async def slow():
@@ -170,7 +170,7 @@ async def test_both_kinds_have_the_tables_that_the_code_knows(database):
     assert (*re.findall(r"^ +(\w+) ", columns, re.MULTILINE), *added) == COLUMNS
 
 
-def test_every_query_has_a_name_of_its_own_that_begins_with_its_noun():
+def test_every_query_has_a_unique_name_that_begins_with_its_noun():
     names = re.findall(
         r"-- name: (\w+)", "\n".join(f.read_text("utf-8") for f in SQL.glob("*.sql"))
     )
@@ -181,7 +181,7 @@ def test_every_query_has_a_name_of_its_own_that_begins_with_its_noun():
             assert name.startswith(noun)
 
 
-async def test_a_sqlite_file_that_is_removed_or_replaced_takes_nothing_more(tmp_path):
+async def test_a_removed_or_replaced_sqlite_file_takes_no_writes(tmp_path):
     database = connect(f"sqlite:///{tmp_path}/g.db")
     await database.migrate()
     for change in (lambda f: f.unlink(), lambda f: f.write_bytes(b"")):
@@ -192,7 +192,7 @@ async def test_a_sqlite_file_that_is_removed_or_replaced_takes_nothing_more(tmp_
     await database.close()
 
 
-async def test_a_writer_that_hangs_does_not_hold_its_locks_for_ever(postgresql):
+async def test_a_hanging_writer_loses_its_locks(postgresql):
     database = connect(postgresql.database())
     await database.migrate()
     async with database.transaction() as conn:

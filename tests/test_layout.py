@@ -10,7 +10,7 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "gateway"
 
-# Top to bottom: a room imports rooms on lower floors only. `demo` is its own house beside it.
+# Top to bottom: a room imports rooms on lower floors only. `demo` is a separate house.
 FLOORS: list[set[str]] = [
     {"cli"},
     {"server"},
@@ -46,7 +46,7 @@ MODULES = modules()
 
 
 def imported(name: str) -> set[str]:
-    """Everything that the module imports, as it is written there, and each name of it."""
+    """Everything that the module imports, as written, and each imported name."""
     out = set()
     for node in ast.walk(MODULES[name]):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -86,7 +86,7 @@ def test_a_room_imports_lower_floors_only():
 def test_no_cycles_inside_a_room():
     graph = {name: {o for o in ours(name) if room(o) == room(name)} - {name} for name in MODULES}
     for name, others in graph.items():
-        if "." in name:  # a package's own module may be imported for what stands in it
+        if "." in name:  # a module may import its package itself
             others.discard(name.rpartition(".")[0])
     try:
         TopologicalSorter(graph).prepare()

@@ -84,7 +84,7 @@ def test_actions_are_githubs_own_and_pinned():
         assert "${{" not in step.get("run", ""), name
 
 
-def test_a_release_is_tested_attested_and_published_in_this_order():
+def test_a_release_is_tested_attested_and_published():
     release = parsed(ROOT / ".github/workflows/release.yml")
     assert release["on"] == {"push": {"tags": ["v*"]}}
     ci = release["jobs"]["ci"]["uses"]

@@ -1,1 +1,1 @@
-"""Who may call: API keys, accounts, tokens and passwords."""
+"""Callers' identities: API keys, accounts, tokens and passwords."""

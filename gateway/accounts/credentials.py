@@ -1,4 +1,4 @@
-"""Who is calling: one extractor for every way a key can come, its parts, and the static keys."""
+"""The caller's identity: one extractor for all headers that carry a key, and the static keys."""
 
 import contextlib
 import hmac
@@ -22,8 +22,8 @@ NO_LIMITS = KeyLimits()
 
 @dataclass(slots=True)
 class Quota:
-    """Calls that may be made and were made: `known` as the database counts them, and `pending`
-    ones admitted here that it does not have yet."""
+    """A quota of calls: `known` counts those in the database, `pending` those admitted here that
+    are not written yet."""
 
     scope: str  # `key:<id>` or `user:<id>`
     period: str  # "" is ever, else YYYY-MM
@@ -36,7 +36,8 @@ class Quota:
         return self.known + self.pending
 
 
-# How platforms and their callers spell a user and a conversation, without case and marks.
+# How platforms and their callers spell a user and a conversation, in lower case without
+# punctuation.
 _USERS = frozenset(
     ("user", "uid", "userid", "customuid", "enduser", "enduserid", "externaluserid", "openid")
 )
@@ -47,14 +48,15 @@ _CONVERSATIONS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Somebody who may call. `id` is stable, safe to log and the user of calls that name none.
+    """An identified caller. `id` is stable, safe to log, and the default user of its calls.
 
-    `key_id` and `user_id` are those of the database, else "". `role` is set by a login alone: only
-    that opens account routes. `agents` are the lower-case names that may be asked; None is all.
-    A web page's token is bound to its own `agents` and those of its key, `within`.
-    `end_user` binds a web page's token to one user of the platform. `tag` is what all buckets of
-    one owner share, so that a Redis Cluster keeps them together; `holders` are whose places a call
-    takes (`gateway.limits.shares`): the owner's, and a page's user's own.
+    `key_id` and `user_id` are those of the database, else "". Only a login sets `role`: it alone
+    opens account routes. `agents` are the lower-case names that may be asked; None is all. A web
+    page's token is bound to its own `agents` and to those of its key, `within`.
+
+    `end_user` binds a web page's token to one user of the platform. `tag` is shared by all buckets
+    of one owner, so that a Redis Cluster stores them together; `holders` are charged for a call's
+    share of memory and disk (`gateway.limits.shares`): the owner, and for a page also its user.
     """
 
     id: str
@@ -68,15 +70,16 @@ class Caller:
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
-    is_held: bool = False  # to what one account may do; no static key is, and no administrator
+    # bound to what one account may do; false for static keys and administrators
+    is_held: bool = False
     key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
     tag: str = field(init=False)
     holders: tuple[str, ...] = field(init=False)
     may_ask_all: bool = field(init=False)
-    has_own_limits: bool = field(init=False)  # or those of an account, beside everybody's
+    has_own_limits: bool = field(init=False)  # or its account's, in addition to the general ones
 
     def __post_init__(self) -> None:
-        """What follows from the rest: most callers are made once and call often."""
+        """Compute the derived fields once: most callers are made once and call often."""
         tag = f"user-{self.user_id}" if self.user_id else self.id.partition("/")[0]
         holders = (tag, f"{tag}/{self.end_user}") if self.end_user else (tag,)
         set_once = object.__setattr__
@@ -98,12 +101,12 @@ class Caller:
             )
 
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
-        """Whether it may ask for `name`, behind which are `agents`."""
+        """Whether the caller may ask for `name`, which represents `agents`."""
         if self.may_ask_all:
             return True
-        wanted, behind = name.strip().lower(), [agent.lower() for agent in agents]
+        wanted, members = name.strip().lower(), [agent.lower() for agent in agents]
         return all(
-            allowed is None or wanted in allowed or (behind and allowed.issuperset(behind))
+            allowed is None or wanted in allowed or (members and allowed.issuperset(members))
             for allowed in (self.agents, self.within)
         )
 
@@ -125,22 +128,23 @@ class Caller:
         }
 
     def user_of(self, given: str | None) -> str:
-        """The end user as the platform shall see it; `given` is what the body says.
+        """The end user as the platform sees it; `given` is the body's user.
 
-        Users of web pages bear their key's id: those of two keys may have the same name, and
-        platforms remember a user across conversations. Whoever has a key speaks for any user.
+        Users of web pages are prefixed with their key's id: users of two keys may have the same
+        name, and platforms remember a user across conversations. A caller with a key may act for
+        any user.
         """
         name = self.named(given)
         return f"{self.id}/{name}" if self.end_user else name
 
     def named(self, given: str | None) -> str:
-        """The end user's name. Raises Forbidden if the caller speaks for another one."""
+        """The end user's name. Raises Forbidden if a bound caller names another user."""
         if self.end_user and given and given != self.end_user:
             raise Forbidden("This token is for another user.", param="user")
         return self.end_user or given or self.id
 
 
-_OURS = re.compile(rf"{OUR_PREFIX}|eyJ[\w\-]*\.[\w\-]*\.")  # what keys and tokens begin with
+_OURS = re.compile(rf"{OUR_PREFIX}|eyJ[\w\-]*\.[\w\-]*\.")  # the prefixes of keys and tokens
 
 
 KEY_HEADERS = frozenset(("authorization", "x-api-key", "api-key"))
@@ -151,13 +155,13 @@ def presented_key(
 ) -> str:
     """The caller's key from `Authorization`, `x-api-key` or `api-key`, else "".
 
-    SDKs put a placeholder into one of them if they are given the key for another: of several keys
-    the first that is ours by its form, or that `is_known`, is meant, else the first.
-    The only place that reads these headers, so no check can forget one of them.
+    SDKs put a placeholder into one of them if the key is set for another. Of several keys the first
+    one wins that has the gateway's form or that `is_known` accepts, else the first. No other code
+    reads these headers, so no check can miss one of them.
     """
-    given = headers.get("Authorization", "")
-    is_plain = given.startswith("Bearer s") and given.find(" ", 7) < 0  # nearly always
-    bearer = given[7:] if is_plain else _authorized(given)
+    header = headers.get("Authorization", "")
+    is_plain = header.startswith("Bearer s") and header.find(" ", 7) < 0  # nearly always
+    bearer = header[7:] if is_plain else _authorized(header)
     if bearer and "x-api-key" not in headers and "api-key" not in headers:
         return bearer
     others = (headers.get(name, "") for name in ("x-api-key", "api-key"))
@@ -166,19 +170,20 @@ def presented_key(
     return next(likely, keys[0] if keys else "")
 
 
-_BEARER = re.compile(r"(?:bearer(?:\s*:)?(?:\s+|$))+", re.IGNORECASE)  # also added by hand
+# also where a client adds a second one
+_BEARER = re.compile(r"(?:bearer(?:\s*:)?(?:\s+|$))+", re.IGNORECASE)
 
 
 def _authorized(value: str) -> str:
-    """The key behind the word Bearer, else ""; other credentials, such as Basic's, are no key."""
+    """The key after the scheme Bearer, else ""; other credentials, such as Basic's, are no key."""
     value = value.strip()
     bearer = _BEARER.match(value)
     return value[bearer.end() :] if bearer else ""
 
 
 def bare_key(headers: Mapping[str, str]) -> str:
-    """What looks like a key in `Authorization` but lacks the word Bearer, else "": a single word,
-    or what has our form behind another scheme. It opens nothing, and its sender is told."""
+    """A key in `Authorization` without the scheme Bearer, else "": a single token, or a value of
+    the gateway's form after another scheme. It grants nothing; the error names the mistake."""
     value = headers.get("Authorization", "").strip()
     if not value or _BEARER.match(value):
         return ""
@@ -189,13 +194,13 @@ def bare_key(headers: Mapping[str, str]) -> str:
 
 
 def _without_bearer(value: str) -> str:
-    """A key of the other headers, without the word that people paste along with it."""
+    """A key of the other headers, without a "Bearer" that was pasted with it."""
     value = value.strip()
     bearer = _BEARER.match(value)
     return (value[bearer.end() :] if bearer else "") or value
 
 
-# Keys of the database: `sk-gw-<public id>-<secret>`. The id finds the key and may be logged.
+# Database keys: `sk-gw-<public id>-<secret>`. The id finds the key and may be logged.
 
 _ALPHABET = string.ascii_letters + string.digits
 ID_LENGTH, SECRET_LENGTH = 12, 48
@@ -206,7 +211,7 @@ def new_id() -> str:
 
 
 def new_key() -> tuple[str, Secret, str]:
-    """A new key: its public id, the whole key, and the hash of its secret that is kept."""
+    """A new key: its public id, the whole key, and the stored hash of its secret."""
     id_ = new_id()
     secret = "".join(secrets.choice(_ALPHABET) for _ in range(SECRET_LENGTH))
     return id_, Secret(f"{OUR_PREFIX}{id_}-{secret}"), secret_hash(secret)
@@ -217,7 +222,7 @@ def secret_hash(secret: str) -> str:
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """(public id, secret) of a key that could be one of the database's."""
+    """(public id, secret) of a key that has the form of a database key."""
     id_, _, secret = key.removeprefix(OUR_PREFIX).partition("-")
     fits = len(id_) == ID_LENGTH and len(secret) == SECRET_LENGTH and id_.isalnum()
     return (id_, secret) if fits and key.startswith(OUR_PREFIX) and id_.isascii() else None
@@ -228,26 +233,26 @@ def is_secret(secret: str, kept_hash: str) -> bool:
 
 
 class KeyRing:
-    """The static keys and the rule for callers without one."""
+    """The static keys, and the rule for callers without a key."""
 
     def __init__(self, config: Config) -> None:
         self._keys = {key.key.digest(): _static_caller(key) for key in config.auth.keys}
         self._anonymous = config.anonymous
 
     def static(self, key: str) -> Caller | None:
-        """The caller behind a key of config.yaml, if it is one."""
+        """The caller of a key in config.yaml, or None."""
         digest = sha256(key.encode("utf-8", "surrogateescape")).digest()
-        return self._keys.get(digest)  # what the time may tell is about the hash, not the key
+        return self._keys.get(digest)  # timing can only leak the hash, not the key
 
     def named(self, caller_id: str) -> Caller | None:
-        """The static key whose caller has that id: what a web page's token stands for."""
+        """The static key with that caller id: a web page's token represents it."""
         return next((caller for caller in self._keys.values() if caller.id == caller_id), None)
 
     def without_key(self, key: str, address: str, bare: str = "") -> Caller:
-        """The caller when `key` is nobody's; `locality` decides if it may be one. Raises
+        """The caller when `key` matches none; `locality` decides later whether it may call. Raises
         Unauthorized.
 
-        SDKs insist on some key, so where no key could be right any key is taken for none.
+        SDKs insist on some key, so where no key could be valid any key counts as none.
         """
         if bare and not key and (self._keys or _OURS.match(bare) or not self._anonymous):
             raise Unauthorized(
@@ -281,8 +286,8 @@ def _static_caller(key: StaticKey) -> Caller:
 
 
 def by_address(address: str) -> str:
-    """The id of whoever calls from an address without a key; of IPv6 the network counts, since
-    everybody has more addresses there than could be counted."""
+    """The id of an anonymous caller. IPv6 callers are identified by their /64, since one host can
+    use any address in it."""
     if ":" in address:
         with contextlib.suppress(ValueError):
             address = str(ipaddress.IPv6Network((address.partition("%")[0], 64), strict=False))
@@ -290,7 +295,7 @@ def by_address(address: str) -> str:
 
 
 def masked(key: str) -> str:
-    """Enough of a key to tell which one it was; nothing of a short one."""
+    """Enough of a key to recognise it; nothing of a short one."""
     if parts := split_key(key):
         return f"{OUR_PREFIX}{parts[0]}-****"
     shown = "".join(c if c.isascii() and c.isprintable() else "?" for c in key)

@@ -1,10 +1,10 @@
-"""Every account and key in memory, so that no request has to wait for the database.
+"""Every account and key in memory, so that no request waits for the database.
 
-A loop asks the database some times a second what has changed since the version it knows (the
-triggers of `sql/schema` count). So a revocation is seen within half a second by every replica, and
-what is not here does not exist. To be sure of that, a key that is not here waits for the next
-round: a thousand unknown keys cost one query, not a thousand. While the database is away known
-keys go on, and unknown ones are told 503, since nobody can know.
+Several times a second a loop reads what has changed since the last known version (the triggers in
+`sql/schema` count versions). So every replica applies a revocation within half a second, and a key
+that is not here does not exist. To be sure of that, a request with an unknown key waits for the
+next round: a thousand unknown keys cost one query, not a thousand. While the database is
+unavailable known keys go on working, and unknown ones get 503, since they cannot be checked.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from gateway.errors import DatabaseUnavailable, InvalidToken, StartError, Unauth
 
 log = logging.getLogger("gateway")
 
-INTERVAL_S = 0.4  # how often it asks
-_PAUSE_S = 0.02  # between two rounds, however many unknown keys ask for one
+INTERVAL_S = 0.4  # between two polls
+_PAUSE_S = 0.02  # between two rounds, however many unknown keys request one
 _PATIENCE_S = 2.0  # how long an unknown key waits for a round
 _QUICK_S = 0.5
 _QUOTAS_S = 1.0
-_OVERLAP_MS = 30_000  # replicas' clocks may differ by so much
+_OVERLAP_MS = 30_000  # the largest clock difference between replicas
 _UNREADABLE = "reading it failed; the log says why"
-_BATCH = 1000  # changes in a round; more are quicker read as a whole
+_BATCH = 1000  # changes per round; reading everything is faster for more
 
 
 @dataclass(slots=True)
@@ -56,13 +56,12 @@ class KnownKey:
     max_calls: int | None
     expires_ms: int | None
     revoked_ms: int | None
-    caller: Caller | None = None  # made when it is first used
-    made_in: int = -1  # the directory's generation by then
+    caller: Caller | None = None  # made at its first use
+    made_in: int = -1  # the directory's generation at that time
 
 
 class Directory:
-    """`prepare` brings the database to where it can be read; it runs once, before the first
-    round that succeeds."""
+    """`prepare` makes the database readable; it runs once, before the first round that succeeds."""
 
     def __init__(
         self, database: Database, prepare: Callable[[], Awaitable[None]] | None = None
@@ -75,26 +74,26 @@ class Directory:
         self._quotas: dict[tuple[str, str], Quota] = {}
         self._month = ""
         self._version = -1  # nothing has been read
-        self._generation = 0  # counts what may change a caller
-        self._quotas_read = 0.0  # when that was; seconds since the epoch
+        self._generation = 0  # counts changes that may affect a caller
+        self._quotas_read = 0.0  # time of the last read; seconds since the epoch
         self._wake = asyncio.Event()
         self._next: asyncio.Future[None] | None = None
         self._task: asyncio.Task[None] | None = None
-        self.away: str | None = "not asked yet"  # why the database cannot be asked, or None
-        self.cause: BaseException | None = None  # the driver's error behind `away`
+        self.unavailable: str | None = "not asked yet"  # why the database is unavailable, or None
+        self.cause: BaseException | None = None  # the driver's error that caused `unavailable`
         self.rounds = 0
 
     @property
     def has_read(self) -> bool:
-        """Whether the accounts and keys are known, if perhaps not as they are now."""
+        """Whether accounts and keys have been read, even if they are no longer up to date."""
         return self._version >= 0
 
-    # Life.
+    # Start and stop.
 
     async def open(self, patience_s: float) -> None:
-        """Begin, and wait so long for the first round. Raises StartError.
+        """Start, and wait up to `patience_s` for the first round. Raises StartError.
 
-        A database that is away does not stop the start: the loop goes on asking.
+        An unavailable database does not fail the start: the loop goes on trying.
         """
         self._next = asyncio.get_running_loop().create_future()
         first = asyncio.ensure_future(self._round())
@@ -121,32 +120,32 @@ class Directory:
             try:
                 await self._round()
             except StartError as error:
-                if self.away != str(error):
+                if self.unavailable != str(error):
                     log.error("The database cannot be used: %s", error)
-                self.away = str(error)
+                self.unavailable = str(error)
             await asyncio.sleep(_PAUSE_S)
 
     async def _round(self) -> None:
-        """Ask once, and tell those who waited for it. Raises StartError."""
+        """Poll once, and wake the waiting requests. Raises StartError."""
         waited, self._next = self._next, asyncio.get_running_loop().create_future()
         assert waited is not None
         self.rounds += 1
         try:
             await self._sync()
         except DatabaseUnavailable as error:
-            if self.away is None:
+            if self.unavailable is None:
                 log.warning("The database does not answer: %s", why(error))
-            self.away, self.cause = "it does not answer", error.__cause__
+            self.unavailable, self.cause = "it does not answer", error.__cause__
         except StartError:
             raise
         except Exception:
-            if self.away != _UNREADABLE:  # once, not at every round
+            if self.unavailable != _UNREADABLE:  # log it once, not at every round
                 log.exception("Reading the accounts failed")
-            self.away = _UNREADABLE
+            self.unavailable = _UNREADABLE
         else:
-            if self.away and self.rounds > 1:
+            if self.unavailable and self.rounds > 1:
                 log.info("The database answers again")
-            self.away = self.cause = None
+            self.unavailable = self.cause = None
         finally:
             if not waited.done():
                 waited.set_result(None)
@@ -167,12 +166,12 @@ class Directory:
                 await self._read(conn, version)
                 self._version = version
                 self._generation += 1
-            if is_due or not self._quotas_read:  # a quota may be new, and much of it used
+            if is_due or not self._quotas_read:  # a quota may be new, and already used in part
                 await self._read_quotas(conn)
 
     async def _present_version(self) -> int:
-        """The database's. A connection that hangs is given up soon, since a revocation waits for
-        the answer, and another one is asked with more patience."""
+        """The database's version. A hanging connection is abandoned soon, since revocations wait
+        for the answer; a second one gets more time."""
         for patience_s in (_QUICK_S, None):
             try:
                 async with asyncio.timeout(patience_s), self._database.transaction() as conn:
@@ -182,7 +181,8 @@ class Directory:
         raise DatabaseUnavailable from self.cause
 
     def _turn_month(self) -> None:
-        """A new month's quotas begin at once, whether or not the database is there."""
+        """Start a new month's quotas at the change of the month, even if the database is
+        unavailable."""
         month = datetime.now(UTC).strftime("%Y-%m")
         if month == self._month:
             return
@@ -193,7 +193,7 @@ class Directory:
         self._generation += 1
 
     async def _read(self, conn: Any, version: int) -> None:
-        """What has changed, or all if it cannot be told what has."""
+        """Read the changes, or everything if the list of changes is incomplete."""
         changes = []
         if 0 <= self._version < version:
             rows = self._sql.changes_after(conn, version=self._version, limit=_BATCH)
@@ -217,7 +217,7 @@ class Directory:
         self._quotas_read = 0.0
 
     async def _read_quotas(self, conn: Any) -> None:
-        """How much of each quota is used. Counts only grow: an older reading changes nothing."""
+        """Read the usage of each quota. Counts only grow, so an older reading changes nothing."""
         began = time.time()
         written_ms = max(0, int(self._quotas_read * 1000) - _OVERLAP_MS)
         rows = self._sql.usage_totals_limited(conn, period=self._month, written_ms=written_ms)
@@ -227,24 +227,24 @@ class Directory:
         self._quotas_read = began
 
     async def refresh(self) -> None:
-        """Wait for a round that begins from now on. Raises DatabaseUnavailable."""
-        if self.away is not None or self._next is None:
+        """Wait for a round that begins after this call. Raises DatabaseUnavailable."""
+        if self.unavailable is not None or self._next is None:
             raise DatabaseUnavailable from self.cause
         waited = self._next
         self._wake.set()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_PATIENCE_S):
                 await asyncio.shield(waited)
-        if not waited.done() or self.away is not None:
+        if not waited.done() or self.unavailable is not None:
             raise DatabaseUnavailable from self.cause
 
-    # Asking.
+    # Lookups.
 
     async def caller(self, key: str) -> Caller | None:
-        """Whose key that is; None if it is no key of ours.
+        """The caller of a database key; None if it is not one.
 
-        Raises Unauthorized for a key that is revoked or expired, and DatabaseUnavailable where
-        nobody can know.
+        Raises Unauthorized for a revoked or expired key, and DatabaseUnavailable if the key cannot
+        be checked.
         """
         parts = split_key(key)
         if parts is None:
@@ -258,7 +258,7 @@ class Directory:
         return self._valid(known)
 
     def key_caller(self, key_id: str) -> Caller:
-        """The caller of a key by its id: what a web page's token stands for."""
+        """The caller of the key with that id: a web page's token represents it."""
         known = self._keys.get(key_id)
         if known is None:
             raise InvalidToken("The API key behind this token is gone; get a new token.")
@@ -296,7 +296,7 @@ class Directory:
         )
 
     def login_caller(self, user_id: str, token_version: int) -> Caller:
-        """The caller behind a login's token. Raises InvalidToken."""
+        """The caller of a login's token. Raises InvalidToken."""
         user = self._users.get(user_id)
         if user is None:
             raise InvalidToken("The account of this token is gone; log in again.")
@@ -322,7 +322,7 @@ class Directory:
         return (self._quota(f"user:{user.id}", self._month, user.max_api_calls),)
 
     def _quota(self, scope: str, period: str, limit: int | None = None) -> Quota:
-        """The one counter of that scope and period; without `limit` it keeps the one it has."""
+        """The one counter of that scope and period; without `limit` its limit stays."""
         quota = self._quotas.get((scope, period))
         if quota is None:
             quota = self._quotas[scope, period] = Quota(scope, period, limit or 0)
@@ -330,15 +330,14 @@ class Directory:
         return quota
 
     def calls_waiting(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """So many calls of each (scope, period) are made, but not in the database: an earlier
-        process has left them."""
+        """Count calls that an earlier process made and that are not in the database yet."""
         for (scope, period), number in counts.items():
             self._quota(scope, period).pending += number
 
     def calls_written(
         self, counts: Mapping[tuple[str, str], int], totals: Mapping[tuple[str, str], int]
     ) -> None:
-        """So many calls of each (scope, period) wait no longer, and these are the totals now."""
+        """Move calls from pending to written, and take over the new totals."""
         for which, number in counts.items():
             if quota := self._quotas.get(which):
                 quota.known = max(quota.known, totals.get(which, 0))

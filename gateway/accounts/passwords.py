@@ -1,4 +1,4 @@
-"""Passwords: argon2, in threads of their own, and never more than a few at once."""
+"""Passwords: argon2 in a small thread pool, with a bounded queue."""
 
 import asyncio
 from concurrent.futures import ThreadPoolExecutor
@@ -17,22 +17,22 @@ _MAX_WAITING = 64
 
 
 class Passwords:
-    """Hash and check. An unknown user costs the same time as a wrong password."""
+    """Hash and check passwords. An unknown user costs the same time as a wrong password."""
 
     def __init__(self, hasher: "PasswordHasher | None" = None) -> None:
-        self._given = hasher
+        self._injected = hasher
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="argon2")
         self._waiting = 0
-        self._nobodys: str | None = None  # the hash that an unknown user's password is held against
+        self._dummy_hash: str | None = None  # the hash to check an unknown user's password against
 
     async def hash(self, password: Secret) -> str:
         return str(await self._run(self._hash, password.reveal()))
 
     async def check(self, stored: str | None, password: Secret) -> bool:
-        """Whether it is the password; `stored` is None for a user who does not exist."""
-        if self._nobodys is None:
-            self._nobodys = await self.hash(Secret("nobody's password"))
-        fits = await self._run(self._verify, stored or self._nobodys, password.reveal())
+        """Whether the password is right; `stored` is None for an unknown user."""
+        if self._dummy_hash is None:
+            self._dummy_hash = await self.hash(Secret("dummy password"))
+        fits = await self._run(self._verify, stored or self._dummy_hash, password.reveal())
         return bool(fits) and stored is not None
 
     def is_outdated(self, stored: str) -> bool:
@@ -46,7 +46,7 @@ class Passwords:
     def _hasher(self) -> "PasswordHasher":
         from argon2 import PasswordHasher  # loaded with the first password: keys need none
 
-        return self._given or PasswordHasher()
+        return self._injected or PasswordHasher()
 
     def _hash(self, password: str) -> str:
         return self._hasher.hash(password)
@@ -71,15 +71,15 @@ class Passwords:
 
 
 def check_strength(password: Secret, username: str, param: str = "password") -> None:
-    """Raises InvalidRequest for a password that cannot be taken. `param` is the body's member."""
-    words = password.reveal()
-    if not SHORTEST <= len(words) <= LONGEST:
+    """Raises InvalidRequest for a password that is not acceptable. `param` is the body's member."""
+    text = password.reveal()
+    if not SHORTEST <= len(text) <= LONGEST:
         raise InvalidRequest(
             f"The password must have {SHORTEST} to {LONGEST} characters.", param=param
         )
-    if words.casefold() == username.casefold():
+    if text.casefold() == username.casefold():
         raise InvalidRequest("The password must differ from the user name.", param=param)
     try:
-        words.encode()
+        text.encode()
     except UnicodeEncodeError:
         raise InvalidRequest("The password is not valid text.", param=param) from None

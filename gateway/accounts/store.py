@@ -37,7 +37,7 @@ class User:
     token_version: int
 
     def public(self) -> dict[str, Any]:
-        """What the API tells of it."""
+        """The fields that the API returns."""
         return {
             "id": self.id,
             "username": self.username,
@@ -55,7 +55,8 @@ class User:
 
 @dataclass(slots=True)
 class ApiKey:
-    """A key, without its secret. `agents` None: all of them. `rate_limits` as in config.yaml."""
+    """A key, without its secret. `agents` None means all of them. `rate_limits` as in
+    config.yaml."""
 
     id: str
     owner_id: str
@@ -73,7 +74,7 @@ class ApiKey:
     calls: int
 
     def public(self) -> dict[str, Any]:
-        """What the API tells of it."""
+        """The fields that the API returns."""
         return {
             "id": self.id,
             "name": self.name,
@@ -139,7 +140,7 @@ class Accounts:
             return _user(await self._sql.user_by_id(conn, id=id_))
 
     async def user_by_login(self, name: str) -> User | None:
-        """The user of that name or e-mail address, in any case."""
+        """The user with that name or e-mail address, in any case."""
         async with self._database.transaction() as conn:
             row = await self._sql.user_by_login(conn, name_key=name_key(name))
             return _user(row) if row else None
@@ -147,7 +148,7 @@ class Accounts:
     async def users(
         self, role: str, status: str, page: int, page_size: int
     ) -> tuple[list[User], int]:
-        """One page, and how many there are in all."""
+        """One page, and the total number of users."""
         async with self._database.transaction() as conn:
             total = await self._sql.users_count(conn, role=role, status=status)
             rows = self._sql.users_page(
@@ -180,7 +181,7 @@ class Accounts:
             return _user(await self._sql.user_by_id(conn, id=id_))
 
     async def delete_user(self, id_: str) -> None:
-        """With the user go the keys. Raises NotFound, Conflict."""
+        """Delete the user and its keys. Raises NotFound, Conflict."""
         async with self._database.transaction() as conn:
             await self._sql.change_lock(conn)
             await self._keep_an_admin(conn, _user(await self._sql.user_by_id(conn, id=id_)))
@@ -192,7 +193,7 @@ class Accounts:
             raise Conflict("This is the last active admin; make another one first.")
 
     async def set_password(self, id_: str, password_hash: str) -> User:
-        """Ends every token that was given out for the old one. Raises NotFound."""
+        """Set the password, which ends every token issued for the old one. Raises NotFound."""
         async with self._database.transaction() as conn:
             await self._sql.user_set_password(
                 conn, id=id_, password_hash=password_hash, now_ms=now_ms()
@@ -200,7 +201,7 @@ class Accounts:
             return _user(await self._sql.user_by_id(conn, id=id_))
 
     async def logged_in(self, user: User, rehashed: str | None) -> None:
-        """Note the time, and the same password's new hash if there is one."""
+        """Store the login time, and the password's new hash if there is one."""
         async with self._database.transaction() as conn:
             await self._sql.user_logged_in(conn, id=user.id, now_ms=now_ms())
             if rehashed:
@@ -215,7 +216,7 @@ class Accounts:
     # API keys.
 
     async def add_key(self, owner_id: str, settings: dict[str, Any]) -> tuple[ApiKey, Secret]:
-        """A new key and its full text, which is told only now. `settings` as in `_SETTINGS`."""
+        """A new key and its full text, which is not stored. `settings` as in `_SETTINGS`."""
         id_, full, kept = new_key()
         async with self._database.transaction() as conn:
             if await self._sql.api_keys_count(conn, owner_id="") >= MAX_KEYS:
@@ -229,7 +230,7 @@ class Accounts:
             return _key(await self._sql.api_key_by_id(conn, id=id_)), full
 
     async def key(self, id_: str, owner_id: str = "") -> ApiKey:
-        """Raises NotFound, also for a key of somebody else than `owner_id` (if that is given)."""
+        """One key. Raises NotFound, also if `owner_id` is given and another user owns the key."""
         async with self._database.transaction() as conn:
             return await self._owned(conn, id_, owner_id)
 
@@ -240,7 +241,7 @@ class Accounts:
         return key
 
     async def keys(self, owner_id: str, page: int, page_size: int) -> tuple[list[ApiKey], int]:
-        """One page, the newest first, and how many there are; all owners' if `owner_id` is ''."""
+        """One page, newest first, and the total number; all owners' keys if `owner_id` is ''."""
         async with self._database.transaction() as conn:
             total = await self._sql.api_keys_count(conn, owner_id=owner_id)
             rows = self._sql.api_keys_page(
@@ -257,7 +258,7 @@ class Accounts:
             return await self._owned(conn, id_, owner_id)
 
     async def revoke_key(self, id_: str, owner_id: str = "") -> ApiKey:
-        """For good; a key that is revoked already stays so. Raises NotFound."""
+        """Revoke the key for good; a revoked key stays revoked. Raises NotFound."""
         async with self._database.transaction() as conn:
             await self._owned(conn, id_, owner_id)
             await self._sql.api_key_revoke(conn, id=id_, now_ms=now_ms())
@@ -270,7 +271,7 @@ class Accounts:
             await self._sql.api_key_delete(conn, id=id_)
 
     async def clean_up_keys(self, older_than_s: float) -> list[str]:
-        """Delete what was revoked or ran out so long ago; the ids."""
+        """Delete keys that were revoked or expired that long ago; returns their ids."""
         before_ms = now_ms() - int(older_than_s * 1000)
         async with self._database.transaction() as conn:
             rows = await fetch(self._sql.api_keys_cleanup(conn, before_ms=before_ms))
@@ -318,5 +319,6 @@ def _no_key() -> NotFound:
 
 
 def name_key(name: str) -> str:
-    """Names that look alike are one name: case and forms of the same characters do not count."""
+    """The form in which names are compared: case and compatibility forms of characters do not
+    count."""
     return unicodedata.normalize("NFKC", name).casefold()

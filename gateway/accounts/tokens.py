@@ -1,7 +1,7 @@
-"""Signed tokens: what a login gives, and what a web page gets in place of a key.
+"""Signed tokens: for logins, and for web pages in place of a key.
 
-Both are HS256 JWTs. `use` tells them apart, so that one cannot pass for the other. Checking is
-aiohttp-jwt's work (`middlewares/auth`).
+Both are HS256 JWTs. The claim `use` distinguishes them, so that one cannot pass for the other.
+aiohttp-jwt verifies them (`middlewares/auth`).
 """
 
 import contextlib
@@ -27,21 +27,20 @@ _SHAPE = re.compile(r"eyJ[A-Za-z0-9_\-]{1,4096}\.[A-Za-z0-9_\-]{0,8192}\.[A-Za-z
 
 
 def is_token(credential: str) -> bool:
-    """Whether it has a token's shape; no key of ours begins like one."""
+    """Whether it has a token's form; no key of the gateway begins like one."""
     return _SHAPE.fullmatch(credential) is not None
 
 
 class Signer:
-    """Makes tokens. `ttl_s` is how long a login lasts."""
+    """Makes tokens. `ttl_s` is how long a login's token is valid."""
 
     def __init__(self, secret: Secret, ttl_s: float) -> None:
         self.secret = secret
         self.ttl_s = int(ttl_s)
 
     def login(self, user_id: str, role: str, version: int, since: int, until: int) -> str:
-        """`version` counts the user's passwords: a token for an older one is refused. `since` is
-        when the password was given and `until` when the token ends at the latest, as seconds since
-        the epoch."""
+        """`version` counts the user's passwords: a token of an older version is refused. `since` is
+        the time of the password login and `until` the latest expiry, in seconds since the epoch."""
         claims = {"role": role, "ver": version, "since": since}
         ttl_s = min(self.ttl_s, until - int(time.time()))
         return self._sign(LOGIN, user_id, ttl_s, claims)
@@ -54,7 +53,7 @@ class Signer:
         permissions: list[str],
         ttl_s: int,
     ) -> str:
-        """A token in the place of `key`, for one end user."""
+        """A token that represents `key`, for one end user."""
         claims = {
             "user": user,
             "agents": agents,
@@ -64,24 +63,26 @@ class Signer:
         return self._sign(BROWSER, key.id, ttl_s, claims)
 
     def is_of(self, claims: Mapping[str, Any], key: Caller) -> bool:
-        """Whether a page's token was made with the key as it is now. A key of config.yaml may get
-        another value under its name; one of the database never does."""
+        """Whether a page's token was made with the key's current value. A key of config.yaml may
+        get another value under the same name; a database key never does."""
         return hmac.compare_digest(str(claims.get("key")).encode(), self._mark(key).encode())
 
     def seal(self, caller: Caller) -> Seal | None:
-        """For the ids that a page's token is given; callers with keys speak for any user."""
+        """The seal for ids that a page receives; callers with keys act for any user and
+        need none."""
         if not caller.end_user:
             return None
         return Seal(self._derived("seals"), f"{caller.id}/{caller.end_user}")
 
     def _mark(self, key: Caller) -> str:
-        """The value of a static key, which none can be guessed from who reads a token."""
+        """A fingerprint of a static key's value; a reader of the token cannot guess the value from
+        it."""
         if not key.key_hash:
             return ""
         return hmac.digest(self._derived("keys"), key.key_hash, "sha256")[:12].hex()
 
     def _derived(self, use: str) -> bytes:
-        """A key of its own for each use, so that no signature passes for another."""
+        """A separate key for each use, so that no signature passes for another."""
         return hmac.digest(self.secret.reveal().encode(), use.encode(), "sha256")
 
     def _sign(self, use: str, subject: str, ttl_s: int, claims: dict[str, Any]) -> str:
@@ -94,13 +95,13 @@ class Signer:
             "exp": now + ttl_s,
             "jti": secrets.token_hex(8),
         }
-        import jwt  # with cryptography behind it, which is 14 MB that many never need
+        import jwt  # with cryptography, which takes 14 MB that many processes never need
 
         return jwt.encode(claims, self.secret.reveal(), algorithm=ALGORITHM)
 
 
 def signing_secret(config: Config) -> Secret:
-    """The configured one; else one that is made once and kept beside the SQLite file.
+    """The configured secret, else one that is created once and stored next to the SQLite file.
 
     Without a database it lasts as long as the process.
     """
@@ -124,14 +125,15 @@ def signing_secret(config: Config) -> Secret:
     return Secret(found)
 
 
-def _create(path: Path, words: str) -> None:
-    """Of two gateways that start at once the second finds the first one's file, and whole."""
+def _create(path: Path, content: str) -> None:
+    """Create the file atomically: of two gateways that start together, the second finds the first
+    one's complete file."""
     make_folder(path.parent)
     draft = path.with_name(f".jwt_secret-{secrets.token_hex(4)}")
     handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(handle, "w") as file:
-            file.write(words)
+            file.write(content)
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)
     finally:

@@ -1,7 +1,7 @@
 """Demo platforms: small simulators that speak each platform's own wire protocol over loopback.
 
-The gateway's real adapters talk to them, so what works here works the same way against the real
-platform. They are the tests' upstreams, too.
+The gateway's real adapters talk to them, so a call that works here works the same way against the
+real platform. They are also the tests' upstreams.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ def simulator(platform: str) -> type[Demo]:
 
 @asynccontextmanager
 async def serve_demo(demo: Demo) -> AsyncIterator[str]:
-    """Serve one simulator on a free loopback port; gives its address."""
+    """Serve one simulator on a free loopback port; yields its address."""
     runner = web.AppRunner(
         demo.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0
     )
@@ -47,7 +47,7 @@ class Demos:
 
     async def urls(self, config: Config) -> Mapping[str, str]:
         """The addresses of the simulators by agent name: one for each agent whose base_url is
-        `demo:`. Those of the configuration before go on, for the calls that use them."""
+        `demo:`. Those of the previous configuration keep running for the calls that use them."""
         urls: dict[str, str] = {}
         wanted: set[tuple[str, str, str]] = set()
         for name, agent in config.agents.items():

@@ -1,10 +1,10 @@
-"""The guard: the one way by which the gateway fetches a URL that a caller chose.
+"""The safe fetcher: the only code that fetches a URL chosen by a caller.
 
-A caller must not reach, through us, what only we can reach. So a host is resolved once per hop,
-every address it has is judged, and the connection goes to these very addresses: there is no second
-look-up that could answer otherwise. A refusal comes before any connection is made, and so tells
-nothing of what listens inside. Redirects are followed by hand, each judged like the first URL. A
-proxy on the way is asked for an address as well, and so has nothing to look up.
+A caller must not reach, through the gateway, what only the gateway can reach. So each hop resolves
+its host once, checks every address, and connects to exactly these addresses: no second look-up
+could answer differently. The check comes before any connection, so a refusal reveals nothing about
+internal services. The fetcher follows redirects itself and checks each like the first URL. A proxy,
+too, gets an address and has no name to look up.
 """
 
 import asyncio
@@ -31,16 +31,16 @@ MAX_URL = 8192  # characters
 MAX_REDIRECTS = 3
 _REDIRECTS = (301, 302, 303, 307, 308)
 
-# Lists of our own, as Python's `is_global` differs between its releases. All of IPv4 is public but
-# these (IANA's special-purpose registry); 168.63.129.16 is the host below an Azure machine.
+# Own lists, since Python's `is_global` differs between its releases. All of IPv4 is public except
+# these (IANA's special-purpose registry); 168.63.129.16 is the host of an Azure machine.
 _SPECIAL_V4 = [ip_network(network) for network in (
     "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "168.63.129.16/32",
     "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24",
     "192.168.0.0/16", "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4",
     "240.0.0.0/4",
 )]  # fmt: skip
-# Nothing of IPv6 is public but this, less the protocol assignments (Teredo among them) and the
-# documentation in it. Two more forms hold an IPv4 address, which is what they reach.
+# Of IPv6 only this is public, without its protocol assignments (Teredo among them) and
+# documentation ranges. Two more forms embed an IPv4 address, which is what they reach.
 _GLOBAL_V6 = ip_network("2000::/3")
 _SPECIAL_V6 = [ip_network(n) for n in ("2001::/23", "2001:db8::/32", "3fff::/20")]
 _NAT64 = ip_network("64:ff9b::/96")
@@ -53,13 +53,14 @@ _HEAD = (
 _AUTHORITY = re.compile(r"https?://([^/?#]*)", re.IGNORECASE)
 _HOST_AND_PORT = re.compile(r"(\[[0-9a-f:.]+\]|[^\[\]:]+)(?::([0-9]{0,5}))?", re.IGNORECASE)
 _NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
-_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")  # as a host's last label: not a name for any parser
+# as a host's last label: no parser takes it for a name
+_NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
-Resolve = Callable[[str, int, str], Awaitable[Found]]  # of a host, a port and whose URL it is
+Resolve = Callable[[str, int, str], Awaitable[Found]]  # of a host, a port and the URL's owner
 
 
 class Guard:
-    """Fetches what callers name. `outgoing` gives the proxies of the configuration in effect."""
+    """Fetches callers' URLs. `outgoing` returns the proxies of the configuration in effect."""
 
     def __init__(
         self,
@@ -80,11 +81,10 @@ class Guard:
 
     @asynccontextmanager
     async def open(self, url: str, owner: str = "") -> AsyncIterator[Source]:
-        """The file at `url`, which `owner` named. Its `chunks` can be read once and within the
-        block only.
+        """The file at `url`, which `owner` named. Its `chunks` can be read once, within the block.
 
         Raises InvalidRequest for a URL that may not or cannot be fetched and BodyTooLarge for a
-        file over `max_size` bytes. Reading `chunks` raises these too; a file that ends is whole.
+        file over `max_size` bytes. Reading `chunks` raises these too; a file that ends is complete.
         """
         deadline = asyncio.get_running_loop().time() + self._config.timeout
         first = self.check(url)
@@ -100,7 +100,7 @@ class Guard:
 
     @staticmethod
     def check(url: str) -> URL:
-        """`url` parsed; what addresses its host has is not looked at.
+        """`url` parsed; the addresses of its host are not checked here.
 
         Raises InvalidRequest if it is not http(s), holds a user name, or writes its host in a form
         that different parsers read as different hosts.
@@ -127,14 +127,14 @@ class Guard:
     def is_forbidden(self, ip: IPv4Address | IPv6Address) -> bool:
         """Whether `ip` is neither public unicast nor in `fetch.allow`.
 
-        An IPv6 address that holds an IPv4 address is no better than that one.
+        An IPv6 address that embeds an IPv4 address is judged by that one.
         """
         if isinstance(ip, IPv6Address) and ip.ipv4_mapped is not None:
             ip = ip.ipv4_mapped
         return not _is_public(ip) and not any(ip in network for network in self._config.allow)
 
     async def _follow(self, url: URL, deadline: float, owner: str) -> Connection:
-        """The first answer that is no redirect. The bodies of redirects are not read."""
+        """The first answer that is not a redirect. The bodies of redirects are not read."""
         for _ in range(MAX_REDIRECTS + 1):
             connection = await self._get(url, deadline, owner)
             location = connection.headers.get("Location")
@@ -147,7 +147,7 @@ class Guard:
         )
 
     def _target(self, url: URL, location: str) -> URL:
-        """Where a redirect from `url` leads; raises InvalidRequest if it may not be followed."""
+        """The target of a redirect from `url`; raises InvalidRequest if it may not be followed."""
         try:
             target = self.check(urljoin(str(url), location))
         except ValueError:
@@ -178,10 +178,10 @@ class Guard:
         return Way(None if proxy == "none" else proxy)
 
     async def _addresses(self, url: URL, owner: str) -> Found:
-        """Where the host is to be found.
+        """The addresses of the host.
 
-        Raises InvalidRequest if any of the addresses is forbidden: a host that has a private one
-        is not a public host, and which of them would be connected to is chance.
+        Raises InvalidRequest if any of them is forbidden: a host with a private address is not
+        public, and the choice of the address to connect to is arbitrary.
         """
         host, port = url.raw_host or "", url.port or 0
         answer: Found = []
@@ -200,7 +200,8 @@ class Guard:
         return answer
 
     async def _chunks(self, connection: Connection, deadline: float) -> AsyncGenerator[bytes, None]:
-        """The body as it comes. The link raises if it ends before its length or its last chunk."""
+        """The body, chunk by chunk. The connection raises if the body ends before its length or its
+        last chunk."""
         read = 0
         while True:
             async with self._network(deadline):
@@ -218,15 +219,15 @@ class Guard:
 
     @asynccontextmanager
     async def _network(self, deadline: float) -> AsyncIterator[None]:
-        """Makes InvalidRequest of what the network does in this block, and of too late an end.
+        """Turn network errors and timeouts in this block into InvalidRequest.
 
-        `deadline` is in the loop's time. Only our own waiting is cut off at it, and never what
-        whoever reads the file does in between.
+        `deadline` is in the loop's time. It interrupts only the fetcher's own waiting, never the
+        work that the reader of the file does in between.
         """
         try:
             async with asyncio.timeout_at(deadline):
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise TimeoutError  # reading what is buffered would never be interrupted
+                    raise TimeoutError  # a read from a buffer would never be interrupted
                 yield
         except TimeoutError:
             raise InvalidRequest(
@@ -241,7 +242,7 @@ class Guard:
 def _check_authority(text: str) -> None:
     """Raises InvalidRequest unless `text` is a host, perhaps with a port, in one plain form.
 
-    Full-width and other look-alike digits and dots would become others in the parsed URL.
+    Full-width and other look-alike digits and dots would turn into plain ones in the parsed URL.
     """
     match = _HOST_AND_PORT.fullmatch(text)
     is_plain = "%" not in text and "。" not in text and unicodedata.is_normalized("NFKC", text)
@@ -286,10 +287,10 @@ def _is_public(ip: IPv4Address | IPv6Address) -> bool:
 
 
 def _size(status: int, headers: CIMultiDictProxy[str]) -> int | None:
-    """The bytes that the file will have; None if it comes in HTTP's chunks.
+    """The size of the file in bytes; None if it is sent in HTTP chunks.
 
-    Raises InvalidRequest for an answer that is no file, is compressed (a bomb may be in it), or
-    ends with its connection: of that one could not tell whether it is whole.
+    Raises InvalidRequest for an answer that is not a file, is compressed (it may be a bomb), or
+    ends with its connection: then nothing shows whether it is complete.
     """
     if status != 200:
         raise InvalidRequest(f"The URL's server answers {status}, not 200; check the URL.")
@@ -306,13 +307,13 @@ def _size(status: int, headers: CIMultiDictProxy[str]) -> int | None:
 
 
 def _file_name(url: URL) -> str:
-    """What follows the path's last slash, an encoded one too; "" if that is no name."""
+    """The name after the path's last slash, an encoded slash included; "" if it is not a name."""
     name = "".join(c for c in url.name if c.isprintable())
     name = name.replace("\\", "/").rpartition("/")[2]
     return name if name.strip(". ") else ""
 
 
-# RuntimeError is what uvloop raises for a transport that has just closed.
+# uvloop raises RuntimeError for a transport that has just closed.
 _NETWORK_ERRORS = (NotHttp, OSError, RuntimeError, ValueError)
 
 
@@ -327,7 +328,7 @@ def _explain(error: Exception) -> str:
 
 
 def _explain_proxy(error: NoWay) -> GatewayError:
-    """A caller can only do something about the URL."""
+    """The error to report: a caller can only change the URL."""
     if error.is_refusal:
         return InvalidRequest(f"No connection to the URL's server. {error.message}")
     return UpstreamFailed(f"The URL cannot be fetched. {error.message}")

@@ -1,7 +1,7 @@
-"""Uploaded files: their names and owners, what is known of them, and how long they are kept.
+"""Uploaded files: their names, owners, descriptions and retention.
 
-Beside each file lies a small one that tells about it, so that a bucket or a folder is all there is
-to back up, replicas share files by sharing it, and no database stands between a chat and its files.
+Each file has a small description file next to it. So the bucket or folder is all there is to back
+up, replicas share files by sharing it, and a chat needs no database to use its files.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from gateway.protocol.exchange import Source
 
 log = logging.getLogger("gateway")
 
-MAX_TITLE = 200  # characters of a client's name that are kept
+MAX_TITLE = 200  # characters of a client's file name
 MAX_LISTED = 1000
 CHECK_S = 15.0
 SWEEP_S = 3600.0
@@ -43,12 +43,13 @@ _LEFTOVER_S = 86_400.0
 _PATIENCE_S = 10.0
 _CLEAN_UP_S = 5.0
 MAX_READS = 2000  # descriptions read for one page
-MAX_COMING = 50  # uploads under way
+MAX_COMING = 50  # uploads in flight
 MAX_COMING_KEY = 25  # of one key, account or address
-MAX_COMING_EACH = 10  # of one owner: a page's users are owners of their own
+MAX_COMING_EACH = 10  # of one owner: each user of a page is an owner
 _ALPHABET = string.ascii_letters + string.digits
 
-# The owner's mark, the time of day in ms, and chance: nobody guesses it, order is that of time.
+# The owner's mark, the time of day in ms, and a random part: it cannot be guessed, and sorts by
+# time.
 _CORE = r"(?P<core>[0-9a-f]{10}[0-9a-f]{7}[0-9A-Za-z]{22})"
 NAME = re.compile(rf"uploads/(?P<day>\d{{4}}/\d\d/\d\d)/{_CORE}\.(?P<ending>[a-z0-9]{{1,10}})")
 _ID = re.compile(rf"file-(?P<day>\d{{8}})-{_CORE}-(?P<ending>[a-z0-9]{{1,10}})")
@@ -66,11 +67,11 @@ class StoredFile:
     created_by: str
     created_ms: int
     purpose: str
-    owner: str  # the hash of whose it is; the mark in the name is only its beginning
+    owner: str  # the hash of the owner; the mark in the name is only its beginning
 
     @property
     def id(self) -> str:
-        """What the OpenAI form calls it: everything that is needed to find it again."""
+        """The id in OpenAI's form; it contains everything needed to find the file again."""
         found = NAME.fullmatch(self.name)
         assert found is not None
         return f"file-{found['day'].replace('/', '')}-{found['core']}-{found['ending']}"
@@ -85,7 +86,7 @@ class StoredFile:
 
 
 class Files:
-    """The store with what is ours about it. `clock` gives seconds since the epoch."""
+    """Manages the files in a store. `clock` returns seconds since the epoch."""
 
     def __init__(
         self, store: Store, config: Storage, clock: Callable[[], float] = time.time
@@ -95,16 +96,16 @@ class Files:
         self._clock = clock
         self._tasks: list[asyncio.Task[None]] = []
         self._cleaning: set[asyncio.Task[None]] = set()
-        self._coming: Counter[str] = Counter()  # uploads under way, by owner
+        self._in_flight: Counter[str] = Counter()  # uploads in flight, by owner
         self._checked = asyncio.Event()
-        self.away = ""  # what keeps the store from being used, in words
+        self.unavailable = ""  # why the store cannot be used, as a sentence
 
     async def open(self) -> None:
         await self._store.open()
         loop = asyncio.get_running_loop()
         self._tasks.append(loop.create_task(self._every(CHECK_S, self._check)))
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(1):  # a bucket that hangs must not hold up the start
+            async with asyncio.timeout(1):  # a bucket that hangs must not delay the start
                 await self._checked.wait()
         self._tasks.append(loop.create_task(self._every(SWEEP_S, self.sweep)))
 
@@ -127,43 +128,43 @@ class Files:
             await asyncio.sleep(seconds)
 
     async def _check(self) -> None:
-        away = self.away
+        unavailable = self.unavailable
         try:
             async with asyncio.timeout(_PATIENCE_S):
                 await self._store.check()
-            self.away = ""
+            self.unavailable = ""
         except TimeoutError:
-            self.away = "The file store does not answer."
+            self.unavailable = "The file store does not answer."
         except GatewayError as error:
-            self.away = error.message
+            self.unavailable = error.message
         finally:
             self._checked.set()
-        if self.away != away:
-            log.warning("Files: %s", self.away or "the store is back")
+        if self.unavailable != unavailable:
+            log.warning("Files: %s", self.unavailable or "the store is back")
 
     # One file.
 
     @contextlib.contextmanager
     def place(self, owner: str) -> Iterator[None]:
-        """One of the places for uploads, of which each owner has some, and all the users of a key
-        together not all: a slow line holds one for long. Raises TooManyAtOnce, Overloaded."""
+        """Hold an upload slot. Each owner has some, and all the users of a key together not all: a
+        slow upload holds a slot for long. Raises TooManyAtOnce, Overloaded."""
         key = owner.partition("/")[0]
-        of_key = sum(n for other, n in self._coming.items() if other.partition("/")[0] == key)
-        for many, most in ((self._coming[owner], MAX_COMING_EACH), (of_key, MAX_COMING_KEY)):
+        of_key = sum(n for other, n in self._in_flight.items() if other.partition("/")[0] == key)
+        for many, most in ((self._in_flight[owner], MAX_COMING_EACH), (of_key, MAX_COMING_KEY)):
             if many >= most:
                 raise TooManyAtOnce(
                     f"{many} uploads of yours are under way; wait for one to end.",
                     retry_after_s=5.0,
                 )
-        if self._coming.total() >= MAX_COMING:
+        if self._in_flight.total() >= MAX_COMING:
             raise Overloaded("Too many uploads are under way; try again soon.", retry_after_s=5.0)
-        self._coming[owner] += 1
+        self._in_flight[owner] += 1
         try:
             yield
         finally:
-            self._coming[owner] -= 1
-            if not self._coming[owner]:
-                del self._coming[owner]
+            self._in_flight[owner] -= 1
+            if not self._in_flight[owner]:
+                del self._in_flight[owner]
 
     async def add(
         self,
@@ -173,34 +174,36 @@ class Files:
         chunks: Chunks,
         finish: Callable[[], Awaitable[tuple[str, str]]],
     ) -> StoredFile:
-        """Keep a file as it comes, wholly or not at all.
+        """Store a file as it is received, completely or not at all.
 
-        `finish` is awaited behind the last chunk and gives (created_by, purpose): a form may name
-        them after the file. What it or `chunks` raises goes through, and nothing is kept.
+        `finish` is awaited after the last chunk and returns (created_by, purpose): a form may name
+        them after the file. Its exceptions and those of `chunks` are passed on, and nothing is
+        stored.
         """
         now = datetime.fromtimestamp(self._clock(), UTC)
         name = f"uploads/{now:%Y/%m/%d}/{_new_core(owner, now)}.{extension}"
-        mime, told = mime_of(extension), ("", "")
+        mime, details = mime_of(extension), ("", "")
 
         async def whole() -> AsyncIterator[bytes]:
-            nonlocal told
+            nonlocal details
             async for chunk in chunks:
                 yield chunk
-            told = await finish()
+            details = await finish()
 
         how = disposition(title, mime)
         try:
             size = await self._store.put(name, whole(), served_as(mime), how)
             created_ms = int(now.timestamp() * 1000)
-            file = StoredFile(name, title, size, told[0], created_ms, told[1], _hash(owner))
+            file = StoredFile(name, title, size, details[0], created_ms, details[1], _hash(owner))
             await self._store.write(_about(name), orjson.dumps(asdict(file)))
-        except BaseException:  # it may have been kept all the same, just before this
+        except BaseException:  # the file may have been stored just before this
             await self._clean_up(name)
             raise
         return file
 
     async def _clean_up(self, name: str) -> None:
-        """Goes on beside the request if that is cancelled again, or the store is slow."""
+        """Delete the file in the background, also if the request is cancelled again or the store is
+        slow."""
 
         async def delete() -> None:
             with contextlib.suppress(GatewayError):
@@ -212,19 +215,20 @@ class Files:
         await asyncio.wait([task], timeout=_CLEAN_UP_S)
 
     async def find(self, name: str) -> StoredFile:
-        """What is known of a file, whoever asks. Raises FileNotFound."""
+        """The description of a file, without checking its owner. Raises FileNotFound."""
         if not name:
             raise FileNotFound("There is no such file, or no longer.")
         try:
             file = StoredFile(**orjson.loads(await self._store.read(_about(name))))
         except (FileNotFoundError, ValueError, TypeError):
             file = None
-        if file is None or file.name != name:  # another ending leads to the same description
+        # names with another extension have the same description
+        if file is None or file.name != name:
             raise FileNotFound("There is no such file, or no longer.")
         return file
 
     async def get(self, id_: str, owner: str) -> StoredFile:
-        """The owner's file of that id. Raises FileNotFound, also for another owner's."""
+        """The owner's file with that id. Raises FileNotFound, also for another owner's file."""
         name = name_of(id_)
         missing = FileNotFound(f"There is no file {id_[:120]!r}.", param="file_id")
         if not name or not name.rpartition("/")[2].startswith(_mark(owner)):
@@ -239,7 +243,7 @@ class Files:
 
     @asynccontextmanager
     async def source(self, file: StoredFile) -> AsyncIterator[Source]:
-        """Its bytes as they come. Raises FileNotFound."""
+        """The file's bytes as a stream. Raises FileNotFound."""
         try:
             async with self._store.source(file.name) as source:
                 yield replace(source, name=file.title, mime=file.mime)
@@ -264,18 +268,20 @@ class Files:
     # Links.
 
     async def link(self, file: StoredFile, origin: str) -> str:
-        """The URL for the client; `origin` is how it reached us: `http://host:port`."""
+        """The file's URL for the client; `origin` is the gateway's address as the client used it:
+        `http://host:port`."""
         base = self._config.public_base_url or origin
         return await self._store.link(file.name) or f"{base}{_PATH}{quote(file.name)}"
 
     async def public_link(self, file: StoredFile) -> str:
-        """A URL that a platform elsewhere can follow, or ""."""
+        """A URL that a platform elsewhere can open, or ""."""
         if self._config.public_base_url or self._store.has_public_links:
             return await self.link(file, "")
         return ""
 
     def name_in(self, url: str) -> str:
-        """The name of our file behind a URL of ours, however the client reached us, or ""."""
+        """The name of the stored file that a URL of the gateway refers to, whichever address the
+        client used, or ""."""
         if name := self._store.name_in(url):
             return name
         try:
@@ -286,14 +292,14 @@ class Files:
         return name if NAME.fullmatch(name) else ""
 
     def is_ours(self, url: str, origin: str) -> bool:
-        """Whether a URL can only mean a file of ours, be it there or not."""
+        """Whether a URL can only mean a stored file, even one that does not exist."""
         if self._store.name_in(url):
             return True
         bases = (self._config.public_base_url, origin)
         return any(base and url.startswith(f"{base}{_PATH}") for base in bases)
 
     def local_path(self, file: StoredFile) -> Path | None:
-        """Where the file lies on this machine, if it does."""
+        """The file's path on this machine, or None if it is in a bucket."""
         return self._store.path(file.name) if isinstance(self._store, LocalFiles) else None
 
     # Many files.
@@ -301,7 +307,7 @@ class Files:
     async def page(
         self, owner: str, limit: int, after: str, *, newest_first: bool, purpose: str = ""
     ) -> tuple[list[StoredFile], bool]:
-        """An owner's files behind the one of the id `after`, and whether there are more."""
+        """An owner's files after the one with the id `after`, and whether there are more."""
         found: list[StoredFile] = []
         start, hashed, reads = name_of(after), _hash(owner), 0
         days = await self._store.days()
@@ -326,7 +332,7 @@ class Files:
         return found, False
 
     async def sweep(self) -> None:
-        """Remove the days that are too old, and what uploads have left that broke off."""
+        """Delete the days past their retention, and the remains of interrupted uploads."""
         await self._store.sweep(_LEFTOVER_S)
         if self._config.keep is None:
             return
@@ -337,7 +343,7 @@ class Files:
 
 
 def open_files(config: Storage) -> Files:
-    """The files that `storage` in config.yaml speaks of."""
+    """The files of the configured store."""
     if config.folder:
         return Files(LocalFiles(Path(config.folder)), config)
     bucket, prefix = config.bucket
@@ -346,13 +352,13 @@ def open_files(config: Storage) -> Files:
 
 
 def owner_of(caller: Caller) -> str:
-    """Whose a caller's files are: an account's keys share them, each user of a web page has its
-    own, who is another one with another key."""
+    """The owner of a caller's files: an account's keys share theirs; each user of a web page has
+    its own, separate for each key."""
     return f"{caller.id}/{caller.end_user}" if caller.end_user else caller.tag
 
 
 def name_of(id_: str) -> str:
-    """The store's name of the file with that id, or "" if it is none of ours."""
+    """The store's name of the file with that id, or "" if the id is not valid."""
     found = _ID.fullmatch(id_)
     if found is None:
         return ""
@@ -369,7 +375,7 @@ def _hash(owner: str) -> str:
 
 
 def _mark(owner: str) -> str:
-    """What a name begins with, so that an owner's files are found; others' may begin alike."""
+    """The prefix of an owner's file names, to find them; another owner's may be the same."""
     return _hash(owner)[:10]
 
 
@@ -379,9 +385,10 @@ def _new_core(owner: str, now: datetime) -> str:
     return f"{_mark(owner)}{of_day:07x}{chance}"
 
 
-def clean_title(given: str) -> str:
-    """A client's name for a file, fit to be shown and sent back: no folders, no controls."""
-    text = re.sub("[\ud800-\udfff]", "\ufffd", given)
+def clean_title(name: str) -> str:
+    """A client's file name, made safe to show and to send back: no folders, no control
+    characters."""
+    text = re.sub("[\ud800-\udfff]", "\ufffd", name)
     text = unicodedata.normalize("NFC", text.replace("%22", '"'))
     text = re.split(r"[/\\]", text)[-1]
     text = "".join(c for c in text if c.isprintable()).strip().strip(".") or "file"
@@ -392,7 +399,8 @@ def clean_title(given: str) -> str:
 
 
 def disposition(title: str, mime: str) -> str:
-    """`Content-Disposition` that keeps a name of any script; what could run is never shown."""
+    """A `Content-Disposition` that keeps names of any script; browsers never display active
+    content."""
     how = "inline" if is_shown(mime) else "attachment"
     plain = re.sub(r'[^ -~]|["\\%]', "_", title)
     return f"{how}; filename=\"{plain}\"; filename*=UTF-8''{quote(title, safe='')}"

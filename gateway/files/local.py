@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class LocalFiles:
-    """The folder is the `uploads` of the names. Disks stall, so threads write and read."""
+    """The folder corresponds to `uploads` in the names. Disks stall, so threads write and read."""
 
     has_public_links = False
 
@@ -44,7 +44,7 @@ class LocalFiles:
             make_folder(self._folder / _PARTS)
             shut_out_others(self._folder)
 
-        with contextlib.suppress(StorageUnavailable, StorageFull):  # `check` says it again
+        with contextlib.suppress(StorageUnavailable, StorageFull):  # `check` reports it again
             await self._run(prepare)
 
     async def close(self) -> None:
@@ -52,7 +52,7 @@ class LocalFiles:
 
     async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
         draft = self._folder / _PARTS / token_hex(16)
-        opened: list[IO[bytes]] = []  # also when the wait for it is cancelled
+        opened: list[IO[bytes]] = []  # filled even if the wait for it is cancelled
         try:
             await self._run(partial(_begin, draft, opened))
             file = opened[0]
@@ -97,7 +97,7 @@ class LocalFiles:
         def unlink() -> None:
             for name in names:
                 self.path(name).unlink(missing_ok=True)
-                with contextlib.suppress(OSError):  # another file is there
+                with contextlib.suppress(OSError):  # the folder still has files
                     self.path(name).parent.rmdir()
 
         await self._run(unlink)
@@ -147,9 +147,9 @@ class LocalFiles:
         await self._run(try_it)
 
     async def _run(self, work: Callable[[], T], expected: tuple[type[OSError], ...] = ()) -> T:
-        """In a thread. Who is cancelled waits for it all the same: its file is still in use.
+        """Run `work` in a thread. A cancelled caller still waits for it, since the file is in use.
 
-        What is not `expected` is the folder's fault.
+        An unexpected OSError is a fault of the folder.
         """
         running = asyncio.get_running_loop().run_in_executor(self._threads, work)
         try:
@@ -162,8 +162,8 @@ class LocalFiles:
         except OSError as error:
             if error.errno in _FULL:
                 raise StorageFull from error
-            words = f"The folder for files cannot be used: {error.strerror}."
-            raise StorageUnavailable(words) from error
+            message = f"The folder for files cannot be used: {error.strerror}."
+            raise StorageUnavailable(message) from error
 
 
 def _begin(draft: Path, opened: list[IO[bytes]]) -> None:
@@ -172,13 +172,13 @@ def _begin(draft: Path, opened: list[IO[bytes]]) -> None:
 
 
 def _finish(file: IO[bytes], block: list[bytes], path: Path) -> None:
-    """What is confirmed must outlive a power cut."""
+    """Write to disk before confirming: a confirmed file must survive a power cut."""
     file.writelines(block)
     file.flush()
     os.fsync(file.fileno())
     file.close()
     for _ in range(5):
-        # The day's last file may be deleted just now, and its folder with it.
+        # A deletion of the day's last file may just remove its folder.
         with contextlib.suppress(FileNotFoundError, FileExistsError):
             make_folder(path.parent)
             os.replace(file.name, path)
@@ -187,7 +187,7 @@ def _finish(file: IO[bytes], block: list[bytes], path: Path) -> None:
 
 
 def _discard(draft: Path, opened: list[IO[bytes]]) -> None:
-    """Closing writes what is buffered, for which there may be no room."""
+    """Closing flushes the buffer, and the disk may be full."""
     draft.unlink(missing_ok=True)
     for file in opened:
         with contextlib.suppress(OSError):

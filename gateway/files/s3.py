@@ -1,4 +1,4 @@
-"""Files in a bucket: S3 itself, or what speaks its protocol (MinIO, OSS, COS, R2)."""
+"""Files in a bucket: S3 itself, or a compatible service (MinIO, OSS, COS, R2)."""
 
 import asyncio
 import contextlib
@@ -17,7 +17,7 @@ from gateway.errors import GatewayError, StorageFull, StorageUnavailable
 from gateway.files.store import BLOCK, Chunks
 from gateway.protocol.exchange import Source
 
-PART = 5 * 1024 * 1024  # bytes; S3 takes no smaller ones but for the last
+PART = 5 * 1024 * 1024  # bytes; S3's minimum for all parts but the last
 _CONNECT_S, _READ_S = 5, 30
 _CALL_S = 60.0
 _ABORT_S = 10.0
@@ -37,7 +37,7 @@ _REFUSED = {
 
 
 class S3Files:
-    """`public_base` is where the bucket can be read without signing, or ""."""
+    """`public_base` is a URL at which the bucket can be read without signing, or ""."""
 
     def __init__(self, s3: S3, bucket: str, prefix: str, public_base: str, link_s: float) -> None:
         self._s3 = s3
@@ -52,12 +52,12 @@ class S3Files:
 
     @property
     def has_public_links(self) -> bool:
-        """AWS can be reached from everywhere; an endpoint of one's own perhaps not."""
+        """AWS can be reached from everywhere; a private endpoint perhaps not."""
         return bool(self._public_base) or not self._s3.endpoint
 
     async def open(self) -> None:
         from aiobotocore.config import AioConfig
-        from aiobotocore.session import get_session  # half a second: only who needs it pays
+        from aiobotocore.session import get_session  # takes half a second: import only if needed
 
         for name in ("botocore", "aiobotocore"):
             logging.getLogger(name).setLevel(logging.INFO)  # below that they log signatures
@@ -70,7 +70,7 @@ class S3Files:
             retries={"total_max_attempts": 2},
             signature_version="s3v4",
             s3={"addressing_style": style},
-            # Checksums in trailers are AWS's own; the others refuse them.
+            # Only AWS supports checksums in trailers; other services refuse them.
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
@@ -91,7 +91,7 @@ class S3Files:
         await self._stack.aclose()
 
     async def _call(self, name: str, **how: Any) -> dict[str, Any]:
-        """One request. While it waits for `100 Continue` no other timeout runs than this."""
+        """One request. While it waits for `100 Continue` no other timeout applies."""
         with _translated():
             async with asyncio.timeout(_CALL_S):
                 call = getattr(self._client, name)
@@ -99,8 +99,8 @@ class S3Files:
         return answer
 
     async def _keep(self, call: str, key: str, **how: Any) -> None:
-        """The request that makes `key` be there. It goes on if its caller is cancelled: a server
-        that has it all would go on too, and perhaps be done only after a deletion."""
+        """The request that creates `key`. It goes on if its caller is cancelled: a server that has
+        the whole body would go on too, and might finish only after a deletion."""
         task = asyncio.get_running_loop().create_task(self._call(call, Key=key, **how))
         self._keeping[key] = task
         task.add_done_callback(partial(self._kept, key))
@@ -109,10 +109,10 @@ class S3Files:
     def _kept(self, key: str, task: asyncio.Task[dict[str, Any]]) -> None:
         self._keeping.pop(key, None)
         if not task.cancelled():
-            task.exception()  # has been seen, also where nobody waits any more
+            task.exception()  # retrieve it, even if no caller waits any more
 
     async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
-        """In one request if it is small, else in parts."""
+        """Upload in one request if the file is small, else in parts."""
         key = self._prefix + name
         how = {"ContentType": mime, "ContentDisposition": disposition}
         if self._s3.acl:
@@ -131,7 +131,7 @@ class S3Files:
                 number = len(etags) + 1
                 sent = await self._call("upload_part", PartNumber=number, Body=part, **at)
                 etags.append(sent["ETag"])
-                part = _Part()  # lets go of its memory before the next one gathers
+                part = _Part()  # free its memory before the next part is read
                 part = await parts.next()
             whole = {"Parts": [{"ETag": e, "PartNumber": i} for i, e in enumerate(etags, 1)]}
             last = "complete_multipart_upload"
@@ -142,7 +142,8 @@ class S3Files:
         return parts.size
 
     def _abort(self, at: dict[str, str]) -> None:
-        """Beside the request, whose caller may be gone. What fails here is swept later."""
+        """Abort in the background, since the caller may be gone. A later sweep removes what is
+        left."""
 
         async def abort() -> None:
             with contextlib.suppress(Exception):
@@ -171,7 +172,7 @@ class S3Files:
             )
 
     async def delete(self, names: Iterable[str]) -> None:
-        for name in names:  # one by one: not all servers know the call for many
+        for name in names:  # one by one: not all services support the bulk call
             key = self._prefix + name
             if keeping := self._keeping.get(key):
                 await asyncio.wait([keeping])
@@ -241,7 +242,7 @@ class S3Files:
 
 
 class _Part(io.RawIOBase):
-    """Chunks as a file, as they came: joined, they would be twice in memory."""
+    """Chunks as a file object, without joining them: that would take the memory twice."""
 
     def __init__(self) -> None:
         self._chunks: list[bytes] = []
@@ -281,7 +282,7 @@ class _Part(io.RawIOBase):
 
 
 class _Parts:
-    """Chunks gathered into parts of PART bytes."""
+    """Chunks collected into parts of PART bytes."""
 
     def __init__(self, chunks: Chunks) -> None:
         self._chunks = chunks
@@ -290,7 +291,7 @@ class _Parts:
         self.is_over = False
 
     async def next(self) -> _Part:
-        """The next part, shorter than PART if it is the last, and empty behind that."""
+        """The next part. The last one may be shorter than PART; after it parts are empty."""
         part = _Part()
         while (room := PART - part.size) and not self.is_over:
             if not self._left:
@@ -313,7 +314,7 @@ async def _blocks(body: Any) -> AsyncIterator[bytes]:
 
 @contextmanager
 def _translated() -> Iterator[None]:
-    """botocore's ways to say that the bucket is not there, is full, or does not let us in."""
+    """Translate botocore's errors: the bucket does not exist, is full, or denies access."""
     import aiohttp
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -1,4 +1,4 @@
-"""Where files lie: what a folder and a bucket have in common."""
+"""The file store interface: what a folder and a bucket have in common."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AbstractAsyncContextManager
@@ -6,56 +6,56 @@ from typing import Protocol
 
 from gateway.protocol.exchange import Source
 
-BLOCK = 256 * 1024  # bytes read or written at once
+BLOCK = 256 * 1024  # bytes per read or write
 
 Chunks = AsyncIterator[bytes]
 
 
 class Store(Protocol):
-    """Files by name: `uploads/2026/11/22/<id>.<ending>`, made up by us and never by a client.
+    """Files by name: `uploads/2026/11/22/<id>.<ending>`, made by the gateway and never by a client.
 
     Every method raises StorageUnavailable or StorageFull; those that read raise FileNotFoundError.
     """
 
     async def open(self) -> None:
-        """Called once, before anything else. Does not wait for a server that is away."""
+        """Called once, before anything else. Does not wait for an unavailable server."""
 
     async def close(self) -> None: ...
 
     async def put(self, name: str, chunks: Chunks, mime: str, disposition: str) -> int:
-        """Keep a file as it comes, wholly or not at all; gives its size in bytes. What `chunks`
-        raises goes through, and then nothing is kept."""
+        """Store a file as it is received, completely or not at all; returns its size in bytes.
+        Exceptions of `chunks` are passed on, and then nothing is stored."""
 
     async def write(self, name: str, data: bytes) -> None:
-        """Keep a small file."""
+        """Store a small file."""
 
     async def read(self, name: str) -> bytes:
-        """A small file."""
+        """The content of a small file."""
 
     def source(self, name: str) -> AbstractAsyncContextManager[Source]:
-        """A file's bytes as they come."""
+        """A file's bytes as a stream."""
 
     async def delete(self, names: Iterable[str]) -> None:
-        """What is not there counts as deleted."""
+        """Delete files; a missing file counts as deleted."""
 
     async def days(self) -> list[str]:
-        """`2026/11/22` for each day that has files, the newest first."""
+        """`2026/11/22` for each day that has files, newest first."""
 
     async def names(self, day: str, begins: str = "") -> list[str]:
-        """The names of a day's files whose last part begins so, in order."""
+        """The names of a day's files whose last part begins with `begins`, in order."""
 
     async def sweep(self, older_than_s: float) -> None:
-        """Remove what uploads have left that broke off with the whole process."""
+        """Remove the remains of uploads that a crash of the process interrupted."""
 
     async def link(self, name: str) -> str:
-        """A URL at the store itself, or "" if it has none that others could follow."""
+        """A URL at the store itself, or "" if others could not open it."""
 
     def name_in(self, url: str) -> str:
-        """The name of the file that one of this store's own links leads to, or ""."""
+        """The name of the file that a URL of this store refers to, or ""."""
 
     @property
     def has_public_links(self) -> bool:
-        """Whether other machines can follow `link`."""
+        """Whether other machines can open `link`."""
 
     async def check(self) -> None:
-        """Raises what keeps the store from being used."""
+        """Raises an error if the store cannot be used."""

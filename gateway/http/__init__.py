@@ -1,1 +1,1 @@
-"""Everything that knows aiohttp.web and is not a route: bodies in, answers and streams out."""
+"""Everything below the routes that uses aiohttp.web: request bodies, answers and streams."""

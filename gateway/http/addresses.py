@@ -1,20 +1,20 @@
-"""One form for every address: what clients make of a base URL, put right before anything is routed.
+"""Bring every request path into one form before it is routed.
 
-Settings of clients end in a slash or not, with `/v1` or without it, or in the path of the other
-surface, and clients append to them what they will.
+Clients build addresses from a base URL that may end in a slash, may lack `/v1`, or may hold the
+path of the other surface, and they append their own paths to it.
 """
 
-# Nearly all requests are for these, and as they should be.
+# Nearly all requests use these paths, already in the right form.
 USUAL = frozenset(("/v1/chat/completions", "/api/v1/chat", "/v1/models", "/livez", "/readyz"))
 
-# Preliminary steps under /v1, of what the gateway has itself and of what it passes on.
+# First path segments under /v1: the gateway's own resources and those that it passes through.
 _OPENAIS = frozenset(
     (
         "models", "files", "embeddings", "completions", "audio", "images", "moderations",
         "rerank", "responses", "messages",
     )
 )  # fmt: skip
-# Preliminary steps under /api/v1.
+# First path segments under /api/v1.
 _OURS = frozenset(
     ("chat", "agents", "login", "auth", "api-keys", "tokens", "upload", "usage", "calls")
 )
@@ -23,7 +23,7 @@ _PLAIN = _PREFIX | _OPENAIS | {"chat", "health", "livez", "readyz", "metrics"}
 
 
 def canonical(target: str) -> str:
-    """The path and query at which a request is routed: `target` itself if it is as it should be."""
+    """The path and query to route: `target` itself if its form is already right."""
     if not target.startswith("/"):
         return target
     path, mark, query = target.partition("?")
@@ -36,7 +36,7 @@ def canonical(target: str) -> str:
 
 
 def _with_prefix(steps: list[str]) -> list[str]:
-    """The steps with `/v1` or `/api/v1` in front of what belongs there, once."""
+    """The path segments with exactly one `/v1` or `/api/v1` prefix where one belongs."""
     at = next((i for i, step in enumerate(steps) if step not in _PREFIX), len(steps))
     prefix, rest = steps[:at], steps[at:]
     if rest[:2] == ["files", "uploads"] and not prefix:  # the link to an upload

@@ -1,9 +1,9 @@
-"""A run of the relay as an HTTP answer, streamed or whole.
+"""Turn a run into an HTTP answer, streamed or whole.
 
-Nothing is sent before the first delta, so that a failure keeps its status. After `keepalive_s` of
-silence the answer is committed with 200 and comments follow; from then on, as after the first
-delta, a failure becomes one error event and the end. A whole answer is kept alive in the same way,
-with spaces before its JSON, if `keepalive_whole` says so.
+Nothing is sent before the first delta, so a failure keeps its status. After `keepalive_s` of
+silence the gateway sends the 200 head and keep-alive comments; from then on, as after the first
+delta, a failure becomes one error event and the end of the stream. With `keepalive_whole` a whole
+answer is kept alive in the same way, by spaces before its JSON.
 """
 
 import asyncio
@@ -52,15 +52,15 @@ from gateway.telemetry.call import Call, Capture
 
 log = logging.getLogger("gateway")
 
-# The question in a request's body, and who may answer it, as the route understands them.
+# Reads the question from a request's body and resolves the targets that may answer it.
 ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
 
 _LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
-LAST_WORDS_S = 10.0  # for a caller who does not read to take the end of a stream
+END_S = 10.0  # to send the end of a stream to a caller that reads slowly
 
 
 def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
-    """A handler that answers from the first of the targets that will. `conversational` is
+    """A handler that answers from the first target that succeeds. `conversational` means
     `/api/v1/chat`."""
 
     async def handler(request: web.Request) -> web.StreamResponse:
@@ -76,7 +76,7 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
             chat = replace(chat, route=route)
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")
-        context.body = None  # a stream may last for minutes
+        context.body = None  # free it: a stream may last for minutes
         holders = call.caller.holders
         hold = partial(hold_more, request)
         with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
@@ -84,13 +84,13 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                 return await _answer(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
                 if context.stopped is not None:
-                    _explain_stop(context.stopped, run)
+                    _describe_stop(context.stopped, run)
                 else:
                     await _drain(request, run, call)
                 raise
             finally:
                 context.agent, context.attempts = run.target.name, run.attempts
-                if run.fallbacks or run.retries:  # else the one reason is the answer's own
+                if run.fallbacks or run.retries:  # else the answer carries its only reason
                     context.failures = run.reasons[:10]
                 _note(call, run)
 
@@ -105,23 +105,24 @@ def _answer(
     conversational: bool,
     server: Server,
 ) -> Coroutine[Any, Any, web.StreamResponse]:
-    """To be awaited. No coroutine itself: an open stream keeps all that it waits in."""
+    """Return an awaitable. This is no coroutine: a coroutine's frame would stay in memory for the
+    whole stream."""
     if chat.stream:
         return _Stream(request, call, run, chat, conversational, server).answer()
     if server.keepalive_whole:
         return _kept_alive(request, call, run, chat, conversational, server.keepalive)
-    return _at_once(request, call, run, chat, conversational)
+    return _answer_whole(request, call, run, chat, conversational)
 
 
-def _explain_stop(stopped: Stopping, run: Run) -> None:
+def _describe_stop(stopped: Stopping, run: Run) -> None:
     if run.has_accepted:
         stopped.message = "The gateway is being restarted, which cut this answer short; ask again."
         stopped.should_retry = False
 
 
 async def _drain(request: web.Request, run: Run, call: Call) -> None:
-    """The caller has left: read on to the end of an answer that has begun, if the agent shall do
-    so (`on_disconnect`), for what it will have used. Nobody waits for it but the record."""
+    """The caller has disconnected: read the rest of a started answer if `on_disconnect` asks for
+    that, so that the record has its usage."""
     target = run.target
     policy = target.agent.on_disconnect
     if policy.policy == "cancel" or not run.is_running or target.draining >= policy.max_calls:
@@ -132,14 +133,14 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
     target.draining += 1
     run.take_over()
     try:
-        while not run.over and loop.time() < until:  # past that it is stopped at the platform
-            forget_cancellation()  # the caller's leaving, which may be told more than once
+        while not run.over and loop.time() < until:  # after that the platform is asked to stop
+            forget_cancellation()  # the disconnect, which may cancel the task more than once
             try:
                 deltas = await run.read(until)
             except asyncio.CancelledError:
                 context = request[CONTEXT]
                 if context.stopped is not None:
-                    context.stopped = None  # nobody is there to be told
+                    context.stopped = None  # no client is left to receive it
                     raise
                 continue
             for delta in deltas or ():
@@ -150,7 +151,7 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
 
 
 def _note(call: Call, run: Run) -> None:
-    """What the record and the metrics want to know of the run."""
+    """Copy the fields of the run that the record and the metrics need."""
     call.agent, call.provider = run.target.name, run.target.platform.kind
     call.was_asked = run.attempts > 0
     if run.decoder is not None:
@@ -182,7 +183,7 @@ async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) 
     return renderer.body()
 
 
-async def _at_once(
+async def _answer_whole(
     request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
 ) -> web.StreamResponse:
     body = await _whole(call, run, chat, conversational)
@@ -199,8 +200,9 @@ async def _kept_alive(
     conversational: bool,
     keepalive_s: float,
 ) -> web.StreamResponse:
-    """A whole answer that is begun after `keepalive_s`, with spaces until its JSON is there. A
-    failure after that is the error's JSON under 200: the status is gone by then."""
+    """A whole answer whose head is sent after `keepalive_s`, followed by spaces until the JSON is
+    complete. A failure after that is the error's JSON under status 200, since the status is already
+    sent."""
     response: web.StreamResponse | None = None
     working = asyncio.ensure_future(_whole(call, run, chat, conversational))
     try:
@@ -214,13 +216,13 @@ async def _kept_alive(
         if response is None:
             body, headers = working.result(), _headers(run)
             return web.Response(body=body, content_type="application/json", headers=headers)
-        run.close()  # the agent's place is not to wait for a caller who does not read
+        run.close()  # free the agent's slot before waiting for a slow caller
         await response.write(_or_error(request, working))
     except asyncio.CancelledError:
         if response is None or (stopped := request[CONTEXT].stopped) is None:
             raise
         forget_cancellation()
-        _explain_stop(stopped, run)
+        _describe_stop(stopped, run)
         await response.write(_error_json(request, stopped))
     finally:
         await _end(working)
@@ -264,10 +266,10 @@ class _Stream:
         self._keepalive_s = server.keepalive
         self._comment = _comment(request, conversational, server.keepalive_form)
         self._call = call
-        self._response: Stream | web.StreamResponse | None = None  # set once it has begun
-        self._renderer: StreamRenderer  # once the answer has begun
-        self._pump: Pump | None = None  # once the rest is on its way
-        self._last = b""  # frames of the complete answer, which are sent together with its end
+        self._response: Stream | web.StreamResponse | None = None  # set once the head is sent
+        self._renderer: StreamRenderer  # set once the answer has begun
+        self._pump: Pump | None = None  # set once the pump forwards the rest
+        self._last = b""  # the final frames, sent together with the end of the stream
 
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
@@ -285,36 +287,39 @@ class _Stream:
             except asyncio.CancelledError:
                 error = self._request[CONTEXT].stopped
                 if error is None or self._response is None:
-                    raise  # the caller has left; or nothing has been sent, and `errors` answers
+                    # the caller has disconnected; or nothing was sent, and `middlewares.errors`
+                    # answers
+                    raise
                 forget_cancellation()
-                _explain_stop(error, self._run)
+                _describe_stop(error, self._run)
             except ConnectionError:
-                raise  # the caller has left
+                raise  # the caller has disconnected
             except Exception:
                 if self._response is None:
                     raise
                 log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
                 error = InternalError("The gateway met an unexpected condition.")
             finally:
-                self._let_go()
+                self._drop_pump()
             if error is not None and self._response is None:
                 raise error
             return await self._finish(error)
         finally:
             metrics.open_streams -= 1
 
-    def _let_go(self) -> None:
-        """Of the pump, which holds us: a circle would stay for long."""
+    def _drop_pump(self) -> None:
+        """Drop the pump, which refers to this object: a reference cycle would stay in memory for
+        long."""
         if self._pump is not None:
             self._pump.stop()
             self._pump = None
 
     async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
-        """Send the last frames, or of an answer that broke off the error."""
+        """Send the last frames, or the error if the answer broke off."""
         assert self._response is not None
-        self._run.close()  # nobody shall work on while a caller who does not read is waited for
-        with self._run.until(self._run.timers.now() + LAST_WORDS_S):
-            # Of a stop in the very moment in which the answer became complete nobody need hear.
+        self._run.close()  # free the agent's slot before waiting for a slow caller
+        with self._run.until(self._run.timers.now() + END_S):
+            # Do not report a stop that arrives just after the answer became complete.
             if error is not None and not self._last:
                 self._request[CONTEXT].failed(error)
                 self._last = error_frame(error, self._conversational)
@@ -324,11 +329,11 @@ class _Stream:
         return ALREADY_SENT if isinstance(self._response, Stream) else self._response
 
     async def _begin(self) -> None:
-        """Send the first deltas, once they are there, unless they are the last as well."""
+        """Send the first deltas as soon as they arrive, unless they are also the last."""
         run = self._run
         deltas = await self._first_deltas()
         self._call.first_delta()
-        self._request[CONTEXT].let_go()
+        self._request[CONTEXT].free_body()
         created = int(time.time())
         renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
         self._renderer = renderer
@@ -341,8 +346,8 @@ class _Stream:
                 await self._write(frames)
 
     def _rest(self) -> Awaitable[None]:
-        """To be awaited: passes on the rest but for its last frames. Raises TimeoutError when
-        `total` is over."""
+        """Return an awaitable that forwards everything but the last frames. It raises TimeoutError
+        when `total` expires."""
         assert self._response is not None
         capture = self._call.capture
         self._pump = open_pump(
@@ -358,7 +363,7 @@ class _Stream:
         return self._copy() if self._pump is None else self._pump.carry()
 
     async def _copy(self) -> None:
-        """What a pump does, by aiohttp's own means and for a task's waking at every read."""
+        """Do the pump's work through aiohttp's public interface; every read wakes a task."""
         run, loop = self._run, asyncio.get_running_loop()
         beat_at = loop.time() + self._keepalive_s
         async with asyncio.timeout_at(run.ends_at):
@@ -378,7 +383,8 @@ class _Stream:
         await self._response.write(frames)
 
     def _note_end(self, deltas: list[Delta], frames: bytes) -> None:
-        """For the log and the record: the status cannot tell a failure any more."""
+        """Note the result for the log and the record, since the status can no longer show a
+        failure."""
         self._last = frames
         if deltas and isinstance(deltas[-1], Failed):
             self._request[CONTEXT].failed(deltas[-1].error)
@@ -386,7 +392,8 @@ class _Stream:
             self._call.finished(self._renderer.finish)
 
     async def _first_deltas(self) -> list[Delta]:
-        """Wait for them; after `keepalive_s` commit to 200 and keep the connection alive."""
+        """Wait for the first deltas; after `keepalive_s` commit to 200 and keep the connection
+        alive."""
         beats: list[asyncio.Task[None]] = []
 
         def begin() -> None:
@@ -402,7 +409,7 @@ class _Stream:
                 await _end(beat)
 
     async def _beat(self) -> None:
-        """Until it is cancelled."""
+        """Send keep-alive comments until cancelled."""
         while True:
             response = await self._commit()
             await response.write(self._comment)
@@ -418,16 +425,18 @@ class _Stream:
 def _comment(request: web.Request, conversational: bool, form: KeepAliveForm) -> bytes:
     """The comment that keeps a stream alive.
 
-    OpenAI's own SDKs name themselves in a header; the one for Go takes the blank line behind a
-    comment for an event and fails (before 3.43), that for Python does if events had ids. All of
-    them skip a line. Programs that split at blank lines (Dify) would skip the event behind it too.
+    OpenAI's SDKs identify themselves by a header. The Go SDK (before 3.43) takes the blank line
+    after a comment for an event and fails; the Python SDK does so if an event had an id. All of
+    them skip a single comment line. Clients that split at blank lines (Dify) would then also skip
+    the event that follows, so they get the comment with its blank line.
     """
     is_sdk = not conversational and "x-stainless-lang" in request.headers
     return KEEP_ALIVE_LINE if form == "line" or (form == "auto" and is_sdk) else KEEP_ALIVE
 
 
 async def _end(task: asyncio.Future[Any]) -> None:
-    """However it ends, or has ended just now, unnoticed: nobody waits for its result."""
+    """Cancel the task if it still runs, and retrieve its exception so that asyncio does
+    not log it."""
     if not task.done():
         task.cancel()
         await asyncio.wait({task})
@@ -457,5 +466,5 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _too_long(run: Run) -> UpstreamTimeout:
-    words = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
-    return UpstreamTimeout(words, should_retry=False)
+    message = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
+    return UpstreamTimeout(message, should_retry=False)

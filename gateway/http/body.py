@@ -1,8 +1,8 @@
 """Bodies: a request's bytes to a checked model, an answer's data into the envelope.
 
-Everything is bounded before the work that it would cost: the bytes before they are read or
-inflated, the values before the JSON is parsed, members and lengths before a model looks at them.
-docs/limits.md says what one request may cost.
+Every step has a bound that is checked before the work is done: bytes before they are read or
+inflated, values before the JSON is parsed, members and lengths before a model validates them.
+docs/limits.md lists what one request may cost.
 """
 
 import asyncio
@@ -34,26 +34,27 @@ from gateway.protocol.charsets import as_utf8
 from gateway.times import read_iso
 
 MAX_PAGE = 100  # entries
-BODY_S = 60.0  # for a JSON body to come, all of it
-MAX_SETTINGS = 64 * 1024  # bytes of a body that sets something: accounts, keys, tokens
-# The same inside: members of an object, entries of a list, characters of a text, levels.
+BODY_S = 60.0  # for a whole JSON body to arrive
+MAX_SETTINGS = 64 * 1024  # bytes of a body of settings: accounts, keys, tokens
+# Bounds inside such a body: members of an object, entries of a list, characters of a string,
+# levels.
 MAX_MEMBERS, MAX_ENTRIES, MAX_TEXT, MAX_DEPTH = 100, 1000, 4096, 8
 _MOST: dict[type, int] = {str: MAX_TEXT, list: MAX_ENTRIES, dict: MAX_MEMBERS}
 
-# What a JSON body may hold, wherever it stands: parsing costs up to 0.3 us for each. The bytes are
-# counted, so those inside texts count as well; a body under LARGE cannot hold too many.
+# Most of each separator in a JSON body: parsing costs up to 0.3 us for each. Bytes inside strings
+# count too. A body smaller than LARGE cannot reach these bounds.
 LARGE = 256 * 1024  # bytes
 BODIES_SHARE = 0.5  # of `server.max_bodies` for one caller
 _TURNS = 3
 MAX_VALUES = {b",": 400_000, b":": 150_000, b"{": 100_000, b"[": 100_000}
 
-# In UTF-8, first bytes of characters that Python keeps in 4 bytes, and all that are not first.
+# UTF-8 lead bytes of characters that Python stores in 4 bytes, and all continuation bytes.
 _BEYOND_BMP = tuple(bytes([lead]) for lead in range(0xF0, 0xF5))
 _CONTINUED = bytes(range(0x80, 0xC0))
 
 _WINDOWS = {"gzip": 31, "x-gzip": 31, "deflate": zlib.MAX_WBITS}
-_STEP = 64 * 1024  # bytes that are inflated at once
-_MOST_OUT = 4 * _STEP  # bytes that they may become at once
+_STEP = 64 * 1024  # compressed bytes per step
+_MOST_OUT = 4 * _STEP  # inflated bytes per step
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -75,13 +76,13 @@ async def read_bytes(request: web.Request, most: int | None = None) -> bytes:
 
 
 def _hold(request: web.Request, size: int) -> None:
-    """Memory for so many bytes of a body. Raises TooManyAtOnce."""
+    """Reserve memory for a body of `size` bytes. Raises TooManyAtOnce."""
     if size > LARGE and not _held(request).grow(size):
         raise _too_many()
 
 
 def hold_more(request: web.Request, size: int) -> None:
-    """Memory for so many bytes of a file inside the request, beside its body. Raises
+    """Reserve memory for `size` bytes of a file inside the request, in addition to its body. Raises
     TooManyAtOnce."""
     if not _held(request).add(size):
         raise _too_many()
@@ -105,16 +106,16 @@ def _too_many() -> TooManyAtOnce:
 
 
 def _width(raw: bytes) -> int:
-    """Bytes that Python keeps for each character of a text with this body's widest one."""
+    """Bytes that Python uses per character of a string with this body's widest character."""
     if any(lead in raw for lead in _BEYOND_BMP):
         return 4
-    if b"\\u" not in raw:  # which takes a third of the time of looking for halves
+    if b"\\u" not in raw:  # takes a third of the time of the search for surrogates
         return 1 if raw.isascii() else 2
     return 4 if loosejson.has_halves(raw) else 2
 
 
 def _in_memory(raw: bytes) -> int:
-    """Bytes of a parsed body, at most: as if all of it were one text."""
+    """Upper bound on the bytes of a parsed body: as if all of it were one string."""
     width = _width(raw)
     characters = len(raw) if raw.isascii() else len(raw.translate(None, _CONTINUED))
     return max(len(raw), width * characters)
@@ -126,20 +127,21 @@ def _too_large(most: int) -> BodyTooLarge:
 
 
 async def _read(request: web.Request, most: int) -> bytes:
-    """aiohttp's `Request.read` would keep a second reference, for as long as a stream lasts."""
+    """Read the body. aiohttp's `Request.read` would keep a second reference for the whole
+    stream."""
     content = request.content
     pieces, size = [], 0
     try:
-        if content.is_eof():  # most have come with their head
+        if content.is_eof():  # most bodies arrive with their head
             pieces.append(content.read_nowait())
             size = len(pieces[0])
             if size > LARGE:
                 _hold(request, size)
         else:
-            told = request.content_length or 0
-            if told > most:
+            announced = request.content_length or 0
+            if announced > most:
                 raise _too_large(most)
-            _hold(request, told)
+            _hold(request, announced)
             async with asyncio.timeout(BODY_S):
                 while size <= most and (piece := await content.readany()):
                     pieces.append(piece)
@@ -148,8 +150,8 @@ async def _read(request: web.Request, most: int) -> bytes:
         if size > most:
             raise _too_large(most)
     except TimeoutError:
-        words = f"The body did not come within {BODY_S:g} s; send it again."
-        raise SenderTooSlow(words) from None
+        message = f"The body did not come within {BODY_S:g} s; send it again."
+        raise SenderTooSlow(message) from None
     except web.RequestPayloadError:
         raise InvalidRequest("The body is not complete, or not framed as HTTP says.") from None
     if len(pieces) == 1:
@@ -162,11 +164,11 @@ async def _read(request: web.Request, most: int) -> bytes:
 
 
 async def _inflate(request: web.Request, data: bytes, coding: str, most: int) -> bytes:
-    """The body inside a gzip or deflate stream, a step at a time: others have their turn between
-    them, and what would become larger than `most` is not inflated to its end."""
+    """Inflate a gzip or deflate body step by step. The event loop runs other tasks between steps,
+    and inflating stops once the result exceeds `most`."""
     window = _WINDOWS[coding]
     if coding == "deflate" and data[:1] and data[0] & 0x0F != 8:
-        window = -zlib.MAX_WBITS  # without zlib's header, as some clients send it
+        window = -zlib.MAX_WBITS  # raw deflate without zlib's header, as some clients send
     inflater, pieces, size = zlib.decompressobj(window), [], 0
     try:
         for start in range(0, len(data), _STEP):
@@ -194,7 +196,7 @@ def _not_encoded() -> InvalidRequest:
 
 
 async def read_object(request: web.Request, most: int | None = None) -> dict[str, Any]:
-    """The body as a JSON object. The content type is not insisted on: curl sends a wrong one.
+    """The body as a JSON object, whatever its Content-Type: curl sends a wrong one.
 
     Raises what `read_bytes` raises.
     """
@@ -217,8 +219,8 @@ async def read_object(request: web.Request, most: int | None = None) -> dict[str
 
 
 async def _let_others() -> None:
-    """Turns of the loop for others, between two steps that take long: as many as one needs to be
-    accepted, read and answered. Of large bodies (PARSING) one takes its steps at a time."""
+    """Yield to the event loop between two long steps, for as many rounds as another request needs
+    to be accepted, read and answered. PARSING lets one large body at a time take its steps."""
     for _ in range(_TURNS):
         await asyncio.sleep(0)
 
@@ -255,7 +257,8 @@ def _read_loosely(raw: bytes) -> Any:
 
 
 def check(model: type[M], value: dict[str, Any]) -> M:
-    """The checked model. Raises InvalidRequest that names the first bad member and counts all."""
+    """The checked model. Raises InvalidRequest that names the first bad member and counts all of
+    them."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
@@ -263,11 +266,11 @@ def check(model: type[M], value: dict[str, Any]) -> M:
         first = problems[0]
         path = ".".join(str(step) for step in first["loc"])
         more = f" ({len(problems)} problems in all.)" if len(problems) > 1 else ""
-        raise InvalidRequest(f"{path!r} {_words(first)}.{more}", param=path or None) from None
+        raise InvalidRequest(f"{path!r} {_complaint(first)}.{more}", param=path or None) from None
 
 
-# pydantic speaks of Python's types and of itself; a caller knows JSON. Braces are of `ctx`.
-_WORDS = {
+# pydantic's messages name Python types; callers know JSON. Braces are filled from `ctx`.
+_COMPLAINTS = {
     "missing": "is missing",
     "extra_forbidden": "is not known here",
     "string_type": "must be a text",
@@ -288,13 +291,13 @@ _WORDS = {
 _KINDS_OF_VALUES = {"bool": "true or false", "int": "a whole number", "float": "a number"}
 
 
-def _words(problem: Any) -> str:
-    """What is wrong with a member, to stand behind its name: one of pydantic's errors."""
+def _complaint(problem: Any) -> str:
+    """Describe one pydantic error as a phrase that follows the member's name."""
     kind: str = problem["type"]
     if kind == "value_error":
         return str(problem["ctx"]["error"]).rstrip(".")
-    if kind in _WORDS:
-        return _WORDS[kind].format_map(problem.get("ctx", {}))
+    if kind in _COMPLAINTS:
+        return _COMPLAINTS[kind].format_map(problem.get("ctx", {}))
     wanted = _KINDS_OF_VALUES.get(kind.partition("_")[0])
     return f"must be {wanted}" if wanted else "has a value that is not allowed"
 
@@ -302,25 +305,25 @@ def _words(problem: Any) -> str:
 async def read_settings(
     request: web.Request,
     model: type[M],
-    told: Container[str] = frozenset(),
+    read_only: Container[str] = frozenset(),
     query: tuple[str, ...] = (),
     *,
     is_optional: bool = False,
 ) -> M:
-    """The checked body of a route that sets something, with bounds that are small.
+    """The checked body of a route that changes settings, within small bounds.
 
-    Members that are not known, or stand there twice, are refused by name: a misspelt restriction
-    would restrict nothing. So are members of the query other than those in `query`. Those in
-    `told`, which the answers of the resource have, are ignored, so that what was read can be sent
-    back changed. `is_optional`: no body is the same as an empty object. Raises InvalidRequest and
-    what `read_bytes` raises.
+    Unknown and repeated members are refused by name: a misspelt restriction would restrict nothing.
+    So are query parameters other than those in `query`. Members in `read_only` appear in the
+    resource's answers and are ignored, so a client can send back what it read, with changes. With
+    `is_optional` no body equals an empty object. Raises InvalidRequest and what `read_bytes`
+    raises.
     """
     require_query(request, *query)
     if is_optional and not (await read_bytes(request, MAX_SETTINGS)).strip():
         return check(model, {})
     value = await read_small(request)
     known = [name for field in model.model_fields.items() for name in _names(*field)]
-    require_known([name for name in value if name not in told], known)
+    require_known([name for name in value if name not in read_only], known)
     return check(model, value)
 
 
@@ -329,18 +332,18 @@ class Nothing(BaseModel):
 
 
 async def require_nothing(request: web.Request) -> None:
-    """For a route whose address says all. Raises InvalidRequest: a `dry_run` or a date that is
-    ignored would do more than was asked for."""
+    """Refuse a body or query on a route that takes none. Raises InvalidRequest: ignoring a
+    `dry_run` or a date would do more than the caller asked for."""
     await read_settings(request, Nothing, is_optional=True)
 
 
 async def read_small(request: web.Request) -> dict[str, Any]:
-    """A body of at most MAX_SETTINGS, in which every name stands once. Raises InvalidRequest and
-    what `read_bytes` raises."""
+    """A body of at most MAX_SETTINGS whose names are unique. Raises InvalidRequest and what
+    `read_bytes` raises."""
     value = await read_object(request, MAX_SETTINGS)
     require_bounds(value)
     raw = as_utf8(await read_bytes(request), request.headers.get("Content-Type", ""))
-    try:  # orjson takes the last of two, as most do, and a person may read the first
+    try:  # orjson keeps the last of two equal names; a human reader may see the first
         json.loads(raw.decode("utf-8", "replace"), object_pairs_hook=_distinct)
     except (json.JSONDecodeError, RecursionError):
         raise InvalidRequest("The body is not valid JSON, or is nested too deeply.") from None
@@ -352,7 +355,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> None:
 
 
 def require_once(names: list[str]) -> None:
-    """Raises InvalidRequest for a name that is there twice."""
+    """Raises InvalidRequest for a repeated name."""
     seen = set[str]()
     for name in names:
         if name in seen:
@@ -361,20 +364,20 @@ def require_once(names: list[str]) -> None:
 
 
 def _names(name: str, field: FieldInfo) -> Iterable[str]:
-    """Under which a body may have the field."""
+    """The names under which a body may contain the field."""
     alias = field.validation_alias
     return map(str, alias.choices) if isinstance(alias, AliasChoices) else (name,)
 
 
 def require_bounds(value: Any, path: str = "", depth: int = 0) -> None:
-    """Raises InvalidRequest where a text, a list or an object is longer than any needs to be."""
+    """Raises InvalidRequest if a string, list or object is too long, or the nesting too deep."""
     size, most = 0, 0
     if isinstance(value, str | list | dict):
         size, most = len(value), _MOST[type(value)]
     if size > most or depth > MAX_DEPTH:
         where = f"{path!r}" if path else "The body"
-        words = "is nested too deeply" if depth > MAX_DEPTH else f"is too long (at most {most})"
-        raise InvalidRequest(f"{where} {words}.", param=path or None)
+        complaint = "is nested too deeply" if depth > MAX_DEPTH else f"is too long (at most {most})"
+        raise InvalidRequest(f"{where} {complaint}.", param=path or None)
     if isinstance(value, dict):
         for name, inner in value.items():
             require_bounds(inner, f"{path}.{name[:100]}".lstrip("."), depth + 1)
@@ -384,7 +387,7 @@ def require_bounds(value: Any, path: str = "", depth: int = 0) -> None:
 
 
 def require_known(names: Iterable[str], known: list[str]) -> None:
-    """Raises InvalidRequest for the first of `names` that is not known, with the nearest one."""
+    """Raises InvalidRequest for the first unknown name and suggests the nearest known one."""
     for name in names:
         if name in known:
             continue
@@ -394,7 +397,8 @@ def require_known(names: Iterable[str], known: list[str]) -> None:
 
 
 def at_most(most: int) -> BeforeValidator:
-    """Counted before the entries are looked at, so that a million bad ones cost nothing."""
+    """A validator that counts entries before they are validated, so a million bad ones cost
+    nothing."""
 
     def check_length(value: Any) -> Any:
         if isinstance(value, list | dict) and len(value) > most:
@@ -404,9 +408,9 @@ def at_most(most: int) -> BeforeValidator:
     return BeforeValidator(check_length)
 
 
-def envelope(data: Any, **beside: Any) -> web.Response:
-    """`{code, success, msg, data}`; `beside` stands at top level too."""
-    body = {"code": 0, "success": True, "msg": "Success", "data": data, **beside}
+def envelope(data: Any, **extra: Any) -> web.Response:
+    """`{code, success, msg, data}`; `extra` is added at the top level."""
+    body = {"code": 0, "success": True, "msg": "Success", "data": data, **extra}
     return web.json_response(body, dumps=lambda value: orjson.dumps(value).decode())
 
 
@@ -414,7 +418,8 @@ def envelope(data: Any, **beside: Any) -> web.Response:
 
 
 def require_query(request: web.Request, *known: str) -> None:
-    """A filter that is not known, or given twice, would show more than was asked for."""
+    """Refuse unknown and repeated query parameters: an ignored filter would show more than the
+    caller asked for."""
     names = [name for name, _ in request.query.items()]
     require_known(names, list(known))
     require_once(names)
@@ -432,7 +437,7 @@ def page_of(request: web.Request) -> tuple[int, int]:
 
 
 def number(request: web.Request, name: str, default: int, most: int) -> int:
-    """A whole number from 1 in the query."""
+    """A query parameter that is a whole number from 1 to `most`."""
     text = request.query.get(name, "")
     if not text:
         return default
@@ -442,7 +447,7 @@ def number(request: web.Request, name: str, default: int, most: int) -> int:
 
 
 def choice(request: web.Request, name: str, known: tuple[str, ...]) -> str:
-    """One of some words in the query, or ""."""
+    """A query parameter that is one of `known`, or ""."""
     text = request.query.get(name, "")
     if text and text not in known:
         raise InvalidRequest(f"{name!r} must be one of {', '.join(known)}.", param=name)
@@ -450,7 +455,7 @@ def choice(request: web.Request, name: str, known: tuple[str, ...]) -> str:
 
 
 def day(request: web.Request, name: str, default: date) -> date:
-    """A day (YYYY-MM-DD) in the query."""
+    """A query parameter that is a day (YYYY-MM-DD)."""
     text = request.query.get(name, "")
     try:
         return date.fromisoformat(text) if text else default

@@ -1,4 +1,4 @@
-"""Every typed key under which something hangs on the application or on a request."""
+"""The typed keys of everything stored on the application or on a request."""
 
 import asyncio
 import time
@@ -34,8 +34,8 @@ from gateway.upstream.client import Upstream
 
 @dataclass(frozen=True)
 class State:
-    """All that follows from one configuration. Built whole, then put in place at once, so that a
-    request sees one configuration from beginning to end."""
+    """Everything derived from one configuration. It is built whole and swapped in one step, so a
+    request sees the same configuration from beginning to end."""
 
     config: Config
     keyring: KeyRing
@@ -47,17 +47,17 @@ class State:
 
 
 class StateHolder:
-    """Where the present state is. `requestlog` reads it once for each request, for `state_of`."""
+    """Holds the current state. `requestlog` reads it once per request, for `state_of`."""
 
     def __init__(self, state: State) -> None:
         self.now = state
-        self.problems = 0  # in the file as it is now, which was not taken for them
+        self.problems = 0  # problems in the current file, which is why it was rejected
         self.reloads: Counter[str] = Counter()  # by result: "ok", "failed"
 
 
 @dataclass(frozen=True)
 class Services:
-    """What stands on the database; there is none of it with `database: none`."""
+    """The services that need the database; with `database: none` there are none."""
 
     accounts: Accounts
     directory: Directory
@@ -66,33 +66,34 @@ class Services:
     passwords: Passwords
 
 
-Reload = Callable[[Config], Awaitable[list[str]]]  # gives the paths that need a restart
+Reload = Callable[[Config], Awaitable[list[str]]]  # returns the paths that need a restart
 
 RELOAD: web.AppKey[Reload] = web.AppKey("reload")
 STATE: web.AppKey[StateHolder] = web.AppKey("state", StateHolder)
 UPSTREAM: web.AppKey[Upstream] = web.AppKey("upstream", Upstream)
 FILES: web.AppKey[Files] = web.AppKey("files", Files)
 ATTACHMENTS: web.AppKey[Attachments] = web.AppKey("attachments", Attachments)
-MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)  # behind an ops port
+# the main application, for an ops port
+MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 IN_FLIGHT: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)
-BODIES: web.AppKey[Shares] = web.AppKey("bodies", Shares)  # bytes of large ones
-FORMS: web.AppKey[Shares] = web.AppKey("forms", Shares)  # their bytes on the disk
+BODIES: web.AppKey[Shares] = web.AppKey("bodies", Shares)  # bytes of large bodies in memory
+FORMS: web.AppKey[Shares] = web.AppKey("forms", Shares)  # bytes of forms on disk
 PARSING: web.AppKey[asyncio.Lock] = web.AppKey("parsing", asyncio.Lock)  # of large bodies
 SIGNER: web.AppKey[Signer] = web.AppKey("signer", Signer)
 
 
 @dataclass(slots=True)
 class Context:
-    """What is known of one request, from `requestlog` on."""
+    """The state of one request, from `requestlog` on."""
 
     request_id: str
-    address: str  # the client's, behind trusted proxies
-    state: State | None  # the configuration that it began with; None on an ops port
+    address: str  # the client's, as trusted proxies report it
+    state: State | None  # the configuration at its start; None on an ops port
     began: float = field(default_factory=time.monotonic)
     agent: str = ""  # who answered, or was asked last
     attempts: int | None = None  # of a chat
@@ -101,32 +102,32 @@ class Context:
     reason: str = ""  # and what was said, without keys
     file_bytes: int | None = None  # of an upload
     account: str = ""  # that has just logged in
-    caller: Caller | None = None  # from `auth` on, where somebody has to be known
+    caller: Caller | None = None  # set by `auth` where the route requires an identity
     body: bytes | None = None  # once it has been read
-    held: Part | None = None  # of `BODIES`, if it is large
-    limits: dict[str, str] | None = None  # headers that tell what is left
+    held: Part | None = None  # of `BODIES`, if the body is large
+    limits: dict[str, str] | None = None  # rate limit headers
     call: Call | None = None  # of chats, from `ratelimit` on
-    stopped: Stopping | None = None  # set when it has to end with the process
-    hidden: tuple[str, ...] = ()  # agents that the caller may ask as `route` alone
+    stopped: Stopping | None = None  # set if the request must end because the process stops
+    hidden: tuple[str, ...] = ()  # agents that the caller may ask only as `route`
     route: str = ""
 
     def hide(self, agents: list[str], route: str) -> str:
-        """The name to tell the caller in place of those agents that it may not ask by their own;
-        "" if it may ask all."""
+        """The name to show the caller in place of the agents that it may not ask by name; "" if it
+        may ask all of them."""
         caller = self.caller
         if caller is not None:
             self.hidden = tuple([name for name in agents if not caller.may_ask(name, [name])])
             self.route = route if self.hidden else ""
         return self.route
 
-    def let_go(self) -> None:
-        """Of the body's bytes, and of all that was made of it."""
+    def free_body(self) -> None:
+        """Free the body's bytes and their share of memory."""
         self.body = None
         if self.held is not None:
             self.held.give_back()
 
     def failed(self, error: GatewayError) -> None:
-        """For the log line and the record: the error's name, and what was said, without keys."""
+        """Note the error's name and its redacted message for the log line and the record."""
         self.error_code, self.reason = error.code or error.type, why(error)
         for name in self.hidden:
             error.rename(name, self.route)
@@ -136,21 +137,21 @@ CONTEXT = web.RequestKey("context", Context)
 
 
 def state_of(request: web.Request) -> State:
-    """The configuration that the request began with."""
+    """The configuration at the request's start."""
     state = request[CONTEXT].state
     assert state is not None
     return state
 
 
 def caller_of(request: web.Request) -> Caller:
-    """Who calls a route that is not for everybody."""
+    """The caller of a route that requires an identity."""
     caller = request[CONTEXT].caller
     assert caller is not None
     return caller
 
 
 def call_of(request: web.Request) -> Call:
-    """Of a request to a route that counts as a chat."""
+    """The call record of a chat request."""
     call = request[CONTEXT].call
     assert call is not None
     return call
@@ -167,7 +168,7 @@ def header_value(value: str) -> str:
 
 
 def route_of(request: web.Request) -> str:
-    """The path as it is declared, not as it came; "none" if there is nothing at it."""
+    """The declared path of the matched route, not the requested one; "none" if no route matched."""
     resource = request.match_info.route.resource
     return resource.canonical if resource is not None else "none"
 

@@ -1,8 +1,8 @@
-"""Let listed web pages call: preflights without a key, and the same headers on every answer.
+"""CORS: answer preflights without a key, and add the same headers to every answer.
 
-Pages of this machine, and the windows of programs on it, may always call. No cookies are used, so
-credentials are never allowed: a page needs a key of its own. It must not borrow the anonymous
-access of the machine that shows it; `auth` refuses that.
+Pages of this machine, and windows of programs on it, may always call. No cookies are used, so
+credentials are never allowed: a page needs its own key. A page must not borrow the anonymous access
+of the machine that shows it; `auth` refuses that.
 """
 
 from aiohttp import web
@@ -28,7 +28,7 @@ def is_preflight(request: web.Request) -> bool:
 
 
 def preflight(request: web.Request) -> web.Response:
-    """The answer to a preflight; `add_origin` does the rest. Raises Forbidden."""
+    """The answer to a preflight; `add_origin` adds its headers. Raises Forbidden."""
     origin = request.headers.get("Origin", "")
     if not _allowed(request, origin):
         raise Forbidden(
@@ -36,7 +36,8 @@ def preflight(request: web.Request) -> web.Response:
         )
     asked = request.headers.get("Access-Control-Request-Headers", "")
     headers = {}
-    for name in ("Private-Network", "Local-Network"):  # Chrome's question for pages of elsewhere
+    # Chrome asks this for pages from other networks
+    for name in ("Private-Network", "Local-Network"):
         if request.headers.get(f"Access-Control-Request-{name}") == "true":
             headers[f"Access-Control-Allow-{name}"] = "true"
     return web.Response(
@@ -63,7 +64,7 @@ def add_origin(request: web.Request, response: web.StreamResponse) -> None:
 
 
 def _allowed(request: web.Request, origin: str) -> str:
-    """What to tell a page of that origin: `*`, its own origin, or "" if it may not call.
+    """The value of Access-Control-Allow-Origin: `*`, the page's origin, or "" if it may not call.
 
     A page from disk may be a download as well as a program's window: it may call with a key.
     """
@@ -75,7 +76,7 @@ def _allowed(request: web.Request, origin: str) -> str:
 
 
 def _brings_key(request: web.Request) -> bool:
-    """A preflight only announces the headers that will follow."""
+    """Whether the request has a key; a preflight only announces the headers that will follow."""
     if not is_preflight(request):
         return bool(presented_key(request.headers))
     asked = request.headers.get("Access-Control-Request-Headers", "").lower().split(",")

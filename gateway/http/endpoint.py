@@ -1,4 +1,4 @@
-"""What a route demands of its callers, told where the route is declared."""
+"""What a route requires of its callers, declared next to the route."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,7 +8,7 @@ from aiohttp.typedefs import Handler
 from gateway.config.models import Permission
 from gateway.limits.rules import Class
 
-# A permission is had by keys and by logins; `login` and `login-admin` by logins alone.
+# API keys and logins have permissions; `login` and `login-admin` are for logins alone.
 Access = Permission | Literal["login", "login-admin"]
 
 

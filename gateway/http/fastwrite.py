@@ -1,12 +1,12 @@
-"""A caller's connection written to directly, beside aiohttp.
+"""Write answers to a client connection directly, past aiohttp.
 
-aiohttp shows its transport as `request.transport`. That it adds nothing of its own there is not
-promised: it is used with versions that the tests have seen, on connections of our own server, and
-everything is written with aiohttp's own means where `connection_of` gives None.
+aiohttp exposes its transport as `request.transport` but does not promise that it writes nothing of
+its own there. So the gateway uses it only with tested versions and on connections of its own
+server; where `connection_of` returns None, aiohttp writes everything.
 
-Heads are text here that hardly changes, and go out in one write with the whole answer, or with
-the first frames of a stream. aiohttp makes a dictionary of some dozen headers, lets hooks complete
-it and writes it out, which is a tenth of what all else of a request costs.
+Heads are nearly constant text here and go out in one write with the whole answer or with the first
+frames of a stream. aiohttp instead builds a dictionary of a dozen headers, lets hooks complete it
+and serializes it; that costs a tenth of the rest of a request.
 """
 
 import asyncio
@@ -21,19 +21,20 @@ from gateway.http.context import Context
 from gateway.times import http_date
 
 TESTED_AIOHTTP = ("3.13.", "3.14.")  # versions of aiohttp
-MAX_BODY = 64 << 10  # bytes; more may have to wait for the caller
+MAX_BODY = 64 << 10  # bytes; a larger body may have to wait for the caller
 
 
 class ClientConnection:
-    """What `server.connections` adds to aiohttp's connections: whether the gateway has to wait for
-    the client, because it does not read or has left."""
+    """What `server.connections` adds to aiohttp's connections: whether writes must wait because the
+    client does not read or has disconnected."""
 
     is_full = False
     on_full: Callable[[bool], None] | None = None
 
     @property
     def goes_on(self) -> bool:
-        """Whether it takes an answer without delay, and may ask again here."""
+        """Whether the connection accepts writes without delay and stays open for another
+        request."""
         return False
 
     def become(self, is_full: bool) -> None:
@@ -43,18 +44,18 @@ class ClientConnection:
 
 
 def connection_of(request: web.Request) -> ClientConnection | None:
-    """The caller's, if it may be written to beside aiohttp."""
+    """The client's connection, or None if the gateway may not write to it directly."""
     caller = request.protocol
     return caller if isinstance(caller, ClientConnection) and is_tested() else None
 
 
 def is_tested() -> bool:
-    """Whether what is relied upon of aiohttp, beyond what it promises, has been tested."""
+    """Whether the aiohttp internals that the gateway relies on are tested for this version."""
     return aiohttp.__version__.startswith(TESTED_AIOHTTP)
 
 
 class _AlreadySent(web.StreamResponse):
-    """For aiohttp and its middlewares: an answer of which nothing is left to be sent."""
+    """Tells aiohttp and its middlewares that the answer is already sent."""
 
     keep_alive = True
 
@@ -63,7 +64,7 @@ ALREADY_SENT = _AlreadySent()
 
 
 def _fixed(headers: dict[str, str]) -> str:
-    """The lines that all answers of a kind begin with."""
+    """The header lines that all answers of a kind begin with."""
     every: dict[str, str] = {
         headernames.SERVER: headernames.SERVER_NAME,
         **headernames.SAFETY,
@@ -84,7 +85,7 @@ _STREAM_HEAD = _fixed(_STREAM) + "Transfer-Encoding: chunked\r\n"
 
 
 def _transport(request: web.Request) -> asyncio.Transport | None:
-    """That of a caller with whom there is nothing to be heeded."""
+    """The transport, or None if the fast path may not be used for this request."""
     transport, caller = request.transport, connection_of(request)
     if (
         caller is None
@@ -95,14 +96,14 @@ def _transport(request: web.Request) -> asyncio.Transport | None:
         or not request.keep_alive
         or request.secure
         or "Origin" in request.headers
-        or "Upgrade" in request.headers  # for aiohttp to refuse
+        or "Upgrade" in request.headers  # aiohttp refuses it
     ):
         return None
     return transport
 
 
 def _head(fixed: str, context: Context, headers: dict[str, str]) -> str:
-    """But for the empty line that ends it."""
+    """The whole head but for the empty line that ends it."""
     headers[headernames.REQUEST_ID] = context.request_id
     if context.limits:
         headers |= context.limits
@@ -114,8 +115,8 @@ def _head(fixed: str, context: Context, headers: dict[str, str]) -> str:
 def answer_json(
     request: web.Request, context: Context, headers: dict[str, str], body: bytes
 ) -> web.StreamResponse:
-    """Answer with JSON and 200. `headers` are those of this answer, printable ASCII; what all
-    answers carry is added here or by `on_response_prepare`."""
+    """Answer with JSON and 200. `headers` are specific to this answer, in printable ASCII; the
+    common headers are added here or by `on_response_prepare`."""
     transport = _transport(request)
     if transport is None or len(body) > MAX_BODY:
         return web.Response(body=body, headers=headers | _JSON)
@@ -136,9 +137,10 @@ async def begin_stream(
     if request.version >= HttpVersion11:
         response.enable_chunked_encoding()
     else:
-        response.force_close()  # nothing else tells where it ends; aiohttp would keep it open
+        # only the close marks its end; aiohttp would keep the connection open
+        response.force_close()
     await response.prepare(request)
-    response.headers.clear()  # which were sent; they are kilobytes, for as long as it lasts
+    response.headers.clear()  # already sent; they hold kilobytes for the whole stream
     return response
 
 
@@ -155,14 +157,14 @@ class Stream:
         self._head = head
 
     async def write(self, frames: bytes) -> None:
-        """Raises ConnectionResetError if the caller has left."""
+        """Raises ConnectionResetError if the caller has disconnected."""
         head, self._head = self._head, b""
         chunk = b"%b%x\r\n%b\r\n" % (head, len(frames), frames) if frames else head
         _send(self._request, self._transport, chunk)
 
     async def write_eof(self, frames: bytes) -> None:
-        """The last frames, and the end. Waits for a caller who does not read; raises
-        ConnectionResetError if he has left."""
+        """Send the last frames and the end. Waits while the caller does not read; raises
+        ConnectionResetError if it has disconnected."""
         head, self._head = self._head, b""
         end = b"%x\r\n%b\r\n0\r\n\r\n" % (len(frames), frames) if frames else b"0\r\n\r\n"
         _send(self._request, self._transport, head + end)
@@ -172,5 +174,5 @@ class Stream:
 def _send(request: web.Request, transport: asyncio.Transport, data: bytes) -> None:
     if transport.is_closing():
         raise ConnectionResetError("the caller has left")
-    request.writer.output_size += len(data)  # which tells that an answer has begun
+    request.writer.output_size += len(data)  # tells aiohttp that an answer has begun
     transport.write(data)

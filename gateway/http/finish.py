@@ -1,4 +1,5 @@
-"""The end of a request: headers that every answer carries, and who hears that a call is over."""
+"""The end of a request: headers that every answer carries, and hooks that run when a call
+is over."""
 
 import time
 from collections.abc import Callable
@@ -15,12 +16,11 @@ from gateway.telemetry.metrics import Metrics
 def record(
     metrics: Metrics, services_now: Callable[[], Services | None]
 ) -> Callable[[Context, web.StreamResponse | None, int], None]:
-    """Hand a call that was let in to the recorder, the metrics and its trace when it is over.
-
-    For `requestlog`, which knows when that is. `services_now` gives none with `database: none`."""
+    """Hand each admitted call to the recorder, the metrics and its trace when it is over.
+    `requestlog` calls this. `services_now` returns None with `database: none`."""
 
     def on_over(context: Context, response: web.StreamResponse | None, status: int) -> None:
-        """Calls that were refused for their key or their rate are in the log alone."""
+        """Calls that were refused for their key or their rate appear in the log alone."""
         call = context.call
         if call is None:
             return
@@ -37,15 +37,15 @@ def record(
 
 
 def _add_body(capture: Capture, response: web.StreamResponse | None) -> None:
-    """What was not captured when it was sent is captured here, errors too."""
+    """Capture the body that was not captured while it was sent, errors included."""
     body = response.body if isinstance(response, web.Response) else None
     if not capture.answer_size and isinstance(body, bytes):
         capture.add(body)
 
 
 def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Add headers that keep browsers from doing more with an answer than showing it. A header
-    that the route has set itself stays."""
+    """Add headers that keep browsers from doing more with an answer than showing it. A header that
+    the route has set itself stays."""
     headers = response.headers
     for name, value in headernames.SAFETY.items():
         headers.setdefault(name, value)
@@ -53,13 +53,13 @@ def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
         headers["Strict-Transport-Security"] = "max-age=31536000"
 
 
-def tell_to_stop(request: web.Request) -> None:
-    """Note that the process stops, before the request is cancelled. `middlewares.errors` answers
-    with this if nothing has been sent."""
+def mark_stopped(request: web.Request) -> None:
+    """Mark the request as stopped, before it is cancelled. `middlewares.errors` answers with this
+    if nothing has been sent."""
     request[CONTEXT].stopped = Stopping()
 
 
 def end_connection(response: web.StreamResponse) -> None:
     """Close the connection after the answer, so that the client's next request goes elsewhere."""
     response.force_close()
-    response.headers["Connection"] = "close"  # aiohttp has written it already
+    response.headers["Connection"] = "close"  # aiohttp has already written its own value

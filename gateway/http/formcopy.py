@@ -1,7 +1,7 @@
-"""A multipart form that is passed on: kept until all of it has come, then sent with another model.
+"""A multipart form to pass through: stored until it is complete, then sent with another model.
 
-Clients put the field `model` before or behind the file, and only the model says where the form
-goes. So it is kept: the first megabyte in memory, more of it in a temporary file without a name.
+Clients put the field `model` before or after the file, and only the model decides the target. So
+the form is stored: the first megabyte in memory, a larger one in an anonymous temporary file.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ from gateway.limits.shares import Part
 
 _CHUNK = 64 * 1024
 IN_MEMORY = 1 << 20  # bytes
-_MAX_FIELD = 64 * 1024  # bytes of a field that is looked at here: the model
+_MAX_FIELD = 64 * 1024  # bytes of the field `model`
 
 
 class FormCopy(UploadForm):
-    """`async with`: `await keep()` gives the model that the form asks for; then `head`, `rest` and
-    `size` are the same form with another one."""
+    """`async with`: `await keep()` returns the model that the form asks for; then `head`, `rest`
+    and `size` describe the same form with another model."""
 
     def __init__(self, request: web.Request, config: Storage, held: Part) -> None:
-        """`held` is its part of `server.max_forms`."""
+        """`held` is its share of `server.max_forms`."""
         super().__init__(request, config)
         self._held = held
         self._kept: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
@@ -53,8 +53,11 @@ class FormCopy(UploadForm):
         return f"multipart/form-data; boundary={self._boundary}"
 
     async def keep(self) -> str:
-        """Read all of the form, which is at most `storage.max_size`. Raises InvalidRequest,
-        BodyTooLarge, UnsupportedMediaType, SenderTooSlow, StorageFull, TooManyAtOnce."""
+        """Read the whole form, at most `storage.max_size` bytes.
+
+        Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow, StorageFull,
+        TooManyAtOnce.
+        """
         if self._request.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaType("Send the form as it is, without a Content-Encoding.")
         if (self._request.content_length or 0) > self._config.max_size:
@@ -74,13 +77,13 @@ class FormCopy(UploadForm):
         return model
 
     def head(self, model: str) -> bytes:
-        """What goes in front of `rest`: the form's field `model`."""
+        """The bytes to send before `rest`: the form's field `model`."""
         return (
             f'--{self._boundary}\r\nContent-Disposition: form-data; name="model"\r\n\r\n{model}\r\n'
         ).encode()
 
     async def rest(self) -> AsyncGenerator[bytes, None]:
-        """`size` bytes."""
+        """The rest of the form, `size` bytes."""
         await asyncio.to_thread(self._kept.seek, 0)
         while piece := await asyncio.to_thread(self._kept.read, _CHUNK):
             yield piece
@@ -114,7 +117,7 @@ class FormCopy(UploadForm):
         await self._write(b"\r\n")
 
     def _hold(self, size: int) -> None:
-        """Room on the disk. Raises TooManyAtOnce."""
+        """Reserve disk space. Raises TooManyAtOnce."""
         if size > IN_MEMORY and not self._held.grow(size):
             raise TooManyAtOnce(
                 "The forms under way are too large together (server.max_forms); wait for one to"

@@ -1,4 +1,5 @@
-"""What trusted proxies tell of a client: its address, and the address that it knows us by."""
+"""What trusted proxies report: the client's address, and the address that it used for the
+gateway."""
 
 import ipaddress
 import re
@@ -9,26 +10,26 @@ from gateway.http.context import state_of
 
 Networks = list[ipaddress.IPv4Network | ipaddress.IPv6Network]
 
-MAX_HOPS = 50  # proxies between a client and us
+MAX_HOPS = 50  # proxies between a client and the gateway
 
 _HOST = re.compile(r"[A-Za-z0-9.\-_]{1,255}(?::\d{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::\d{1,5})?")
 
 
 def client_origin(request: web.Request) -> str:
-    """`http://host:port` as the client knows us; a trusted proxy tells it where it stands before
-    us."""
+    """`http://host:port` as the client addresses the gateway; a trusted proxy in front of it
+    reports that."""
     scheme, host = request.scheme, request.host
     trusted = state_of(request).config.server.trusted_proxies
     if _is_in(_unmapped(request.remote or ""), trusted):
-        told = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
-        scheme = told if told in ("http", "https") else scheme
+        proto = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip().lower()
+        scheme = proto if proto in ("http", "https") else scheme
         host = request.headers.get("X-Forwarded-Host", "").partition(",")[0].strip() or host
     return f"{scheme}://{host}" if _HOST.fullmatch(host) else ""
 
 
 def client_address(request: web.Request, trusted: Networks) -> str:
-    """The client's address. `X-Forwarded-For` counts as far as trusted proxies have written it:
-    the last address in it that is not one of theirs."""
+    """The client's address. `X-Forwarded-For` counts only as far as trusted proxies have written
+    it: the address is the last one that is not a trusted proxy's."""
     address = _unmapped(request.remote or "")
     if not trusted or not _is_in(address, trusted):
         return address
@@ -45,7 +46,7 @@ def client_address(request: web.Request, trusted: Networks) -> str:
 
 
 def _unmapped(address: str) -> str:
-    """An IPv4 address as such, also where a socket for both kinds writes it as an IPv6 one."""
+    """An IPv4 address in its own notation, also where a dual-stack socket reports it as IPv6."""
     if address.startswith("::") and _is_address(address):
         mapped = getattr(ipaddress.ip_address(address), "ipv4_mapped", None)
         return str(mapped or address)

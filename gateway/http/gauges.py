@@ -1,4 +1,4 @@
-"""The state of the process as gauges, read when somebody asks for the metrics."""
+"""The state of the process as gauges, read at each scrape of the metrics."""
 
 import asyncio
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ _BREAKER = {"closed": 0, "half-open": 1, "open": 2}
 
 
 def process_gauges(app: web.Application) -> Iterator[Metric]:
-    """Whatever of it there is yet: the ops port may be asked during the start."""
+    """Gauges of what exists so far: the ops port may be scraped during the start."""
     yield InfoMetricFamily("gateway_build", "The version", value={"version": __version__})
     yield _gauge("inflight_requests", "Requests under way", len(app[IN_FLIGHT]))
-    words = "Connections beyond server.max_connections"
-    yield _counter("connections_refused", words, app[IN_FLIGHT].refused)
+    text = "Connections beyond server.max_connections"
+    yield _counter("connections_refused", text, app[IN_FLIGHT].refused)
     tasks = len(asyncio.all_tasks())
     yield _gauge("event_loop_tasks", "Tasks of the event loop, waiting ones too", tasks)
     yield _gauge("stopping", "1 while the process drains", app[IN_FLIGHT].stopping)
@@ -38,15 +38,17 @@ def process_gauges(app: web.Application) -> Iterator[Metric]:
     if SERVICES in app:
         yield from _services(app)
     if FILES in app:
-        yield _gauge("storage_up", "0 while files cannot be kept or read", not app[FILES].away)
+        yield _gauge(
+            "storage_up", "0 while files cannot be kept or read", not app[FILES].unavailable
+        )
 
 
 def _config(app: web.Application) -> Iterator[Metric]:
     holder = app[STATE]
-    words = "Counts the configurations since the start"
-    yield _gauge("config_generation", words, holder.now.generation)
-    words = "1 if config.yaml as it is now cannot be taken"
-    yield _gauge("config_problem", words, bool(holder.problems))
+    text = "Counts the configurations since the start"
+    yield _gauge("config_generation", text, holder.now.generation)
+    text = "1 if config.yaml as it is now cannot be taken"
+    yield _gauge("config_problem", text, bool(holder.problems))
     reloads = CounterMetricFamily(
         "gateway_config_reloads", "Times config.yaml was read again", labels=["result"]
     )
@@ -56,7 +58,7 @@ def _config(app: web.Application) -> Iterator[Metric]:
 
 
 def _agents(app: web.Application) -> Iterator[Metric]:
-    words = {
+    texts = {
         "agent_running": "Calls under way",
         "agent_waiting": "Calls that wait for a place",
         "agent_queue": "Calls that may wait for a place",
@@ -66,7 +68,7 @@ def _agents(app: web.Application) -> Iterator[Metric]:
     }
     families = {
         name: GaugeMetricFamily(f"gateway_{name}", text, labels=["agent"])
-        for name, text in words.items()
+        for name, text in texts.items()
     }
     opened = CounterMetricFamily("gateway_breaker_opened", "Times it opened", labels=["agent"])
     for name, target in app[STATE].now.routing.targets.items():
@@ -84,19 +86,19 @@ def _agents(app: web.Application) -> Iterator[Metric]:
 
 def _services(app: web.Application) -> Iterator[Metric]:
     recorder = app[SERVICES].recorder
-    is_up = not (app[SERVICES].directory.away or recorder.away)
+    is_up = not (app[SERVICES].directory.unavailable or recorder.unavailable)
     yield _gauge("database_up", "0 while calls wait for it on disk", is_up)
-    words = "Calls that the database does not have yet"
-    yield _gauge("record_queue_depth", words, recorder.waiting)
+    text = "Calls that the database does not have yet"
+    yield _gauge("record_queue_depth", text, recorder.waiting)
     yield _counter("record_written", "Calls written to the database", recorder.written)
     yield _counter("record_lost", "Calls that nothing had room for", recorder.lost)
     yield _counter("record_damaged", "Files of the spool that were set aside", recorder.damaged)
     yield _counter("record_rejected", "Calls that the database refused", recorder.rejected)
 
 
-def _gauge(name: str, words: str, value: float) -> Metric:
-    return GaugeMetricFamily(f"gateway_{name}", words, value=float(value))
+def _gauge(name: str, text: str, value: float) -> Metric:
+    return GaugeMetricFamily(f"gateway_{name}", text, value=float(value))
 
 
-def _counter(name: str, words: str, value: float) -> Metric:
-    return CounterMetricFamily(f"gateway_{name}", words, value=float(value))
+def _counter(name: str, text: str, value: float) -> Metric:
+    return CounterMetricFamily(f"gateway_{name}", text, value=float(value))

@@ -1,64 +1,65 @@
-"""The requests under way, and how they end when the process is to stop."""
+"""The requests in flight, and their drain when the process stops."""
 
 import asyncio
 import contextlib
 from collections.abc import Callable
 from typing import Any
 
-_LAST_WORDS_S = 5.0  # for those that are told to end, to say so
+_CANCEL_S = 5.0  # for cancelled requests to send their error
 
 
 class InFlight:
-    """`stopping` is set once and for good: nothing new begins from then on. `tell` is called for
-    each request that has to end for a stop, before its task is cancelled."""
+    """Counts requests in flight. `stopping` is set once and for good: no request begins after that.
+    `on_cancel` is called for each request that the drain cancels, before its task is cancelled."""
 
-    def __init__(self, tell: Callable[[Any], None]) -> None:
-        self._tell = tell
-        self._under_way: dict[asyncio.Task[object], object] = {}
+    def __init__(self, on_cancel: Callable[[Any], None]) -> None:
+        self._on_cancel = on_cancel
+        self._tasks: dict[asyncio.Task[object], object] = {}
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._ended = asyncio.Event()  # one of them has, while the process stops
-        self.sending = 0  # whole answers; nobody has to be told, but none shall be cut
+        self._ended = asyncio.Event()  # set when a request ends while the process stops
+        # complete answers still being sent; drain waits for them without cancelling
+        self.sending = 0
         self.stopping = False
-        self.refused = 0  # connections beyond those that are taken
+        self.refused = 0  # connections beyond the limit
 
     def __len__(self) -> int:
-        return len(self._under_way) + self.sending
+        return len(self._tasks) + self.sending
 
     def begin(self, request: object) -> asyncio.Task[object]:
-        """The current task is one of them, until `end`."""
-        if self._loop is None:  # asking for the running one is a system call
+        """Register the current task until `end`."""
+        if self._loop is None:  # looking up the running loop is a system call
             self._loop = asyncio.get_running_loop()
         task = asyncio.current_task(self._loop)
         assert task is not None
-        self._under_way[task] = request
+        self._tasks[task] = request
         return task
 
     def end(self, task: asyncio.Task[object]) -> None:
-        del self._under_way[task]
+        del self._tasks[task]
         if self.stopping:
             self._ended.set()
 
     def sent(self) -> None:
-        """One of `sending` has been sent, or could not be."""
+        """One answer of `sending` has been sent, or could not be."""
         self.sending -= 1
         if self.stopping:
             self._ended.set()
 
     async def drain(self, patience_s: float) -> int:
-        """Wait until all have ended, so long at most; then tell the rest to end. Gives how many
-        had to be told."""
+        """Wait up to `patience_s` until all requests have ended, then cancel the rest. Returns how
+        many were cancelled."""
         self.stopping = True
-        if await self._are_over(patience_s):
+        if await self._all_ended(patience_s):
             return 0
-        rest = list(self._under_way.items())
+        rest = list(self._tasks.items())
         for task, request in rest:
-            self._tell(request)
+            self._on_cancel(request)
             task.cancel()
-        await self._are_over(_LAST_WORDS_S)
+        await self._all_ended(_CANCEL_S)
         return len(rest)
 
-    async def _are_over(self, patience_s: float) -> bool:
-        """Whether none is left, as soon as it is so or when patience has run out."""
+    async def _all_ended(self, patience_s: float) -> bool:
+        """Wait until none is left, at most `patience_s`. Returns whether none is left."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(patience_s):
                 while len(self):
@@ -68,7 +69,7 @@ class InFlight:
 
 
 def forget_cancellation() -> None:
-    """The current task goes on, however often it was told to end."""
+    """Let the current task go on, however often it was cancelled."""
     task = asyncio.current_task()
     while task is not None and task.uncancel():
         pass

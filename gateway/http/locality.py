@@ -1,7 +1,8 @@
-"""Whether a request comes from a program on this machine: the rule for callers without a key.
+"""Decide whether a request comes from a program on this machine: the rule for callers without a
+key.
 
-A loopback address alone proves nothing: a proxy on the same machine has one, too, and so has a
-browser here that shows a page from elsewhere. So every sign of either refuses the call.
+A loopback address alone proves nothing: a proxy on the same machine has one too, and so has a local
+browser that shows a page from elsewhere. So any sign of either refuses the call.
 """
 
 import ipaddress
@@ -22,7 +23,7 @@ log = logging.getLogger("gateway")
 
 _HINT_EVERY_S = 600.0
 
-# Headers that proxies, tunnels and CDNs add to what they pass on, with `-` for `_`.
+# Headers that proxies, tunnels and CDNs add to what they forward, with `-` for `_`.
 _FORWARDING = frozenset(
     (
         "forwarded", "via", "x-real-ip", "x-client-ip", "client-ip", "x-cluster-client-ip",
@@ -39,7 +40,7 @@ _FORWARDING = frozenset(
 _FORWARDING_BEGINS = ("x-forward", "x-vercel-", "ngrok-")
 _FORWARDING_ENDS = "-forwarded-for"
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._\-]+)(?::\d{1,5})?")
-_ONCE = ("Origin", "Sec-Fetch-Site")  # of two, others may have judged the other one
+_ONCE = ("Origin", "Sec-Fetch-Site")  # of two values, another program may have judged the other one
 
 
 class NotFromHere(Unauthorized):
@@ -55,8 +56,8 @@ class NotFromHere(Unauthorized):
 
 
 class Hint:
-    """Says in the log what the operator can do about such calls, once in a while: who sends them
-    sees the answer, and who runs the gateway may not."""
+    """Logs from time to time how the operator can allow such calls: the sender sees the answer, but
+    the operator may not."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -85,12 +86,13 @@ def refusal(
     anywhere: bool,
     target: str = "/",
 ) -> Forbidden | NotFromHere | None:
-    """Why a caller without a key is refused, or None if nothing speaks against it.
+    """The error that refuses a caller without a key, or None if the call is allowed.
 
-    `address` is the client's, behind trusted proxies. `hosts` are further names that `Host` may
-    have (auth.anonymous_hosts). `anywhere` (auth.anonymous_anywhere) lets programs of other
-    machines call, also through proxies, but still no pages of other origins; `Host` then counts
-    only if `hosts` are listed. `target` is the request's as it came, maybe with a host of its own.
+    `address` is the client's, as trusted proxies report it. `hosts` are further names that `Host`
+    may have (auth.anonymous_hosts). `anywhere` (auth.anonymous_anywhere) also lets programs on
+    other machines call, through proxies too, but still no pages of other origins; `Host` then
+    counts only if `hosts` are listed. `target` is the request target as received, perhaps with a
+    host of its own.
     """
     if twice := next((name for name in _ONCE if len(headers.getall(name, ())) > 1), ""):
         return Forbidden(f"The header {twice!r} is there twice; send it once.")
@@ -118,8 +120,8 @@ def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: st
             or lower.endswith(_FORWARDING_ENDS)
         ):
             return f"this one came through a proxy, which the header {lower[:40]!r} tells."
-    # nginx's `proxy_pass` adds no header of its own and asks for its own upstream's name, but up to
-    # 1.29.6 it speaks HTTP/1.0. Programs have not done so for decades.
+    # nginx's `proxy_pass` adds no header by default and sends its upstream's name as `Host`, but up
+    # to 1.29.6 it speaks HTTP/1.0. Programs have not done so for decades.
     if version < (1, 1):
         return "this one came by HTTP/1.0, as from a proxy with nginx's default settings."
     if version > (1, 1):
@@ -128,15 +130,15 @@ def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: st
 
 
 def _authority(target: str) -> list[str]:
-    """The host in a target in absolute form, as clients send it to proxies."""
+    """The host of a target in absolute form, as clients send it to proxies."""
     if target.startswith("/") or target == "*":
         return []
     return [re.split("[/?#]", target.rpartition("://")[2], maxsplit=1)[0]]
 
 
 def _not_to_here(asked: Iterable[str], hosts: Container[str]) -> str:
-    """`Host` names whom the client meant. A page whose name was made to lead here (DNS rebinding)
-    names itself, and so does what a proxy passes on unchanged."""
+    """Why `Host` names another machine, or "". After DNS rebinding a page sends its own name in
+    `Host`, and a proxy may forward the client's `Host` unchanged."""
     for host in asked:
         name = host_name(host)
         if not (is_loopback(name) or name in hosts):
@@ -158,7 +160,7 @@ def _foreign_page(headers: Mapping[str, str], origins: Origins) -> str:
     site = headers.get("Sec-Fetch-Site", "").lower()
     if site == "cross-site":
         return "A page of another site sent this request."
-    # Only browsers say both. The page is of the same origin as what the browser asked for, which a
+    # Only browsers send both. The browser's page has the origin that the browser asked for, which a
     # proxy in between may have changed.
     page = headers.get("Referer", "") if site else ""
     if page and not origins.may_borrow(_origin_of(page)):
@@ -173,15 +175,15 @@ def _origin_of(url: str) -> str:
 
 @lru_cache(maxsize=256)
 def host_name(host: str) -> str:
-    """The name in a `Host` header, in lower case and without its port; "" if it is none."""
+    """The name in a `Host` header, in lower case and without its port; "" if it is not valid."""
     found = _HOST.fullmatch(host.strip().lower())
     return found[1].removesuffix(".") if found else ""
 
 
 @lru_cache(maxsize=256)
 def is_loopback(host: str) -> bool:
-    """Whether an address or a name can only mean this machine. Browsers, too, never ask a name
-    server for `localhost` and what ends with it."""
+    """Whether an address or a name can only mean this machine. Browsers, too, never resolve
+    `localhost` or names that end with it through DNS."""
     if host == "localhost" or host.endswith(".localhost"):
         return True
     try:

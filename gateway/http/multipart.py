@@ -1,4 +1,4 @@
-"""A multipart form with one file in it, read in the order in which it comes and never kept."""
+"""A multipart form with one file, streamed in order and never stored as a whole."""
 
 import asyncio
 import time
@@ -24,19 +24,19 @@ from gateway.filetypes import HEAD, checked
 MAX_FIELDS = 20
 MAX_FIELD = 8192  # bytes
 SILENCE_S = 60.0  # how long a sender may pause
-START_S = 30.0  # that a sender has before its rate counts, and again in each window
-SLOWEST = 8 * 1024  # bytes per second that it must reach from then on
+START_S = 30.0  # before a sender's rate counts, also in each later window
+SLOWEST = 8 * 1024  # bytes per second that it must reach after that
 WINDOW_S = 120.0  # of recent time over which the rate counts
 _CHUNK = 64 * 1024
 _MAX_BLANK = 4  # lines before the form
-_GRUMBLES = (BadContentDispositionHeader, BadContentDispositionParam)
-_FRAME = 1024 * 1024  # bytes that a form may have around its file
+_WARNINGS = (BadContentDispositionHeader, BadContentDispositionParam)
+_FRAME = 1024 * 1024  # bytes that a form may have in addition to its file
 
 
 class UploadForm:
     """`await begin()`, read `chunks()` to their end, then `await finish()`.
 
-    `fields` holds the text fields that have come so far: all of them only after `finish`.
+    `fields` holds the text fields read so far; it is complete only after `finish`.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class UploadForm:
         self._request = request
         self._config = config
         self._clock = clock
-        self._window = (clock(), 0)  # when it began, and the bytes that had come by then
+        self._window = (clock(), 0)  # when it began, and the bytes received by then
         self._reader: Any = None
         self._part: Any = None
         self._head = b""
@@ -53,10 +53,10 @@ class UploadForm:
         self.fields: dict[str, str] = {}
         self.title = ""
         self.extension = ""
-        self.size = 0  # bytes of the file that have come
+        self.size = 0  # bytes of the file received so far
 
     async def begin(self) -> None:
-        """Read as far as the file's first bytes.
+        """Read up to the file's first bytes.
 
         Raises InvalidRequest, BodyTooLarge, UnsupportedMediaType, SenderTooSlow.
         """
@@ -92,7 +92,7 @@ class UploadForm:
         self.extension = checked(self.title, self._head[:HEAD], self._config.extensions)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        """The file's bytes. Raises BodyTooLarge and what is wrong with the form."""
+        """The file's bytes. Raises BodyTooLarge, and InvalidRequest for a malformed form."""
         chunk, self._head = self._head, b""
         while chunk:
             self.size += len(chunk)
@@ -103,7 +103,7 @@ class UploadForm:
             chunk = await self._read()
 
     async def finish(self) -> None:
-        """Read what follows the file."""
+        """Read the fields after the file."""
         async with reading():
             while (part := await self._next()) is not None:
                 if part.name == "file" or part.filename is not None:
@@ -111,7 +111,8 @@ class UploadForm:
                 await self._field(part)
 
     async def _require_boundary(self) -> None:
-        """The form must begin at once: aiohttp would search all of a body for its beginning."""
+        """Require the boundary within the first lines: aiohttp would search the whole
+        body for it."""
         content = self._request.content
         about = Message()
         about["Content-Type"] = self._request.headers.get("Content-Type", "")
@@ -127,7 +128,7 @@ class UploadForm:
             content.unread_data(line)
 
     def _require_pace(self) -> None:
-        """Raises SenderTooSlow. What came before the present window is no excuse."""
+        """Raises SenderTooSlow. Bytes received before the present window do not count."""
         (began, before), now = self._window, self._clock()
         if now - began > START_S + (self.size - before) / SLOWEST:
             raise SenderTooSlow(
@@ -145,7 +146,7 @@ class UploadForm:
     async def _next(self) -> Any:
         part = await self._reader.next()
         self._parts += 1
-        if self._parts > MAX_FIELDS + 2:  # with the file, and the end
+        if self._parts > MAX_FIELDS + 2:  # two more: the file and the end
             raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
         if part is not None and not isinstance(part, BodyPartReader):
             raise InvalidRequest("The form holds another form; send plain parts.")
@@ -170,14 +171,15 @@ class UploadForm:
 
 
 def be_quiet() -> None:
-    """aiohttp warns of parts whose name cannot be read; that they have none is told to callers."""
-    for category in _GRUMBLES:
+    """Silence aiohttp's warnings about parts with unreadable names; callers get an error
+    instead."""
+    for category in _WARNINGS:
         warnings.simplefilter("ignore", category)
 
 
 @asynccontextmanager
 async def reading() -> AsyncIterator[None]:
-    """aiohttp's ways to say that a form is malformed or its sender has stopped."""
+    """Map aiohttp's exceptions for a malformed form or a stalled sender to the gateway's errors."""
     try:
         async with asyncio.timeout(SILENCE_S):
             yield

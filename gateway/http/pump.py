@@ -2,13 +2,13 @@
 
 While an answer streams, no task is woken and nothing is awaited. The upstream's transport hands
 over its bytes (`Connection.listen`); they are decoded, rendered and written to the caller's
-transport in the same call. A caller who does not read makes the upstream wait. Most reads are one
-event of a form that has just been seen (`EventTemplate`): those take a `FastPath`, which does what
-the long way does and no more. `tests/http/test_pump.py` holds both to the same answers.
+transport in the same call. If the caller does not read, reading from the upstream pauses. Most
+reads are one event that matches a known `EventTemplate`; those take a `FastPath`, which has the
+same effect as the full path. `tests/http/test_pump.py` compares the answers of both.
 
-The answer's head, first frames and end are written before and after, perhaps by aiohttp. In between
-the chunked framing is written here (see `fastwrite`). Where that is not possible, `open_pump`
-returns None and the answer is written by aiohttp.
+The answer's head, first frames and end are written before and after, perhaps by aiohttp. In
+between, this module writes the chunked framing (see `fastwrite`). Where that is not possible,
+`open_pump` returns None and aiohttp writes the answer.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from gateway.protocol.sse import one_line
 from gateway.protocol.template import EventTemplate
 from gateway.upstream.timers import Timer
 
-MAX_LEARNED = 50  # patterns of one stream; where all events differ, looking for them is in vain
+MAX_LEARNED = 50  # templates per stream; if every event differs, learning more is useless
 
 
 def open_pump(
@@ -38,12 +38,12 @@ def open_pump(
     capture: Callable[[bytes], None] | None,
     on_over: Callable[[list[Delta], bytes], None],
 ) -> "Pump | None":
-    """For an answer whose head has been sent. `capture` is given a copy of what is sent, `on_over`
-    the last deltas and their frames, which are its to send."""
+    """A pump for an answer whose head has been sent. `capture` receives a copy of what is sent;
+    `on_over` receives the last deltas and their frames and has to send them."""
     caller, transport = connection_of(request), request.transport
     if caller is None or transport is None or not response.chunked:
         return None
-    request.protocol.keep_alive(False)  # its timer for the next request would be kept all the while
+    request.protocol.keep_alive(False)  # its keep-alive timer would exist for the whole stream
     return Pump(caller, transport, run, renderer, keepalive_s, comment, capture, on_over)
 
 
@@ -81,10 +81,10 @@ class Pump:
         self.written_at = self._loop.time()
 
     def carry(self) -> asyncio.Future[None]:
-        """Begin; to be awaited until the answer is over, with `stop` afterwards in any case.
-        Raises TimeoutError when the run's `total` is.
+        """Begin, and return a future that ends with the answer; call `stop` afterwards in any case.
 
-        A future, not a coroutine: an open stream keeps all that it waits in.
+        The future raises TimeoutError when the run's `total` expires. It is no coroutine: a
+        coroutine's frame would stay in memory for the whole stream.
         """
         self._run.take_over()
         self._caller.on_full = self._wait_for_caller
@@ -94,8 +94,8 @@ class Pump:
         return self._over
 
     def stop(self) -> None:
-        """Let go of both sides. May be called more than once."""
-        self._settle()
+        """Detach from both sides. May be called more than once."""
+        self._sync_fast_path()
         connection = self._run.connection
         connection.listen(None)
         connection.resume()
@@ -103,11 +103,11 @@ class Pump:
         if self._timer is not None:
             self._run.timers.forget(self._timer)
 
-    # What comes from the upstream.
+    # Bytes from the upstream.
 
     def _received(self, chunk: bytes) -> None:
         run = self._run
-        self._settle()
+        self._sync_fast_path()
         was_read_at = run.read_at
         try:
             failure = run.connection.failure
@@ -116,7 +116,8 @@ class Pump:
             if not run.over:
                 run.connection.fast_path = self._fast_path(chunk, deltas)
                 if run.is_ending or run.read_at < was_read_at:
-                    self._look()  # its patience is shorter, or what came was a heartbeat
+                    # The time limit became shorter, or the chunk was a heartbeat.
+                    self._check_deadlines()
         except Exception as error:
             self._end(error)
 
@@ -143,10 +144,11 @@ class Pump:
         else:
             self._over.set_exception(error)
 
-    # The shortcut.
+    # The fast path.
 
     def _fast_path(self, chunk: bytes, deltas: list[Delta]) -> "FastPath | None":
-        """For more events like the one in `chunk`, if that only added to the answer's text."""
+        """A fast path for events like the one in `chunk`, if that event only added to the answer's
+        text."""
         if len(deltas) != 1 or self._capture is not None or not self._left:
             return None
         pattern = self._run.pattern(chunk, deltas[0])
@@ -157,8 +159,8 @@ class Pump:
         room = self._run.most - self._run.received
         return FastPath(pattern, around, self._transport.write, self._loop.time, room)
 
-    def _settle(self) -> None:
-        """What the shortcut has done counts as if it had gone the long way."""
+    def _sync_fast_path(self) -> None:
+        """Account for the bytes that the fast path has forwarded, as the full path does."""
         fast_path = self._run.connection.fast_path
         if isinstance(fast_path, FastPath) and fast_path.used_at:
             self._run.received = self._run.most - fast_path.room
@@ -166,13 +168,13 @@ class Pump:
             self.written_at = fast_path.used_at
             fast_path.used_at = 0.0
 
-    # Time, and a caller who does not read.
+    # Deadlines and back pressure.
 
-    def _look(self) -> None:
-        """What is due by now: to give up on an upstream, or to show that the answer goes on."""
+    def _check_deadlines(self) -> None:
+        """Handle what is due: fail a silent upstream, or send a keep-alive comment."""
         if self._timer is not None:
             self._run.timers.forget(self._timer)
-        self._settle()
+        self._sync_fast_path()
         now, due = self._loop.time(), self._run.ends_at
         if now >= due:
             self._end(TimeoutError())
@@ -187,32 +189,32 @@ class Pump:
             if now >= self.written_at + self._keepalive_s:
                 self._write(self._comment)
             due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
-        if self._timer is not None:  # set by a comment that has filled the caller's connection
+        if self._timer is not None:  # set by a comment that filled the caller's buffer
             self._run.timers.forget(self._timer)
-        self._timer = self._run.timers.set(due, self._look)
+        self._timer = self._run.timers.set(due, self._check_deadlines)
 
     def _wait_for_caller(self, is_full: bool) -> None:
-        """While the caller does not read the upstream is not listened to, and so not silent."""
+        """While the caller does not read, pause the upstream; its silence does not count then."""
         if is_full:
             self._run.connection.pause()
         else:
-            self._settle()
+            self._sync_fast_path()
             self._run.show_life(self._loop.time())
             self._run.connection.resume()
-        self._look()
+        self._check_deadlines()
 
 
 class FastPath:
-    """Deals with a network read that is one whole chunk with one whole event of a known pattern:
+    """Forwards a network read that is one whole chunk with one whole event of a known template:
 
         1a3\\r\\n <before> "a JSON string" <after> \\r\\n
 
-    A JSON string holds no line end, so what lies between `before` and `after` is one chunk. Into
-    the caller's chunk the string goes as it is, or, where the event is passed through, all of it.
-    What is not of this form is left to the parser.
+    A JSON string holds no line end, so the bytes between `before` and `after` are one chunk. The
+    fast path writes the string unchanged into the caller's chunk, or the whole event where events
+    are passed through. Anything else is left to the parser.
 
-    This runs fifty times a second for every stream, and with hundreds of them what it looks at has
-    left the processor's caches each time: all of it is in the slots of one object.
+    This runs fifty times a second for every stream. With hundreds of streams its data has left the
+    processor's caches each time, so all of it is in the slots of one object.
     """
 
     __slots__ = (
@@ -228,8 +230,8 @@ class FastPath:
         now: Callable[[], float],
         room: int,
     ) -> None:
-        """`around` is what the string stands between at the caller, None if the event passes
-        through. `room` is how many bytes may come."""
+        """`around` is what surrounds the string in the caller's event; None if the event passes
+        through. `room` is how many more bytes the upstream may send."""
         before, after, add = pattern
         self._before, self._after, self._add = before, after + b"\r\n", add
         self._begin, self._end = len(before), -len(self._after)
@@ -241,7 +243,7 @@ class FastPath:
         self.used_at = 0.0  # loop time
 
     def __call__(self, data: bytes) -> bool:
-        """Whether `data` was of the form, and has been dealt with."""
+        """Forward `data` if it matches the template. Returns whether it did."""
         at = data.find(b"\n", 0, 10) + 1
         if not (data.startswith(self._before, at) and data.endswith(self._after)):
             return False

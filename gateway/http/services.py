@@ -1,4 +1,4 @@
-"""What account routes share: the way to the database, and usage as it is told."""
+"""What account routes share: access to the database, and usage as the API reports it."""
 
 import contextlib
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from gateway.http.context import SERVICES, Services
 
 
 def services_of(request: web.Request) -> Services:
-    """Raises NotFound where there is no database."""
+    """The services. Raises NotFound if there is no database."""
     services = request.app.get(SERVICES)
     if services is None:
         raise NotFound("This gateway has no database (database: none), so it has no accounts.")
@@ -19,7 +19,7 @@ def services_of(request: web.Request) -> Services:
 
 
 async def usage_of(request: web.Request, kind: str, id_: str) -> web.Response:
-    """What a key ("key") or a user ("user") has used, this process's last calls included."""
+    """The usage of a key ("key") or a user ("user"), this process's last calls included."""
     services = services_of(request)
     with contextlib.suppress(DatabaseUnavailable):
         await services.recorder.flush()

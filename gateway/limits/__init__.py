@@ -1,1 +1,1 @@
-"""How often and how much: token buckets, quotas, slots, and each caller's share of a resource."""
+"""Limits: token buckets, quotas, slots, and each caller's share of a resource."""

@@ -1,7 +1,7 @@
-"""Where the buckets of `limits` are: in this process, or in a Redis that all replicas share.
+"""The buckets of `limits`: in this process, or in a Redis that all replicas share.
 
-Redis that is slow or gone costs one request 50 ms; from then on this process's own buckets decide,
-until Redis answers again.
+If Redis is slow or unavailable, one request loses 50 ms; after that this process's own buckets
+decide until Redis answers again.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from math import ceil
 from typing import Any, TypeVar
 
 from gateway.limits.redis import RedisBuckets
-from gateway.limits.rules import LEASE_S, Given, Take
+from gateway.limits.rules import LEASE_S, Decision, Take
 
 log = logging.getLogger("gateway")
 
@@ -22,18 +22,18 @@ T = TypeVar("T")
 
 DEADLINE_S = 0.05  # for one take; rule 6
 MAX_BUCKETS = 100_000
-_RETRY_S = 1.0  # how often Redis is asked whether it is back
+_RETRY_S = 1.0  # between two checks whether Redis is back
 _RENEW_S = LEASE_S / 3
-_PATIENCE_S = 1.0  # for what nobody waits for
+_PATIENCE_S = 1.0  # for calls that no request waits for
 _MAX_BACKGROUND = 10_000
-_LATE = 1.3  # times the deadline: when the loop notices it so late, it was itself too slow
-_ROUNDS = 10  # of the loop, that an answer may need from the socket to whom it is for
-_HAIR = 1e-6  # fractions that add up to one may come to 0.999999
+_LATE = 1.3  # times the deadline; past that the event loop itself was too slow
+_ROUNDS = 10  # event-loop iterations to let a received reply reach its awaiter
+_EPSILON = 1e-6  # fractions that should add up to one may come to 0.999999
 _PROBE = Take("rate", "{probe}:rate", 1, 1000.0, 1)
 
 
 class LocalBuckets:
-    """Buckets of this process. The least recently used are forgotten beyond `MAX_BUCKETS`."""
+    """Buckets of this process. Beyond `MAX_BUCKETS` the least recently used are dropped."""
 
     def __init__(
         self, clock: Callable[[], float] = time.monotonic, most: int = MAX_BUCKETS
@@ -43,46 +43,46 @@ class LocalBuckets:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (level, at ms)
         self._holders: dict[str, set[str]] = {}
 
-    def take(self, asked: list[Take]) -> list[Given]:
-        """From all or from none; see `take_token.lua`, which does the same in Redis."""
+    def take(self, asked: list[Take]) -> list[Decision]:
+        """Take from all buckets or from none; `take_token.lua` does the same in Redis."""
         now = self._clock() * 1000
-        if len(asked) == 1:  # the commonest case by far: a caller's rate and nothing more
-            said, level = self._look(asked[0], now)
-            if said.gives:
+        if len(asked) == 1:  # by far the most common case: only a caller's rate
+            decision, level = self._look(asked[0], now)
+            if decision.allowed:
                 self._keep(asked[0], level, now)
-            return [said]
+            return [decision]
         looks = [self._look(take, now) for take in asked]
-        given = [said for said, _ in looks]
-        if all([said.gives for said in given]):
+        decisions = [decision for decision, _ in looks]
+        if all([decision.allowed for decision in decisions]):
             for take, (_, level) in zip(asked, looks, strict=True):
                 self._keep(take, level, now)
-        return given
+        return decisions
 
     def _keep(self, take: Take, level: float, now: float) -> None:
-        """What was looked at is taken."""
+        """Apply a take that `_look` has allowed."""
         if take.kind == "rate":
             self._put(take, level, now)
         elif take.kind == "slots":
             self._holders.setdefault(take.key, set()).add(str(take.c))
 
-    def _look(self, take: Take, now: float) -> tuple[Given, float]:
-        """What a bucket says, and the level at which it would be left."""
+    def _look(self, take: Take, now: float) -> tuple[Decision, float]:
+        """A bucket's answer, and the level that the take would leave."""
         capacity = int(take.a)
         if take.kind == "slots":
             held = len(self._holders.get(take.key, ()))
-            return Given(held < capacity, max(0, capacity - held - 1), 1000, 0), 0.0
+            return Decision(held < capacity, max(0, capacity - held - 1), 1000, 0), 0.0
         if take.quota is not None:
             used = take.quota.used
-            return Given(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
+            return Decision(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
         level, cost = self._level(take, now), float(take.c)
         needed = cost or 1.0
-        gives, wait_ms = level + _HAIR >= needed, 0
-        if gives:
+        allowed, wait_ms = level + _EPSILON >= needed, 0
+        if allowed:
             level -= cost
         else:
             wait_ms = ceil((needed - level) / take.b)
-        remains = int(level + _HAIR) if level > 0 else 0
-        return Given(gives, remains, wait_ms, ceil((take.a - level) / take.b)), level
+        remaining = int(level + _EPSILON) if level > 0 else 0
+        return Decision(allowed, remaining, wait_ms, ceil((take.a - level) / take.b)), level
 
     def _level(self, take: Take, now: float) -> float:
         kept = self._levels.get(take.key)
@@ -98,7 +98,7 @@ class LocalBuckets:
             self._levels.popitem(last=False)
 
     def spend(self, take: Take, number: int) -> None:
-        """Take `number` tokens without asking; the level may fall below zero."""
+        """Take `number` tokens unconditionally; the level may fall below zero."""
         now = self._clock() * 1000
         self._put(take, self._level(take, now) - number, now)
 
@@ -108,13 +108,14 @@ class LocalBuckets:
         if not holders:
             self._holders.pop(take.key, None)
 
-    def follow(self, asked: list[Take], given: list[Given]) -> None:
-        """Keep up with what Redis said, so that its going away gives nobody a fresh bucket."""
+    def follow(self, asked: list[Take], decisions: list[Decision]) -> None:
+        """Copy Redis's levels, so that no caller gets a fresh bucket when Redis becomes
+        unavailable."""
         now = self._clock() * 1000
-        taken = all(said.gives for said in given)
-        for take, said in zip(asked, given, strict=True):
+        taken = all(decision.allowed for decision in decisions)
+        for take, decision in zip(asked, decisions, strict=True):
             if take.kind in ("rate", "tokens"):
-                self._put(take, float(said.remains), now)
+                self._put(take, float(decision.remaining), now)
             elif take.kind == "slots" and taken:
                 self._holders.setdefault(take.key, set()).add(str(take.c))
 
@@ -126,9 +127,9 @@ class Buckets:
         self._local = LocalBuckets()
         self._redis = redis
         self._background: set[asyncio.Task[Any]] = set()
-        self._held: dict[str, Take] = {}  # slots of calls under way, by holder
-        self._owed: dict[str, Take] = {}  # slots that Redis may still hold for nobody
-        self.away = False  # Redis is configured but does not answer
+        self._held: dict[str, Take] = {}  # slots of calls in flight, by holder
+        self._owed: dict[str, Take] = {}  # slots that Redis may still count for ended calls
+        self.unavailable = False  # Redis is configured but does not answer
         self.failures = 0
 
     @property
@@ -137,21 +138,21 @@ class Buckets:
 
     @property
     def is_shared(self) -> bool:
-        return self._redis is not None and not self.away
+        return self._redis is not None and not self.unavailable
 
     async def open(self) -> None:
-        """Begin with Redis if it answers, and go on asking if it does not."""
+        """Start with Redis if it answers, else keep trying."""
         if self._redis is None:
             return
         try:
             await self._within(_PATIENCE_S, self._redis.ping())
         except Exception as error:
-            self._lost(error)
-        self._spawn(self._look_after_slots())
+            self._mark_unavailable(error)
+        self._spawn(self._renew_slots())
 
     async def close(self) -> None:
-        """Slots that are given back at the end are given back in Redis too."""
-        if self._redis is not None and self._owed and not self.away:
+        """Stop. Slots that calls released at the end are also released in Redis."""
+        if self._redis is not None and self._owed and not self.unavailable:
             with contextlib.suppress(Exception):
                 await self._within(_PATIENCE_S, self._give_back_owed())
         for task in self._background:
@@ -161,32 +162,32 @@ class Buckets:
         if self._redis is not None:
             await self._redis.close()
 
-    async def take(self, asked: list[Take]) -> list[Given]:
-        """What each bucket says; nothing is taken unless all of them give."""
+    async def take(self, asked: list[Take]) -> list[Decision]:
+        """Each bucket's answer; nothing is taken unless all of them allow it."""
         redis = self._redis
-        if redis is None or self.away or not asked:
-            given = self._local.take(asked)
+        if redis is None or self.unavailable or not asked:
+            decisions = self._local.take(asked)
         else:
             try:
-                given = await self._within(
+                decisions = await self._within(
                     DEADLINE_S, redis.take(asked), lambda late: self._too_late(asked, late)
                 )
             except Exception as error:
-                self._lost(error)
-                given = self._local.take(asked)
+                self._mark_unavailable(error)
+                decisions = self._local.take(asked)
             else:
-                self._local.follow(asked, given)
-        if all([said.gives for said in given]):
+                self._local.follow(asked, decisions)
+        if all([decision.allowed for decision in decisions]):
             for take in asked:
                 if take.quota is not None:
                     take.quota.pending += 1
                 elif take.kind == "slots" and redis is not None:
                     self._held[str(take.c)] = take
                     self._owed.pop(str(take.c), None)
-        return given
+        return decisions
 
     def release(self, asked: Sequence[Take]) -> None:
-        """Give back the slots; nothing waits for it."""
+        """Release the slots, in the background."""
         for take in asked:
             if take.kind == "slots":
                 self._local.release(take)
@@ -194,44 +195,48 @@ class Buckets:
                     self._owe(take)
 
     def uncount(self, asked: Sequence[Take]) -> None:
-        """Give back a call of each quota; nothing waits for it."""
+        """Return one call to each quota, in the background."""
         for take in asked:
             if take.quota is not None:
                 take.quota.pending = max(0, take.quota.pending - 1)
-                if self._redis is not None and not self.away:
-                    self._spawn(self._quietly(self._redis.uncount(take)))
+                if self._redis is not None and not self.unavailable:
+                    self._spawn(self._without_errors(self._redis.uncount(take)))
 
     def spend(self, asked: Sequence[Take], tokens: int) -> None:
-        """Take what an answer used from the buckets of tokens; nothing waits for it."""
+        """Take an answer's usage from the token buckets, in the background."""
         for take in asked:
             if take.kind == "tokens" and tokens:
                 self._local.spend(take, tokens)
-                if self._redis is not None and not self.away:
-                    self._spawn(self._quietly(self._redis.spend(take, tokens)))
+                if self._redis is not None and not self.unavailable:
+                    self._spawn(self._without_errors(self._redis.spend(take, tokens)))
 
-    # Takes that nobody waits for any more, and slots.
+    # Takes whose request has gone on or ended, and slots.
 
-    def _too_late(self, asked: list[Take], given: list[Given] | None) -> None:
-        """A take whose caller has left, or went on without it, has ended: undo it.
+    def _too_late(self, asked: list[Take], decisions: list[Decision] | None) -> None:
+        """Undo a take that ended after its request had left or gone on without it.
 
-        `given` is None if nobody knows what Redis did with it.
+        `decisions` is None if it is unknown what Redis did.
         """
         for take in asked:
             if take.kind == "slots" and str(take.c) not in self._held:
                 self._owe(take)
-        if given and all([said.gives for said in given]) and self._redis is not None:
+        if (
+            decisions
+            and all([decision.allowed for decision in decisions])
+            and self._redis is not None
+        ):
             for take in asked:
                 if take.kind == "quota":
-                    self._spawn(self._quietly(self._redis.uncount(take)))
+                    self._spawn(self._without_errors(self._redis.uncount(take)))
 
     def _owe(self, take: Take) -> None:
         if len(self._owed) < _MAX_BACKGROUND:  # beyond that their leases end them
             self._owed[str(take.c)] = take
-        if not self.away and len(self._owed) == 1:
-            self._spawn(self._quietly(self._give_back_owed()))
+        if not self.unavailable and len(self._owed) == 1:
+            self._spawn(self._without_errors(self._give_back_owed()))
 
     async def _give_back_owed(self) -> None:
-        """Until nothing is owed; what could not be given back stays owed."""
+        """Release owed slots until none is left; a slot that could not be released stays owed."""
         assert self._redis is not None
         while self._owed:
             slots = list(self._owed.values())
@@ -239,49 +244,49 @@ class Buckets:
             for take in slots:
                 self._owed.pop(str(take.c), None)
 
-    async def _look_after_slots(self) -> None:
-        """Say that the slots held here are held still, and give back what is owed."""
+    async def _renew_slots(self) -> None:
+        """Renew the leases of the slots held here, and release what is owed."""
         assert self._redis is not None
         renewed = 0.0
         while True:
             await asyncio.sleep(_RETRY_S)
-            if self.away:
+            if self.unavailable:
                 continue
             if self._owed:
-                await self._quietly(self._give_back_owed())
+                await self._without_errors(self._give_back_owed())
             if self._held and time.monotonic() - renewed > _RENEW_S:
-                await self._quietly(self._redis.hold(list(self._held.values())))
+                await self._without_errors(self._redis.hold(list(self._held.values())))
                 renewed = time.monotonic()
 
-    # Redis that goes away and comes back.
+    # Failure and recovery of Redis.
 
-    def _lost(self, error: Exception) -> None:
+    def _mark_unavailable(self, error: Exception) -> None:
         self.failures += 1
-        if not self.away:
-            self.away = True
+        if not self.unavailable:
+            self.unavailable = True
             why = "too slow" if isinstance(error, TimeoutError) else type(error).__name__
             log.warning("Redis: %s; each process limits by itself until it is back", why)
-            self._spawn(self._come_back())
+            self._spawn(self._recover())
 
-    async def _come_back(self) -> None:
-        """Redis is back when it does the script's work in time; to answer a ping is not enough."""
+    async def _recover(self) -> None:
+        """Wait until Redis runs the script within the deadline; answering a ping is not enough."""
         assert self._redis is not None
         while True:
             await asyncio.sleep(_RETRY_S)
             with contextlib.suppress(Exception):
-                await self._within(_PATIENCE_S, self._redis.ping())  # which may have to connect
+                await self._within(_PATIENCE_S, self._redis.ping())  # this may have to connect
                 await self._within(DEADLINE_S, self._redis.take([_PROBE]))
-                if self._held:  # it may have lost them, or never had them
+                if self._held:  # Redis may have lost them, or never had them
                     await self._within(_PATIENCE_S, self._redis.hold(list(self._held.values())))
-                self.away = False
+                self.unavailable = False
                 log.info("Redis answers again; limits are shared")
                 return
 
-    async def _quietly(self, call: Coroutine[Any, Any, None]) -> None:
+    async def _without_errors(self, call: Coroutine[Any, Any, None]) -> None:
         try:
             await self._within(_PATIENCE_S, call)
         except Exception as error:
-            self._lost(error)
+            self._mark_unavailable(error)
 
     async def _within(
         self,
@@ -289,11 +294,9 @@ class Buckets:
         call: Coroutine[Any, Any, T],
         too_late: Callable[[T | None], None] = lambda late: None,
     ) -> T:
-        """What `call` gives, or TimeoutError after so long, whatever becomes of it: a redis-py
-        that is connecting may swallow a cancellation and go on for seconds.
-
-        So it is left to run, and if nobody waits any longer `too_late` gets what it gave.
-        """
+        """The result of `call`, or TimeoutError after `seconds` in any case: a redis-py that is
+        connecting may swallow a cancellation and go on for seconds. So the call runs on, and if no
+        request waits for it any longer, `too_late` receives its result."""
         task = asyncio.ensure_future(call)
         self._background.add(task)
         is_waited_for = True
@@ -309,10 +312,10 @@ class Buckets:
             began = time.monotonic()
             await asyncio.wait({task}, timeout=seconds)
             if not task.done() and time.monotonic() - began > seconds * _LATE:
-                # The loop was busy with other things for longer than Redis had: the answer may
-                # have come and only not been read.
+                # The event loop was busy for longer than Redis's deadline: the answer may have
+                # arrived without being read.
                 await asyncio.wait({task}, timeout=seconds)
-            for _ in range(_ROUNDS):  # or it was busy all the time, in many small steps
+            for _ in range(_ROUNDS):  # or the loop was busy throughout, in many small steps
                 if task.done():
                     break
                 await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Buckets in Redis: the script and what goes with it."""
+"""Buckets in Redis: the script and its commands."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.models import Redis
-from gateway.limits.rules import LEASE_S, Given, Take
+from gateway.limits.rules import LEASE_S, Decision, Take
 
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 _MAX_CONNECTIONS = 64
@@ -16,25 +16,25 @@ _BATCH = 200  # commands in one round trip
 
 
 class RedisBuckets:
-    """The script and what goes with it. Errors are redis-py's."""
+    """Runs the script and the commands for slots. Errors are redis-py's."""
 
     def __init__(self, settings: Redis) -> None:
         self._client, self._sentinels = _client(settings)
         self._prefix = settings.prefix
         self._sha = sha1(SCRIPT.encode(), usedforsecurity=False).hexdigest()
         self._is_cluster = settings.mode == "cluster"
-        self._room = asyncio.Semaphore(_MAX_CONNECTIONS - 8)  # the client refuses more at once
+        self._room = asyncio.Semaphore(_MAX_CONNECTIONS - 8)  # the client refuses more connections
         self._queue: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
 
-    async def take(self, asked: list[Take]) -> list[Given]:
+    async def take(self, asked: list[Take]) -> list[Decision]:
         args: list[Any] = ["check"]
         for take in asked:
             kind = "rate" if take.kind == "tokens" else take.kind
             args += (kind, _number(take.a), _number(take.b), take.c)
         out = await self._run([self._key(take) for take in asked], args)
         return [
-            Given(bool(out[i]), int(out[i + 1]), int(out[i + 2]), int(out[i + 3]))
+            Decision(bool(out[i]), int(out[i + 1]), int(out[i + 2]), int(out[i + 3]))
             for i in range(0, len(out), 4)
         ]
 
@@ -43,7 +43,7 @@ class RedisBuckets:
         await self._run([self._key(take)], args)
 
     async def uncount(self, take: Take) -> None:
-        """Give back one call of a quota."""
+        """Return one call to a quota."""
         await self._run([self._key(take)], ["spend", "quota", _number(take.a), take.b, -1])
 
     async def release(self, slots: list[Take]) -> None:
@@ -52,7 +52,7 @@ class RedisBuckets:
         )
 
     async def hold(self, slots: list[Take]) -> None:
-        """Hold these slots for another lease, also those that Redis has lost."""
+        """Renew the lease of these slots, including those that Redis has lost."""
         seconds, _ = await self._command("TIME")
         until = (int(seconds) + LEASE_S) * 1000
         for take in slots:
@@ -74,7 +74,7 @@ class RedisBuckets:
                 await client.aclose()
 
     async def _run(self, keys: list[str], args: list[Any]) -> list[Any]:
-        """The script's answer: EVALSHA, and EVAL where Redis does not have the script (or a proxy
+        """The script's answer: EVALSHA, or EVAL if Redis does not have the script (or a proxy
         cannot keep one)."""
         from redis.exceptions import NoScriptError
 
@@ -84,8 +84,8 @@ class RedisBuckets:
             return list(await self._command("EVAL", SCRIPT, len(keys), *keys, *args))
 
     async def _command(self, *command: Any) -> Any:
-        """What is asked at the same time goes in one round trip, over one connection."""
-        if self._is_cluster:  # the keys of two callers may be on two servers
+        """Commands issued at the same time share one round trip over one connection."""
+        if self._is_cluster:  # two callers' keys may be on two servers
             async with self._room:
                 return await self._client.execute_command(*command)
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -129,7 +129,8 @@ def _number(value: float) -> str:
 
 
 def _client(settings: Redis) -> tuple[Any, list[Any]]:
-    """redis-py's client for one server, for a cluster, or for what sentinels name; and theirs."""
+    """redis-py's client for one server, for a cluster, or for a sentinel's master; and the
+    sentinels' clients."""
     from redis import asyncio as aioredis
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
@@ -139,7 +140,7 @@ def _client(settings: Redis) -> tuple[Any, list[Any]]:
         "max_connections": _MAX_CONNECTIONS,
         "socket_connect_timeout": 1.0,
         "socket_timeout": 1.0,
-        "retry": Retry(NoBackoff(), 1),  # a connection that broke while it was idle
+        "retry": Retry(NoBackoff(), 1),  # for a connection that broke while it was idle
     }
     if settings.mode == "cluster":
         return aioredis.RedisCluster.from_url(url, **options), []

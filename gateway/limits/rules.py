@@ -1,8 +1,8 @@
-"""What a caller may do how often: takes from buckets, and the answer when one is empty.
+"""Rate limits: which buckets a request takes from, and the error when one is empty.
 
-    rate    a token bucket: `capacity` at once, `per_s` afterwards
-    tokens  the same, but spent after the answer, from its usage; it need only not be empty
-    slots   calls under way
+    rate    a token bucket: `capacity` in a burst, `per_s` afterwards
+    tokens  the same, but charged after the answer, by its usage; it must only not be empty
+    slots   calls in flight
     quota   calls in all, or in a month
 
 A request takes from all the buckets it needs or from none. `limits.buckets` keeps them, in this
@@ -22,38 +22,39 @@ from gateway.ids import new_id
 
 Class = Literal["chat", "upload", "agents", "login", "accounts"]
 
-LEASE_S = 60.0  # after which a holder of a slot who died is taken for gone
-QUOTA_TTL_S = 3600.0  # the database knows what was used, Redis is only quicker; it starts anew
+LEASE_S = 60.0  # after which the slot of a crashed holder is free
+# the database has the usage and Redis only caches it; an expired count starts from there
+QUOTA_TTL_S = 3600.0
 
 
 @dataclass(slots=True)
 class Take:
-    """One bucket and what is taken from it, as `take_token.lua` takes it:
+    """One bucket and the amount to take, with the arguments of `take_token.lua`:
 
     rate, tokens   `a` capacity, `b` tokens per ms, `c` how many to take (0 of tokens: afterwards)
-    slots          `a` how many at once, `b` ms of the lease, `c` the holder's name
-    quota          `a` how many in all, `b` ms to keep the count, `c` how many are known to be used
+    slots          `a` most in flight, `b` ms of the lease, `c` the holder's name
+    quota          `a` most in all, `b` ms to keep the count, `c` how many are known to be used
     """
 
     kind: Literal["rate", "tokens", "slots", "quota"]
-    key: str  # what is in braces decides where a Redis Cluster puts it
+    key: str  # the part in braces selects the node of a Redis Cluster
     a: float
     b: float
     c: float | str
     quota: Quota | None = None
 
 
-class Given(NamedTuple):
-    """What one bucket said. `wait_ms`: until it gives again; `full_ms`: until it is full."""
+class Decision(NamedTuple):
+    """One bucket's answer. `wait_ms`: until it allows the take; `full_ms`: until it is full."""
 
-    gives: bool
-    remains: int
+    allowed: bool
+    remaining: int
     wait_ms: int
     full_ms: int
 
 
 def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
-    """What a request of that class takes for `caller`, whose own limits come before the rest."""
+    """The takes of a request of that class for `caller`, whose own limits come first."""
     name = f"{{{caller.tag}}}:{caller.id}"
     account = f"{{{caller.tag}}}:account"
     out = []
@@ -96,8 +97,8 @@ def counts_tokens(limits: RateLimits, caller: Caller) -> bool:
 def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
     """(the caller's own limit, its account's), each None if there is none.
 
-    Only an administrator can give a key more than its account has; such a key stands apart from
-    the account's others. Where both are the same the account's is enough.
+    Only an administrator can give a key more than its account has; such a key does not share the
+    account's limit. If both are the same, the account's is enough.
     """
     own = getattr(caller.limits, name, None)
     each = own or getattr(limits, name)
@@ -119,7 +120,7 @@ def _rate(key: str, rate: Rate) -> Take:
 
 
 def login_takes(limits: RateLimits, address: str, username: str | None) -> list[Take]:
-    """Attempts from one address, and at one name from anywhere."""
+    """Login attempts from one address, and on one name from anywhere."""
     if limits.login is None:
         return []
     if username is None:
@@ -128,23 +129,23 @@ def login_takes(limits: RateLimits, address: str, username: str | None) -> list[
     return [_rate(f"{{name-{name}}}:login", limits.login)]
 
 
-def refusal(asked: list[Take], given: list[Given]) -> GatewayError | None:
+def refusal(asked: list[Take], decisions: list[Decision]) -> GatewayError | None:
     """The error for the bucket that keeps the caller waiting longest, or None."""
-    worst: tuple[Take, Given] | None = None
-    for take, said in zip(asked, given, strict=True):
-        if said.gives:
+    worst: tuple[Take, Decision] | None = None
+    for take, decision in zip(asked, decisions, strict=True):
+        if decision.allowed:
             continue
         if take.kind == "quota":
             return _used_up(take)
-        if worst is None or said.wait_ms > worst[1].wait_ms:
-            worst = take, said
+        if worst is None or decision.wait_ms > worst[1].wait_ms:
+            worst = take, decision
     if worst is None:
         return None
-    take, said = worst
-    wait_s = said.wait_ms / 1000
+    take, decision = worst
+    wait_s = decision.wait_ms / 1000
     if take.kind == "slots":
-        words = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
-        return TooManyAtOnce(words, retry_after_s=1.0)
+        message = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
+        return TooManyAtOnce(message, retry_after_s=1.0)
     what = "tokens" if take.kind == "tokens" else "calls"
     wait_s = max(wait_s, 0.001)
     return RateLimited(
@@ -158,10 +159,10 @@ def _used_up(take: Take) -> CallsUsedUp:
     quota = take.quota
     assert quota is not None
     if quota.period:
-        words = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
+        message = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
     else:
-        words = f"All {quota.limit} calls of this API key are used."
-    return CallsUsedUp(words + " Ask an administrator for more.")
+        message = f"All {quota.limit} calls of this API key are used."
+    return CallsUsedUp(message + " Ask an administrator for more.")
 
 
 def _per(per_ms: float) -> str:
@@ -175,24 +176,24 @@ def _per(per_ms: float) -> str:
 _NAMES = {"rate": headernames.LIMITS["requests"], "tokens": headernames.LIMITS["tokens"]}
 
 
-def headers(asked: list[Take], given: list[Given]) -> dict[str, str]:
+def headers(asked: list[Take], decisions: list[Decision]) -> dict[str, str]:
     """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
     out: dict[str, str] = {}
-    for take, said in zip(asked, given, strict=True):
+    for take, decision in zip(asked, decisions, strict=True):
         names = _NAMES.get(take.kind)
         if names is None:
             continue
         limit, remaining, reset = names
-        if remaining in out and said.remains >= int(out[remaining]):
+        if remaining in out and decision.remaining >= int(out[remaining]):
             continue
         out[limit] = str(int(take.a))
-        out[remaining] = str(said.remains)
-        out[reset] = duration(said.full_ms)
+        out[remaining] = str(decision.remaining)
+        out[reset] = duration(decision.full_ms)
     return out
 
 
 def duration(ms: int) -> str:
-    """`120ms`, `1s`, `6m0s`: how OpenAI writes the time until a bucket is full."""
+    """`120ms`, `1s`, `6m0s`: OpenAI's format for the time until a bucket is full."""
     if ms < 1000:
         return f"{ms}ms"
     seconds = -(-ms // 1000)

@@ -1,13 +1,14 @@
-"""How much of something that is scarce each caller holds, so that none of them takes all."""
+"""Each caller's share of a scarce resource, so that no caller takes all of it."""
 
-# The names that a caller's part counts under: its key's or account's, and of a page's user that
-# user's own.
+# The names that a caller's share is counted under: its key or account, and for a page's user also
+# that user.
 Holders = tuple[str, ...]
 
 
 class Shares:
-    """`places` in all, held by name. Each of `holders` may have `share` of what the one before it
-    may have, the first of all; whoever holds none may have one, whatever its size."""
+    """`places` in all, counted by name. The first of `holders` may have `share` of all, each
+    further one `share` of what the one before it may have; a holder with none may always take one,
+    whatever its size."""
 
     __slots__ = ("_held", "_most", "_places", "total")
 
@@ -20,11 +21,11 @@ class Shares:
 
     @property
     def most(self) -> int:
-        """Of one key or account."""
+        """The most that one key or account may hold."""
         return max(1, self._most[0])
 
     def has_room(self, holders: Holders, many: int = 1) -> bool:
-        """Whether the caller may have so many more."""
+        """Whether the caller may take `many` more."""
         if self.total and self.total + many > self._places:
             return False
         held = self._held
@@ -48,7 +49,7 @@ class Shares:
 
 
 class Part:
-    """What one request holds of `shares`; it may grow until it is given back."""
+    """One request's part of `shares`; it may grow until it is returned."""
 
     __slots__ = ("_holders", "_many", "_shares")
 
@@ -56,11 +57,11 @@ class Part:
         self._shares, self._holders, self._many = shares, holders, 0
 
     def grow(self, to: int) -> bool:
-        """Whether there is room for `to` in all; they are held from then on."""
+        """Grow the part to `to` in all. Returns whether there was room."""
         more = to - self._many
         if more <= 0:
             return True
-        # Its own part is no reason against more of it: it counts as one with what is added.
+        # The part counts as one with its growth: it must not stand in its own way.
         self._shares.give_back(self._holders, self._many)
         has_room = self._shares.has_room(self._holders, to)
         if has_room:
@@ -69,10 +70,10 @@ class Part:
         return has_room
 
     def add(self, more: int) -> bool:
-        """Whether there is room for so many more; they are held from then on."""
+        """Grow the part by `more`. Returns whether there was room."""
         return self.grow(self._many + more)
 
     def give_back(self) -> None:
-        """All of it. May be called more than once."""
+        """Return the whole part. May be called more than once."""
         self._shares.give_back(self._holders, self._many)
         self._many = 0

@@ -1,4 +1,4 @@
-"""Give every request an id, know which are under way, and write one line about each afterwards."""
+"""Give every request an id, count requests in flight, and write one log line about each."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ from gateway.times import stamp
 
 OnOver = Callable[[Context, web.StreamResponse | None, int], None]
 
-# What begins like a key or a token was put there by mistake, and would be logged.
+# Ids that look like a key or a token were sent by mistake, and would be logged.
 _SANE = re.compile(
     r"(?!(?:sk|fastgpt|pat|sat|czs|czu|cztei|dataset)[-_]|eyJ)[A-Za-z0-9._:\-]{1,128}"
 )
@@ -31,13 +31,13 @@ _QUIET = frozenset(("/health", "/livez", "/readyz", "/metrics"))
 _FILE = re.compile(r"([0-9a-f]{17})[0-9A-Za-z]{22}(?![0-9A-Za-z])")
 _REFUSED = (401, 403)
 _LEVELS = {logging.INFO: "info", logging.WARNING: "warning", logging.ERROR: "error"}
-_LONGEST = 200  # characters of a path or of a client's name for itself
+_LONGEST = 200  # characters of a path or of a User-Agent
 
 
 def requestlog(
     metrics: Metrics, access_log: AccessLog, in_flight: InFlight, on_over: OnOver | None = None
 ) -> Middleware:
-    """`on_over` is given each request's context, its answer, if there is one, and its status."""
+    """`on_over` receives each request's context, its answer (if any), and its status."""
 
     def over(
         request: web.Request, context: Context, response: web.StreamResponse | None, status: int
@@ -60,13 +60,13 @@ def requestlog(
             status = response.status
             return response
         except (asyncio.CancelledError, ConnectionError):
-            # The caller has left (nginx gave the number its meaning), or an answer under way was
-            # cut to stop.
+            # The caller has disconnected (nginx uses 499 for that), or an answer in flight was cut
+            # off by a stop.
             status = 499 if context.stopped is None else 503
             raise
         finally:
             in_flight.end(flight)
-            context.let_go()
+            context.free_body()
             over(request, context, response, status)
 
     return middleware
@@ -80,7 +80,8 @@ def _context(request: web.Request) -> Context:
 
 
 def _line(request: web.Request, context: Context, status: int, level: int) -> dict[str, Any]:
-    """The members of a line. No query, no body and no header that could hold a secret is in it."""
+    """The members of a log line. It contains no query, no body and no header that could hold a
+    secret."""
     line: dict[str, Any] = {
         "time": stamp(time.time()),
         "level": _LEVELS[level],
@@ -111,12 +112,12 @@ def _line(request: web.Request, context: Context, status: int, level: int) -> di
 
 
 def _path(path: str) -> str:
-    """Whoever knows all of a file's name may read the file."""
+    """A file's full name gives access to the file, so it is masked."""
     return _FILE.sub(r"\1***", path) if "/files/" in path else path
 
 
 def _plain(text: str) -> str:
-    """Short and printable, and without a key that somebody put there by mistake."""
+    """Short, printable, and with keys redacted that were sent by mistake."""
     return _shown(text[:_LONGEST])
 
 
@@ -128,16 +129,17 @@ def _shown(shown: str) -> str:
 
 
 def _request_id(request: web.Request, state: State | None) -> str:
-    """A sane `x-request-id` of the caller is kept, any other replaced, and so is a key."""
-    given = request.headers.get("x-request-id")
-    if not given or not _SANE.fullmatch(given) or looks_like_key(given):
+    """The caller's `x-request-id` if it is valid and no key; else a new one."""
+    received = request.headers.get("x-request-id")
+    if not received or not _SANE.fullmatch(received) or looks_like_key(received):
         return new_request_id()
-    is_key = state is not None and state.keyring.static(given) is not None
-    return new_request_id() if is_key else given
+    is_key = state is not None and state.keyring.static(received) is not None
+    return new_request_id() if is_key else received
 
 
 def new_request_id() -> str:
-    """Begins with the time: the record's index grows at its end, whatever its size."""
+    """Begins with the time: new entries then go to the end of the record's index, however large it
+    is."""
     return f"req-{time.time_ns() // 1_000_000:011x}{new_id(13)}"
 
 

@@ -1,8 +1,8 @@
-"""What a model says in one message or delta: text, a list of parts, pictures.
+"""The content of one message or delta: text, a list of parts, pictures.
 
-Servers that speak OpenAI's protocol differ in this most of all. Mistral sends its thinking as
-parts, FastGPT wraps a part's text in an object, OpenRouter and LiteLLM put pictures into `images`,
-models that speak put their words into `audio`, and old servers put them into `text`.
+OpenAI-compatible servers differ most in this. Mistral sends thinking as parts, FastGPT wraps a
+part's text in an object, OpenRouter and LiteLLM put pictures into `images`, speech models put the
+transcript into `audio`, and old servers put the answer into `text`.
 """
 
 import re
@@ -19,8 +19,8 @@ _LINK = re.compile(r"(?i:https?://|data:)")
 
 
 def read_message(choice: dict[str, Any]) -> list[Delta]:
-    """The deltas of what a choice says, wherever it does, without its thinking, pictures beside
-    it, and calls."""
+    """The deltas of a choice's content, in whichever member it is; without `reasoning_content`,
+    `images` and tool calls."""
     message = message_of(choice)
     audio = message.get("audio")
     spoken = audio.get("transcript") if isinstance(audio, dict) else None
@@ -46,7 +46,7 @@ _LABELS = ("role", "content", "text", "type", "id", "name", "object")
 
 
 def says_something(choice: dict[str, Any]) -> bool:
-    """Whether a choice has words, thinking, calls or anything else of an answer."""
+    """Whether a choice has text, thinking, calls or any other content."""
     message = message_of(choice)
     role = message.get("role")
     said = (value for name, value in message.items() if name not in _LABELS)
@@ -71,7 +71,7 @@ def plain_text(value: Any) -> str:
 
 
 def read_pictures(value: Any) -> list[Delta]:
-    """The deltas of an `images`: parts, or addresses alone."""
+    """The deltas of an `images` member: parts or plain URLs."""
     return [
         delta
         for part in _parts(value)
@@ -80,12 +80,12 @@ def read_pictures(value: Any) -> list[Delta]:
 
 
 def files_note(files: list[dict[str, str]]) -> Note:
-    """Files of the bot, each {type, url, name}, also for callers who are shown text alone."""
+    """A note with the bot's files, each {type, url, name}, and with links for text-only clients."""
     return Note("files", files, markdown(files))
 
 
 def markdown(files: list[dict[str, str]]) -> str:
-    """Links to files, and pictures that most front ends show: "" for none."""
+    """Markdown links to files, and images that most front ends display; "" for none."""
     return "\n\n".join(
         f"{'!' if file['type'] == 'image' else ''}[{_label(file)}]({_address(file['url'])})"
         for file in files
@@ -123,7 +123,7 @@ def _read_part(part: Any) -> Iterator[Delta]:
 
 
 def _kind_of(part: dict[str, Any]) -> str:
-    """The kind of a file in a part without a type: `inline_data` and `file_data` of Gemini."""
+    """The kind of a file in a part without a type: Gemini's `inline_data` and `file_data`."""
     inner = next((value for value in part.values() if isinstance(value, dict)), part)
     kind = _media_type(inner).partition("/")[0]
     return kind if kind in ("image", "audio", "video") else "file"
@@ -157,7 +157,7 @@ def _read_file(kind: str, part: Any) -> Iterator[Delta]:
 
 
 def _url(part: dict[str, Any], depth: int = 0) -> str:
-    """Where a file is: a link, or a `data:` URL made of its bytes in base64."""
+    """A file's URL: a link, or a `data:` URL made from its base64 bytes."""
     for name in (
         "url",
         "file_url",

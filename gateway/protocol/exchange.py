@@ -1,4 +1,4 @@
-"""One HTTP exchange with an upstream, described: what to send and what came back whole."""
+"""One HTTP exchange with an upstream, as data: the request to send and the whole reply."""
 
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from dataclasses import dataclass, field
@@ -10,8 +10,8 @@ from gateway.protocol.charsets import as_utf8
 
 @dataclass(slots=True)
 class UpstreamRequest:
-    """One HTTP call to make. `stream` says that an event stream is wanted in return. It is not
-    changed, though it could be: one is made for every call."""
+    """One HTTP call to make. `stream` asks for an event stream. Treat it as immutable; it is not
+    frozen because one is made for every call."""
 
     method: str
     url: str
@@ -19,7 +19,7 @@ class UpstreamRequest:
     body: bytes = b""
     stream: bool = False
     rest: AsyncGenerator[bytes, None] | None = (
-        None  # of the body, `rest_size` bytes, sent as they come
+        None  # the rest of the body, `rest_size` bytes, sent as they are received
     )
     rest_size: int = 0
 
@@ -36,7 +36,7 @@ class UploadRequest:
 
 @dataclass(frozen=True, slots=True)
 class UpstreamReply:
-    """A whole answer: to a preliminary request, or in place of the stream that was asked for."""
+    """A whole answer: to a preliminary request, or in place of the requested stream."""
 
     status: int
     headers: Mapping[str, str]
@@ -51,7 +51,7 @@ class UpstreamReply:
 
     @property
     def text(self) -> str:
-        """The body as text, whatever is in it."""
+        """The body as text; invalid bytes are replaced."""
         return self._utf8.decode("utf-8", "replace")
 
     @property
@@ -67,7 +67,7 @@ class UpstreamReply:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A file's bytes as they come. `size` None: known only at the end. `mime` may be ""."""
+    """A file's bytes as a stream. `size` None: known only at the end. `mime` may be ""."""
 
     name: str
     mime: str

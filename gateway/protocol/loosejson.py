@@ -1,9 +1,9 @@
-"""JSON as it is really sent: read by orjson, and mended only where orjson refuses it.
+"""JSON as it is really sent: parsed by orjson, and repaired only if orjson rejects it.
 
-A half of a surrogate pair, which JavaScript and length limits leave behind, becomes U+FFFD. NaN and
-Infinity, which Python writes, become null, and so do numbers beyond a double (1e400). A byte order
-mark is skipped, and a byte that is no UTF-8 becomes U+FFFD. Text that needs more mending than the
-bounds below allow is not JSON: it would hold up everybody else.
+A lone surrogate, which JavaScript and length limits produce, becomes U+FFFD. NaN and Infinity,
+which Python writes, become null, and so do numbers beyond a double (1e400). A byte order mark is
+skipped, and invalid UTF-8 becomes U+FFFD. Text that needs more repair than the bounds below allow
+is not JSON: it would block other requests.
 """
 
 import re
@@ -13,34 +13,34 @@ from typing import Any
 
 import orjson
 
-MAX_MENDS = 20_000  # strings, constants or halves to look at one by one: some 20 ms
-MAX_ESCAPES = 500_000  # to look for halves among: as long
-MAX_SEARCHED = 2 << 20  # bytes to look for constants in
+MAX_MENDS = 20_000  # strings, constants or surrogates to check one by one: some 20 ms
+MAX_ESCAPES = 500_000  # escapes to search for surrogates: as long
+MAX_SEARCHED = 2 << 20  # bytes to search for constants
 
 REPLACED = "\ufffd"
 REPLACEMENT = b"\\ufffd"
 _BOM = b"\xef\xbb\xbf"
-_INFINITE = "number is infinity"  # orjson's words for 1e400
-_HALVES = (b"\\ud", b"\\uD")  # how an escaped half begins
+_INFINITE = "number is infinity"  # orjson's message for 1e400
+_HALVES = (b"\\ud", b"\\uD")  # the start of an escaped surrogate
 _PAIR = re.compile(
     rb"\\u[dD](?:[89abAB][0-9a-fA-F]{2}(?P<low>\\u[dD][c-fC-F][0-9a-fA-F]{2})?"
     rb"|[c-fC-F][0-9a-fA-F]{2})"
 )
-# NaN, Infinity, and numbers that may be beyond a double. None begins inside a run of digits, so
-# that such a run is looked at once.
+# NaN, Infinity, and numbers that may be beyond a double. A match cannot begin inside a run of
+# digits, so each run is examined only once.
 _CONSTANT = re.compile(
     rb"-?(?:(?:NaN|Infinity)\b"
     rb"|(?<![\d.])(?=\d[\d.]*+[eE]\+?\d\d|\d{309})\d[\d.]*+(?:[eE][+-]?\d++)?+)"
 )
 _STRING_OR_CONSTANT = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"|' + _CONSTANT.pattern, re.DOTALL)
-# Members with a piece of an answer's text, whose end may be the first half of a character.
+# Members with a piece of an answer's text, which may end with the first half of a surrogate pair.
 _TEXT = frozenset(
     b"answer arguments content msg reasoning reasoning_content refusal text thinking".split()
 )
 
 
 class NotJson(ValueError):
-    """It cannot be read as JSON. The message says why, without repeating what was sent."""
+    """The input cannot be read as JSON. The message says why, without repeating the input."""
 
 
 def loads(data: bytes) -> Any:
@@ -52,12 +52,12 @@ def loads(data: bytes) -> Any:
 
 
 def loads_mended(data: bytes) -> Any:
-    """The value of JSON that orjson has refused. Raises NotJson."""
+    """The value of JSON that orjson has rejected. Raises NotJson."""
     return _mended(data)[1]
 
 
 def mend(data: bytes) -> bytes:
-    """The same as strict JSON in UTF-8. Raises NotJson if that is not to be had."""
+    """The same value as strict JSON in UTF-8. Raises NotJson if it cannot be repaired."""
     return _mended(data)[0]
 
 
@@ -105,32 +105,33 @@ def _check_work(pieces: int, escapes: int = 0) -> None:
         raise NotJson("it has too many places that are no strict JSON")
 
 
-# Halves of surrogate pairs.
+# Surrogate pairs.
 
 
 def has_halves(data: bytes) -> bool:
-    """Whether there are escaped halves, which are mostly those of whole pairs."""
+    """Whether there are escaped surrogates, which are mostly complete pairs."""
     return _HALVES[0] in data or _HALVES[1] in data
 
 
 def join_halves(data: bytes, first: bytes | None = None) -> tuple[bytes, bytes, bool]:
-    """(JSON without lone halves, the half that its text ends with, whether `first` was joined).
+    """Join or replace the surrogates that a split left without their other half. Returns (JSON
+    without lone ones, the half at the end of its text, whether `first` was joined).
 
-    Without `first` nothing is kept back and each lone half becomes U+FFFD. With it, a half at the
-    end of a piece of text is taken out, for the next event to be given as `first`; and the one
-    given (b"" for none) is put before text that begins with the other half. Raises NotJson.
+    Without `first` no half is held back and each lone one becomes U+FFFD. With it, a half at the
+    end of a piece of text is removed; pass it as `first` with the next event. A given half (b"" for
+    none) is put before text that begins with the other half. Raises NotJson.
 
-        '{"content":"ok \\ud83d"}', b""  →  '{"content":"ok "}', b"\\ud83d", False
-        '{"content":"\\ude00!"}', b"\\ud83d"  →  '{"content":"\\ud83d\\ude00!"}', b"", True
+          '{"content":"ok \\ud83d"}', b""  →  '{"content":"ok "}', b"\\ud83d", False
+          '{"content":"\\ude00!"}', b"\\ud83d"  →  '{"content":"\\ud83d\\ude00!"}', b"", True
     """
-    _check_work(0, data.count(b"\\"))  # first: among many of them halves are slow to find
+    _check_work(0, data.count(b"\\"))  # check it first: searching among many backslashes is slow
     _check_work(sum(data.count(half) for half in _HALVES))
     last, is_joined = b"", False
 
     def mended(found: re.Match[bytes]) -> bytes:
         nonlocal last, is_joined
         half, at = found[0], found.start()
-        if _is_escaped(data, at):  # a backslash and the text `ud83d`
+        if _is_escaped(data, at):  # an escaped backslash and the text `ud83d`
             return half[:6] + (REPLACEMENT if found["low"] else b"")
         if found["low"]:
             return half

@@ -17,11 +17,11 @@ Role = Literal["system", "user", "assistant", "tool"]
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """A file beside the text. `url` is http(s) or `data:`; `name` may be empty.
+    """A file attached to the text. `url` is http(s) or `data:`; `name` may be empty.
 
-    `stored` names it in the gateway's own store; `url` is then a link that others can follow, or
-    "" if they cannot. `uploaded` is its id with the platform itself, which is all that one needs.
-    `owner` is the caller that named the URL: look-ups are limited per owner.
+    `stored` is its name in the gateway's file store; `url` is then a link that others can open, or
+    "" if they cannot. `uploaded` is its id at the platform, which needs nothing else. `owner` is
+    the caller that named the URL: look-ups are limited per owner.
     """
 
     kind: MediaKind
@@ -38,8 +38,8 @@ class Media:
 
 @dataclass(slots=True)
 class Message:
-    """One turn, its text parts already joined. `tool_call_id` stands on `tool` turns only. Like
-    `ChatRequest` it is not changed, though it could be."""
+    """One turn, its text parts already joined. Only `tool` turns have a `tool_call_id`. Treat it as
+    immutable, like `ChatRequest`."""
 
     role: Role
     text: str
@@ -52,20 +52,21 @@ _NOTHING: dict[str, Any] = {}
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Nothing changes it but `let_go`; `replace` makes another one.
-    (To be frozen would cost as much as all its parsing.)
+    """One question to one agent. Only `let_go` changes it; `replace` makes a changed copy.
+    (Freezing it would cost as much as all its parsing.)
 
     `messages` is never empty; the last one is the question. `user` is the end user as the platform
-    shall see it. `conversation_id` continues a platform's own conversation. `app_id` chooses
-    among the apps of a key that opens several. `is_routed`: several agents share the name that was
-    asked for, so the conversation's id tells the caller whose it is. `seal`: the caller speaks for
-    `user` alone, and what is kept for that user has sealed ids; None for callers that may speak for
-    any user. `count_tokens`: the usage must be known, since tokens are limited. `raw` is the
-    caller's body, kept for upstreams that speak the same protocol as the caller; `verbatim` says
-    that their answer may go back as it came. `options` are the names of its members that only some
-    platforms follow, `demands` those of them without which an answer would be of no use, `ignored`
-    those that mean nothing to the surface.
-    `call_id` is random and names this call through all attempts.
+    sees it. `conversation_id` continues a platform's own conversation. `app_id` chooses among the
+    apps of a key that opens several. `is_routed`: several agents share the requested name, so the
+    conversation's id names its agent. `seal`: the caller acts only for `user`, so ids of data that
+    a platform keeps for that user are sealed; None for callers that may act for any user.
+    `count_tokens`: the usage must be known, since tokens are limited. `raw` is the caller's body,
+    kept for upstreams that speak the caller's protocol; `verbatim` allows returning their answer
+    unchanged. `options` are the names of its members that only some platforms support, `demands`
+    those of them without which an answer is useless, `ignored` the members that the surface does
+    not know.
+
+    `call_id` is random and identifies this call in all attempts.
     """
 
     model: str
@@ -85,7 +86,7 @@ class ChatRequest:
     options: tuple[str, ...] = ()
     demands: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
-    route: str = ""  # to be told in the agent's place, if its name is not for the caller
+    route: str = ""  # shown in the agent's place, if the caller may not see its name
     call_id: str = field(default_factory=lambda: new_id(32))
 
     @property
@@ -93,14 +94,14 @@ class ChatRequest:
         return self.messages[-1]
 
     def let_go(self) -> None:
-        """Forget what was asked, once an answer to it has begun: a stream lasts for minutes, and
-        a conversation may be long."""
+        """Free the question once its answer has begun: a stream lasts for minutes, and a
+        conversation may be long."""
         self.messages, self.raw, self.variables = (), _NOTHING, _NOTHING
 
 
 def has_media(messages: tuple[Message, ...]) -> bool:
-    """Whether files come with any of the turns."""
-    for message in messages:  # noqa: SIM110 - a generator costs more than all it looks at
+    """Whether any of the turns has files."""
+    for message in messages:  # noqa: SIM110 - a generator costs more than the loop
         if message.media:
             return True
     return False
@@ -134,16 +135,16 @@ class Text:
 
 @dataclass(slots=True)
 class Reasoning:
-    """New characters of the thinking that comes before or between the answer."""
+    """New characters of the thinking, which comes before or between parts of the answer."""
 
     text: str
 
 
 @dataclass(slots=True)
 class Replace:
-    """The platform takes back its text so far and puts `text` in its place (moderation).
+    """The platform withdraws its text so far and replaces it by `text` (moderation).
 
-    `rest` is what is missing from the text already sent if that was its beginning, else None.
+    If the text already sent is a prefix of `text`, `rest` is the remainder, else None.
     """
 
     text: str
@@ -152,8 +153,8 @@ class Replace:
 
 @dataclass(slots=True)
 class ToolCall:
-    """A piece of a call that the client shall run. `id` and `name` come with the first piece.
-    `is_kept`: the run waits at the platform, and the id is all that is needed to go on with it."""
+    """A piece of a tool call for the client to run. `id` and `name` come with the first piece.
+    `is_kept`: the run waits at the platform, and the id suffices to continue it."""
 
     index: int
     arguments: str = ""
@@ -164,10 +165,10 @@ class ToolCall:
 
 @dataclass(slots=True)
 class Note:
-    """Something beside the answer: `name` is one of NOTES, `data` is JSON-ready.
+    """Information besides the answer: `name` is one of NOTES, `data` is JSON-ready.
 
     Lists are joined under their name in the `gateway` member; other values replace each other.
-    `text` is the same in words, for callers of a surface whose clients show nothing but text.
+    `text` is the same as plain text, for surfaces whose clients show only text.
     """
 
     name: str
@@ -177,7 +178,7 @@ class Note:
 
 @dataclass(slots=True)
 class Finish:
-    """The whole answer has come. `reason` is one of OpenAI's finish reasons."""
+    """The answer is complete. `reason` is one of OpenAI's finish reasons."""
 
     reason: str = "stop"
     usage: Usage | None = None
@@ -185,24 +186,24 @@ class Finish:
 
 @dataclass(slots=True)
 class Raw:
-    """Bytes for the caller as the upstream sent them: whole SSE events, or a whole JSON body."""
+    """Bytes to forward unchanged: whole SSE events, or a whole JSON body."""
 
     data: bytes
 
 
 @dataclass(slots=True)
 class Failed:
-    """The answer cannot be completed. Always the last delta; what came before it still counts."""
+    """The answer cannot be completed. Always the last delta; earlier ones remain valid."""
 
     error: GatewayError
 
 
 Delta = Begin | Text | Reasoning | Replace | ToolCall | Note | Finish | Raw | Failed
 
-# With one of these in hand the answer has begun: what fails afterwards cannot be tried elsewhere.
+# Deltas that begin the answer: a failure after one of them cannot be tried on another target.
 CONTENT = (Text, Reasoning, Replace, ToolCall, Finish, Raw)
 
-# What may stand in the `gateway` member, and as named events under `/api/v1/chat` with `detail`.
+# Members of the `gateway` member, and named events under `/api/v1/chat` with `detail`.
 NOTES = {
     "citations": "list of {title, text?, url?, score?}: what the answer is based on",
     "suggestions": "list of strings: questions the user may want to ask next",

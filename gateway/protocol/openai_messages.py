@@ -9,9 +9,9 @@ from gateway.protocol.messages import Media, Message, Role
 MAX_MESSAGES = 5000
 MAX_PARTS = 1000  # of one message
 MAX_ALL_PARTS = 10_000
-MAX_MEDIA = 500  # files of all messages; each may have to be looked up, fetched or uploaded
+MAX_MEDIA = 500  # files of all messages; each may need a look-up, a fetch or an upload
 
-# As OpenAI's clients write them, and as those of other APIs do; compared in lower case.
+# As clients of OpenAI and of other APIs write them; compared in lower case.
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -44,8 +44,8 @@ _NO_MEDIA: tuple[Media, ...] = ()
 
 
 def require_few(messages: Any) -> None:
-    """Raises InvalidRequest if the parts of all messages are too many to be looked at, or the
-    files among them: whoever judges the messages, it is the gateway that looks."""
+    """Raises InvalidRequest if all messages together have too many parts or files. The gateway
+    examines them even if the upstream validates the messages."""
     if not isinstance(messages, list):
         return
     contents = [_content_of(item) for item in messages if isinstance(item, dict)]
@@ -53,12 +53,12 @@ def require_few(messages: Any) -> None:
     if not lists:
         return
     if sum(map(len, lists)) > MAX_ALL_PARTS:
-        words = f"'messages' has more than {MAX_ALL_PARTS} parts."
-        raise InvalidRequest(words, param="messages")
+        message = f"'messages' has more than {MAX_ALL_PARTS} parts."
+        raise InvalidRequest(message, param="messages")
     parts = (part for parts in lists for part in parts if isinstance(part, dict))
     if sum(map(_is_file, parts)) > MAX_MEDIA:
-        words = f"'messages' has more than {MAX_MEDIA} files."
-        raise InvalidRequest(words, param="messages")
+        message = f"'messages' has more than {MAX_MEDIA} files."
+        raise InvalidRequest(message, param="messages")
 
 
 def _is_file(part: dict[str, Any]) -> bool:
@@ -71,9 +71,9 @@ def _is_file(part: dict[str, Any]) -> bool:
 def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
     """The turns; the last one is the question.
 
-    What an earlier turn holds that cannot be understood is left out: the caller's program has it in
-    its history and would send it with every question. Only the question itself is refused, unless
-    it `skips` unknown parts there as well. Raises InvalidRequest that names the message or part.
+    Unreadable content of an earlier turn is dropped: the client has it in its history and would
+    send it with every question. Only the question itself is refused, unless `skips` ignores unknown
+    parts there as well. Raises InvalidRequest that names the message or part.
     """
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
@@ -91,16 +91,16 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
 
 
 def plain_turns(items: Any) -> tuple[Message, ...] | None:
-    """The turns of a list in which all is as it nearly always is: text of known roles. It comes to
-    the same as the long way of `read_turns`. None or nothing for any other."""
+    """The turns of a list in the most common form: plain text of known roles. The result equals
+    that of the full path in `read_turns`. None or () for any other list."""
     if type(items) is not list or len(items) > MAX_MESSAGES:
         return None
     out, role = [], None
     for item in items:
         if type(item) is not dict:
             return None
-        given, text, call = item.get("role"), item.get("content"), item.get("tool_call_id")
-        role = _ROLES.get(given) if type(given) is str else None
+        raw_role, text, call = item.get("role"), item.get("content"), item.get("tool_call_id")
+        role = _ROLES.get(raw_role) if type(raw_role) is str else None
         if role is None or type(text) is not str or call is not None:
             return None
         if not text.strip() and (role == "assistant" or "parts" in item):
@@ -110,18 +110,20 @@ def plain_turns(items: Any) -> tuple[Message, ...] | None:
 
 
 def _arranged(items: list[Any]) -> list[tuple[int, Role]]:
-    """Which of the messages are turns, by index, and their roles, with the question last.
+    """The indices and roles of the messages that are turns, with the question last.
 
-    User interfaces put an empty answer behind the question and fill it later: it is no turn. Some
-    programs end a list with a system turn. Behind a question it is an instruction for its answer;
-    else it is the question: chats are summed up and given titles like that.
+    User interfaces append an empty answer to fill in later; it is not a turn. Some programs end a
+    list with a system turn. After a question it is an instruction for the answer; else it is the
+    question itself: clients request summaries and titles of chats that way.
     """
     out = [(i, role) for i, item in enumerate(items) if (role := _role(item)) is not None]
     while out and out[-1][1] == "assistant" and _is_empty(items, out[-1][0]):
         out.pop()
     if out and out[-1][1] == "system":
-        behind = next((n for n, turn in enumerate(reversed(out)) if turn[1] != "system"), len(out))
-        at = len(out) - behind - 1  # of the last turn before them
+        trailing = next(
+            (n for n, turn in enumerate(reversed(out)) if turn[1] != "system"), len(out)
+        )
+        at = len(out) - trailing - 1  # of the last other turn before them
         if at >= 0 and out[at][1] == "user":
             out.append(out.pop(at))
         else:
@@ -137,10 +139,10 @@ def _is_empty(items: list[Any], number: int) -> bool:
 
 
 def _role(item: Any) -> Role | None:
-    given = item.get("role") if isinstance(item, dict) else None
-    if not isinstance(given, str):
+    raw_role = item.get("role") if isinstance(item, dict) else None
+    if not isinstance(raw_role, str):
         return None
-    return _ROLES.get(given) or _ROLES.get(given[:20].strip().lower())
+    return _ROLES.get(raw_role) or _ROLES.get(raw_role[:20].strip().lower())
 
 
 def _require_turn(item: Any, number: int) -> None:
@@ -197,7 +199,7 @@ _THOUGHTS = ("thinking", "redacted_thinking", "reasoning", "reasoning_content", 
 
 
 def _part(part: Any, path: str) -> str | Media:
-    """The text of a part, "" if it holds none that is for others, or its file."""
+    """The text of a part ("" if it holds none for the platform), or its file."""
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
@@ -234,7 +236,7 @@ def _part(part: Any, path: str) -> str | Media:
 
 
 def _text_of_document(part: dict[str, Any]) -> str:
-    """What Anthropic's API calls a document though it holds text; "" if it is a file."""
+    """The text of a part that Anthropic's API calls a document; "" if it is a file."""
     source = part.get("source")
     if not isinstance(source, dict) or source.get("type") not in ("text", "content"):
         return ""
@@ -248,34 +250,34 @@ def _text_of_document(part: dict[str, Any]) -> str:
 
 
 def _foreign_file(part: dict[str, Any], kind: Any, path: str) -> Media | None:
-    """A file as Anthropic's API (`source`), the AI SDK (`image`, `data`) or Gemini's
-    (`inline_data`, `file_data`) have it; None if it is none of those."""
+    """A file in the form of Anthropic's API (`source`), the AI SDK (`image`, `data`) or Gemini
+    (`inline_data`, `file_data`); None in any other form."""
     inside = next(filter(None, map(part.get, ("source", *_GEMINIS))), None)
     about: dict[str, Any] = inside if isinstance(inside, dict) else part
     links = (about.get(name) for name in ("data", "url", "file_uri", "fileUri"))
-    given = next(filter(None, links), part.get("image"))
-    if kind not in ("image", "document", "file", None) or not isinstance(given, str):
+    source = next(filter(None, links), part.get("image"))
+    if kind not in ("image", "document", "file", None) or not isinstance(source, str):
         return None
     names = ("media_type", "mime_type", "mimeType", "mediaType")
     mime = next((about[name] for name in names if isinstance(about.get(name), str)), "")
-    if "://" not in given[:12] and given[:5].lower() != "data:":
-        given = f"data:{mime or 'image/png'};base64,{given}"
+    if "://" not in source[:12] and source[:5].lower() != "data:":
+        source = f"data:{mime or 'image/png'};base64,{source}"
     is_image = kind == "image" or mime.startswith("image/")
     name = part.get("filename") or part.get("title")
-    url = _url(given, f"{path}.source")
+    url = _url(source, f"{path}.source")
     return Media("image" if is_image else "file", url, name if isinstance(name, str) else "")
 
 
 def tidy(messages: list[Any]) -> list[dict[str, Any]]:
-    """A caller's own messages as OpenAI's clients write them, in the order of `read_turns`: for
-    upstreams that refuse all of a list for one part of it. Calls and results of functions, as
-    they were before there were tools, become those of tools."""
+    """A caller's messages in the form that OpenAI's clients write, in the order of `read_turns`:
+    some upstreams refuse a whole list because of one part. Function calls and their results, the
+    older form, become tool calls."""
     out = []
     waiting: list[str] = []  # ids of the calls that have no result yet
     for i, role in _arranged(messages):
         content = _content_of(messages[i])
         if isinstance(content, list):
-            content = [part for given in content if (part := _tidy_part(given))] or ""
+            content = [part for item in content if (part := _tidy_part(item))] or ""
         turn = {name: value for name, value in messages[i].items() if name not in _OLD}
         turn |= {"role": role, "content": content}
         if role == "assistant":
@@ -290,16 +292,17 @@ _OLD = ("parts", "function_call")
 
 
 def _name_calls(turn: dict[str, Any], function: Any, id_: str) -> list[str]:
-    """The ids of an answer's calls; a call of before there were ids gets `id_`."""
+    """The ids of an answer's calls; a call in the older form without ids gets `id_`."""
     if isinstance(function, dict) and not turn.get("tool_calls"):
         turn["tool_calls"] = [{"id": id_, "type": "function", "function": function}]
     calls = turn.get("tool_calls")
-    given = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
-    return [call["id"] for call in given if isinstance(call.get("id"), str)]
+    objects = [call for call in calls if isinstance(call, dict)] if isinstance(calls, list) else []
+    return [call["id"] for call in objects if isinstance(call.get("id"), str)]
 
 
 def _name_result(turn: dict[str, Any], waiting: list[str]) -> None:
-    """A result that names no call is that of the first call without one; else the user gave it."""
+    """Assign a result without an id to the first open call; without one it becomes the
+    user's turn."""
     id_ = turn.get("tool_call_id")
     if isinstance(id_, str) and id_:
         waiting[:] = [other for other in waiting if other != id_]
@@ -325,7 +328,7 @@ def _tidy_part(part: Any) -> dict[str, Any] | None:
     return {"type": "text", "text": read} if read else None
 
 
-# What OpenAI documents for a turn, without an answer's `audio`: its id leads to what is kept.
+# OpenAI's documented members of a turn, except an answer's `audio`: its id refers to stored data.
 _TURN = frozenset(
     ("role", "name", "refusal", "tool_calls", "tool_call_id", "function_call", "reasoning_content")
 )
@@ -333,10 +336,10 @@ _FILE_IDS = frozenset(("fileid", "fileids", "uploadfileid"))
 
 
 def narrowed(messages: Any) -> Any:
-    """A caller's own messages with nothing in them but what `read_turns` understands, for one who
-    speaks for a single user: the rest may name what an upstream keeps for another one.
+    """A caller's messages, reduced to what `read_turns` understands. For callers that act for a
+    single user: other members might refer to data that the upstream keeps for another user.
 
-    Raises FileNotFound for ids of files that an upstream keeps, where they are easily told.
+    Raises FileNotFound for ids of files at the upstream, where they can be recognised.
     """
     if not isinstance(messages, list):
         return messages
@@ -364,8 +367,8 @@ def _narrowed_part(part: Any) -> dict[str, Any] | None:
         return None
     if not isinstance(read, Media):
         return {"type": "text", "text": read} if read else None
-    new, given = media_part(read), part.get("image_url")
-    detail = given.get("detail") if isinstance(given, dict) else part.get("detail")
+    new, image_url = media_part(read), part.get("image_url")
+    detail = image_url.get("detail") if isinstance(image_url, dict) else part.get("detail")
     if read.kind == "image" and isinstance(detail, str):
         new["image_url"]["detail"] = detail
     return new
@@ -389,8 +392,8 @@ def _unknown_file(name: str) -> FileNotFound:
 
 def _file(part: dict[str, Any], kind: str, path: str) -> Media:
     if kind == "file_url":  # FastGPT's own form, or Zhipu's
-        name, given = part.get("name"), part.get("file_url")
-        url = part.get("url") or (given.get("url") if isinstance(given, dict) else given)
+        name, file_url = part.get("name"), part.get("file_url")
+        url = part.get("url") or (file_url.get("url") if isinstance(file_url, dict) else file_url)
         return Media("file", _url(url, f"{path}.url"), name if isinstance(name, str) else "")
     file = part if kind == "input_file" else part.get("file")
     file = file if isinstance(file, dict) else {}
@@ -403,7 +406,7 @@ def _file(part: dict[str, Any], kind: str, path: str) -> Media:
 
 
 def media_part(media: Media) -> dict[str, Any]:
-    """The part of a message that carries a file."""
+    """The part of a message that contains a file."""
     if media.kind in ("image", "video"):
         kind = f"{media.kind}_url"
         return {"type": kind, kind: {"url": media.url}}
@@ -418,8 +421,8 @@ def media_part(media: Media) -> dict[str, Any]:
 
 
 def put_back(messages: list[Any], turns: tuple[Message, ...]) -> list[Any]:
-    """A caller's own messages with those files replaced that are another thing in `turns`, which
-    were read from them."""
+    """A caller's messages, with the files replaced that differ in `turns`, which were read from
+    them."""
     out = list(messages)
     for (i, _), turn in zip(_arranged(messages), turns, strict=True):
         if turn.media:
@@ -433,7 +436,7 @@ def _put_back(part: Any, media: Iterator[Media]) -> Any:
     try:
         was = _part(part, "")
     except InvalidRequest:
-        return part  # of a kind that only the upstream knows
+        return part  # a kind that only the upstream knows
     if not isinstance(was, Media):
         return part
     now = next(media)

@@ -1,4 +1,4 @@
-"""Answers that go to the caller as they came: the upstream speaks the caller's own protocol.
+"""Answers that are forwarded unchanged: the upstream speaks the caller's own protocol.
 
 The bytes are searched, not parsed. Inside a JSON string a quote is escaped, so the patterns below
 match members of the JSON and never the text of an answer.
@@ -49,7 +49,7 @@ Explain = Callable[[Any], GatewayError]
 
 
 class Streamed(Protocol):
-    """A decoder of a stream, as far as `WholeBody` needs it."""
+    """The interface of a stream decoder that `WholeBody` needs."""
 
     def feed(self, chunk: bytes) -> list[Delta]: ...
 
@@ -59,14 +59,14 @@ class Streamed(Protocol):
 class PassThrough:
     """Whole events of the upstream, unchanged, in one piece per network chunk.
 
-    Only whole events go on, so a cut connection leaves no half event at the caller.
-    `explain` makes an error of the upstream's `error` member.
+    Only whole events are forwarded, so a cut connection leaves no half event at the caller.
+    `explain` makes an error from the upstream's `error` member.
     """
 
     ends_with_connection = False
 
     def __init__(self, explain: Explain, hides_usage: bool = False) -> None:
-        """`hides_usage`: the event that has nothing but the usage is not for the caller."""
+        """`hides_usage`: do not forward the event that has only the usage."""
         self.done = False
         self.ending = False
         self.conversation_id = ""
@@ -76,12 +76,14 @@ class PassThrough:
         self._held: list[bytes] = []  # the unfinished event
         self._held_size = 0
         self._seam = b""  # its last bytes, which may be a part of its end
-        self._splitter: Parser | None = None  # once one line end was found between two events
-        self._waiting: Event | None = None  # ends with half a character; the other may follow
+        # used once a single line end was found between two events
+        self._splitter: Parser | None = None
+        # ends with half a surrogate pair; the other half may follow
+        self._waiting: Event | None = None
         self._half = b""
         self._is_in_comment: bool | None = None  # its last line; None if that has not begun
-        self._opening = b""  # events before the first that says something
-        self._says = False  # an event that was looked at closely has something of the answer
+        self._opening = b""  # events before the first one with content
+        self._says = False  # an inspected event had content
         self._begun = False
         self._finished = False
         self._usage: Usage | None = None
@@ -109,8 +111,8 @@ class PassThrough:
         return find_template(chunk, (b"content",), None, None)
 
     def _whole_events(self, chunk: bytes) -> bytes:
-        """The events that `chunk` completes. Each byte is looked at once, or as one of three that
-        stand before a chunk, however small the pieces of an event are."""
+        """The events that `chunk` completes. However small the pieces of an event are, each byte is
+        examined once, or once more as one of the last few before a chunk."""
         if self._splitter is not None:
             return self._split(chunk)
         if not self._held and chunk.endswith(b"\n\n"):  # nearly always
@@ -127,7 +129,7 @@ class PassThrough:
         elif _runs_on(seam):
             self._splitter, held, self._held = Parser(), b"".join(self._held), []
             return self._split(held + chunk)
-        is_growing = self._grows(chunk)
+        is_growing = self._has_more(chunk)
         if chunk:
             self._held.append(chunk)
             self._held_size += len(chunk)
@@ -144,8 +146,8 @@ class PassThrough:
         self.life = SHOWN if events else self._splitter.life
         return b"".join([sse.event(data, name) for name, data in events])
 
-    def _grows(self, piece: bytes) -> bool:
-        """Whether this piece of an unfinished event has something outside of comments."""
+    def _has_more(self, piece: bytes) -> bool:
+        """Whether this piece of an unfinished event has bytes outside comments."""
         grows = False
         has_ends = b"\n" in piece or b"\r" in piece
         for i, line in enumerate(_LINE_END.split(piece) if has_ends else (piece,)):
@@ -180,7 +182,7 @@ class PassThrough:
         out: list[Delta] = []
         if self._begun:
             out = [Raw(data)] if data else []
-        elif not failed:  # a role is no sign that the model works, a comment none of life
+        elif not failed:  # a role does not show that the model works, and a comment shows no life
             return [] if says_nothing else [Begin()]
         if failed:
             out.append(failed)
@@ -189,9 +191,9 @@ class PassThrough:
         return out
 
     def _look_closer(self, data: bytes) -> tuple[bytes, Failed | None]:
-        """The events worth passing on, up to the end or an error, and the error."""
+        """The events to forward, up to the end or an error, and the error."""
         kept: list[bytes] = []
-        at, is_new = 0, True  # whether what has come since may be plain from here on
+        at, is_new = 0, True  # whether the events since may be plain from here on
         for block in _blocks(data):
             if is_new and (self._says or self._begun) and self._waiting is None:
                 is_new, rest = False, data[at:]
@@ -205,24 +207,24 @@ class PassThrough:
             if not events and b"data" not in block:
                 kept.append(block)
             for event in events:
-                failed = self._pass(event, block if len(events) == 1 else b"", kept)
+                failed = self._add(event, block if len(events) == 1 else b"", kept)
                 if self.done:
                     return b"".join(kept), failed
         return b"".join(kept), None
 
-    def _pass(self, event: Event, block: bytes, kept: list[bytes]) -> Failed | None:
-        """Append an event to those that are `kept`, as it came in a `block` of its own or made
-        anew; set `done` for the last, and give its error if it is one."""
+    def _add(self, event: Event, block: bytes, kept: list[bytes]) -> Failed | None:
+        """Append an event to `kept`, either as its original `block` or serialized again. Sets
+        `done` for the last one; returns its error if it is one."""
         payload = event.data.strip()
         if payload == b"[DONE]":
-            self._let_go(kept)
+            self._emit_waiting(kept)
             kept.append(block or DONE)
             self.done = True
             return None
         value = _value(payload)
-        is_told = payload or event.name in ERRORS
-        if is_told and (error := event_error(event.name, payload, value)):
-            self._let_go(kept)
+        has_content = payload or event.name in ERRORS
+        if has_content and (error := event_error(event.name, payload, value)):
+            self._emit_waiting(kept)
             self.done = True
             return Failed(self._explain(error))
         if isinstance(value, dict) and (chunk := _as_chunk(value)):
@@ -234,8 +236,8 @@ class PassThrough:
         return None
 
     def _mended(self, event: Event, kept: list[bytes]) -> bytes:
-        """The event's JSON as it came, or what strict readers take for the same; b"" for one that
-        waits for the other half of a character."""
+        """The event's JSON, unchanged or repaired for strict parsers; b"" if it waits for the other
+        half of a surrogate pair."""
         data = event.data
         try:
             if self._waiting is not None or loosejson.has_halves(data):
@@ -243,7 +245,7 @@ class PassThrough:
                 if is_joined:
                     data = joined
                 if is_joined or half or _CONTENT.search(data) or _FINISH.search(data):
-                    self._let_go(kept, is_joined)
+                    self._emit_waiting(kept, is_joined)
                 if half:
                     self._waiting, self._half = Event(event.name, data), half
                     return b""
@@ -251,8 +253,9 @@ class PassThrough:
         except loosejson.NotJson:
             return data.decode("utf-8", "replace").encode()
 
-    def _let_go(self, kept: list[bytes], is_joined: bool = False) -> None:
-        """Of the event that waits: without its half, if that has been joined to the next event."""
+    def _emit_waiting(self, kept: list[bytes], is_joined: bool = False) -> None:
+        """Emit the waiting event, without its half pair if that has been joined to the
+        next event."""
         if self._waiting is None:
             return
         (name, data), self._waiting, self._half = self._waiting, None, b""
@@ -279,19 +282,19 @@ class PassThrough:
         if not self.done:
             self.done = True
             kept: list[bytes] = []
-            self._let_go(kept)
+            self._emit_waiting(kept)
             out += [Raw(event) for event in kept]
             if self._finished:  # complete, though its [DONE] is missing
                 out += [Raw(DONE), Finish(usage=self._usage)]
             else:
-                words = "The upstream's answer ended before it was complete."
-                out.append(Failed(UpstreamCut(words)))
+                message = "The upstream's answer ended before it was complete."
+                out.append(Failed(UpstreamCut(message)))
         return out
 
 
 class WholeBody:
-    """A whole JSON answer, unchanged, once it has come entirely; or the deltas of a stream, from an
-    upstream that streams though nobody asked for it."""
+    """A whole JSON answer, unchanged, once it is complete; or the deltas of a stream, from an
+    upstream that streams without being asked to."""
 
     ends_with_connection = False
 
@@ -336,8 +339,8 @@ class WholeBody:
             value, is_strict = _value(data), False
         if is_strict and _is_plainly_good(value):
             return [Raw(data), Finish(usage=read_usage(value.get("usage")))]
-        if told := told_error(value):
-            return [Failed(self._explain(told))]
+        if failure := told_error(value):
+            return [Failed(self._explain(failure))]
         body = value if isinstance(value, dict) else {}
         if "choices" in body:
             if not _says_something(body):
@@ -350,18 +353,19 @@ class WholeBody:
 
 
 def _blocks(data: bytes) -> Iterator[bytes]:
-    """The whole events of `data`, each with the blank line behind it."""
+    """The whole events of `data`, each with the blank line after it."""
     start = 0
     for end in _BLOCK_END.finditer(data):
         yield data[start : end.end()]
         start = end.end()
 
 
-_SEAM = 9  # bytes: as many as make up the end of an event, or of a line and the next one's start
+_SEAM = 9  # bytes: enough for the end of an event, or of a line and the start of the next one
 
 
 def _runs_on(data: bytes) -> bool:
-    """Whether an event's data seems to end and another to begin with one line end between."""
+    """Whether an event's data seems to end and another to begin with a single line end between
+    them."""
     if b"}\ndata:" in data or b"}\nevent:" in data:
         return True
     return b"\r" in data and _RUNS_ON.search(data) is not None
@@ -384,10 +388,10 @@ def _is_utf8(data: bytes) -> bool:
 
 
 def _is_odd(data: bytes) -> bool:
-    """Whether there may be an error, the end, an event that is no chunk or has no data (SDKs fail
-    on those), or what strict readers of JSON refuse.
+    """Whether the events need inspection: they may contain an error, the end, an event that is not
+    a chunk or has no data (SDKs fail on those), or JSON that strict parsers reject.
 
-    Plain searches for fixed bytes: a regular expression over every event costs ten times as much.
+    It searches for fixed bytes: a regular expression over every event costs ten times as much.
     """
     if (
         b"error" in data
@@ -416,15 +420,15 @@ def _is_odd(data: bytes) -> bool:
 
 
 def _ends_plainly(data: bytes) -> bool:
-    """Whether `[DONE]`, as an event of its own at the end, is all that is odd about it: nearly
-    always, and then no event needs to be read."""
+    """Whether the only irregularity is `[DONE]` as an event of its own at the end: nearly always,
+    and then no event needs to be parsed."""
     rest = data[: -len(DONE)]
     return data.endswith(DONE) and (not rest or rest.endswith(b"\n\n")) and not _is_odd(rest)
 
 
 def _is_plainly_good(body: Any) -> bool:
-    """Whether a completion is one as nearly all are: `told_error` and `_says_something` would say
-    so in ten times the time."""
+    """Whether a completion has the most common form: `told_error` and `_says_something` would find
+    the same in ten times the time."""
     if type(body) is not dict or body.get("error") or body.get("errors"):
         return False
     choices = body.get("choices")
@@ -438,7 +442,7 @@ _ENDINGS = ("stop", "length", "tool_calls", "content_filter", "function_call")
 
 
 def _says_something(body: Any) -> bool:
-    """Whether there is anything in a completion or a chunk, or a reason why not."""
+    """Whether a completion or a chunk has any content or a finish reason."""
     choices = body.get("choices") if isinstance(body, dict) else None
     for choice in choices if isinstance(choices, list) else ():
         if isinstance(choice, dict) and (choice.get("finish_reason") or says_something(choice)):
@@ -446,15 +450,14 @@ def _says_something(body: Any) -> bool:
     return False
 
 
-# From here on to the end of a reply: what failed, and answers in another form.
+# The rest of this module: failures, and answers in another form.
 
 _GOOD = (None, "", 0, 200, "0", "200")  # codes
 
 
 def told_error(body: Any) -> Any:
-    """What an answer or an event says went wrong: OpenAI's `error`, or one of the forms that
-    compatible servers have for it (FastChat, vLLM, MiniMax, FastAPI, Google); None if nothing did.
-    """
+    """The failure that an answer or an event reports: OpenAI's `error`, or another form that
+    compatible servers use (FastChat, vLLM, MiniMax, FastAPI, Google); None if it reports none."""
     if isinstance(body, list):
         return told_error(body[0]) if body and isinstance(body[0], dict) else None
     if not isinstance(body, dict):
@@ -469,21 +472,23 @@ def told_error(body: Any) -> Any:
     codes = (body.get("error_code"), body.get("code"))
     is_refused = is_refused or any(code not in _GOOD for code in codes)
     is_refused = is_refused or body.get("object") == "error" or body.get("success") is False
-    # A good answer's words are in `choices`; those beside a good code are no failure's.
-    has_words = codes == (None, None) and _has_words(body.get("message") or body.get("msg"))
-    if not (is_refused or body.get("detail") or has_words):
+    # A good answer's text is in `choices`; a message next to a good code is no failure.
+    has_message = codes == (None, None) and _is_failure_message(
+        body.get("message") or body.get("msg")
+    )
+    if not (is_refused or body.get("detail") or has_message):
         return None
-    words = body.get("text")
-    return {**body, "message": words} if words and "message" not in body else body
+    text = body.get("text")
+    return {**body, "message": text} if text and "message" not in body else body
 
 
-def _has_words(told: Any) -> bool:
-    """Whether it is a failure's words, and no message of an answer."""
-    return bool(told) and not (isinstance(told, dict) and ("content" in told or "role" in told))
+def _is_failure_message(value: Any) -> bool:
+    """Whether it is a failure's message and not a message of an answer."""
+    return bool(value) and not (isinstance(value, dict) and ("content" in value or "role" in value))
 
 
 def choice_error(choice: dict[str, Any]) -> Any:
-    """Why an answer ended, if it says that it failed."""
+    """The failure that a choice reports, or None."""
     if error := choice.get("error"):
         return error
     if choice.get("finish_reason") == "error":
@@ -492,19 +497,18 @@ def choice_error(choice: dict[str, Any]) -> Any:
 
 
 def event_error(name: str, payload: bytes, value: Any) -> Any:
-    """What an event that holds `payload`, whose JSON is `value` (None if it is none), says went
-    wrong. One called `error` is one whatever it holds."""
+    """The failure that an event reports; `payload` is its data, `value` its JSON (None if it is not
+    JSON). An event named `error` always is a failure."""
     error = told_error(value)
     if name in ERRORS:
-        return error or value or _as_words(payload)
+        return error or value or _as_message(payload)
     is_json = value is not None or payload.startswith(b"{") or payload == b"null"
-    is_words = not is_json or (value is None and b'"error"' in payload)
-    return _as_words(payload) if is_words else error
+    is_text = not is_json or (value is None and b'"error"' in payload)
+    return _as_message(payload) if is_text else error
 
 
 def lines_as_events(reply: UpstreamReply) -> bytes:
-    """JSON that came in lines as the events that it should have been; b"" if it is something
-    else."""
+    """The events for a reply in JSON lines; b"" if it is anything else."""
     first, _, rest = reply.body.lstrip().partition(b"\n")
     if not (rest.strip() and _object(first)):
         return b""
@@ -513,15 +517,15 @@ def lines_as_events(reply: UpstreamReply) -> bytes:
 
 
 def as_events(reply: UpstreamReply) -> bytes:
-    """A whole completion as the stream it would have been; b"" if it is none."""
+    """A whole completion as an event stream; b"" if it is not a completion."""
     body = reply.object()
     chunk = b"" if told_error(body) else _as_chunk(body)
     return sse.event(chunk) + DONE if chunk else b""
 
 
 def _as_chunk(body: dict[str, Any]) -> bytes:
-    """A whole completion as one chunk of a stream; b"" if it is none, or is nested too deep to be
-    written again."""
+    """A whole completion as one chunk of a stream; b"" if it is not a completion, or is nested too
+    deep to be serialized."""
     choices = body.get("choices")
     if not isinstance(choices, list):
         return b""
@@ -551,7 +555,7 @@ def _after(data: bytes, mark: bytes) -> int:
 
 
 def _value(data: bytes) -> Any:
-    """The JSON; None if it is none."""
+    """The JSON value; None if it is not JSON."""
     try:
         return loosejson.loads(data)
     except loosejson.NotJson:
@@ -563,13 +567,13 @@ def _object(data: bytes) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _as_words(payload: bytes) -> dict[str, str]:
+def _as_message(payload: bytes) -> dict[str, str]:
     return {"message": payload[:2000].decode("utf-8", "replace")}
 
 
 def _last_usage(data: bytes) -> Usage | None:
-    """Of the last event that has one at its top. It is looked for in one line, and only if there
-    is none, or JSON over several lines, in all the events."""
+    """The usage of the last event that has one at its top level. Only the last line is searched,
+    and all events only if it has none, or holds JSON over several lines."""
     at = data.rfind(b'"usage"')
     line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
     if line.startswith(b"data:") and (usage := read_usage(_object(line[5:]).get("usage"))):
@@ -582,12 +586,12 @@ def _last_usage(data: bytes) -> Usage | None:
 
 
 def _without_usage(data: bytes) -> bytes:
-    """The events but for those that hold the usage and no choice."""
+    """The events without those that hold the usage and no choice."""
     kept = []
     for block in _blocks(data):
         events = Parser(len(data) + 2).feed(block)
-        told = _object(events[0].data) if events else {}
-        if not told.get("usage") or told.get("choices"):
+        chunk = _object(events[0].data) if events else {}
+        if not chunk.get("usage") or chunk.get("choices"):
             kept.append(block)
     return b"".join(kept)
 
@@ -602,6 +606,6 @@ _USAGE_OBJECT = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 
 
 def usage_at_end(tail: bytes) -> Usage | None:
-    """The last usage object in the end of an answer that was only copied."""
+    """The last usage object in the final bytes of an answer that was copied unparsed."""
     found = _USAGE_OBJECT.findall(tail)
     return read_usage(_object(found[-1])) if found else None

@@ -14,8 +14,8 @@ _LABELS: dict[Role, str] = {
     "tool": "Tool result",
 }
 
-# A line within a turn that reads as the label of another one, also behind quotes and bullets.
-# Models take more for the end of a line than `^` does.
+# A line within a turn that reads as another turn's label, also after quotes and bullets. Models
+# accept more line ends than `^` does.
 _ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _COLONS = ":："
 MAX_COLONS = 200_000  # in all earlier turns; each costs up to 0.5 us
@@ -23,10 +23,10 @@ MAX_COLONS = 200_000  # in all earlier turns; each costs up to 0.5 us
 
 @cache
 def _forged() -> re.Pattern[str]:
-    """A label up to the start of its line, in a text read backwards.
+    """Matches a label and the start of its line, in reversed text.
 
-    From a colon back each character is read once or twice, where a search for lines or for labels
-    would try again at each of millions. Sets of plain characters are four times as fast as `\\W`.
+    From a colon backwards, each character is read once or twice; a search for lines or labels would
+    retry at each of millions. Sets of plain characters are four times as fast as `\\W`.
     """
     labels = "|".join(label[::-1] for label in _LABELS.values())
     marks = _marks(_ENDS)
@@ -36,7 +36,7 @@ def _forged() -> re.Pattern[str]:
 
 
 def _marks(but: str) -> str:
-    """All characters that are no part of words, without those of `but`, as ranges of a set."""
+    """All characters that are not word characters, without those in `but`, as ranges of a set."""
     is_word = re.compile(r"\w").match
     found = [not is_word(chr(code)) and chr(code) not in but for code in range(0x10000)]
     ranges, start = [], 0
@@ -49,7 +49,7 @@ def _marks(but: str) -> str:
 
 
 def require_question(chat: ChatRequest) -> None:
-    """Agent platforms answer a user; a list that ends otherwise has no question in it."""
+    """Require a question: agent platforms answer a user, and another last turn is no question."""
     if chat.question.role != "user":
         raise InvalidRequest(
             f"The last message must be the user's question (it is of role {chat.question.role!r}).",
@@ -63,8 +63,8 @@ def as_prompt(chat: ChatRequest) -> str:
     """The question alone if the platform knows the conversation, else all turns with labels.
 
     System text leads. A platform that holds the conversation has its own prompt and its own
-    history, so neither is sent again: doubled history is the commonest fault of bridges. A turn's
-    own lines that read as a label are quoted, so that nobody's words become another's turn. Raises
+    history, so neither is sent again: doubled history is the most common fault of bridges. Lines of
+    a turn that read as a label are quoted, so that a turn cannot forge another one. Raises
     InvalidRequest for more colons than MAX_COLONS.
     """
     question = chat.question.text

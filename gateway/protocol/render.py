@@ -1,7 +1,7 @@
-"""Deltas to what the caller reads: OpenAI chunks, or one whole completion.
+"""Render deltas for the caller: as OpenAI chunks, or as one whole completion.
 
-Two surfaces differ in little: under `/api/v1/chat` the `id` is the conversation's, the usage is
-always told, and with `detail` notes are named events as well.
+The two surfaces differ little: under `/api/v1/chat` the `id` is the conversation's, the usage is
+always sent, and with `detail` notes are also named events.
 """
 
 from typing import Any
@@ -31,15 +31,15 @@ MAX_NOTE = 1 << 20  # bytes of one note; files may be as long as the answer itse
 
 
 def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
-    """A platform's id as the caller sees it: sealed for one who speaks for a single user, and
-    behind a route with the agent's name."""
+    """A platform's id as the caller sees it: sealed for a caller that acts for a single user, and
+    prefixed with the agent's name for a route."""
     if id_ and chat.seal is not None:
         id_ = chat.seal.close(agent, id_)
     return f"{agent}:{id_}" if chat.is_routed and id_ else id_
 
 
 class Notes:
-    """What goes into the `gateway` member of the final chunk or the whole answer."""
+    """Collects the `gateway` member of the final chunk or the whole answer."""
 
     __slots__ = ("_agent", "_begun", "_chat", "_members", "id")
 
@@ -47,24 +47,25 @@ class Notes:
         self._chat = chat
         self._agent = agent
         self._begun: Begin | None = None
-        self._members: dict[str, Any] | None = None  # of notes; most answers have none
+        self._members: dict[str, Any] | None = None  # by note; most answers have none
         self.id = ""
 
     def begin(self, delta: Begin) -> None:
         conversation = public_id(self._chat, self._agent, delta.conversation_id)
         self._begun = delta
-        # Without a conversation the answer's own id leads back to the agent at least.
+        # Without a conversation the answer's own id at least names the agent.
         self.id = conversation or public_id(self._chat, self._agent, delta.message_id)
 
     def tool_id(self, delta: ToolCall) -> str:
-        """A call's id as the caller sees it: sealed like a conversation's, if it leads to one."""
+        """A call's id as the caller sees it: sealed like a conversation's, if it can
+        continue one."""
         seal = self._chat.seal
         if seal is None or not (delta.is_kept and delta.id):
             return delta.id
         return seal.close(self._agent, delta.id)
 
     def add(self, note: Note) -> bool:
-        """Keep the note; False if it is too long, or nested too deep to be written as JSON."""
+        """Add the note. Returns False if it is too long, or nested too deep to be serialized."""
         try:
             size = len(orjson.dumps(note.data))
         except orjson.JSONEncodeError:
@@ -93,25 +94,25 @@ class Notes:
 
 
 def error_frame(error: GatewayError, conversational: bool) -> bytes:
-    """The event that ends a stream that broke. No `finish_reason` and no `[DONE]` go with it. When
-    to ask again, if that is known, is in the field that event streams have for it.
+    """The event that ends an interrupted stream, without `finish_reason` and `[DONE]`. A known time
+    for a retry is in the event's `retry` field.
 
-    Under `/api/v1/chat` it is the JSON of any error there, and once more as `error`, by which
-    clients tell it from a chunk.
+    Under `/api/v1/chat` it has the JSON of any error there, repeated as `error`, which
+    distinguishes it from a chunk.
     """
     body = openai_body(error)
     if conversational:
-        told = api_body(error)
-        body = {**told, "error": {**body["error"], **told}}
+        envelope = api_body(error)
+        body = {**envelope, "error": {**body["error"], **envelope}}
     hint = b"" if error.retry_after_s is None else b"retry: %d\n" % (error.retry_after_s * 1000)
     return hint + sse.event(sse.one_line(orjson.dumps(body)))
 
 
 class StreamRenderer:
-    """Deltas in, bytes out. Nothing comes out before the first content.
+    """Deltas in, bytes out. No bytes come out before the first content.
 
     A chunk is a prepared head, one encoded string and a prepared tail: no object is built per
-    delta. Head and tail hold what OpenAI demands of every chunk: one id, one `created`, one model.
+    delta. Head and tail hold what OpenAI requires in every chunk: one id, one `created`, one model.
     """
 
     __slots__ = (
@@ -128,11 +129,11 @@ class StreamRenderer:
         self._open = False
         self._said = False
         self._verbatim = False
-        self.finish: Finish | None = None  # the answer is whole
-        self._early: list[bytes] | None = None  # named events that came before the first content
+        self.finish: Finish | None = None  # set once the answer is complete
+        self._early: list[bytes] | None = None  # named events that arrived before the first content
         self._reason = ""
         self._text_head = self._tail = b""
-        self._size = 0  # of what `_text_head` and all other chunks begin with
+        self._size = 0  # of the common beginning of `_text_head` and all other chunks
 
     def feed(self, deltas: list[Delta]) -> bytes:
         """The bytes for one network chunk's deltas, to be sent in one write."""
@@ -152,7 +153,7 @@ class StreamRenderer:
 
     @property
     def around_text(self) -> tuple[bytes, bytes]:
-        """What stands before and behind the JSON string of a Text delta, once there was one."""
+        """The bytes before and after the JSON string of a Text delta, once there was one."""
         return self._text_head, self._tail
 
     @property
@@ -187,7 +188,7 @@ class StreamRenderer:
             self._id = self._notes.id or self._id
 
     def _start(self, parts: list[bytes]) -> None:
-        """The role chunk, and with it everything that is the same in all chunks."""
+        """Emit the role chunk, and prepare the bytes that all chunks share."""
         self._open = True
         frame = {
             "id": self._id,
@@ -201,14 +202,14 @@ class StreamRenderer:
         self._tail = b'},"finish_reason":null}]' + usage + b"}\n\n"
         self._piece({"role": "assistant", "content": ""}, parts)
         parts += self._early or ()
-        self._early, self._id = None, ""  # which is in the head
+        self._early, self._id = None, ""  # the head contains them
 
     def _piece(self, delta: dict[str, Any], parts: list[bytes]) -> None:
         json = sse.one_line(orjson.dumps(delta))
         parts.append(self._head + b'[{"index":0,"delta":' + json[:-1] + self._tail)
 
     def _replace(self, delta: Replace, parts: list[bytes]) -> None:
-        """Sent text cannot be taken back: send what is missing, or the new text after a break."""
+        """Sent text cannot be withdrawn: send the remainder, or the new text after a break."""
         text = delta.rest
         if text is None:
             text = f"\n\n{delta.text}" if self._said else delta.text
@@ -265,9 +266,9 @@ class WholeRenderer:
         self._raw = b""
 
     def feed(self, deltas: list[Delta]) -> None:
-        """Take the deltas in. Raises what a Failed delta carries: nothing has been sent yet."""
+        """Add the deltas. Raises the error of a Failed delta: nothing has been sent yet."""
         for delta in deltas:
-            if isinstance(delta, Text):  # the commonest first
+            if isinstance(delta, Text):  # the most common one first
                 self._text.append(delta.text)
             elif isinstance(delta, Raw):
                 self._raw += delta.data
@@ -301,7 +302,7 @@ class WholeRenderer:
         function["arguments"] += delta.arguments
 
     def body(self) -> bytes:
-        """The JSON of the answer, once Finish has come."""
+        """The JSON of the answer; call it after Finish."""
         if self._raw:
             return self._raw
         finish = self.finish or Finish()
@@ -330,7 +331,7 @@ class WholeRenderer:
 
 
 def _tool_piece(delta: ToolCall, id_: str) -> dict[str, Any]:
-    """A piece of a call as OpenAI streams it: id, type and name stand in the first piece only."""
+    """A piece of a call as OpenAI streams it: only the first piece has id, type and name."""
     piece: dict[str, Any] = {"index": delta.index}
     function: dict[str, Any] = {"arguments": delta.arguments}
     if id_ or delta.name:

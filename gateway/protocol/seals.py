@@ -1,9 +1,8 @@
-"""Seals on ids that lead to something a platform keeps for one user: a conversation, a waiting run,
-a file.
+"""Seals on ids of data that a platform keeps for one user: a conversation, a waiting run, a file.
 
-Platforms ask by the operator's key alone, so they give a conversation to whoever names it. A
-caller who speaks for one user gets such ids as `id~mac`, and nothing else leads back to them. The
-MAC is of the user, the agent and the id, so nothing has to be kept.
+Platforms check only the operator's key, so they return a conversation to any caller that names it.
+A caller that acts for one user gets such ids as `id~mac`, and no other id is accepted. The MAC
+covers the user, the agent and the id, so the gateway stores nothing.
 """
 
 import hmac
@@ -13,11 +12,12 @@ from gateway.errors import ConversationNotFound, FileNotFound
 
 MARK = "~"
 _BYTES = 16  # of the MAC that are kept
-_FILES = "\0files"  # behind the agent's name: a file's id opens no conversation of the same id
+# after the agent's name: a file's id then opens no conversation with the same id
+_FILES = "\0files"
 
 
 class Seal:
-    """That of one user. `user` is unique among all users of all keys."""
+    """The seal of one user. `user` is unique among all users of all keys."""
 
     __slots__ = ("_key", "_user")
 
@@ -26,11 +26,11 @@ class Seal:
         self._user = user
 
     def close(self, agent: str, id_: str) -> str:
-        """The id as the user may see it."""
+        """The sealed id for the user."""
         return f"{id_}{MARK}{self._mac(agent, id_)}"
 
     def fits(self, agent: str, sealed: str) -> bool:
-        """Whether this user was given that id as one of that agent's."""
+        """Whether the agent's id was sealed for this user."""
         id_, _, mac = sealed.rpartition(MARK)
         return hmac.compare_digest(self._mac(agent, id_).encode(), mac.encode("utf-8", "replace"))
 

@@ -1,7 +1,7 @@
 """Server-sent events: bytes in, events out, without I/O.
 
-Lines end in LF, CRLF or CR and in nothing else: a raw U+2028 inside JSON is not a line end. Nothing
-is decoded as text here, so a character split between two reads is whole again in `Event.data`.
+Only LF, CRLF and CR end a line: a raw U+2028 inside JSON does not. Bytes are not decoded here, so a
+character split between two reads is complete again in `Event.data`.
 """
 
 import enum
@@ -11,34 +11,33 @@ from typing import NamedTuple
 from gateway.errors import UpstreamFailed
 from gateway.protocol import loosejson
 
-MAX_EVENT = 1 << 20  # bytes; what is longer is not kept without need
+MAX_EVENT = 1 << 20  # bytes; longer events are kept only if needed
 MAX_LINES = 200_000  # of data of one event: each costs memory of its own
 _HEAD = 4096  # bytes
 _BOM = b"\xef\xbb\xbf"
 KEEP_ALIVE = b": keep-alive\n\n"
-KEEP_ALIVE_LINE = b": keep-alive\n"  # as part of the event that follows
+KEEP_ALIVE_LINE = b": keep-alive\n"  # becomes part of the following event
 DONE = b"data: [DONE]\n\n"
 
 
-# What a stream of events begins with. `ERRORS` are names of events that are failures wherever they
-# come.
+# Possible starts of an event stream. `ERRORS` are names of events that always are failures.
 _STARTS = (b"data:", b"event:", b"id:", b"retry:", b":")
 ERRORS = frozenset(("error", "Error", "ERROR"))
 
 
 class Life(enum.Enum):
-    """What bytes of an upstream say about whether it still works on the answer."""
+    """Whether bytes of an upstream show that it still works on the answer."""
 
     NONE = enum.auto()  # comments and blank lines, or a heartbeat
-    GROWING = enum.auto()  # a part of an event; only its end tells whether it is a heartbeat
+    GROWING = enum.auto()  # part of an event; only its end shows whether it is a heartbeat
     SHOWN = enum.auto()
 
 
-NONE, SHOWN = Life.NONE, Life.SHOWN  # looked up once: this is done for each read
+NONE, SHOWN = Life.NONE, Life.SHOWN  # looked up once, since every read uses them
 
 
 class Event(NamedTuple):
-    """One event that carried data. `name` is empty if the block had no `event:` line."""
+    """One event with data. `name` is empty if the block had no `event:` line."""
 
     name: str
     data: bytes
@@ -47,13 +46,13 @@ class Event(NamedTuple):
 class Parser:
     """Feed bytes in pieces of any size; get the events that are complete.
 
-    What grows past `limit` bytes and is no data raises `UpstreamFailed`, so a line without an end
-    costs that much memory and no more. What was complete before it is given first: then the next
-    call raises. An event whose data grows past `limit` is read on, however long the answer may be,
-    unless `skips` says of its name and its beginning that nobody needs it: then nothing is kept.
+    A line or event without data that grows past `limit` bytes raises `UpstreamFailed`, so a line
+    without an end costs no more memory than that. Events completed before it are returned first;
+    the next call raises. An event with data may grow past `limit`, however long the answer is,
+    unless `skips`, called with its name and its beginning, returns True: then its data is dropped.
 
-    Servers exist that put one line end between two events in place of two. There a line of data
-    follows another that is a whole JSON object, which no event over several lines begins with.
+    Some servers put a single line end between two events. Then a line of data follows another that
+    is a whole JSON object; no event of several lines begins like that.
     """
 
     __slots__ = (
@@ -72,14 +71,14 @@ class Parser:
         self._name = ""
         self._data: list[bytes] = []  # its lines of data
         self._has_more = False  # it has lines that are neither data nor comments
-        self._has_grown = False  # and the last `feed` brought some of it that is no comment
+        self._has_grown = False  # the last `feed` added some of it that is not a comment
         self._is_large = self._is_skipped = False
-        self._splits = False  # one line end has been found between two events
+        self._splits = False  # a single line end has been found between two events
         self._after_cr = False
         self._at_start = True
-        self.is_clean = True  # the last `feed` was whole events, and nothing is held of the next
-        self.life = NONE  # of the last `feed`, beside the events that it gave
-        self._is_over = False  # an event was too long; nothing is read any more
+        self.is_clean = True  # the last `feed` ended with a whole event; no bytes are held
+        self.life = NONE  # of the last `feed`, apart from the events it returned
+        self._is_over = False  # an event was too long; nothing more is parsed
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events completed by `chunk`."""
@@ -106,7 +105,7 @@ class Parser:
         return out
 
     def _read_blocks(self, chunk: bytes, out: list[Event]) -> bytes:
-        """Read the whole events, which are most of what comes; return the rest."""
+        """Parse the whole events, which are most of the bytes; return the rest."""
         *blocks, rest = chunk.split(b"\n\n")
         for block in blocks:
             is_plain = block.startswith(b"data: ") and b"\n" not in block
@@ -192,7 +191,7 @@ class Parser:
         self._has_more = self._has_grown = self._is_large = False
 
     def _outgrow(self, line: list[bytes]) -> None:
-        """The unfinished event is over the limit; `line` is what there is of its last line."""
+        """Handle an unfinished event over the limit; `line` holds the pieces of its last line."""
         if not self._is_large:
             start = b"".join([piece[:8] for piece in line[:8]]).removeprefix(_BOM)
             if not (self._data or start.startswith(b"data:")):
@@ -202,11 +201,11 @@ class Parser:
             self._is_skipped = self._skips is not None and self._skips(self._name, head)
         if self._is_skipped:
             self._data.clear()
-            del line[1:]  # what it begins with still tells what kind of line it is
+            del line[1:]  # its beginning still shows the kind of line
             line[0] = line[0][:_HEAD]
 
     def _with_plain_line_ends(self, chunk: bytes) -> bytes:
-        """LF for CRLF and CR, also where a CRLF is cut between two chunks."""
+        """LF for CRLF and CR, also where a CRLF is split between two chunks."""
         if not chunk:
             return chunk
         rest = chunk.removeprefix(b"\n") if self._after_cr else chunk
@@ -214,7 +213,7 @@ class Parser:
         return rest.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
     def _is_one_line_of_data(self, chunk: bytes) -> bool:
-        """Whether `chunk` is just one event of the commonest form: nearly all chunks are."""
+        """Whether `chunk` is exactly one event of the most common form: nearly all chunks are."""
         return (
             chunk.startswith(b"data: ")
             and chunk.find(b"\n") == len(chunk) - 2
@@ -224,10 +223,10 @@ class Parser:
         )
 
     def close(self) -> list[Event]:
-        """The event that was left without its blank line, if it has data.
+        """The last event if its blank line is missing and it has data.
 
-        A server that closes right after its last line is common; whether that event is whole is for
-        the reader of its data to see.
+        Many servers close right after their last line; the reader of the data has to check whether
+        the event is complete.
         """
         if self._is_over:
             raise self._too_long()
@@ -243,7 +242,7 @@ class Parser:
 
 
 def _is_whole(line: bytes) -> bool:
-    """Whether a line of data is an event's data by itself."""
+    """Whether a line of data is an event's complete data."""
     line = line.strip()
     if not line.startswith(b"{"):
         return line == b"[DONE]"
@@ -255,21 +254,21 @@ def _is_whole(line: bytes) -> bool:
 
 
 def shows_life(events: bytes) -> bool:
-    """Whether there is more in whole events than comments and blank lines."""
+    """Whether whole events have more than comments and blank lines."""
     return events.startswith(b"data:") or any(
         line and not line.startswith(b":") for line in events.splitlines()
     )
 
 
 def without_blank(body: bytes) -> bytes:
-    """The start of a body without white space, which servers send while they work, and without a
-    byte order mark."""
+    """The start of a body without leading white space, which servers send while they work, and
+    without a byte order mark."""
     return body.lstrip().removeprefix(_BOM).lstrip()
 
 
 def is_stream(start: bytes) -> bool | None:
-    """Whether a body that starts like this, with no blank in front, is a stream of events; None
-    while it is too short to tell."""
+    """Whether a body that starts like this, without leading blanks, is an event stream; None while
+    it is too short to tell."""
     if start.startswith(_STARTS):
         return True
     could_be = start == _BOM[: len(start)] or any(mark.startswith(start) for mark in _STARTS)

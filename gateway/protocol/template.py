@@ -1,8 +1,8 @@
-"""Events that differ in one string only: what stands before it, and what behind.
+"""Templates for events that differ only in one string: the bytes before and after it.
 
 Nearly all events of a stream are the same bytes around another piece of the answer. Once the
-decoder has understood one of them, the next need not be parsed: if the bytes around it are the
-same and what is between them is a JSON string, so is its meaning.
+decoder has parsed one of them, the next need no parsing: if the surrounding bytes are the same and
+the bytes between them are a JSON string, the meaning is the same.
 """
 
 import re
@@ -14,8 +14,8 @@ import orjson
 
 
 class EventTemplate(NamedTuple):
-    """An event is `before`, a JSON string with its quotes, and `after`. `add` is given each string,
-    if the decoder wants to know it; something true in return: only the decoder can deal with it."""
+    """An event is `before`, a JSON string with its quotes, and `after`. `add`, if set, receives
+    each string; if it returns a true value, only the decoder can handle the event."""
 
     before: bytes
     after: bytes
@@ -24,18 +24,18 @@ class EventTemplate(NamedTuple):
 
 @lru_cache
 def _member(name: bytes) -> re.Pattern[bytes]:
-    """A member of that name whose value is a string. Inside a string a quote has a backslash
-    before it, so this is a member and no text that looks like one."""
+    """Matches a member of that name whose value is a string. Inside a string a quote has a
+    backslash before it, so text cannot match."""
     return re.compile(rb'(?<!\\)"%b":\s*("(?:[^"\\]|\\.)*")' % re.escape(name))
 
 
 def find_template(
     event: bytes, names: tuple[bytes, ...], add: Callable[[str], object] | None, text: str | None
 ) -> EventTemplate | None:
-    """The pattern of one whole event that said `text` (None: whatever it said) in a member that
-    has one of `names`; None unless there is just one such member.
+    """The template of one whole event that has `text` (None: any text) in a member named in
+    `names`; None unless there is exactly one such member.
 
-        b'data: {"answer": "hi"}\\n\\n'  →  b'data: {"answer": ', b'}\\n\\n'
+          b'data: {"answer": "hi"}\\n\\n'  →  b'data: {"answer": ', b'}\\n\\n'
     """
     if event.count(b"\n\n") != 1 or not event.endswith(b"\n\n"):
         return None

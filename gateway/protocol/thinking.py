@@ -1,8 +1,8 @@
 """Split thinking from the answer where a platform sends both as one text.
 
 Models write `<think>…</think>` before their reply, and Dify 0.15 turns that into a `<details>`
-element. Tags come cut anywhere. Only a tag at the very start counts (of the reply, or of what one
-node of a workflow says): later on it is the user's subject, not the model's thinking.
+element. Tags may be split anywhere. Only a tag at the very start counts (of the reply, or of a
+workflow node's text): later it is the user's subject, not the model's thinking.
 """
 
 import re
@@ -15,7 +15,7 @@ _DETAILS_LIMIT = 300  # characters; Dify's opening has 123
 
 
 def without_thinking(text: str) -> str:
-    """The answer in a text that may open with thinking."""
+    """The answer in a text that may begin with thinking."""
     splitter = ThinkingSplitter()
     deltas = splitter.feed(text) + splitter.close()
     return "".join(delta.text for delta in deltas if isinstance(delta, Text))
@@ -27,7 +27,7 @@ class ThinkingSplitter:
     __slots__ = ("_close", "_held", "_state")
 
     def __init__(self, answering: bool = False) -> None:
-        """`answering`: the answer has begun, so no thinking is looked for."""
+        """`answering`: the answer has begun, so no thinking is expected."""
         # start, opened, thinking, after, answer; white space in the second and fourth is dropped
         self._state = "answer" if answering else "start"
         self._close = ""
@@ -35,11 +35,11 @@ class ThinkingSplitter:
 
     @property
     def passes_all(self) -> bool:
-        """True once everything that follows is answer, so that `feed` need not be asked."""
+        """True once all further text is answer, so `feed` need not be called."""
         return self._state == "answer"
 
     def restart(self) -> list[Delta]:
-        """Another node begins to speak: what it says may open with thinking of its own."""
+        """Another node begins to speak: its text may begin with thinking of its own."""
         out = self.close()
         self._state = "start"
         return out
@@ -52,14 +52,14 @@ class ThinkingSplitter:
         return out
 
     def close(self) -> list[Delta]:
-        """What was held back, now that nothing follows."""
+        """The text that was held back, since none follows."""
         held, self._held = self._held, ""
         if not held or self._state in ("opened", "after"):
             return []
         return [Reasoning(held) if self._state == "thinking" else Text(held)]
 
     def _step(self, out: list[Delta]) -> bool:
-        """Go one state further; False when more text is needed."""
+        """Advance by one state; False if more text is needed."""
         if self._state == "answer":
             if self._held:
                 out.append(Text(self._held))
@@ -106,7 +106,7 @@ class ThinkingSplitter:
                 out.append(Reasoning(before.rstrip()))
             self._state, self._held = "after", after
             return True
-        # Keep what may be the beginning of the closing tag, and white space in front of it.
+        # Hold back a possible beginning of the closing tag, and white space in front of it.
         keep = next(
             (n for n in range(len(self._close) - 1, 0, -1) if before.endswith(self._close[:n])), 0
         )

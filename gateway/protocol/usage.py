@@ -1,14 +1,14 @@
-"""Token counts as OpenAI writes them, read without trusting their types, and written."""
+"""Token counts in OpenAI's form, read without trusting their types, and written."""
 
 from typing import Any
 
 from gateway.protocol.messages import Usage
 
-_MOST = 1 << 53  # what JSON readers can count exactly; more is no count of tokens
+_MOST = 1 << 53  # the largest exact integer in JSON readers; no token count is larger
 
 
 def as_count(value: Any) -> int:
-    """A count that may come as a number or as digits in a string; anything else is 0."""
+    """A count, which may be a number or digits in a string; anything else is 0."""
     if type(value) is int:
         return value if 0 < value < _MOST else 0
     if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 16:
@@ -17,7 +17,7 @@ def as_count(value: Any) -> int:
 
 
 def read_usage(value: Any) -> Usage | None:
-    """OpenAI's usage object, if it is one."""
+    """OpenAI's usage object, or None."""
     if not isinstance(value, dict):
         return None
     prompt = as_count(value.get("prompt_tokens"))
@@ -37,7 +37,7 @@ def _detail(value: dict[str, Any], group: str, name: str) -> int:
 
 
 def usage_body(usage: Usage) -> dict[str, Any]:
-    """The usage object for a caller. The details stand there only if the platform gave them."""
+    """The usage object for a caller, with details only if the platform sent them."""
     body: dict[str, Any] = {
         "prompt_tokens": usage.prompt,
         "completion_tokens": usage.completion,

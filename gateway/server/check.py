@@ -1,4 +1,5 @@
-"""`run.py check --live`: ask every platform who the bot is, and every store whether it is there."""
+"""`run.py check --live`: ask every platform for its bot, and check that every store is
+reachable."""
 
 import asyncio
 import socket
@@ -16,7 +17,7 @@ from gateway.errors import (
     GatewayError,
     StartError,
     StorageUnavailable,
-    words_of,
+    describe_fault,
 )
 from gateway.files.s3 import S3Files
 from gateway.limits.redis import RedisBuckets
@@ -25,7 +26,7 @@ from gateway.upstream.client import open_upstream
 _PATIENCE_S = 15.0
 _WIDEST = 60  # columns of an address
 
-# Where each store is named: in config.yaml, and as variables.
+# Where each store is configured: in config.yaml, and as variables.
 _SETTINGS = {
     "database": "database (DATABASE_URL)",
     "redis": "redis (REDIS_URL)",
@@ -33,11 +34,11 @@ _SETTINGS = {
 }
 
 State = Literal["ok", "warning", "FAILED", "demo"]
-Row = tuple[str, str, str, State, str]  # name, kind, address, state, words
+Row = tuple[str, str, str, State, str]  # name, kind, address, state, message
 
 
 async def check_live(config: Config) -> list[Row]:
-    """One row for each agent, and one for each store that is configured.
+    """One row for each agent, and one for each configured store.
 
     Only `FAILED` is sure to fail; `warning` names what to check, and `demo` was not asked.
     """
@@ -46,29 +47,30 @@ async def check_live(config: Config) -> list[Row]:
 
 
 async def _agents(config: Config) -> list[Row]:
-    """All at once; demos answer by themselves and only while the gateway runs."""
+    """Ask all agents concurrently. Demos have no upstream to ask: the gateway serves them while it
+    runs."""
     urls = {name: DEMO for name, agent in config.agents.items() if agent.is_demo}
     routing = Routing(config, urls)
     async with open_upstream() as upstream:
         asked = [
             ask(upstream, target) for target in routing.targets.values() if not target.agent.is_demo
         ]
-        told = iter(await asyncio.gather(*asked))
+        results = iter(await asyncio.gather(*asked))
     rows: list[Row] = []
     for name, target in routing.targets.items():
         kind = target.platform.kind
         if target.agent.is_demo:
             rows.append((name, kind, DEMO, "demo", "a simulator inside the gateway"))
             continue
-        health = next(told)
-        words = health.detail.removeprefix(f"Agent {name!r}: ")
+        health = next(results)
+        message = health.detail.removeprefix(f"Agent {name!r}: ")
         state: State = "FAILED" if not health.healthy else "warning" if health.doubtful else "ok"
-        rows.append((name, kind, target.url, state, f"{words} [{target.way}]"))
+        rows.append((name, kind, target.url, state, f"{message} [{target.way}]"))
     return rows
 
 
 async def _stores(config: Config) -> list[Row]:
-    """Those on other machines; a file or a folder here shows at the start."""
+    """Check stores on other machines; a local file or folder is checked at the start."""
     rows = []
     if config.uses_postgresql:
         url = config.database.reveal()
@@ -83,7 +85,7 @@ async def _stores(config: Config) -> list[Row]:
 
 
 def _host(url: str) -> str:
-    """Without user and password."""
+    """The host, without user and password."""
     return urlsplit(url).netloc.rpartition("@")[2]
 
 
@@ -92,23 +94,23 @@ async def _row(name: str, kind: str, where: str, asking: Awaitable[str]) -> Row:
         async with asyncio.timeout(_PATIENCE_S):
             return name, kind, where, "ok", await asking
     except TimeoutError:
-        words = "no answer in time"
+        message = "no answer in time"
     except DatabaseUnavailable as error:
-        words = _why(error.__cause__ or error)
+        message = _why(error.__cause__ or error)
     except StorageUnavailable as error:
         cause = f" ({_why(error.__cause__)})" if error.__cause__ else ""
-        words = f"{error.message.rstrip('.')}{cause}"
+        message = f"{error.message.rstrip('.')}{cause}"
     except GatewayError as error:
-        words = error.message
+        message = error.message
     except (StartError, OSError) as error:
-        words = _why(error)
-    except Exception as error:  # a driver's own; its words may hold the URL with its password
-        words = f"{type(error).__name__}: it is not there, or refuses the login"
-    return name, kind, where, "FAILED", f"{words.rstrip('.')}; check {_SETTINGS[name]}"
+        message = _why(error)
+    except Exception as error:  # a driver's own; its message may hold the URL with its password
+        message = f"{type(error).__name__}: it is not there, or refuses the login"
+    return name, kind, where, "FAILED", f"{message.rstrip('.')}; check {_SETTINGS[name]}"
 
 
 def _why(fault: BaseException) -> str:
-    """Drivers wrap the system's error, and give its number where people need words."""
+    """Drivers wrap the system's error and report its number where operators need text."""
     seen = fault
     while seen.__cause__ is not None and not isinstance(seen, OSError):
         seen = seen.__cause__
@@ -116,7 +118,7 @@ def _why(fault: BaseException) -> str:
         return "it refuses connections"
     if isinstance(seen, socket.gaierror):
         return "its host name cannot be resolved"
-    return words_of(fault)
+    return describe_fault(fault)
 
 
 async def _database(config: Config) -> str:
@@ -149,13 +151,14 @@ async def _bucket(config: Config) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as lines of columns. Names and words may be Chinese: such characters are two wide."""
+    """Rows as lines of columns. Names and messages may be Chinese: such characters are two columns
+    wide."""
     cells = [(name, kind, address[:_WIDEST], state) for name, kind, address, state, _ in rows]
     widths = [max(_width(row[i]) for row in cells) for i in range(4)]
     lines = []
-    for row, (*_, words) in zip(cells, rows, strict=True):
+    for row, (*_, message) in zip(cells, rows, strict=True):
         padded = (text + " " * (widths[i] - _width(text)) for i, text in enumerate(row))
-        lines.append(f"  {'  '.join(padded)}  {words}")
+        lines.append(f"  {'  '.join(padded)}  {message}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Connections of clients: aiohttp's, but bounded, and with our answers to what is not HTTP."""
+"""Client connections: aiohttp's, with bounds, and with the gateway's answers to bad HTTP."""
 
 import asyncio
 import contextlib
@@ -40,19 +40,19 @@ from gateway.upstream.fairness import OneATurn
 
 log = logging.getLogger("gateway")
 
-# Longer than proxies keep an idle connection (nginx and ALB 60 s), or they would meet a closed one.
-# It is also the time a client has to send a request's head.
+# Longer than proxies keep an idle connection (nginx and ALB 60 s), or they would reuse one that is
+# already closed. It is also the time a client has to send a request's head.
 IDLE_S = 75.0
-_LINGER_S = 1.0  # for a client that is turned away to read why
+_LINGER_S = 1.0  # for a refused client to read the answer
 MAX_LINE = 8190  # bytes of the request line, and of one header
 MAX_HEAD = 32 * 1024  # bytes of a request's head, of a body's trailers, or of a chunk's head
-MAX_BEHIND = 64 * 1024  # bytes that wait behind a request; the read that exceeds it is kept
-BODY_STEP = 64 * 1024  # the same of a body, behind whose end another request may begin
+MAX_BEHIND = 64 * 1024  # bytes queued after a request; the read that exceeds it is kept
+BODY_STEP = 64 * 1024  # the same for a body, whose end another request may follow
 SEND_S = 60.0  # server.send_timeout
-AT_ONCE = 16  # connections that are accepted in a turn of the loop
-STEP = 4 * 1024  # bytes that are parsed at once of what is dear to parse
-DENSE = 32  # bytes for each line end: below that there are many chunks, or many requests
-LEAST_READ = 16 * 1024  # bytes that a caller must take in that time, while more wait for it
+AT_ONCE = 16  # connections accepted per loop iteration
+STEP = 4 * 1024  # bytes parsed per step if they are expensive to parse
+DENSE = 32  # bytes for each line end: fewer mean many chunks, or many requests
+LEAST_READ = 16 * 1024  # bytes that a caller must take in `send_timeout` while more are queued
 
 _FULL = (
     b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
@@ -67,40 +67,42 @@ _FULL_BODY = (
 
 
 class _Connection(ClientConnection, RequestHandler):
-    """aiohttp's connection, but what is not HTTP is answered like every other error, whoever
-    writes can be told when the client does not read, and one that goes on so is cut off: until
-    then it holds an agent's place, or memory."""
+    """aiohttp's connection with three additions: bad HTTP gets the same error format as everything
+    else, writers learn when the client does not read, and a client that keeps not reading is cut
+    off, since it holds an agent's slot or memory."""
 
-    # Not a dictionary for each.
+    # Slots in place of a dictionary per connection.
     __slots__ = ("_body", "_rest", "_stalled", "_unfinished", "is_full", "on_full")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.is_full, self.on_full = False, None
         self._stalled: TimerHandle | None = None
-        self._rest = b""  # of what has come, still to be parsed
-        self._body: StreamReader = EMPTY_PAYLOAD  # of the last request that was parsed
-        self._unfinished = 0  # bytes parsed since the last request, or the last byte of a body
+        self._rest = b""  # received bytes that are not parsed yet
+        self._body: StreamReader = EMPTY_PAYLOAD  # of the last parsed request
+        self._unfinished = 0  # bytes parsed since the last request or the last byte of a body
         super().__init__(*args, **kwargs)
 
     def connection_made(self, transport: BaseTransport) -> None:
         server = self._manager
         if isinstance(server, _Server) and len(server.connections) >= server.most:
-            self._force_close = True  # it reads nothing any more
-            stream = cast(WriteTransport, transport)  # uvloop's own is one but for its name
+            self._force_close = True  # aiohttp reads nothing more from it
+            # uvloop's transport has the interface, not the base class
+            stream = cast(WriteTransport, transport)
             stream.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
-            # Closed at once it would be reset by what the client sends, and the answer with it.
+            # If closed now, the client's data would cause a reset, which discards the answer.
             self._loop.call_later(_LINGER_S, stream.abort)
             server.refuse()
             return
         super().connection_made(transport)
 
-    # Chunks of a single byte cost a microsecond each, and 40,000 of them come in one read. Nothing
-    # behind a request is parsed before that is answered: parsed heads take twice their bytes.
+    # Chunks of a single byte cost a microsecond each, and one read may hold 40,000 of them. Nothing
+    # after a request is parsed before that request is answered: parsed heads take twice their
+    # bytes.
 
     def data_received(self, data: bytes) -> None:
         is_idle = not (self._rest or self._messages or self._request_in_progress)
         if is_idle and self._body is EMPTY_PAYLOAD and len(data) <= STEP:
-            super().data_received(data)  # nearly always: the head of a request, and its body
+            super().data_received(data)  # nearly always: a request's head and its body
             if self._messages:
                 self._body, self._unfinished = self._messages[-1][1], 0
             else:
@@ -122,7 +124,7 @@ class _Connection(ClientConnection, RequestHandler):
 
     @property
     def _is_occupied(self) -> bool:
-        """Whether a request has come whole and is not yet answered."""
+        """Whether a request has arrived whole and is not yet answered."""
         return bool(self._messages or self._request_in_progress) and self._body.is_eof()
 
     @property
@@ -130,8 +132,8 @@ class _Connection(ClientConnection, RequestHandler):
         return not (self._reading_paused or self._buffer_paused or self._is_occupied)
 
     def parse_more(self) -> None:
-        """One step, and the next in a later turn of the loop, unless nothing may be parsed now:
-        then `_resume_transport_reading` goes on."""
+        """Parse one step, and the next in a later loop iteration, unless parsing is paused: then
+        `_resume_transport_reading` continues it."""
         if not self._takes_more:
             return
         if _is_dense(self._rest):
@@ -165,11 +167,11 @@ class _Connection(ClientConnection, RequestHandler):
             self._refuse_head()
 
     def _refuse_head(self) -> None:
-        """Answer what has no end, and parse nothing more of this connection."""
+        """Answer a head that is too long, and parse nothing more of this connection."""
         self._rest = b""
         if self._close or self._force_close:
             return
-        self._close = True  # it reads nothing any more
+        self._close = True  # aiohttp reads nothing more from it
         if not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("chunks' heads are too long"))
             return
@@ -189,22 +191,22 @@ class _Connection(ClientConnection, RequestHandler):
     def pause_writing(self) -> None:
         super().pause_writing()
         self.become(is_full=True)
-        self._look_again()
+        self._watch_stall()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._forget_stall()
         self.become(is_full=False)
 
-    def _look_again(self) -> None:
-        """In `send_timeout`, whether the client has taken enough of what waits for it."""
+    def _watch_stall(self) -> None:
+        """After `send_timeout`, check whether the client has taken enough of the queued bytes."""
         transport, server = self.transport, self._manager
         if transport is not None:
             send_s = server.send_s if isinstance(server, _Server) else SEND_S
             waits = _unsent(cast(WriteTransport, transport))
-            self._stalled = self._loop.call_later(send_s, self._judge, waits)
+            self._stalled = self._loop.call_later(send_s, self._check_stall, waits)
 
-    def _judge(self, waited: int) -> None:
+    def _check_stall(self, waited: int) -> None:
         self._stalled = None
         transport = cast(WriteTransport, self.transport)
         if transport is None or transport.is_closing():
@@ -212,7 +214,7 @@ class _Connection(ClientConnection, RequestHandler):
         if waited - _unsent(transport) < LEAST_READ:
             transport.abort()
         else:
-            self._look_again()
+            self._watch_stall()
 
     def _forget_stall(self) -> None:
         if self._stalled is not None:
@@ -220,7 +222,7 @@ class _Connection(ClientConnection, RequestHandler):
             self._stalled = None
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        # aiohttp calls this for every body, and parses nothing once more each time.
+        # aiohttp calls this for every body, and each call parses zero bytes once more.
         if self._reading_paused or not is_tested():
             super().resume_reading(resume_parser)
 
@@ -233,14 +235,15 @@ class _Connection(ClientConnection, RequestHandler):
     def connection_lost(self, exc: BaseException | None) -> None:
         self._forget_stall()
         self._rest = b""
-        # The handler learns of it in the loop's next round; nothing must be written before.
+        # The handler learns of it in the next loop iteration and must not write until then.
         self.become(is_full=True)
         super().connection_lost(exc)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
-        """Handlers return whole answers and files; they are sent here, and under way still."""
+        """Send the whole answer or file that a handler returns; until then it counts as
+        in flight."""
         try:
             return (
                 (resp, False)
@@ -250,7 +253,7 @@ class _Connection(ClientConnection, RequestHandler):
         finally:
             if self._body.is_eof():
                 self._body = EMPTY_PAYLOAD
-            # Parse what has come behind it, once aiohttp is done with it.
+            # Parse what follows the request, once aiohttp is done with it.
             if self._rest and isinstance(self._manager, _Server):
                 self._manager.parsing.add(self.parse_more)
 
@@ -290,48 +293,49 @@ class _Connection(ClientConnection, RequestHandler):
 
 
 def _is_dense(data: bytes) -> bool:
-    # Looking for both characters of a line end would take six times as long.
+    # Counting both characters of a line end would take six times as long.
     return is_tested() and data.count(b"\r") * DENSE > len(data)
 
 
 def _unsent(transport: WriteTransport) -> int:
-    """Bytes that the client has not taken. The system keeps megabytes of them, and takes no more
-    from us until a third of those is gone: a slow client would seem to take nothing."""
+    """Bytes that the client has not taken. The kernel buffers megabytes and accepts no more until a
+    third of them is gone, so without its count a slow client would seem to take nothing."""
     kept = array("i", [0])
-    with contextlib.suppress(OSError, AttributeError):  # elsewhere than on Linux
+    with contextlib.suppress(OSError, AttributeError):  # platforms other than Linux
         fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
     return transport.get_write_buffer_size() + kept[0]
 
 
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:
-    """aiohttp quotes what it could not read, which may be somebody's key: that is cut off."""
+    """The error for bad HTTP. aiohttp quotes the unreadable input, which may hold a key: the quote
+    is cut off."""
     if isinstance(exc, GatewayError):
         return exc
-    words, _, quoted = " ".join(message.split()).partition(": b")
-    if isinstance(exc, LineTooLong) or " bytes when reading" in words:
+    text, _, quoted = " ".join(message.split()).partition(": b")
+    if isinstance(exc, LineTooLong) or " bytes when reading" in text:
         if quoted.removeprefix("ytearray(b").startswith(("'/", '"/')):
             return UriTooLong(f"The path and query are longer than {MAX_LINE} bytes.")
         return HeadersTooLarge(f"A header is longer than {MAX_LINE} bytes.")
-    if "PRI/Upgrade" in words:  # how llhttp names the preface of HTTP/2
+    if "PRI/Upgrade" in text:  # llhttp's name for the preface of HTTP/2
         return InvalidRequest("HTTP/2 is not spoken here without TLS; use HTTP/1.1.")
-    if "Too many headers" in words:
+    if "Too many headers" in text:
         return HeadersTooLarge("There are too many headers.")
-    return InvalidRequest(f"The request is not valid HTTP: {clean(words, 100)}")
+    return InvalidRequest(f"The request is not valid HTTP: {clean(text, 100)}")
 
 
 class _Server(web.Server):
     most = 10_000
     send_s = SEND_S
-    parsing: OneATurn  # of what has come and is dear to parse
-    in_flight: InFlight | None = None  # of the application that is served, if it has them
-    _told_at = 0.0
+    parsing: OneATurn  # connections whose queued bytes are expensive to parse
+    in_flight: InFlight | None = None  # of the served application, if it has one
+    _logged_at = 0.0
 
     def refuse(self) -> None:
-        """Count a connection too many, and say so once a minute."""
+        """Count a refused connection, and log it at most once a minute."""
         if self.in_flight is not None:
             self.in_flight.refused += 1
-        if time.monotonic() - self._told_at > 60 or not self._told_at:
-            self._told_at = time.monotonic()
+        if time.monotonic() - self._logged_at > 60 or not self._logged_at:
+            self._logged_at = time.monotonic()
             log.warning("All %d connections are in use (server.max_connections)", self.most)
 
     def __call__(self) -> RequestHandler:
@@ -339,18 +343,19 @@ class _Server(web.Server):
 
 
 def _is_worth_a_line(record: logging.LogRecord) -> bool:
-    """What callers send wrongly has been answered with a 400; aiohttp logs a traceback as well."""
+    """Whether to log the record: bad input was answered with a 400, and aiohttp would add a
+    traceback."""
     error = record.exc_info[1] if record.exc_info else None
     return not isinstance(error, web.RequestPayloadError)
 
 
 class Runner(web.AppRunner):
-    """AppRunner whose handlers are cancelled when their caller leaves, whose connections are at
-    most `most`, and end when their client takes nothing for `send_s`. Bodies come as they were
-    sent: `http.body` takes off their Content-Encoding, and what is not read is only dropped.
+    """AppRunner that cancels handlers when their caller disconnects, accepts at most `most`
+    connections, and closes those whose client takes nothing for `send_s`. Bodies arrive as they
+    were sent: `http.body` decodes their Content-Encoding, and an unread body is only dropped.
 
-    aiohttp makes its connections in `Server.__call__`; a test sends bad HTTP and fails if that
-    ever changes.
+    aiohttp makes its connections in `Server.__call__`; a test sends bad HTTP and fails if that ever
+    changes.
     """
 
     def __init__(
@@ -384,9 +389,9 @@ class Runner(web.AppRunner):
 
 
 class Site(web.TCPSite):
-    """TCPSite that accepts up to AT_ONCE connections in a turn of the loop. uvloop accepts one of
-    each listening socket: who opens many would make others wait for as many turns. So each is
-    listened to through AT_ONCE descriptors."""
+    """TCPSite that accepts up to AT_ONCE connections per loop iteration. uvloop accepts one per
+    listening socket and iteration, so a client that opens many would delay others by as many
+    iterations. So each socket is listened to through AT_ONCE descriptors."""
 
     __slots__ = ()
 
@@ -402,7 +407,7 @@ class Site(web.TCPSite):
 
 
 def _at_canonical(make: Callable[..., web.BaseRequest]) -> Callable[..., web.BaseRequest]:
-    """`make` a request of its head as if its address had been written in the one right form."""
+    """Wrap `make` so that it builds requests whose path is in canonical form."""
 
     def make_request(message: RawRequestMessage, *rest: Any) -> web.BaseRequest:
         if message.path in USUAL:

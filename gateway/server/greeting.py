@@ -1,4 +1,4 @@
-"""What the log says at the start: what is odd, the address, the agents, and what to do next."""
+"""The log lines of a start: warnings, the address, the agents, and what to do next."""
 
 import logging
 import os
@@ -23,9 +23,9 @@ _ANY = ("0.0.0.0", "::")  # noqa: S104 - not bound here
 
 
 def look_around(config: Config, folder: Path) -> None:
-    """Log what is odd before anything is made: afterwards a missing folder is there.
+    """Log warnings before the start creates anything: afterwards a missing folder would exist.
 
-    Raises StartError if a folder is missing that the start must not make.
+    Raises StartError if a folder is missing that the start must not create.
     """
     for warning in warnings(config, folder):
         log.warning("%s", warning)
@@ -34,7 +34,7 @@ def look_around(config: Config, folder: Path) -> None:
 
 
 def greet(config: Config, path: Path, port: int, *, for_people: bool) -> None:
-    """`path` is config.yaml, `for_people` adds what to do next."""
+    """Log the start. `path` is config.yaml; `for_people` adds what to do next."""
     url = _url(config, port, _host(config))
     log.info("AI Gateway %s listens on %s", gateway.__version__, url)
     for name, agent in config.agents.items():

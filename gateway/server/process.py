@@ -1,7 +1,7 @@
-"""The life of the process: listen, reload, and stop without cutting anybody off.
+"""The life of the process: listen, reload, and stop without cutting off answers.
 
-A stop: `/readyz` is 503, the listening sockets close, answers under way go on for up to
-`drain_timeout`, the rest are told to end and say so, the calls are written, the exit status is 0.
+On a stop `/readyz` answers 503, the listening sockets close, answers in flight go on for up to
+`drain_timeout`, the rest end with an error, the calls are written, and the exit status is 0.
 """
 
 import asyncio
@@ -33,18 +33,18 @@ from gateway.telemetry.accesslog import AccessLog
 log = logging.getLogger("gateway")
 
 _BACKLOG = 4096  # connections that may wait to be accepted
-_LOOK_MS = 2000  # how often the file is read where the system tells of no changes
-_SETTLE_MS = 200  # what an editor does to a file in so short a time is one change
-_SWAP_S = 1.0  # how long a file may be away while another one is put in its place
+_LOOK_MS = 2000  # how often the files are polled where the system reports no changes
+_SETTLE_MS = 200  # an editor's changes within this time count as one
+_SWAP_S = 1.0  # how long a file may be missing while it is replaced
 _RETRY_S = 5.0
-_LARGEST_FILE = 16 << 20  # bytes of a file that are looked at
-_GOODBYE_S = 1.0  # for connections that are idle when all answers have ended
+_LARGEST_FILE = 16 << 20  # bytes of a file that are hashed
+_GOODBYE_S = 1.0  # for idle connections once all answers have ended
 
 Load = Callable[[], Config]
 
 
 async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int:
-    """Run until a signal says to stop; gives the exit status. `load` reads `path` again."""
+    """Run until a signal stops the process; returns the exit status. `load` reads `path` again."""
     look_around(config, home(path))
     server, stop = config.server, asyncio.Event()
     _raise_file_limit()
@@ -55,7 +55,7 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(lines.flush)
         if server.ops_port is not None:
-            # The last to go: probes are answered until all the rest is over.
+            # Close it last: it answers probes until everything else has stopped.
             ops_host = server.ops_host or server.host
             ops = await _listen(stack, build_ops(app), ops_host, server.ops_port)
             if ops is None:
@@ -73,7 +73,7 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
         if main is None:
             return 1
         greet(config, path, main.addresses[0][1], for_people=lines.for_people)
-        gc.freeze()  # what has been loaded is in no collection any more
+        gc.freeze()  # exclude the loaded modules from garbage collection
         watching = asyncio.ensure_future(reloads.watch())
         try:
             await stop.wait()
@@ -95,7 +95,7 @@ async def _listen(
     most: int = 1000,
     send_s: float = SEND_S,
 ) -> Runner | None:
-    """Serve `app`; None, after saying why, if the address cannot be had."""
+    """Serve `app`. Logs the reason and returns None if the address cannot be bound."""
     runner = Runner(app, most, send_s, shutdown_timeout=_GOODBYE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
@@ -105,9 +105,9 @@ async def _listen(
     try:
         await site.start()
     except OSError as error:
-        words = error.strerror or str(error)
+        reason = error.strerror or str(error)
         hint = next((hint for number, hint in _HINTS.items() if error.errno == number), "")
-        log.critical("Cannot listen on %s:%d: %s%s", host, port, words, hint)
+        log.critical("Cannot listen on %s:%d: %s%s", host, port, reason, hint)
         return None
     return runner
 
@@ -130,15 +130,15 @@ async def _drain(app: web.Application, runner: Runner, patience_s: float) -> Non
     )
     for site in list(runner.sites):
         await site.stop()
-    if told := await in_flight.drain(patience_s):
-        log.warning("%d requests did not finish in time and were told to end", told)
+    if cancelled := await in_flight.drain(patience_s):
+        log.warning("%d requests did not finish in time and were cancelled", cancelled)
 
 
 # Signals.
 
 
 def _on_signals(stop: asyncio.Event, reloads: "_Reloads") -> None:
-    """The first SIGTERM or SIGINT asks to stop, the second ends at once; SIGHUP reloads."""
+    """The first SIGTERM or SIGINT drains, the second exits immediately; SIGHUP reloads."""
 
     def received() -> None:
         if stop.is_set():
@@ -152,7 +152,7 @@ def _on_signals(stop: asyncio.Event, reloads: "_Reloads") -> None:
 
 
 class _Reloads:
-    """The file is read again when it has changed, and when SIGHUP asks for it."""
+    """Reads the configuration again when its files change, and on SIGHUP."""
 
     def __init__(
         self,
@@ -167,7 +167,7 @@ class _Reloads:
         self._path = path
         self._tls = tls
         self._asked = asyncio.Event()
-        self._server = config.server  # whose certificate is served; a reload does not change it
+        self._server = config.server  # its certificate is served; a reload does not change it
         self._config = config
         self._seen = self._fingerprint()
 
@@ -175,8 +175,8 @@ class _Reloads:
         self._asked.set()
 
     async def watch(self) -> None:
-        """Forever. Nothing that goes wrong here ends the process."""
-        looking = asyncio.ensure_future(self._look())
+        """Reload on request, forever. No failure here ends the process."""
+        looking = asyncio.ensure_future(self._watch_files())
         try:
             while True:
                 await self._asked.wait()
@@ -186,8 +186,8 @@ class _Reloads:
             looking.cancel()
             await asyncio.wait({looking})
 
-    async def _look(self) -> None:
-        """Folders are watched, not files: editors and ConfigMaps put another file in place."""
+    async def _watch_files(self) -> None:
+        """Watch folders, not files: editors and ConfigMaps replace files."""
         from watchfiles import awatch
 
         while True:
@@ -204,7 +204,7 @@ class _Reloads:
                 async for _ in changes:
                     now = await asyncio.to_thread(self._fingerprint)
                     if any(self._seen.get(path) and not digest for path, digest in now.items()):
-                        # A file is gone, as in the middle of a swap, or for good.
+                        # A file is missing: in the middle of a replacement, or for good.
                         await asyncio.sleep(_SWAP_S)
                         now = await asyncio.to_thread(self._fingerprint)
                     if now != self._seen:
@@ -220,7 +220,7 @@ class _Reloads:
         return [*sources(self._path), *map(Path, names + pem_files(self._config))]
 
     def _fingerprint(self) -> dict[Path, str]:
-        """Of each file's content; "" for one that is not there."""
+        """A digest of each file's content; "" for a missing file."""
         return {path: _digest(path) for path in self._paths()}
 
     async def _reload(self) -> None:
@@ -231,24 +231,24 @@ class _Reloads:
             self._renew_certificate()
             fixed = await self._app[RELOAD](config)
         except ConfigError as error:
-            self._keep(error.problems)
+            self._reject(error.problems)
         except StartError as error:
-            self._keep([str(error)])
+            self._reject([str(error)])
         except Exception as error:
             log.debug("Reloading failed", exc_info=True)
-            self._keep([f"unexpected {type(error).__name__}; LOG_LEVEL=DEBUG shows more"])
+            self._reject([f"unexpected {type(error).__name__}; LOG_LEVEL=DEBUG shows more"])
         else:
             self._config = config
             holder.problems = 0
             holder.reloads["ok"] += 1
-            self._tell_changes(before, holder.now)
+            self._log_changes(before, holder.now)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
             for warning in warnings(config, home(self._path)):
                 log.warning("  %s", warning)
 
-    def _tell_changes(self, before: Config, state: State) -> None:
-        """What is in effect now, and who may call where that is different."""
+    def _log_changes(self, before: Config, state: State) -> None:
+        """Log the changes that took effect, and the access rule if it is different."""
         changes = "; ".join(differences(before, state.config)) or "nothing changed"
         log.info(
             "%s, .env and secret files were read again; generation %d: %s",
@@ -261,13 +261,14 @@ class _Reloads:
             log.warning("  %s", note)
 
     def _renew_certificate(self) -> None:
-        """Tried apart first: a pair that does not fit would leave the live context without any."""
+        """Load the pair into a separate context first: a mismatched pair would leave the live
+        context without any certificate."""
         files = self._server.tls
         if self._tls is not None and files is not None:
             _tls(self._server)
             self._tls.load_cert_chain(files.cert, files.key)
 
-    def _keep(self, lines: list[str]) -> None:
+    def _reject(self, lines: list[str]) -> None:
         holder = self._app[STATE]
         holder.problems = len(lines)
         holder.reloads["failed"] += 1
@@ -301,7 +302,7 @@ def _tls(server: Server) -> ssl.SSLContext | None:
 
 
 def _raise_file_limit() -> None:
-    """As many open connections as the system allows us, not as a shell starts with."""
+    """Allow as many open files as the hard limit permits; a shell's default is lower."""
     import resource
 
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)

@@ -1,1 +1,1 @@
-"""What is known of a call: the record, metrics, traces and logs."""
+"""Observing calls: the record, metrics, traces and logs."""

@@ -1,4 +1,4 @@
-"""The log of requests: lines that are made by the thousand, and so written together."""
+"""The request log: lines come by the thousand, so they are written in batches."""
 
 import asyncio
 import contextlib
@@ -22,8 +22,8 @@ log = logging.getLogger("gateway.access")
 def level_of(status: int, has_failed: bool) -> int:
     """The level of a request's line, the same in every form of the log.
 
-    ERROR is a failure of ours or of an upstream: 5xx, or `has_failed` after a 200 was sent.
-    WARNING is a refused call (4xx), INFO the rest, and a caller who left.
+    ERROR is a failure of the gateway or of an upstream: 5xx, or `has_failed` after a 200 was sent.
+    WARNING is a refused call (4xx). INFO is the rest, including callers that disconnected.
     """
     if status >= 500 or (has_failed and status < 400):
         return logging.ERROR
@@ -31,9 +31,9 @@ def level_of(status: int, has_failed: bool) -> int:
 
 
 class AccessLog:
-    """One line per request. Without a stream they are records of the logger `gateway.access`, for
-    whoever embeds the application; that costs several times as much as making them. `render` makes
-    a line of a request's members; without one it is a JSON object."""
+    """One line per request. Without a stream the lines go to the logger `gateway.access`, for
+    programs that embed the application; that costs several times as much. `render` makes a line
+    from a request's members; the default is a JSON object."""
 
     def __init__(
         self, stream: TextIO | None = None, render: Callable[[dict[str, Any]], str] | None = None
@@ -43,7 +43,7 @@ class AccessLog:
         self._stream = stream
         self._lines: list[str] = []
         self.add: Callable[[int, str], None] = log.log if stream is None else self._gather
-        # Whether lines of a level are written: `LOG_LEVEL` holds for requests, too.
+        # Whether lines of a level are written: `LOG_LEVEL` also applies to requests.
         self.takes: Callable[[int], bool] = log.isEnabledFor
 
     def _gather(self, level: int, line: str) -> None:
@@ -52,18 +52,18 @@ class AccessLog:
         self._lines.append(line)
 
     def show(self, text: str) -> None:
-        """Write a line with a secret for the operator: to standard error alone, and never to a
-        logger, whose handlers may keep or send it. It has the form of the log's other lines."""
+        """Write a line with a secret for the operator: only to standard error and never to a
+        logger, whose handlers may store or send it. It has the form of the log's other lines."""
         if self._stream is not None and not self.for_people:
             line = {"time": stamp(time.time()), "level": "warning", "logger": "gateway"}
             text = self.render({**line, "message": text})
         print(text, file=sys.stderr, flush=True)
 
     def flush(self) -> None:
-        """Write what there is. A killed process loses the lines of its last milliseconds."""
+        """Write the collected lines. A killed process loses the lines of its last milliseconds."""
         lines, self._lines = self._lines, []
         if lines and self._stream is not None:
-            with contextlib.suppress(OSError):  # nobody reads our output any more
+            with contextlib.suppress(OSError):  # the reader of the output is gone
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
 

@@ -1,4 +1,4 @@
-"""One call as the record keeps it: filled in while it runs, a row when it is over."""
+"""One call of the record: filled in while it runs, a row when it is over."""
 
 import re
 import time
@@ -39,7 +39,7 @@ Row = tuple[Any, ...]
 
 
 class Capture:
-    """The raw request and answer of a call, each cut at `limit` bytes but counted whole."""
+    """The raw request and answer of a call, each cut at `limit` bytes but counted in full."""
 
     def __init__(self, limit: int, request: bytes) -> None:
         self._limit = limit
@@ -56,8 +56,8 @@ class Capture:
 
 @dataclass(slots=True)
 class Call:
-    """`caller` is anonymous callers' common name in the record: addresses are nobody's business
-    there. `first_delta_at` is on the monotonic clock."""
+    """One call. The record gives all anonymous callers one common name instead of their addresses.
+    `first_delta_at` is on the monotonic clock."""
 
     request_id: str
     caller: Caller
@@ -65,36 +65,36 @@ class Call:
     end_user: str = ""  # as the caller, or its token, names it
     began_ns: int = field(default_factory=time.time_ns)  # since the epoch
     began: float = field(default_factory=time.monotonic)
-    agent: str = ""  # who answered, or was asked last
-    model: str = ""  # the agent or route that was asked for, by its name in config.yaml
+    agent: str = ""  # that answered, or was asked last
+    model: str = ""  # the requested agent or route, by its name in config.yaml
     provider: str = ""  # the agent's platform
-    was_asked: bool = True  # False if the agent was busy or left alone: that uses up no quota
-    finish: str = ""  # the reason, once the answer is whole
+    was_asked: bool = True  # False if the agent was busy or skipped: that uses no quota
+    finish: str = ""  # the finish reason, once the answer is complete
     conversation_id: str = ""
     streamed: bool = False
     usage: Usage | None = None
-    is_whole: bool = False  # the answer came to its end
+    is_whole: bool = False  # the answer is complete
     first_delta_at: float | None = None
     client_gone: bool = False
-    fallbacks: int = 0  # agents of the route that were passed over
-    failures: Sequence[tuple[str, str]] = ()  # (agent, code) of each attempt
-    retries: Sequence[str] = ()  # the agent of each further try
+    fallbacks: int = 0  # agents of the route that were skipped
+    failures: Sequence[tuple[str, str]] = ()  # (agent, code) of each failed attempt
+    retries: Sequence[str] = ()  # the agent of each retry
     capture: Capture | None = None
     capture_always: bool = False
     trace: CallTrace = NO_TRACE
 
     def first_delta(self) -> None:
-        """Now the answer has begun."""
+        """Note that the answer has begun."""
         if self.first_delta_at is None:
             self.first_delta_at = time.monotonic()
 
     def finished(self, finish: Finish) -> None:
-        """The answer is whole."""
+        """Note that the answer is complete."""
         self.usage, self.finish, self.is_whole = finish.usage, finish.reason, True
 
     def row(self, status: int, error: str, reason: str = "") -> Row:
-        """`usage` is exact if the platform counted the whole answer, partial if it counted one
-        that broke off, unknown if it counted nothing."""
+        """The row of a finished call. Its kind of usage is exact if the platform counted the
+        complete answer, partial if it counted an interrupted one, unknown if it counted nothing."""
         usage = self.usage or Usage()
         kind = "unknown" if not usage.total else "exact" if self.is_whole else "partial"
         first = self.first_delta_at
@@ -124,7 +124,7 @@ class Call:
         )
 
     def bodies(self, row: Row) -> Row | None:
-        """(call id, began_ms, request, answer, their sizes), if they are to be kept."""
+        """(call id, began_ms, request, answer, their sizes), if they are to be stored."""
         kept = self.capture
         if kept is None or not (self.capture_always or row[_ERROR]):
             return None
@@ -133,7 +133,7 @@ class Call:
 
 
 def read_row(value: Any) -> Row | None:
-    """A row that was kept as JSON, by this version or the one before; None if it is none."""
+    """A row that this version or the previous one stored as JSON; None if it is not valid."""
     if not isinstance(value, list):
         return None
     if len(value) == _COLUMNS_BEFORE:
@@ -143,7 +143,7 @@ def read_row(value: Any) -> Row | None:
     first_delta = value[_FIRST_DELTA_AT]
     numbers = (*_numbers_of(value), 0 if first_delta is None else first_delta)
     texts = _texts_of(value)
-    # At the speed of C: every row passes here on its way to the database.
+    # Checked by C code: every row passes here on its way to the database.
     if set(map(type, numbers)) != {int} or set(map(type, texts)) != {str}:
         return None
     if max(map(abs, numbers)) >= 1 << 62 or max(map(len, texts)) > _LONGEST:
@@ -152,7 +152,7 @@ def read_row(value: Any) -> Row | None:
 
 
 def read_bodies(value: Any, row: Row) -> Row | None:
-    """The bodies beside a row, if they are any."""
+    """The bodies that belong to a row, or None if they are not valid."""
     kinds = (str, int, str, str, int, int)
     if not isinstance(value, list) or tuple(map(type, value)) != kinds or value[0] != row[0]:
         return None
@@ -161,31 +161,31 @@ def read_bodies(value: Any, row: Row) -> Row | None:
 
 @lru_cache(maxsize=4)
 def _day(number: int) -> str:
-    """YYYY-MM-DD of the day so many days after 1970-01-01."""
+    """The date YYYY-MM-DD that is `number` days after 1970-01-01."""
     return date.fromordinal(date(1970, 1, 1).toordinal() + number).isoformat()
 
 
 def first_id(began_ns: int) -> str:
-    """The id below those of all calls that began at that time or later."""
+    """The least id of a call that began at that time or later."""
     return f"{began_ns:016x}"
 
 
 def kept_user(name: str) -> str:
-    """An end user's name as the record keeps it."""
+    """An end user's name in the form that the record stores."""
     if len(name) <= _LONGEST_USER and name.isprintable():
         return name
     return _plain(shorten(name, _LONGEST_USER))
 
 
 def _plain(text: str) -> str:
-    """PostgreSQL keeps no NUL."""
+    """PostgreSQL stores no NUL."""
     return text.replace("\x00", "\ufffd")
 
 
 def scopes(row: Row) -> Iterator[tuple[str, str]]:
-    """The (scope, period) of `usage_totals` in which a row counts; period "" is ever."""
+    """The (scope, period) pairs of `usage_totals` in which a row counts; period "" is ever."""
     _, _, _, day, _, key_id, user_id, agent, *_ = row
-    if not agent:  # refused before one was asked
+    if not agent:  # refused before an agent was asked
         return
     if key_id:
         yield f"key:{key_id}", ""

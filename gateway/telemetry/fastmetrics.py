@@ -1,7 +1,7 @@
 """Histograms and counters that one thread fills and Prometheus reads.
 
-For what is counted with every request: prometheus-client's own take a lock for each value and more
-than three times as long.
+They count every request: prometheus-client's own take a lock for each value and more than three
+times as long.
 """
 
 from bisect import bisect_left
@@ -24,25 +24,25 @@ class Counts(Collector):
     """A counter with labels."""
 
     def __init__(
-        self, name: str, words: str, labels: Sequence[str], registry: CollectorRegistry
+        self, name: str, documentation: str, labels: Sequence[str], registry: CollectorRegistry
     ) -> None:
-        self._name, self._words, self._labels = name, words, labels
+        self._name, self._documentation, self._labels = name, documentation, labels
         self._counts: dict[Labels, int] = {}
         registry.register(self)
 
     def add(self, labels: Labels) -> None:
-        """One more."""
+        """Add one."""
         self._counts[labels] = self._counts.get(labels, 0) + 1
 
     def collect(self) -> Iterable[Metric]:
-        family = CounterMetricFamily(self._name, self._words, labels=self._labels)
+        family = CounterMetricFamily(self._name, self._documentation, labels=self._labels)
         for labels, count in self._counts.items():
             family.add_metric(labels, count)
         return [family]
 
 
 class _Series:
-    """The values of one histogram with the same labels: how many in each bucket alone."""
+    """One histogram's series for one set of labels: the count of each bucket, not cumulated."""
 
     __slots__ = ("counts", "sum")
 
@@ -52,24 +52,24 @@ class _Series:
 
 
 class Histograms(Collector):
-    """A histogram with labels. `bounds` are the upper ones of its buckets, in order and in the
-    metric's unit; what is above the last has a bucket of its own."""
+    """A histogram with labels. `bounds` are the upper bounds of its buckets, in order and in the
+    metric's unit; values above the last one have a bucket of their own."""
 
     def __init__(
         self,
         name: str,
-        words: str,
+        documentation: str,
         labels: Sequence[str],
         bounds: Sequence[float],
         registry: CollectorRegistry,
     ) -> None:
-        self._name, self._words, self._labels = name, words, labels
+        self._name, self._documentation, self._labels = name, documentation, labels
         self._bounds = bounds
         self._series: dict[Labels, _Series] = {}
         registry.register(self)
 
     def add(self, labels: Labels, value: float) -> None:
-        """One more value, in the metric's unit."""
+        """Add a value, in the metric's unit."""
         series = self._series.get(labels)
         if series is None:
             series = self._series[labels] = _Series(len(self._bounds) + 1)
@@ -77,7 +77,7 @@ class Histograms(Collector):
         series.sum += value
 
     def collect(self) -> Iterable[Metric]:
-        family = HistogramMetricFamily(self._name, self._words, labels=self._labels)
+        family = HistogramMetricFamily(self._name, self._documentation, labels=self._labels)
         shown = [floatToGoString(bound) for bound in (*self._bounds, inf)]  # type: ignore[no-untyped-call]
         for labels, series in self._series.items():
             buckets = list(zip(shown, accumulate(series.counts), strict=True))

@@ -1,4 +1,4 @@
-"""How the log looks: short lines, in colours, at a terminal; one JSON object per line elsewhere."""
+"""The form of the log: short coloured lines in a terminal, else one JSON object per line."""
 
 import json
 import logging
@@ -13,16 +13,16 @@ from gateway.times import local_second, stamp
 
 FORMS = ("auto", "text", "json")
 _COLOURS = {"debug": "2", "info": "0", "warning": "33", "error": "31", "critical": "31;1"}
-_LOGGER = "gateway"  # whose name says nothing in a line
+_LOGGER = "gateway"  # lines omit this name
 
 
 def set_up(level: str, form: str, stream: TextIO) -> AccessLog:
-    """Send every log to `stream`; gives the log of requests. `form` is one of FORMS.
+    """Send every log to `stream`; returns the request log. `form` is one of FORMS.
 
-    `level` is for our own lines. Below WARNING libraries write down queries with their values,
-    bodies, headers and addresses.
+    `level` applies to the gateway's own lines. Libraries log only WARNING and above: below that
+    they write queries with their values, bodies, headers and addresses.
     """
-    # Not in the lines, so not worth looking up for each.
+    # Not in the lines, so not worth a lookup for each.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     is_terminal = stream.isatty()
     is_text = form == "text" or (form == "auto" and is_terminal)
@@ -36,7 +36,7 @@ def set_up(level: str, form: str, stream: TextIO) -> AccessLog:
 
 
 class JsonFormatter(logging.Formatter):
-    """With the members that lines of requests have too."""
+    """JSON lines with the same members as lines of requests."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -47,7 +47,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # Unlike orjson it takes lone surrogates, as names of files may have.
+        # Unlike orjson, json accepts lone surrogates, which file names may contain.
         return json.dumps(line, ensure_ascii=False, separators=(",", ":"))
 
 

@@ -1,9 +1,8 @@
-"""What Prometheus reads: OpenTelemetry's GenAI names in Prometheus form, and `gateway_*`.
+"""Metrics for Prometheus: OpenTelemetry's GenAI names in Prometheus form, and `gateway_*`.
 
-Counted once per call or request, never per event. Names in labels come from config.yaml and from
-lists of our own, so their number is bounded; nothing of a caller's is ever a label.
-
-GenAI names: semantic conventions 1.37 (status "development").
+They are counted once per call or request, never per event. Label values come from config.yaml and
+from fixed lists, so their number is bounded; no value from a caller is ever a label. GenAI names:
+semantic conventions 1.37 (status "development").
 """
 
 import asyncio
@@ -26,7 +25,8 @@ from prometheus_client.registry import Collector
 from gateway.telemetry.call import Call
 from gateway.telemetry.fastmetrics import Counts, Histograms
 
-# The buckets that the conventions advise; agents take longer to begin than models.
+# The buckets that the conventions recommend, and larger ones: agents take longer to begin than
+# models.
 _DURATION_S = (
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84,
     327.68, 655.36,
@@ -46,7 +46,7 @@ ReadState = Callable[[], Iterable[Metric]]
 
 
 class Metrics:
-    """`read_state` gives what is looked up when somebody asks, instead of being counted."""
+    """`read_state` returns gauges that are read at each scrape instead of being counted."""
 
     def __init__(self, read_state: ReadState) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]
@@ -120,14 +120,14 @@ class Metrics:
         )  # fmt: skip
 
     def call_ended(self, call: Call, status: int, error: str, seconds: float) -> None:
-        """One call, of whatever end. `error` is the code of what went wrong, or ""."""
+        """Count a finished call. `error` is the code of its error, or ""."""
         agent = call.agent
         if not agent:
-            return  # refused before one was asked; `requests` has it
+            return  # refused before an agent was asked; `requests` counts it
         labels = ("invoke_agent", call.provider, call.model or agent, agent)
         error_type = "client_disconnected" if call.client_gone else error
         self._duration.add((*labels, error_type), seconds)
-        if call.first_delta_at is not None and call.streamed:  # a whole one comes all at once
+        if call.first_delta_at is not None and call.streamed:  # a whole answer arrives all together
             first_s = call.first_delta_at - call.began
             self._first.add(labels, first_s)
             if call.usage and call.usage.completion > 1:
@@ -150,11 +150,11 @@ class Metrics:
             self._fallbacks.labels(agent).inc()
 
     def request_ended(self, route: str, status: int) -> None:
-        """One request of any kind. `route` is the path as it is declared."""
+        """Count one request of any kind. `route` is the declared path."""
         self._requests.add((route, str(status)))
 
     def know(self, agents: Iterable[str]) -> None:
-        """Counters of these agents begin at 0, so that the first event shows as one."""
+        """Start the counters of these agents at 0, so that the first event shows as an increase."""
         for agent in agents:
             self._retries.labels(agent)
             self._fallbacks.labels(agent)
@@ -162,10 +162,10 @@ class Metrics:
                 self._gone.labels(agent, phase)
 
     def text(self, accept: str) -> tuple[bytes, str]:
-        """(all of it, its content type), as the header `Accept` asks for."""
+        """(all metrics, their content type), as the header `Accept` asks."""
         try:
             encode, kind = choose_encoder(accept)
-        except (TypeError, ValueError):  # a version that is none
+        except (TypeError, ValueError):  # an invalid version
             encode, kind = choose_encoder("")
         return encode(self.registry), kind
 
@@ -178,26 +178,26 @@ class _State(Collector):
         return self._read_state()
 
     def describe(self) -> Iterable[Metric]:
-        return ()  # or the registry would ask for the state before there is one
+        return ()  # else the registry would read the state before it exists
 
 
 class LoopLag:
-    """Twice a second: how much later than asked for the event loop comes round."""
+    """Measures twice a second how late the event loop runs a timer."""
 
     def __init__(self, observe: Callable[[float], None]) -> None:
         self._observe = observe
         self._loop = asyncio.get_running_loop()
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
-        self._again()
+        self._schedule()
 
-    def _again(self) -> None:
+    def _schedule(self) -> None:
         self._due = self._loop.time() + _LAG_INTERVAL_S
-        self._timer = self._loop.call_at(self._due, self._come)
+        self._timer = self._loop.call_at(self._due, self._measure)
 
-    def _come(self) -> None:
+    def _measure(self) -> None:
         self._observe(max(0.0, self._loop.time() - self._due))
-        self._again()
+        self._schedule()
 
     def close(self) -> None:
         if self._timer is not None:

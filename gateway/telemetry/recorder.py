@@ -1,10 +1,10 @@
-"""The writer of the record: calls in, batches out, nothing lost on the way.
+"""The writer of the record: takes calls, writes batches, and loses none on the way.
 
     add() → queue in memory → spool on disk (twice a second) → database → spool file removed
 
-Nothing waits for it. Killing the process loses what the queue holds, half a second at most; while
-the database is away the spool grows up to its bound, and is written in order afterwards. A batch
-whose commit was never confirmed comes again, and the calls' ids keep it from counting twice.
+No request waits for it. Killing the process loses the queue, at most half a second of calls. While
+the database is unavailable the spool grows up to its bound; afterwards it is written in order. A
+batch whose commit was not confirmed is written again; the calls' ids prevent double counting.
 """
 
 import asyncio
@@ -27,16 +27,17 @@ log = logging.getLogger("gateway")
 
 INTERVAL_S = 0.5
 MAX_QUEUED = 100_000  # rows in memory
-MAX_QUEUED_BYTES = 64 << 20  # of the bodies beside them; beyond that rows go without
+MAX_QUEUED_BYTES = 64 << 20  # of bodies in memory; beyond that rows are recorded without them
 _BATCH = 1000  # rows in one transaction
 _RETRY_S = 1.0
-_LAST_WORDS_S = 8.0
+_FLUSH_S = 8.0
 _SWEEP_S = 3600.0
 _CHANGES_KEPT_MS = 86_400_000
 
 
 class Recorder:
-    """The directory is told which calls wait and which have reached the database, for quotas."""
+    """Records calls. It reports to the directory, for quotas, which calls wait and which have
+    reached the database."""
 
     def __init__(
         self,
@@ -57,13 +58,13 @@ class Recorder:
         self._spooling = asyncio.Lock()
         self._writing = asyncio.Lock()
         self._more = asyncio.Event()
-        self._was_refused = 0.0
-        self.away = False
+        self._refused_at = 0.0
+        self.unavailable = False
         self.written = self.lost = self.rejected = 0
 
     @property
     def damaged(self) -> int:
-        """Files of the spool that were set aside."""
+        """Spool files that were set aside."""
         return self._spool.damaged
 
     @property
@@ -72,7 +73,7 @@ class Recorder:
         return len(self._queue) + sum(segment.count for segment in self._segments)
 
     def add(self, call: Call, status: int, error: str, reason: str = "") -> None:
-        """Keep a call that is over. Never waits and never raises."""
+        """Record a finished call. Never waits and never raises."""
         if len(self._queue) >= MAX_QUEUED:
             self.lost += 1
             return
@@ -88,31 +89,33 @@ class Recorder:
         try:
             self._segments += await asyncio.to_thread(self._spool.open)
         except OSError as error:
-            log.warning("No spool: %s. Calls wait in memory while the database is away", error)
+            log.warning(
+                "No spool: %s. Calls wait in memory while the database is unavailable", error
+            )
         if self._segments:
             log.info("%d calls left by an earlier process are written now", self.waiting)
-            await self._count_what_is_left()
+            await self._count_leftovers()
             self._more.set()
-        for loop in (self._spool_on, self._write_on, self._sweep_on):
+        for loop in (self._spool_loop, self._write_loop, self._sweep_loop):
             self._tasks.append(asyncio.ensure_future(loop()))
 
-    async def _count_what_is_left(self) -> None:
-        """What an earlier process has left counts in the quotas before it is written."""
+    async def _count_leftovers(self) -> None:
+        """Count the calls of an earlier process in the quotas before they are written."""
         for segment in self._segments:
-            with contextlib.suppress(OSError):  # which writing it will tell
+            with contextlib.suppress(OSError):  # writing the segment reports the same error
                 rows = await asyncio.to_thread(self._spool.read, segment)
                 if self._directory is not None:
                     self._directory.calls_waiting(_counts(rows))
 
     async def close(self) -> None:
-        """Write what there is; what the database does not take stays in the spool."""
+        """Write the queued calls; what the database does not take stays in the spool."""
         async with self._spooling:  # not between the queue and the disk
             for task in self._tasks:
                 task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks)
         try:
-            async with asyncio.timeout(_LAST_WORDS_S):
+            async with asyncio.timeout(_FLUSH_S):
                 await self.flush()
         except (DatabaseUnavailable, TimeoutError):
             pass
@@ -124,9 +127,9 @@ class Recorder:
         await asyncio.to_thread(self._spool.close)
 
     async def flush(self) -> None:
-        """Everything recorded so far is in the database. Raises DatabaseUnavailable.
+        """Write everything recorded so far to the database. Raises DatabaseUnavailable.
 
-        A caller who leaves meanwhile does not stop it: rows would be neither here nor there.
+        A disconnecting caller does not cancel it: rows could be lost between queue and database.
         """
         task = asyncio.ensure_future(self._flush())
         self._flushes.add(task)
@@ -140,16 +143,16 @@ class Recorder:
     def _flushed(self, task: asyncio.Task[None]) -> None:
         self._flushes.discard(task)
         if not task.cancelled():
-            task.exception()  # told to whoever still waits
+            task.exception()  # raised to the caller that still waits
 
     # The loops.
 
-    async def _spool_on(self) -> None:
+    async def _spool_loop(self) -> None:
         while True:
             await asyncio.sleep(INTERVAL_S)
             await self._to_spool()
 
-    async def _write_on(self) -> None:
+    async def _write_loop(self) -> None:
         while True:
             await self._more.wait()
             self._more.clear()
@@ -163,7 +166,7 @@ class Recorder:
                 await asyncio.sleep(_RETRY_S)
                 self._more.set()
 
-    async def _sweep_on(self) -> None:
+    async def _sweep_loop(self) -> None:
         while True:
             try:
                 is_more = await self.sweep()
@@ -175,7 +178,7 @@ class Recorder:
             await asyncio.sleep(_RETRY_S if is_more else _SWEEP_S)
 
     async def sweep(self) -> bool:
-        """Delete some of what is older than it shall be; whether there may be more."""
+        """Delete some rows past their retention. Returns whether more may be left."""
         now = int(time.time() * 1000)
         return await self._calls.expire(
             now - int(self._settings.keep * 1000),
@@ -188,21 +191,21 @@ class Recorder:
     async def _to_spool(self) -> None:
         async with self._spooling:
             for segment in self._segments:
-                if segment.path is None:  # the disk refused it; perhaps it does so no longer
+                if segment.path is None:  # the disk refused it; try again
                     await self._to_disk(segment)
             rows, self._queue, self._queued_bytes = self._queue, [], 0
             if not rows:
                 return
-            # While the database is away files are filled up; else each batch has its own.
-            last = self._segments[-1] if self.away and len(self._segments) > 1 else None
+            # While the database is unavailable, batches share files; else each batch has its own.
+            last = self._segments[-1] if self.unavailable and len(self._segments) > 1 else None
             try:
                 segment = await asyncio.to_thread(self._spool.keep, rows, last)
-            except (OSError, TypeError) as error:  # the disk, or a value that is no JSON
-                self._refused(rows, error)
+            except (OSError, TypeError) as error:  # a disk error, or a value that is not JSON
+                self._keep_in_memory(rows, error)
             else:
                 if segment is not last:
                     self._segments.append(segment)
-            if self.away:  # the files have them; only what has no file stays in memory
+            if self.unavailable:  # memory keeps only rows without a file
                 for segment in self._segments:
                     if segment.path is not None:
                         segment.rows = None
@@ -213,15 +216,15 @@ class Recorder:
             kept = await asyncio.to_thread(self._spool.keep, segment.rows or [], None)
             segment.path, segment.size = kept.path, kept.size
 
-    def _refused(self, rows: list[Any], error: Exception) -> None:
-        """The disk does not take them: memory does, up to a bound and without bodies."""
+    def _keep_in_memory(self, rows: list[Any], error: Exception) -> None:
+        """The disk refuses the rows: keep them in memory, up to a bound and without bodies."""
         held = sum(segment.count for segment in self._segments if segment.path is None)
         kept = [(row, None) for row, _ in rows[: max(0, MAX_QUEUED - held)]]
         self.lost += len(rows) - len(kept)
         if kept:
             self._segments.append(Segment(None, kept, len(kept)))
-        if time.monotonic() - self._was_refused > 60:
-            self._was_refused = time.monotonic()
+        if time.monotonic() - self._refused_at > 60:
+            self._refused_at = time.monotonic()
             log.error("The spool takes no calls (%s); %d calls lost so far", error, self.lost)
 
     async def _to_database(self) -> None:
@@ -241,22 +244,22 @@ class Recorder:
                 try:
                     await self._write(list(rows))
                 except DatabaseUnavailable as error:
-                    if not self.away:
-                        words = why(error)
+                    if not self.unavailable:
+                        reason = why(error)
                         log.warning(
-                            "The database takes no calls (%s); they wait in the spool", words
+                            "The database takes no calls (%s); they wait in the spool", reason
                         )
-                    self.away = True
+                    self.unavailable = True
                     raise
-                if self.away:
+                if self.unavailable:
                     log.info("The database takes calls again")
-                self.away = False
+                self.unavailable = False
                 async with self._spooling:  # it may have grown since it was read
                     if (segment.count, segment.size) == (count, size):
                         await self._drop_first()
 
     async def _drop_first(self) -> None:
-        """Forget the first segment and its file. Only for who holds `_spooling`."""
+        """Drop the first segment and its file. The caller must hold `_spooling`."""
         await asyncio.to_thread(self._spool.remove, self._segments.popleft())
 
     async def _write(self, rows: list[Any]) -> None:
@@ -264,8 +267,8 @@ class Recorder:
             await self._write_batch(rows[start : start + _BATCH])
 
     async def _write_batch(self, rows: list[Any]) -> None:
-        """One transaction; if the database refuses it for what is in it, the halves, and in the
-        end the one row that is to blame is left out."""
+        """Write one transaction. If the database refuses a value, write the halves separately,
+        until only the offending row is left out."""
         calls = [tuple(row) for row, _ in rows]
         bodies = [tuple(bodies) for _, bodies in rows if bodies]
         try:
@@ -274,16 +277,16 @@ class Recorder:
             if len(rows) == 1:
                 self.rejected += 1
                 log.error("The database refuses a call: %s", error)
-                self._tell(rows, {})
+                self._update_quotas(rows, {})
                 return
             middle = len(rows) // 2
             await self._write_batch(rows[:middle])
             await self._write_batch(rows[middle:])
         else:
             self.written += len(rows)
-            self._tell(rows, totals)
+            self._update_quotas(rows, totals)
 
-    def _tell(self, rows: list[Any], totals: dict[tuple[str, str], int]) -> None:
+    def _update_quotas(self, rows: list[Any], totals: dict[tuple[str, str], int]) -> None:
         if self._directory is not None:
             self._directory.calls_written(_counts(rows), totals)
 

@@ -1,10 +1,8 @@
-"""Rows on their way to the database, on disk: a process that is killed loses none of them.
+"""Rows on their way to the database, on disk: a killed process loses none of them.
 
-Every process has a folder of its own in the spool's, with a lock on it. A folder whose lock is free
-was left by a process that is gone; whoever starts next takes over what is in it.
-
-A file that is damaged, or no file of ours, is moved to the folder `damaged`; the calls in it that
-can be read are kept.
+Every process has its own folder in the spool's, with a lock on it. A folder whose lock is free was
+left by a process that ended; the next process that starts takes over its files. A damaged or
+foreign file is moved to the folder `damaged`; its readable calls are kept.
 """
 
 import fcntl
@@ -25,9 +23,9 @@ from gateway.telemetry.call import read_bodies, read_row
 
 log = logging.getLogger("gateway")
 
-MAX_SEGMENT = 1 << 20  # bytes; a file that is longer is not added to
+MAX_SEGMENT = 1 << 20  # bytes; a longer file is not extended
 _DAMAGED = "damaged"
-_MOST_DAMAGED = 100  # files in it; further ones are deleted
+_MOST_DAMAGED = 100  # files in that folder; further ones are deleted
 _BLOCK = 1 << 20
 
 
@@ -39,11 +37,11 @@ class Segment:
     rows: list[Any] | None
     count: int
     size: int = 0
-    odd: int = 0  # lines that are no calls, once it has been read
+    odd: int = 0  # lines that are not calls, counted when the file is read
 
 
 class Spool:
-    """Methods do file I/O: call them in a thread. They raise OSError."""
+    """The files of one process. Methods do file I/O: call them in a thread. They raise OSError."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self._parent = folder
@@ -55,10 +53,10 @@ class Spool:
         self.damaged = 0  # files that were set aside
 
     def open(self) -> list[Segment]:
-        """Make this process's folder; gives what other processes have left behind."""
+        """Make this process's folder; returns the segments that ended processes left."""
         make_folder(self._parent)
         with open(self._parent / ".lock", "w", opener=opener) as door:
-            fcntl.flock(door, fcntl.LOCK_EX)  # processes that start at once come in one by one
+            fcntl.flock(door, fcntl.LOCK_EX)  # serialize processes that start together
             own = self._parent / f"{os.getpid()}-{secrets.token_hex(4)}"
             own.mkdir(0o700)
             self._own, self._lock = own, _lock(own)
@@ -72,7 +70,7 @@ class Spool:
         return found
 
     def _take_over(self, other: Path) -> Iterator[Segment]:
-        """What can be read of another process's folder; the rest is set aside."""
+        """The readable files of another process's folder; the others are set aside."""
         assert self._own is not None
         try:
             files = sorted(file for file in other.iterdir() if file.name != "lock")
@@ -93,7 +91,7 @@ class Spool:
         shutil.rmtree(other, ignore_errors=True)
 
     def _examine(self, file: Path) -> tuple[int, int]:
-        """Bytes and lines. Raises OSError if that is no file of ours."""
+        """Bytes and lines of a file. Raises OSError if it is not a spool file."""
         if file.suffix != ".jsonl" or file.is_symlink() or not file.is_file():
             raise OSError("it is not a file of the spool")
         size = file.stat().st_size
@@ -102,7 +100,7 @@ class Spool:
         return size, _count(file)
 
     def _set_aside(self, path: Path, reason: object) -> None:
-        """Out of the way, for somebody to look at. Never raises."""
+        """Move a file to the folder `damaged` for the operator to inspect. Never raises."""
         self.damaged += 1
         place = self._parent / _DAMAGED
         target = place / f"{secrets.token_hex(4)}-{path.name}"
@@ -118,11 +116,12 @@ class Spool:
             log.error("The spool's file %s is damaged (%s); it is now %s", path, reason, target)
 
     def keep(self, rows: list[Any], last: Segment | None) -> Segment:
-        """Write rows down: behind those of `last` if that is given and not long, else anew.
+        """Write rows to disk: appended to `last` if that is given and short enough, else in a new
+        file.
 
-        Raises OSError, also where the spool is full.
+        Raises OSError, also if the spool is full.
         """
-        data = bytearray()  # not thousands of rows at once, and the memory that they would take
+        data = bytearray()  # encode row by row, to save memory
         for row in rows:
             data += orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE)
         if self._own is None or self.size + len(data) > self._max:
@@ -145,9 +144,9 @@ class Spool:
         return Segment(path, rows, len(rows), len(data))
 
     def read(self, segment: Segment) -> Iterable[Any]:
-        """The segment's rows, each (row, bodies or None). Lines that are no calls are left out, and
-        counted in `segment.odd`: the last one may have been cut by a crash. Raises OSError if the
-        file cannot be read."""
+        """The segment's rows, each (row, bodies or None). Lines that are not calls are left out and
+        counted in `segment.odd`: a crash may have cut the last one. Raises OSError if the file
+        cannot be read."""
         if segment.rows is not None:
             return segment.rows
         assert segment.path is not None
@@ -160,7 +159,7 @@ class Spool:
         return rows
 
     def remove(self, segment: Segment) -> None:
-        """Never raises: what is in the database must not be written again and again."""
+        """Never raises: a failure must not make the recorder write the rows again and again."""
         if segment.path is None:
             return
         self.size -= segment.size
@@ -173,7 +172,7 @@ class Spool:
             self._set_aside(segment.path, error)
 
     def close(self) -> None:
-        """What is left stays, for the next process."""
+        """Files that are left stay for the next process."""
         if self._own is not None:
             if not any(self._own.glob("*.jsonl")):
                 shutil.rmtree(self._own, ignore_errors=True)
@@ -184,7 +183,7 @@ class Spool:
 def _lock(folder: Path) -> Any:
     """The locked file of a folder; None if another process holds it, or has just removed it."""
     try:
-        file = open(folder / "lock", "w", opener=opener)  # noqa: SIM115 - open for as long as it is locked
+        file = open(folder / "lock", "w", opener=opener)  # noqa: SIM115 - open while locked
     except OSError:
         return None
     try:
@@ -196,7 +195,7 @@ def _lock(folder: Path) -> Any:
 
 
 def _append(path: Path, data: bytearray) -> None:
-    """Whole or not at all: half a line would spoil the next one."""
+    """Append all or nothing: half a line would corrupt the next one."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     try:
         before = os.fstat(handle).st_size

@@ -1,4 +1,4 @@
-"""The record of calls in the database: batches in, usage and pages of calls out."""
+"""The record of calls in the database: writes batches, reads usage and pages of calls."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -21,9 +21,9 @@ class Calls:
     async def write(
         self, rows: Sequence[Row], bodies: Sequence[Row], now_ms: int
     ) -> dict[tuple[str, str], int]:
-        """Keep a batch and add it to the roll-ups; rows that are there already change nothing.
+        """Store a batch and add it to the roll-ups; rows that are already stored change nothing.
 
-        Gives the calls in all by now of each (scope, period) that the batch has changed.
+        Returns the new totals of each (scope, period) that the batch has changed.
         """
         async with self._database.transaction() as conn:
             await self._database.load(conn, "calls", COLUMNS, rows)
@@ -39,7 +39,7 @@ class Calls:
         return {(row["scope"], row["period"]): row["calls"] for row in totals}
 
     async def usage(self, kind: str, id_: str, today: str) -> dict[str, Any]:
-        """Of one key or user: in all, today, this month, and this month's days by agent.
+        """The usage of one key or user: in all, today, this month, and this month's days by agent.
 
         `kind` is "key" or "user", `today` is YYYY-MM-DD.
         """
@@ -77,12 +77,12 @@ class Calls:
         return [{name: row[name] for name in (*by, *names, *COUNTS)} for row in rows]
 
     async def page(self, limit: int, **filters: Any) -> Rows:
-        """Calls, the newest first; `filters` as the parameters of the query `calls_page`."""
+        """Calls, newest first; `filters` are the parameters of the query `calls_page`."""
         async with self._database.transaction() as conn:
             return await fetch(self._sql.calls_page(conn, limit=limit, **filters))
 
     async def call(self, id_: str) -> dict[str, Any] | None:
-        """One call, with its bodies if they were kept."""
+        """One call, with its bodies if they were stored."""
         async with self._database.transaction() as conn:
             row = await self._sql.call_by_id(conn, id=id_)
             bodies = await self._sql.call_body(conn, call_id=id_)
@@ -91,7 +91,7 @@ class Calls:
     async def expire(
         self, calls_before_ms: int, bodies_before_ms: int, changes_before_ms: int
     ) -> bool:
-        """Delete some of what is older; whether there may be more."""
+        """Delete some older rows. Returns whether more may be left."""
         async with self._database.transaction() as conn:
             calls = self._sql.calls_expire(
                 conn, before_id=first_id(calls_before_ms * 1_000_000), limit=_EXPIRE_AT_ONCE

@@ -1,8 +1,8 @@
-"""Traces: a caller's `traceparent` goes on upstream, and with an endpoint spans are exported.
+"""Traces: a caller's `traceparent` is sent upstream, and with an endpoint spans are exported.
 
-A call is a server span with one `invoke_agent` span per attempt below it, named as OpenTelemetry's
-GenAI conventions do. Without the extra `traces` nothing of OpenTelemetry is loaded. What people
-ask and what bots answer is never in a span.
+A call is a server span with one `invoke_agent` span per attempt under it, named by OpenTelemetry's
+GenAI conventions. Without the extra `traces` no part of OpenTelemetry is loaded. Questions and
+answers are never in a span.
 """
 
 import logging
@@ -28,29 +28,29 @@ class CallTrace(Protocol):
     """The trace of one call."""
 
     def attempt(self, agent: str, provider: str, url: str) -> Mapping[str, str]:
-        """A new attempt begins, and the one before it is over. Gives headers to send along."""
+        """Begin a new attempt and end the previous one. Returns headers to send upstream."""
 
     def failed(self, error: GatewayError) -> None:
-        """The attempt under way has failed."""
+        """Mark the current attempt as failed."""
 
     def end(
         self, status: int, error: str, conversation_id: str, finish: str, usage: Usage | None
     ) -> None:
-        """The call is over."""
+        """End the call."""
 
 
 class Tracer(Protocol):
     def call(
         self, name: Callable[[], str], headers: Mapping[str, str], request_id: str
     ) -> CallTrace:
-        """`name` gives the span's, if there will be one."""
+        """`name` computes the span's name, and is called only if there is a span."""
 
     def close(self) -> None:
-        """Send what is left; may take seconds."""
+        """Export the remaining spans; may take seconds."""
 
 
 def open_tracer(settings: Traces) -> Tracer:
-    """The tracer that the configuration asks for."""
+    """The tracer for the configuration."""
     if not settings.endpoint:
         return _PassOn()
     try:
@@ -63,8 +63,8 @@ def open_tracer(settings: Traces) -> Tracer:
         return _PassOn()
 
 
-def _told(headers: Mapping[str, str]) -> dict[str, str]:
-    """The trace that a caller's request belongs to, as headers."""
+def _trace_headers(headers: Mapping[str, str]) -> dict[str, str]:
+    """The trace context of a caller's request, as headers."""
     parent = headers.get("traceparent", "")
     if not _PARENT.fullmatch(parent):
         return {}
@@ -73,23 +73,23 @@ def _told(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 class _PassOn:
-    """Nothing is traced here; a trace that others have begun goes on."""
+    """Exports nothing, and sends the caller's trace context upstream."""
 
     def call(
         self, name: Callable[[], str], headers: Mapping[str, str], request_id: str
     ) -> CallTrace:
-        return _Passed(_told(headers)) if "traceparent" in headers else NO_TRACE
+        return _Passed(_trace_headers(headers)) if "traceparent" in headers else NO_TRACE
 
     def close(self) -> None:
         pass
 
 
 class _Passed:
-    def __init__(self, told: Mapping[str, str]) -> None:
-        self._told = told
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        self._headers = headers
 
     def attempt(self, agent: str, provider: str, url: str) -> Mapping[str, str]:
-        return self._told
+        return self._headers
 
     def failed(self, error: GatewayError) -> None:
         pass
@@ -104,7 +104,7 @@ NO_TRACE: CallTrace = _Passed({})
 
 
 class _Exporting:
-    """OpenTelemetry's SDK: spans go to the endpoint in batches, from a thread of its own."""
+    """OpenTelemetry's SDK: spans go to the endpoint in batches, from its own thread."""
 
     def __init__(self, settings: Traces) -> None:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -114,7 +114,7 @@ class _Exporting:
         from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # It warns of callers' odd headers, and quotes them.
+        # It warns about callers' malformed headers, and quotes them.
         logging.getLogger("opentelemetry.trace.span").setLevel(logging.ERROR)
         named = "service.name" in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", "")
         name = {} if named or os.environ.get("OTEL_SERVICE_NAME") else {"service.name": _SERVICE}
@@ -136,13 +136,13 @@ class _Exporting:
         from opentelemetry.context import Context
         from opentelemetry.trace import SpanKind
 
-        context = self._propagator.extract(_told(headers), Context())
+        context = self._propagator.extract(_trace_headers(headers), Context())
         span = self._tracer.start_span(name(), context, SpanKind.SERVER)
         span.set_attribute("gateway.request_id", request_id)
         return _Spans(self._tracer, self._propagator, span)
 
     def close(self) -> None:
-        # A collector that hangs would hold up the end for longer than anybody waits.
+        # A collector that hangs would delay the shutdown for too long.
         last = threading.Thread(target=self._provider.shutdown, daemon=True)
         last.start()
         last.join(_GOODBYE_S)

@@ -1,4 +1,4 @@
-"""One exchange with an upstream: send, yield bytes, and translate every error of the network."""
+"""One exchange with an upstream: send, yield bytes, and translate every network error."""
 
 import asyncio
 import re
@@ -35,14 +35,14 @@ _MIME = re.compile(r"[A-Za-z0-9.+\-]{1,60}/[A-Za-z0-9.+\-]{1,100}")
 
 
 class Exchange:
-    """An answer whose headers have come. Read it to b"", or close it early."""
+    """An answer whose headers have arrived. Read it to b"", or close it early."""
 
     __slots__ = ("_is_closed", "connection", "first", "status")
 
     def __init__(self, connection: Connection) -> None:
-        self.connection = connection  # another exchange's, perhaps, once this one is closed
+        self.connection = connection  # may serve another exchange once this one is closed
         self._is_closed = False
-        self.first = b""  # what was read ahead, to see what it is; `read` will give it again
+        self.first = b""  # bytes read ahead to detect the format; `read` returns them again
         self.status = connection.status
 
     @property
@@ -59,13 +59,13 @@ class Exchange:
         return _media_type(self.connection.kind) in ("text/html", "application/xhtml+xml")
 
     async def peek(self) -> bytes:
-        """The first bytes of the body, which `read` will give again; b"" if there are none."""
+        """The first bytes of the body, which `read` will return again; b"" if there are none."""
         self.first = await self.read()
         return self.first
 
     async def peek_text(self) -> bytes:
-        """The same, up to as many as tell a stream of events from anything else, without the white
-        space in front: servers send line ends while they work."""
+        """Like `peek`, but without leading white space, and with enough bytes to recognise an event
+        stream: servers send line ends while they work."""
         first, left = b"", MAX_BLANK
         while left > 0 and (more := await self.read()):
             left -= len(more)
@@ -76,7 +76,7 @@ class Exchange:
         return first
 
     async def read(self) -> bytes:
-        """The next bytes as they come from the network; b"" at the end."""
+        """The next bytes from the network; b"" at the end."""
         if self.first:
             first, self.first = self.first, b""
             return first
@@ -95,22 +95,22 @@ class Exchange:
         return UpstreamReply(self.status, self.headers, bytes(body))
 
     def close(self) -> None:
-        """Let go: of what has not ended yet by ending the connection, the way every platform
-        understands that nobody listens any more. May be called more than once."""
+        """Release the connection. An unfinished answer closes it, which every platform takes as a
+        disconnect. May be called more than once."""
         if not self._is_closed:
             self._is_closed = True
             self.connection.leave()
 
     def let_end(self) -> None:
-        """The answer is complete: wait, briefly and with nobody waiting, for what may follow it,
-        so that the connection can be used again."""
+        """The answer is complete: wait briefly, in the background, for the rest of the body, so
+        that the connection can be reused."""
         if not self._is_closed:
             self._is_closed = True
             self.connection.finish(_DRAIN_S)
 
 
 class Upstream:
-    """The client side of the gateway: one pool, and calls that outlive their request."""
+    """The client side of the gateway: one pool, and background calls that outlive their request."""
 
     def __init__(self) -> None:
         self._pool = Pool()
@@ -118,13 +118,13 @@ class Upstream:
         self._background: set[asyncio.Task[None]] = set()
 
     async def send(
-        self, request: UpstreamRequest, way: Way, beside: Mapping[str, str] | None = None
+        self, request: UpstreamRequest, way: Way, extra: Mapping[str, str] | None = None
     ) -> Exchange:
-        """Send, with `beside` among the headers, and wait for the answer's headers. Redirects are
-        not followed: they would carry the key."""
+        """Send the request, with the `extra` headers, and wait for the answer's headers. Redirects
+        are not followed: the request would take the key along."""
         address = _address(request.url)
         size = len(request.body) + request.rest_size
-        head = _head(request.method, address, request.headers, beside or {}, size, way)
+        head = _head(request.method, address, request.headers, extra or {}, size, way)
         connection = self._pool.kept(address.origin, way) or await self._connect(address, way)
         try:
             connection.send(head + request.body)
@@ -151,7 +151,7 @@ class Upstream:
         except NoWay as error:
             kind = UpstreamMisconfigured if error.is_setup else UpstreamUnreachable
             raise kind(error.message) from None
-        except (OSError, UnicodeError) as error:  # the latter for a host that no name can be
+        except (OSError, UnicodeError) as error:  # UnicodeError: the host cannot be a name
             raise _no_connection(error) from None
 
     async def fetch(self, request: UpstreamRequest, way: Way, total_s: float) -> UpstreamReply:
@@ -174,9 +174,10 @@ class Upstream:
         way: Way,
         total_s: float,
     ) -> UpstreamReply:
-        """Send a file as it comes; `user` is asked when all of it has been sent.
+        """Send a file as it is received; `user` is called when all of it has been sent.
 
-        Raises what `source` or `user` raise, and then the upstream never has the whole form.
+        Raises the exceptions of `source` or `user`; the upstream then never receives a complete
+        form.
         """
         form = _FileForm(request, source, user)
         try:
@@ -184,7 +185,7 @@ class Upstream:
                 reply = await self._send_form(request.url, form, way)
         except TimeoutError:
             error = UpstreamTimeout(f"The upstream did not take the file within {total_s:g} s.")
-            error.outage = form.is_read  # else it may as well be the sender who is slow
+            error.outage = form.is_read  # else the sender may be the slow one
             raise error from None
         if reply.status < 300 and not form.is_read:
             raise UpstreamFailed("The upstream answered before it had the whole file.")
@@ -193,16 +194,16 @@ class Upstream:
     async def _send_form(self, url: str, form: "_FileForm", way: Way) -> UpstreamReply:
         address = _address(url)
         size = form.size
-        head = _head("POST", address, form.headers, form.beside, size, way)
+        head = _head("POST", address, form.headers, form.extra, size, way)
         connection = self._pool.kept(address.origin, way) or await self._connect(address, way)
         is_sent = is_over = False
         try:
             connection.send(head)
             async with aclosing(form.body()) as pieces:
                 async for piece in pieces:
-                    if connection.has_answered:  # as with 413: the rest is of no interest
+                    if connection.has_answered:  # as with 413: the upstream does not want the rest
                         break
-                    if size is None and piece:  # an empty chunk would be the end
+                    if size is None and piece:  # an empty chunk would end the body
                         piece = b"%x\r\n%b\r\n" % (len(piece), piece)
                     connection.send(piece)
                     await connection.drain()
@@ -228,7 +229,7 @@ class Upstream:
                 connection.close()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do `work` beside the requests. Bounded: past the limit it is dropped."""
+        """Run `work` in the background. Beyond MAX_BACKGROUND it is dropped."""
         if len(self._background) >= MAX_BACKGROUND:
             work.close()
             return
@@ -237,7 +238,7 @@ class Upstream:
         task.add_done_callback(self._background.discard)
 
     async def close(self) -> None:
-        """Wait briefly for what is under way; called once, at the end."""
+        """Wait briefly for background calls; called once, at the end."""
         if self._background:
             await asyncio.wait(self._background, timeout=2)
         for task in list(self._background):
@@ -248,7 +249,7 @@ class Upstream:
 async def _send_rest(connection: Connection, clear: AsyncGenerator[bytes, None]) -> None:
     async with aclosing(clear) as pieces:
         async for piece in pieces:
-            if connection.has_answered:  # as with 413: the rest is of no interest
+            if connection.has_answered:  # as with 413: the upstream does not want the rest
                 return
             connection.send(piece)
             await connection.drain()
@@ -256,11 +257,11 @@ async def _send_rest(connection: Connection, clear: AsyncGenerator[bytes, None])
 
 @lru_cache(maxsize=256)
 def _media_type(kind: str) -> str:
-    """Of a `Content-Type`, without its parameters."""
+    """A `Content-Type` without its parameters."""
     return kind.partition(";")[0].strip().lower()
 
 
-# Ours, unless an agent's `headers` say something else.
+# The gateway's own headers, unless an agent's `headers` override them.
 _DEFAULTS = {"user-agent": "ai-gateway", "accept-encoding": "identity"}
 _OURS = frozenset(("host", "content-length", "transfer-encoding", "connection"))
 
@@ -278,22 +279,20 @@ def _head(
     method: str,
     address: Address,
     headers: Mapping[str, str],
-    beside: Mapping[str, str],
+    extra: Mapping[str, str],
     size: int | None,
     way: Way,
 ) -> bytes:
-    """The request line and headers: those of the agent, and `beside` (in lower case) those of this
-    one request. `size` is the body's, in bytes; None is a body in chunks."""
+    """The request line and headers: the agent's, and `extra` (in lower case) for this request.
+    `size` is the body's, in bytes; None means a chunked body."""
     if way.proxy is not None and way.forwards(address.origin.is_tls):
         address = address._replace(target=f"http://{address.host}{address.target}")
-        beside = {**beside, **way.proxy.headers}
+        extra = {**extra, **way.proxy.headers}
     head = _fixed_head(method, address, tuple(headers.items()))
-    if beside:
-        given = {name.lower() for name in headers}
-        head += _encoded(
-            [f"{name}: {value}" for name, value in beside.items() if name not in given]
-        )
-    # Their usual case: some proxies add another length where they find none in that.
+    if extra:
+        own = {name.lower() for name in headers}
+        head += _encoded([f"{name}: {value}" for name, value in extra.items() if name not in own])
+    # In their usual capitalisation: some proxies add a second length if they do not recognise it.
     if size is None:
         return head + b"Transfer-Encoding: chunked\r\n\r\n"
     if size or method != "GET":
@@ -303,10 +302,10 @@ def _head(
 
 @lru_cache(maxsize=256)
 def _fixed_head(method: str, address: Address, headers: tuple[tuple[str, str], ...]) -> bytes:
-    """What is the same in all requests of an agent."""
-    given = {name.lower(): value for name, value in headers}
-    lines = [f"{method} {address.target} HTTP/1.1", f"host: {given.get('host', address.host)}"]
-    for name, value in {**_DEFAULTS, **given}.items():
+    """The part of the head that all requests of an agent share."""
+    own = {name.lower(): value for name, value in headers}
+    lines = [f"{method} {address.target} HTTP/1.1", f"host: {own.get('host', address.host)}"]
+    for name, value in {**_DEFAULTS, **own}.items():
         if name not in _OURS:
             lines.append(f"{name}: {value}")
     return _encoded(lines)
@@ -320,13 +319,13 @@ def _encoded(lines: list[str]) -> bytes:
 
 
 class _FileForm:
-    """The multipart body of an upload. `failure` is what its source raised."""
+    """The multipart body of an upload. `failure` is the exception of its source."""
 
     def __init__(self, request: UploadRequest, source: Source, user: Callable[[], str]) -> None:
         self._request = request
         self._source = source
         self._user = user
-        # Not to be guessed: who sends the file could close the form and add fields of their own.
+        # Unguessable: the sender of the file could else close the form and add fields.
         self._boundary = f"gateway-{secrets.token_hex(16)}"
         name = source.name.replace('"', "%22").replace("\r", "").replace("\n", "")
         mime = source.mime if _MIME.fullmatch(source.mime) else "application/octet-stream"
@@ -335,7 +334,7 @@ class _FileForm:
             f' filename="{name}"\r\nContent-Type: {mime}\r\n\r\n'
         ).encode("utf-8", "replace")
         self.failure: Exception | None = None
-        self.is_read = False  # all of the source
+        self.is_read = False  # whether all of the source was read
 
     def _tail(self) -> bytes:
         fields = ""
@@ -348,16 +347,16 @@ class _FileForm:
 
     @property
     def headers(self) -> Mapping[str, str]:
-        given = self._request.headers
-        return {name: given[name] for name in given if name.lower() != "content-type"}
+        own = self._request.headers
+        return {name: own[name] for name in own if name.lower() != "content-type"}
 
     @property
-    def beside(self) -> Mapping[str, str]:
+    def extra(self) -> Mapping[str, str]:
         return {"content-type": f"multipart/form-data; boundary={self._boundary}"}
 
     @property
     def size(self) -> int | None:
-        """In bytes; without it the body goes in chunks, which not all servers like."""
+        """Size in bytes; None means a chunked body, which not all servers accept."""
         if self._source.size is None:
             return None
         return len(self._head) + self._source.size + len(self._tail())
@@ -389,8 +388,9 @@ async def open_upstream() -> AsyncIterator[Upstream]:
 
 
 def _check_forwarded(exchange: Exchange, way: Way) -> None:
-    """Raise for an answer of the proxy in the upstream's place. APIs answer in JSON; so what says
-    403 or 50x in other words is most likely a proxy's page, and it is named as one of the two."""
+    """Raise for an answer that the proxy sent in the upstream's place. APIs answer in JSON; so a
+    403 or 50x in another format is most likely a proxy's page, and the error says that it is one of
+    the two."""
     status = exchange.status
     if status == 407:
         error: GatewayError = UpstreamMisconfigured(
@@ -414,7 +414,7 @@ def _check_forwarded(exchange: Exchange, way: Way) -> None:
 
 
 def _no_connection(error: OSError | UnicodeError) -> GatewayError:
-    """Why there is none. Nothing has been asked yet."""
+    """The error for a failed connection. No request has been sent yet."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return UpstreamMisconfigured(
             f"The upstream's TLS certificate is not accepted: {tls_reason(error)}. Set the"
@@ -439,7 +439,7 @@ def _no_tls(error: ssl.SSLError) -> GatewayError:
     )
 
 
-# From special to general: the first row that fits is taken.
+# From special to general: the first matching row applies.
 _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
     (
         (AnswerCut,),
@@ -447,7 +447,7 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
         "The upstream's answer ended before it was complete.",
     ),
     (
-        # RuntimeError is what uvloop raises for a transport that has just closed.
+        # uvloop raises RuntimeError for a transport that has just closed.
         (NoAnswer, ConnectionError, RuntimeError),
         UpstreamCut,
         "The upstream closed the connection without an answer.",
@@ -471,7 +471,7 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
 
 
 def translate(error: Exception) -> Exception:
-    """The gateway's error for the network's; what is no network's fault comes back as is."""
+    """The gateway's error for a network error; other exceptions are returned unchanged."""
     if isinstance(error, GatewayError):
         return error
     if isinstance(error, ssl.SSLError):

@@ -1,8 +1,7 @@
 """One connection to an upstream: HTTP/1.1 on an asyncio transport, parsed by llhttp.
 
-aiohttp's client is half of what bare aiohttp costs for a call, and it wakes a task for every read.
-Here bytes go from the transport to whoever listens in one call; a reader that prefers to wait can
-do that as well.
+aiohttp's client causes half of bare aiohttp's cost per call, and it wakes a task for every read.
+Here bytes go from the transport to a listener in one call; a reader can also wait for them.
 """
 
 import asyncio
@@ -18,8 +17,8 @@ from gateway.upstream.fairness import OneATurn
 
 MAX_HEAD = 64 << 10  # bytes of an answer's status line and headers
 MAX_INFLATED = 16 << 20  # bytes that one read may inflate to
-BULK = 64 << 10  # bytes in one read; other upstreams' come before the next one
-_HIGH_WATER = 256 << 10  # bytes that wait for a reader, before the upstream has to wait
+BULK = 64 << 10  # bytes in one read; after it other upstreams have their turn
+_HIGH_WATER = 256 << 10  # bytes queued for a reader before the upstream has to wait
 
 Listener = Callable[[bytes], None]
 
@@ -33,7 +32,7 @@ class AnswerCut(ConnectionError):
 
 
 class NotHttp(Exception):
-    """What came is no HTTP/1.1 answer, or none that was asked for."""
+    """The bytes received are not an HTTP/1.1 answer, or answer no request."""
 
 
 class Connection(asyncio.Protocol):
@@ -41,7 +40,7 @@ class Connection(asyncio.Protocol):
     b"" or `listen`.
 
     `idle_since` is loop time. `on_free` is called when an exchange has ended and the connection can
-    be used again, and when it is gone (`transport` is None then).
+    be reused, and when it is closed (`transport` is None then).
     """
 
     __slots__ = (
@@ -80,46 +79,47 @@ class Connection(asyncio.Protocol):
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._bulk = bulk
-        self._rests = False  # until its turn comes, after much in one read
+        self._rests = False  # reading is paused until its turn, after a large read
         self._on_free = on_free
-        self._decodes = decodes  # else a body is given as it comes, whatever its encoding
+        self._decodes = decodes  # else the body keeps its encoding
         self._parser = httptools.HttpResponseParser(self)
-        # What servers in the world send and every client reads.
+        # Deviations that real servers send and every client accepts.
         self._parser.set_dangerous_leniencies(
             lenient_headers=True,
             lenient_optional_cr_before_lf=True,
             lenient_spaces_after_chunk_size=True,
         )
         self.transport: asyncio.Transport | None = None
-        self._writable: asyncio.Future[None] | None = None  # while the transport's buffer is full
+        # set while the transport's buffer is full
+        self._writable: asyncio.Future[None] | None = None
         self.idle_since = 0.0
-        self._is_asked = False  # an exchange is under way
+        self._is_asked = False  # an exchange is in flight
         self._begin()
 
     def _begin(self) -> None:
-        """Everything that belongs to one answer."""
+        """Reset everything that belongs to one answer."""
         self.status = 0
-        self.kind = ""  # Content-Type, like `headers`
-        # Offered each read while the parser stands between two chunks; says whether it has dealt
-        # with all of it, one whole chunk, after which the parser would stand there again.
+        self.kind = ""  # Content-Type; lives as long as `headers`
+        # Receives each read while the parser is between two chunks; returns whether it has handled
+        # all of it as one whole chunk, so that the parser is still between chunks.
         self.fast_path: Callable[[bytes], bool] | None = None
         self._head: asyncio.Future[None] | None = None
         self._head_size = 0
         self._fields: list[tuple[bytes, bytes]] = []
-        # Pieces of the body; None for none, since thousands of links hold none.
+        # Pieces of the body; None if empty, since thousands of connections hold none.
         self._fresh: list[bytes] | None = None  # of the read that is being parsed
-        self._pieces: list[bytes] | None = None  # that nobody has read yet
-        self._size = 0  # bytes of them
+        self._pieces: list[bytes] | None = None  # not read yet
+        self._size = 0  # bytes of `_pieces`
         self._waiter: asyncio.Future[None] | None = None
         self._listener: Listener | None = None
         self._inflate: zlib._Decompress | None = None
         self._between = self._is_whole = self._keeps = self._until_close = self._paused = False
         self._error: Exception | None = None
 
-    # Asking.
+    # Sending.
 
     def send(self, data: bytes) -> None:
-        """Send a request, or the next part of one. Raises NoAnswer on a closed connection."""
+        """Send a request, or its next part. Raises NoAnswer on a closed connection."""
         if self.transport is None or self.transport.is_closing():
             raise NoAnswer
         if not self._is_asked:
@@ -129,7 +129,7 @@ class Connection(asyncio.Protocol):
         self.transport.write(data)
 
     async def drain(self) -> None:
-        """Wait until what was sent is on its way, or until it is not worth sending any more."""
+        """Wait until the buffer has room, or until an answer makes further sending pointless."""
         if self._writable is not None and not self.has_answered:
             assert self._head is not None
             await asyncio.wait({self._writable, self._head}, return_when="FIRST_COMPLETED")
@@ -140,13 +140,13 @@ class Connection(asyncio.Protocol):
         return self._head is None or self._head.done()
 
     def answered(self) -> asyncio.Future[None]:
-        """To be awaited: the answer's status and headers are there. Raises NoAnswer or NotHttp."""
+        """Await it: the answer's status and headers have arrived. Raises NoAnswer or NotHttp."""
         assert self._head is not None
         return self._head
 
     @property
     def headers(self) -> CIMultiDictProxy[str]:
-        """Those of the answer, until its body is listened to."""
+        """The answer's headers; empty once `listen` is called."""
         return CIMultiDictProxy(
             CIMultiDict(
                 (name.decode("latin-1"), value.decode("utf-8", "surrogateescape"))
@@ -158,7 +158,7 @@ class Connection(asyncio.Protocol):
 
     @property
     def is_whole(self) -> bool:
-        """Whether the end of the answer has come, if perhaps it has not been read."""
+        """Whether the end of the answer has arrived, even if it has not been read."""
         return self._is_whole
 
     @property
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
         return self._error is not None
 
     async def read(self) -> bytes:
-        """What has come since the last read, as soon as there is anything; b"" at the end.
+        """The bytes received since the last read, as soon as there are any; b"" at the end.
 
         Raises AnswerCut or NotHttp.
         """
@@ -182,7 +182,7 @@ class Connection(asyncio.Protocol):
         return chunk
 
     def read_at_once(self) -> bytes | None:
-        """What `read` gives if nothing has to be waited for, else None."""
+        """The result of `read` if it is available without waiting, else None."""
         if self._pieces:
             return self._take()
         return b"" if self._is_whole else None
@@ -193,10 +193,11 @@ class Connection(asyncio.Protocol):
         return _joined(pieces)
 
     def listen(self, listener: Listener | None) -> None:
-        """Call `listener` with each piece of the body as it comes, and with b"" when no more will;
-        `failure` then tells whether that was the end. None: reads wait for them again."""
+        """Call `listener` with each piece of the body as it arrives, and with b"" after the last
+        one; `failure` then shows whether the answer is complete. None: bytes are queued for `read`
+        again."""
         self._listener, self.fast_path = listener, None
-        # Thousands of streams would keep theirs to their end.
+        # Free them: thousands of streams would keep theirs to their end.
         self.kind, self._fields, self._head = "", _NO_FIELDS, None
         if listener is not None and self._pieces:
             listener(self._take())
@@ -205,11 +206,11 @@ class Connection(asyncio.Protocol):
 
     @property
     def failure(self) -> Exception | None:
-        """Why the answer has no end."""
+        """Why the answer broke off, or None."""
         return self._error
 
     def pause(self) -> None:
-        """Let the upstream wait."""
+        """Stop reading from the upstream."""
         if not self._paused and self.transport is not None and not self.transport.is_closing():
             self._paused = True
             self.transport.pause_reading()
@@ -220,7 +221,8 @@ class Connection(asyncio.Protocol):
             self._read_on()
 
     def _rest(self) -> None:
-        """A read of a thousand events costs milliseconds, and all upstreams may bring one."""
+        """Pause after a large read: parsing a thousand events takes milliseconds, and all upstreams
+        may send as many."""
         if self.transport is not None and not self.transport.is_closing():
             self._rests = True
             self.transport.pause_reading()
@@ -239,8 +241,8 @@ class Connection(asyncio.Protocol):
     # Ending.
 
     def leave(self) -> None:
-        """Done with the answer: if it is whole the connection is free for another, else closed.
-        Only for whose exchange it is: afterwards it may be another's."""
+        """End the exchange: a complete answer frees the connection for another, else it is closed.
+        Call it only for one's own exchange: afterwards the connection may serve another."""
         if self._is_whole and self._keeps and self._error is None and self.transport is not None:
             self.resume()
             self._listener, self.fast_path, self._head = None, None, None
@@ -250,7 +252,7 @@ class Connection(asyncio.Protocol):
             self.close()
 
     def finish(self, patience_s: float) -> None:
-        """Done with the answer, whose end may not have come yet: so long it is waited for."""
+        """Release the connection, waiting up to `patience_s` for the rest of the body."""
         if self._is_whole or self.is_gone or self.transport is None:
             self.leave()
             return
@@ -264,15 +266,16 @@ class Connection(asyncio.Protocol):
         self.listen(ended)
 
     def close(self) -> None:
-        """End the connection, now: graceful ends of TLS may take their time."""
+        """Close the connection immediately: a graceful end of TLS may take long."""
         self._listener, self.fast_path = None, None
         if self.transport is not None:
             self.transport.abort()
 
-    # What the transport tells.
+    # Callbacks of the transport.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = cast(asyncio.Transport, transport)  # uvloop's own is one but for its name
+        # uvloop's transport has the interface, not the base class
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if self._between and (fast_path := self.fast_path) is not None and fast_path(data):
@@ -288,7 +291,7 @@ class Connection(asyncio.Protocol):
             self._head_size += len(data)
             if self._head_size > MAX_HEAD:
                 error = NotHttp(f"headers of more than {MAX_HEAD} bytes")
-        # Else a part of the next chunk's first line has come, and only the parser knows of it.
+        # Else part of the next chunk's first line has arrived, and only the parser has it.
         self._between = self._between and data.endswith(b"\r\n")
         if len(data) > BULK:
             self._rest()
@@ -335,27 +338,29 @@ class Connection(asyncio.Protocol):
             self._is_whole = True
             self._deliver()
         elif self._is_asked:
-            # With TLS 1.3 a client's certificate is refused only here.
+            # With TLS 1.3 a server refuses a client's certificate only here.
             refusal = exc if isinstance(exc, ssl.SSLError) and not self.status else None
             self._fail(refusal or (AnswerCut() if self.status else NoAnswer()))
         self._on_free(self)
 
     def _fail(self, error: Exception) -> None:
-        if self._error is not None or self._is_whole:  # what follows the end takes nothing back
+        # an error after the end does not undo the answer
+        if self._error is not None or self._is_whole:
             return
         self._error = error
         if self._head is not None and not self._head.done():
             self._head.set_exception(error)
-            self._head.exception()  # whoever asked may have left
+            self._head.exception()  # the awaiting task may be gone
         self._wake()
         if self._listener is not None:
             self._listener(b"")
 
-    # What the parser tells.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
-        if not self._is_asked or self._is_whole:  # an answer to nothing: it would be the next one's
-            raise NotHttp("an answer that nobody has asked for")
+        # an unrequested answer would be taken for the next one
+        if not self._is_asked or self._is_whole:
+            raise NotHttp("an answer without a request")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if not self.status:  # else a trailer
@@ -363,11 +368,11 @@ class Connection(asyncio.Protocol):
 
     def on_headers_complete(self) -> None:
         status = self._parser.get_status_code()
-        if status < 200:  # an interim answer, such as 103; the real one follows
+        if status < 200:  # an interim answer, such as 103; the final one follows
             self._fields = []
             return
         self.status = status
-        # Of a header that comes twice the first counts.
+        # The first of repeated headers counts.
         fields = {name.lower(): value for name, value in reversed(self._fields)}
         has_length = b"content-length" in fields or b"transfer-encoding" in fields
         self._until_close = not has_length and status not in (204, 304)
@@ -405,7 +410,7 @@ class Connection(asyncio.Protocol):
             self._is_whole, self._between = True, False
 
 
-_NO_FIELDS: list[tuple[bytes, bytes]] = []  # nothing is added once an answer has begun
+_NO_FIELDS: list[tuple[bytes, bytes]] = []  # shared: headers are not added once an answer has begun
 
 
 def _joined(pieces: list[bytes] | None) -> bytes:

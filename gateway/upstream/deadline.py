@@ -1,4 +1,4 @@
-"""A deadline for a task's waiting that can be moved for the price of an assignment."""
+"""A deadline for a task's awaits that can be moved for the price of an assignment."""
 
 import asyncio
 from types import TracebackType
@@ -9,18 +9,18 @@ from gateway.upstream.timers import Timer, Timers
 class Deadline:
     """Interrupts what the current task awaits while `at` is set.
 
-        with alarm.until(moment):  # raises TimeoutError
+        with deadline.until(moment):  # raises TimeoutError
             await something
 
-    `asyncio.timeout` sets and clears a timer every time. A stream reads some fifty times a second
-    and its deadline moves with every read, so here one timer runs on: when it goes off before the
-    deadline as it stands by then, it is set anew.
+    `asyncio.timeout` sets and clears a timer every time. A whole answer that is read chunk by chunk
+    moves its deadline with every read, so here one timer runs on: if it fires before the current
+    deadline, it is set to that.
     """
 
     __slots__ = ("_fired", "_task", "_timer", "_timers", "at", "fires_at")
 
     def __init__(self, timers: Timers) -> None:
-        self.at: float | None = None  # loop time; None while the task is not to be interrupted
+        self.at: float | None = None  # loop time; None while the task must not be interrupted
         self.fires_at = float("inf")
         self._timers = timers
         self._task: asyncio.Task[object] | None = None
@@ -28,7 +28,7 @@ class Deadline:
         self._fired = False
 
     def until(self, moment: float) -> "Deadline":
-        """For `with`: what is awaited from now on is interrupted at `moment`, in loop time."""
+        """For `with`: interrupts the block's awaits at `moment`, in loop time."""
         self.at = moment
         if moment < self.fires_at:
             self.set(moment)
@@ -44,47 +44,47 @@ class Deadline:
         trace: TracebackType | None,
     ) -> None:
         self.at = None
-        # What was interrupted may have made another error of it.
+        # The interrupted code may have raised another error.
         if self._fired and self.expired() and kind is asyncio.CancelledError:
             raise TimeoutError from None
 
     def set(self, moment: float) -> None:
-        """Let the timer go off at `moment`. The task that calls this is the one that waits."""
+        """Set the timer to `moment`, for the task that calls this."""
         self._task = asyncio.current_task(self._timers.loop)
         self._set(moment)
 
     def _set(self, moment: float) -> None:
         if self._timer is not None:
             self._timers.forget(self._timer)
-        if self._fired:  # and what was interrupted went on as if nothing had been
+        if self._fired:  # the interrupted code caught the cancellation and went on
             self.expired()
         self.fires_at = moment
-        self._timer = self._timers.set(moment, self._go_off)
+        self._timer = self._timers.set(moment, self._fire)
 
     def expired(self) -> bool:
-        """Whether the cancellation just caught was the alarm's own, and nobody else's as well."""
+        """Whether the caught cancellation came from this deadline alone."""
         rang, self._fired = self._fired, False
         assert self._task is not None
         return rang and self._task.uncancel() == 0
 
     def clear(self) -> None:
-        """Interrupt nothing, until somebody waits again."""
+        """Interrupt nothing until the next `until`."""
         self.at = None
         if self._fired:
             self.expired()
 
     def close(self) -> None:
-        """Rest, and let go of the timer and so of the task. It can be set again."""
+        """Drop the timer, and with it the task. The deadline can be set again."""
         if self._timer is not None:
             self._timers.forget(self._timer)
             self._timer = None
         self.fires_at = float("inf")
         self.clear()
 
-    def _go_off(self) -> None:
+    def _fire(self) -> None:
         self._timer, self.fires_at = None, float("inf")
         if self.at is None:
-            return  # whoever waits next sets it again
+            return  # the next `until` sets it again
         if self._timers.now() < self.at:
             self._set(self.at)
             return

@@ -1,11 +1,11 @@
-"""Work that may be much: a piece in each turn of the loop, so that others have theirs between."""
+"""Split long work over several event-loop iterations, so that other tasks run in between."""
 
 import asyncio
 from collections.abc import Callable
 
 
 class OneATurn:
-    """Calls what it is given, in order, each in a turn of the loop of its own."""
+    """Runs its calls in order, each in an event-loop iteration of its own."""
 
     __slots__ = ("_loop", "_waiting")
 
@@ -14,7 +14,7 @@ class OneATurn:
         self._waiting: dict[Callable[[], None], None] = {}
 
     def add(self, call: Callable[[], None]) -> None:
-        """What waits already keeps its place."""
+        """Queue a call; a call that is already queued keeps its place."""
         if not self._waiting:
             self._loop.call_soon(self._next)
         self._waiting[call] = None

@@ -1,4 +1,4 @@
-"""Connections to upstreams, kept open from one question to the next."""
+"""Connections to upstreams, kept open between questions."""
 
 import asyncio
 import socket
@@ -19,13 +19,13 @@ from gateway.upstream.resolver import Found, Resolver
 from gateway.upstream.tunnel import Stream, negotiate, no_proxy_there
 
 # Less than common servers keep an idle connection (uvicorn and Node 5 s, nginx 75 s): a question
-# sent into one that is just being closed is lost, and is not ours to repeat.
+# sent into a closing connection is lost, and the gateway may not repeat it.
 IDLE_S = 4.0
-_NEXT_S = 0.25  # when the next address of a host is tried as well (RFC 8305)
+_NEXT_S = 0.25  # before the next address of a host is tried as well (RFC 8305)
 
 
 class Origin(NamedTuple):
-    """Where a connection leads."""
+    """The server that a connection leads to."""
 
     host: str
     port: int
@@ -33,8 +33,7 @@ class Origin(NamedTuple):
 
 
 class Address(NamedTuple):
-    """A URL as a request needs it: `host` is the header's value, `target` what stands behind the
-    method."""
+    """A URL as a request needs it: `host` is the header's value, `target` the request target."""
 
     origin: Origin
     host: str
@@ -43,13 +42,13 @@ class Address(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def address_of(url: str) -> Address:
-    """Raises ValueError for what is no http(s) URL with a host. For the operator's URLs: callers'
-    would fill the cache."""
+    """Raises ValueError unless it is an http(s) URL with a host. Only for the operator's URLs:
+    callers' would fill the cache."""
     return address_in(URL(url))
 
 
 def address_in(url: URL) -> Address:
-    """The same, not remembered."""
+    """Like `address_of`, without the cache."""
     host, port = url.raw_host, url.port
     if url.scheme not in ("http", "https") or not host or port is None:
         raise ValueError("no http(s) URL with a host")
@@ -57,7 +56,7 @@ def address_in(url: URL) -> Address:
     return Address(origin, url.host_port_subcomponent or host, url.raw_path_qs)
 
 
-_PoolKey = tuple[Origin, Way | None]  # connections that any call of it may use
+_PoolKey = tuple[Origin, Way | None]  # connections that any call with this key may use
 
 
 class Pool:
@@ -74,7 +73,7 @@ class Pool:
         self._tls: WeakKeyDictionary[Trust, ssl.SSLContext] = WeakKeyDictionary()
 
     def kept(self, origin: Origin, way: Way) -> Connection | None:
-        """One that is open and idle, if there is one."""
+        """An open idle connection, or None."""
         idle = self._idle.get((origin, way.pool))
         while idle:
             connection, _ = idle.popitem()
@@ -83,7 +82,7 @@ class Pool:
         return None
 
     async def connect(self, origin: Origin, way: Way = DIRECT) -> Connection:
-        """A new one. Raises NoWay, gaierror, ssl.SSLError and OSError."""
+        """A new connection. Raises NoWay, gaierror, ssl.SSLError and OSError."""
         connection = Connection(self._on_free, self._bulk)
         self._open[connection] = origin, way.pool
         try:
@@ -102,8 +101,8 @@ class Pool:
         return connection
 
     async def connect_to(self, origin: Origin, addresses: Found, way: Way) -> Connection:
-        """One to exactly these addresses of the host, for one exchange whose body is given as it
-        comes, still encoded. A proxy gets an address, too: a name might lead it elsewhere.
+        """A connection to exactly these addresses of the host, for one exchange whose body keeps
+        its encoding. A proxy gets an address, too: it might resolve the name differently.
 
         Raises like `connect`.
         """
@@ -130,15 +129,15 @@ class Pool:
     async def _tunnel(
         self, connection: Connection, origin: Origin, host: str, proxy: Proxy, way: Way
     ) -> None:
-        """Through `proxy` to `host`, the origin's name or an address of it."""
-        if proxy.scheme == "socks5":  # which is not asked to look up names
+        """Connect through `proxy` to `host`, the origin's name or one of its addresses."""
+        if proxy.scheme == "socks5":  # the proxy is not asked to resolve names
             host = _first(await self._resolver.find(host, origin.port))
         context = await self._tls_context(way.trust) if origin.is_tls else None
         stream = Stream()
         try:
             await self._connect_to_proxy(proxy, way, lambda: stream)
             await negotiate(proxy, stream, host, origin.port)
-            # Nothing may be awaited from here until the stream has been handed on.
+            # No await from here until the transport has its new protocol.
             transport: asyncio.Transport | None = stream.transport
             if context is not None:
                 transport = await self._loop.start_tls(
@@ -190,7 +189,7 @@ class Pool:
         return context
 
     def _freed(self, connection: Connection) -> None:
-        """It has ended an exchange, or its connection is gone."""
+        """Handle a connection that has ended an exchange or is closed."""
         pool = self._open.get(connection)
         if pool is None:
             return
@@ -226,9 +225,10 @@ class Pool:
 
 
 def _first(addresses: Found) -> str:
-    """The one that a proxy is asked for: of both kinds it more surely reaches IPv4."""
+    """The address to request from a proxy; IPv4 if there is one, since proxies reach it more
+    reliably."""
     return str(min(addresses, key=lambda found: found[0] != socket.AF_INET)[4][0])
 
 
 def _never_free(connection: Connection) -> None:
-    """Its one exchange is all that it is for."""
+    """A connection for a single exchange is not reused."""

@@ -1,8 +1,8 @@
-"""Look-ups of host names, kept apart by who chose the name.
+"""DNS look-ups, separated by who chose the name.
 
-Names of upstreams are the operator's: the system looks them up, one at a time each, in threads of
-their own. Names that callers chose never get a thread: one that is never answered would hold it far
-past any deadline, and the system has few. c-ares asks for those, as many at once as it takes.
+The operator chooses the names of upstreams: the system resolves them, one look-up per name, in
+threads. Names that callers chose never get a thread: a look-up without an answer would hold it far
+past any deadline, and the system has few. c-ares resolves those, without threads.
 """
 
 import asyncio
@@ -16,21 +16,21 @@ import aiohttp
 
 from gateway.errors import RateLimited
 
-Found = list[Any]  # as `getaddrinfo` gives it
+Found = list[Any]  # as `getaddrinfo` returns it
 
-_KEPT_S = 10.0  # how long an address is relied upon
-_STALE_S = 600.0  # how long after that it is better than none
-_PATIENCE_S = 1.0  # with name servers, while there is such an address
+_KEPT_S = 10.0  # how long an address is trusted
+_STALE_S = 600.0  # how long after that it is still better than none
+_PATIENCE_S = 1.0  # with name servers, while a stale address is known
 
-MAX_OF_ONE = 8  # look-ups at once for one caller
+MAX_OF_ONE = 8  # look-ups in flight for one caller
 MAX_OF_ALL = 200
-# An abandoned look-up ends within seconds as well.
+# So an abandoned look-up ends within seconds as well.
 _TRY_S = 2.0
 _TRIES = 2
 
 
 class Resolver:
-    """Addresses of upstreams and proxies, remembered for seconds."""
+    """Addresses of upstreams and proxies, cached for seconds."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -38,7 +38,7 @@ class Resolver:
         self._asked: dict[tuple[str, int], asyncio.Future[Found]] = {}
 
     async def find(self, host: str, port: int) -> Found:
-        """Raises gaierror, and UnicodeError for what can be no name."""
+        """Raises gaierror, and UnicodeError for a string that cannot be a name."""
         if (address := numeric(host, port)) is not None:
             return address
         key, now = (host, port), self._loop.time()
@@ -54,7 +54,7 @@ class Resolver:
         return asked.result()
 
     def _ask(self, key: tuple[str, int]) -> asyncio.Future[Found]:
-        """However many wait for a name, one thread asks for it."""
+        """Start a look-up: one thread per name, however many calls wait for it."""
         host, port = key
         future: asyncio.Future[Found] = self._loop.create_future()
         self._asked[key] = future
@@ -66,7 +66,7 @@ class Resolver:
                 future.set_result(found)
             elif error is not None:
                 future.set_exception(error)
-                future.exception()  # marks it as seen: the caller may have left
+                future.exception()  # mark it as retrieved: the caller may be gone
 
         def ask() -> None:
             found, error = None, None
@@ -77,21 +77,22 @@ class Resolver:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 self._loop.call_soon_threadsafe(done, found, error)
 
-        # A daemon, since a name server that does not answer must not hold up the process's end.
+        # A daemon, since an unresponsive name server must not delay the end of the process.
         Thread(target=ask, name=f"look-up of {host}", daemon=True).start()
         return future
 
 
 class CallersNames:
-    """Addresses of the hosts in callers' URLs. Nothing of them is remembered: a judgement is for
-    one connection."""
+    """Addresses of the hosts in callers' URLs. They are not cached: a check is valid for one
+    connection."""
 
     def __init__(self) -> None:
-        self._resolver: aiohttp.AsyncResolver | None = None  # which few need
-        self._running: Counter[str] = Counter()  # by who named them
+        self._resolver: aiohttp.AsyncResolver | None = None  # created at first use
+        self._running: Counter[str] = Counter()  # by the caller that named them
 
     async def find(self, host: str, port: int, owner: str) -> Found:
-        """Raises OSError, and RateLimited where `owner`, or all together, ask for too many."""
+        """Raises OSError, and RateLimited if `owner`, or all callers together, have too many in
+        flight."""
         if self._running[owner] >= MAX_OF_ONE or self._running.total() >= MAX_OF_ALL:
             raise RateLimited(
                 "Too many hosts of files are being looked up; ask again shortly.", retry_after_s=1.0
@@ -115,7 +116,7 @@ class CallersNames:
 
 
 def numeric(host: str, port: int) -> Found | None:
-    """For a host that is an address: nothing has to be asked for it."""
+    """The address if the host is numeric; no look-up is needed."""
     try:
         return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     except OSError:

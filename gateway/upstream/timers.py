@@ -1,4 +1,4 @@
-"""Many timers, most of which are forgotten before their time, for the price of a heap's entry."""
+"""Many timers, most of which are cancelled before they fire, at the cost of a heap entry each."""
 
 import asyncio
 import logging
@@ -9,12 +9,12 @@ from math import inf
 
 log = logging.getLogger("gateway")
 
-_TICK_S = 0.001  # the loop counts whole milliseconds, and rounds: it may ring a little early
-_FEW = 64  # forgotten timers that may lie about, however few others there are
+_TICK_S = 0.001  # the loop rounds to milliseconds, so a timer may fire a little early
+_FEW = 64  # cancelled timers that may stay in the heap in any case
 
 
 class Timer:
-    """`act` is None once it has gone off or has been forgotten."""
+    """`act` is None once the timer has fired or was cancelled."""
 
     __slots__ = ("act",)
 
@@ -23,19 +23,19 @@ class Timer:
 
 
 class Timers:
-    """All timers here share one of the event loop's, which is set for the first of them.
+    """Timers that share one timer of the event loop, set for the first of them.
 
-    The loop's own cost five times as much to set and forget, and four times the memory. A request
-    takes one to five of them, an open stream keeps one.
+    The loop's own cost five times as much to set and cancel, and four times the memory. A request
+    uses one to five of them, an open stream keeps one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
-        self._order = count()  # of timers for the same moment; actions cannot be compared
+        self._order = count()  # breaks ties, since actions cannot be compared
         self._heap: list[tuple[float, int, Timer]] = []
-        self._forgotten = 0  # about so many of the heap
-        self._bell: asyncio.TimerHandle | None = None
-        self._rings_at = inf
+        self._cancelled = 0  # approximate number of cancelled entries in the heap
+        self._handle: asyncio.TimerHandle | None = None
+        self._fires_at = inf
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -45,45 +45,45 @@ class Timers:
         return self.loop.time()
 
     def set(self, moment: float, act: Callable[[], None]) -> Timer:
-        """`act` is called at `moment`, in loop time."""
+        """Call `act` at `moment`, in loop time."""
         timer = Timer(act)
         heappush(self._heap, (moment, next(self._order), timer))
-        if moment < self._rings_at:
-            self._ring_at(moment)
+        if moment < self._fires_at:
+            self._schedule(moment)
         return timer
 
     def forget(self, timer: Timer) -> None:
-        """It does not go off any more, if it has not yet."""
+        """Cancel the timer, if it has not fired yet."""
         if timer.act is None:
             return
         timer.act = None
-        self._forgotten += 1
-        if self._forgotten > _FEW and self._forgotten * 2 > len(self._heap):
+        self._cancelled += 1
+        if self._cancelled > _FEW and self._cancelled * 2 > len(self._heap):
             self._heap = [entry for entry in self._heap if entry[2].act is not None]
             heapify(self._heap)
-            self._forgotten = 0
+            self._cancelled = 0
 
-    def _ring_at(self, moment: float) -> None:
-        if self._bell is not None:
-            self._bell.cancel()
-        self._rings_at = moment
-        self._bell = self.loop.call_at(moment, self._ring)
+    def _schedule(self, moment: float) -> None:
+        if self._handle is not None:
+            self._handle.cancel()
+        self._fires_at = moment
+        self._handle = self.loop.call_at(moment, self._fire_due)
 
-    def _ring(self) -> None:
-        """Call what is due. What that sets anew is for another time, even if it is due as well."""
+    def _fire_due(self) -> None:
+        """Fire the due timers. Timers that they set fire in a later call, even if already due."""
         now = self.loop.time()
         due = []
         while self._heap and self._heap[0][0] <= now:
             due.append(heappop(self._heap)[2])
-        self._bell, self._rings_at = None, inf
+        self._handle, self._fires_at = None, inf
         for timer in due:
             act, timer.act = timer.act, None
             if act is None:
-                self._forgotten = max(0, self._forgotten - 1)
+                self._cancelled = max(0, self._cancelled - 1)
                 continue
             try:
                 act()
             except Exception:
                 log.exception("A timer's action failed")
-        if self._heap and self._heap[0][0] < self._rings_at:
-            self._ring_at(max(self._heap[0][0], now + _TICK_S))
+        if self._heap and self._heap[0][0] < self._fires_at:
+            self._schedule(max(self._heap[0][0], now + _TICK_S))

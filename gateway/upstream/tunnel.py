@@ -1,7 +1,7 @@
 """A tunnel through a proxy: CONNECT for http and https proxies, SOCKS5 for the others.
 
-python-socks speaks both protocols, on a stream of ours: so the connection to the proxy is made like
-every other one, and becomes the upstream's without a copy in between.
+python-socks speaks both protocols over this module's stream. So the connection to the proxy is made
+like every other one, and becomes the upstream's without a copy in between.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from python_socks.async_.asyncio.v2 import Proxy as Negotiation
 from gateway.config.outgoing import NoWay, tls_reason
 from gateway.config.proxy import Proxy
 
-_MAX_REPLY = 64 << 10  # bytes of what a proxy says before the tunnel is there
+_MAX_REPLY = 64 << 10  # bytes that a proxy may send before the tunnel exists
 # SOCKS5's codes (RFC 1928); CONNECT's are HTTP statuses.
 _SOCKS_NOT_ALLOWED = 2
 
@@ -27,7 +27,7 @@ class Stream(asyncio.Protocol):
         self._buffer = bytearray()
         self._arrived = asyncio.Event()
         self._is_closed = False
-        self.transport: asyncio.Transport  # from the moment that it is connected
+        self.transport: asyncio.Transport  # set once it is connected
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)
@@ -42,16 +42,16 @@ class Stream(asyncio.Protocol):
 
     @property
     def is_ready(self) -> bool:
-        """Whether it can be handed on: open, and nothing in it that came too early."""
+        """Whether it can become the tunnel: open, and without any early bytes."""
         return not self._is_closed and not self._buffer
 
-    # What python-socks calls.
+    # Called by python-socks.
 
     async def write(self, data: bytes) -> None:
         self.transport.write(data)
 
     async def read(self, max_bytes: int = _MAX_REPLY) -> bytes:
-        """The head of an HTTP answer, which is all that CONNECT wants to read."""
+        """The head of an HTTP answer, the only thing that CONNECT reads this way."""
         while b"\r\n\r\n" not in self._buffer:
             await self._more()
         return self._take(self._buffer.index(b"\r\n\r\n") + 4)
@@ -78,14 +78,14 @@ class Stream(asyncio.Protocol):
 
 
 async def negotiate(proxy: Proxy, stream: Stream, host: str, port: int) -> None:
-    """Make `stream` lead to `host`, a name or an address. Raises NoWay; then it is closed."""
+    """Connect `stream` to `host`, a name or an address. Raises NoWay after closing it."""
     kind = ProxyType.HTTP if proxy.speaks_http else ProxyType.SOCKS5
     user, password = proxy.user, proxy.password.reveal()
-    if proxy.speaks_http:  # python-socks makes Latin-1 of them; UTF-8 is what RFC 7617 prefers
+    if proxy.speaks_http:  # python-socks encodes Latin-1; RFC 7617 prefers UTF-8
         user, password = (text.encode().decode("latin-1") for text in (user, password))
     negotiation = Negotiation(kind, proxy.host, proxy.port, user, password, forward=_Opened(stream))
     try:
-        await negotiation.connect(host, port, timeout=3600)  # the caller keeps the time
+        await negotiation.connect(host, port, timeout=3600)  # the caller sets the time limit
     except ProxyError as error:
         raise _failed(proxy, error) from None
     except (UnicodeError, ValueError) as error:
@@ -98,7 +98,7 @@ async def negotiate(proxy: Proxy, stream: Stream, host: str, port: int) -> None:
 
 
 class _Opened(Negotiation):
-    """In the place of another proxy, through which python-socks would reach this one."""
+    """Takes the place of another proxy, through which python-socks would connect to this one."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -109,7 +109,7 @@ class _Opened(Negotiation):
 
 def _failed(proxy: Proxy, error: ProxyError) -> NoWay:
     code = error.error_code
-    # SOCKS's codes have words of python-socks; of HTTP's the words are the proxy's own.
+    # python-socks describes SOCKS codes; for HTTP only the proxy would.
     shown = f" ({code if proxy.speaks_http else error})" if code is not None else ""
     if code in (401, 407) or "uthentication" in str(error):
         return NoWay(
@@ -134,7 +134,7 @@ def _failed(proxy: Proxy, error: ProxyError) -> NoWay:
 
 
 def no_proxy_there(proxy: Proxy, error: OSError | UnicodeError) -> NoWay:
-    """Why there is no connection to the proxy itself."""
+    """The error for a failed connection to the proxy itself."""
     if isinstance(error, ssl.SSLError):
         return NoWay(
             f"No TLS connection to the proxy {proxy}: {tls_reason(error)}; if its certificate is"

@@ -1,4 +1,4 @@
-"""The account walk, from outside, on SQLite and on PostgreSQL."""
+"""The account workflow through the API, on SQLite and on PostgreSQL."""
 
 import asyncio
 import base64
@@ -26,7 +26,7 @@ async def gw(with_accounts, database_url):
 # Logging in.
 
 
-async def test_the_login_answer_stands_in_data_and_at_top_level(gw):
+async def test_the_login_answer_is_in_data_and_at_top_level(gw):
     body = {"username": "Admin", "password": ADMIN_PASSWORD}
     for path in ("/login", "/auth/login"):
         status, answer = await gw.api("POST", path, body=body)
@@ -94,7 +94,8 @@ async def test_a_form_logs_in_too(gw):
     form = {"username": "admin", "password": ADMIN_PASSWORD, "grant_type": "password"}
     answer = await gw.client.post(f"{gw.url}/api/v1/login", data=form)
     assert (await answer.json())["access_token"]
-    form = {"Content-Type": "application/x-www-form-urlencoded"}  # what curl -d says of any body
+    # curl -d sends this type with any body
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
     body = {"username": "admin", "password": ADMIN_PASSWORD}
     answer = await gw.post("/api/v1/login", body, headers=form)
     assert (await answer.json())["access_token"]
@@ -116,7 +117,7 @@ async def test_a_wrong_name_and_a_wrong_password_look_the_same(gw):
     [{}, {"username": "admin"}, {"username": "admin", "password": ""}, {"username": 1, "password": []},
      {"username": "a" * 300, "password": "x"}, {"username": "admin", "password": "x" * 300}],
 )  # fmt: skip
-async def test_a_login_that_lacks_something_is_400_and_repeats_no_password(gw, body):
+async def test_an_incomplete_login_is_400_and_repeats_no_password(gw, body):
     status, answer = await gw.api("POST", "/login", body=body)
     assert status == 400
     assert "xxx" not in str(answer)
@@ -175,7 +176,7 @@ async def test_one_may_change_ones_name_but_not_ones_role(gw):
     assert (await gw.api("PUT", "/auth/me", token, {"full_name": "S"}))[1]["data"]["email"]
 
 
-async def test_a_changed_password_ends_every_login_at_once(gw):
+async def test_a_changed_password_ends_every_login(gw):
     old, other = await gw.login(), await gw.login()
     change = {"old_password": ADMIN_PASSWORD, "new_password": "another password"}
     wrong = {**change, "old_password": "not it at all"}
@@ -282,7 +283,7 @@ def b64(value) -> str:
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
-async def test_forged_expired_and_foreign_tokens_are_401_without_a_traceback(gw, caplog):
+async def test_forged_expired_and_foreign_tokens_are_401(gw, caplog):
     caplog.set_level(logging.DEBUG)
     good = await gw.login()
     head, body, signature = good.split(".")
@@ -345,7 +346,7 @@ async def test_a_login_may_chat_from_the_console(gw):
 # Passwords.
 
 
-async def test_a_password_is_hashed_anew_when_the_parameters_change(with_accounts, database_url):
+async def test_a_password_is_rehashed_when_the_parameters_change(with_accounts, database_url):
     gw = await with_accounts(database_url)
     services = gw.app[SERVICES]
     weak = Passwords(PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
@@ -362,7 +363,7 @@ async def test_a_password_is_hashed_anew_when_the_parameters_change(with_account
 
 
 async def test_hashing_does_not_hold_up_the_loop():
-    """The hash as it is in service: while passwords are checked, the loop goes round."""
+    """The real hash: the event loop keeps running while passwords are checked."""
     passwords = Passwords()
     secret = Secret("correct horse battery")
     hashed = await passwords.hash(secret)

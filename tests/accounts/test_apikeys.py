@@ -1,4 +1,4 @@
-"""API keys and the tokens of web pages, from outside, on SQLite and on PostgreSQL."""
+"""API keys and the tokens of web pages through the API, on SQLite and on PostgreSQL."""
 
 import asyncio
 from datetime import UTC, datetime, timedelta
@@ -37,7 +37,7 @@ def in_a_while(**kwargs):
 # Making and using.
 
 
-async def test_the_whole_key_is_told_once_and_its_secret_is_not_kept(gw, admin):
+async def test_the_whole_key_is_shown_once_and_not_kept(gw, admin):
     body = {"name": "网页", "description": "for the site", "permissions": ["upload", "chat"]}
     status, answer = await gw.api("POST", "/api-keys", admin, body)
     assert status == 200
@@ -115,7 +115,7 @@ async def test_settings_that_cannot_be_are_400(gw, admin, wrong):
     assert answer["detail"]["param"].startswith(next(iter(wrong)))
 
 
-async def test_an_agent_that_does_not_exist_is_told_with_a_suggestion(gw, admin):
+async def test_an_unknown_agent_is_reported_with_a_suggestion(gw, admin):
     status, answer = await gw.api("POST", "/api-keys", admin, {"name": "k", "agents": ["dfy"]})
     assert status == 400
     assert answer["detail"]["param"] == "agents"
@@ -138,7 +138,7 @@ async def test_a_key_for_some_agents_asks_and_sees_only_those(gw, admin):
     assert (await gw.get("/v1/models/openai", headers=headers)).status == 403
 
 
-async def test_a_route_may_be_allowed_by_its_name_or_by_all_of_its_agents(with_accounts, demo):
+async def test_a_route_is_allowed_by_its_name_or_all_its_agents(with_accounts, demo):
     dify, openai = await demo("dify"), await demo("openai", key="sk-upstream-key")
     agents = {
         "dify": {**AGENTS["dify"], "base_url": dify.url},
@@ -175,7 +175,7 @@ async def test_an_expired_key_is_refused_and_says_so(gw, admin):
     assert (await gw.ask(key))[0] == 200
 
 
-async def test_a_revoked_key_is_over_for_good_and_a_deleted_one_is_gone(gw, admin):
+async def test_a_revoked_key_stays_revoked_and_a_deleted_one_is_gone(gw, admin):
     id_, key = await gw.key(admin)
     assert (await gw.api("POST", f"/api-keys/{id_}/revoke", admin))[0] == 200
     status, answer = await gw.ask(key)
@@ -190,7 +190,7 @@ async def test_a_revoked_key_is_over_for_good_and_a_deleted_one_is_gone(gw, admi
     assert (await gw.api("GET", f"/api-keys/{id_}", admin))[0] == 404
 
 
-async def test_what_a_wrong_secret_meets_tells_nothing_of_the_key(gw, admin):
+async def test_a_wrong_secrets_error_reveals_nothing_of_the_key(gw, admin):
     id_, key = await gw.key(admin)
     await gw.api("POST", f"/api-keys/{id_}/revoke", admin)
     status, answer = await gw.ask(key[:-4] + "AAAA")
@@ -202,7 +202,7 @@ async def test_a_revocation_is_seen_by_every_replica_within_a_second(with_accoun
     one, two = await with_accounts(database_url), await with_accounts(database_url)
     admin = await one.login()
     id_, key = await one.key(admin)
-    assert (await two.ask(key))[0] == 200  # at once, though the other replica made it
+    assert (await two.ask(key))[0] == 200  # immediately, though the other replica made it
     await one.api("POST", f"/api-keys/{id_}/revoke", admin)
     async with asyncio.timeout(20):
         while (await two.ask(key))[0] == 200:
@@ -289,7 +289,7 @@ async def test_what_a_route_does_not_take_is_refused(gw, admin):
      ("/login", b'{"username": "admin", "username": "bo", "password": "x"}', "username"),
      ("/login", b"username=admin&username=bo&password=x", "username")],
 )  # fmt: skip
-async def test_a_name_that_stands_twice_is_refused(gw, admin, path, body, name):
+async def test_a_repeated_name_is_refused(gw, admin, path, body, name):
     kind = "json" if body.startswith(b"{") else "x-www-form-urlencoded"
     headers = {"Authorization": f"Bearer {admin}", "Content-Type": f"application/{kind}"}
     url = f"{gw.url}/api/v1{path}"
@@ -362,9 +362,7 @@ async def test_junk_keys_by_the_thousand_cost_no_query_each(with_accounts, datab
     assert (await gw.ask(good))[0] == 200
 
 
-async def test_junk_one_after_the_other_does_not_ask_the_database_more_often(
-    with_accounts, tmp_path
-):
+async def test_sequential_junk_keys_cause_no_extra_queries(with_accounts, tmp_path):
     gw = await with_accounts(f"sqlite:///{tmp_path}/g.db")
     directory = gw.app[SERVICES].directory
     before, began = directory.rounds, asyncio.get_running_loop().time()
@@ -409,7 +407,7 @@ async def test_the_platform_sees_the_tokens_user(with_accounts, scripted, tmp_pa
     id_, key = await gw.key(await gw.login())
     answer = await gw.api("POST", "/tokens", key, {"user": "访客"})
     assert (await gw.ask(answer[1]["data"]["token"]))[0] == 200
-    # Of the key as well: another key's page may have a user of the same name.
+    # The key's id, too: a page of another key may have a user with the same name.
     assert upstream.bodies()[0]["user"] == f"key-{id_}/访客"
 
 
@@ -471,7 +469,7 @@ async def test_token_wishes_that_cannot_be_are_400(gw, admin, wrong):
     assert (await gw.api("POST", "/tokens", key, wrong))[0] == 400
 
 
-async def test_a_token_gives_no_more_than_its_key_and_a_login_makes_none(gw, admin):
+async def test_a_token_has_no_more_rights_than_its_key(gw, admin):
     _, key = await gw.key(admin, permissions=["chat"])
     wish = {"user": "x", "permissions": ["upload"]}
     assert (await gw.api("POST", "/tokens", key, wish))[0] == 403
@@ -479,7 +477,7 @@ async def test_a_token_gives_no_more_than_its_key_and_a_login_makes_none(gw, adm
     id_, key = await gw.key(admin)
     token = (await gw.api("POST", "/tokens", key, {"user": "x"}))[1]["data"]["token"]
     await gw.api("PUT", f"/api-keys/{id_}", admin, {"agents": ["openai"]})
-    assert (await gw.ask(token))[0] == 403  # what the key lost, its tokens lost
+    assert (await gw.ask(token))[0] == 403  # a restriction of the key restricts its tokens
 
 
 async def test_each_of_a_keys_users_has_a_bucket_of_their_own(with_accounts, tmp_path):

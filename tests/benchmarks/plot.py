@@ -15,7 +15,7 @@ _COLOURS = {
 
 
 def draw(results: Results, path: Path) -> bool:
-    """False if there is no matplotlib."""
+    """Returns False without matplotlib."""
     try:
         import matplotlib
     except ImportError:
@@ -23,7 +23,7 @@ def draw(results: Results, path: Path) -> bool:
     matplotlib.use("svg")
     import matplotlib.pyplot as plt
 
-    # Text stays text and ids do not change from run to run: the file is small, and diffs as well.
+    # Text stays text and ids do not change between runs: the file and its diffs stay small.
     plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "bench", "font.size": 9})
     figure, rows = plt.subplots(2, 3, figsize=(12, 7), facecolor="white", layout="constrained")
     events = results.get("events", {}).get("long 200", {})
@@ -95,7 +95,7 @@ def _lines(axes: Any, lines: dict[str, dict[int, Figure]], title: str) -> None:
 
 
 def _errors(figures: list[Figure]) -> list[list[float]]:
-    """How far below and above its median each goes."""
+    """How far each figure extends below and above its median."""
     return [[f.median - f.low for f in figures], [f.high - f.median for f in figures]]
 
 

@@ -1,4 +1,4 @@
-"""The circuit breaker alone, and an agent's places with the queue before them."""
+"""The circuit breaker alone, and an agent's slots with their queue."""
 
 import asyncio
 
@@ -48,7 +48,7 @@ def fail(breaker, times=1):
         breaker.ended(breaker.admit(), down())
 
 
-def test_it_opens_after_failures_in_a_row_and_says_why_and_for_how_long(breaker):
+def test_it_opens_after_failures_and_says_why_and_how_long(breaker):
     fail(breaker, 2)
     assert breaker.state == "closed"
     fail(breaker)
@@ -61,7 +61,7 @@ def test_it_opens_after_failures_in_a_row_and_says_why_and_for_how_long(breaker)
     assert breaker.opened == 1
 
 
-def test_an_upstreams_words_to_one_caller_are_not_for_another(breaker):
+def test_an_upstreams_message_reaches_its_own_caller_only(breaker):
     for _ in range(3):
         breaker.ended(breaker.admit(), UpstreamUnavailable("No room for 'my secret'."))
     with pytest.raises(CircuitOpen) as caught:
@@ -70,7 +70,7 @@ def test_an_upstreams_words_to_one_caller_are_not_for_another(breaker):
     assert "secret" not in caught.value.message
 
 
-def test_an_answer_in_between_begins_the_count_anew(breaker):
+def test_an_answer_resets_the_count(breaker):
     fail(breaker, 2)
     breaker.ended(breaker.admit())
     fail(breaker, 2)
@@ -89,7 +89,7 @@ def test_after_the_cooldown_one_call_tries_and_the_others_do_not(breaker, clock)
     breaker.admit()
 
 
-def test_a_try_that_fails_opens_it_again_at_once(breaker, clock):
+def test_a_failed_trial_opens_it_again(breaker, clock):
     fail(breaker, 3)
     clock.now += 10
     fail(breaker)
@@ -108,7 +108,7 @@ def test_who_leaves_after_headers_have_come_has_seen_no_answer(breaker, clock):
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), InvalidRequest("x")])
-def test_a_try_whose_caller_leaves_decides_nothing_and_the_next_may_try(breaker, clock, error):
+def test_a_trial_whose_caller_leaves_decides_nothing(breaker, clock, error):
     fail(breaker, 3)
     clock.now += 10
     breaker.ended(breaker.admit(), error)
@@ -132,7 +132,7 @@ def test_silence_is_an_outage_even_after_headers(breaker):
     assert breaker.state == "open"
 
 
-def test_those_who_began_before_it_opened_say_nothing_of_the_present(breaker, clock):
+def test_calls_from_before_it_opened_do_not_count(breaker, clock):
     late = [breaker.admit() for _ in range(5)]
     fail(breaker, 3)
     for one in late[:3]:
@@ -149,7 +149,7 @@ def test_those_who_began_before_it_opened_say_nothing_of_the_present(breaker, cl
     assert breaker.state == "closed"
 
 
-def test_a_try_that_takes_long_keeps_nobody_else_from_trying(breaker, clock):
+def test_a_slow_trial_does_not_block_further_trials(breaker, clock):
     fail(breaker, 3)
     clock.now += 10
     slow = breaker.admit()
@@ -163,7 +163,7 @@ def test_a_try_that_takes_long_keeps_nobody_else_from_trying(breaker, clock):
     assert breaker.state == "closed"
 
 
-# Places
+# Slots
 
 
 def target(**settings):
@@ -172,7 +172,7 @@ def target(**settings):
     return Routing(configfile.parse(text, {}), {}).targets["bot"]
 
 
-async def test_who_comes_when_all_places_are_taken_gets_the_next_that_is_free_in_order():
+async def test_queue_is_fifo():
     bot = target(concurrency=1)
     order = []
 
@@ -192,7 +192,7 @@ async def test_who_comes_when_all_places_are_taken_gets_the_next_that_is_free_in
     assert (bot.running, bot.waiting) == (0, 0)
 
 
-async def test_who_waits_too_long_is_told_so_and_leaves_the_queue():
+async def test_a_call_that_waits_too_long_gets_an_error():
     bot = target(concurrency=1, timeouts={"queue": "20ms"})
     await bot.enter()
     with pytest.raises(TargetBusy) as caught:
@@ -202,7 +202,7 @@ async def test_who_waits_too_long_is_told_so_and_leaves_the_queue():
     assert (bot.running, bot.waiting) == (1, 0)
 
 
-async def test_a_full_queue_refuses_at_once():
+async def test_a_full_queue_refuses_immediately():
     bot = target(concurrency=1, queue=1)
     await bot.enter()
     waiting = asyncio.ensure_future(bot.enter())
@@ -236,7 +236,7 @@ async def test_who_leaves_just_when_the_place_comes_gives_it_on():
     assert (bot.running, bot.waiting) == (1, 0)
 
 
-async def test_nobody_stands_in_a_queue_for_an_agent_that_is_left_alone():
+async def test_an_open_circuit_has_no_queue():
     bot = target(concurrency=1, breaker={"failures": 1, "cooldown": "1m"})
     bot.breaker.ended(await bot.enter(), down())
     bot.running = 1

@@ -1,4 +1,4 @@
-"""Files that come with a question, in the form that each platform takes them."""
+"""Files of a question, in the form that each platform accepts."""
 
 import asyncio
 import base64
@@ -60,7 +60,7 @@ def object_string(body):
     return json.loads(body["additional_messages"][0]["content"])
 
 
-# A link that everybody can follow goes as it is.
+# A link that everyone can open is sent unchanged.
 
 
 async def test_a_public_link_goes_as_each_platform_writes_it(many):
@@ -79,7 +79,7 @@ async def test_a_public_link_goes_as_each_platform_writes_it(many):
     assert all(not demo.uploads for demo in demos.values())
 
 
-# Files of ours that nobody elsewhere could fetch.
+# Stored files that others could not fetch.
 
 
 @pytest.mark.parametrize("by", ["id", "file_id", "data", "object"])
@@ -113,16 +113,14 @@ async def test_an_upload_reaches_every_platform_however_it_is_named(many, by):
         assert part == {"type": "image_url", "image_url": {"url": DATA}}
 
 
-async def test_with_a_public_address_links_are_given_and_nothing_is_sent_along(
-    gateway, demo, tmp_path
-):
+async def test_with_a_public_address_files_are_sent_as_links(gateway, demo, tmp_path):
     base = "https://files.example.com"
     served = {name: await demo(agent["platform"]) for name, agent in AGENTS.items()}
     agents = {name: {**agent, "base_url": served[name].url} for name, agent in AGENTS.items()}
     gw = await gateway(
         agents=agents,
         storage={"url": f"file:{tmp_path}", "public_base_url": base},
-        auth={"anonymous": True},  # spelled out beside a public address
+        auth={"anonymous": True},  # required next to a public address
     )
     data = await put(gw)
     assert data["id"].startswith(base)
@@ -189,7 +187,8 @@ async def test_audio_reaches_who_hears(many):
 
 
 async def test_files_by_link_go_inside_where_links_are_not_followed(gateway, demo):
-    """OpenAI follows links to pictures only, so the gateway fetches the rest, through its guard."""
+    """OpenAI fetches links to images only, so the gateway fetches other files through its safe
+    fetcher."""
     served, pages = await demo("openai"), await page(b"%PDF-1.7 hello", "application/pdf")
     agents = {"bot": {**AGENTS["openai"], "base_url": served.url}}
     async with pages as url:
@@ -235,11 +234,11 @@ async def page(content: bytes, kind: str):
     return serve_demo(Page())
 
 
-# What FastGPT and Zhipu's models cannot reach.
+# Files that FastGPT and Zhipu's models cannot reach.
 
 
 @pytest.mark.parametrize("agent", ["fastgpt", "zhipu"])
-async def test_a_document_that_cannot_be_reached_is_400_and_says_what_to_do(many, agent):
+async def test_an_unreachable_document_is_400_and_says_what_to_do(many, agent):
     gw, _ = many
     data = await put(gw, "报告.pdf", b"%PDF-1.7")
     answer = await ask(gw, agent, data["file_id"], status=400)
@@ -265,7 +264,7 @@ async def test_an_application_takes_no_files_and_says_so(gateway, demo):
     assert served.demo.requests == []
 
 
-async def test_the_next_agent_of_a_route_is_asked_if_the_first_cannot_take_a_file(gateway, demo):
+async def test_a_file_goes_to_the_next_agent_that_takes_it(gateway, demo):
     deaf, hearing = await demo("fastgpt"), await demo("coze")
     gw = await gateway(
         agents={"deaf": {**AGENTS["fastgpt"], "base_url": deaf.url},
@@ -282,7 +281,7 @@ async def test_the_next_agent_of_a_route_is_asked_if_the_first_cannot_take_a_fil
 
 @pytest.fixture
 async def handed_on(gateway, demo):
-    """A gateway whose agents keep their files themselves; (gateway, simulators by name)."""
+    """A gateway whose agents keep their own files; (gateway, simulators by name)."""
     names = ("dify", "coze", "glms")
     served = {name: await demo(KINDS[name]["platform"]) for name in names}
     agents = {
@@ -323,7 +322,7 @@ async def test_an_id_of_unknown_kind_has_to_say_it(handed_on):
     assert "'type'" in answer["msg"]
 
 
-async def test_an_id_of_a_platform_means_nothing_to_an_agent_that_keeps_no_files(many):
+async def test_a_platform_file_id_is_refused_by_other_agents(many):
     gw, _ = many
     for agent in ("fastgpt", "zhipu"):
         answer = await ask(gw, agent, {"id": "4f54b927", "type": "image"}, status=404)
@@ -339,7 +338,7 @@ async def test_an_id_that_no_upload_gave_is_400(handed_on, id_):
     assert "no id of a file" in answer["msg"]
 
 
-async def test_a_form_that_is_no_good_is_never_completed_at_the_platform(handed_on):
+async def test_a_bad_form_is_never_completed_at_the_platform(handed_on):
     import aiohttp
 
     gw, demos = handed_on
@@ -358,7 +357,7 @@ async def test_a_form_that_is_no_good_is_never_completed_at_the_platform(handed_
     assert demos["dify"].uploads == []
 
 
-async def test_a_refused_upload_tells_what_the_platform_said(handed_on):
+async def test_a_refused_upload_reports_the_platforms_message(handed_on):
     gw, demos = handed_on
     import aiohttp
 
@@ -415,7 +414,7 @@ async def test_coze_with_oauth_fetches_its_token_before_an_upload(gateway, demo)
     assert len([path for path, _ in served.demo.requests if "oauth2" in path]) == 1
 
 
-# Dify, against what real servers said.
+# Dify, compared with recorded answers of real servers.
 
 
 def recorded(name, version="1.16.0") -> Script:
@@ -424,7 +423,7 @@ def recorded(name, version="1.16.0") -> Script:
     first, *lines = head.decode().split("\r\n")
     headers = dict(line.split(": ", 1) for line in lines)
     chunked = headers.pop("Transfer-Encoding", "") == "chunked"
-    if chunked:  # the body has its framing already
+    if chunked:  # the body already has its framing
         headers["Transfer-Encoding"] = "chunked"
     return Script([body], first.partition(" ")[2], headers, chunked=False)
 
@@ -442,7 +441,7 @@ def info(mode: str) -> Script:
 
 @pytest.mark.parametrize("version", ["1.16.0", "0.15.3"])
 async def test_a_captured_chat_with_an_upload_file_id(gateway, scripted, version):
-    """Upload, then ask: each request is what the capture's was, each answer is the capture's."""
+    """Upload, then ask: each request equals the captured one, each answer is the captured one."""
     upstream = await scripted(
         info("chat"), recorded("chat_inputs_get_parameters", version), recorded("files_upload_ok", version),
         recorded("chat_streaming_image_local_file", version),
@@ -489,8 +488,8 @@ def parameters(**told) -> Script:
     )
 
 
-async def test_what_an_app_does_not_take_is_refused_before_anything_is_sent(gateway, scripted):
-    """Chatflows whose switch is off drop files silently, and the bot answers as if none came."""
+async def test_a_kind_that_an_app_refuses_is_not_sent(gateway, scripted):
+    """Chatflows whose switch is off drop files silently, and the bot answers without them."""
     off = {"enabled": False, "image": {"enabled": False}}
     upstream = await scripted(info("advanced-chat"), parameters(file_upload=off))
     gw = await gateway(agents={"flow": {**AGENTS["dify"], "base_url": upstream.url}})
@@ -520,7 +519,7 @@ async def test_what_an_app_takes_by_link_alone_is_not_uploaded(gateway, scripted
     assert "'file'" in answer["msg"]
 
 
-async def test_what_an_app_takes_by_upload_alone_is_fetched_and_uploaded(gateway, scripted):
+async def test_a_link_for_an_upload_only_app_is_fetched_and_uploaded(gateway, scripted):
     rules = {
         "enabled": True,
         "allowed_file_types": ["image"],
@@ -540,14 +539,14 @@ async def test_what_an_app_takes_by_upload_alone_is_fetched_and_uploaded(gateway
     assert upstream.bodies("chat-messages")[0]["files"][0]["transfer_method"] == "local_file"
 
 
-async def test_an_app_that_cannot_be_asked_for_its_rules_is_asked_the_question(gateway, scripted):
+async def test_an_app_with_unknown_file_rules_is_still_asked(gateway, scripted):
     broken = Script([b"oops"], status="500 Oops")
     upstream = await scripted(info("chat"), broken, recorded("chat_streaming_image_remote_url"))
     gw = await gateway(agents={"dify": {**AGENTS["dify"], "base_url": upstream.url}})
     await ask(gw, "dify", LINK)
 
 
-async def test_two_files_for_a_workflow_that_takes_one_are_not_cut_to_one(gateway, scripted):
+async def test_two_files_for_a_one_file_workflow_are_not_cut_to_one(gateway, scripted):
     upstream = await scripted(info("workflow"), recorded("workflow_get_parameters"))
     gw = await gateway(agents={"flow": {**AGENTS["dify"], "base_url": upstream.url}})
     answer = await ask(gw, "flow", LINK, LINK, status=400)
@@ -596,7 +595,7 @@ async def test_a_file_that_is_none_is_400_or_404_and_says_why(many, file, words)
     assert not [path for path, _ in demos["dify"].requests if "chat-messages" in path]
 
 
-async def test_a_link_of_ours_whose_file_is_gone_is_404_and_not_left_for_the_platform(many):
+async def test_a_gateway_link_to_a_deleted_file_is_404(many):
     gw, demos = many
     data = await put(gw)
     await gw.client.delete(f"{gw.url}/v1/files/{data['file_id']}")
@@ -613,7 +612,7 @@ async def test_a_link_of_another_gateway_goes_as_any_link(many):
     assert asked(demos["dify"])["files"][0]["url"] == link
 
 
-async def test_a_link_of_ours_is_known_by_its_name_whichever_way_it_leads_here(many):
+async def test_a_gateway_link_is_recognised_by_its_name(many):
     gw, demos = many
     data = await put(gw)
     link = data["id"].replace(gw.url, "https://inside.example.com")
@@ -648,7 +647,7 @@ async def test_a_data_url_that_is_long_must_be_base64(many):
     assert "base64" in answer["msg"]
 
 
-async def test_what_an_upstream_alone_understands_stays_beside_our_files(many):
+async def test_unknown_parts_stay_next_to_replaced_files(many):
     gw, demos = many
     data = await put(gw, "a.pdf", b"%PDF-1.7")
     parts = [
@@ -666,7 +665,7 @@ async def test_what_an_upstream_alone_understands_stays_beside_our_files(many):
     assert sent[2]["file"]["file_data"].startswith("data:application/pdf;base64,")
 
 
-async def test_openai_is_sent_documents_inside_also_where_links_are_public(gateway, demo, tmp_path):
+async def test_openai_gets_documents_inline_even_with_public_links(gateway, demo, tmp_path):
     served = await demo("openai")
     storage = {"url": f"file:{tmp_path}", "public_base_url": "https://files.example.com"}
     gw = await gateway(
@@ -695,7 +694,7 @@ async def test_an_answer_before_the_whole_file_was_taken_is_no_success(gateway):
     async def slowly():
         head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
         yield head + b"x" * 20_000
-        for _ in range(6):  # the reader of forms is a piece behind
+        for _ in range(6):  # the form reader is one piece late
             await asyncio.sleep(0.05)
             yield b"x" * 20_000
         yield b"\r\n--b--\r\n"
@@ -716,14 +715,14 @@ def of_chats():
 
 @pytest.mark.parametrize("status", [200, 413])
 async def test_nothing_of_a_chat_stays_in_memory_when_it_is_over(many, monkeypatch, status):
-    """Circles of references would stay until a collection, of which there are few."""
+    """Reference cycles would stay until a garbage collection, which is rare."""
     gw, _ = many
     if status == 413:
         monkeypatch.setattr("gateway.chat.delivery.MAX_DATA", 10)
     data = await put(gw)
     await ask(gw, "openai", data["file_id"], status=status)
     gc.collect()
-    before = {id(o) for o in of_chats()}  # such as what other tests made
+    before = {id(o) for o in of_chats()}  # such as objects of other tests
     gc.disable()
     try:
         await ask(gw, "openai", data["file_id"], status=status)

@@ -1,7 +1,7 @@
-"""Callers who leave, in each of four windows, under both policies, streamed and whole.
+"""Callers who disconnect, in each of four windows, under both policies, streamed and whole.
 
-What is left of them: the upstream's connection is closed at once and the platform told to stop, or
-the answer is read to its end for its usage. Either way the call is recorded once.
+Afterwards the upstream's connection is closed immediately and the platform's run is stopped, or the
+answer is read to its end for its usage. Either way the call is recorded once.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from test_streaming import END, HELLO, agent, dify, until
 from gateway.http.context import IN_FLIGHT, METRICS, SERVICES, STATE
 
 SLOW = 60.0
-# What the upstream does, and after how much of it the caller leaves.
+# The upstream's script, and the point at which the caller disconnects.
 WINDOWS = {
     "before the upstream answers": Script(before_headers_s=SLOW),
     "before the first delta": Script([dify("workflow_started"), SLOW, *HELLO]),
@@ -52,13 +52,13 @@ async def ask_raw(gw, stream: bool):
 
 
 async def leave(gw, upstream, stream: bool, after: bytes = b"") -> None:
-    """Ask, wait until the upstream has been asked (and `after` has come), and hang up."""
+    """Ask, wait until the upstream has the question (and `after` has arrived), and disconnect."""
     reader, writer = await ask_raw(gw, stream)
     await until(lambda: bool(upstream.requests))
     if after:
         await reader.readuntil(after)
     elif upstream.written == 0:
-        await asyncio.sleep(0.05)  # for what the upstream has sent so far to arrive
+        await asyncio.sleep(0.05)  # for the upstream's bytes so far to arrive
     writer.close()
     await writer.wait_closed()
 
@@ -78,14 +78,15 @@ def nothing_is_left(gw) -> bool:
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("window", WINDOWS)
-async def test_a_leaver_closes_the_upstream_at_once_and_stops_the_run(serve, window, stream):
+async def test_a_disconnect_closes_the_upstream_and_stops_the_run(serve, window, stream):
     gw, upstream = await serve(WINDOWS[window], "cancel")
     after = {"in the middle": "你", "at the end": "好"}.get(window, "") if stream else ""
     await leave(gw, upstream, stream, after.encode())
     async with asyncio.timeout(20):
         await upstream.gone.wait()
     await until(lambda: nothing_is_left(gw))
-    if window != "before the upstream answers":  # there is nothing to stop by a name yet
+    # the run has no name yet by which it could be stopped
+    if window != "before the upstream answers":
         await until(lambda: any("/stop" in line for line, _, _ in upstream.requests))
         stop = upstream.bodies("/stop")
         assert stop == [{"user": upstream.bodies("chat-messages ")[0]["user"]}]
@@ -101,9 +102,7 @@ DRAINED = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 @pytest.mark.parametrize("window", DRAINED)
-async def test_with_drain_the_answer_comes_to_its_end_and_its_usage_is_recorded(
-    serve, window, stream
-):
+async def test_with_drain_the_usage_of_the_rest_is_recorded(serve, window, stream):
     gw, upstream = await serve(DRAINED[window], "drain")
     after = {"in the middle": "你", "at the end": "好"}.get(window, "") if stream else ""
     await leave(gw, upstream, stream, after.encode())
@@ -114,7 +113,7 @@ async def test_with_drain_the_answer_comes_to_its_end_and_its_usage_is_recorded(
 
 
 async def test_a_whole_answer_that_has_only_headers_yet_is_drained_too(gateway, scripted):
-    """A whole answer of an OpenAI-compatible upstream: 200, and then nothing for a while."""
+    """A whole answer of an OpenAI-compatible upstream: 200, and then silence for a while."""
     from conftest import AGENTS
 
     body = b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"prompt_tokens":1,"completion_tokens":1,"total_tokens":2}}'
@@ -144,7 +143,7 @@ async def test_draining_has_a_longest_time_and_then_stops_the_run(serve):
     assert await rows(gw) == [(499, 1, "unknown", 0)]
 
 
-async def test_only_so_many_are_drained_at_once(serve):
+async def test_concurrent_drains_are_limited(serve):
     gw, upstream = await serve(Script([HELLO[0], SLOW]), {"policy": "drain", "max_calls": 1})
     upstream.scripts = [Script([HELLO[0], SLOW])]
     await leave(gw, upstream, True, "你".encode())
@@ -166,7 +165,7 @@ async def test_a_drain_that_the_upstream_cuts_is_recorded_as_partial(serve):
 
 
 async def test_who_closes_only_the_sending_half_is_a_leaver(serve):
-    """TCP does not tell the two apart, and a leaver must not keep the bot running."""
+    """TCP does not distinguish the two, and a disconnected caller must not keep the bot running."""
     gw, upstream = await serve(WINDOWS["in the middle"], "cancel")
     reader, writer = await ask_raw(gw, stream=True)
     await reader.readuntil("你".encode())
@@ -191,7 +190,7 @@ async def test_leavers_are_counted_by_agent_and_phase(serve):
 # Whole answers that are kept alive.
 
 
-async def test_a_whole_answer_can_be_kept_alive_with_spaces_before_its_json(serve):
+async def test_spaces_before_its_json_keep_a_whole_answer_alive(serve):
     gw, _ = await serve(
         Script([HELLO[0], 0.25, *HELLO[1:]]), "cancel", keepalive="50ms", keepalive_whole=True
     )
@@ -224,7 +223,7 @@ async def test_a_failure_after_that_is_the_errors_json(serve):
     assert (body["code"], body["detail"]["error"]) == (502, "upstream_cut")
 
 
-async def test_a_leaver_of_a_whole_answer_that_is_kept_alive_is_noticed_too(serve):
+async def test_a_disconnect_during_keepalive_whole_is_noticed(serve):
     gw, upstream = await serve(
         Script([HELLO[0], SLOW]), "cancel", keepalive="20ms", keepalive_whole=True
     )
@@ -244,7 +243,7 @@ async def test_a_whole_answer_that_is_kept_alive_can_be_drained(serve):
     assert await rows(gw) == [(499, 1, "exact", 5)]
 
 
-# What a stream may take.
+# Limits of a stream.
 
 
 async def test_an_answer_of_too_many_bytes_is_cut_with_an_error(gateway, scripted):

@@ -1,4 +1,4 @@
-"""What an adapter learns before it asks: modes, inputs, tokens and conversations."""
+"""What an adapter fetches before it asks: modes, inputs, tokens and conversations."""
 
 import asyncio
 
@@ -40,7 +40,7 @@ async def test_dify_auto_is_learned_by_one_call_for_many(gateway, scripted):
     assert sum("/v1/info" in line for line, _, _ in upstream.requests) == 1
 
 
-async def test_dify_is_told_to_stop_also_where_its_mode_could_not_be_asked(gateway, scripted):
+async def test_dify_is_stopped_even_if_its_mode_is_unknown(gateway, scripted):
     text = b'data: {"event":"message","answer":"x","task_id":"t-1","conversation_id":"c"}\n\n'
     no_info = Script([b"{}"], status="500 X", headers=JSON)
     upstream = await scripted(no_info, Script([text], end="hang"), stopped())
@@ -55,9 +55,7 @@ async def test_dify_is_told_to_stop_also_where_its_mode_could_not_be_asked(gatew
 
 
 @pytest.mark.parametrize("mode", ["completion", "workflow"])
-async def test_an_old_dify_that_does_not_tell_its_mode_is_found_out_by_its_refusals(
-    gateway, stack, mode
-):
+async def test_an_old_difys_mode_is_learned_from_its_refusals(gateway, stack, mode):
     class OldDify(DifyDemo):
         async def info(self, request):
             return json({"name": "old", "description": "", "tags": []})
@@ -69,7 +67,7 @@ async def test_an_old_dify_that_does_not_tell_its_mode_is_found_out_by_its_refus
     assert [path for path, _ in old.requests].count("/v1/chat-messages") == 1  # then it is known
 
 
-async def test_difys_wrong_mode_in_the_config_is_told(gateway, demo):
+async def test_difys_wrong_mode_in_the_config_is_reported(gateway, demo):
     served = await demo("dify", mode="workflow")
     gw = await gateway(agents={"bot": dify(served.url, mode="chat")})
     answer = await gw.chat("bot")
@@ -94,7 +92,7 @@ async def test_a_workflows_output_variable_is_the_answer(gateway, scripted):
     assert upstream.bodies()[0]["inputs"] == {"q": "hi"}
 
 
-async def test_a_moderated_answer_is_replaced_whole_and_continued_streamed(gateway, scripted):
+async def test_moderation_replaces_whole_and_continues_streams(gateway, scripted):
     frames = [
         '{"event":"message","answer":"联系 138","conversation_id":"c","message_id":"m"}',
         '{"event":"message_replace","answer":"联系 ***"}',
@@ -113,7 +111,7 @@ async def test_a_moderated_answer_is_replaced_whole_and_continued_streamed(gatew
     assert got["finish"] == ["content_filter"]
 
 
-async def test_zhipus_assistants_get_a_token_once_and_deltas_out_of_repeats(gateway, demo):
+async def test_zhipu_assistants_use_one_token_and_yield_deltas(gateway, demo):
     served = await demo("zhipu", key="id.secret")
     bot = {"platform": "zhipu", "api": "glms", "assistant_id": "65a0", "api_key": "id.secret",
            "base_url": f"{served.url}/chatglm/assistant-api/v1/"}  # fmt: skip
@@ -126,7 +124,7 @@ async def test_zhipus_assistants_get_a_token_once_and_deltas_out_of_repeats(gate
     assert "你上一个问题是“第一问”" in second["choices"][0]["message"]["content"]
     tokens = [path for path, _ in served.demo.requests if path.endswith("get_token")]
     assert len(tokens) == 1
-    served.demo.tokens.clear()  # revoked early: one new token, and the call goes through
+    served.demo.tokens.clear()  # revoked early: one new token, and the call succeeds
     assert (await gw.chat("bot")).status == 200
 
 
@@ -173,7 +171,7 @@ async def test_coze_workflows_and_oauth(gateway, demo):
     assert served.demo.requests[-1][1]["conversation_id"] == first["id"]
 
 
-async def test_a_broken_oauth_key_is_told_and_not_shown(gateway, demo):
+async def test_a_broken_oauth_key_is_reported_but_not_shown(gateway, demo):
     served = await demo("coze")
     oauth = {"app_id": "1", "key_id": "k", "private_key": "not-a-pem-key-at-all"}
     bot = {"platform": "coze", "bot_id": "1", "base_url": served.url, "oauth": oauth}

@@ -51,7 +51,7 @@ def test_agent_slash_model_is_for_openai_compatible_agents_only(routing):
         ("SUPPORT", "a", "support"),
     ],
 )  # fmt: skip
-def test_a_model_is_chosen_behind_the_name_or_on_its_own(routing, name, model, asked):
+def test_a_model_is_chosen_after_the_name_or_on_its_own(routing, name, model, asked):
     assert routing.asked(name, model) == asked
 
 
@@ -60,7 +60,7 @@ def test_a_near_miss_is_suggested(routing):
         routing.resolve("suport")
 
 
-def test_weights_share_the_calls_and_the_rest_follow_as_fallbacks(routing):
+def test_weights_share_calls_and_the_rest_are_fallbacks(routing):
     first = Counter(names(routing.resolve("shared"))[0] for _ in range(4000))
     assert 0.70 < first["Dify"] / 4000 < 0.80
     assert sorted(names(routing.resolve("shared"))) == ["Dify", "coze"]
@@ -80,7 +80,7 @@ def test_a_conversation_stays_with_the_agent_that_its_id_names(routing):
     assert pin(routing.resolve("coze"), "a:b", False, None)[1] == "a:b"
 
 
-def test_an_id_made_up_by_the_caller_always_goes_to_the_same_agent(routing):
+def test_an_id_invented_by_the_caller_keeps_its_agent(routing):
     for conversation in ("user-1", "user-2", "x:y", "nobody:1"):
         drawn = {
             names(pin(routing.resolve("shared"), conversation, True, None)[0])[0] for _ in range(20)

@@ -1,4 +1,4 @@
-"""Routes that survive: tries, fallback, breaker, queue and the deadlines over them, over sockets."""
+"""Reliable routes: tries, fallback, breaker, queue and their deadlines, over sockets."""
 
 import asyncio
 import gc
@@ -19,7 +19,7 @@ GOOD = Script(HELLO)
 
 
 def refuses() -> str:
-    """An address where nobody listens."""
+    """An address without a listener."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{s.getsockname()[1]}"
@@ -31,7 +31,7 @@ def questions(upstream):
 
 @pytest.fixture
 async def route(gateway, scripted):
-    """`await route(first)`: a gateway whose route `r` asks `a`, which does as it is told, and then
+    """`await route(first)`: a gateway whose route `r` asks `a`, which follows the script, and then
     `b`, which answers; (gateway, a's upstream, b's upstream)."""
 
     async def make(*first: Script, url: str = "", a=None, **config):
@@ -60,7 +60,7 @@ async def connect_raw(stack):
     return to
 
 
-async def test_a_route_whose_first_target_is_dead_answers_from_the_second(route):
+async def test_a_route_with_a_dead_target_answers_from_the_next(route):
     gw, _, _ = await route(url=refuses())
     for stream in (False, True):
         for answer in (await gw.complete("r", stream=stream), await gw.chat("r", stream=stream)):
@@ -103,7 +103,7 @@ async def test_what_is_no_answer_is_asked_elsewhere(route, script, a):
     assert len(questions(one)) == len(questions(two)) == 1
 
 
-async def test_a_place_that_is_not_free_is_not_waited_for_while_another_agent_can_answer(route):
+async def test_a_busy_agent_is_skipped_while_another_can_answer(route):
     gw, one, _ = await route(
         Script([HELLO[0]], end="hang"), stopped(), a={"concurrency": 1, "timeouts": {"queue": "1m"}}
     )
@@ -126,7 +126,7 @@ async def test_a_place_that_is_not_free_is_not_waited_for_while_another_agent_ca
     ],
     ids=["cut at once", "cut after a step", "failed", "timed out in the bot"],
 )
-async def test_a_call_that_the_platform_has_accepted_is_asked_nowhere_else(route, script):
+async def test_an_accepted_call_is_not_tried_elsewhere(route, script):
     gw, one, two = await route(script, a={"retries": 3})
     answer = await gw.complete("r", stream=True)
     assert answer.status in (502, 504)
@@ -166,17 +166,16 @@ async def test_the_log_says_why_an_agent_was_passed_over(route, caplog):
 
 
 @pytest.mark.parametrize("status", ["429", "502", "503", "504"])
-async def test_the_same_agent_is_tried_again_when_nothing_has_begun_there(
-    gateway, scripted, status
-):
+async def test_an_agent_is_retried_if_nothing_has_begun(gateway, scripted, status):
     upstream = await scripted(Script(status=f"{status} X", headers={"Retry-After": "0"}), GOOD)
     gw = await gateway(agents={"bot": agent(upstream.url)})
     answer = await gw.complete("bot")
     assert (answer.status, answer.headers["x-gateway-attempts"]) == (200, "2")
 
 
-async def test_failed_tries_leave_nothing_in_memory_when_the_call_is_over(route):
-    """Errors hold their frames; in a circle they would stay until a collection, which is rare."""
+async def test_failed_tries_leave_nothing_in_memory(route):
+    """Errors hold their frames; in a cycle they would stay until a garbage collection, which is
+    rare."""
 
     def runs() -> list[object]:
         return [o for o in gc.get_objects() if type(o).__name__ in ("Run", "ChatRequest")]
@@ -208,8 +207,8 @@ async def test_a_retry_waits_as_long_as_the_upstream_says(gateway, scripted):
     assert time.monotonic() - began >= 0.2
 
 
-async def test_an_upstream_that_tells_no_time_is_tried_again_at_once(gateway, scripted):
-    """The time that callers are told then is our guess."""
+async def test_an_upstream_without_retry_after_is_retried_soon(gateway, scripted):
+    """The wait that callers are advised then is a guess."""
     upstream = await scripted(Script([b"{}"], status="429 X", headers=JSON))
     gw = await gateway(agents={"bot": agent(upstream.url)})
     began = time.monotonic()
@@ -229,7 +228,7 @@ async def test_a_wait_past_the_deadline_is_left_to_the_caller(gateway, scripted)
     assert time.monotonic() - began < 2
 
 
-async def test_with_another_agent_left_nobody_waits_for_the_first(route):
+async def test_with_another_agent_left_the_first_is_not_awaited(route):
     limit = Script([b"{}"], status="429 X", headers={**JSON, "Retry-After": "5"})
     gw, _, _ = await route(limit, a={"retries": 3})
     began = time.monotonic()
@@ -258,7 +257,7 @@ async def test_one_deadline_is_over_all_agents_of_a_route(route):
         assert "longer than 0.4 s" in (await answer.json())["error"]["message"]
 
 
-async def test_an_agent_that_keeps_failing_is_left_alone_and_comes_back(gateway, scripted):
+async def test_a_failing_agent_is_skipped_and_recovers(gateway, scripted):
     broken = Script(status="503 X")
     upstream = await scripted(broken, broken, GOOD)
     settings = {"retries": 0, "breaker": {"failures": 2, "cooldown": "150ms"}}
@@ -285,9 +284,7 @@ async def test_a_route_passes_over_an_agent_that_is_left_alone(route):
     assert len(questions(one)) == 1
 
 
-async def test_a_caller_who_leaves_does_not_keep_a_half_open_circuit_from_closing(
-    gateway, scripted
-):
+async def test_a_disconnect_does_not_keep_a_half_open_circuit_open(gateway, scripted):
     upstream = await scripted(Script(status="503 X"), Script(before_headers_s=60), GOOD)
     settings = {"retries": 0, "breaker": {"failures": 1, "cooldown": "50ms"}}
     gw = await gateway(agents={"bot": agent(upstream.url, **settings)})
@@ -328,7 +325,7 @@ async def models(gateway, scripted):
     return make
 
 
-async def test_a_whole_answer_that_does_not_come_leaves_time_for_the_next_agent(models):
+async def test_a_missing_whole_answer_leaves_time_for_the_next(models):
     gw, _, _ = await models(Script(before_headers_s=60), timeouts={"total": "1s"})
     answer = await gw.complete("r")
     assert (answer.status, answer.headers["x-gateway-agent"]) == (200, "b")
@@ -343,7 +340,7 @@ async def test_a_page_in_place_of_a_whole_answer_is_asked_elsewhere(models):
     assert (alone.status, (await alone.json())["error"]["code"]) == (502, "upstream_auth_failed")
 
 
-async def test_callers_without_patience_do_not_make_a_slow_agent_a_dead_one(models):
+async def test_impatient_callers_do_not_open_the_circuit(models):
     """A whole answer has no beginning that could be late."""
     settings = {"timeouts": {"first_delta": "50ms"}, "breaker": {"failures": 1}}
     gw, one, _ = await models(Script(before_headers_s=60), **settings)
@@ -366,7 +363,7 @@ async def test_time_in_the_queue_is_not_the_upstreams(gateway, scripted):
     assert [answer.status for answer in answers] == [200, 200]
 
 
-async def test_a_conversation_fails_openly_rather_than_moving_to_another_agent(route):
+async def test_a_conversation_never_moves_to_another_agent(route):
     gw, one, two = await route(GOOD, Script(status="503 X"))
     begun = await (await gw.chat("r")).json()
     assert begun["id"] == "a:c-1"
@@ -376,7 +373,7 @@ async def test_a_conversation_fails_openly_rather_than_moving_to_another_agent(r
     assert two.requests == []
 
 
-async def test_retries_that_open_the_circuit_still_tell_the_failure_itself(gateway):
+async def test_retries_that_open_the_circuit_report_the_failure(gateway):
     settings = {"retries": 5, "breaker": {"failures": 2, "cooldown": "1m"}}
     gw = await gateway(agents={"bot": agent(refuses(), **settings)})
     answer = await gw.complete("bot")
@@ -385,7 +382,7 @@ async def test_retries_that_open_the_circuit_still_tell_the_failure_itself(gatew
 
 
 async def test_slow_callers_are_no_outage_of_the_upstream(gateway, scripted, connect_raw):
-    """Who does not read what is passed on, and who sends a file slowly."""
+    """A caller that does not read a forwarded answer, and one that sends a file slowly."""
     big = Script([b"x" * 50_000] * 2000, headers={"Content-Type": "application/octet-stream"})
     upstream = await scripted(big)
     settings = {"breaker": {"failures": 1}, "timeouts": {"total": "300ms"}}

@@ -1,4 +1,4 @@
-"""What people paste into config.yaml by mistake: a problem if it can never work, else a warning."""
+"""Mistakes pasted into config.yaml: a problem if it can never work, else a warning."""
 
 import sqlite3
 
@@ -77,13 +77,13 @@ def test_notes_and_placeholders_are_no_address(url):
 
 
 @pytest.mark.parametrize("url", ["http://h/v1\u200b", "\ufeffhttp://h/v1", "http://h\u200e/v1"])
-def test_characters_that_cannot_be_seen_are_no_part_of_an_address(url):
+def test_invisible_characters_in_an_address_are_a_problem(url):
     found = problems(f'agents: {{a: {{platform: openai, base_url: "{url}", model: m}}}}')
     assert found[0].startswith("agents.a.base_url: ")
 
 
 @pytest.mark.parametrize("url", ["http://http://h/v1", "https://http://h", "http://https//h"])
-def test_a_scheme_stands_once_in_an_address(url):
+def test_an_address_has_one_scheme(url):
     assert address_problem("openai", url) == "has http:// in it twice"
 
 
@@ -176,7 +176,7 @@ def test_a_model_server_of_ones_own_takes_any_key():
     assert "placeholder" in key_problem({**agent, "base_url": API["openai"]})
 
 
-def test_no_problem_tells_the_key():
+def test_no_problem_repeats_the_key():
     text = 'agents: {a: {platform: dify, base_url: "http://h", api_key: "Bearer Pa55w0rd-1"}}'
     assert "Pa55" not in str(problems(text))
 
@@ -342,7 +342,7 @@ def test_of_what_has_a_problem_there_is_no_warning():
      ("server: {port: 70000}", "server.port: must be less than or equal to 65535"),
      ("server: {reuse_port: [1]}", "server.reuse_port: must be true or false")],
 )  # fmt: skip
-def test_a_value_of_another_type_is_one_problem_in_plain_words(setting, words):
+def test_a_value_of_another_type_is_one_plain_problem(setting, words):
     assert problems(f"agents: {{a: {{platform: dify}}}}\n{setting}") == [words]
 
 

@@ -1,4 +1,4 @@
-"""`.env` beside config.yaml, `${file:…}`, and paths that count from config.yaml."""
+"""`.env` next to config.yaml, `${file:…}`, and paths relative to config.yaml."""
 
 import os
 
@@ -20,7 +20,7 @@ def told(folder, text=BOT, environ=None):
     return caught.value.problems
 
 
-def test_variables_come_from_env_beside_the_file(tmp_path, monkeypatch):
+def test_variables_come_from_env_next_to_the_file(tmp_path, monkeypatch):
     monkeypatch.chdir("/")
     (tmp_path / "config.yaml").write_text(BOT)
     (tmp_path / ".env").write_bytes(

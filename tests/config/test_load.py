@@ -35,7 +35,7 @@ def test_two_variables_make_an_agent_the_real_one():
     assert dify.api_key.reveal() == "app-123456789"
 
 
-def test_every_problem_is_told_at_once_by_full_path():
+def test_all_problems_are_reported_together_by_full_path():
     found = problems(
         """
 server: {prot: 1, port: many, keepalive: soon, max_body: 10XB}
@@ -139,7 +139,7 @@ def test_database_urls(url):
              "\t", "agents: {a: {platform: [dify]}}", "x" * 100_000, "a: !!python/object:os.system x",
              "agents: {a: {platform: dify, headers: {X: \"a\\nb\"}}}"],
 )  # fmt: skip
-def test_a_file_of_another_shape_is_told_and_never_a_traceback(text):
+def test_a_file_of_another_shape_is_a_problem_not_a_traceback(text):
     assert problems(text)
 
 
@@ -154,7 +154,7 @@ def test_a_file_that_is_not_there_or_not_text(tmp_path):
             load(path, {})
 
 
-def test_anonymous_access_beyond_this_machine_must_be_spelled_out():
+def test_anonymous_access_from_elsewhere_must_be_explicit():
     open_to_all = AGENT + "server: {host: 0.0.0.0}\nauth: {anonymous: true}"
     assert problems(open_to_all)[0].startswith("auth.anonymous: anyone who reaches 0.0.0.0")
     spelled = open_to_all.replace("true}", "true, anonymous_anywhere: true}")
@@ -165,7 +165,7 @@ def test_anonymous_access_beyond_this_machine_must_be_spelled_out():
         assert not parse(f"{AGENT}server: {{host: {host}}}", {}).anonymous
 
 
-def test_a_real_platform_without_a_key_is_told_except_openais_kind():
+def test_a_missing_key_is_a_problem_except_for_openai():
     assert problems("agents: {a: {platform: dify, base_url: 'http://x'}}") == [
         "agents.a.api_key: is empty; the platform at base_url will ask for one"
     ]
@@ -196,13 +196,13 @@ def test_a_route_may_name_agents_that_look_like_numbers():
     assert [target.agent for target in parse(text, {}).routes["x"]] == ["1", "yes"]
 
 
-def test_a_typo_in_the_word_platform_is_told_as_such():
+def test_a_typo_in_platform_is_reported_as_a_typo():
     assert problems("agents: {a: {platfrom: dify}}") == [
         "agents.a.platfrom: unknown key; did you mean platform?"
     ]
 
 
-def test_host_and_port_of_the_environment_hold_where_the_file_says_nothing():
+def test_host_and_port_of_the_environment_are_defaults():
     environ = {"HOST": "127.0.0.5", "PORT": "3009"}
     assert parse(AGENT, environ).server.port == 3009
     assert parse(AGENT, environ).server.host == "127.0.0.5"
@@ -223,7 +223,7 @@ auth: {{jwt_secret: {canary}, keys: [{{name: n, key: {canary}, permissions: [{ca
     assert repr(config.agents["a"].api_key) == "Secret('***')"
 
 
-def test_the_schema_in_the_repository_is_the_models_and_fits_the_shipped_file():
+def test_the_schema_matches_the_models_and_the_shipped_file():
     stored = json.loads((ROOT / "config" / "config.schema.json").read_text("utf-8"))
     assert stored == config_schema()
     jsonschema.validate(yaml.safe_load((ROOT / "config.yaml").read_text("utf-8")), stored)

@@ -114,7 +114,7 @@ def test_check_remarks_on_what_few_people_mean():
     assert lines[1] == "server.cors_origins[2]: * stands in the list, which is any page"
 
 
-def test_a_page_whose_origin_is_null_never_borrows_anonymous_access():
+def test_a_null_origin_never_borrows_anonymous_access():
     origins = listed("null", "*")
     assert origins.lists("null")
     assert not origins.may_borrow("null")

@@ -1,4 +1,4 @@
-"""The way out: proxies of every kind, and whose certificates are trusted there."""
+"""Outgoing connections: proxies of every kind, and the certificates they trust."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Pems:
-    """An authority that no system trusts, and what it has signed."""
+    """An untrusted authority, and the certificates that it has signed."""
 
     def __init__(self, folder: Path) -> None:
         self.authority = trustme.CA()
@@ -98,7 +98,7 @@ class Socks(Socks5ProxyHandler):
         return super().create_proxy(stream)
 
     async def serve(self, stack) -> int:
-        """Gives the port."""
+        """Returns the port."""
         listener = await anyio.create_tcp_listener(local_host="127.0.0.1")
         task = asyncio.ensure_future(listener.serve(self.handle))
 
@@ -106,7 +106,7 @@ class Socks(Socks5ProxyHandler):
             task.cancel()
             await asyncio.wait({task})
             await listener.aclose()
-            with warnings.catch_warnings():  # a handler that is cancelled leaves its sockets open
+            with warnings.catch_warnings():  # a cancelled handler leaves its sockets open
                 warnings.simplefilter("ignore", ResourceWarning)
                 gc.collect()
 
@@ -153,7 +153,7 @@ async def serve_app(stack, app: web.Application, context: ssl.SSLContext | None 
 @pytest.fixture
 def platform(stack, pems):
     """`await platform(tls=True)`: the port of a server that answers every POST; over TLS as
-    `localhost` and `far.test`. `peers` are the connections it has seen."""
+    `localhost` and `far.test`. `peers` are the connections it has accepted."""
 
     async def start(tls=False) -> int:
         async def answer(request):
@@ -209,7 +209,7 @@ async def test_chats_go_by_every_kind_of_proxy(gateway, platform, proxy_url, pem
     gw = await gateway(agents=agents)
     assert await ask(gw) == (200, "from afar", "")
     assert await ask(gw, stream=True) == (200, "from afar", "")
-    assert len(platform.peers) == 1  # the connection is kept
+    assert len(platform.peers) == 1  # the connection is reused
     status, code, message = await ask(gw, model="other")
     assert (status, code) == (502, "upstream_auth_failed")
     assert f"The proxy {kind}://127.0.0.1:" in message
@@ -220,7 +220,7 @@ async def test_chats_go_by_every_kind_of_proxy(gateway, platform, proxy_url, pem
 @pytest.mark.parametrize("kind", ["http", "https"])
 def test_both_event_loops_make_tls_inside_of_a_tunnel(request, pems, kind, run):
     proxy = request.getfixturevalue(f"{kind}_proxy")
-    port = request.getfixturevalue("https_proxy").port  # any server with TLS will do
+    port = request.getfixturevalue("https_proxy").port  # any server with TLS
 
     async def call():
         way = Way(
@@ -483,7 +483,7 @@ async def test_a_proxy_that_is_not_there_is_unreachable(gateway, scheme):
     for model, words in (("bot", "refuses connections"), ("name", "cannot be resolved")):
         status, code, message = await ask(gw, model=model)
         assert (status, code) == (502, "upstream_unreachable")
-        if scheme != "socks5":  # which finds out before that far.test has no address
+        if scheme != "socks5":  # socks5 finds out earlier that far.test has no address
             assert words in message
         assert "geheim99" not in message
 
@@ -502,7 +502,7 @@ async def test_a_proxy_that_says_nothing_is_left_in_time(gateway, stack):
 
 
 async def test_a_proxys_certificate_must_be_trusted(gateway, https_proxy):
-    """Also where the upstream's is not looked at."""
+    """Even if the upstream's certificate is not checked."""
     url = f"https://user:pass@127.0.0.1:{https_proxy.port}"
     gw = await gateway(agents={"bot": bot("https://far.test/v1", proxy=url, verify=False)})
     status, code, message = await ask(gw)
@@ -546,7 +546,8 @@ class Says(BaseHTTPRequestHandler):
     def setup(self):
         try:
             self.request.do_handshake()
-        except ssl.SSLError:  # the client must hear of it: unread bytes would reset the connection
+        # the client must receive the alert: unread bytes would reset the connection
+        except ssl.SSLError:
             with socket.socket(fileno=os.dup(self.request.fileno())) as raw:
                 while raw.recv(65536):
                     pass
@@ -568,8 +569,8 @@ class Says(BaseHTTPRequestHandler):
 
 @pytest.fixture(params=[ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3], ids=["1.2", "1.3"])
 def strict(request, pems):
-    """The port of a server that wants a certificate of our authority. (asyncio's own servers close
-    without saying so.)"""
+    """The port of a server that requires a certificate of the test authority. (asyncio's own
+    servers close without sending the reason.)"""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=pems.ca)
     context.load_cert_chain(pems.signed("localhost"))
     context.verify_mode = ssl.CERT_REQUIRED
@@ -619,7 +620,7 @@ async def test_an_upstream_without_tls_is_said(gateway, platform):
     assert "base_url right with https" in message
 
 
-# What is wrong in config.yaml.
+# Mistakes in config.yaml.
 
 
 def problems(environ=None, **agent) -> list[str]:
@@ -672,7 +673,7 @@ def test_a_proxys_password_is_shown_nowhere():
     assert "geheim99" not in repr(config) + str(config) + config.model_dump_json()
 
 
-# What callers name is fetched by proxies as well.
+# Callers' URLs are fetched through proxies as well.
 
 
 async def test_a_file_is_fetched_from_the_address_that_was_judged(
@@ -693,7 +694,7 @@ async def test_a_file_is_fetched_from_the_address_that_was_judged(
 
 
 async def test_a_plain_file_goes_by_a_tunnel_as_well(doorway, platform, proxy_url):
-    """In the absolute form a proxy would make its own of the address and of the Host."""
+    """In absolute form a proxy would replace the address and the Host."""
     port = await platform()
     for url in (await proxy_url("socks5h"), await proxy_url("socks5"), await proxy_url("http")):
         guard = Guard(Fetch(allow=["127.0.0.0/8"], proxy=url), resolve=answering("127.0.0.1"))

@@ -1,4 +1,4 @@
-"""What an attacker or an impatient client does to accounts, keys, limits and the record."""
+"""Attackers and impatient clients against accounts, keys, limits and the record."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ async def make(gw, admin, name, role="premium"):
 
 
 async def leave(gw, method, path, token="", body=b"", after_s=0.001):
-    """Send a request and be gone shortly after."""
+    """Send a request and disconnect shortly after."""
     host, port = gw.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))
     head = f"{method} {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {token}\r\n"
@@ -33,10 +33,10 @@ async def leave(gw, method, path, token="", body=b"", after_s=0.001):
     writer.transport.abort()
 
 
-# Clients that leave.
+# Clients that disconnect.
 
 
-async def test_clients_who_leave_at_bad_moments_leave_the_database_usable(gw):
+async def test_disconnects_at_bad_moments_keep_the_database_usable(gw):
     admin = await gw.login()
     login = orjson.dumps({"username": "nobody", "password": "wrong wrong"})
     for i in range(60):
@@ -49,7 +49,7 @@ async def test_clients_who_leave_at_bad_moments_leave_the_database_usable(gw):
     assert (await (await gw.get("/readyz")).json())["degraded"] == []
 
 
-async def test_clients_who_leave_the_usage_page_take_nobodys_rows_along(gw, monkeypatch):
+async def test_disconnects_from_the_usage_page_lose_no_rows(gw, monkeypatch):
     recorder = gw.app[SERVICES].recorder
     keep = recorder._spool.keep
 
@@ -69,9 +69,7 @@ async def test_clients_who_leave_the_usage_page_take_nobodys_rows_along(gw, monk
     assert usage["total"]["calls"] == 60
 
 
-async def test_clients_who_leave_while_redis_answers_hold_no_slot_and_use_up_no_quota(
-    with_accounts, redis_server, tmp_path
-):
+async def test_disconnects_while_redis_answers_hold_no_slot(with_accounts, redis_server, tmp_path):
     gw = await with_accounts(f"sqlite:///{tmp_path}/g", redis=redis_server.url)
     _, key = await gw.key(await gw.login(), max_calls=40, rate_limits={"concurrency": 2})
     buckets = gw.app[BUCKETS]
@@ -91,10 +89,10 @@ async def test_clients_who_leave_while_redis_answers_hold_no_slot_and_use_up_no_
     assert statuses == [502] * 10
 
 
-# Limits that were got around.
+# Attempts to bypass limits.
 
 
-async def test_a_request_id_of_ones_own_does_not_lift_the_limit_of_calls_at_once(gateway, scripted):
+async def test_an_own_request_id_does_not_lift_the_concurrency_limit(gateway, scripted):
     upstream = await scripted(
         Script([b'data: {"event":"message","answer":"x"}\n\n'], end="hang"), stopped()
     )
@@ -185,7 +183,7 @@ async def test_odd_paths_and_queries_are_4xx(gw):
         assert (await gw.api("GET", f"/usage?{query}", admin))[0] in (200, 400), query
 
 
-async def test_a_header_or_url_that_is_too_long_is_told_but_not_repeated(gw):
+async def test_a_too_long_header_or_url_is_reported_not_repeated(gw):
     secret = "eyJ" + "s" * 9000
     answer = await gw.get("/v1/models", headers={"Authorization": f"Bearer {secret}"})
     assert answer.status == 431
@@ -208,7 +206,7 @@ async def test_a_name_that_looks_like_an_address_cannot_be_taken(gw):
     await gw.login("ＶＩＣ", "good enough password")
 
 
-async def test_two_admins_cannot_remove_each_other_at_once(gw):
+async def test_two_admins_cannot_remove_each_other(gw):
     admin = await gw.login()
     me = (await gw.api("GET", "/auth/me", admin))[1]["data"]["id"]
     for i in range(5):
@@ -226,7 +224,7 @@ async def test_two_admins_cannot_remove_each_other_at_once(gw):
                 await asyncio.sleep(0.05)
 
 
-async def test_an_address_that_several_want_at_once_goes_to_one(gw):
+async def test_a_contested_address_goes_to_one_account(gw):
     admin = await gw.login()
     tokens = [(await make(gw, admin, f"user{i}"))[1] for i in range(4)]
     for round_ in range(5):
@@ -297,7 +295,7 @@ async def test_a_page_opens_chats_only(pages):
         assert (await gw.post(f"/v1/{path}", body, headers=headers)).status == 403
 
 
-async def test_a_pages_agents_may_be_models_and_routes_of_what_its_key_may_ask(pages):
+async def test_a_pages_agents_may_be_its_keys_models_and_routes(pages):
     gw, _, admin = pages
     _, key = await gw.key(admin, agents=[" OpenAI ", "fastgpt"])
     token = await page(gw, key, "alice", agents=["openai/gpt-4", "both"])
@@ -325,7 +323,7 @@ async def test_a_token_that_no_header_could_carry_is_not_made(with_accounts, dem
     assert (await gw.api("POST", "/tokens", key, {"user": "x", "agents": names}))[0] == 400
 
 
-async def test_usage_pages_and_chats_at_once_lose_nothing(gw):
+async def test_concurrent_usage_pages_and_chats_lose_nothing(gw):
     admin = await gw.login()
     _, key = await gw.key(admin)
     done = itertools.count()

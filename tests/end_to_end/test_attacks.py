@@ -1,4 +1,4 @@
-"""What an attack on the gateway found, each with its test."""
+"""The findings of an attack on the gateway, each with its test."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ def test_an_endless_error_text_costs_no_time(text):
     assert len(clean(text)) <= 2000
 
 
-async def test_a_key_cut_by_the_length_limit_does_not_show_its_beginning(gateway, scripted):
+async def test_a_key_cut_by_the_length_limit_is_still_redacted(gateway, scripted):
     key = "unusual/key+without=known~shape-0123456789"
     for before in range(440, 520, 4):
         words = "x" * before + key
@@ -198,7 +198,7 @@ async def test_pass_on_has_time_limits_and_gives_its_place_back(gateway, scripte
     limits = {"total": "300ms", "idle": "200ms"}
     gw = await gateway(agents={"bot": bot("openai", upstream.url, timeouts=limits)})
     answer = await gw.post("/v1/embeddings", {"model": "bot", "input": "x"})
-    if script.pieces:  # it had begun, so all that is left is to cut it
+    if script.pieces:  # it had begun, so it can only be cut off
         with pytest.raises(aiohttp.ClientPayloadError):
             await answer.read()
     else:
@@ -206,7 +206,7 @@ async def test_pass_on_has_time_limits_and_gives_its_place_back(gateway, scripte
     await until(lambda: idle(gw))
 
 
-# Learning
+# Learned settings
 
 
 async def test_many_first_calls_find_an_old_difys_mode_together(gateway, stack):
@@ -243,9 +243,7 @@ async def test_a_failed_preliminary_is_not_learned_from(gateway, scripted):
 
 
 @pytest.mark.parametrize("kind", ["zhipu", "coze"])
-async def test_a_token_that_is_refused_anew_ends_the_call_with_the_real_error(
-    gateway, scripted, kind
-):
+async def test_a_token_refused_twice_ends_with_the_real_error(gateway, scripted, kind):
     token = {"result": {"access_token": "t-0123456789", "expires_in": 864000}}
     if kind == "coze":
         token = {"access_token": "t-0123456789", "expires_in": 4_000_000_000}
@@ -343,7 +341,7 @@ async def test_what_only_looks_like_an_id_is_400(all_five):
     writer.close()
 
 
-async def test_names_and_lists_out_of_proportion_are_refused_at_once(all_five):
+async def test_oversized_names_and_lists_are_refused_quickly(all_five):
     gw, _ = all_five
     many = [{"type": "text", "text": "x"}] * 100_000
     bodies = [
@@ -357,7 +355,7 @@ async def test_names_and_lists_out_of_proportion_are_refused_at_once(all_five):
         assert answer.status == 400
 
 
-async def test_a_breaking_stream_is_told_in_the_log(all_five, caplog):
+async def test_a_broken_stream_is_logged(all_five, caplog):
     caplog.set_level(logging.INFO)
     gw, _ = all_five
     await (await gw.complete("dify", "#break", stream=True)).read()

@@ -1,7 +1,8 @@
-"""What one caller may cost: bytes, CPU on the loop, seconds of a place. docs/limits.md has the table.
+"""The limits of what one caller may cost: bytes, CPU on the loop, seconds of a slot. docs/limits.md
+has the table.
 
-CPU is what the loop's own thread spends between two of its turns, so other work on the machine does
-not count. The callers are threads.
+CPU is the time of the loop's own thread between two of its iterations, so other work on the machine
+does not count. The callers are threads.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from gateway.server import connections
 from gateway.server.connections import Runner, Site
 
 MIB = 1 << 20
-AT_ONCE_S = 0.1  # CPU time, in one turn of the loop
+AT_ONCE_S = 0.1  # CPU time, in one iteration of the loop
 NOWHERE = "http://127.0.0.1:9"
 BOTS = {
     name: {**agent, "base_url": NOWHERE, "retries": 0, "breaker": {"failures": 1_000_000}}
@@ -47,7 +48,7 @@ KEYS = [
 
 
 class Turns:
-    """The longest turn of the loop, in seconds of CPU time."""
+    """The longest iteration of the loop, in seconds of CPU time."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -62,7 +63,7 @@ class Turns:
 @asynccontextmanager
 async def turns():
     watched = Turns()
-    gc.freeze()  # as the gateway does: what thousands of tests have left is in no collection
+    gc.freeze()  # as the gateway does: exclude the objects of earlier tests from collections
     watching = asyncio.ensure_future(watched.watch())
     try:
         yield watched
@@ -72,7 +73,7 @@ async def turns():
 
 
 def send(gw, method: str, path: str, data: bytes = b"", **headers: str) -> int:
-    """From a thread of its own: what the caller spends is not the gateway's."""
+    """From a thread: the caller's CPU time is not the gateway's."""
     address = gw.url.removeprefix("http://")
     with closing(http.client.HTTPConnection(address, timeout=50)) as line:
         told = {name.replace("_", "-"): value for name, value in headers.items()}
@@ -83,8 +84,8 @@ def send(gw, method: str, path: str, data: bytes = b"", **headers: str) -> int:
 
 
 async def costs(gw, *request, **headers: str) -> tuple[float, int]:
-    """(the longest turn that the request caused, its status): the best of three, since caches are
-    cold, and a collection may fall into any of them."""
+    """(the longest iteration that the request caused, its status): the best of three, since caches
+    are cold, and a garbage collection may happen in any of them."""
     longest = []
     for _ in range(3):
         async with turns() as watched:
@@ -101,7 +102,7 @@ def filled(before: bytes, unit: bytes, after: bytes, most: int) -> bytes:
 
 
 def question(content: bytes, *, most: int = 10 * MIB) -> bytes:
-    """A question of nearly `most` bytes, whose text is `content` again and again."""
+    """A question of nearly `most` bytes, whose text repeats `content`."""
     head = b'{"model":"bot","messages":[{"role":"user","content":"'
     return head + content * ((most - 100) // len(content)) + b'"}]}'
 
@@ -164,7 +165,7 @@ async def test_no_question_holds_up_the_loop(gateway, bot):
     assert longest < AT_ONCE_S
 
 
-async def test_large_bodies_at_once_take_turns(gateway):
+async def test_concurrent_large_bodies_take_turns(gateway):
     gw = await gateway(agents={"bot": BOTS["openai"]})
     path, data = "/v1/chat/completions", WORST["escapes"]
     longest, _ = await costs(gw, "POST", path, data)
@@ -175,7 +176,7 @@ async def test_large_bodies_at_once_take_turns(gateway):
 
 
 def test_many_who_connect_do_not_hold_up_the_next_one():
-    """uvloop by itself accepts one connection in a turn of the loop."""
+    """uvloop by itself accepts one connection per iteration of the loop."""
 
     async def accepted() -> int:
         runner = Runner(web.Application())
@@ -254,7 +255,7 @@ async def test_a_bomb_is_refused_before_it_is_inflated(gateway, data):
 
 @pytest.mark.parametrize("size", [b"1\r\na\r\n", b"GET /livez HTTP/1.1\r\nHost: localhost\r\n\r\n"])
 async def test_what_is_dear_to_parse_is_parsed_in_steps(gateway, size):
-    """Chunks of one byte, and requests behind each other, many in one read."""
+    """Chunks of one byte, and pipelined requests, many in one read."""
     gw = await gateway(agents={"bot": BOTS["openai"]})
     host, port = gw.url.removeprefix("http://").split(":")
     head = b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -321,7 +322,7 @@ async def test_long_heads_hold_nothing_up(gateway):
 # Threads.
 
 
-async def test_more_logins_at_once_than_can_be_checked_are_503(monkeypatch):
+async def test_concurrent_logins_beyond_the_limit_are_503(monkeypatch):
     monkeypatch.setattr("gateway.accounts.passwords._MAX_WAITING", 2)
     cheap = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
     passwords = Passwords(cheap)
@@ -475,11 +476,11 @@ async def test_a_large_body_says_so_before_it_is_read(gateway):
         writer.close()
 
 
-# Places.
+# Slots.
 
 
 def places(concurrency: int, queue: int, **more):
-    """A target that nobody is asked for."""
+    """A target without any calls."""
     from gateway.chat.routing import Routing
     from gateway.config.load import parse
 
@@ -559,7 +560,7 @@ async def test_a_caller_over_its_share_is_429_or_gets_the_next_agent(gateway, sc
 
 
 async def stalled(gw, body_: bytes = b'{"query":"x","stream":true}') -> socket.socket:
-    """A caller who asks and reads nothing."""
+    """A caller that asks and reads nothing."""
     host, port = gw.url.removeprefix("http://").split(":")
     line = socket.socket()
     line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -619,20 +620,20 @@ async def test_forms_that_are_passed_on_take_places_of_uploads(gateway, monkeypa
     assert (await answer.json())["error"]["code"] == "concurrency_limit_exceeded"
 
 
-# From outside.
+# Seen by another caller.
 
 
 @pytest.mark.parametrize(
     "name", ["places", "unknown_members", "many_values", "one_long_question", "tiny_chunks"]
 )
 def test_another_caller_is_answered_meanwhile(name):
-    """The margin is for a machine that does other things; the tool itself has none."""
+    """The margin is for a busy machine; the tool itself has none."""
     told = measure(name, 1.5)
     assert told.failed == []
     assert sorted(told.livez)[len(told.livez) // 2] < 10 * LIVEZ_S
 
 
-# How often.
+# Rates.
 
 
 async def test_routes_of_accounts_are_limited(with_accounts, tmp_path):
@@ -663,7 +664,7 @@ async def test_tokens_of_pages_are_limited_by_key(gateway):
     assert (await gw.post("/api/v1/tokens", {"user": "x"}, headers=good)).status == 200
 
 
-async def test_requests_behind_a_stream_wait_unread(gateway, scripted):
+async def test_requests_after_a_stream_wait_unread(gateway, scripted):
     upstream = await scripted(Script([chunk({"content": "a"})], end="hang"))
     gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})
     with closing(await stalled(gw)) as line:

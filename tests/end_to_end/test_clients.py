@@ -1,4 +1,4 @@
-"""Clients as they are: slow, impatient, greedy, or not speaking HTTP at all."""
+"""Real clients: slow, impatient, greedy, or not speaking HTTP at all."""
 
 import asyncio
 import resource
@@ -59,14 +59,12 @@ async def serve(gateway, scripted):
     return start
 
 
-# Who does not read
+# Clients that do not read
 
 
-async def test_who_does_not_read_holds_back_the_upstream_and_ends_with_its_time(
-    connect, serve, monkeypatch
-):
-    """What the network and one buffer hold is all that is taken from the upstream for them."""
-    monkeypatch.setattr("gateway.http.answer.LAST_WORDS_S", 0.5)
+async def test_a_caller_that_does_not_read_pauses_the_upstream(connect, serve, monkeypatch):
+    """The gateway takes from the upstream only what the network and one buffer hold."""
+    monkeypatch.setattr("gateway.http.answer.END_S", 0.5)
     endless = Script([dify("message", answer="长" * 4000)] * 5000)
     gw, upstream = await serve(endless, stopped(), timeouts={"total": "1s"})
     reader, writer = await connect(gw)
@@ -95,7 +93,7 @@ async def test_who_reads_slowly_gets_everything(connect, serve):
     assert b"data: [DONE]" in got
 
 
-# Who sends slowly, or half
+# Clients that send slowly, or only half
 
 
 async def test_a_head_that_does_not_come_is_not_waited_for(
@@ -147,7 +145,7 @@ async def test_a_client_that_breaks_off_in_its_body_leaves_nothing(connect, serv
     assert upstream.requests == []
 
 
-# Who sends much
+# Clients that send much
 
 
 async def test_pipelined_requests_are_answered_in_their_order(connect, serve):
@@ -171,7 +169,7 @@ async def test_pipelined_requests_are_answered_in_their_order(connect, serve):
     assert -1 < whole < health < stream
 
 
-async def test_a_pipelined_request_behind_a_leaver_is_not_begun(connect, serve):
+async def test_a_pipelined_request_after_a_disconnect_is_not_begun(connect, serve):
     gw, upstream = await serve(Script([HELLO[0]], end="hang"), stopped())
     reader, writer = await connect(gw)
     writer.write(request() * 3)
@@ -182,7 +180,7 @@ async def test_a_pipelined_request_behind_a_leaver_is_not_begun(connect, serve):
     assert len(asked) == 1
 
 
-async def test_more_connections_than_are_taken_are_told_so(connect, scripted, tmp_path):
+async def test_connections_beyond_the_limit_get_an_error(connect, scripted, tmp_path):
     upstream = await scripted(Script(HELLO))
     path = tmp_path / "c.yaml"
     config = {"server": {"max_connections": 10}, "agents": {"bot": agent(upstream.url)}}
@@ -214,14 +212,14 @@ def many_files():
     resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
-async def test_5000_connections_at_once_are_served(connect, scripted, tmp_path, many_files):
-    """All open at the same time, each with a request; the process stays answerable meanwhile."""
+async def test_5000_concurrent_connections_are_served(connect, scripted, tmp_path, many_files):
+    """All open simultaneously, each with a request; the process keeps answering."""
     upstream = await scripted(Script(HELLO))
     path = tmp_path / "c.yaml"
     path.write_text(yaml.safe_dump({"agents": {"bot": agent(upstream.url)}}))
     count = min(5000, many_files - 500)
     async with serving("--config", str(path)) as (_, port, log):
-        room = asyncio.Semaphore(200)  # connections that are being made at the same time
+        room = asyncio.Semaphore(200)  # connections that are opened simultaneously
 
         async def one() -> asyncio.StreamWriter:
             async with room:
@@ -247,7 +245,7 @@ async def test_5000_connections_at_once_are_served(connect, scripted, tmp_path, 
         await asyncio.gather(*(close(writer) for writer in writers))
 
 
-async def test_many_streams_at_once_are_all_whole_and_leave_nothing(connect, serve):
+async def test_concurrent_streams_are_whole_and_leave_nothing(connect, serve):
     gw, _ = await serve(Script([HELLO[0], 0.3, *HELLO[1:]]), concurrency=1000)
 
     async def one() -> bool:
@@ -261,7 +259,7 @@ async def test_many_streams_at_once_are_all_whole_and_leave_nothing(connect, ser
     assert gw.app[METRICS].registry.get_sample_value("gateway_open_streams") == 0
 
 
-async def test_http_2_without_tls_is_told_what_is_spoken(connect, serve):
+async def test_http_2_without_tls_gets_a_clear_error(connect, serve):
     gw, _ = await serve(Script(HELLO))
     reader, writer = await connect(gw)
     writer.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
@@ -270,7 +268,7 @@ async def test_http_2_without_tls_is_told_what_is_spoken(connect, serve):
     assert b"use HTTP/1.1" in answer
 
 
-async def test_an_offer_of_http_2_is_not_taken_and_the_request_is_answered(connect, serve):
+async def test_an_offer_of_http_2_is_ignored(connect, serve):
     gw, _ = await serve(Script(HELLO))
     reader, writer = await connect(gw)
     offer = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2-Settings": "AAMA"}

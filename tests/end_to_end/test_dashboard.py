@@ -1,6 +1,6 @@
-"""What Grafana and Prometheus are shipped: a dashboard and alerts about metrics that there are.
+"""The shipped Grafana dashboard and Prometheus alerts use metrics that exist.
 
-A gateway is run until it has shown every metric it has; each PromQL expression is then read with
+A gateway runs until it has shown every metric it has; each PromQL expression is then checked with
 the types and labels of that scrape.
 """
 
@@ -31,7 +31,7 @@ def dashboard() -> dict[str, Any]:
 
 
 def panels(kind: str = "") -> list[dict[str, Any]]:
-    """All but the rows, or those of that type."""
+    """All panels but the rows, or those of that type."""
     found = dashboard()["panels"]
     return [p for p in found if p["type"] == kind or (not kind and p["type"] != "row")]
 
@@ -46,7 +46,7 @@ def alerts() -> list[dict[str, Any]]:
 
 
 class Query(NamedTuple):
-    """An expression, where it is, and the labels that are named beside it."""
+    """An expression, its location, and the labels that are named next to it."""
 
     where: str
     expr: str
@@ -68,11 +68,11 @@ def queries() -> list[Query]:
     return out
 
 
-# --- the metrics that there are -------------------------------------------------------------------
+# --- the existing metrics -------------------------------------------------------------------------
 
 
 class Series(NamedTuple):
-    """All series of one name: what it counts as, and the values that each label has had."""
+    """All series of one name: its type, and the values of each label."""
 
     family: str
     is_counter: bool
@@ -81,7 +81,7 @@ class Series(NamedTuple):
 
 @pytest.fixture
 async def exposed(gateway, demo, scripted, shared_redis, tmp_path) -> dict[str, Series]:
-    """The series by name, of a gateway to which everything has happened that is counted."""
+    """The series by name, of a gateway in which everything counted has happened."""
     dify = await demo("dify")
     word = b'data: {"event":"message","answer":"x"}\n\n'
     endless = await scripted(Script([word], end="hang"))
@@ -107,7 +107,7 @@ async def exposed(gateway, demo, scripted, shared_redis, tmp_path) -> dict[str, 
             async with gw.chat(agent, question, stream=is_streamed) as answer:
                 await answer.read()
         async with gw.chat("endless", "hi", stream=True) as answer:
-            await answer.content.readany()  # and leave
+            await answer.content.readany()  # and disconnect
         async with gw.chat("bot") as answer:
             assert answer.status == 429
             await answer.read()
@@ -135,7 +135,7 @@ async def scrape(gw) -> dict[str, Series]:
     return out
 
 
-# --- PromQL, as much of it as is used -------------------------------------------------------------
+# --- PromQL, the part that is used ----------------------------------------------------------------
 
 TOKEN = re.compile(
     r'\s*(?:(?P<string>"[^"]*")|(?P<range>\[[^\]]+\])|(?P<number>\d+(?:\.\d+)?)'
@@ -143,13 +143,14 @@ TOKEN = re.compile(
 )
 ARITHMETIC = {"+", "-", "*", "/", "==", "!=", "<", ">", "<=", ">="}
 SETS = {"and", "or", "unless"}
-SCRAPED = frozenset(("job", "instance"))  # which Prometheus adds
+SCRAPED = frozenset(("job", "instance"))  # added by Prometheus
 OF_COUNTERS = {"rate", "increase"}
 OF_RANGES = {*OF_COUNTERS, "changes"}
 
 
 class Value(NamedTuple):
-    """What a part of an expression gives: its labels (None: a number), and whether of a range."""
+    """The value of a part of an expression: its labels (None: a number), and whether it
+    is a range."""
 
     labels: frozenset[str] | None
     is_range: bool = False
@@ -163,7 +164,7 @@ class Matcher(NamedTuple):
 
 
 class Expression:
-    """Reads a whole expression; AssertionErrors tell what Prometheus would find nothing for."""
+    """Parses a whole expression; AssertionErrors name what Prometheus would find no data for."""
 
     def __init__(self, text: str, known: dict[str, Series]) -> None:
         self._known = known
@@ -176,7 +177,7 @@ class Expression:
             self._tokens.append((match.lastgroup or "", match[match.lastgroup or 0]))
         self._tokens.append(("end", ""))
         self.used: set[str] = set()
-        self.selectors: list[tuple[str, list[Matcher]]] = []  # (name, what it asks for)
+        self.selectors: list[tuple[str, list[Matcher]]] = []  # (name, its matchers)
         result = self._binary()
         assert self._kind == "end", f"stops at {self._tokens[0][1]!r}"
         self.labels = self._instant(result).labels or frozenset()
@@ -194,7 +195,7 @@ class Expression:
         return self._tokens[0] in (("sign", word), ("word", word))
 
     def _binary(self) -> Value:
-        """Precedence is left out: it does not change which labels there are."""
+        """Precedence is ignored: it does not change the labels."""
         left = self._one()
         while self._tokens[0][1] in ARITHMETIC | SETS:
             operator, right = self._next(), None
@@ -298,7 +299,7 @@ class Expression:
 
 
 def _comma(tokens: list[tuple[str, str]], which: int) -> int:
-    """Where the brackets that open here have their comma of that number."""
+    """The position of the comma with that number in the brackets that open here."""
     depth, seen = 0, 0
     for i, (_, word) in enumerate(tokens):
         depth += (word in ("(", "{")) - (word in (")", "}"))
@@ -333,7 +334,7 @@ def read_all(known: dict[str, Series]) -> Iterator[tuple[Query, Expression]]:
         ("up_now; up_now", "cannot be read"),
     ],
 )
-def test_expressions_that_would_show_nothing_are_told(wrong, why):
+def test_expressions_without_data_are_reported(wrong, why):
     known = {
         "calls_total": Series("calls", True, {"agent": {"bot"}}),
         "up_now": Series("up_now", False, {"agent": {"bot"}}),
@@ -385,7 +386,7 @@ async def test_panels_follow_the_choice_of_job_instances_and_agents(exposed):
             assert wanted.items() <= told.items(), query
 
 
-def test_only_what_is_the_callers_fault_is_left_out_of_the_share_of_errors():
+def test_the_error_share_excludes_callers_faults_only():
     known = [c for c in vars(errors).values() if isinstance(c, type) and hasattr(c, "code")]
     theirs = {c.code for c in known if c.status < 500 and c.status != 429}
     left_out = variables()["callers_fault"]["query"]
@@ -484,7 +485,7 @@ def test_each_panel_says_what_it_means_in_which_unit():
 
 
 def unit_of(expr: str) -> set[str]:
-    """The units that fit what an expression gives."""
+    """The units that fit an expression's value."""
     if "histogram_quantile" in expr or expr.startswith("max by (instance) (time()"):
         return {"s"}
     if re.search(r"\) / sum", expr):
@@ -505,7 +506,7 @@ def test_units_fit_the_expressions():
 
 @pytest.fixture
 def words() -> Callable[[str], dict[str, str]]:
-    """The words for the values of a state timeline, by its title."""
+    """The texts for the values of a state timeline, by its title."""
 
     def of(title: str) -> dict[str, str]:
         (panel,) = (panel for panel in panels("state-timeline") if panel["title"] == title)
@@ -515,13 +516,13 @@ def words() -> Callable[[str], dict[str, str]]:
     return of
 
 
-def test_states_have_words(words: Callable[[str], dict[str, str]]):
+def test_states_have_texts(words: Callable[[str], dict[str, str]]):
     assert words("Stores") == {"0": "down", "1": "up"}
     assert words("Configuration problem")["1"] == "cannot be taken"
     assert words("Stopping")["1"] == "draining"
 
 
-def test_the_words_for_breakers_are_those_of_the_gateway(words):
+def test_the_dashboards_breaker_states_are_the_gateways(words):
     assert words("Circuit breakers") == {str(value): name for name, value in BREAKER.items()}
 
 
@@ -540,13 +541,13 @@ def test_alerts_have_a_name_a_severity_and_say_what_to_do():
         assert re.fullmatch(r"\d+m", alert.get("for", "1m")), alert["alert"]
 
 
-def test_a_store_may_be_away_for_a_moment():
+def test_a_store_may_be_unavailable_for_a_moment():
     patient = {alert["alert"]: alert.get("for") for alert in alerts()}
     for store in ("Database", "Redis", "Storage"):
         assert patient[f"Gateway{store}Down"] in ("2m", "5m"), store
 
 
-def test_a_breaker_that_is_between_two_failed_tries_still_counts_as_open():
+def test_a_breaker_between_two_failed_trials_counts_as_open():
     (alert,) = (alert for alert in alerts() if alert["alert"] == "GatewayBreakerOpen")
     assert "gateway_breaker_state == 2" in alert["expr"]
     assert re.search(r"state == 1 and increase\(gateway_breaker_opened_total", alert["expr"])

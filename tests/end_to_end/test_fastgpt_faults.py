@@ -1,4 +1,4 @@
-"""What callers get of a real FastGPT server whose run fails, hangs or stops short."""
+"""Callers' answers when a real FastGPT server's run fails, hangs or stops short."""
 
 import asyncio
 from typing import Any
@@ -12,7 +12,7 @@ from gateway.server.check import check_live
 
 
 def replayed(of: Capture) -> Script:
-    """The captured answer, each event's lines in writes of their own as FastGPT makes them."""
+    """The captured answer, with each line of an event in its own write, as in FastGPT."""
     lines = of.body.replace(b"\ndata:", b"\n\0data:").replace(b"\n\n", b"\n\n\0").split(b"\0")
     headers = {"Content-Type": of.headers["content-type"]} if "content-type" in of.headers else {}
     return Script([line for line in lines if line], status=f"{of.status} X", headers=headers)
@@ -86,7 +86,7 @@ async def test_a_model_at_its_limit_ends_with_length(answers):
     assert whole["choices"][0]["finish_reason"] == "length"
 
 
-async def test_a_wrong_choice_is_told_and_no_success(answers):
+async def test_a_wrong_choice_is_reported_and_no_success(answers):
     gw = await answers("4.12.2", "select_continue_wrong_value")
     answer = await gw.chat("bot", "不在里面", chat_id="c-1")
     assert answer.status == 400

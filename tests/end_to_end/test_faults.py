@@ -1,7 +1,7 @@
-"""The fault matrix: what stands behind the gateway, times everything that can happen to it.
+"""The fault matrix: every server that the gateway depends on, times every fault.
 
-Each cell: what callers get and within what time, what `/readyz` and `/metrics` say, that every call
-is recorded, and that all is well by itself when the line is.
+Each cell checks: the callers' answers and their time, `/readyz` and `/metrics`, that every call is
+recorded, and that everything recovers by itself.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ AUTH = {"keys": [{"name": "web", "key": KEY, "permissions": ["chat", "upload"]}]
 
 @pytest.fixture
 async def line(stack):
-    """`await line(port)`: a wire to a server of this machine."""
+    """`await line(port)`: a wire to a server on this machine."""
 
     async def make(port: int, state: str = "up") -> Wire:
         wire = Wire(port)
@@ -86,7 +86,7 @@ async def test_redis_that_fails_costs_little_and_comes_back(
     await becomes(gw, [])
     await wire.become(fault)
     await chats_are_answered(gw, 2.0)  # one of them waits for 50 ms, and none after it
-    if fault != "half-open":  # a new connection works, so it may be back already
+    if fault != "half-open":  # a new connection works, so Redis may be available again
         await becomes(gw, ["redis"])
         assert gauge(gw, "gateway_redis_up") == 0
         async with within(1.5):
@@ -116,14 +116,14 @@ async def test_redis_that_is_not_there_at_the_start_is_found_later(
 
 @pytest.fixture
 def quick_database(monkeypatch):
-    """Waits of seconds made short."""
+    """Shorten waits of seconds."""
     monkeypatch.setattr("gateway.database.TIMEOUT_S", 0.6)
     monkeypatch.setattr("gateway.telemetry.recorder._RETRY_S", 0.2)
     monkeypatch.setattr("gateway.accounts.directory._PATIENCE_S", 0.6)
 
 
 def on(url: str, wire: Wire) -> str:
-    """The database behind the wire."""
+    """The database's URL through the wire."""
     head, _, rest = url.rpartition(":")
     return f"{head}:{wire.port}/{rest.partition('/')[2]}"
 
@@ -161,7 +161,7 @@ async def test_postgresql_that_fails_stops_no_chat_and_loses_no_call(
         unknown = key[:-48] + "A" * 48
         async with within(3):
             assert (await gw.ask("sk-gw-" + "a" * 12 + "-" + "b" * 48))[0] == 503
-        assert (await gw.ask(unknown))[0] == 401  # the id is known, and the secret is not its own
+        assert (await gw.ask(unknown))[0] == 401  # the id is known, but the secret is not its own
         async with within(6):
             status, body = await gw.api(
                 "POST", "/login", body={"username": "admin", "password": "x"}
@@ -179,7 +179,7 @@ async def test_postgresql_that_fails_stops_no_chat_and_loses_no_call(
 
 
 @pytest.mark.parametrize("fault", ["down", "hangs", "resets"])
-async def test_postgresql_that_is_not_there_at_the_start_is_found_later(
+async def test_postgresql_missing_at_the_start_is_found_later(
     with_accounts, postgresql, line, quick_database, monkeypatch, fault
 ):
     monkeypatch.setattr("gateway.app._PATIENCE_S", 0.5)
@@ -244,7 +244,7 @@ async def upload(gw, chunks) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-async def test_a_bucket_that_fails_is_503_for_uploads_and_nothing_for_chats(
+async def test_a_failed_bucket_is_503_for_uploads_only(
     gateway, demo, line, shared_s3, quick_storage, fault
 ):
     wire = await line(shared_s3.port)
@@ -264,12 +264,12 @@ async def test_a_bucket_that_fails_is_503_for_uploads_and_nothing_for_chats(
     await wire.become("up" if fault != "half-open" else "half-open")
     await becomes(gw, [])
     async with asyncio.timeout(20):
-        while (await upload(gw, b"hello"))[0] != 200:  # connections of before may still be tried
+        while (await upload(gw, b"hello"))[0] != 200:  # earlier connections may still be tried
             await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("fault", ["down", "hangs", "resets"])
-async def test_a_bucket_that_goes_away_in_the_middle_of_an_upload_is_503_and_keeps_nothing(
+async def test_a_bucket_lost_in_an_upload_is_503_and_keeps_nothing(
     gateway, demo, line, shared_s3, quick_storage, fault
 ):
     wire = await line(shared_s3.port)
@@ -314,7 +314,7 @@ async def test_a_bucket_that_is_not_there_at_the_start_is_found_later(
 
 @pytest.fixture(params=AGENTS)
 async def bot(request, demo, gateway, line, tmp_path):
-    """(a gateway whose agent `bot` is a demo platform behind a wire, the wire)."""
+    """(a gateway whose agent `bot` is a demo platform at the end of a wire, the wire)."""
     kind = request.param
     served = await demo(kind, key=AGENTS[kind]["api_key"], pace_s=0.01)
     wire = await line(int(served.url.rpartition(":")[2]))
@@ -328,7 +328,7 @@ async def bot(request, demo, gateway, line, tmp_path):
 
 
 async def statuses(gw) -> list[int]:
-    """Of the calls in the record, the first one first."""
+    """The statuses of the calls in the record, the first one first."""
     await gw.app[SERVICES].recorder.flush()
     async with (
         gw.app[SERVICES].calls._database.transaction() as conn,
@@ -342,9 +342,7 @@ async def statuses(gw) -> list[int]:
     [("down", 502, "upstream_unreachable"), ("hangs", 504, "upstream_timeout"),
      ("resets", 502, "upstream_cut"), ("slow", 200, "")],
 )  # fmt: skip
-async def test_an_upstream_that_fails_is_told_in_time_recorded_and_asked_again_later(
-    bot, fault, status, code
-):
+async def test_a_failed_upstream_is_reported_in_time_and_recovers(bot, fault, status, code):
     gw, wire = bot
     assert (await gw.ask(KEY, "bot"))[0] == 200
     wire.slow_s = 0.05
@@ -361,7 +359,7 @@ async def test_an_upstream_that_fails_is_told_in_time_recorded_and_asked_again_l
 
 
 @pytest.mark.parametrize("fault", ["down", "hangs", "resets"])
-async def test_an_upstream_that_is_not_there_at_the_start_is_no_reason_not_to(bot, fault):
+async def test_a_missing_upstream_does_not_prevent_the_start(bot, fault):
     gw, wire = bot
     await wire.become(fault)
     assert await ready(gw) == (200, [])  # platforms are not the gateway's health
@@ -371,7 +369,7 @@ async def test_an_upstream_that_is_not_there_at_the_start_is_no_reason_not_to(bo
     assert (await gw.ask(KEY, "bot"))[0] == 200
 
 
-async def test_an_upstream_whose_idle_connections_have_died_costs_one_call_at_most(bot):
+async def test_dead_idle_connections_cost_one_call_at_most(bot):
     gw, wire = bot
     assert (await gw.ask(KEY, "bot"))[0] == 200
     await wire.become("half-open")

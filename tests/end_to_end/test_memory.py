@@ -1,6 +1,6 @@
-"""Files go through the gateway without lying in it: measured from outside, on its own process.
+"""Files pass through the gateway without staying in memory: measured on its own process.
 
-Takes some seconds, since it is the size that is tested: 95 MB up and down, then ten at once.
+Takes some seconds, since size is what it tests: 95 MB up and down, then ten simultaneously.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ BOUNDARY = "test-boundary"
 
 
 async def body(size: int):
-    """A form whose file is text at its beginning, so that it may be called so."""
+    """A form whose file begins as text, so that it passes as text."""
     yield (
         f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="file"; filename="大.txt"\r\n\r\n'
     ).encode()
@@ -45,9 +45,7 @@ async def digest(chunks) -> str:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize(("kind", "each"), [("folder", 95 * MB), ("bucket", 25 * MB)])
-async def test_files_go_up_and_down_whole_while_the_process_stays_small(
-    request, tmp_path, kind, each
-):
+async def test_large_files_pass_whole_in_little_memory(request, tmp_path, kind, each):
     if kind == "folder":
         storage = {"url": f"file:{tmp_path}/up"}
     else:

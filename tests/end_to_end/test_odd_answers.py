@@ -1,4 +1,5 @@
-"""What upstreams really send: odd, and an answer all the same. Both surfaces, streamed and whole."""
+"""Odd answers that upstreams really send, and that are answers. Both surfaces, streamed
+and whole."""
 
 import json
 from typing import Any
@@ -54,7 +55,7 @@ OPENAI_END = event(chunk({}, "stop")) + DONE
 APP_END = event({"choices": [{"index": 0, "finish_reason": "stop", "delta": {}}]}) + DONE
 COZE_END = coze("chat.completed", status="completed") + b'event: done\ndata: "[DONE]"\n\n'
 
-# For each kind of agent: its settings, an event that says TEXT, and how an answer ends.
+# For each kind of agent: its settings, an event with TEXT, and the end of an answer.
 SAYS = event(chunk({"role": "assistant", "content": "TEXT"}))
 KINDS: dict[str, tuple[dict[str, Any], bytes, bytes]] = {
     "openai": ({}, SAYS, OPENAI_END),
@@ -92,7 +93,7 @@ FIRST: dict[str, Any] = {
 
 
 class Told:
-    """What one caller got; everything it was sent is strict JSON in UTF-8."""
+    """One caller's answer; all of it must be strict JSON in UTF-8."""
 
     def __init__(self, status: int, raw: bytes) -> None:
         self.status, self.raw = status, raw
@@ -119,12 +120,12 @@ class Told:
 
 @pytest.fixture
 def ask(gateway, scripted):
-    """`await ask(kind, *pieces)`: what callers get of them: {(surface, is streamed): Told}."""
+    """`await ask(kind, *pieces)`: the callers' answers: {(surface, is streamed): outcome}."""
 
     async def asked(kind: str, *pieces: bytes, headers: Any = None, **settings: Any):
         script = Script(list(pieces), **({"headers": headers} if headers else {}))
         upstream = await scripted(*FIRST.get(kind, list)(), script)
-        if kind == "zhipu application":  # which is asked for a conversation each time
+        if kind == "zhipu application":  # it is asked for a conversation each time
             upstream.scripts = [*FIRST[kind](), script] * 4
         name = kind.partition(" ")[0]
         own = {**KINDS[kind][0], **settings}
@@ -146,7 +147,7 @@ def kind(request):
 
 
 def saying(kind: str, text: bytes) -> bytes:
-    """An event that says what `text` is as a JSON string."""
+    """An event with `text`, which is the inside of a JSON string."""
     return KINDS[kind][1].replace(b"TEXT", text)
 
 
@@ -232,7 +233,7 @@ UNNEEDED = {
 }  # fmt: skip
 
 
-async def test_long_results_of_nodes_are_read_for_what_is_needed_of_them(ask):
+async def test_long_node_results_are_read_for_what_is_needed(ask):
     quotes = [{"id": str(i), "sourceName": "s", "q": "q" * 500, "a": ""} for i in range(8000)]
     nodes = [
         {"id": "1", "moduleType": "datasetSearchNode", "quoteList": quotes},
@@ -257,7 +258,7 @@ async def test_a_long_text_in_one_event_is_an_answer(kind, ask):
         assert is_whole(told, LONG)
 
 
-async def test_a_long_output_beside_the_answer_is_left_out(ask):
+async def test_a_long_output_next_to_the_answer_is_left_out(ask):
     pieces = [dify("text_chunk", data={"text": "hi"}), finished({"text": "hi", "pages": LONG})]
     for told in (await ask("dify workflow", *pieces)).values():
         assert is_whole(told, "hi")
@@ -345,7 +346,7 @@ async def test_a_whole_answer_in_one_event_is_a_chunk(ask):
     assert b'"delta":{' in told["/v1", True].raw
 
 
-async def test_an_error_beside_choices_is_an_error(ask):
+async def test_an_error_next_to_choices_is_an_error(ask):
     message = {"role": "assistant", "content": "Ha"}
     body = {"choices": [{"index": 0, "message": message}], "error": {"message": "NO GPU"}}
     for told in (await ask("openai", json.dumps(body).encode(), headers=JSON)).values():
@@ -400,7 +401,7 @@ async def test_content_may_be_a_list_of_parts(kind, is_whole_body, ask):
     if is_whole_body:
         pieces = [json.dumps(body).encode()]
     for (surface, _), told in (await ask(kind, *pieces)).items():
-        if kind != "openai" or surface != "/v1":  # to whom it goes as it came
+        if kind != "openai" or surface != "/v1":  # which gets the upstream's bytes unchanged
             is_fastgpts = kind == "fastgpt" and is_whole_body  # whose own parts are paragraphs
             assert is_whole(told, "Hel\nlo!" if is_fastgpts else "Hello!")
             assert told.reasoning == "hm"
@@ -454,7 +455,7 @@ async def test_pictures_of_dify_are_seen_where_only_text_is_shown(text, seen, as
         assert [file["url"] for file in told.gateway["files"]] == [MADE["url"]]
 
 
-# The same thing in another event
+# The same content in another event
 
 
 @pytest.mark.parametrize("outputs", [{"text": ""}, {"text": None}, {"a": [], "b": {}}, {}, None])
@@ -470,7 +471,7 @@ async def test_a_workflow_of_dify_may_return_nothing_but_a_file(ask):
         assert [made["url"] for made in told.gateway["files"]] == [MADE["url"]]
 
 
-async def test_an_output_that_is_configured_and_null_is_an_empty_answer(ask):
+async def test_a_configured_output_that_is_null_is_an_empty_answer(ask):
     outputs = {"wanted": None, "other": "x"}
     for told in (await ask("dify workflow", finished(outputs), output_variable="wanted")).values():
         assert is_whole(told, "")
@@ -496,7 +497,7 @@ async def test_a_chatflow_whose_text_is_in_its_outputs_says_it_once(said, is_las
 
 
 @pytest.mark.parametrize("said", [[], ["hello"]])
-async def test_an_agents_answer_that_is_its_last_thought_alone_is_said_once(said, ask):
+async def test_an_answer_that_is_only_the_last_thought_appears_once(said, ask):
     thoughts = [
         dify("agent_thought", id="1", thought="let me look", tool="search", observation="ok"),
         dify("agent_thought", id="2", thought="hello", tool=""),
@@ -557,7 +558,7 @@ NOTHING = {
 }
 
 
-# What follows some words and is a failure, whatever follows it.
+# Events that make the answer a failure, whatever follows them.
 FAILURES = {
     "named": event({"message": "NO GPU"}, "error"),
     "named list": event([{"message": "NO GPU"}], "error"),
@@ -701,7 +702,7 @@ async def test_a_callers_history_may_hold_halves_of_characters(kind, gateway, sc
     orjson.loads(upstream.requests[-1][2])
 
 
-# What a bot asks in the middle of its run
+# Questions of a bot in the middle of its run
 
 
 def interrupt(data: Any, **more: Any) -> bytes:
@@ -793,7 +794,7 @@ async def test_a_pause_of_dify_says_what_may_be_answered(pieces, text, ask):
         ({"status": "exception", "outputs": None, "error": "no disk"}, "no disk"),
     ],
 )
-async def test_a_run_without_words_that_did_not_succeed_is_a_failure(kind, data, words, ask):
+async def test_an_unsuccessful_run_without_text_is_a_failure(kind, data, words, ask):
     end = [dify("message_end")] if kind == "dify" else []
     for told in (await ask(kind, STARTED, *end, dify("workflow_finished", data=data))).values():
         assert words in json.dumps(told.error)
@@ -836,7 +837,7 @@ async def test_coze_asks_once_if_the_node_has_said_its_question(ask):
             assert is_whole(told, text)
 
 
-# Failures that are reported behind a part of the answer
+# Failures that are reported after a part of the answer
 
 
 def system_error(words: str, status: str = "finish") -> bytes:
@@ -865,7 +866,7 @@ FAILED: list[tuple[str, bytes]] = [
 
 
 @pytest.mark.parametrize(("kind", "failed"), FAILED)
-async def test_a_failure_behind_words_is_an_error_with_its_words(kind, failed, ask):
+async def test_a_failure_after_text_is_an_error_with_its_message(kind, failed, ask):
     for told in (await ask(kind, saying(kind, b"hi"), failed, KINDS[kind][2])).values():
         assert told.text in ("hi", "")
         assert told.finish is None

@@ -20,7 +20,7 @@ QUESTION = [{"role": "user", "content": "用一句话介绍 AI Gateway"}]
 
 @pytest.fixture
 async def sdk(gateway, demo):
-    """An openai client whose base_url is a gateway that demands a key."""
+    """An openai client whose base_url is a gateway that requires a key."""
     agents = {}
     for name, agent in AGENTS.items():
         served = await demo(name, key=agent["api_key"])
@@ -56,7 +56,7 @@ async def test_openai_stream_with_usage(sdk, agent):
 
 
 async def test_openai_reads_a_stream_with_ids_that_is_kept_alive(gateway, scripted):
-    """It takes a blank line without data for an event, once an event has had an id."""
+    """The SDK takes a blank line without data for an event, once an event has had an id."""
     choices = ({"delta": {"content": text}, "index": 0} for text in ("你", "好"))
     chunks = [
         b"id: 1\ndata: " + orjson.dumps({"id": "c", "choices": [c]}) + b"\n\n" for c in choices
@@ -145,7 +145,8 @@ async def test_openai_tools_and_several_answers(sdk):
 
 
 async def test_openai_retries_what_may_be_retried_and_nothing_else(gateway, scripted):
-    """A call that Dify had accepted fails with 502; without `x-should-retry` it would run thrice."""
+    """A call that Dify had accepted fails with 502; without `x-should-retry` it would run three
+    times."""
     upstream = await scripted(Script([b'data: {"event":"error","message":"x"}\n\n']))
     bot = {**AGENTS["dify"], "base_url": upstream.url, "mode": "chat"}
     gw = await gateway(agents={"bot": bot})
@@ -155,7 +156,7 @@ async def test_openai_retries_what_may_be_retried_and_nothing_else(gateway, scri
     assert len(upstream.requests) == 1
 
 
-# The simulators, with the SDK of the platform each of them stands for.
+# The simulators, with the SDK of each one's platform.
 
 
 async def test_the_openai_simulator_is_what_openais_sdk_expects(demo):
@@ -167,7 +168,7 @@ async def test_the_openai_simulator_is_what_openais_sdk_expects(demo):
     assert streamed.choices[0].message.content == whole.choices[0].message.content
 
 
-async def test_the_fastgpt_simulator_is_what_openais_sdk_gets_from_fastgpt(demo):
+async def test_openais_sdk_reads_the_fastgpt_simulator(demo):
     served = await demo("fastgpt", key="k")
     async with openai.AsyncOpenAI(base_url=f"{served.url}/api/v1", api_key="k") as client:
         whole = await client.chat.completions.create(model="", messages=QUESTION)

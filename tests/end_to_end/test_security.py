@@ -1,4 +1,5 @@
-"""Credentials, cross-origin pages, secrets in answers and logs: the peers' mistakes as tests."""
+"""Credentials, cross-origin pages, secrets in answers and logs: other gateways' mistakes
+as tests."""
 
 import itertools
 import logging
@@ -40,7 +41,7 @@ async def test_a_key_is_taken_from_each_header_on_each_route(guarded, header, va
 
 @pytest.mark.parametrize("other", ["dummy", "EMPTY", "sk-no-key-required", "Bearer", "x.y"])
 @pytest.mark.parametrize("names", [("Authorization", "x-api-key"), ("api-key", "x-api-key")])
-async def test_a_placeholder_beside_the_key_does_no_harm(guarded, other, names):
+async def test_a_placeholder_next_to_the_key_does_no_harm(guarded, other, names):
     placeholder, key = names
     prefix = "Bearer " if placeholder == "Authorization" else ""
     for headers in (
@@ -72,7 +73,7 @@ OURS = "sk-gw-abcdefghijkl-x"
      ("any-key", "", "any-key"), ("Bearerx", "", "Bearerx"), ("Bearer", "", ""), ("Bearer ", "", ""),
      ("", "", ""), ("Basic dXNlcjpwYXNz", "", ""), ('Digest username="a", nonce="b"', "", "")],
 )  # fmt: skip
-def test_a_key_counts_behind_the_word_bearer_alone(value, key, bare):
+def test_a_key_counts_only_after_bearer(value, key, bare):
     assert presented_key({"Authorization": value}) == key
     assert bare_key({"Authorization": value}) == bare
     assert presented_key({"Authorization": value, "x-api-key": OURS}) == OURS
@@ -93,7 +94,7 @@ async def test_a_key_without_bearer_is_refused_and_says_what_lacks(guarded):
     assert "lacks the word Bearer" in (await answer.json())["error"]["message"]
 
 
-async def test_chromes_question_for_private_networks_is_answered_for_listed_pages_only(guarded):
+async def test_private_network_preflights_pass_for_listed_pages_only(guarded):
     asks = {
         "Access-Control-Request-Method": "POST",
         "Access-Control-Request-Private-Network": "true",
@@ -133,7 +134,7 @@ async def test_public_routes_stay_public(guarded):
         assert (await guarded.get(path)).status == 200
 
 
-async def test_in_anonymous_mode_any_key_will_do_but_not_a_wrong_one_of_ours(all_five):
+async def test_anonymous_mode_takes_any_key_but_a_wrong_gateway_key(all_five):
     gw, _ = all_five
     for headers in ({}, {"Authorization": "Bearer anything"}, {"x-api-key": "x"}):
         assert (await gw.get("/v1/models", headers=headers)).status == 200
@@ -141,7 +142,7 @@ async def test_in_anonymous_mode_any_key_will_do_but_not_a_wrong_one_of_ours(all
     assert (await gw.get("/v1/models", headers=ours)).status == 401
 
 
-async def test_with_keys_configured_a_wrong_key_is_401_even_where_none_is_needed(gateway, demo):
+async def test_with_keys_a_wrong_key_is_401_even_on_anonymous_access(gateway, demo):
     served = await demo("dify")
     gw = await gateway(
         agents={"dify": {**AGENTS["dify"], "base_url": served.url}},
@@ -209,7 +210,7 @@ async def test_listed_pages_and_pages_of_this_machine_may_call(listing, origin):
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PAGE}.evil.example"])
-async def test_other_pages_may_not_and_are_told_what_to_set(listing, origin):
+async def test_other_pages_are_refused_with_the_setting_to_change(listing, origin):
     answer = await preflight(listing, "/v1/chat/completions", origin)
     assert answer.status == 403
     assert "server.cors_origins" in await answer.text()
@@ -247,7 +248,7 @@ async def test_a_star_is_for_every_page_and_never_with_credentials(gateway, demo
     assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
-async def test_every_answer_tells_browsers_to_do_nothing_with_it_but_show_it(listing):
+async def test_every_answer_has_the_safety_headers(listing):
     body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
     answers = [
         await listing.get("/health"),
@@ -284,7 +285,7 @@ CANARIES = ["app-canary0123456789", "sk-canary-0123456789abcdef", "pat_canary012
 
 
 @pytest.mark.parametrize("canary", CANARIES)
-def test_an_upstreams_words_are_freed_of_keys(canary):
+def test_keys_in_an_upstreams_message_are_redacted(canary):
     assert canary not in clean(f"Incorrect API key provided: {canary}. Bearer {canary}")
     assert "canary" not in clean(f"{{'key': '{canary}'}}")
 

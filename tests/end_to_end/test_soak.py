@@ -1,4 +1,4 @@
-"""The soak in small: that it runs, finds nothing, and would find something."""
+"""A short soak: it runs, finds nothing, and would find something."""
 
 import json
 import subprocess
@@ -17,7 +17,7 @@ CALM = {
 
 
 def test_seconds_of_mixed_traffic_with_faults_leave_nothing_over():
-    """Takes longer than other tests: three servers are started, and what has ended must calm down."""
+    """Takes longer than other tests: three servers start, and ended calls must finish."""
     command = [sys.executable, "tests/soak/soak.py", "--seconds", "4", "--clients", "15"]
     told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=55)
     assert told.returncode == 0, told.stdout + told.stderr
@@ -31,13 +31,13 @@ def test_whatever_is_left_over_is_named():
         assert name in told
 
 
-def test_memory_that_grows_is_told():
+def test_growing_memory_is_reported():
     flat = [{"process_resident_memory_bytes": 100e6} for _ in range(60)]
     assert memory(flat, flat[0]) == []
     assert "from 100 MB to 150 MB" in memory(flat, {"process_resident_memory_bytes": 150e6})[0]
 
 
-def test_calls_that_are_not_recorded_or_more_than_once_are_told():
+def test_missing_and_repeated_records_are_reported():
     made = Made()
     ids = [made.new_id() for _ in range(4)]
     made.answered |= {ids[0], ids[3]}

@@ -1,4 +1,5 @@
-"""The first-delta rule, keep-alive, time limits, leavers and slow readers, over real sockets."""
+"""The first-delta rule, keep-alive, time limits, disconnects and slow readers, over real
+sockets."""
 
 import asyncio
 import gc
@@ -20,7 +21,7 @@ from gateway.protocol.render import StreamRenderer
 
 @pytest.fixture(params=[direct.TESTED_AIOHTTP, ()], ids=["direct", "aiohttp"])
 def _both_ways(request, monkeypatch):
-    """Written to the connection beside aiohttp, and by its means."""
+    """Written directly to the connection, and by aiohttp."""
     monkeypatch.setattr(direct, "TESTED_AIOHTTP", request.param)
 
 
@@ -81,7 +82,7 @@ async def test_an_error_event_before_the_first_delta_is_a_status_too(gateway, sc
 
 
 @both_ways
-async def test_a_failure_after_the_first_delta_is_one_error_event_and_the_end(gateway, scripted):
+async def test_a_failure_after_the_first_delta_is_one_error_event(gateway, scripted):
     fault = (
         b'data: {"event":"error","code":"completion_request_error","status":400,"message":"x"}\n\n'
     )
@@ -137,7 +138,7 @@ async def test_headers_that_never_come_are_504(gateway, scripted):
     assert (await gw.complete("bot")).status == 504
 
 
-async def test_a_whole_answer_of_an_openai_upstream_has_all_the_time_there_is(gateway, scripted):
+async def test_an_openai_whole_answer_has_the_total_time(gateway, scripted):
     body = b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'
     headers = {"Content-Type": "application/json"}
     upstream = await scripted(Script([0.3, body], headers=headers, before_headers_s=0.3))
@@ -157,9 +158,7 @@ async def test_steps_of_a_workflow_are_no_silence(gateway, scripted):
 
 
 @both_ways
-async def test_silence_after_the_first_delta_ends_in_an_error_event_and_a_stop_call(
-    gateway, scripted
-):
+async def test_silence_after_the_first_delta_is_an_error_and_a_stop(gateway, scripted):
     upstream = await scripted(Script([HELLO[0]], end="hang"), stopped())
     gw = await start(gateway, upstream, timeouts={"idle": "300ms"})
     got = streamed(await (await gw.chat("bot", stream=True, user="u-1")).read())
@@ -201,7 +200,7 @@ async def test_a_long_event_that_is_coming_is_alive(kind, gateway, scripted):
 async def test_heartbeats_are_no_sign_of_life_however_they_come(
     size, gateway, scripted, monkeypatch
 ):
-    """An event that its decoder calls a heartbeat takes back the life that its bytes seemed."""
+    """An event that its decoder calls a heartbeat does not count as life, though its bytes did."""
     read = DifyDecoder.event
     monkeypatch.setattr(
         DifyDecoder, "event", lambda self, *given: b'"beat"' not in given[1] and read(self, *given)
@@ -234,7 +233,7 @@ async def test_an_answer_complete_in_the_moment_of_a_stop_is_sent(gateway, scrip
     def end_and_stop(self, error=None):
         end(self, error)
         monkeypatch.undo()
-        for task, request in in_flight._under_way.items():
+        for task, request in in_flight._tasks.items():
             in_flight._tell(request)
             task.cancel()
 
@@ -268,7 +267,7 @@ async def test_an_open_stream_does_not_keep_its_question(gateway, scripted, leng
 
 
 @both_ways
-async def test_after_keepalive_the_answer_is_committed_and_comments_follow(gateway, scripted):
+async def test_after_keepalive_200_is_sent_and_comments_follow(gateway, scripted):
     upstream = await scripted(Script([0.5, *HELLO]))
     gw = await start(gateway, upstream, server={"keepalive": "100ms"})
     answer = await gw.complete("bot", stream=True)
@@ -364,7 +363,7 @@ async def test_a_client_that_leaves_a_whole_answer_stops_the_run_too(gateway, sc
 
 
 @both_ways
-async def test_a_slow_reader_slows_the_upstream_instead_of_filling_memory(gateway, scripted):
+async def test_a_slow_reader_slows_the_upstream(gateway, scripted):
     big = dify("message", answer="长" * 5000)
     upstream = await scripted(Script([big] * 4000))  # 60 MB
     gw = await start(gateway, upstream)
@@ -374,8 +373,8 @@ async def test_a_slow_reader_slows_the_upstream_instead_of_filling_memory(gatewa
     answer.close()
 
 
-async def test_what_follows_a_complete_answer_is_waited_for_only_briefly(gateway, scripted):
-    """1.x chatflows send `workflow_finished` after `message_end`; here it never comes."""
+async def test_the_rest_after_a_complete_answer_gets_little_time(gateway, scripted):
+    """1.x chatflows send `workflow_finished` after `message_end`; here it never arrives."""
     upstream = await scripted(Script([dify("workflow_started"), *HELLO], end="hang"))
     gw = await start(gateway, upstream)
     async with asyncio.timeout(20):
@@ -384,8 +383,8 @@ async def test_what_follows_a_complete_answer_is_waited_for_only_briefly(gateway
     assert got["finish"] == ["stop"]
 
 
-async def test_an_answer_without_a_word_is_not_waited_for_beyond_its_end(gateway, scripted):
-    """Coze says that the chat is completed, and the closing `done` never comes."""
+async def test_an_empty_answer_ends_without_the_closing_event(gateway, scripted):
+    """Coze says that the chat is completed, and the closing `done` never arrives."""
     done = b'event:conversation.chat.completed\ndata:{"id":"1","conversation_id":"2"}\n\n'
     upstream = await scripted(Script([done], end="hang"))
     gw = await gateway(agents={"bot": {**AGENTS["coze"], "base_url": upstream.url}})
@@ -402,7 +401,7 @@ async def test_connection_refused_is_tried_again_and_then_502(gateway):
     assert (await answer.json())["error"]["code"] == "upstream_unreachable"
 
 
-async def test_the_next_target_of_a_route_answers_when_the_first_is_down(gateway, scripted):
+async def test_the_next_target_answers_when_the_first_is_down(gateway, scripted):
     upstream = await scripted(Script(HELLO))
     agents = {"down": agent("http://127.0.0.1:9", retries=0), "up": agent(upstream.url)}
     gw = await gateway(agents=agents, routes={"any": ["down", "up"]})
@@ -483,7 +482,7 @@ async def test_whatever_an_upstream_sends_is_a_clear_error(gateway, scripted, sc
 
 
 async def test_a_stream_that_is_over_leaves_no_circle_of_references(gateway, scripted):
-    """Such would stay until a collection, of which there are few."""
+    """A cycle would stay until a garbage collection, which is rare."""
     going_on = asyncio.Event()
     upstream = await scripted(Script([HELLO[0], going_on, HELLO[1] + END]))
     gw = await start(gateway, upstream)
@@ -510,7 +509,7 @@ async def test_an_error_has_one_shape_before_and_after_the_first_word(gateway, s
     told = orjson.loads(raw.rpartition(b"data: ")[2])
     assert (told["code"], told["detail"]["error"]) == (502, "upstream_failed")
     assert "boom" in told["msg"]
-    if begins:  # by `error` it is told from a chunk, and may be read there as well
+    if begins:  # `error` distinguishes it from a chunk, and holds the same
         inside = told.pop("error")
         assert (inside["message"], inside["type"]) == (told["msg"], "upstream_error")
         assert {name: inside[name] for name in told} == told
@@ -520,7 +519,7 @@ async def test_an_error_has_one_shape_before_and_after_the_first_word(gateway, s
     assert error["code"] == "upstream_failed"
 
 
-# How a stream is kept alive, by who reads it.
+# The form of keep-alive comments, by client.
 
 SDK = {"x-stainless-lang": "go"}
 

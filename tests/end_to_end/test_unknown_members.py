@@ -1,4 +1,4 @@
-"""Bodies and queries of administration with names that nothing is known by are refused."""
+"""Unknown members and parameters of administration are refused."""
 
 import pytest
 from conftest import ADMIN_PASSWORD
@@ -104,7 +104,7 @@ async def test_a_clean_up_with_a_misspelt_age_deletes_nothing(gw):
     assert (await gw.api("GET", f"/api-keys/{id_}", admin))[0] == 200
 
 
-# What is wrong with a member that is known, in words.
+# The text for an invalid value of a known member.
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ async def test_a_clean_up_with_a_misspelt_age_deletes_nothing(gw):
         ("/auth/users", {}, "'username' is missing. (2 problems in all.)"),
     ],
 )  # fmt: skip
-async def test_a_bad_member_is_explained_in_words(gw, path, given, words):
+async def test_a_bad_member_is_explained_in_plain_text(gw, path, given, words):
     status, answer = await gw.api("POST", path, await gw.login(), given)
     assert status == 400
     assert words in answer["msg"]
@@ -148,7 +148,7 @@ async def test_a_bad_member_is_explained_in_words(gw, path, given, words):
         ({"files": [{"id": "u1"}]}, '{"id": "…", "type": "image"}'),
     ],
 )
-async def test_a_bad_member_of_a_chat_is_explained_in_words(gw, given, words):
+async def test_a_bad_member_of_a_chat_is_explained_in_plain_text(gw, given, words):
     _, key = await gw.key(await gw.login())
     status, answer = await gw.ask(key, **given)
     assert (status, words in answer["msg"]) == (400, True), answer["msg"]
@@ -160,7 +160,7 @@ async def test_a_weak_new_password_is_named_by_its_member(gw):
     assert answer["detail"]["param"] == "new_password"
 
 
-async def test_an_account_is_told_who_has_a_permission(gw):
+async def test_an_error_names_who_has_a_permission(gw):
     admin = await gw.login()
     await gw.api("POST", "/auth/users", admin, NEW_USER)
     token = await gw.login(NEW_USER["username"], NEW_USER["password"])

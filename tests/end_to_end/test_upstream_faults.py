@@ -1,7 +1,7 @@
 """Everything that can go wrong with an answer, for every kind of upstream, over real sockets.
 
 The same rule for all: a failure before the first delta is a status, one after it is one error
-event, and only an answer that came to its end has a `finish_reason` and `[DONE]`.
+event, and only a complete answer has a `finish_reason` and `[DONE]`.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ JSON = {"Content-Type": "application/json"}
 
 
 class Sample:
-    """A platform's stream of events, and the text that a caller gets of it."""
+    """A platform's event stream, and its text for the caller."""
 
     def __init__(self, kind: str) -> None:
         path = SAMPLES / kind / f"{FILES[kind]}.sse"
@@ -52,7 +52,7 @@ async def serve(gateway, scripted, sample):
 
 
 async def ask(gw, stream=True):
-    """(status, what came) of one call; of a stream that is what a client makes of it."""
+    """(status, body) of one call; a stream's body is what a client makes of it."""
     async with gw.complete("bot", stream=stream) as answer:
         raw = await answer.read()
         if answer.status != 200 or not stream:
@@ -65,7 +65,7 @@ def is_whole(got, sample) -> bool:
 
 
 def is_cut(got) -> bool:
-    """An error object, and nothing that says that all is well."""
+    """An error object, and no sign of success."""
     return bool(got["error"]["message"]) and not got["finish"] and "done" not in got
 
 
@@ -85,13 +85,13 @@ async def test_what_is_odd_but_whole_is_an_answer(serve, sample, script):
     gw, _ = await serve(Script([sample.raw], **{"headers": SSE, **script}))
     _, got = await ask(gw)
     assert is_whole(got, sample)
-    if sample.kind != "openai":  # which is asked for a whole answer then
+    if sample.kind != "openai":  # it is asked for a whole answer then
         answer, body = await ask(gw, stream=False)
         assert answer.status == 200
         assert body["choices"][0]["finish_reason"]
 
 
-async def test_gzip_that_nobody_asked_for_is_read(serve, sample):
+async def test_unrequested_gzip_is_read(serve, sample):
     headers = {**SSE, "Content-Encoding": "gzip"}
     gw, upstream = await serve(Script([gzip.compress(sample.raw)], headers=headers))
     assert is_whole((await ask(gw))[1], sample)
@@ -110,7 +110,7 @@ async def test_an_end_that_comes_twice_is_one_end(serve, sample):
     assert len(got["finish"]) == 1
 
 
-async def test_a_cut_at_any_event_or_in_the_middle_of_one_is_never_an_end(serve, sample):
+async def test_a_cut_in_or_after_any_event_is_never_an_end(serve, sample):
     gw, upstream = await serve(Script([]))
     whole = 0
     for i, event in enumerate(sample.events):
@@ -125,12 +125,12 @@ async def test_a_cut_at_any_event_or_in_the_middle_of_one_is_never_an_end(serve,
                 assert is_cut(got)
                 assert sample.text.startswith(got["text"])
             else:
-                whole += 1  # only what follows the end was cut off
+                whole += 1  # only bytes after the end were cut off
                 assert is_whole(got, sample)
     assert whole <= 6
 
 
-async def test_a_whole_answer_that_is_cut_is_an_error_and_no_short_answer(serve, sample):
+async def test_a_cut_whole_answer_is_an_error(serve, sample):
     half = b"".join(sample.events[: len(sample.events) // 2])
     gw, _ = await serve(Script([half], end="reset"), stopped())
     answer, body = await ask(gw, stream=False)
@@ -141,7 +141,7 @@ async def test_a_whole_answer_that_is_cut_is_an_error_and_no_short_answer(serve,
 
 @pytest.mark.parametrize("stream", [True, False], ids=["streamed", "whole"])
 async def test_a_silent_upstream_is_504_in_time(serve, sample, stream):
-    # A whole answer of an OpenAI-compatible upstream begins when it is whole: `total` is its time.
+    # A whole answer of an OpenAI-compatible upstream begins when it is complete: `total` limits it.
     name = "total" if sample.kind == "openai" and not stream else "first_delta"
     gw, upstream = await serve(Script(before_headers_s=60), timeouts={name: "500ms"})
     began = time.monotonic()
@@ -205,7 +205,7 @@ async def test_garbage_in_place_of_an_answer_is_an_error(serve, sample, garbage)
     assert body["error"]["message"].startswith("Agent 'bot'")
 
 
-async def test_a_line_of_5_mb_that_is_no_data_is_refused_without_being_kept(serve, sample):
+async def test_a_5_mb_line_without_data_is_refused_and_not_kept(serve, sample):
     gw, _ = await serve(Script([b"a" * 5_000_000 + b"\n\n", sample.raw]), stopped())
     answer, body = await ask(gw)
     assert answer.status == 502

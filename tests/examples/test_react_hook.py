@@ -133,7 +133,7 @@ async def test_states_of_answers_and_one_conversation(visit, demo):
     await expect(page.locator(".assistant")).not_to_contain_text("上一个问题")
 
 
-async def test_an_error_is_the_gateways_sentence_and_ends_with_the_next_question(visit, demo):
+async def test_an_error_ends_with_the_next_question(visit, demo):
     page = await visit((await demo("dify")).url)
     for query in ("#fail", "#break"):
         await ask(page, query)

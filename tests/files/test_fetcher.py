@@ -1,4 +1,4 @@
-"""The guard: what the gateway fetches when a caller names a URL, and what it never touches."""
+"""The safe fetcher: which of the callers' URLs it fetches, and what it never connects to."""
 
 import asyncio
 import datetime
@@ -20,13 +20,13 @@ from gateway.config.models import Fetch, Outgoing
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.files.fetcher import MAX_URL, Guard
 
-LOOPBACK = ["127.0.0.0/8"]  # what a test's `allow` must hold for its own servers to be reached
+LOOPBACK = ["127.0.0.0/8"]  # what a test's `allow` needs for its own servers
 PRIVATE = "private or reserved network"
 FILE = bytes(range(256)) * 1000
 
 
 class Names:
-    """A DNS of our own. Each look-up of a name takes its next answer; the last one stays."""
+    """A fake DNS. Each look-up of a name takes its next answer; the last one stays."""
 
     def __init__(self, **answers: list[list[str]]) -> None:
         self.answers = {name.replace("_", "."): answer for name, answer in answers.items()}
@@ -46,7 +46,7 @@ class Names:
 
 @pytest.fixture
 def guard(stack):
-    """`guard(allow=…, max_size=…, timeout=…, names=Names(…))`; allows nothing by itself."""
+    """`guard(allow=…, max_size=…, timeout=…, names=Names(…))`; allows nothing by default."""
 
     def make(names: Names | None = None, outgoing=Outgoing, **config) -> Guard:
         made = Guard(Fetch(**config), outgoing, names)
@@ -75,7 +75,7 @@ def serve(stack):
 
 @pytest.fixture
 def trap():
-    """A listening socket that nobody may connect to; (port, a check that nobody has)."""
+    """A listening socket that must not be connected to; (port, a check that no client has)."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
 
@@ -183,7 +183,7 @@ async def test_a_guard_that_was_never_used_closes(guard):
     await guard().close()
 
 
-# What a URL may look like.
+# Valid and invalid URLs.
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ PUBLIC = ["1.1.1.1", "8.8.8.8", "9.255.255.255", "100.63.255.255", "100.128.0.0"
 
 
 def embedded(ip: IPv4Address) -> list[IPv6Address]:
-    """`ip` in every form in which an IPv6 address holds one."""
+    """`ip` in every form in which an IPv6 address embeds one."""
     number = int(ip)
     return [
         IPv6Address(0xFFFF << 32 | number),  # mapped
@@ -318,7 +318,7 @@ def is_forbidden(ip, *allow: str) -> bool:
 
 
 @given(addresses_in(FORBIDDEN_V4))
-def test_every_address_that_is_not_public_is_forbidden_in_every_form(ip):
+def test_every_non_public_address_is_forbidden_in_every_form(ip):
     assert is_forbidden(ip)
     for form in embedded(ip):
         assert is_forbidden(form), form
@@ -330,7 +330,7 @@ def test_every_ipv6_address_that_is_not_public_is_forbidden(ip):
 
 
 @pytest.mark.parametrize("network", FORBIDDEN_V4 + FORBIDDEN_V6)
-def test_the_first_and_the_last_address_of_each_network_are_forbidden(network):
+def test_the_ends_of_each_network_are_forbidden(network):
     assert is_forbidden(ip_network(network)[0])
     assert is_forbidden(ip_network(network)[-1])
 
@@ -344,7 +344,7 @@ def test_what_python_knows_not_to_be_public_is_forbidden(ip):
 
 
 @given(st.ip_addresses(v=4), st.sampled_from([1, 4, 6, 7]))
-def test_forms_that_no_public_host_has_are_forbidden_whatever_they_hold(ip, form):
+def test_special_ipv6_forms_are_forbidden_whatever_they_embed(ip, form):
     assert is_forbidden(embedded(ip)[form])
 
 
@@ -372,7 +372,7 @@ def test_an_allowed_ipv6_network_passes():
     assert is_forbidden("fc00::1", "10.0.0.0/8", "fd00::/8")
 
 
-def test_allowing_loopback_does_not_allow_the_unspecified_address():
+def test_allowing_loopback_excludes_the_unspecified_address():
     assert is_forbidden("0.0.0.0", *LOOPBACK)
     assert is_forbidden("::", *LOOPBACK)
 
@@ -429,7 +429,7 @@ async def test_an_unknown_name_is_refused(guard):
     assert "cannot be resolved" in await refused(guard(Names()), "http://nowhere.test/")
 
 
-async def test_a_name_is_looked_up_once_per_hop_so_that_it_cannot_change(guard, serve):
+async def test_a_name_is_resolved_once_per_hop(guard, serve):
     """DNS rebinding: the first answer is checked, a second one would be connected to."""
     url = await serve({"/": gives(b"x"), "/again": leads_to("/")})
     url = url.replace("127.0.0.1", "files.test")
@@ -443,7 +443,7 @@ async def test_a_name_is_looked_up_once_per_hop_so_that_it_cannot_change(guard, 
     assert names.asked == ["files.test"] * 3
 
 
-async def test_a_server_that_closes_without_an_answer_is_not_asked_again(guard, stack):
+async def test_a_server_that_closes_without_answer_is_not_retried(guard, stack):
     connections = []
 
     async def drop(reader, writer):
@@ -459,7 +459,7 @@ async def test_a_server_that_closes_without_an_answer_is_not_asked_again(guard, 
 
 
 async def test_no_connection_is_used_for_a_second_fetch(guard, serve):
-    """It would be to the address that was judged then, and not to the one judged now."""
+    """It would go to the address that was checked then, not to the one checked now."""
     peers = []
 
     async def handler(request):
@@ -472,7 +472,7 @@ async def test_no_connection_is_used_for_a_second_fetch(guard, serve):
     assert len(set(peers)) == 2
 
 
-async def test_fetches_at_once_keep_their_addresses_apart(guard, serve):
+async def test_concurrent_fetches_keep_their_addresses_apart(guard, serve):
     urls = [await serve({"/": gives(b"%d" % i)}) for i in range(5)]
     names = Names(**{f"host{i}_test": [["127.0.0.1"]] for i in range(5)}, bad_test=[["10.0.0.1"]])
     one = guard(names, allow=LOOPBACK)
@@ -516,7 +516,7 @@ async def test_a_relative_redirect_is_followed(guard, serve, target):
        ("http://localhost/", "own machine"), ("//localhost./", "host is not valid"),
        ("/a b", "spaces"), ("http://a\\@b/", "backslashes"), ("http://[::1/", "host is not valid")],
 )  # fmt: skip
-async def test_each_target_of_a_redirect_is_judged_anew(guard, scripted, target, words):
+async def test_each_target_of_a_redirect_is_checked(guard, scripted, target, words):
     upstream = await scripted(
         Script(status="302 Found", headers={"Location": target}, chunked=False),
     )
@@ -584,7 +584,7 @@ def certificate(tmp_path_factory) -> str:
 
 @pytest.fixture
 async def https(serve, certificate):
-    """(URL of a server with the certificate, names that lead to it)."""
+    """(URL of a server with the certificate, names that resolve to it)."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate)
     plain = await serve({"/": gives(b"plain")})
@@ -629,7 +629,7 @@ async def test_a_file_of_just_the_limit_passes(guard, serve, scripted):
     assert await fetch(one, url) == await fetch(one, upstream.url) == FILE
 
 
-async def test_a_length_over_the_limit_is_refused_before_the_body_comes(guard, scripted):
+async def test_a_length_over_the_limit_is_refused_before_the_body(guard, scripted):
     upstream = await scripted(
         Script(headers={"Content-Length": "1001"}, chunked=False, end="hang"),
     )
@@ -649,14 +649,14 @@ async def test_a_body_without_a_length_is_stopped_at_the_limit(guard, scripted):
 
 
 async def test_a_small_length_does_not_hide_a_long_body(guard, scripted):
-    """Both framings at once: HTTP says that the chunks count, and so does the cap."""
+    """Both framings together: HTTP says that the chunks count, and so does the limit."""
     upstream = await scripted(Script([b"x" * 600] * 10, headers={"Content-Length": "5"}))
     one = guard(allow=LOOPBACK, max_size=1000)
     with pytest.raises((BodyTooLarge, InvalidRequest)):
         await fetch(one, upstream.url)
 
 
-# Answers that are no file, or not a whole one.
+# Answers that are no file, or an incomplete one.
 
 
 @pytest.mark.parametrize("status", ["204 No Content", "206 Partial Content", "304 Not Modified",
@@ -704,7 +704,7 @@ async def test_a_body_cut_short_is_an_error_and_no_shorter_file(guard, scripted,
 
 @pytest.mark.parametrize("end", ["close", "reset"])
 async def test_a_body_that_ends_with_its_connection_is_refused(guard, scripted, end):
-    """Nobody could tell whether it was cut."""
+    """Nothing shows whether it was cut."""
     upstream = await scripted(Script([b"abc"], headers={}, chunked=False, end=end))
     one = guard(allow=LOOPBACK)
     message = await refused(one, upstream.url)
@@ -732,14 +732,14 @@ async def test_what_is_not_http_is_refused(guard, stack):
     assert "SSH" not in await refused(guard(allow=LOOPBACK), url)
 
 
-async def test_an_allowed_host_that_does_not_listen_is_told(guard):
+async def test_an_allowed_host_that_does_not_listen_is_reported(guard):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/"
         assert "No connection" in await refused(guard(allow=LOOPBACK), url)
 
 
-# Time: one limit for the whole of it.
+# Time: one limit for the whole fetch.
 
 SLOW = "took longer than 0.1 s"
 
@@ -768,7 +768,7 @@ async def test_a_slow_look_up_is_cut_off(guard):
     assert SLOW in await refused(guard(never, timeout=0.1), "http://files.test/")
 
 
-async def test_a_slow_reader_is_not_interrupted_but_gets_no_more_past_the_limit(guard, serve):
+async def test_a_slow_reader_gets_no_chunk_past_the_limit(guard, serve):
     url = await serve({"/": gives()})
     async with guard(allow=LOOPBACK, timeout=0.1).open(url) as source:
         assert await anext(source.chunks)
@@ -777,7 +777,7 @@ async def test_a_slow_reader_is_not_interrupted_but_gets_no_more_past_the_limit(
             await anext(source.chunks)
 
 
-# Who stops reading early leaves nothing open.
+# A reader that stops early leaves nothing open.
 
 
 async def test_leaving_early_ends_the_connection(guard, scripted):
@@ -812,7 +812,7 @@ async def test_the_chunks_end_with_the_block(guard, serve):
         assert [chunk async for chunk in chunks] == []
 
 
-# The four times that new-api fixed its filter.
+# The four fixes of new-api's filter.
 
 
 async def test_cve_2025_59146_a_media_url_reaches_the_inside(guard, trap):

@@ -1,4 +1,4 @@
-"""Where files lie: one specification for a folder and for a bucket."""
+"""The file stores: one specification for a folder and for a bucket."""
 
 import asyncio
 import hashlib
@@ -86,7 +86,7 @@ async def test_a_file_comes_back_as_it_went(files, size):
     assert hashlib.sha256(await content(files, found)).digest() == hashlib.sha256(data).digest()
 
 
-async def test_names_tell_the_day_and_nothing_of_the_client(files):
+async def test_names_show_the_day_and_nothing_of_the_client(files):
     file = await add(files, title="../../etc/passwd.txt")
     assert re.fullmatch(r"uploads/2026/11/22/[0-9A-Za-z]{39}\.txt", file.name)
     assert re.fullmatch(r"file-20261122-[0-9A-Za-z]{39}-txt", file.id)
@@ -135,13 +135,13 @@ async def test_an_upload_that_breaks_off_leaves_nothing(files, storage, size, fa
     with pytest.raises(fault):
         await files.add("user-a", "a.txt", "txt", broken(), told)
     assert await everything(files) == []
-    await files.close()  # waits for what is being cleaned up
+    await files.close()  # waits for the clean-up
     async with opened(storage) as again:
         assert await leftovers(again) == []
 
 
 async def leftovers(files):
-    """What a broken upload could have left beside the files."""
+    """The leftovers of a broken upload."""
     store = files._store
     if isinstance(store, LocalFiles):
         return os.listdir(store._folder / ".parts")
@@ -149,7 +149,7 @@ async def leftovers(files):
     return answer.get("Uploads", [])
 
 
-async def test_what_is_told_behind_the_file_may_still_refuse_it(files):
+async def test_fields_after_the_file_may_still_refuse_it(files):
     async def refuse():
         raise ValueError
 
@@ -205,7 +205,7 @@ async def test_old_days_are_swept_and_younger_ones_kept(storage, clock):
         clock.now += 2 * 86_400
         kept = await add(files)
         await files.sweep()
-        assert len(await everything(files)) == 4  # the last day that is kept is kept whole
+        assert len(await everything(files)) == 4  # the last day within the retention is kept whole
         clock.now += 86_400
         await files.sweep()
         assert {name.rpartition("/")[0] for name in await everything(files)} == {
@@ -251,7 +251,7 @@ async def test_a_folder_that_cannot_be_written_says_so(tmp_path):
         with pytest.raises(StorageUnavailable):
             await add(files)
         await files._check()
-        assert "folder" in files.away
+        assert "folder" in files.unavailable
 
 
 async def test_a_full_disk_is_507_and_leaves_nothing(tmp_path, monkeypatch):
@@ -267,7 +267,7 @@ async def test_a_full_disk_is_507_and_leaves_nothing(tmp_path, monkeypatch):
         assert await leftovers(files) == []
 
 
-# A bucket that goes away.
+# A bucket that becomes unavailable.
 
 
 @pytest.fixture
@@ -278,11 +278,11 @@ def own_s3():
     server.stop(signal.SIGKILL)
 
 
-async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s3):
+async def test_a_bucket_lost_in_an_upload_is_503_and_recovers(own_s3):
     storage = own_s3.storage(own_s3.bucket("bucket"))
     async with opened(storage) as files:
         await files._check()
-        assert files.away == ""
+        assert files.unavailable == ""
 
         async def cut():
             yield bytes(s3files.PART)
@@ -293,18 +293,18 @@ async def test_a_bucket_that_goes_away_in_the_middle_is_503_and_comes_back(own_s
         with pytest.raises(StorageUnavailable):
             await files.add("user-a", "a.txt", "txt", cut(), told)
         await files._check()
-        assert files.away
+        assert files.unavailable
         with pytest.raises(StorageUnavailable):
             await add(files)
         own_s3.start()
         own_s3.bucket("bucket")
         await files._check()
-        assert files.away == ""
+        assert files.unavailable == ""
         assert await content(files, await add(files, bytes(BIG))) == bytes(BIG)
 
 
 async def test_a_draft_for_whose_end_there_is_no_room_is_removed(tmp_path):
-    """Closing a file writes what is buffered, and fails as well."""
+    """Closing a file flushes its buffer, and fails as well."""
     folder = tmp_path / "small"
     async with opened({"url": f"file:{folder}"}) as files:
 
@@ -333,8 +333,8 @@ async def test_a_cancelled_upload_leaves_nothing_whenever_it_comes(storage):
 
 
 @pytest.mark.parametrize("which", [".txt", ".json"])
-async def test_a_cancelled_upload_that_the_bucket_has_already_leaves_nothing(shared_s3, which):
-    """The bucket goes on with a request it has all of, and may come to it after the deletion."""
+async def test_a_cancelled_upload_already_in_the_bucket_is_deleted(shared_s3, which):
+    """The bucket completes a request that it has received, perhaps after the deletion."""
     has_come, may_go_on = asyncio.Event(), asyncio.Event()
     port = int(shared_s3.url.rpartition(":")[2])
 
@@ -382,7 +382,7 @@ async def test_uploads_race_with_the_deletion_of_the_days_last_file(tmp_path):
         await asyncio.gather(*(come_and_go() for _ in range(4)))
 
 
-def test_an_owner_has_so_many_uploads_at_once_and_all_have_more(tmp_path, monkeypatch):
+def test_an_owner_and_all_owners_have_upload_limits(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.files.library.MAX_COMING_EACH", 2)
     monkeypatch.setattr("gateway.files.library.MAX_COMING", 3)
     files = Files(LocalFiles(tmp_path), Storage())
@@ -393,7 +393,7 @@ def test_an_owner_has_so_many_uploads_at_once_and_all_have_more(tmp_path, monkey
             pass
     with files.place("a"):
         pass
-    assert not files._coming
+    assert not files._in_flight
 
 
 async def test_a_bucket_that_hangs_is_given_up(own_s3, monkeypatch):
@@ -411,7 +411,7 @@ async def test_a_bucket_that_is_not_there_is_named(shared_s3):
         with pytest.raises(StorageUnavailable, match="no such bucket"):
             await add(files)
         await files._check()
-        assert "no such bucket" in files.away
+        assert "no such bucket" in files.unavailable
 
 
 async def test_nobody_waits_for_a_bucket_at_the_start():
@@ -419,7 +419,7 @@ async def test_nobody_waits_for_a_bucket_at_the_start():
     files = open_files(Storage.model_validate(storage))
     async with asyncio.timeout(20):
         await files.open()
-    assert files.away
+    assert files.unavailable
     await files.close()
 
 
@@ -435,7 +435,7 @@ async def test_links_to_a_bucket_are_signed_unless_it_is_public(shared_s3):
         assert "X-Amz-Expires=3600" in link
         assert "X-Amz-Signature=" in link
         assert files.name_in(link) == file.name
-        assert await files.public_link(file) == ""  # an endpoint of one's own
+        assert await files.public_link(file) == ""  # a private endpoint
     base = "https://cdn.example.com/b"
     async with opened(shared_s3.storage(bucket, public_base_url=base)) as files:
         link = await files.link(file, "http://gw")

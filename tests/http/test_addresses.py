@@ -1,4 +1,4 @@
-"""What clients' settings make of an address, and the one form that it gets."""
+"""Paths from clients' settings, and their canonical form."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""An answer that is written beside aiohttp is the one that aiohttp would have written."""
+"""An answer that is written directly equals the one that aiohttp would have written."""
 
 import asyncio
 import re
@@ -12,14 +12,14 @@ from gateway.http.context import IN_FLIGHT, Context
 from gateway.http.fastwrite import TESTED_AIOHTTP, answer_json, begin_stream
 
 QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
-# HTTP/1.0 is asked for here, too, which on this machine proxies speak and not programs.
+# HTTP/1.0 is allowed here, too; on this machine only proxies speak it.
 OPEN = {"anonymous": True, "anonymous_anywhere": True}
 # They differ from one answer to the next.
 CHANGING = ("date", "x-request-id", "x-conversation-id")
 
 
 def lasting(headers: dict[str, str], *changing: str) -> dict[str, str]:
-    """What is the same for all answers. Only the names of the others are."""
+    """The headers that are equal for all answers; of others only the names."""
     for name in (*CHANGING, *changing):
         assert headers.pop(name)
     left = ("-remaining-requests", "-reset-requests", "-tokens")
@@ -32,7 +32,8 @@ def question(version: str = "1.1", *headers: str, body: bytes = QUESTION) -> byt
 
 
 async def asked(gw: Any, *questions: bytes) -> list[tuple[str, dict[str, str], bytes]]:
-    """(status line, headers, body) of each answer on one connection, all asked at once."""
+    """(status line, headers, body) of each answer on one connection; all questions are sent
+    together."""
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
     writer.write(b"".join(questions))
     answers = []
@@ -102,7 +103,7 @@ async def test_both_ways_date_their_answers_alike(agents, gateway, sent, monkeyp
     assert sent == [True, False]
 
 
-async def test_questions_sent_at_once_are_answered_one_after_another(agents, gateway, sent):
+async def test_pipelined_questions_are_answered_in_order(agents, gateway, sent):
     gw = await gateway(agents=await agents(), auth=OPEN)
     ids = [f"question-{n}" for n in range(5)]
     answers = await asked(gw, *(question("1.1", f"x-request-id: {id_}") for id_ in ids))
@@ -114,7 +115,7 @@ async def test_questions_sent_at_once_are_answered_one_after_another(agents, gat
 async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(
     seen, agents, gateway, monkeypatch
 ):
-    """It stops reading in their midst, and goes on when they are read."""
+    """aiohttp pauses reading within them, and resumes when they are read."""
     monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
     gw = await gateway(agents=await agents(), auth=OPEN)
     long = QUESTION.replace(b"hi", b"h" * 500_000)
@@ -153,9 +154,7 @@ async def test_a_long_answer_is_left_to_aiohttp(agents, gateway, sent, monkeypat
     assert sent == [False]
 
 
-async def test_while_the_process_stops_callers_are_told_to_go_elsewhere(
-    agents, gateway, sent, monkeypatch
-):
+async def test_connections_close_while_the_process_stops(agents, gateway, sent, monkeypatch):
     gw = await gateway(agents=await agents(), auth=OPEN)
     in_flight = gw.app[IN_FLIGHT]
 
@@ -246,7 +245,7 @@ async def test_a_stream_that_is_not_quite_plain_is_left_to_aiohttp(
     assert begun == [False]
 
 
-async def test_a_question_behind_a_stream_is_answered_after_it(agents, gateway, begun, sent):
+async def test_a_question_after_a_stream_is_answered_after_it(agents, gateway, begun, sent):
     gw = await gateway(agents=await agents(), auth=OPEN)
     reader, writer = await asyncio.open_connection("127.0.0.1", int(gw.url.rpartition(":")[2]))
     writer.write(stream_question() + question() + stream_question())
@@ -262,7 +261,7 @@ async def test_a_question_behind_a_stream_is_answered_after_it(agents, gateway, 
 
 
 class Transport:
-    """That of a caller who has left, or does not read."""
+    """The transport of a caller that has disconnected, or does not read."""
 
     def __init__(self, is_closing: bool) -> None:
         self.is_closing = lambda: is_closing
@@ -289,7 +288,7 @@ class Connection(direct.ClientConnection):
         (Transport(is_closing=False), object()),
     ],
 )
-def test_a_caller_who_has_left_or_does_not_read_is_not_written_to(transport, caller):
+def test_no_direct_write_to_a_caller_that_left_or_does_not_read(transport, caller):
     class Request:
         def __init__(self) -> None:
             self.transport, self.protocol = transport, caller

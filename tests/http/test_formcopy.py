@@ -1,4 +1,4 @@
-"""Forms that are passed on to OpenAI-compatible agents: speech, pictures to be edited."""
+"""Forms that are passed to OpenAI-compatible agents: speech, images to edit."""
 
 import asyncio
 import tempfile
@@ -77,7 +77,7 @@ async def test_several_pictures_to_be_edited_go_along(pass_on):
     assert names == ["model", "image[]", "image[]", "prompt"]
 
 
-async def test_the_upstreams_refusal_is_the_callers_with_its_words(pass_on):
+async def test_the_upstreams_refusal_keeps_its_message(pass_on):
     refusal = Script([b'{"error": {"message": "no such language"}}'], status="400 Bad Request")
     answer, _ = await pass_on(form(WAV + b"RIFF", MODEL), "/v1/audio/transcriptions", refusal)
     assert answer.status == 400
@@ -129,7 +129,7 @@ async def test_who_may_not_ask_the_agent_may_not_pass_a_form_on(pass_on):
     assert answer.status == 401
 
 
-async def test_an_upstream_that_refuses_early_is_told_at_once(pass_on, tmp_path):
+async def test_an_early_refusal_reaches_the_caller_immediately(pass_on, tmp_path):
     refusal = Script(
         [orjson.dumps({"error": {"message": "the file is too long"}})], status="413 Too Large"
     )
@@ -166,7 +166,7 @@ async def test_forms_on_disk_are_bounded_for_each_caller(gateway):
     length = b"Content-Length: 4000000"
     await begin("evil", length)
     await until(lambda: gw.app[FORMS].total == 4_000_000)
-    refused, _ = await begin("evil", length)  # 429 before a byte of it has come
+    refused, _ = await begin("evil", length)  # 429 before any of its bytes
     told = await refused.readuntil(b"}}")
     assert b" 429 " in told.split(b"\r\n")[0]
     assert b"max_forms" in told

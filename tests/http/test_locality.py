@@ -1,4 +1,4 @@
-"""Who may call without a key: programs on this machine, as far as a request can show it."""
+"""Callers without a key: programs on this machine, as far as a request can show it."""
 
 import asyncio
 from pathlib import Path
@@ -21,7 +21,7 @@ AGENT = "agents: {a: {platform: dify}}\n"
 
 
 async def raw(gateway, head: str) -> str:
-    """The answer to literal bytes; `PORT` stands for the gateway's port."""
+    """The answer to literal bytes; `PORT` is replaced by the gateway's port."""
     port = gateway.url.rpartition(":")[2]
     reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
     writer.write(head.replace("PORT", port).replace("\n", "\r\n").encode())
@@ -101,12 +101,12 @@ async def test_a_header_of_a_proxy_asks_for_a_key(local, name):
     ["Origin: http://localhost\nOrigin: http://evil.com", "Origin: \nOrigin: http://evil.com",
      "Sec-Fetch-Site: none\nSec-Fetch-Site: cross-site", "Host: localhost"],
 )  # fmt: skip
-async def test_what_says_who_calls_stands_once(local, twice):
+async def test_headers_that_identify_the_caller_must_not_repeat(local, twice):
     answer = await raw(local, LOCAL.replace("Connection", f"{twice}\nConnection"))
     assert answer.split()[1] in ("400", "401", "403")
 
 
-async def test_a_made_up_key_does_not_help_behind_a_proxy(local):
+async def test_an_invented_key_does_not_help_through_a_proxy(local):
     head = CADDY.replace("Via", "Authorization: Bearer anything\nVia")
     assert (await raw(local, head)).split()[1] == "401"
 
@@ -122,7 +122,7 @@ async def test_a_page_that_rebinds_its_name_reads_no_files(local):
         assert (await local.get(path, headers=page)).status == 401
 
 
-async def test_behind_a_trusted_proxy_nobody_is_anonymous(gateway, demo):
+async def test_no_caller_through_a_trusted_proxy_is_anonymous(gateway, demo):
     served = await demo("dify")
     gw = await gateway(
         agents={"dify": {**AGENTS["dify"], "base_url": served.url}},
@@ -229,7 +229,7 @@ def test_listed_pages_and_programs_may_call(headers):
     assert refused(headers) is None
 
 
-def test_anywhere_means_anywhere_but_for_pages_and_unlisted_hosts():
+def test_anywhere_excludes_pages_and_unlisted_hosts():
     far = {"Host": "gateway.example.com", "X-Forwarded-For": "203.0.113.9"}
     assert refused(far, "203.0.113.9", HttpVersion10, anywhere=True) is None
     assert refused(far, "203.0.113.9", anywhere=True, hosts=["other.example"]).status == 401
@@ -259,7 +259,7 @@ def test_the_start_says_why_calls_need_a_key():
     assert access_note(everywhere) == "calls need a key, since other machines can reach 0.0.0.0"
 
 
-async def test_a_refused_call_through_a_proxy_is_explained_in_the_log_once(local, caplog):
+async def test_a_call_refused_for_a_proxy_is_explained_once_in_the_log(local, caplog):
     for _ in range(3):
         assert (await raw(local, APACHE)).split()[1] == "401"
     told = [line for line in caplog.messages if "ANONYMOUS=false" in line]
@@ -268,7 +268,7 @@ async def test_a_refused_call_through_a_proxy_is_explained_in_the_log_once(local
     assert "server.trusted_proxies" in told[0]
 
 
-def test_the_operator_is_told_again_after_a_while(caplog):
+def test_the_hint_is_logged_again_after_a_while(caplog):
     now_s = [100.0]
     tell = Hint(lambda: now_s[0])
     for now_s[0] in (100.0, 101.0, 699.0, 701.0):

@@ -1,4 +1,4 @@
-"""The hot path: the shortcut and the long way come to the same answers, whatever is read when."""
+"""The hot path: the fast path and the full path give the same answers, however reads are split."""
 
 import asyncio
 import json
@@ -38,7 +38,7 @@ FASTGPT = [capture for capture in ANSWERS if capture.is_stream]
 
 
 class Carried:
-    """A stream of one platform that a pump carries; `learns` False: it takes no shortcut."""
+    """A stream of one platform that a pump forwards; `learns` False: without the fast path."""
 
     def __init__(self, decoder: Any, learns: bool, max_answer: int = 1 << 30) -> None:
         chat = ChatRequest("m", (Message("user", "hi"),), "u", stream=True, call_id="c" * 32)
@@ -73,7 +73,7 @@ class Carried:
         self.last = frames
 
     async def read(self, reads: list[bytes]) -> bytes:
-        """What the caller gets of these reads of the network, without its framing."""
+        """The caller's bytes for these network reads, without framing."""
         await asyncio.sleep(0)
         for data in reads:
             before = self.run.received
@@ -104,7 +104,7 @@ def events_of(raw: bytes) -> list[bytes]:
 
 
 async def both(make: Any, reads: list[bytes], **settings: Any) -> tuple[bytes, bytes, int]:
-    """(by the shortcut where it can be taken, the long way, how often it was taken)."""
+    """(with the fast path, by the full path, how often the fast path was taken)."""
     short = Carried(make(), True, **settings)
     long = Carried(make(), False, **settings)
     got, want = await short.read(list(reads)), await long.read(list(reads))
@@ -113,14 +113,14 @@ async def both(make: Any, reads: list[bytes], **settings: Any) -> tuple[bytes, b
 
 
 def said(raw: bytes) -> Any:
-    """What a client gathers of it, and how the events are cut."""
+    """What a client collects from it, and how the events are split."""
     events = [line for line in raw.split(b"\n\n") if line.startswith(b"data: ")]
     parsed = [e if e.endswith(b"[DONE]") else json.loads(e[6:]) for e in events]
     return parsed, streamed(raw)
 
 
 def makers(path: Path) -> list[Any]:
-    """A fresh decoder each time: ours, and for OpenAI's own the one that passes through."""
+    """A new decoder each time: the platform's, and for OpenAI also the pass-through one."""
     kind = path.parent.name
     out = [lambda: decoder_for(kind, path.stem)]
     if kind == "openai":
@@ -163,7 +163,8 @@ async def test_both_ways_agree_on_every_capture(path):
 
 @pytest.mark.parametrize("version", ["4.8.11", "4.8.20", "4.9.7", "4.12.2"])
 async def test_both_ways_agree_on_fastgpts_captures(version):
-    """As a proxy frames them; FastGPT itself sends an event in two chunks, the long way."""
+    """As a proxy frames them; FastGPT itself sends an event in two chunks, which takes the full
+    path."""
     for capture in FASTGPT:
         if capture.version == version and len(capture.body) < 100_000:
             reads = [framed(event) for event in events_of(capture.body)]
@@ -283,7 +284,7 @@ async def test_a_caller_who_does_not_read_makes_the_upstream_wait():
     assert carried.caller.on_full is None
 
 
-async def test_a_caller_who_does_not_read_from_the_start_is_waited_for_too():
+async def test_a_caller_that_does_not_read_from_the_start_is_awaited():
     carried = Carried(make_for("dify")(), True)
     carried.connection.data_received(
         framed((EVENTS["dify"] % '"word"').encode())
@@ -294,7 +295,7 @@ async def test_a_caller_who_does_not_read_from_the_start_is_waited_for_too():
     assert carried.upstream.is_paused
     carried.work.cancel()
     await asyncio.wait({carried.work})
-    assert not carried.upstream.is_paused  # who drains the answer reads on
+    assert not carried.upstream.is_paused  # draining the answer resumes reading
 
 
 async def test_a_connection_of_ours_that_is_lost_is_written_to_no_more():
@@ -308,7 +309,7 @@ async def test_a_connection_of_ours_that_is_lost_is_written_to_no_more():
     await asyncio.sleep(0)
 
 
-async def test_an_agent_that_says_its_answer_again_adds_nothing_by_the_shortcut():
+async def test_the_fast_path_adds_no_repeated_answer():
     said_again = 'data: {"event": "message", "task_id": "t", "answer": %s}\n\n'
     piece = 'data: {"event": "agent_message", "task_id": "t", "answer": %s}\n\n'
     events = [piece % '""', said_again % '"hi"', said_again % '"hi"', said_again % '"hi there"']
@@ -317,7 +318,7 @@ async def test_an_agent_that_says_its_answer_again_adds_nothing_by_the_shortcut(
     assert said(got)[1]["text"] == said(want)[1]["text"] == "hi there"
 
 
-async def test_a_comment_that_fills_the_connection_leaves_one_timer_only(monkeypatch):
+async def test_a_comment_that_fills_the_buffer_leaves_one_timer(monkeypatch):
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
     run, timers = carried.run, []
@@ -328,7 +329,7 @@ async def test_a_comment_that_fills_the_connection_leaves_one_timer_only(monkeyp
         run.timers, "set", lambda *given: timers.append(set_timer(*given)) or timers[-1]
     )
     carried.client.write = lambda data: carried.caller.become(is_full=True)
-    carried.pump._look()
+    carried.pump._check_deadlines()
     assert [timer.act is None for timer in timers] == [True, False]
     carried.work.cancel()
     await asyncio.wait({carried.work})
@@ -336,7 +337,7 @@ async def test_a_comment_that_fills_the_connection_leaves_one_timer_only(monkeyp
 
 
 @pytest.mark.parametrize("is_full", [False, True])
-async def test_when_total_is_over_the_carrying_ends_whether_the_caller_reads_or_not(is_full):
+async def test_total_ends_the_pump_even_if_the_caller_does_not_read(is_full):
     carried = Carried(make_for("dify")(), True)
     carried.run.ends_at = asyncio.get_running_loop().time() + 0.05
     await asyncio.sleep(0)
@@ -355,7 +356,7 @@ async def test_the_last_frames_are_left_to_be_sent_with_the_end():
     assert b"[DONE]" not in carried.client.written
 
 
-async def test_a_caller_who_leaves_ends_the_carrying_at_once():
+async def test_a_disconnect_ends_the_pump_immediately():
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
     event = framed((EVENTS["dify"] % '"word"').encode())
@@ -365,7 +366,7 @@ async def test_a_caller_who_leaves_ends_the_carrying_at_once():
     await asyncio.wait({carried.work})
     carried.connection.data_received(event)
     assert carried.client.written == written
-    assert await carried.connection.read()  # for whoever drains the answer
+    assert await carried.connection.read()  # for a drain of the answer
 
 
 @pytest.mark.parametrize(
@@ -407,13 +408,13 @@ async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
     for one in got:
         one["ids"] = len(one["ids"])
         if one["gateway"]:
-            one["gateway"].pop("conversation_id", None)  # FastGPT's is of our making
+            one["gateway"].pop("conversation_id", None)  # FastGPT's is made by the gateway
     assert got[0] == got[1]
     assert got[0]["done"]
 
 
 def utf16_pieces(text: str, cuts: list[int]) -> list[bytes]:
-    """What JavaScript writes of a text that is cut between any two UTF-16 units."""
+    """JavaScript's JSON for a text that is split between any two UTF-16 units."""
     whole = text.encode("utf-16-le")
     at = [2 * cut for cut in sorted(cuts)]
     pieces = [whole[a:b] for a, b in zip([0, *at], [*at, len(whole)], strict=True)]

@@ -1,4 +1,4 @@
-"""Token buckets: the same specification for those of the process and those of a real Redis."""
+"""Token buckets: the same specification for the process's and for a real Redis's."""
 
 import asyncio
 import contextlib
@@ -50,14 +50,14 @@ def quota(limit: int, known: int = 0) -> Take:
 
 
 class Local:
-    """The process's buckets behind the interface of Redis's."""
+    """The process's buckets with the interface of Redis's."""
 
     def __init__(self) -> None:
         self._buckets = LocalBuckets()
 
     async def take(self, asked):
         given = self._buckets.take(asked)
-        if all(said.gives for said in given):
+        if all(said.allowed for said in given):
             for take in asked:
                 if take.quota:
                     take.quota.pending += 1
@@ -81,10 +81,10 @@ async def buckets(request):
     await redis.close()
 
 
-async def test_a_bucket_gives_its_capacity_and_then_says_how_long_to_wait(buckets):
+async def test_an_empty_bucket_says_how_long_to_wait(buckets):
     said = [(await buckets.take([rate(3, 0.5)]))[0] for _ in range(4)]
-    assert [one.gives for one in said] == [True, True, True, False]
-    assert [one.remains for one in said] == [2, 1, 0, 0]
+    assert [one.allowed for one in said] == [True, True, True, False]
+    assert [one.remaining for one in said] == [2, 1, 0, 0]
     assert 1000 <= said[3].wait_ms <= 2000
     assert 5000 <= said[3].full_ms <= 6000
 
@@ -93,36 +93,36 @@ async def test_a_bucket_fills_up_again_with_time(buckets):
     for _ in range(2):
         await buckets.take([rate(2, 2)])
     said = (await buckets.take([rate(2, 2)]))[0]
-    assert not said.gives
+    assert not said.allowed
     await asyncio.sleep(said.wait_ms / 1000)
-    assert (await buckets.take([rate(2, 2)]))[0].gives
+    assert (await buckets.take([rate(2, 2)]))[0].allowed
 
 
 async def test_from_all_or_from_none(buckets):
     scarce, plenty = rate(1, 0.001, "a"), rate(10, 0.001, "b")
-    assert all(said.gives for said in await buckets.take([plenty, scarce]))
+    assert all(said.allowed for said in await buckets.take([plenty, scarce]))
     said = await buckets.take([plenty, scarce])
-    assert [one.gives for one in said] == [True, False]
-    assert (await buckets.take([plenty]))[0].remains == 8  # the refused one took nothing
+    assert [one.allowed for one in said] == [True, False]
+    assert (await buckets.take([plenty]))[0].remaining == 8  # the refused one took nothing
 
 
 async def test_tokens_are_spent_afterwards_and_may_leave_a_debt(buckets):
     budget = tokens(100, 100)
-    assert (await buckets.take([budget]))[0].gives
+    assert (await buckets.take([budget]))[0].allowed
     await buckets.spend(budget, 150)
     said = (await buckets.take([budget]))[0]
-    assert not said.gives
+    assert not said.allowed
     assert 0 < said.wait_ms <= 510
     await asyncio.sleep(said.wait_ms / 1000)
-    assert (await buckets.take([budget]))[0].gives
+    assert (await buckets.take([budget]))[0].allowed
 
 
 async def test_slots_are_held_until_they_are_given_back(buckets):
-    assert (await buckets.take([slots(2, "a")]))[0].gives
-    assert (await buckets.take([slots(2, "b")]))[0].gives
-    assert not (await buckets.take([slots(2, "c")]))[0].gives
+    assert (await buckets.take([slots(2, "a")]))[0].allowed
+    assert (await buckets.take([slots(2, "b")]))[0].allowed
+    assert not (await buckets.take([slots(2, "c")]))[0].allowed
     await buckets.release([slots(2, "a")])
-    assert (await buckets.take([slots(2, "c")]))[0].gives
+    assert (await buckets.take([slots(2, "c")]))[0].allowed
 
 
 async def test_a_quota_counts_what_the_database_knows(buckets):
@@ -137,16 +137,16 @@ async def test_a_quota_counts_what_the_database_knows(buckets):
             usage_so_far.quota.known,
             usage_so_far.quota,
         )
-        given.append((await buckets.take([take]))[0].gives)
+        given.append((await buckets.take([take]))[0].allowed)
     assert given == [True, True, False, False]
 
 
 async def test_a_dead_holders_slot_comes_free_in_redis(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
-    assert (await redis.take([slots(1, "a", 1000)]))[0].gives
-    assert not (await redis.take([slots(1, "b", 1000)]))[0].gives
+    assert (await redis.take([slots(1, "a", 1000)]))[0].allowed
+    assert not (await redis.take([slots(1, "b", 1000)]))[0].allowed
     await asyncio.sleep(1.01)
-    assert (await redis.take([slots(1, "b", 1000)]))[0].gives
+    assert (await redis.take([slots(1, "b", 1000)]))[0].allowed
     await redis.hold([slots(1, "b", 100)])
     await redis.close()
 
@@ -168,7 +168,7 @@ async def test_a_redis_that_forgot_the_script_gets_it_again(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
     await redis.take([rate(3, 0.001)])
     await redis._client.script_flush()
-    assert (await redis.take([rate(3, 0.001)]))[0].remains == 1
+    assert (await redis.take([rate(3, 0.001)]))[0].remaining == 1
     await redis.close()
 
 
@@ -187,7 +187,7 @@ def test_a_local_bucket_never_gives_more_than_it_has(capacity, per_s, steps):
     for wait_s, calls in steps:
         clock.now += wait_s
         for _ in range(calls):
-            if buckets.take([rate(capacity, per_s)])[0].gives:
+            if buckets.take([rate(capacity, per_s)])[0].allowed:
                 given_at.append(clock.now)
     for i, first in enumerate(given_at):  # in every window, not only from the beginning
         for j in range(i, len(given_at)):
@@ -213,7 +213,7 @@ async def test_workers_that_share_a_redis_get_no_more_than_one_bucket(
         count = 0
         for pause in pauses:
             for _ in range(3):
-                count += (await client.take([rate(capacity, per_s, name)]))[0].gives
+                count += (await client.take([rate(capacity, per_s, name)]))[0].allowed
             await asyncio.sleep(pause)
         return count
 
@@ -226,16 +226,16 @@ async def test_workers_that_share_a_redis_get_no_more_than_one_bucket(
     assert granted >= min(capacity, workers * 30)
 
 
-def test_the_process_forgets_the_bucket_that_was_used_longest_ago():
+def test_the_least_recently_used_bucket_is_dropped():
     buckets = LocalBuckets(Clock(), most=3)
     for name in "abcd":
         buckets.take([rate(1, 0.001, name)])
-    assert buckets.take([rate(1, 0.001, "a")])[0].gives
-    assert not buckets.take([rate(1, 0.001, "d")])[0].gives
+    assert buckets.take([rate(1, 0.001, "a")])[0].allowed
+    assert not buckets.take([rate(1, 0.001, "d")])[0].allowed
     assert len(buckets._levels) <= 3
 
 
-# Redis that hangs, goes away and comes back.
+# A Redis that hangs, becomes unavailable and recovers.
 
 
 @pytest.fixture
@@ -261,24 +261,24 @@ async def until_shared(buckets, seconds):
 
 
 async def test_a_redis_that_hangs_costs_one_call_some_milliseconds(shared, redis_server):
-    assert (await shared.take([rate(10, 0.001)]))[0].remains == 9
+    assert (await shared.take([rate(10, 0.001)]))[0].remaining == 9
     redis_server.pause()
     given, took = await timed(shared, rate(10, 0.001))
-    assert given[0].remains == 8  # the process knows what Redis said last
+    assert given[0].remaining == 8  # the process knows Redis's last answer
     assert took < 5
     assert not shared.is_shared
     took_each = [(await timed(shared, rate(1000, 0.001, "other")))[1] for _ in range(20)]
-    assert sorted(took_each)[10] < 0.04  # nobody asks Redis, or it would be 50 ms
+    assert sorted(took_each)[10] < 0.04  # Redis is not asked, or it would be 50 ms
     redis_server.go_on()
     await until_shared(shared, 5)
-    assert (await shared.take([rate(1000, 0.001, "fresh")]))[0].remains == 999
+    assert (await shared.take([rate(1000, 0.001, "fresh")]))[0].remaining == 999
 
 
 async def test_a_redis_that_dies_and_comes_back(shared, redis_server):
     await shared.take([rate(10, 0.001), slots(5, "a")])
     redis_server.stop(signal.SIGKILL)
     given, took = await timed(shared, rate(10, 0.001), slots(5, "b"))
-    assert all(said.gives for said in given)
+    assert all(said.allowed for said in given)
     assert took < 5
     shared.release([slots(5, "a"), slots(5, "b")])
     shared.spend([tokens(5, 1)], 3)
@@ -291,20 +291,20 @@ async def test_a_redis_that_is_not_there_at_the_start_is_found_later(tmp_path):
     buckets = Buckets(RedisBuckets(Redis(url=server.url)))
     await buckets.open()
     assert not buckets.is_shared
-    assert (await buckets.take([rate(1, 1)]))[0].gives
+    assert (await buckets.take([rate(1, 1)]))[0].allowed
     server.start()
     await until_shared(buckets, 5)
     await buckets.close()
     server.stop()
 
 
-async def test_many_calls_at_once_when_redis_hangs_all_go_on(shared, redis_server):
+async def test_concurrent_calls_go_on_when_redis_hangs(shared, redis_server):
     redis_server.pause()
     loop = asyncio.get_running_loop()
     began = loop.time()
     given = await asyncio.gather(*(shared.take([rate(60, 1)]) for _ in range(200)))
     assert loop.time() - began < 2  # one after the other it would be 10 s
-    assert sum(one[0].gives for one in given) == 60
+    assert sum(one[0].allowed for one in given) == 60
 
 
 # Every kind of Redis.
@@ -318,7 +318,7 @@ async def test_a_password_and_a_unix_socket(tmp_path):
             f"unix://:p%40ss%2Fword@{tmp_path}/r.sock?db=0"]  # fmt: skip
     for url in urls:
         redis = RedisBuckets(Redis(url=url))
-        assert (await redis.take([rate(1, 1, url)]))[0].gives
+        assert (await redis.take([rate(1, 1, url)]))[0].allowed
         await redis.close()
     wrong = Buckets(RedisBuckets(Redis(url=f"redis://:wrong@127.0.0.1:{server.port}/0")))
     await wrong.open()
@@ -328,7 +328,7 @@ async def test_a_password_and_a_unix_socket(tmp_path):
 
 
 async def test_tls(redis_server, tmp_path):
-    """A real TLS connection, ended in front of a Redis that was built without it."""
+    """A real TLS connection, terminated in front of a Redis that was built without TLS."""
     certificate, key = self_signed(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -349,7 +349,7 @@ async def test_tls(redis_server, tmp_path):
     server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
     good = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"))
-    assert (await good.take([rate(3, 1)]))[0].gives
+    assert (await good.take([rate(3, 1)]))[0].allowed
     await good.close()
     distrusted = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0"))
     with pytest.raises(Exception, match="certificate verify failed"):
@@ -393,7 +393,7 @@ async def test_a_cluster(tmp_path):
                 break
             except Exception:
                 await asyncio.sleep(0.1)
-    assert all(said.gives for said in given)
+    assert all(said.allowed for said in given)
     await redis.spend(tokens(5, 1), 2)
     await redis.hold([slots(2, "a")])
     await redis.release([slots(2, "a")])
@@ -415,13 +415,13 @@ async def test_sentinels(tmp_path):
     sentinel.start()
     url = f"redis://:secret@127.0.0.1:1,127.0.0.1:{sentinel.port}/0"
     redis = RedisBuckets(Redis(url=url, mode="sentinel", master="mymaster"))
-    assert (await redis.take([rate(3, 1)]))[0].gives
+    assert (await redis.take([rate(3, 1)]))[0].allowed
     await redis.close()
     sentinel.stop()
     master.stop()
 
 
-# Slots in a Redis that comes and goes.
+# Slots in a Redis that becomes unavailable and recovers.
 
 
 async def count(server):
@@ -437,9 +437,9 @@ async def until(condition, seconds=20):
             await asyncio.sleep(0.05)
 
 
-async def test_slots_given_back_while_redis_is_away_are_free_when_it_is_back(shared, redis_server):
+async def test_slots_released_during_an_outage_of_redis_are_free_later(shared, redis_server):
     for holder in "abc":
-        assert (await shared.take([slots(3, holder)]))[0].gives
+        assert (await shared.take([slots(3, holder)]))[0].allowed
     redis_server.pause()
     await shared.take([rate(10, 1)])
     assert not shared.is_shared
@@ -469,15 +469,15 @@ async def test_takes_that_came_too_late_hold_nothing(shared, redis_server):
 
 async def test_slots_are_held_again_in_a_redis_that_lost_them(shared, redis_server):
     for holder in "ab":
-        assert (await shared.take([slots(2, holder)]))[0].gives
+        assert (await shared.take([slots(2, holder)]))[0].allowed
     redis_server.stop(signal.SIGKILL)
     await shared.take([rate(10, 1)])
     redis_server.start()
     await until_shared(shared, 5)
-    assert not (await shared.take([slots(2, "c")]))[0].gives
+    assert not (await shared.take([slots(2, "c")]))[0].allowed
     shared.release([slots(2, "a")])
     await asyncio.sleep(0.2)
-    assert (await shared.take([slots(2, "c")]))[0].gives
+    assert (await shared.take([slots(2, "c")]))[0].allowed
 
 
 async def test_slots_given_back_at_the_very_end_are_free(redis_server):
@@ -490,15 +490,15 @@ async def test_slots_given_back_at_the_very_end_are_free(redis_server):
     assert await count(redis_server) == 0
 
 
-async def test_a_burst_of_releases_does_not_make_redis_look_away(shared):
+async def test_a_burst_of_releases_does_not_look_like_an_outage(shared):
     for i in range(300):
-        assert (await shared.take([slots(300, f"h{i}")]))[0].gives
+        assert (await shared.take([slots(300, f"h{i}")]))[0].allowed
     shared.release([slots(300, f"h{i}") for i in range(300)])
     await asyncio.gather(*(shared.take([rate(1000, 1)]) for _ in range(50)))
     assert shared.is_shared
 
 
-async def test_a_redis_that_answers_pings_but_takes_no_writes_stays_away(shared, redis_server):
+async def test_a_redis_that_takes_no_writes_stays_unavailable(shared, redis_server):
     client = aioredis.from_url(redis_server.url)
     await client.config_set("maxmemory", "1")
     await shared.take([rate(10, 1)])
@@ -512,7 +512,7 @@ async def test_a_redis_that_answers_pings_but_takes_no_writes_stays_away(shared,
     await until_shared(shared, 5)
 
 
-async def test_a_call_given_back_to_a_quota_leaves_no_key_behind(redis_server):
+async def test_a_call_returned_to_a_quota_leaves_no_key(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
     client = aioredis.from_url(redis_server.url)
     await redis.uncount(quota(5))

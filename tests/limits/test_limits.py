@@ -1,4 +1,4 @@
-"""Limits as callers meet them: over HTTP, in one process and in several that share a Redis."""
+"""Limits over HTTP, in one process and in several that share a Redis."""
 
 import asyncio
 import contextlib
@@ -121,7 +121,7 @@ async def test_an_account_may_be_given_more_than_one_caller(with_accounts, datab
     ]  # fmt: skip
 
 
-async def test_a_key_that_an_administrator_widened_stands_apart(with_accounts, database_url):
+async def test_a_key_widened_by_an_administrator_has_its_own_limit(with_accounts, database_url):
     gw = await with_accounts(database_url, rate_limits={**UNLIMITED, "chat": "1/hour"})
     admin = await gw.login()
     eve = await premium(gw, admin)
@@ -143,7 +143,7 @@ async def test_public_routes_are_limited_by_address_and_callers_apart(limited):
 @pytest.mark.parametrize(
     "forwarded", ["203.0.113.7", "evil, 203.0.113.7", "203.0.113.7, 127.0.0.1"]
 )
-async def test_addresses_behind_a_trusted_proxy_are_the_clients(gateway, demo, forwarded, caplog):
+async def test_a_trusted_proxy_reports_the_clients_address(gateway, demo, forwarded, caplog):
     caplog.set_level("INFO")
     served = await demo("dify")
     agents = {"dify": {**AGENTS["dify"], "base_url": served.url}}
@@ -156,7 +156,7 @@ async def test_addresses_behind_a_trusted_proxy_are_the_clients(gateway, demo, f
     plain = await gateway(**settings)
     for i, status in enumerate((200, 429)):
         answer = await plain.get("/api/v1/agents", headers={"X-Forwarded-For": f"203.0.113.{i}"})
-        assert answer.status == status  # nobody may choose an address for themselves
+        assert answer.status == status  # a client may not choose its own address
 
 
 async def test_ipv6_counts_by_network():
@@ -167,7 +167,7 @@ async def test_ipv6_counts_by_network():
     assert by_address("fe80::1%eth0") == by_address("fe80::2%eth0")
 
 
-# Tokens and calls at once.
+# Tokens and concurrent calls.
 
 
 async def test_tokens_are_counted_from_the_answers_usage(limited):
@@ -185,7 +185,7 @@ async def test_tokens_are_counted_from_the_answers_usage(limited):
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_streams_are_counted_too_and_show_usage_only_to_those_who_ask(limited, asks):
+async def test_streams_count_and_show_usage_only_on_request(limited, asks):
     gw = await limited(tokens="50/hour")
     headers = {"Authorization": f"Bearer {KEY}"}
     body = {"model": "openai", "stream": True, "messages": [{"role": "user", "content": "hi"}]}
@@ -199,7 +199,7 @@ async def test_streams_are_counted_too_and_show_usage_only_to_those_who_ask(limi
     assert (await gw.post("/v1/chat/completions", body, headers=headers)).status == 429
 
 
-async def test_only_so_many_calls_at_once(gateway, scripted):
+async def test_concurrent_calls_are_limited(gateway, scripted):
     upstream = await scripted(Script([b'data: {"event":"message","answer":"x"}\n\n'], end="hang"))
     agents = {"dify": {**AGENTS["dify"], "base_url": upstream.url, "mode": "chat"}}
     auth = {"keys": [{"name": "web", "key": KEY, "rate_limits": {"concurrency": 2}}]}
@@ -315,7 +315,7 @@ async def processes(number: int, folder, redis: str, agent: dict):
 
 
 async def test_of_120_calls_over_three_processes_60_pass(tmp_path, redis_server, demo):
-    """Where each limits by itself meanwhile, since this machine leaves Redis no 50 ms, try again."""
+    """Try again if each process limits by itself, since this machine left Redis no 50 ms."""
     served = await demo("dify")
     agent = {**AGENTS["dify"], "base_url": served.url}
     async with (
@@ -365,8 +365,9 @@ async def test_a_redis_that_hangs_and_comes_back_while_people_chat(limited, redi
     ready = await (await gw.get("/readyz")).json()
     assert (ready["detail"]["redis"], ready["degraded"]) == ("ok", [])
     redis_server.pause()
-    assert await timed() < usual + 0.5  # a busy machine; unlimited, it would hang for seconds
-    # Nobody asks Redis any more: each question would cost its 50 ms.
+    # a busy machine; without the limit it would hang for seconds
+    assert await timed() < usual + 0.5
+    # Redis is not asked any more: each question would cost 50 ms.
     assert min([await timed() for _ in range(5)]) < usual + 0.04
     ready = await gw.get("/readyz")
     assert ready.status == 200

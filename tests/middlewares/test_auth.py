@@ -1,4 +1,5 @@
-"""Every route demands what it should: told from the list of routes, so that none is forgotten."""
+"""Every route requires the right access: checked from the list of routes, so that none is
+missed."""
 
 import pytest
 
@@ -7,7 +8,8 @@ from gateway.routes import all_routes
 PUBLIC = {
     "/", "/health", "/livez", "/readyz", "/metrics", "/api/v1/agents", "/api/v1/agents/{name}",
     "/api/v1/agents/{name}/health", "/api/v1/login", "/api/v1/auth/login", "/api/v1/auth/register",
-    "/files/{name:uploads/.+}", "/v1/{path:.+}",  # the latter says only that nothing is there
+    # the latter only reports that the path does not exist
+    "/files/{name:uploads/.+}", "/v1/{path:.+}",
 }  # fmt: skip
 FOR_ADMINS = {
     "/api/v1/auth/users", "/api/v1/auth/users/{id}", "/api/v1/auth/users/{id}/usage",
@@ -28,7 +30,7 @@ def test_what_costs_an_upstream_is_limited():
 
 @pytest.fixture
 async def credentials(with_accounts, tmp_path):
-    """A gateway and what people hold who are no admins, by name."""
+    """A gateway and the credentials of non-admins, by name."""
     gw = await with_accounts(f"sqlite:///{tmp_path}/g.db")
     admin = await gw.login()
     body = {"username": "li", "password": "good enough password", "role": "premium"}

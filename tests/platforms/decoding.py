@@ -1,4 +1,4 @@
-"""Feed a decoder and say in plain words what came out, for the tests of all platforms."""
+"""Feed a decoder and summarize its deltas, for the tests of all platforms."""
 
 import json
 from pathlib import Path
@@ -25,10 +25,10 @@ SAMPLES = Path(__file__).parent / "samples"
 
 
 def decoder_for(platform: str, name: str) -> Decoder:
-    """A fresh decoder for the sample `name`, as an agent would get it whose options are those in
+    """A new decoder for the sample `name`, as an agent would get it whose options are those in
     `samples/<platform>/options.json` under the longest beginning of that name."""
-    told = SAMPLES / platform / "options.json"
-    by_beginning = json.loads(told.read_text("utf-8")) if told.exists() else {}
+    file = SAMPLES / platform / "options.json"
+    by_beginning = json.loads(file.read_text("utf-8")) if file.exists() else {}
     beginning = max((b for b in by_beginning if name.startswith(b)), key=len, default="")
     kind = kinds.find(platform)
     assert kind is not None
@@ -41,7 +41,7 @@ def decoder_for(platform: str, name: str) -> Decoder:
 
 
 def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
-    """All deltas of `raw`, given in pieces of `size` bytes, and of the end of the body."""
+    """All deltas of `raw`, fed in pieces of `size` bytes, and of the end of the body."""
     out: list[Delta] = []
     for at in range(0, len(raw), size or len(raw) or 1):
         out += decoder.feed(raw[at : at + (size or len(raw))])
@@ -51,7 +51,7 @@ def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
 
 
 def summary(deltas: list[Delta]) -> dict[str, Any]:
-    """What a caller would get of these deltas. `text` is that of a whole answer."""
+    """The caller's view of these deltas. `text` is that of a whole answer."""
     text, reasoning, notes = "", "", {}
     out: dict[str, Any] = {}
     calls: dict[int, list[str]] = {}

@@ -1,4 +1,4 @@
-"""Whatever an upstream sends, a decoder ends once and with one of our own errors."""
+"""Whatever an upstream sends, a decoder ends once and with one of the gateway's errors."""
 
 import json
 

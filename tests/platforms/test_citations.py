@@ -1,4 +1,4 @@
-"""Citation marks leave the text, however they are cut, and nothing else does."""
+"""Citation marks are removed from the text, wherever they are split, and nothing else is."""
 
 import pytest
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""Cases of the wire contracts that no sample holds: other orders, versions and endings."""
+"""Cases of the wire contracts that no sample has: other orders, versions and endings."""
 
 import orjson
 import pytest
@@ -65,7 +65,7 @@ def test_each_node_of_a_workflow_may_think():
     assert (got["reasoning"], got["text"]) == ("xy", "AB")
 
 
-def test_thinking_that_comes_with_the_nodes_end_is_told_once_and_before_the_answer():
+def test_thinking_at_a_nodes_end_appears_once_before_the_answer():
     node = {"node_type": "llm", "outputs": {"reasoning_content": "想"}}
     finished = ("node_finished", {"data": node})
     start, said = ("workflow_started", {}), ("message", {"answer": "好"})
@@ -85,7 +85,7 @@ def test_a_replacement_is_split_too_and_what_follows_is_answer():
     assert (got["text"], got["finish"]) == ("电话***，谢谢", "content_filter")
 
 
-def test_the_closing_repeat_of_a_new_agent_is_shown_only_if_nothing_was():
+def test_a_new_agents_closing_repeat_appears_only_if_needed():
     said = ("agent_message", {"answer": "<think>一</think>"})
     assert dify(said, ("message", {"answer": "答"}), DONE)["text"] == "答"
     said = ("agent_message", {"answer": "<think>一</think>答案"})
@@ -136,7 +136,7 @@ def test_the_usage_is_the_nodes_sum_where_the_message_says_zero():
     assert got["usage"] == [10, 5, 15]
 
 
-def test_a_plugins_error_is_told_by_its_sentence():
+def test_a_plugins_error_is_reported_by_its_sentence():
     words = 'req_id: 1 PluginInvokeError: {"args":{},"message":"[models] Error: no such model"}'
     decoder = DifyDecoder()
     (failed,) = [d for d in decoder.feed(data({"event": "error", "message": words}))]
@@ -164,7 +164,7 @@ def test_difys_refusals(status, body, want):
     assert caught.value.status == want
 
 
-def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
+def test_a_lost_conversation_restarts_from_its_turns():
     platform = Dify("d", DifyOptions(platform="dify", mode="chat", api_key="k"), "http://d")
     turns = (Message("user", "一"), Message("assistant", "甲"), Message("user", "二"))
     chat = ChatRequest("d", turns, "u", conversation_id="gone")
@@ -214,7 +214,7 @@ def test_a_leaked_duration_is_no_text():
         ("x", 502),
     ],
 )
-def test_a_failed_node_is_told_and_its_words_decide(message, status):
+def test_a_failed_nodes_message_decides_the_status(message, status):
     node = [{"moduleName": "AI", "errorText": message}]
     assert fastgpt(data(node, name="flowResponses") + b"data: [DONE]\n\n")["status"] == status
 
@@ -320,7 +320,7 @@ def test_a_moderated_answer_without_a_word_is_refused():
     assert summary(feed(ModelDecoder(), data(said, chunk)))["finish"] == "content_filter"
 
 
-def test_tool_calls_without_a_usable_index_are_told_apart():
+def test_tool_calls_without_a_usable_index_are_distinguished():
     def call(id_: str, name: str) -> dict:
         piece = {"index": -1, "id": id_, "function": {"name": name, "arguments": "{}"}}
         return {"choices": [{"delta": {"tool_calls": [piece]}}]}
@@ -427,6 +427,6 @@ def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
     assert body == sent
 
 
-def test_an_event_in_plain_words_is_told_in_them():
+def test_a_plain_text_error_event_keeps_its_text():
     (failed,) = DifyDecoder().feed(b"data: the worker has been killed\n\n")
     assert "It says: the worker has been killed" in failed.error.message

@@ -1,4 +1,4 @@
-"""Byte-exact answers of real Dify servers, judged by what their events say, not by our decoder."""
+"""Byte-exact answers of real Dify servers, judged by their events, not by the gateway's decoder."""
 
 import gzip
 import json
@@ -52,7 +52,7 @@ def events(body: bytes) -> list[dict]:
 
 
 def told_text(body: bytes) -> str:
-    """The text as the events tell it."""
+    """The text according to the events."""
     text = ""
     for event in events(body):
         if event["event"] in ("message", "agent_message"):
@@ -113,7 +113,7 @@ def test_a_stream_that_only_pings_is_a_failure():
     assert summary(feed(decoder(Path("workflow")), body))["error"] == "UpstreamCut"
 
 
-def test_a_file_made_by_a_tool_is_kept_beside_the_answer():
+def test_a_file_made_by_a_tool_is_kept_with_the_answer():
     _, _, body = read_capture(FOLDER / "1.16.0" / "agent-chat_streaming_tool_image.http")
     (file,) = summary(feed(decoder(Path("chat")), body))["notes"]["files"]
     assert file["type"] == "image"
@@ -131,7 +131,7 @@ def test_every_refusal_has_a_status_and_says_what_to_do(path):
     with pytest.raises(GatewayError) as caught:
         dify.refused(UpstreamReply(status, headers, body), CHAT)
     error = caught.value
-    assert error.status != 401  # the caller's key is not what was refused
+    assert error.status != 401  # the caller's key was not refused
     assert len(error.message) > 20
     if path.name.startswith(("auth_", "chat_api_disabled", "wrongmode")):
         assert error.status == 502

@@ -1,4 +1,5 @@
-"""Error events and bodies of every platform say why, and their class is known, in any shape."""
+"""Error events and bodies of every platform give a reason, and their class is known, in
+any shape."""
 
 import orjson
 import pytest

@@ -1,4 +1,4 @@
-"""What upstreams say when they refuse, and which of our errors that is."""
+"""Upstreams' refusals, and the gateway's errors for them."""
 
 import re
 
@@ -47,7 +47,7 @@ def explained(body, status=400, **headers):
 
 
 def examples(phrase):
-    """Texts that fit a phrase: every alternative once, beside the first ones of other groups."""
+    """Texts that match a phrase: every alternative once, with the first ones of other groups."""
     phrase = (
         phrase.replace("…", " so")
         .replace("<id>", "m-1 ")
@@ -147,7 +147,7 @@ EVERYDAY = [
 
 
 @pytest.mark.parametrize("words", EVERYDAY)
-def test_everyday_words_are_no_class_of_their_own(words):
+def test_ordinary_text_decides_no_class(words):
     assert type(explained({"error": {"message": words}}, 500)) is UpstreamFailed
     assert type(explained({"error": {"message": words}}, 400)) is InvalidRequest
     assert type(explain_words("X", words)) is UpstreamFailed
@@ -166,7 +166,7 @@ INSIDE = {
 
 
 @pytest.mark.parametrize("words", INSIDE)
-def test_an_error_inside_the_words_is_of_its_class(words):
+def test_an_error_inside_a_message_is_of_its_class(words):
     assert type(explain_words("X", words)) is ERRORS[INSIDE[words]]
 
 
@@ -278,14 +278,14 @@ def test_the_same_under_200_inside_an_answer(name):
         (529, UpstreamUnavailable),
     ],
 )  # fmt: skip
-def test_without_known_words_the_status_decides(status, error):
+def test_without_a_known_phrase_the_status_decides(status, error):
     assert type(explained({"error": {"message": "Sorry"}}, status)) is error
 
 
 # What it means for the caller.
 
 
-def test_a_request_over_a_minutes_limit_is_for_another_agent_only():
+def test_a_request_over_a_minute_limit_is_only_for_another_agent():
     status, body, _ = BODIES["groq minute"]
     error = explained(body, status)
     assert (error.status, error.retryable, error.elsewhere) == (429, False, True)
@@ -301,11 +301,11 @@ def test_a_request_over_a_minutes_limit_is_for_another_agent_only():
         ("rate limit: try again in a while, request 77s8", 5),
     ],
 )  # fmt: skip
-def test_the_wait_is_the_one_in_the_words(words, wait_s):
+def test_the_wait_is_read_from_the_message(words, wait_s):
     assert explained({"error": {"message": words}}, 429).retry_after_s == wait_s
 
 
-def test_the_wait_in_the_header_goes_before_the_words():
+def test_the_wait_in_the_header_wins_over_the_message():
     body = {"error": {"message": "rate limit: try again in 7s"}}
     assert explained(body, 429, Retry_After="3").retry_after_s == 3
 
@@ -378,7 +378,7 @@ def test_words_in_another_charset_are_read(charset):
     assert words in error.message
 
 
-# The words.
+# The messages.
 
 SHAPES = [
     {"error": {"message": "WORDS"}}, {"error": "WORDS"}, {"message": "WORDS"}, {"msg": "WORDS"},
@@ -396,7 +396,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=[str(shape)[:50] for shape in SHAPES])
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 502])
-def test_the_upstreams_words_are_in_the_message(shape, status):
+def test_the_upstreams_message_is_repeated(shape, status):
     assert "WORDS" in explained(shape, status).message
 
 
@@ -405,12 +405,12 @@ def test_a_complaint_about_a_member_names_it():
     assert "body.messages.0: field required" in explained(body, 422).message
 
 
-def test_a_refused_body_is_not_repeated_with_the_words():
+def test_a_refused_body_is_not_repeated_in_the_message():
     body = {"detail": [{"loc": ["body"], "msg": "bad", "input": {"message": "my secret"}}]}
     assert "secret" not in explained(body, 422).message
 
 
-def test_keys_are_not_passed_on_with_the_words():
+def test_keys_in_a_message_are_not_forwarded():
     error = explained({"error": {"message": "Bad key sk-abcdefghijklmnop"}}, 401)
     assert "abcdefgh" not in error.message
 

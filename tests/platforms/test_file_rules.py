@@ -1,4 +1,4 @@
-"""What a Dify app says of the files it takes, read from the answers of real servers."""
+"""A Dify app's rules for files, read from the answers of real servers."""
 
 import json
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_an_app_from_before_files_may_take_pictures():
         {"file_upload": {"enabled": True, "allowed_file_types": "image"}},
     ],
 )
-def test_odd_answers_hurt_nobody(told):
+def test_odd_answers_do_no_harm(told):
     assert rules({"user_input_form": [], **told}, "chat").kinds <= {
         "image",
         "file",

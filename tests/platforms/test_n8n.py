@@ -59,7 +59,7 @@ def test_a_node_that_fails_fails_the_answer(size):
     assert (out["text"], out["error"], out["status"]) == ("正在", "UpstreamFailed", 502)
 
 
-def test_a_stream_cut_anywhere_ends_once_and_inside_a_node_as_a_failure():
+def test_a_stream_cut_inside_a_node_is_a_failure():
     raw = read("stream.ndjson")
     for at in range(1, len(raw) - 1):
         deltas = feed(N8nDecoder("c-1"), raw[:at])
@@ -90,7 +90,7 @@ def test_nodes_that_write_at_the_same_time_follow_each_other():
     ) == "one one\n\ntwo two"  # fmt: skip
 
 
-def test_a_node_that_waited_goes_on_as_it_comes_once_it_is_its_turn():
+def test_a_waiting_node_streams_once_it_is_its_turn():
     decoder = N8nDecoder("c-1")
     start = [line("begin"), line("begin", node="b"), line("item", "1"), line("item", "2", node="b")]
     assert summary(decoder.feed(b"".join(start)))["text"] == "1"
@@ -220,7 +220,7 @@ async def test_a_cut_stream_is_an_error(n8n):
     assert b"[DONE]" not in body
 
 
-async def test_a_stream_whose_connection_breaks_between_nodes_is_an_error(gateway, scripted):
+async def test_a_connection_broken_between_nodes_is_an_error(gateway, scripted):
     frames = line("begin") + line("item", "half") + line("end")
     upstream = await scripted(
         Script([frames], headers={"Content-Type": "application/json"}, end="reset")

@@ -1,4 +1,4 @@
-"""What a person replies to a bot's question becomes what its platform takes for an answer."""
+"""A person's reply to a bot's question becomes the answer that its platform expects."""
 
 import pytest
 
@@ -33,16 +33,16 @@ FORM = Pause(
         ("4", "4"), ("0", "0"), ("财务", "财务"), ("2 天", "2 天"), ("1.5", "1.5"),
     ],
 )  # fmt: skip
-def test_a_number_or_the_words_choose_an_option(reply, option):
+def test_a_number_or_the_text_chooses_an_option(reply, option):
     assert CHOICE.answer(reply) == option
 
 
-def test_an_option_that_is_a_number_is_its_own_words():
+def test_an_option_that_is_a_number_matches_its_text():
     assert Pause(options=("3", "2", "1")).answer("1") == "1"
     assert Pause(options=("三个", "二", "一")).answer("一。") == "一"
 
 
-def test_signs_that_tell_options_apart_are_kept():
+def test_signs_that_distinguish_options_are_kept():
     assert Pause(options=("C", "C!")).answer("c!") == "C!"
 
 
@@ -84,7 +84,7 @@ def test_lines_of_labels_fill_a_form(reply, sent):
     assert FORM.answer(reply) == sent
 
 
-def test_labels_that_differ_in_a_sign_only_are_told_apart():
+def test_labels_that_differ_in_a_sign_are_distinguished():
     form = Pause(fields=(Field("a", "电话"), Field("b", "电话*"), Field("c", "")))
     assert form.answer("电话*: 2\n电话: 1\n**: 3") == '{"a":"1","b":"2"}'
 

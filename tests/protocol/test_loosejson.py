@@ -1,4 +1,4 @@
-"""JSON as it is really sent, and that reading it never costs more than is bearable."""
+"""JSON as it is really sent, read at a bounded cost."""
 
 import json
 import math
@@ -66,7 +66,7 @@ def test_what_is_no_json_is_refused(sent):
     ],
     ids=["halves", "constants", "strings", "escapes", "size"],
 )
-def test_what_would_take_long_to_mend_is_refused_before_it_is_tried(sent, monkeypatch):
+def test_expensive_repairs_are_refused_before_they_start(sent, monkeypatch):
     class Untried:
         def sub(self, *given):
             raise AssertionError
@@ -87,7 +87,7 @@ JSON = st.recursive(
 
 
 def strict(value):
-    """The same without what strict JSON cannot say."""
+    """The value without anything that strict JSON cannot express."""
     if isinstance(value, str):
         return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(value, float) and not math.isfinite(value):
@@ -100,9 +100,9 @@ def strict(value):
 
 
 @given(JSON, st.booleans())
-def test_whatever_python_or_javascript_write_is_read_as_the_strict_value(value, is_ascii):
+def test_json_of_python_and_javascript_is_read_as_strict(value, is_ascii):
     sent = json.dumps(value, ensure_ascii=is_ascii).encode("utf-8", "surrogatepass")
-    if is_ascii or "\\ud" not in json.dumps(value):  # else the halves are bytes that are no UTF-8
+    if is_ascii or "\\ud" not in json.dumps(value):  # else the surrogates are invalid UTF-8
         assert loosejson.loads(sent) == strict(value)
     orjson.loads(mend(sent))
 

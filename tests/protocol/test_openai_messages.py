@@ -1,4 +1,4 @@
-"""Lists of messages as clients send them, with what other APIs put into them."""
+"""Lists of messages as clients send them, including the forms of other APIs."""
 
 import pytest
 
@@ -29,7 +29,7 @@ def turns(*messages):
         ([{"type": "text", "text": 7}], ""), ([{"type": "image_url", "image_url": "no url"}], ""),
     ],
 )  # fmt: skip
-def test_what_an_earlier_turn_holds_beside_text_is_left_out(content, text):
+def test_non_text_of_an_earlier_turn_is_left_out(content, text):
     earlier = {"role": "assistant", "content": content}
     assert turns({"role": "user", "content": "a"}, earlier, ASK) == [
         ("user", "a"), ("assistant", text), ("user", "go on"),
@@ -120,7 +120,7 @@ def test_parts_count_where_the_content_is_empty():
     [{"content": ""}, {"content": " \n"}, {"content": None, "tool_calls": []}, {"content": []}, {},
      {"content": [{"type": "text", "text": ""}]}, {"content": [{"type": "thinking", "thinking": "x"}]}],
 )  # fmt: skip
-def test_an_empty_answer_behind_the_question_is_no_turn(empty):
+def test_an_empty_answer_after_the_question_is_no_turn(empty):
     assert turns(ASK, {"role": "assistant", **empty}) == [("user", "go on")]
     assert turns(ASK, *[{"role": "assistant", **empty}] * 2) == [("user", "go on")]
     with pytest.raises(InvalidRequest, match="no message"):
@@ -210,7 +210,7 @@ def test_calls_of_functions_become_calls_of_tools():
     ]
 
 
-def test_a_result_without_an_id_is_that_of_the_call_without_a_result():
+def test_a_result_without_an_id_is_of_the_open_call():
     calls = [{"id": id_, "type": "function", "function": {"name": "f"}} for id_ in "ab"]
     given = [
         {"role": "assistant", "content": None, "tool_calls": [*calls, 7, {"id": 7}]},

@@ -1,4 +1,4 @@
-"""Credentials of an operator never leave in what is passed on."""
+"""An operator's credentials never leave the gateway in forwarded bytes."""
 
 import base64
 import json
@@ -48,7 +48,7 @@ FORMS = [
 def test_a_key_is_masked_in_every_form_wherever_it_is_cut(form):
     for at in range(len(form)):
         out = fed([KEY], f"a {form[:at]}".encode(), f"{form[at:]} b".encode())
-        assert re.fullmatch(rb"a \*\*\*.{0,3} b", out)  # base64's last characters tell nothing
+        assert re.fullmatch(rb"a \*\*\*.{0,3} b", out)  # base64's last characters reveal nothing
     assert re.fullmatch(r"a \*\*\*.{0,3} b", masked(f"a {form.upper()} b", [KEY]))
 
 
@@ -69,7 +69,7 @@ def test_a_word_is_masked_in_an_error_as_it_is_alone():
 
 
 @pytest.mark.parametrize("word", ["", "none", "EMPTY", "ollama", "lm-studio", "not-needed"])
-def test_stand_ins_for_a_key_are_words(word):
+def test_placeholders_for_a_key_are_not_masked(word):
     text = f"{word} is a word".encode()
     assert fed([word], text) == text
 

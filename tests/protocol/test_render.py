@@ -94,7 +94,7 @@ def test_a_whole_answer_joins_everything():
     assert body["usage"] == {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
 
 
-def test_an_answer_without_text_has_an_empty_string_and_beside_tools_null():
+def test_an_answer_without_text_is_empty_or_null_with_tools():
     renderer = WholeRenderer(CHAT, "agent", 5, conversational=False)
     renderer.feed([Finish("stop", None)])
     body = orjson.loads(renderer.body())

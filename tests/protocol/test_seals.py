@@ -1,4 +1,4 @@
-"""Whose conversation is whose: ids that a page's token gets lead its own user back, and nobody else."""
+"""Sealed ids: a page's token can continue only its own user's conversations."""
 
 import orjson
 import pytest
@@ -90,7 +90,7 @@ async def test_the_same_holds_on_the_other_surface_and_in_its_header(pages, agen
     assert answer.status == 404
 
 
-async def test_users_of_one_name_behind_two_keys_are_two(pages):
+async def test_users_of_one_name_with_two_keys_are_two(pages):
     one, other = [await pages.token("alice", key["key"]) for key in KEYS]
     conversation = (await pages.gateway.ask(one, "coze"))[1]["id"]
     assert (await pages.gateway.ask(other, "coze", conversation_id=conversation))[0] == 404
@@ -222,7 +222,7 @@ async def test_only_the_user_who_uploaded_a_file_asks_about_it(gateway, demo, ag
 
 
 async def uploaded(pages, token):
-    """The id of a picture that the agent's platform keeps."""
+    """The id of an image that the agent's platform keeps."""
     form = FormData()
     form.add_field("file", PICTURE, filename="a.png", content_type="image/png")
     headers = {"Authorization": f"Bearer {token}", "Agent": "bot"}
@@ -240,7 +240,7 @@ async def uploaded(pages, token):
      {"role": "user", "content": [{"type": "image_file", "image_file": {"fileId": "file-of-alice"}}]},
      {"role": "assistant", "audio": {"id": "audio_of_alice"}}],
 )  # fmt: skip
-async def test_files_that_a_compatible_upstream_keeps_are_404_for_a_page(pages, turn):
+async def test_upstream_file_ids_are_404_for_a_page(pages, turn):
     messages = [turn, {"role": "user", "content": "hi"}]
     status, answer = await pages.complete(await pages.token("bob"), "openai", messages)
     assert (status, answer["error"]["code"]) == (404, "file_not_found")

@@ -12,7 +12,7 @@ def parse(*chunks: bytes) -> list[Event]:
     return [event for chunk in chunks for event in parser.feed(chunk)] + parser.close()
 
 
-def test_the_space_after_the_colon_is_optional_and_only_one_is_taken():
+def test_one_space_after_the_colon_is_optional():
     assert parse(b"data:a\n\ndata: b\n\ndata:  c\n\n") == [("", b"a"), ("", b"b"), ("", b" c")]
 
 
@@ -60,7 +60,7 @@ def test_the_last_event_may_lack_its_blank_line():
 
 
 @pytest.mark.parametrize("line", [b"x", b"event: x", b": x", b"\x00", b"dat"])
-def test_what_is_no_data_and_over_the_limit_is_refused_however_it_comes(line):
+def test_non_data_over_the_limit_is_refused_in_any_pieces(line):
     for size in (1, 10, 1000):
         parser = Parser(limit=100)
         raw = line + b"x" * 200 + b"\n\n"
@@ -89,13 +89,13 @@ def test_any_bytes_are_survived(raw, size):
     assert parse(*(raw[i : i + size] for i in range(0, len(raw), size))) == parse(raw)
 
 
-def test_json_is_kept_on_one_line_for_clients_that_split_like_unicode_does():
+def test_json_has_no_unicode_line_ends():
     json = '"a\u2028b\u2029c\u0085d–"'.encode()
     assert sse.one_line(json) == '"a\\u2028b\\u2029c\\u0085d–"'.encode()
     assert len(sse.one_line(json).decode().splitlines()) == 1
 
 
-def test_nothing_is_read_behind_an_event_that_is_too_long():
+def test_nothing_is_read_after_a_too_long_event():
     parser = Parser(limit=100)
     assert parser.feed(b"data: 1\n\nid: " + b"x" * 200 + b"\n\n") == [("", b"1")]
     with pytest.raises(UpstreamFailed):
@@ -117,7 +117,7 @@ def test_nothing_is_read_behind_an_event_that_is_too_long():
         ([b": ping\n\n: ping", b"\n\n"], Life.NONE),
     ],
 )
-def test_what_bytes_beside_events_say_of_life(chunks, life):
+def test_bytes_outside_events_show_life_or_not(chunks, life):
     parser = Parser()
     for chunk in chunks:
         parser.feed(chunk)
@@ -125,7 +125,7 @@ def test_what_bytes_beside_events_say_of_life(chunks, life):
 
 
 def test_an_event_of_many_lines_costs_what_it_is_long():
-    """Each byte by itself: were the event looked through at each line end, it would take minutes."""
+    """Byte by byte: if the event were searched at each line end, it would take minutes."""
     parser, line = Parser(), b"data: x\n"
     for _ in range(100_000):
         for i in range(0, len(line), 4):
@@ -134,7 +134,7 @@ def test_an_event_of_many_lines_costs_what_it_is_long():
 
 
 @pytest.mark.parametrize("size", [1, 10, 1000])
-def test_data_over_the_limit_is_read_unless_nobody_needs_it(size):
+def test_data_over_the_limit_is_read_if_needed(size):
     asked = []
 
     def skips(name: str, head: bytes) -> bool:
@@ -168,7 +168,7 @@ def test_events_with_one_line_end_between_them_are_events(end, size, last):
         assert got == list(zip(names, [b'{"n":1}', b'{"n":2}', b"[DONE]"], strict=True))
 
 
-def test_such_an_event_is_given_when_the_next_one_begins_and_later_ones_at_once():
+def test_an_unterminated_event_ends_when_the_next_begins():
     parser = Parser()
     assert parser.feed(b'data: {"n":1}\n') == []
     assert parser.feed(b'data: {"n":2}\n') == [("", b'{"n":1}'), ("", b'{"n":2}')]

@@ -7,7 +7,7 @@ DETAILS = '<details style="color:gray;" open> <summary> Thinking... </summary>'
 
 
 def split(text: str, size: int) -> tuple[str, str]:
-    """(reasoning, answer) of `text` given in pieces."""
+    """(reasoning, answer) of `text` fed in pieces."""
     splitter = ThinkingSplitter()
     deltas = [d for i in range(0, len(text), size) for d in splitter.feed(text[i : i + size])]
     deltas += splitter.close()
@@ -34,7 +34,7 @@ def split(text: str, size: int) -> tuple[str, str]:
         ("", "", ""),
     ],
 )
-def test_thinking_at_the_start_is_split_off_however_the_text_is_cut(text, reasoning, answer, size):
+def test_thinking_at_the_start_is_split_off_in_any_pieces(text, reasoning, answer, size):
     assert split(text, size) == (reasoning, answer)
 
 

@@ -1,4 +1,4 @@
-"""Heads of requests: their bytes are bounded before anything is parsed or kept of more."""
+"""Heads of requests: their size is bounded before more is parsed or kept."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from gateway.server import connections
 
 
 def talk(gw, *pieces: bytes, end: bytes = b"") -> bytes:
-    """What the gateway answers until it closes the connection, or `end` has come."""
+    """The gateway's answer until it closes the connection, or `end` has arrived."""
     host, port = gw.url.removeprefix("http://").split(":")
     told = b""
     with closing(socket.create_connection((host, int(port)))) as line:
@@ -35,7 +35,7 @@ async def test_a_head_beyond_32_kib_is_431_before_its_end(gateway, pieces):
     gw = await gateway(agents={"bot": BOTS["openai"]})
     head = b"GET /livez HTTP/1.1\r\nHost: localhost\r\n"
     told = await asyncio.to_thread(talk, gw, head, *pieces)
-    assert not told or b" 431 " in told[:20]  # what is still on its way may reset the connection
+    assert not told or b" 431 " in told[:20]  # bytes still in transit may reset the connection
     assert not told or b'"code":"headers_too_large"' in told.replace(b": ", b":")
 
 
@@ -57,7 +57,7 @@ async def test_trailers_without_end_are_400(gateway):
     assert not told or b" 400 " in told[:20]  # as above
 
 
-async def test_long_heads_behind_a_request_are_not_parsed(gateway, scripted, monkeypatch):
+async def test_long_heads_after_a_request_are_not_parsed(gateway, scripted, monkeypatch):
     made, make = [], connections._Server.__call__
     monkeypatch.setattr(
         connections._Server, "__call__", lambda server: made.append(make(server)) or made[-1]

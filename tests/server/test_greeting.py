@@ -1,4 +1,4 @@
-"""What the start tells: the address, what is odd, and at a terminal what to do next."""
+"""The log at the start: the address, warnings, and in a terminal what to do next."""
 
 import logging
 import sys
@@ -28,7 +28,7 @@ def greeted(tmp_path, caplog, monkeypatch):
     return greeted
 
 
-def test_a_terminal_is_told_what_to_do_next(greeted, tmp_path):
+def test_a_terminal_shows_what_to_do_next(greeted, tmp_path):
     lines = "\n".join(greeted())
     assert "listens on http://localhost:3000" in lines
     assert "try: curl http://localhost:3000/api/v1/chat -H 'Agent: bot'" in lines
@@ -53,7 +53,7 @@ def test_json_logs_have_no_such_noise(greeted):
     assert "curl" not in lines
 
 
-def test_an_open_address_tells_the_one_for_others(greeted, monkeypatch):
+def test_an_open_address_shows_the_one_for_others(greeted, monkeypatch):
     monkeypatch.setattr("gateway.server.greeting._lan_address", lambda: "192.168.1.7")
     lines = greeted(HOST="0.0.0.0")
     told = "\n".join(lines)

@@ -1,6 +1,6 @@
-"""A process that can be rolled: stop without cutting anybody off, reload without a restart.
+"""Rolling updates: stop without cutting off answers, reload without a restart.
 
-Another process with real sockets, files and signals, in front of upstreams of this one.
+Another process with real sockets, files and signals, in front of this process's upstreams.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ QUESTION = {"query": "hi", "stream": True}
 
 
 def write(path: Path, agents, **sections) -> Path:
-    """A config.yaml as editors write it: beside, then put in place. Beside an ops port and TLS
-    anonymous access must be spelled out."""
+    """A config.yaml as editors write it: a new file, renamed into place. With an ops port or TLS
+    anonymous access must be explicit."""
     sections.setdefault("auth", {"anonymous": True})
     beside = path.with_name(path.name + ".new")
     beside.write_text(yaml.safe_dump({"agents": agents, **sections}), "utf-8")
@@ -99,7 +99,7 @@ async def test_a_stream_outlives_sigterm_and_the_process_exits_0(tmp_path, scrip
         assert conn.execute("SELECT status, usage FROM calls").fetchall() == [(200, "exact")]
 
 
-async def test_who_is_not_done_by_then_is_told_and_the_platform_too(tmp_path, scripted, client):
+async def test_a_stop_ends_slow_answers_with_an_error_and_a_stop_call(tmp_path, scripted, client):
     upstream = await scripted(
         Script([HELLO[0], 60.0]), Script([HELLO[0], 60.0]), Script(before_headers_s=60), stopped()
     )
@@ -199,9 +199,7 @@ async def reloaded(client, ops, wanted: int) -> None:
             await asyncio.sleep(0.02)
 
 
-async def test_a_good_change_is_taken_and_streams_under_way_keep_what_they_have(
-    tmp_path, scripted, client
-):
+async def test_a_reload_does_not_affect_streams_in_flight(tmp_path, scripted, client):
     go_on = asyncio.Event()
     old = await scripted(Script([HELLO[0], go_on, *HELLO[1:]]))
     new = await scripted(Script(HELLO))
@@ -289,13 +287,13 @@ async def test_a_bad_change_keeps_what_was_and_says_so(tmp_path, scripted, clien
             assert (await answer.json())["degraded"] == []
 
 
-async def test_a_file_that_is_gone_is_told_and_its_return_is_seen(
+async def test_a_missing_file_is_reported_and_its_return_noticed(
     tmp_path, scripted, client, monkeypatch
 ):
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (_, url, ops, log, path):
         path.rename(tmp_path / "elsewhere")
-        (tmp_path / "another").touch()  # something to look for
+        (tmp_path / "another").touch()  # a change to notice
         await wait_for(log, "has problems")
         async with ask(client, url) as answer:
             assert (await answer.read()).endswith(b"[DONE]\n\n")
@@ -324,9 +322,7 @@ async def test_the_swap_of_a_configmap_is_seen(tmp_path, scripted, client):
             assert (await answer.read()).endswith(b"[DONE]\n\n")
 
 
-async def test_sighup_reads_the_file_again_and_names_what_needs_a_restart(
-    tmp_path, scripted, client
-):
+async def test_sighup_reloads_and_names_what_needs_a_restart(tmp_path, scripted, client):
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, ops, log, path):
         running.send_signal(signal.SIGHUP)
@@ -347,7 +343,7 @@ async def test_sighup_reads_the_file_again_and_names_what_needs_a_restart(
         assert statuses == [200, 200, 429]
 
 
-async def test_agents_that_did_not_change_keep_their_places_and_breakers(gateway, scripted):
+async def test_unchanged_agents_keep_their_slots_and_breakers(gateway, scripted):
     from gateway.config.load import parse
     from gateway.http.context import RELOAD, STATE
 
@@ -456,7 +452,7 @@ def certificate(folder: Path, name: str) -> tuple[Path, Path]:
 
 
 def shown(port: int) -> str:
-    """The name on the certificate that the server shows."""
+    """The name on the server's certificate."""
     pem = ssl.get_server_certificate(("127.0.0.1", port))
     return x509.load_pem_x509_certificate(pem.encode()).subject.rfc4514_string()
 
@@ -483,7 +479,7 @@ async def test_tls_is_served_and_a_renewed_certificate_is_taken(tmp_path, script
                 await asyncio.sleep(0.05)
 
 
-def test_a_certificate_that_is_not_there_is_told_without_a_traceback(tmp_path):
+def test_a_missing_certificate_is_reported_without_a_traceback(tmp_path):
     tls = {"cert": "none.pem", "key": "none.pem"}
     path = write(tmp_path / "c.yaml", {"bot": {"platform": "dify"}}, server={"tls": tls})
     told = run("--config", str(path))
@@ -495,9 +491,7 @@ def test_a_certificate_that_is_not_there_is_told_without_a_traceback(tmp_path):
 # check --live
 
 
-async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing(
-    tmp_path, demo, scripted
-):
+async def test_check_live_asks_every_platform_for_its_bot(tmp_path, demo, scripted):
     good = await demo("dify", key="app-test-key")
     refusal = b'{"code":4015,"msg":"The bot has not been published to the API channel"}'
     coze = await scripted(Script([refusal], headers={"Content-Type": "application/json"}))
@@ -543,7 +537,7 @@ async def test_check_live_asks_every_platform_who_the_bot_is_and_what_is_missing
     assert (await asyncio.to_thread(run, "check", "--live", "--config", str(path))).returncode == 0
 
 
-async def test_check_live_names_the_setting_of_a_store_that_is_away(tmp_path):
+async def test_check_live_names_the_setting_of_an_unavailable_store(tmp_path):
     away = f"127.0.0.1:{free_port()}"
     s3 = {"endpoint": f"http://{away}", "access_key": "a", "secret_key": "b"}
     path = write(
@@ -569,11 +563,11 @@ def test_the_shipped_file_can_be_checked_live_too():
     assert json.loads(json.dumps(told.stdout)).count("simulator inside the gateway") == 5
 
 
-# What an attack on all this showed
+# Findings of an attack on all this
 
 
-async def test_a_certificate_without_its_key_leaves_the_old_pair_in_use(tmp_path, scripted):
-    """Whoever renews a certificate writes one file after the other."""
+async def test_a_certificate_without_its_key_keeps_the_old_pair(tmp_path, scripted):
+    """A renewal writes one file after the other."""
     upstream = await scripted(Script(HELLO))
     cert, key = certificate(tmp_path, "first")
     server = {"tls": {"cert": str(cert), "key": str(key)}}
@@ -592,7 +586,7 @@ async def test_a_certificate_without_its_key_leaves_the_old_pair_in_use(tmp_path
 
 
 async def test_a_file_that_is_being_downloaded_arrives_whole(tmp_path, scripted, client):
-    """Handlers return whole answers and files; what is still being sent is under way too."""
+    """Handlers return whole answers and files; until they are sent, they count as in flight."""
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (running, url, _, log, _):
         form = aiohttp.FormData()
@@ -610,7 +604,7 @@ async def test_a_file_that_is_being_downloaded_arrives_whole(tmp_path, scripted,
         assert await asyncio.wait_for(running.wait(), 20) == 0
 
 
-async def test_a_reload_cannot_open_a_public_address_to_anonymous_callers(gateway, scripted):
+async def test_a_reload_cannot_make_a_public_address_anonymous(gateway, scripted):
     from gateway.config.load import ConfigError, parse
     from gateway.http.context import RELOAD, STATE
 
@@ -633,7 +627,7 @@ async def test_a_reload_cannot_open_a_public_address_to_anonymous_callers(gatewa
         "api_key: 'abc${Pa55w0rd-x'", "api_key: \"\\QPa55w0rd\"", "api_key: `Pa55w0rd",
     ],
 )  # fmt: skip
-def test_what_is_wrong_with_a_file_is_told_without_the_secrets_in_it(tmp_path, line):
+def test_problems_of_a_file_do_not_repeat_its_secrets(tmp_path, line):
     path = tmp_path / "c.yaml"
     path.write_text(f"agents:\n  bot:\n    platform: dify\n    {line}\n")
     told = run("check", "--config", str(path))
@@ -657,7 +651,7 @@ async def test_a_shorter_drain_timeout_counts_when_the_stop_comes(tmp_path, scri
 
 
 async def test_sigterm_ends_a_process_that_is_only_starting(tmp_path):
-    """As process 1 of a container it would not even get it without a handler."""
+    """As process 1 of a container it would not even receive the signal without a handler."""
     started = await asyncio.create_subprocess_exec(
         *_command(write(tmp_path / "c.yaml", {"bot": {"platform": "dify"}}), free_port()),
         cwd=Path(__file__).parent.parent.parent, env={**os.environ, "DATABASE_URL": "none"},
@@ -683,7 +677,7 @@ def _handles_term(pid: int) -> bool:
     return bool(caught & 1 << signal.SIGTERM - 1)
 
 
-async def test_the_log_beside_the_file_is_no_change_of_it(tmp_path, scripted, client):
+async def test_a_log_next_to_the_file_causes_no_reload(tmp_path, scripted, client):
     upstream = await scripted(Script(HELLO))
     async with process(tmp_path, {"bot": agent(upstream.url)}) as (_, url, ops, log, _):
         for i in range(5):
@@ -724,8 +718,8 @@ async def test_a_route_that_shrinks_keeps_its_conversations(gateway, scripted):
     assert upstream.bodies("chat-messages ")[-1]["conversation_id"] == "c-1"
 
 
-async def test_readiness_and_metrics_can_be_asked_while_the_process_starts(tmp_path):
-    """The ops port listens first; what is not there yet is no error."""
+async def test_readiness_and_metrics_answer_during_the_start(tmp_path):
+    """The ops port listens first; what does not exist yet is no error."""
     from gateway.app import build
     from gateway.config import load as configfile
     from gateway.routes.health import metrics, readyz

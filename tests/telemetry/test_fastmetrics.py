@@ -1,4 +1,4 @@
-"""Histograms and counters of our own read as those of prometheus-client do."""
+"""The gateway's histograms and counters read like those of prometheus-client."""
 
 import pytest
 from hypothesis import given
@@ -19,7 +19,7 @@ LABELS = st.tuples(st.sampled_from(["dify", '"quoted"\n', "客服"]), st.sampled
 
 
 def read(registry):
-    """In both forms that may be asked for."""
+    """In both exposition formats."""
     return exposition.generate_latest(registry), openmetrics.generate_latest(registry)
 
 

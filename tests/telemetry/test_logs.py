@@ -1,4 +1,4 @@
-"""How the log looks at a terminal and elsewhere, and what a request's line tells of a failure."""
+"""The log in a terminal and elsewhere, and a failed request's line."""
 
 import io
 import json
@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from gateway.errors import DatabaseUnavailable, InvalidRequest, why, words_of
+from gateway.errors import DatabaseUnavailable, InvalidRequest, describe_fault, why
 from gateway.telemetry import logs
 from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.times import stamp
@@ -28,7 +28,7 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def root(monkeypatch):
-    """The root logger, put back afterwards."""
+    """The root logger, restored afterwards."""
     logger = logging.getLogger()
     before, level = logger.handlers[:], logger.level
     monkeypatch.delenv("NO_COLOR", raising=False)
@@ -110,7 +110,7 @@ def test_all_lines_have_one_time_zone_with_its_offset(monkeypatch):
         time.tzset()
 
 
-def test_the_reason_has_the_fault_behind_it_and_no_secret():
+def test_the_reason_has_the_underlying_fault_and_no_secret():
     error = DatabaseUnavailable()
     error.__cause__ = OSError(
         "cannot reach postgresql://gw:Pa55w0rd@db:5432/gw, key sk-12345678abc"
@@ -119,10 +119,10 @@ def test_the_reason_has_the_fault_behind_it_and_no_secret():
         "The database does not answer; try again shortly."
         " (cannot reach postgresql://***@db:5432/gw, key ***)"
     )
-    error.__cause__ = None  # let go with its frames
+    error.__cause__ = None  # freed with its frames
     assert "cannot reach" in why(error)
-    assert words_of(TimeoutError()) == "no answer in time"
-    assert words_of(ConnectionResetError()) == "ConnectionResetError"
+    assert describe_fault(TimeoutError()) == "no answer in time"
+    assert describe_fault(ConnectionResetError()) == "ConnectionResetError"
     assert len(why(InvalidRequest("x" * 5000))) <= 500
 
 

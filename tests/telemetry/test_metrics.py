@@ -1,4 +1,4 @@
-"""What Prometheus and OpenTelemetry are told: as much as happened, and nothing of the callers'."""
+"""Metrics and traces: exactly what happened, and nothing of the callers'."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ async def scrape(gw) -> dict[tuple[str, tuple], float]:
 
 
 def value(samples, name: str, **labels) -> float:
-    """The sum of what carries these labels, whatever else it carries."""
+    """The sum of the samples with these labels, whatever other labels they have."""
     found = [
         number
         for (sample, pairs), number in samples.items()
@@ -43,7 +43,7 @@ async def read(answer) -> int:
         return response.status
 
 
-async def test_every_call_is_counted_by_agent_with_its_times_tokens_and_errors(all_five):
+async def test_every_call_is_counted_with_its_times_and_tokens(all_five):
     gw, _ = all_five
     await read(gw.chat("dify"))
     await read(gw.complete("dify", stream=True))
@@ -132,7 +132,7 @@ async def test_who_is_over_a_limit_is_counted(gateway, demo):
 
 
 async def test_callers_make_no_labels(all_five):
-    """Names from elsewhere would fill the memory of whoever keeps them."""
+    """Values from callers would fill Prometheus's memory."""
     gw, _ = all_five
     await read(gw.complete("openai/some-model-of-mine"))
     await read(gw.complete("OPENAI"))
@@ -151,7 +151,7 @@ async def test_callers_make_no_labels(all_five):
     assert len(series) < 120, new  # a few routes, statuses and their buckets
 
 
-async def test_the_format_is_as_asked_for_and_not_for_everybody_if_so_configured(gateway):
+async def test_metrics_have_the_requested_format_and_can_be_private(gateway):
     gw = await gateway(agents={"dify": {"platform": "dify"}})
     accept = {"Accept": "application/openmetrics-text; version=1.0.0"}
     async with gw.get("/metrics", headers=accept) as answer:
@@ -176,7 +176,7 @@ async def test_stores_and_the_writers_queue_are_gauges(with_accounts, tmp_path):
 
 
 class Collector:
-    """Takes spans as an OpenTelemetry collector does: OTLP over HTTP."""
+    """Receives spans as an OpenTelemetry collector does: OTLP over HTTP."""
 
     def __init__(self) -> None:
         self.spans = []
@@ -255,7 +255,7 @@ async def test_a_call_is_a_span_with_one_below_it_per_attempt(collector, scripte
         body = {"model": "r", "messages": [{"role": "user", "content": "geheim"}]}
         headers = {"traceparent": PARENT}
         await read(gw.post("/v1/chat/completions", body, headers=headers))
-    # Stopping has sent what was left.
+    # Stopping has sent the rest.
     server, first, second = sorted(collector.spans, key=lambda span: span.start_time_unix_nano)
     assert collector.service == "ai-gateway"
     assert server.name == "POST /v1/chat/completions"
@@ -293,7 +293,7 @@ async def test_what_is_not_sampled_is_passed_on_as_such(collector, scripted):
     assert int(flags, 16) & 1 == 0
 
 
-async def test_a_collector_that_is_away_slows_no_call_and_holds_up_no_stop(scripted):
+async def test_a_missing_collector_slows_no_call_and_no_stop(scripted):
     from conftest import run_gateway
 
     upstream = await scripted(Script(HELLO))
@@ -303,7 +303,7 @@ async def test_a_collector_that_is_away_slows_no_call_and_holds_up_no_stop(scrip
             assert await read(gw.complete("bot")) == 200
 
 
-async def test_without_the_extra_the_gateway_starts_and_says_what_to_install(
+async def test_without_the_extra_the_start_says_what_to_install(
     gateway, scripted, monkeypatch, caplog
 ):
     import sys
@@ -317,9 +317,7 @@ async def test_without_the_extra_the_gateway_starts_and_says_what_to_install(
     await until(lambda: bool(upstream.requests))
 
 
-async def test_an_answer_that_a_stop_cuts_counts_as_503_and_not_as_a_caller_who_left(
-    gateway, scripted
-):
+async def test_an_answer_cut_by_a_stop_counts_as_503_not_499(gateway, scripted):
     upstream = await scripted(Script([HELLO[0], 60.0]))
     gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})
     async with gw.post("/v1/embeddings", {"model": "bot", "input": "hi"}) as answer:

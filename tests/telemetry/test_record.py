@@ -40,7 +40,7 @@ async def complete(gw, key, model="dify", question="hi", **body):
         return answer.status, await answer.read(), answer.headers["x-request-id"]
 
 
-def test_ids_of_later_requests_sort_behind_those_of_earlier_ones(monkeypatch):
+def test_ids_of_later_requests_sort_after_earlier_ones(monkeypatch):
     ids = []
     for now_ms in (1_790_000_000_000, 1_790_000_000_001, 1_900_000_000_000):
         monkeypatch.setattr(time, "time_ns", lambda now=now_ms: now * 1_000_000)
@@ -49,7 +49,7 @@ def test_ids_of_later_requests_sort_behind_those_of_earlier_ones(monkeypatch):
     assert {len(id_) for id_ in ids} == {len("req-") + 24}
 
 
-# What stands in a row.
+# A row's content.
 
 
 async def test_a_call_is_a_row_with_all_there_is_to_know(gw):
@@ -77,7 +77,7 @@ async def test_a_call_is_a_row_with_all_there_is_to_know(gw):
 
 
 async def test_the_calls_of_one_end_user_are_found_by_its_name(gw):
-    """Whoever named it: a caller with a key, or the token of a web page; refused calls, too."""
+    """Whether a caller with a key or a web page's token named it; refused calls, too."""
     admin = await gw.login()
     _, key = await gw.key(admin)
     page = {"user": "visitor-7", "agents": ["dify"]}
@@ -138,7 +138,7 @@ async def test_names_of_what_is_gone_are_empty(gw):
     assert (row["key_id"], row["key_name"]) == (id_, "")
 
 
-async def test_the_log_tells_why_and_the_origin_of_a_refused_page(gw, caplog):
+async def test_the_log_has_the_reason_and_a_refused_pages_origin(gw, caplog):
     caplog.set_level("INFO")
     key = (await gw.key(await gw.login()))[1]
     headers = {"Authorization": f"Bearer {key[:-4]}zzzz", "Origin": "https://shop.example"}
@@ -233,7 +233,7 @@ async def test_pages_follow_each_other_without_gap_or_repeat(gw):
         before = answer["next"]
         if before is None:
             break
-        await complete(gw, key)  # what comes meanwhile changes nothing
+        await complete(gw, key)  # later calls change nothing
     assert found == whole
     for query, count in (
         (f"key_id={id_}&limit=200", 9), ("key_id=other", 0), ("agent=dify&status=200", 9),
@@ -366,10 +366,10 @@ async def test_what_is_old_is_deleted(with_accounts, database_url, tmp_path):
     assert usage[0]["calls"] == 1  # roll-ups stay
 
 
-# The database goes away and comes back.
+# The database becomes unavailable and recovers.
 
 
-async def test_nothing_is_lost_while_postgresql_is_away(with_accounts, postgresql):
+async def test_nothing_is_lost_while_postgresql_is_unavailable(with_accounts, postgresql):
     gw = await with_accounts(postgresql.database())
     admin = await gw.login()
     _, key = await gw.key(admin)
@@ -444,9 +444,7 @@ async def test_a_postgresql_that_hangs_holds_up_no_chat(with_accounts, postgresq
     assert len(await calls(gw, admin)) == 30
 
 
-async def test_a_postgresql_that_is_not_there_at_the_start_is_found_later(
-    with_accounts, postgresql
-):
+async def test_a_postgresql_missing_at_the_start_is_found_later(with_accounts, postgresql):
     url = postgresql.database()
     postgresql.stop()
     try:
@@ -468,7 +466,7 @@ async def test_a_postgresql_that_is_not_there_at_the_start_is_found_later(
 
 @pytest.fixture
 def alone(tmp_path):
-    """A config.yaml for a process of its own, on a SQLite file."""
+    """A config.yaml for a separate process, on a SQLite file."""
     config = tmp_path / "c.yaml"
     config.write_text(yaml.safe_dump({
         "agents": {"dify": {"platform": "dify"}},
@@ -482,7 +480,7 @@ def alone(tmp_path):
 
 def recorded(file) -> int:
     with sqlite3.connect(file) as db:
-        db.execute("BEGIN")  # both questions see one moment
+        db.execute("BEGIN")  # both queries see the same state
         count = db.execute("SELECT count(*) FROM calls").fetchone()[0]
         rolled = db.execute("SELECT coalesce(sum(calls), 0) FROM usage_days").fetchone()[0]
     db.close()
@@ -530,13 +528,14 @@ async def test_sigkill_loses_the_last_second_at_most(alone):
         await ask_many(port, 3)
         process.kill()
         await process.wait()
-    async with serving("--config", str(config)) as (process, _, _):  # the next one adopts the rest
+    # the next process adopts the rest
+    async with serving("--config", str(config)) as (process, _, _):
         process.send_signal(signal.SIGTERM)
         await process.wait()
     assert 30 <= recorded(file) <= 33
 
 
-async def test_sigkill_while_the_database_is_locked_loses_nothing_older_than_a_second(alone):
+async def test_sigkill_with_a_locked_database_loses_one_second(alone):
     config, file = alone
     async with serving("--config", str(config)) as (process, port, _):
         lock = sqlite3.connect(file, isolation_level=None)

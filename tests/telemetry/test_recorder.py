@@ -1,4 +1,4 @@
-"""The way from the queue over the spool to the database, and what can go wrong on it."""
+"""The way from the queue over the spool to the database, and its faults."""
 
 import asyncio
 
@@ -74,7 +74,7 @@ async def test_roll_ups_equal_the_sum_of_the_rows(calls):
         assert by_agent[agent]["errors"] == sum(1 for row in mine if row[18])
 
 
-async def test_calls_are_written_in_order_and_the_spool_is_empty_afterwards(make, calls, tmp_path):
+async def test_calls_are_written_in_order_and_the_spool_empties(make, calls, tmp_path):
     recorder = make()
     await recorder.open()
     for i in range(300):
@@ -89,7 +89,7 @@ async def test_calls_are_written_in_order_and_the_spool_is_empty_afterwards(make
 
 
 class Away:
-    """A store whose database is away until it is told otherwise."""
+    """A store whose database is unavailable until `is_away` is cleared."""
 
     def __init__(self, calls):
         self._calls = calls
@@ -101,9 +101,7 @@ class Away:
         return await self._calls.write(*args)
 
 
-async def test_what_waits_is_on_disk_and_is_written_when_the_database_is_back(
-    make, calls, tmp_path
-):
+async def test_waiting_calls_are_spooled_and_written_on_recovery(make, calls, tmp_path):
     store = Away(calls)
     recorder = make(store)
     for i in range(120):
@@ -115,16 +113,16 @@ async def test_what_waits_is_on_disk_and_is_written_when_the_database_is_back(
     with pytest.raises(DatabaseUnavailable):
         await recorder.flush()
     assert recorder.waiting == 120
-    assert recorder.away
+    assert recorder.unavailable
     store.is_away = False
     await recorder.flush()
-    assert (recorder.waiting, recorder.away) == (0, False)
+    assert (recorder.waiting, recorder.unavailable) == (0, False)
     told = [row["request_id"] for row in reversed(await all_calls(calls))]
     assert told == [f"req-{i}" for i in range(120)]
     await recorder.close()
 
 
-async def test_few_files_hold_many_batches_while_the_database_is_away(make, calls, tmp_path):
+async def test_few_files_hold_many_batches_without_the_database(make, calls, tmp_path):
     recorder = make(Away(calls))
     await recorder.open()
     for _ in range(60):
@@ -135,15 +133,13 @@ async def test_few_files_hold_many_batches_while_the_database_is_away(make, call
     await recorder.close()
 
 
-async def test_another_process_takes_over_what_is_left_but_not_what_is_in_use(
-    make, calls, tmp_path
-):
+async def test_only_unused_spools_are_taken_over(make, calls, tmp_path):
     first = make(Away(calls))
     await first.open()
     first.add(call(request_id="left"), 200, "")
     await first.close()
     using = make(Away(calls))
-    await using.open()  # takes over what `first` left
+    await using.open()  # takes over the files of `first`
     using.add(call(request_id="used"), 200, "")
     with pytest.raises(DatabaseUnavailable):
         await using.flush()
@@ -175,9 +171,7 @@ async def test_a_line_that_a_crash_cut_is_left_out(make, calls, tmp_path):
     await again.close()
 
 
-async def test_a_full_spool_keeps_what_memory_holds_and_counts_what_it_cannot(
-    make, calls, monkeypatch
-):
+async def test_a_full_spool_uses_memory_and_counts_losses(make, calls, monkeypatch):
     monkeypatch.setattr("gateway.telemetry.recorder.MAX_QUEUED", 50)
     store = Away(calls)
     recorder = make(store, max_bytes=1000)
@@ -203,7 +197,7 @@ async def test_without_a_folder_for_the_spool_calls_are_recorded_still(make, cal
     assert len(await all_calls(calls)) == 1
 
 
-async def test_a_row_that_the_database_refuses_does_not_hold_up_the_others(make, calls):
+async def test_a_refused_row_does_not_hold_up_the_others(make, calls):
     recorder = make()
     await recorder.open()
     for i in range(9):
@@ -246,7 +240,7 @@ async def test_a_file_of_the_spool_that_vanished_holds_up_nothing(make, calls, t
 
 
 def left_behind(tmp_path, name="00000001.jsonl"):
-    """A file in the folder of a process that is gone."""
+    """A file in the folder of a process that has ended."""
     folder = tmp_path / "spool" / "1-dead"
     folder.mkdir(parents=True, exist_ok=True)
     return folder / name
@@ -301,7 +295,7 @@ async def test_what_is_no_file_of_the_spool_is_set_aside(make, calls, tmp_path):
     left_behind(tmp_path, "00000002.jsonl").symlink_to("/dev/zero")
     left_behind(tmp_path, "00000003.jsonl").write_bytes(GOOD + b"\n")
     with left_behind(tmp_path, "00000004.jsonl").open("wb") as file:
-        file.truncate(1 << 40)  # a hole, larger than the spool may be
+        file.truncate(1 << 40)  # a sparse file, larger than the spool may be
     assert await written_beside(make, calls) == (["new", "old"], 4)
     assert len(list((tmp_path / "spool" / "damaged").iterdir())) == 4
 
@@ -350,9 +344,7 @@ async def test_reasons_and_end_users_have_a_bound(make, calls):
     await recorder.close()
 
 
-async def test_a_disk_that_was_full_for_a_while_takes_the_rows_afterwards(
-    make, calls, tmp_path, monkeypatch
-):
+async def test_rows_are_written_after_a_full_disk_has_room(make, calls, tmp_path, monkeypatch):
     def full(path, data):
         raise OSError(28, "No space left on device")
 
@@ -373,7 +365,7 @@ async def test_a_disk_that_was_full_for_a_while_takes_the_rows_afterwards(
     await again.close()
 
 
-async def test_processes_that_start_at_once_share_the_folder(tmp_path):
+async def test_processes_that_start_together_share_the_folder(tmp_path):
     for round_ in range(30):
         spools = [Spool(tmp_path / f"s{round_}", 1000) for _ in range(3)]
         await asyncio.gather(*(asyncio.to_thread(spool.open) for spool in spools))
@@ -399,7 +391,7 @@ async def test_calls_that_an_earlier_process_left_count_in_the_quotas(make, call
 
 async def test_a_quota_counts_a_batch_once_though_it_comes_twice(make, calls):
     class Forgetful(Away):
-        """The commit is done, and its confirmation lost."""
+        """The commit succeeds, but its confirmation is lost."""
 
         async def write(self, *args):
             totals = await self._calls.write(*args)
@@ -426,7 +418,7 @@ async def test_a_quota_counts_a_batch_once_though_it_comes_twice(make, calls):
     await recorder.close()
 
 
-async def test_a_new_month_begins_though_the_database_is_away(calls, monkeypatch):
+async def test_a_new_month_begins_without_the_database(calls, monkeypatch):
     directory = Directory(calls._database)
     directory._month = "2001-01"
     old = directory._quota("user:usr", "2001-01", 5)

@@ -111,7 +111,7 @@ class Served:
 
 
 class Echo(Served):
-    """Answers each request with its path, on connections that it keeps."""
+    """Answers each request with its path, on persistent connections."""
 
     async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while head := await reader.readuntil(b"\r\n\r\n"):
@@ -120,7 +120,7 @@ class Echo(Served):
 
 
 class Taking(Served):
-    """Takes uploads; says no after so many bytes if that is given."""
+    """Accepts uploads; refuses after `no_after` bytes if that is set."""
 
     def __init__(self, no_after: int | None = None) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ async def test_an_empty_piece_of_a_file_is_not_its_end():
     assert b"one two" in server.body
 
 
-async def test_a_file_that_is_refused_early_is_sent_no_further_and_its_connection_not_kept():
+async def test_an_early_refusal_ends_the_upload_and_its_connection():
     sent = []
 
     async def pieces():
@@ -182,13 +182,13 @@ async def test_a_connection_let_go_twice_is_one_connection():
     async with open_upstream() as upstream:
         exchange = await upstream.send(UpstreamRequest("GET", f"{url}/first"), Way())
         assert (await exchange.reply()).body == b"/first"
-        exchange.close()  # by who has read the refusal
-        exchange.close()  # and by who gives up the attempt
+        exchange.close()  # by the reader of the refusal
+        exchange.close()  # and by the abandoned attempt
         asked = [upstream.send(UpstreamRequest("GET", f"{url}/{i}"), Way()) for i in range(3)]
         exchanges = await asyncio.gather(*asked)
         assert len({id(one.connection) for one in exchanges}) == 3
         assert [(await one.reply()).body for one in exchanges] == [b"/0", b"/1", b"/2"]
-        exchange.close()  # late: the connection is another's by now
+        exchange.close()  # late: the connection already serves another exchange
         for one in exchanges:
             one.close()
     await echo.stop()

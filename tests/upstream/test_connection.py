@@ -1,4 +1,4 @@
-"""One connection to an upstream: what comes of everything that a server can do to it."""
+"""One connection to an upstream, and everything that a server can do to it."""
 
 import asyncio
 import gzip
@@ -16,7 +16,7 @@ HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Line:
-    """A transport that remembers."""
+    """A transport that records its writes."""
 
     def __init__(self) -> None:
         self.written = b""
@@ -98,7 +98,7 @@ async def test_an_answer_without_a_length_ends_with_the_connection():
 
 
 @pytest.mark.parametrize("after", [b"", b"HTTP/1.1 200 OK\r\nContent-"])
-async def test_a_connection_that_ends_before_the_answer_begins_gave_none(after):
+async def test_a_connection_that_ends_early_gave_no_answer(after):
     connection, _, _ = connected()
     connection.data_received(after)
     connection.connection_lost(ConnectionResetError())
@@ -140,7 +140,7 @@ async def test_what_came_before_a_cut_is_read_first():
         b"HTTP/1.1 200 OK\r\nX: " + b"x" * MAX_HEAD,
     ],
 )
-async def test_what_is_no_http_is_an_error_and_the_end_of_the_connection(raw):
+async def test_bad_http_is_an_error_and_ends_the_connection(raw):
     connection, line, _ = connected()
     for at in range(0, len(raw), 4096):
         connection.data_received(raw[at : at + 4096])
@@ -150,7 +150,7 @@ async def test_what_is_no_http_is_an_error_and_the_end_of_the_connection(raw):
 
 
 @pytest.mark.parametrize("squeeze", [gzip.compress, zlib.compress], ids=["gzip", "deflate"])
-async def test_compression_that_nobody_asked_for_is_undone(squeeze):
+async def test_unrequested_compression_is_undone(squeeze):
     body = squeeze(b"hello, world")
     encoding = b"gzip" if squeeze is gzip.compress else b"deflate"
     connection, _, _ = connected()
@@ -182,7 +182,7 @@ async def test_an_upstream_waits_for_a_reader_who_does_not_read():
     assert not line.is_paused
 
 
-async def test_an_answer_that_nobody_asked_for_ends_the_connection():
+async def test_an_unrequested_answer_ends_the_connection():
     connection, line, freed = connected()
     connection.data_received(CHUNKED)
     assert await whole(connection) == b"hello, world"
@@ -215,7 +215,7 @@ async def test_leaving_early_ends_the_connection():
     assert line.is_closed
 
 
-async def test_the_end_is_waited_for_by_nobody():
+async def test_the_end_is_awaited_in_the_background():
     connection, line, freed = connected()
     connection.data_received(HEAD + b"5\r\nhello\r\n")
     connection.finish(60)
@@ -225,7 +225,7 @@ async def test_the_end_is_waited_for_by_nobody():
     assert not line.is_closed
 
 
-async def test_a_listener_gets_what_has_come_and_what_comes_and_the_end():
+async def test_a_listener_gets_queued_and_new_bytes_and_the_end():
     connection, _, _ = connected()
     connection.data_received(HEAD + b"5\r\nhello\r\n")
     got: list[bytes] = []
@@ -281,7 +281,7 @@ async def test_headers_are_kept_until_somebody_listens():
         ([b"6\r\nabc\r\n", b"x\r\n", b"3\r\ndef\r\n"], [b"6\r\nabc\r\n", b"3\r\ndef\r\n"]),
     ],
 )
-async def test_a_read_is_offered_only_where_the_parser_stands_between_chunks(split, offered):
+async def test_the_fast_path_gets_reads_only_between_chunks(split, offered):
     connection, _, _ = connected()
     connection.data_received(HEAD + b"1\r\n.\r\n")
     seen: list[bytes] = []
@@ -292,7 +292,7 @@ async def test_a_read_is_offered_only_where_the_parser_stands_between_chunks(spl
     assert seen == offered
 
 
-async def test_connections_are_kept_for_the_next_question_but_not_for_long():
+async def test_connections_are_reused_but_not_kept_for_long():
     server = Echo()
     pool, origin = Pool(), address_of(await server.start()).origin
     for _ in range(3):

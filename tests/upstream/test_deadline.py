@@ -9,7 +9,8 @@ from gateway.upstream.timers import Timers
 
 
 def in_its_own_time(test):
-    """On a loop whose clock moves on when nothing else is ready: a busy machine changes nothing."""
+    """Run on a loop whose clock advances when nothing else is ready: a busy machine changes
+    nothing."""
 
     @functools.wraps(test)
     def run():
@@ -51,7 +52,7 @@ async def test_a_deadline_moves_later_and_earlier():
 async def test_what_is_not_waiting_is_not_interrupted():
     deadline = Deadline(Timers(asyncio.get_running_loop()))
     assert await wait_with(deadline, 0.01, asyncio.sleep(0)) == "done"
-    await asyncio.sleep(0.03)  # past the deadline, doing something else
+    await asyncio.sleep(0.03)  # past the deadline, in other code
     assert await wait_with(deadline, 0.01, asyncio.sleep(10)) == "rang"
     deadline.close()
 
@@ -76,7 +77,7 @@ async def test_a_cancellation_from_outside_is_not_taken_for_the_alarm():
 
 
 @in_its_own_time
-async def test_both_at_once_counts_as_the_cancellation():
+async def test_both_together_count_as_the_cancellation():
     async def work() -> str:
         deadline = Deadline(Timers(asyncio.get_running_loop()))
         loop, task = asyncio.get_running_loop(), asyncio.current_task()

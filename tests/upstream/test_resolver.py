@@ -1,4 +1,4 @@
-"""Look-ups of names: those of upstreams never wait for those that callers cause."""
+"""DNS look-ups: upstreams' names never wait for those that callers cause."""
 
 import asyncio
 import socket
@@ -67,7 +67,7 @@ async def test_many_who_wait_for_a_name_hold_one_thread(system):
     names = Resolver()
     waiting = [asyncio.ensure_future(names.find("a.test", 80)) for _ in range(50)]
     await asyncio.sleep(0)
-    waiting[0].cancel()  # one that leaves ends nothing for the others
+    waiting[0].cancel()  # one cancelled waiter does not affect the others
     system.gate.set()
     assert await asyncio.gather(*waiting[1:]) == [FOUND] * 49
     assert system.asked == ["a.test"]
@@ -91,7 +91,7 @@ async def test_an_address_that_was_good_outlives_its_name_server(system, monkeyp
     assert await names.find("a.test", 80) == FOUND
     monkeypatch.setattr(lookups, "_PATIENCE_S", 0.01)
     system.gate.clear()
-    assert await names.find("a.test", 80) == FOUND  # nor is its silence waited for
+    assert await names.find("a.test", 80) == FOUND  # and its silence is not waited for
     system.gate.set()
     clock.now += 3600
     with pytest.raises(socket.gaierror):
@@ -128,7 +128,7 @@ def silent(monkeypatch):
         yield server
 
 
-async def test_one_caller_has_so_many_look_ups_at_once(silent):
+async def test_one_callers_concurrent_look_ups_are_limited(silent):
     names = CallersNames()
     waiting = [
         asyncio.ensure_future(names.find(f"{i}.x.test", 80, "evil")) for i in range(MAX_OF_ONE)
@@ -136,7 +136,7 @@ async def test_one_caller_has_so_many_look_ups_at_once(silent):
     await asyncio.sleep(0)
     with pytest.raises(RateLimited):
         await names.find("more.test", 80, "evil")
-    with pytest.raises(TimeoutError):  # another one may still ask
+    with pytest.raises(TimeoutError):  # another caller may still ask
         async with asyncio.timeout(0.02):
             await names.find("x.test", 80, "good")
     for task in waiting:
@@ -162,7 +162,7 @@ async def test_all_callers_together_have_a_bound(silent):
 
 
 async def test_unresolved_file_hosts_delay_no_upstream(gateway, demo, silent):
-    """The chats with them end at `fetch.timeout`; others, with and without files, go on."""
+    """Their chats end at `fetch.timeout`; others, with and without files, go on."""
     served = await demo("openai", key="sk-upstream-key")
     url = served.url.replace("127.0.0.1", "localhost")
     gw = await gateway(

@@ -9,7 +9,7 @@ from gateway.upstream.timers import Timers
 
 
 class Clock:
-    """As much of an event loop as timers need, whose time passes when it is told to."""
+    """The part of an event loop that timers need, with a clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -44,7 +44,7 @@ class Bell:
         self.cancelled = True
 
 
-def test_they_go_off_in_the_order_of_their_moments_and_not_before():
+def test_timers_fire_in_order_and_not_early():
     clock, rung = Clock(), []
     timers = Timers(clock)
     for moment in (103, 101, 102, 101):
@@ -81,7 +81,7 @@ def test_what_is_forgotten_does_not_go_off_and_is_not_held():
     timers.forget(kept)  # too late, and no harm
 
 
-def test_one_that_goes_off_can_forget_another_that_is_due_in_the_same_moment():
+def test_a_timer_can_cancel_another_that_is_due():
     clock, rung = Clock(), []
     timers = Timers(clock)
     timers.set(101, lambda: timers.forget(second))
@@ -90,7 +90,7 @@ def test_one_that_goes_off_can_forget_another_that_is_due_in_the_same_moment():
     assert rung == []
 
 
-def test_what_is_set_by_one_that_goes_off_waits_for_its_turn_even_if_it_is_due():
+def test_a_timer_set_by_a_timer_fires_in_a_later_turn():
     clock, rung = Clock(), []
     timers = Timers(clock)
 
@@ -140,7 +140,7 @@ async def test_a_loop_that_rings_early_is_asked_again():
 
 @given(st.lists(st.tuples(st.integers(0, 50), st.booleans(), st.integers(0, 20))))
 def test_exactly_those_go_off_that_are_due_and_not_forgotten(steps):
-    """Steps: after how much, whether to forget the one before, how much time passes."""
+    """Steps: the delay, whether to cancel the previous timer, how much time passes."""
     clock, rung, wanted = Clock(), [], []
     timers = Timers(clock)
     live: dict[int, tuple[float, object]] = {}
