@@ -91,7 +91,7 @@ async def _identify(request: web.Request, state: State, credential: str, verify:
 
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
-    """On a public route a bad key does not refuse the request; it only identifies no caller."""
+    """On a public route a bad key is no error; the caller just stays unidentified."""
     state = state_of(request)
     credential = presented_key(request.headers, state.keyring.static)
     with suppress(GatewayError):
