@@ -55,11 +55,19 @@ class Decision(NamedTuple):
 
 def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
     """The takes of a request of that class for `caller`, whose own limits come first."""
+    is_plain = not (caller.has_own_limits or caller.end_user or caller.quotas)
+    if is_plain and not (limits.tokens or limits.concurrency):  # nearly always
+        general: Rate | None = getattr(limits, class_)
+        return [_rate(f"{{{caller.tag}}}:{caller.id}:{class_}", general)] if general else []
+    return _all_takes(limits, caller, class_)
+
+
+def _all_takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
     name = f"{{{caller.tag}}}:{caller.id}"
-    account = f"{{{caller.tag}}}:account"
-    out = []
     general: Rate | None = getattr(limits, class_)
     has_own = caller.has_own_limits
+    account = f"{{{caller.tag}}}:account"
+    out = []
     each, shared = _both(caller, limits, class_) if has_own else (general, None)
     if each:
         out.append(_rate(f"{name}:{class_}", each))
