@@ -153,7 +153,7 @@ class Target:
         finally:
             is_theirs = isinstance(failure, GatewayError) and failure.type == "upstream_error"
             self.breaker.ended(pass_, failure, has_answered=is_theirs)
-            failure = None  # its traceback holds this frame
+            failure = None  # its traceback refers to this frame
             self.leave(holders)
 
     def leave(self, holders: Holders = ()) -> None:

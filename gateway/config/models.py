@@ -39,7 +39,7 @@ from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
 from gateway.secret import Secret
 
 DEMO = "demo:"
-SHORTEST_SECRET = 32  # characters of a secret that tokens are signed with
+SHORTEST_SECRET = 32  # characters of a secret that signs tokens
 
 
 def _web_address(value: str) -> str:
@@ -230,7 +230,7 @@ class Storage(Model):
 
     @property
     def bucket(self) -> tuple[str, str]:
-        """(bucket, prefix of its keys)."""
+        """(bucket, key prefix)."""
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         return bucket or self.s3.bucket, prefix or self.s3.key_prefix
 
