@@ -1,4 +1,4 @@
-"""Files that come with a question: which ones are ours, and where their bytes are."""
+"""Files attached to a question: which ones this gateway stores, and where their bytes are."""
 
 import base64
 import binascii
@@ -15,24 +15,24 @@ from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, m
 from gateway.protocol.exchange import Source
 from gateway.protocol.messages import Media, Message
 
-MAX_DATA = 20 * 1024 * 1024  # bytes of files that go inside a request
+MAX_DATA = 20 * 1024 * 1024  # bytes of files embedded in one request
 MAX_REMEMBERED = 10_000
 MAX_ESCAPED = 100_000  # characters of a `data:` URL that is percent-encoded
 _BLOCK = 64 * 1024
-_COPIES = 3  # of a file that goes inside a request: base64 as text, and in the JSON that is sent
-_HELD_STEP = 1 << 20  # bytes, at least a block's, of a file whose size is not known
+_COPIES = 3  # of an embedded file: base64 as text, and in the JSON that is sent
+_HELD_STEP = 1 << 20  # bytes, at least one block, for a file of unknown size
 
 
 class Attachments:
-    """The gateway's own files, `data:` URLs, and what must be fetched, under one roof."""
+    """One interface to the gateway's own files, `data:` URLs, and files that must be fetched."""
 
     def __init__(self, files: Files, guard: Guard) -> None:
         self._files = files
         self._guard = guard
-        self._kinds: OrderedDict[str, MediaKind] = OrderedDict()  # of files that platforms keep
+        self._kinds: OrderedDict[str, MediaKind] = OrderedDict()  # of files stored at platforms
 
     def remember(self, id_: str, kind: MediaKind) -> None:
-        """The platform knows the file by its id alone, but wants to be told the kind again."""
+        """Remember a file's kind: a question must repeat it, and the platform's id lacks it."""
         self._kinds[id_] = kind
         while len(self._kinds) > MAX_REMEMBERED:
             self._kinds.popitem(last=False)
@@ -43,10 +43,10 @@ class Attachments:
     async def resolve(
         self, messages: tuple[Message, ...], owner: str, origin: Callable[[], str]
     ) -> tuple[Message, ...]:
-        """The same messages; ids and links of our own files are replaced by what they stand for.
+        """`messages` with the gateway's files looked up by their ids and links.
 
-        `origin` gives how the client reached us. Raises FileNotFound for a file of ours that is not
-        there, or an id that is not the owner's.
+        `origin` returns the origin at which the client reached the gateway. Raises FileNotFound if
+        a file of this gateway does not exist, or an id belongs to another owner.
         """
         out = []
         for message in messages:
@@ -67,13 +67,13 @@ class Attachments:
             except FileNotFound:
                 if self._files.is_ours(media.url, origin()):
                     raise
-                return replace(media, owner=owner)  # another gateway's link may look the same
+                return replace(media, owner=owner)  # the link may be another gateway's
         link = await self._files.public_link(file)
         return Media(kind_of(file.mime), link, media.name or file.title, stored=file.name)
 
     @asynccontextmanager
     async def open(self, media: Media) -> AsyncIterator[Source]:
-        """The bytes of a file as they come. Raises what keeps them from coming."""
+        """A file as a stream of bytes. Raises the error that makes it unreadable."""
         if media.stored:
             file = await self._files.find(media.stored)
             async with self._files.source(file) as source:
@@ -89,8 +89,9 @@ class Attachments:
                 yield replace(source, name=name, mime=source.mime or mime_of(extension_of(name)))
 
     async def as_data(self, media: Media, most: int, hold: Callable[[int], None]) -> Media:
-        """The same file inside a `data:` URL. `hold` is asked for its memory, in bytes, before
-        they are read. Raises BodyTooLarge over `most` bytes, and what `hold` raises."""
+        """The same file as a `data:` URL. `hold` reserves memory, in bytes: before the read if the
+        size is known, else as bytes arrive. Raises BodyTooLarge over `most` bytes, and the
+        exceptions of `hold`."""
         data, held = bytearray(), 0
         async with self.open(media) as source:
             if source.size is not None and source.size <= most:

@@ -1,4 +1,4 @@
-"""A circuit breaker: an upstream that keeps failing is left alone for a while, then tried once."""
+"""A circuit breaker: after repeated outages of an upstream calls pause, then one call tests it."""
 
 import time
 from collections.abc import Callable
@@ -13,18 +13,19 @@ State = Literal["closed", "half-open", "open"]
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """What a call that was let in shows at its end."""
+    """The permit of an admitted call, which it hands back at its end."""
 
     era: int
     is_probe: bool
 
 
 class Breaker:
-    """`closed` while the upstream works. After `failures` outages in a row `open` for `cooldown`
-    seconds, in which nothing is sent there; then `half-open`: one call goes through, and its end
-    decides. One that takes longer than another cooldown keeps nobody else from trying.
+    """`closed` while the upstream works. After `failures` consecutive outages it is `open` for
+    `cooldown` seconds, in which nothing is sent to the upstream; then `half-open`: one call, the
+    probe, goes through, and its outcome decides. If the probe takes longer than another cooldown,
+    the next call becomes a probe too.
 
-    An era ends when the state changes; what began in an earlier one says nothing of the present.
+    An era ends when the state changes; calls that began in an earlier era do not count.
     """
 
     def __init__(
@@ -33,12 +34,12 @@ class Breaker:
         self._settings = settings
         self._clock = clock
         self._era = 0
-        self._plain = Pass(0, is_probe=False)  # for all calls of an era in which it is closed
-        self._failures = 0  # in a row
+        self._plain = Pass(0, is_probe=False)  # for all calls while closed
+        self._failures = 0  # consecutive
         self._open_until: float | None = None
-        self._probe_until: float | None = None  # a call is trying, and alone until then
-        self._last = ""  # the latest failure: its code, and its words if they are our own
-        self.opened = 0  # how often, since the start
+        self._probe_until: float | None = None  # until then only the probe is sent
+        self._last = ""  # the latest failure: its code, and the message if the gateway wrote it
+        self.opened = 0  # how often it opened since the start
 
     @property
     def state(self) -> State:
@@ -47,7 +48,7 @@ class Breaker:
         return "open" if self._clock() < self._open_until else "half-open"
 
     def admit(self) -> Pass:
-        """Let a call in, whose end `ended` is to be told. Raises CircuitOpen if nothing is to be
+        """Admit a call, whose end must be reported to `ended`. Raises CircuitOpen if nothing may be
         sent at the moment."""
         if self._open_until is None:
             return self._plain
@@ -65,10 +66,12 @@ class Breaker:
     def ended(
         self, pass_: Pass, error: BaseException | None = None, has_answered: bool = False
     ) -> None:
-        """An outage is when it does not answer, or only to say that it is down. A refusal (its
-        limit, our key, the question) is an answer, and so is a run of the bot that failed.
+        """Report the end of a call. Only no answer, or an answer that the upstream is down, counts
+        as an outage. A refusal (rate limit, bad key, bad question) resets the count, and so does a
+        failed run of the bot.
 
-        Without either, nothing is known: the caller has left, or was refused here.
+        A call without an outage or an answer changes nothing but ends a probe: its client has
+        disconnected, or the gateway rejected it.
         """
         if pass_.era != self._era:
             return
@@ -92,9 +95,9 @@ class Breaker:
 
 
 def _reason(error: GatewayError) -> str:
-    """The code, and why no connection could be made.
+    """The code, and the reason if no connection could be made.
 
-    An upstream's own words are left out: they were about another caller's question.
+    The upstream's own message is left out, since it is about another caller's question.
     """
     code = error.code or error.type
     return f"{code}: {error.message}" if isinstance(error, UpstreamUnreachable) else f"{code}."

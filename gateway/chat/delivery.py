@@ -1,4 +1,4 @@
-"""The files of a question, delivered to the platform that is asked."""
+"""Delivers the files of a question to the platform that is asked."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +15,7 @@ MAX_GIVEN = 50  # files that one question uploads
 
 
 class Delivery:
-    """The files of one question, for one target after the other."""
+    """The files of one question, prepared for each target that is tried."""
 
     def __init__(
         self,
@@ -24,19 +24,19 @@ class Delivery:
         chat: ChatRequest,
         hold: Callable[[int], None],
     ) -> None:
-        """`hold` is asked for the bytes of each file that goes inside a request."""
+        """`hold` reserves memory, in bytes, for each file embedded in a request."""
         self._hold = hold
         self._upstream = upstream
         self._attachments = attachments
         self._chat = chat
-        self._given: dict[tuple[str, Media], str] = {}  # ids of what a target has already
-        self._held: dict[Media, Media] = {}  # what goes inside a request
-        self._size = 0  # of that, in bytes, with each repetition
+        self._given: dict[tuple[str, Media], str] = {}  # ids of files that a target already has
+        self._held: dict[Media, Media] = {}  # files embedded in a request
+        self._size = 0  # bytes of embedded files; repetitions count again
 
     async def prepare(self, target: Target) -> ChatRequest:
-        """The question with its files as this target's platform takes them.
+        """The question with its files in the form that this target's platform accepts.
 
-        Raises KindNotTaken, and what keeps a file from being read or given away.
+        Raises KindNotTaken, and the error that keeps a file from being read or delivered.
         """
         learn = target.platform.learn_kinds
         await resolve(self._upstream, target, learn(), learn)
@@ -74,7 +74,7 @@ class Delivery:
         return media
 
     async def _inside(self, media: Media) -> Media:
-        """As a `data:` URL; one that comes again is made once, but counts each time."""
+        """The file as a `data:` URL; a repeated file is encoded once, but counts each time."""
         left = MAX_DATA - self._size
         held = self._held.get(media)
         if held is None:
@@ -87,7 +87,7 @@ class Delivery:
 
 
 def require_kind(target: Target, media: Media) -> None:
-    """Raises KindNotTaken."""
+    """Raises KindNotTaken if the target does not accept files of this kind."""
     if media.kind in target.kinds:
         return
     kinds = ", ".join(sorted(target.kinds))
@@ -101,7 +101,7 @@ def require_kind(target: Target, media: Media) -> None:
 async def upload_file(
     upstream: Upstream, target: Target, source: Source, user: Callable[[], str]
 ) -> str:
-    """Send a file to the target's platform as it comes; gives its id there."""
+    """Stream a file to the target's platform; return its id there."""
     step = await resolve(upstream, target, target.platform.upload(), target.platform.upload)
     reply = await upstream.send_file(step, source, user, target.way, target.agent.timeouts.total)
     return target.platform.uploaded(reply)

@@ -1,4 +1,4 @@
-"""Ask a platform whether its bot is there, and remember the answer for some seconds."""
+"""Checks whether a platform's bot is available, and caches the result for some seconds."""
 
 import asyncio
 import logging
@@ -22,9 +22,9 @@ _FETCH_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Health:
-    """What was found. `detail` says who the bot is or what is wrong; `checked` is ISO 8601 UTC.
+    """The result of a check. `detail` describes the bot or the problem; `checked` is ISO 8601 UTC.
 
-    `doubtful` says that the platform answers, but `detail` names something to check.
+    `doubtful` means that the platform answers, but `detail` names something to verify.
     """
 
     healthy: bool
@@ -34,7 +34,7 @@ class Health:
 
 
 class HealthCache:
-    """One check per agent and `CACHE_S`, however many ask at once."""
+    """At most one check per agent in `CACHE_S`, also for concurrent requests."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -42,7 +42,7 @@ class HealthCache:
         self._locks: dict[str, asyncio.Lock] = {}
 
     async def check(self, upstream: Upstream, target: Target) -> Health:
-        """Unhealthy is an answer, not an error."""
+        """The agent's health. An unhealthy agent is a result, not an exception."""
         async with self._locks.setdefault(target.name, asyncio.Lock()):
             checked_at, health = self._known.get(target.name, (0.0, None))
             if health is None or self._clock() - checked_at > CACHE_S:
@@ -65,7 +65,7 @@ async def _verdict(upstream: Upstream, target: Target) -> str:
 
 
 async def ask(upstream: Upstream, target: Target) -> Health:
-    """Ask the platform now."""
+    """Check the platform without the cache."""
     try:
         detail, healthy = await _verdict(upstream, target), True
     except GatewayError as error:

@@ -1,4 +1,4 @@
-"""Names to targets: what a caller puts in `Agent:` or in `model`, and who shall answer."""
+"""Names to targets: which agents answer for the name that a caller puts in `Agent:` or `model`."""
 
 import asyncio
 import difflib
@@ -31,7 +31,7 @@ from gateway.protocol.messages import Media, Message
 from gateway.protocol.redaction import masked
 from gateway.protocol.seals import Seal
 
-# Headers that say who asks, or how: an answer may well hold what stands in them.
+# Headers that identify the client or the format: an answer may well contain their values.
 _PUBLIC = frozenset(
     ("accept", "accept-language", "content-type", "http-referer", "origin", "referer", "user-agent",
      "x-title")
@@ -42,9 +42,9 @@ MAX_KNOWN = 50  # names that an error lists
 
 @dataclass(eq=False)
 class Target:
-    """One agent of config.yaml with the platform that speaks to it, and its calls under way.
+    """One agent of config.yaml with its platform adapter and its calls in flight.
 
-    `draining` are those of them whose caller has left.
+    `running` counts the calls in flight; `draining` counts those whose client has disconnected.
     """
 
     name: str
@@ -68,19 +68,19 @@ class Target:
 
     @property
     def waiting(self) -> int:
-        """Calls in the queue."""
+        """The number of calls in the queue."""
         return len(self._queue)
 
     @property
     def kinds(self) -> frozenset[MediaKind]:
-        """The kinds of files that a question may bring along; the operator knows best."""
+        """The kinds of files that a question may have; the operator's setting wins."""
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
     def enter_at_once(self, holders: Holders = ()) -> Pass | None:
-        """Like `enter`, but None if a place has to be waited for.
+        """Like `enter`, but returns None instead of waiting for a slot.
 
-        Where a place is free, those in the queue have their share already.
+        While a slot is free, all calls in the queue belong to callers who already have their share.
         """
         if self.running >= self.agent.concurrency or not self._held.has_room(holders):
             return None
@@ -90,15 +90,16 @@ class Target:
         return pass_
 
     async def enter(self, patience_s: float | None = None, holders: Holders = ()) -> Pass:
-        """Take one of the agent's places, or stand in the queue for one, so long at most. Gives
-        what the breaker is to be shown at the call's end. `holders` is whose place it is.
+        """Acquire one of the agent's slots, waiting in the queue for up to `patience_s` seconds
+        (None: `timeouts.queue`). Returns the breaker's permit, to be handed back at the call's end.
+        `holders` are the owners of the slot.
 
-        Raises CircuitOpen, or TargetBusy or ShareTaken if no place has become free in time.
+        Raises CircuitOpen, or TargetBusy or ShareTaken if no slot becomes free in time.
         """
         if pass_ := self.enter_at_once(holders):
             return pass_
         if self.breaker.state == "open":
-            self.breaker.admit()  # which raises: there is nothing to wait for
+            self.breaker.admit()  # raises CircuitOpen: waiting is pointless
         await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s, holders)
         try:
             return self.breaker.admit()
@@ -116,7 +117,7 @@ class Target:
                 await asyncio.wait({turn}, timeout=patience_s)
             except asyncio.CancelledError:
                 if turn.done():
-                    self.leave(holders)  # the place had just been given to us
+                    self.leave(holders)  # the slot was assigned just before
                 raise
             finally:
                 self._queued.give_back(holders)
@@ -141,7 +142,7 @@ class Target:
 
     @asynccontextmanager
     async def place(self, holders: Holders = ()) -> AsyncIterator[None]:
-        """One of the agent's places, and what becomes of the call told to the breaker."""
+        """Hold one of the agent's slots, and report the call's outcome to the breaker."""
         pass_ = await self.enter(holders=holders)
         failure: BaseException | None = None
         try:
@@ -152,11 +153,11 @@ class Target:
         finally:
             is_theirs = isinstance(failure, GatewayError) and failure.type == "upstream_error"
             self.breaker.ended(pass_, failure, has_answered=is_theirs)
-            failure = None  # its traceback holds this frame
+            failure = None  # its traceback refers to this frame
             self.leave(holders)
 
     def leave(self, holders: Holders = ()) -> None:
-        """Give the place back, or to the first in the queue who has not its share."""
+        """Release the slot, or pass it to the first queued call whose caller's share has room."""
         self._held.give_back(holders)
         if not self._queue:
             self.running -= 1
@@ -171,14 +172,14 @@ class Target:
 
     @property
     def secrets(self) -> set[str]:
-        """What opens the upstream and the proxy on the way: the key and its parts, and headers."""
+        """Secrets of the upstream and the proxy on the way: the key, its parts, and headers."""
         key = self.agent.api_key.reveal()
         headers = (value.reveal() for value in self.agent.headers.values())
         return {key, self.platform.token, *key.split("."), *headers, *self.way.secrets}
 
     @property
     def credentials(self) -> set[str]:
-        """Those of `secrets` that no answer can hold by chance."""
+        """Those of `secrets` that no answer can contain by chance."""
         given = self.agent.headers.items()
         headers = {value.reveal() for name, value in given if name.lower() not in _PUBLIC}
         bare = {value.rpartition(" ")[2] for value in headers}  # without `Bearer`
@@ -186,10 +187,11 @@ class Target:
         return {key, self.platform.token, *headers, *bare, *self.way.secrets}
 
     def explain(self, error: GatewayError) -> GatewayError:
-        """The error with the agent's name in front and without the agent's secrets in it.
+        """Put the agent's name in front of the error's message, redact the agent's secrets in it,
+        and return the error.
 
-        Upstreams repeat what they refuse. The message is shortened only when the secrets are gone:
-        a cut through one of them would hide it from the search and show its beginning.
+        Upstreams quote what they reject. The message is shortened only after the redaction: a cut
+        through a secret would hide it from the search and reveal its beginning.
         """
         if not error.message.startswith("Agent "):
             error.message = f"Agent {self.name!r}: {error.message}"
@@ -203,9 +205,10 @@ class Target:
 def pin(
     targets: list[Target], conversation: str | None, is_route: bool, seal: Seal | None
 ) -> tuple[list[Target], str | None]:
-    """The one target that a conversation stays with, and the conversation's id there.
+    """The one target that owns the conversation, and the conversation's id there.
 
-    Raises ConversationNotFound for an id that the caller's `seal` does not fit.
+    Without a conversation, all targets. Raises ConversationNotFound for an id that does not fit the
+    caller's `seal`.
     """
     if not conversation:
         return targets, conversation
@@ -214,8 +217,8 @@ def pin(
 
 
 def _pinned(targets: list[Target], conversation: str, is_route: bool) -> tuple[list[Target], str]:
-    """A route's answers carry `agent:id`, so nothing has to be kept to find the agent again. An id
-    that the caller has made up (FastGPT takes those) goes by its hash, always to the same agent.
+    """A route's answers contain `agent:id`, so finding the agent again needs no stored state. The
+    hash of an id that the caller made up (FastGPT accepts those) always selects the same agent.
     """
     if not is_route:
         return targets, conversation
@@ -230,11 +233,11 @@ def _pinned(targets: list[Target], conversation: str, is_route: bool) -> tuple[l
 def pin_results(
     targets: list[Target], messages: tuple[Message, ...], seal: Seal
 ) -> tuple[list[Target], tuple[Message, ...]]:
-    """The targets that may be given the tools' results at the end of `messages`, and these with
+    """The targets that may receive the tool results at the end of `messages`, and the messages with
     the platform's own ids.
 
-    A run that waits at a platform is open to its own user alone: the one target that gave the ids,
-    or else those that keep no runs. Raises ConversationNotFound if there is none.
+    Only its own user may continue a run that waits at a platform. The target is the one that issued
+    the ids; otherwise all targets that keep no runs. Raises ConversationNotFound if there is none.
     """
     first = len(messages)
     while first and messages[first - 1].role == "tool":
@@ -262,8 +265,9 @@ def pin_results(
 def pin_files(
     targets: list[Target], messages: tuple[Message, ...], seal: Seal
 ) -> tuple[list[Target], tuple[Message, ...]]:
-    """The one target whose platform keeps the files that `messages` name, and the messages with the
-    platform's own ids. Raises FileNotFound if they are not the user's, or not of one agent."""
+    """The one target whose platform stores the files that `messages` name, and the messages with
+    the platform's own ids. Without such files, all targets. Raises FileNotFound if the files belong
+    to another user, or to several agents."""
     ids = [media.uploaded for turn in messages for media in turn.media if media.uploaded]
     if not ids:
         return targets, messages
@@ -285,7 +289,7 @@ def pin_files(
 
 
 class Routing:
-    """The routing table, built whole from one configuration and never changed."""
+    """The routing table, built completely from one configuration and then immutable."""
 
     def __init__(
         self,
@@ -294,8 +298,8 @@ class Routing:
         choose: random.Random | None = None,
         before: "Routing | None" = None,
     ) -> None:
-        """`demo_urls` are the addresses of the simulators, by agent name. An agent that is as it
-        was `before` goes on with its calls under way and all that has been learned of it."""
+        """`demo_urls` are the addresses of the simulators, by agent name. An agent unchanged since
+        `before` keeps its target, with the calls in flight and the learned state."""
         self._choose = choose or random.Random()  # noqa: S311 - shares load, guards nothing
         self.targets: dict[str, Target] = {}
         for name, agent in config.agents.items():
@@ -304,22 +308,22 @@ class Routing:
             target = before.targets.get(name) if before else None
             if target is None or target.agent != agent or target.url != url:
                 kind = kinds.find(agent.platform)
-                assert kind is not None  # the configuration has been checked
+                assert kind is not None  # `load` has checked it
                 platform = kind.adapter(name, agent, url)
                 target = Target(name, agent, platform, url, way)
             elif way.proxy != target.way.proxy or way.trust is not SYSTEM:
-                target.way = way  # for the calls to come; PEM files may hold something else now
+                target.way = way  # for later calls; the contents of PEM files may have changed
             self.targets[name] = target
         self.routes = config.routes
         self._by_name = {name.lower(): name for name in (*self.routes, *self.targets)}
-        # Nearly all names are written as they are in the file.
+        # The fast path: nearly all callers write names as the file does.
         self._exact = {
             name: [target] for name, target in self.targets.items() if name.lower() == name
         }
 
     def agent(self, name: str, caller: Caller | None, *, is_hiding: bool = False) -> Target:
-        """The agent of that name, in any case, whether or not the caller may ask it, unless one
-        that it may not ask `is_hiding`. Raises AgentNotFound, which names those that it may ask."""
+        """The agent of that name; case does not matter. Without `is_hiding` the caller need not be
+        allowed to ask it. Raises AgentNotFound, which names the agents that the caller may ask."""
         found = self._by_name.get(name[:MAX_NAME].strip().lower(), "")
         if found in self.targets and (
             not is_hiding or (caller is not None and caller.may_ask(found, [found]))
@@ -329,8 +333,8 @@ class Routing:
         raise _not_found(name, "agent", [each for each, _ in known if each in self.targets])
 
     def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
-        """`resolve` for a caller. Raises Forbidden for what it may not ask, and AgentNotFound,
-        which names only what it may."""
+        """Like `resolve`, for a caller. Raises Forbidden for a name that the caller may not ask,
+        and AgentNotFound, which names only those that it may."""
         targets = self._exact.get(name) or self._find(name)
         if targets is None:
             raise _not_found(name, word, [model for model, _ in self.visible(caller)])
@@ -341,7 +345,7 @@ class Routing:
     def resolve(self, name: str, word: str = "model") -> list[Target]:
         """The targets to try in order, for the name of an agent, a route or `agent/model`.
 
-        `word` is what the caller calls it: "model" or "agent". Raises AgentNotFound.
+        `word` is the caller's term for it: "model" or "agent". Raises AgentNotFound.
         """
         targets = self._exact.get(name) or self._find(name)
         if targets is None:
@@ -363,15 +367,15 @@ class Routing:
         return self.known(name) in self.routes
 
     def known(self, name: str) -> str:
-        """The agent or route behind a name that was resolved, as config.yaml writes it."""
+        """The agent or route of a resolved name, as config.yaml writes it."""
         wanted = name.strip().lower()
         return self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0], "")
 
     def asked(self, name: str, model: object = None) -> str:
-        """A name that was resolved, as config.yaml writes it, and `/model` if one is chosen.
+        """A resolved name, as config.yaml writes it, and `/model` if the caller chooses a model.
 
-        Only behind an OpenAI-compatible agent. `model` is the caller's second way to choose one:
-        with or without the agent's name in front, and less than what stands in `name`.
+        Only OpenAI-compatible agents let callers choose. `model` is the second way to do so, with
+        or without the agent's name in front; a model in `name` takes precedence.
         """
         known = self.known(name)
         if known not in self.targets or self.targets[known].platform.models is None:
@@ -384,7 +388,8 @@ class Routing:
         return f"{known}/{own}" if own else known
 
     def _order(self, choices: list[RouteTarget]) -> list[RouteTarget]:
-        """As written, or if any has a weight, drawn by weight, the rest following as fallbacks."""
+        """As written; if any has a weight, the order is drawn by weight, and all but the first are
+        fallbacks."""
         if all(choice.weight is None for choice in choices):
             return choices
         left, order = list(choices), []
@@ -394,7 +399,7 @@ class Routing:
         return order
 
     def models(self) -> Iterator[tuple[str, str]]:
-        """Every name that `model` may hold, with its owner."""
+        """Every valid name for `model`, with its owner."""
         for name, target in self.targets.items():
             yield name, target.platform.kind
             for model in target.platform.models or ():
@@ -403,20 +408,20 @@ class Routing:
             yield name, "gateway"
 
     def visible(self, caller: Caller) -> Iterator[tuple[str, str]]:
-        """Of `models`, what the caller may ask."""
+        """Those of `models` that the caller may ask."""
         for name, owner in self.models():
             if caller.may_ask(name, self.behind(name)):
                 yield name, owner
 
     def behind(self, name: str) -> list[str]:
-        """The agents that answer under a name that `models` gives."""
+        """The agents that answer for a name from `models`."""
         if name in self.routes:
             return [choice.agent for choice in self.routes[name]]
         return [name if name in self.targets else name.partition("/")[0]]
 
 
 def listed(known: list[str]) -> str:
-    """The sentence behind an error that lists names; "" if the caller may ask none."""
+    """A sentence for the end of an error that lists names; "" if the caller may ask none."""
     return f" Known: {', '.join(known[:MAX_KNOWN])}." if known else ""
 
 

@@ -1,4 +1,4 @@
-"""One chat: the targets tried in order until one begins to answer, then that answer to its end."""
+"""One chat: tries the targets in order until one begins to answer, then reads that answer."""
 
 import asyncio
 import contextlib
@@ -34,17 +34,17 @@ from gateway.upstream.deadline import Deadline
 
 log = logging.getLogger("gateway")
 
-MAX_EARLY = 5000  # deltas before the first with content
-MAX_WAIT_S = 10.0  # a longer `Retry-After` is the caller's to wait for
-SHORT_WAIT_S = 0.5  # the same while there is another target
-GRACE_S = 2.0  # how long a complete answer waits for what may follow it
+MAX_EARLY = 5000  # deltas before the first one with content
+MAX_WAIT_S = 10.0  # with a longer `Retry-After` the caller gets the error
+SHORT_WAIT_S = 0.5  # the same if there is another target
+GRACE_S = 2.0  # how long a complete answer waits for the end of the body
 _STOP_S = 10.0
 
 
 class Run:
     """One call from the first attempt to the last byte. Use it in `with`.
 
-    Leaving early closes the upstream's connection and sends the platform's stop call.
+    An early exit closes the upstream connection and sends the platform's stop call.
     """
 
     __slots__ = (
@@ -93,39 +93,40 @@ class Run:
         holders: Holders = (),
         hold: Callable[[int], None] = lambda size: None,
     ) -> None:
-        """`holders` are whose places at the targets it takes; `hold` takes memory for files."""
+        """`holders` are the owners of its slots at the targets; `hold` reserves memory for
+        files."""
         self._upstream = upstream
         self._holders = holders
         self._trace = trace
         self._trace_headers: Mapping[str, str] = {}
         self.chat = chat
-        self._asked = chat  # the same with its files as the present target takes them
+        self._asked = chat  # `chat` with its files in the form for the current target
         self._delivery = (
             Delivery(upstream, attachments, chat, hold) if has_media(chat.messages) else None
         )
         self._targets = targets
-        self._loop = upstream.timers.loop  # asking for the running one is a system call
+        self._loop = upstream.timers.loop  # `get_running_loop` is a system call
         self._exchange: Exchange | None = None
         self._entered: Target | None = None
         self.timers = upstream.timers
         self._deadline = Deadline(upstream.timers)
-        self._early: list[Delta] = []  # of the present attempt, before the first content
+        self._early: list[Delta] = []  # of the current attempt, before the first content
         self.read_at = 0.0  # loop time of the last sign of life
-        self._grows_from: float | None = None  # and before the event that is still coming, of one
-        self._until: float | None = None  # when the answer of the present target must have begun
+        self._grows_from: float | None = None  # `read_at` before the event that is still incomplete
+        self._until: float | None = None  # when the current target's answer must have begun
         self._idle_s = 0.0
-        self.received = self.most = 0  # bytes of the present answer, and of any
-        self._ended = False  # the upstream has nothing more to say
+        self.received = self.most = 0  # bytes of the current answer, and their limit
+        self._ended = False  # the upstream sends nothing more
         self._has_accepted = False  # the upstream has begun to answer
-        self._wants_whole = False  # and was not asked for a stream
-        self.ends_at = inf  # loop time when `total` is over, from `start` on
-        self._is_last = True  # no other target is left
+        self._wants_whole = False  # the upstream was not asked for a stream
+        self.ends_at = inf  # loop time when `total` is over; `start` sets it
+        self._is_last = True  # no other target remains
         self.target = targets[0]
         self.decoder: Decoder | None = None
         self.attempts = self.fallbacks = 0
-        self.retries: tuple[str, ...] = ()  # the agent of each further try
+        self.retries: tuple[str, ...] = ()  # the agent of each repeated attempt
         self.failures: tuple[tuple[str, str], ...] = ()  # (agent, code) of each failed attempt
-        self.reasons: tuple[str, ...] = ()  # why, in the same order
+        self.reasons: tuple[str, ...] = ()  # the messages of failed attempts, in order
         self.over = False
 
     def __enter__(self) -> "Run":
@@ -135,33 +136,33 @@ class Run:
         self.close()
 
     def close(self) -> None:
-        """Let go of the upstream, now. May be called more than once."""
+        """Release the upstream immediately. May be called more than once."""
         self._deadline.close()
         self._drop()
 
     @property
     def total_s(self) -> float:
-        """For all of it, whoever answers in the end."""
+        """The limit of the whole call, whichever target answers: the first target's `total`."""
         return self._targets[0].agent.timeouts.total
 
     @property
     def is_running(self) -> bool:
-        """Whether an answer has begun upstream that is not over."""
+        """Whether an upstream has begun to answer and has not finished."""
         return self.decoder is not None and self._exchange is not None and not self.over
 
     @property
     def has_accepted(self) -> bool:
-        """Whether an upstream has begun to answer, so that nobody must ask again by himself."""
+        """Whether an upstream has begun to answer, so that a client must not retry by itself."""
         return self._has_accepted
 
     @property
     def is_ending(self) -> bool:
-        """Whether the answer is whole, if perhaps something may follow it."""
+        """Whether the answer is complete, even if more bytes may follow."""
         return self.decoder is not None and self.decoder.ending
 
     @property
     def connection(self) -> Connection:
-        """The connection to the upstream that answers."""
+        """The connection to the answering upstream."""
         assert self._exchange is not None
         return self._exchange.connection
 
@@ -171,23 +172,23 @@ class Run:
         return self.decoder.pattern(chunk, delta)
 
     def until(self, moment: float) -> Deadline:
-        """For `with`: what the current task awaits is interrupted at loop time `moment`, with
+        """A context manager that interrupts the current task's awaits at loop time `moment` with
         TimeoutError."""
         return self._deadline.until(moment)
 
     def take_over(self) -> None:
-        """From now on it is the task that calls this which reads, or lets a pump do so."""
+        """Hand the run to the calling task, which reads it from now on, or lets a pump read it."""
         self._deadline.close()
 
-    # Until the first delta.
+    # Up to the first delta.
 
     async def start(self) -> list[Delta]:
-        """The first deltas, with content among them. Raises the last error if no target answers,
-        and TimeoutError when `total` is over.
+        """The first deltas, including content. Raises the last error if no target answers, and
+        TimeoutError when `total` is over.
 
-        The same target is asked again only after errors that say nothing has begun there, as long
-        as `first_delta` lasts; the next one also if this one is of no use (it is silent, broken,
-        busy, or its key or credit is refused).
+        The same target is retried only after errors that prove that nothing has begun there, within
+        `first_delta`. The run falls back to the next target also if this one is unusable (it is
+        silent, broken or busy, or it rejects the key or has no credit).
         """
         last: GatewayError | None = None
         now = self._loop.time()
@@ -204,16 +205,16 @@ class Run:
                 except GatewayError as error:
                     if not (error.retryable or error.elsewhere):
                         raise
-                    last = error.with_traceback(None)  # its frames hold it, in a circle
-            assert last is not None  # there is at least one target
+                    last = error.with_traceback(None)  # its frames refer to it: a cycle
+            assert last is not None  # targets are never empty
             raise last
         except asyncio.CancelledError:
             if not self._deadline.expired():
-                raise  # the caller has left
+                raise  # the client has disconnected
             raise TimeoutError from None
         finally:
             self._deadline.clear()
-            last = None  # its traceback holds this frame, and all that the question holds
+            last = None  # its traceback refers to this frame, and so to the question
 
     def _forget_question(self) -> None:
         self.chat.let_go()
@@ -222,12 +223,12 @@ class Run:
         self._delivery, self._early = None, []
 
     def _wait_until(self, moment: float | None) -> None:
-        """What is awaited from now on is interrupted then, and always when `total` is over."""
+        """Interrupt later awaits at loop time `moment`, and in any case when `total` is over."""
         at = self.ends_at if moment is None or moment > self.ends_at else moment
         self._deadline.until(at)
 
     async def _try(self, target: Target) -> list[Delta]:
-        """One target, as often as it is worth it. With another one left nobody waits for long."""
+        """Try one target, retrying while useful. If other targets remain, back off only briefly."""
         self._until = None
         attempt, before = 0, None
         while True:
@@ -235,7 +236,7 @@ class Run:
                 return await self._attempt(target, None if self._is_last else 0.0)
             except GatewayError as error:
                 if isinstance(error, CircuitOpen) and before is not None:
-                    raise before from None  # our own tries opened it: this is why
+                    raise before from None  # our attempts opened it: report their error
                 self.reasons += (clean(target.explain(error).message, 200),)
                 self._drop()
                 told_s = error.retry_after_s or 0.0
@@ -247,15 +248,15 @@ class Run:
                     or (self._until and self._loop.time() + wait_s > self._until)
                 ):
                     raise
-                before = error.with_traceback(None)  # which holds this frame, in a circle
+                before = error.with_traceback(None)  # refers to this frame: a cycle
             attempt += 1
             self.retries += (target.name,)
             self._wait_until(None)
             await asyncio.sleep(wait_s)
 
     async def _attempt(self, target: Target, queue_s: float | None) -> list[Delta]:
-        """Ask once. `queue_s` is how long a place may be waited for, None as long as is
-        configured; what that takes is not the upstream's fault, so the time to begin follows."""
+        """Ask once. `queue_s` limits the wait for a slot; None means the configured `queue`. The
+        upstream does not cause that wait, so `first_delta` starts after it."""
         self.target, self.decoder, self.over, self._early = target, None, False, []
         self._has_accepted = self._wants_whole = False
         pass_ = target.enter_at_once(self._holders)
@@ -277,7 +278,7 @@ class Run:
             told: BaseException | None = error
             is_silent = self._exchange is None and not self._wants_whole
             if is_silent and self._loop.time() - began >= wait_s:
-                told = UpstreamTimeout("")  # whoever gave up first: so long it has said nothing
+                told = UpstreamTimeout("")  # it was silent for that long, whatever ended the wait
             target.breaker.ended(pass_, told, has_answered=self._exchange is not None)
             told = None
             if isinstance(error, GatewayError):
@@ -289,13 +290,13 @@ class Run:
         return self._early
 
     async def _begin(self, target: Target, until: float) -> None:
-        """Ask, and gather the first deltas. Raises if none of them has content."""
+        """Ask, and collect the first deltas. Raises an error if the answer fails before content."""
         self._wait_until(until)
         try:
             await self._first_deltas(await self._ask(target))
         except asyncio.CancelledError:
             if not self._deadline.expired():
-                raise  # the caller has left
+                raise  # the client has disconnected
             if self._loop.time() >= self.ends_at:
                 raise TimeoutError from None
             if self.decoder is None or not self.decoder.ending:
@@ -305,21 +306,21 @@ class Run:
                     if self._wants_whole
                     else f"The upstream did not begin to answer within {wait_s:g} s."
                 ) from None
-            self._early += self.silence()  # an answer without a word, whose end was not told
+            self._early += self.silence()  # an empty answer without an end mark
         failed = self._early[-1]
         if isinstance(failed, Failed) and not any(isinstance(d, CONTENT) for d in self._early):
             raise failed.error
 
     def _judge(self, error: GatewayError) -> None:
-        """Whether it is worth asking again, or elsewhere."""
+        """Set whether a retry or a fallback makes sense after `error`."""
         if self._has_accepted:
             error.retryable = error.should_retry = False
-            error.elsewhere = type(error).elsewhere  # its key or its credit: nothing has run
+            error.elsewhere = type(error).elsewhere  # bad key or no credit: nothing has run
         elif isinstance(error, UpstreamTimeout | UpstreamFailed):
             error.elsewhere = True
 
     async def _first_deltas(self, exchange: Exchange) -> None:
-        """Gather deltas until one has content, or the last has come."""
+        """Collect deltas until one has content, or the answer is over."""
         connection, has_content = exchange.connection, False
         chunk, exchange.first = exchange.first or connection.read_at_once(), b""
         while not self.over:
@@ -329,7 +330,7 @@ class Run:
                 deltas = self.broke(error)
             for delta in deltas:
                 is_empty = isinstance(delta, Note) and not (delta.data or delta.text)
-                if not is_empty:  # else it only shows life
+                if not is_empty:  # an empty Note is only a sign of life
                     self._early.append(delta)
                     has_content = has_content or isinstance(delta, CONTENT)
             if len(self._early) > MAX_EARLY:
@@ -338,16 +339,16 @@ class Run:
                 return
             if self.decoder is not None and self.decoder.ending:
                 self._wait_until(self._loop.time() + GRACE_S)
-            elif deltas:  # a step of a workflow: not silent, only not speaking yet
+            elif deltas:  # a workflow step: the upstream works but has no content yet
                 wait_s = self.target.agent.timeouts.first_delta
                 self._wait_until(self._loop.time() + wait_s)
             chunk = connection.read_at_once()
 
     async def _ask(self, target: Target) -> Exchange:
-        """Carry out what the platform describes until the answer itself begins."""
+        """Send the requests that the platform describes until the answer itself begins."""
         require_options(target.platform, self.chat)
         if self._delivery is not None:
-            self._wait_until(None)  # of a large file only `total` holds
+            self._wait_until(None)  # large files are limited by `total` only
             self._asked = await self._delivery.prepare(target)
             self._wait_until(self._loop.time() + target.agent.timeouts.first_delta)
         describe = partial(target.platform.prepare, self._asked)
@@ -355,8 +356,8 @@ class Run:
         for _ in range(MAX_STEPS):
             request: UpstreamRequest = await resolve(self._upstream, target, step, describe)
             if not request.stream:
-                # A whole answer begins when it is whole: it has all the time there is, or half of
-                # it while another agent could use the rest.
+                # A whole answer begins when it is complete: it may use all of the remaining time,
+                # or half of it if another agent could use the rest.
                 self._wants_whole = True
                 now = self._loop.time()
                 self._wait_until(None if self._is_last else (now + self.ends_at) / 2)
@@ -364,7 +365,7 @@ class Run:
             self._exchange = exchange
             self.show_life(self._loop.time())
             self._has_accepted = exchange.status == 200
-            if self._has_accepted:  # before its first bytes have come, for who drains it
+            if self._has_accepted:  # before the first bytes, so that it can be drained
                 self.decoder = target.platform.decoder(self._asked)
             is_answer = exchange.status == 200 and not exchange.is_page
             if is_answer and (not request.stream or await _is_stream(exchange)):
@@ -374,16 +375,16 @@ class Run:
                 exchange.first = stream
                 return exchange
             exchange.close()
-            self._has_accepted, self.decoder = False, None  # it answered, but with something else
+            self._has_accepted, self.decoder = False, None  # the reply is not the answer
             step = target.platform.refused(reply, self._asked)
         raise keeps_asking()
 
-    # After it.
+    # After the first delta.
 
     async def read(self, until: float | None = None) -> list[Delta] | None:
-        """The next deltas (perhaps none), or None if nothing came by loop time `until`.
+        """The next deltas (perhaps none), or None if nothing arrives by loop time `until`.
 
-        Raises nothing: a failure is the last delta. Sets `over` with the last of them.
+        A failure of the upstream is the last delta, not an exception. The last deltas set `over`.
         """
         exchange, ends = self._exchange, self.silent_at
         assert exchange is not None
@@ -400,12 +401,12 @@ class Run:
 
     @property
     def silent_at(self) -> float:
-        """Loop time when patience with the upstream has run out, if it says nothing till then."""
+        """Loop time at which the upstream times out if it stays silent."""
         assert self.decoder is not None
         return self.read_at + (GRACE_S if self.decoder.ending else self._idle_s)
 
     def take(self, chunk: bytes) -> list[Delta]:
-        """The deltas of one network chunk; b"" is the end of the body."""
+        """The deltas of one network chunk; b"" means the end of the body."""
         decoder = self.decoder
         assert decoder is not None
         was_ending = decoder.ending
@@ -417,13 +418,13 @@ class Run:
             return deltas
         try:
             deltas = decoder.feed(chunk) if chunk else decoder.close()
-        except Exception:  # a decoder raises nothing; if one does, only this answer shall fail
+        except Exception:  # a bug in a decoder must fail this answer only
             log.exception("The decoder of agent %s failed", self.target.name)
             deltas = [Failed(UpstreamFailed("The upstream's answer could not be understood."))]
             self._end(deltas)
             return deltas
         if not was_ending:
-            if decoder.life is SHOWN:  # nearly always
+            if decoder.life is SHOWN:  # the common case
                 self.read_at, self._grows_from = self._loop.time(), None
             else:
                 self._note_life(decoder.life)
@@ -436,15 +437,15 @@ class Run:
             if self._grows_from is None:
                 self._grows_from = self.read_at
             self.read_at = self._loop.time()
-        elif self._grows_from is not None:  # what had begun to come was a heartbeat
+        elif self._grows_from is not None:  # the incomplete event was a heartbeat
             self.show_life(self._grows_from)
 
     def show_life(self, moment: float) -> None:
-        """The upstream's silence, if it is silent, counts from loop time `moment`."""
+        """Record a sign of life: the idle timeout counts from loop time `moment`."""
         self.read_at, self._grows_from = moment, None
 
     def broke(self, error: Exception) -> list[Delta]:
-        """The connection broke: good if all that was needed had come, else it has failed."""
+        """The connection broke: the answer succeeds if it is complete, else it fails."""
         assert self.decoder is not None
         translated = translate(error)
         if not isinstance(translated, GatewayError):
@@ -456,7 +457,7 @@ class Run:
         return deltas
 
     def silence(self) -> list[Delta]:
-        """Patience has run out: an answer that was whole is good, any other has failed."""
+        """The upstream timed out: a complete answer succeeds, any other fails."""
         assert self.decoder is not None
         if self.decoder.ending:
             deltas = self.decoder.close()
@@ -467,7 +468,7 @@ class Run:
         return deltas
 
     def _end(self, deltas: list[Delta]) -> None:
-        """Mark the end; an answer that fails after it began must not be asked for again."""
+        """Mark the end; a call whose answer failed after it began must not be retried."""
         self.over = True
         failed = deltas[-1] if deltas else None
         if isinstance(failed, Failed):
@@ -481,7 +482,8 @@ class Run:
             self._ended = True
 
     def _drop(self) -> None:
-        """Let go of the upstream: for reuse after a good end, else closed and told to stop."""
+        """Release the upstream: reuse the connection after a clean end, else close it and send the
+        stop call."""
         exchange, self._exchange = self._exchange, None
         target, self._entered = self._entered, None
         if target:
@@ -498,20 +500,20 @@ class Run:
             self._upstream.spawn(self._stop(self.target, stop))
 
     async def _stop(self, target: Target, request: UpstreamRequest) -> None:
-        with contextlib.suppress(GatewayError):  # it ends by itself; nobody is left to be told
+        with contextlib.suppress(GatewayError):  # the run ends by itself; no client waits
             await self._upstream.fetch(request, target.way, _STOP_S)
 
 
 async def _is_stream(exchange: Exchange) -> bool:
-    """Whether what was asked for is coming: platforms also refuse with 200 and JSON.
+    """Whether the reply is the requested stream: platforms also refuse with 200 and JSON.
 
-    Content types are not to be trusted for that: the first bytes are looked at as well.
+    Content types are unreliable, so this checks the first bytes as well.
     """
     first = await exchange.peek_text()
     return bool(is_stream(first)) or not (exchange.is_json or first.startswith((b"{", b"[")))
 
 
 def _backoff_s(attempt: int) -> float:
-    """0.1 s, doubling to 2 s, by up to half less at random so that callers do not march in step."""
+    """0.1 s, doubling up to 2 s, minus up to half at random so that callers do not synchronise."""
     longest = min(0.1 * 2.0**attempt, 2.0)
     return longest * (1 - random.random() / 2)  # noqa: S311 - spreads load, guards nothing

@@ -1,4 +1,4 @@
-"""The one place that carries out preliminary requests: what a platform must be asked first."""
+"""Carries out preliminary requests, which a platform needs before the question itself."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,10 +19,11 @@ async def resolve(
     again: Callable[[], Any] | None = None,
     fetch_s: float = FETCH_S,
 ) -> Any:
-    """The step that follows `step`'s preliminary requests; `step` itself if it is none.
+    """The step that follows the preliminary requests; `step` itself if it is not preliminary.
 
-    What serves every call of the agent is asked by one call; the others wait, and then call `again`
-    for their step. Each request has `fetch_s`. Raises UpstreamFailed after MAX_STEPS of them.
+    One call sends a request whose result all calls of the agent share; the others wait, and then
+    call `again` for their step. Each request may take `fetch_s`. Raises UpstreamFailed after
+    MAX_STEPS requests.
     """
     for _ in range(MAX_STEPS):
         if not isinstance(step, Preliminary):

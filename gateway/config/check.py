@@ -1,7 +1,8 @@
-"""What people paste into config.yaml by mistake: addresses of pages, notes, other keys.
+"""Detects values pasted into config.yaml by mistake: addresses of pages, notes, other keys.
 
-What can never work is a problem, which stops the start. What is only odd is a warning, for the log
-and for `run.py check`. Problems are found in the raw tree, so that they show beside all others.
+A value that can never work is a problem, which stops the start. An odd value is a warning, for the
+log and for `run.py check`. Problems are found in the raw tree, so that they are reported together
+with all others.
 """
 
 import os
@@ -32,7 +33,7 @@ _PLACEHOLDER = re.compile(
 )
 _MASKED = re.compile(r"\*{3,}|\.{3,}")
 _SEVERAL = re.compile(r"(sk-|app-|fastgpt-|pat_)[^,;|]+[,;|]\1")
-# Members with an id or a name, and where ids stand in the addresses of pages.
+# Members that hold an id or a name, and where the addresses of pages contain ids.
 _IDS = ("bot_id", "workflow_id", "app_id", "assistant_id", "model")
 _ID_IN_ADDRESS = re.compile(r"(?:/bot/|/gdetail/|(?:bot_id|workflow_id|app_?id)=)(\w{1,64})", re.I)
 
@@ -59,7 +60,7 @@ _HOLE = re.compile(r"<[a-z][a-z _-]*>", re.IGNORECASE)
 
 
 def check_stores(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """(line, path) of every address or name of a store that an example left to be filled in."""
+    """(line, path) of every address or name of a store that still has an example's placeholder."""
     storage = tree.get("storage")
     storage = storage if isinstance(storage, dict) else {}
     for section, value in (
@@ -93,12 +94,12 @@ def name_problem(value: Any) -> str:
 
 
 def _has_unseen(text: str) -> bool:
-    """Whether there are characters that come along from web pages, such as U+200B."""
+    """Whether `text` has invisible characters, often copied from web pages, such as U+200B."""
     return any(unicodedata.category(sign) in ("Cf", "Cc", "Zl", "Zp") for sign in text)
 
 
 def address_problem(platform: str, url: str) -> str:
-    """Why nothing at `url` can answer, or "". What is no URL at all, `config` tells."""
+    """Why no API can answer at `url`, or "". The models report text that is not a URL."""
     parts = _split(url)
     if parts is None:
         return ""
@@ -132,7 +133,7 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _page(platform: str, parts: SplitResult) -> str:
-    """The address of the API, if `parts` is that of a page."""
+    """The address of the API if `parts` is the address of a page, else ""."""
     host = (parts.hostname or "").lower()
     for each in kinds.built_in().values():
         if host in each.pages:
@@ -145,7 +146,7 @@ def _page(platform: str, parts: SplitResult) -> str:
 
 
 def key_problem(agent: dict[str, Any]) -> str:
-    """Why the platform cannot take `api_key`, or "". The key itself is not told."""
+    """Why the platform cannot accept `api_key`, or "". The reason never contains the key."""
     value = agent.get("api_key")
     key = value.reveal() if isinstance(value, Secret) else str(value or "")
     if not key or agent.get("base_url", DEMO) == DEMO:
@@ -167,7 +168,7 @@ def key_problem(agent: dict[str, Any]) -> str:
 
 
 def _no_whole_key(agent: dict[str, Any], kind: Kind | None, key: str) -> str:
-    # A model server on one's own machine takes any key.
+    # A self-hosted model server accepts any key.
     clouds = {urlsplit(url).hostname for url in kind.pages.values()} if kind else set()
     is_strict = not kind or kind.options.credentials or _host(agent) in clouds
     if _PLACEHOLDER.fullmatch(key) and is_strict:
@@ -185,7 +186,7 @@ def _host(agent: dict[str, Any]) -> str:
 
 
 def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
-    """What is odd in a configuration that can be used. `folder` is `load.home`."""
+    """Oddities of a usable configuration. `folder` is `load.home`."""
     yield from _demo_warnings(config)
     yield from outgoing.warnings(config)
     yield from _origin_warnings(config)
@@ -203,7 +204,7 @@ def warnings(config: Config, folder: Path | None = None) -> Iterator[str]:
 
 
 def _origin_warnings(config: Config) -> Iterator[str]:
-    """Entries of server.cors_origins that are right, but not what most people mean."""
+    """Entries of server.cors_origins that are valid, but not what most people mean."""
     origins = config.server.cors_origins
     for i, origin in enumerate(origins):
         if origin == "null":
@@ -236,7 +237,7 @@ def _agent_warnings(path: str, agent: Agent) -> Iterator[str]:
     owner = _owner(key)
     is_theirs = not owner or (kind and owner == kind.title)
     takes_any = not kind or not kind.options.credentials
-    # Proxies in front of a platform give out keys of OpenAI's form.
+    # Proxies in front of a platform issue keys in OpenAI's format.
     may_be_a_proxys = owner == _OPENAI and kind and not kind.has_only_these_keys
     if not (is_theirs or takes_any or may_be_a_proxys):
         yield f"{path}.api_key: looks like a key of {owner}"
@@ -250,7 +251,7 @@ _OPENAI = "OpenAI or its like"
 
 
 def _owner(key: str) -> str:
-    """Whose key begins like this; "" if that is not known."""
+    """The platform whose keys begin like `key`; "" if unknown."""
     if key.startswith("sk-gw-"):
         return "this gateway"
     if key.startswith("sk-"):
@@ -262,10 +263,10 @@ def _owner(key: str) -> str:
 
 
 def unmounted(config: Config, folder: Path) -> str:
-    """A sentence if the start must not make a folder, else "". `folder` is `load.home`.
+    """A sentence if the start must not create a missing folder, else "". `folder` is `load.home`.
 
-    Where a disk is not mounted the start would make an empty database with a new `admin`, and
-    uploads that the disk covers later.
+    If a disk is not mounted, the start would create an empty database with a new `admin`, and store
+    uploads that the disk hides once it is mounted.
     """
     for name, place in _missing_places(config, folder):
         if needed := _needed(name, place):
@@ -277,7 +278,7 @@ def unmounted(config: Config, folder: Path) -> str:
 
 
 def _missing_places(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
-    """(option, folder) of each folder outside `folder` that is not there. Those inside are made."""
+    """(option, folder) of each missing folder outside `folder`. The start creates those inside."""
     places = {"storage.url": config.storage.folder}
     if config.database:
         places["record.spool"] = config.record.spool
@@ -289,8 +290,8 @@ def _missing_places(config: Config, folder: Path) -> Iterator[tuple[str, str]]:
 
 
 def _needed(name: str, place: str) -> str:
-    """The folder that has to be there already, or "" if it is: the start makes a folder for files
-    inside one that exists, and none for a database."""
+    """The folder that must exist before the start, or "" if it does: the start creates a folder for
+    files inside an existing one, and none for a database."""
     needed = place if name == "database" else os.path.dirname(place.rstrip("/"))
     return "" if os.path.exists(needed) else needed
 
@@ -310,7 +311,7 @@ def _is_within(path: Path, folder: Path) -> bool:
 
 
 def _has_users(file: str) -> bool:
-    """Whether the SQLite file has accounts; nothing is made or changed."""
+    """Whether the SQLite file has accounts; opens it read-only and never creates it."""
     if not file or not os.path.isfile(file):
         return False
     try:

@@ -1,6 +1,6 @@
-"""What `${…}` in config.yaml may name: variables, and files that hold secrets.
+"""The sources of `${…}` in config.yaml: variables, and files that hold secrets.
 
-Variables are those of the process and, below them, those of `.env` beside config.yaml.
+Variables come from the process first, then from `.env` in the folder of config.yaml.
 """
 
 import stat
@@ -16,9 +16,9 @@ LARGEST_FILE = 64 << 10  # bytes of `.env`, and of one secret
 def with_dotenv(
     folder: Path, environ: Mapping[str, str], problems: list[str] | None = None
 ) -> dict[str, str]:
-    """The variables of `environ` and of `folder/.env`; those of `environ` win.
+    """The variables of `environ` and of `folder/.env`; `environ` takes precedence.
 
-    Values are literal: `$` means nothing in them. What cannot be read goes to `problems`.
+    Values are literal: `$` has no meaning in them. Unreadable files and lines go to `problems`.
     """
     path = folder / ".env"
     found: dict[str, str] = {}
@@ -39,9 +39,9 @@ def with_dotenv(
 
 
 def secret_in(folder: Path, name: str) -> str:
-    """The text of a file without the line end behind it; `name` is relative to `folder`.
+    """The text of a file without its trailing line ends; `name` is relative to `folder`.
 
-    Raises ValueError with a sentence that has the whole path.
+    Raises ValueError with a sentence that contains the absolute path.
     """
     path = (folder / name).absolute()
     try:
@@ -53,7 +53,7 @@ def secret_in(folder: Path, name: str) -> str:
 
 
 def _read(path: Path) -> str:
-    """Raises FileNotFoundError, and ValueError with the end of a sentence."""
+    """Raises FileNotFoundError, and ValueError with a predicate whose subject is the file."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise ValueError("is not a regular file")

@@ -1,4 +1,4 @@
-"""How this gateway was called, for hints that can be pasted."""
+"""How this gateway was started, for hints that can be pasted into a shell."""
 
 import os
 import shlex
@@ -8,9 +8,10 @@ from pathlib import Path
 
 
 def command(config: Path | None = None) -> str:
-    """`.venv/bin/python run.py`, as it works in the current folder with the same interpreter.
+    """The command that runs the gateway from the current folder with the same interpreter, such as
+    `.venv/bin/python run.py`.
 
-    `config` is named too, unless it is what would be read anyway.
+    It includes `--config` unless `config` is the default.
     """
     called = Path(sys.argv[0])
     words = [_short(called)]
@@ -27,12 +28,13 @@ def default_config() -> Path:
 
 
 def may_be_built_in(config: Path | None) -> bool:
-    """Whether the shipped config.yaml replaces a missing file: only if none is named."""
+    """Whether the shipped config.yaml replaces a missing file: only if no file is named."""
     return config is None and not os.environ.get("GATEWAY_CONFIG")
 
 
 def _short(path: Path) -> str:
-    """The name alone where the shell finds it, else relative to the current folder if inside."""
+    """The name alone if the shell finds it in PATH, else the path: relative if it is inside the
+    current folder, otherwise absolute."""
     if (found := shutil.which(path.name)) and Path(found) == path:
         return path.name
     here = Path.cwd()

@@ -1,7 +1,7 @@
-"""Kinds of upstreams: everything that the gateway knows of a platform, found by its name.
+"""Kinds of upstreams: everything the gateway knows about a platform, found by its name.
 
-A kind is a package with a `KIND`: one of `gateway.platforms`, or of another distribution that names
-it in the entry point group `ai_gateway.platforms`:
+A kind is a package with a `KIND`: either in `gateway.platforms`, or in another distribution that
+declares it in the entry point group `ai_gateway.platforms`:
 
     [project.entry-points."ai_gateway.platforms"]
     acme = "ai_gateway_acme"
@@ -31,24 +31,24 @@ _NEVER = "(?!)"
 
 
 class BadKind(Exception):
-    """A package that is installed as a platform has no usable `KIND`. Says why."""
+    """A package installed as a platform has no usable `KIND`. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """One kind of upstream.
 
-    `options` is its part of config.yaml, with a member `platform: Literal[<name>]`. `adapter` makes
-    a `gateway.platforms.base.Platform` of an agent's name, its options and its URL.
+    `options` is the model of its part of config.yaml, with a member `platform: Literal[<name>]`.
+    `adapter` creates a `gateway.platforms.base.Platform` from an agent's name, options and URL.
 
-    The rest helps people: `environment` are the variables that make the shipped agent a real one.
-    `key_shapes` are regular expressions of its keys; what matches is redacted from logs and errors.
-    `key_prefixes` are what its keys begin with, always if it `has_only_these_keys`. `query` is a
-    regular expression of the query that `base_url` may have. `pages` leads from hosts that serve
-    pages for people to the API; `page_paths` and `endpoints` are regular expressions of paths, for
-    platforms on one's own host: of pages, whose API is at `api_path`, and of endpoints that the
-    adapter removes from `base_url`. `key_problem` says of the raw options why their key cannot
-    work, or "".
+    The rest supports hints and checks. `environment` lists the variables that connect the shipped
+    agent to a real platform. `key_shapes` are regular expressions of its keys; matches are redacted
+    from logs and errors. `key_prefixes` are the beginnings of its keys: of every key if it
+    `has_only_these_keys`. `query` is a regular expression of the query that `base_url` may have.
+    `pages` maps hosts that serve pages for people to the address of the API. `page_paths` and
+    `endpoints` are regular expressions of paths on self-hosted platforms: of pages, whose API is at
+    `api_path`, and of endpoints that the adapter removes from `base_url`. `key_problem` takes the
+    raw options and returns why their key cannot work, or "".
     """
 
     name: str
@@ -68,13 +68,13 @@ class Kind:
 
     @property
     def has_demo(self) -> bool:
-        """Whether the gateway has a simulator of it."""
+        """Whether the gateway has a simulator of this platform."""
         return find_spec(f"gateway.demo.{self.name}") is not None
 
 
 @cache
 def built_in() -> Mapping[str, Kind]:
-    """The kinds of the gateway itself, by name."""
+    """The gateway's own kinds, by name."""
     package = import_module(_BUILT_IN)
     found: dict[str, Kind] = {}
     for module in iter_modules(package.__path__):
@@ -85,12 +85,12 @@ def built_in() -> Mapping[str, Kind]:
 
 
 def installed() -> Mapping[str, EntryPoint]:
-    """The entry points of other distributions by name; none of them is imported here."""
+    """The entry points of other distributions, by name; this imports none of them."""
     return {point.name: point for point in entry_points(group=GROUP)}
 
 
 def find(name: str) -> Kind | None:
-    """The kind of that name. Imports it if it is another distribution's. Raises BadKind."""
+    """The kind of that name, or None. Imports it if another distribution has it. Raises BadKind."""
     if name in built_in():
         return built_in()[name]
     point = installed().get(name)
@@ -101,7 +101,7 @@ def find(name: str) -> Kind | None:
 def _plugin(point: EntryPoint) -> Kind:
     try:
         module = point.load()
-    except Exception as error:  # a stranger's code: whatever it raises, config.yaml names the cause
+    except Exception as error:  # third-party code may raise anything; report it as a bad kind
         raise BadKind(f"cannot be imported: {type(error).__name__}: {error}") from error
     return _kind_in(module, point.name)
 
@@ -118,12 +118,12 @@ def _kind_in(module: Any, name: str) -> Kind:
 
 
 def known() -> list[str]:
-    """The names that `platform` may have."""
+    """The names that `platform` may hold."""
     return [*built_in(), *(name for name in installed() if name not in built_in())]
 
 
 def used_in(tree: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of kinds in the raw configuration that are not built in."""
+    """The names of the installed, not built-in kinds that the raw configuration uses."""
     agents = tree.get("agents")
     agents = agents.values() if isinstance(agents, dict) else ()
     names = {str(agent.get("platform")) for agent in agents if isinstance(agent, dict)}
@@ -132,7 +132,7 @@ def used_in(tree: Mapping[str, Any]) -> tuple[str, ...]:
 
 @cache
 def config_model(plugins: tuple[str, ...] = ()) -> type[Config]:
-    """`Config` whose agents have the options of their kind: of those built in, and `plugins`.
+    """`Config` whose agents have the options of their kind: the built-in kinds and `plugins`.
 
     Raises BadKind.
     """

@@ -1,4 +1,4 @@
-"""Read config.yaml: substitute the environment, check everything, report every problem at once."""
+"""Read config.yaml: substitute variables, check everything, report all problems together."""
 
 import difflib
 import os
@@ -24,8 +24,8 @@ from gateway.shipped import shipped
 
 
 class ConfigError(Exception):
-    """config.yaml cannot be used. `problems` are lines of the form `path: what is wrong`, and so
-    are `warnings`: what is odd in the parts that can be read."""
+    """config.yaml is unusable. `problems` are lines of the form `path: what is wrong`. `warnings`
+    have the same form and report oddities of the readable parts."""
 
     def __init__(self, problems: list[str], warnings: Sequence[str] = ()) -> None:
         super().__init__("\n".join(problems))
@@ -43,7 +43,7 @@ def load(
     """The checked configuration in `path`; variables also come from `.env` in its folder.
 
     `built_in` reads the shipped config.yaml as if it were at `path`.
-    `overrides` replace members of `server` (from the command line) where not None.
+    `overrides` come from the command line and replace members of `server` unless they are None.
     Raises ConfigError with all problems.
     """
     try:
@@ -57,12 +57,12 @@ def load(
 
 
 def home(path: Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """The folder from which relative paths in the file `path` count."""
+    """The folder that relative paths in the file `path` start from."""
     return Path(with_dotenv(path.parent, environ).get("GATEWAY_HOME") or path.parent)
 
 
 def sources(path: Path) -> list[Path]:
-    """The files that `load(path)` reads: `path`, `.env` beside it, and every `${file:…}`."""
+    """The files that `load(path)` reads: `path`, `.env` in its folder, and every `${file:…}`."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
@@ -78,7 +78,8 @@ def parse(
     problems: list[str] | None = None,
     **overrides: Any,
 ) -> Config:
-    """Like `load`, from the file's text. `folder` is the file's, `problems` those found so far."""
+    """Like `load`, but from the file's text. `folder` is the file's folder, `problems` are the
+    problems found so far."""
     problems = [] if problems is None else problems
     tree = _read_yaml(text, problems)
     if not isinstance(tree, dict):
@@ -88,7 +89,7 @@ def parse(
     given = {key: value for key, value in overrides.items() if value is not None}
     server = tree.setdefault("server", {})
     if isinstance(server, dict):
-        for name in ("host", "port"):  # known from every container; the file may say otherwise
+        for name in ("host", "port"):  # HOST and PORT are usual in containers; the file wins
             if environ.get(name.upper()):
                 server.setdefault(name, environ[name.upper()])
         server.update(given)
@@ -120,8 +121,8 @@ def parse(
 def _check_the_rest(
     tree: dict[str, Any], error: ValidationError, home: Path, problems: list[str], odd: list[str]
 ) -> None:
-    """What `check_together` and `warnings` find where sections, or agents, that do not parse are
-    left out."""
+    """Add the results of `check_together` and `warnings` for the configuration without the sections
+    and agents that do not parse."""
     bad = {item["loc"][:2] if item["loc"][:1] == ("agents",) else item["loc"][:1]
            for item in error.errors(include_url=False, include_input=False)}  # fmt: skip
     kept: dict[str, Any] = {name: part for name, part in tree.items() if (name,) not in bad}
@@ -133,7 +134,7 @@ def _check_the_rest(
         config = Config.model_validate(kept)
     except ValidationError:
         return
-    # What is said of a section that was left out is said of its defaults.
+    # Lines about a section that was left out are about its defaults.
     skipped = tuple(f"{loc[0]}." for loc in bad if len(loc) == 1)
     problems += [line for line in check_together(config) if not line.startswith(skipped)]
     config = anchored(config, home)
@@ -149,7 +150,7 @@ def _check_pem_files(config: Config) -> Iterator[str]:
 
 
 def anchored(config: Config, folder: Path) -> Config:
-    """With every path relative to `folder` instead of the working directory."""
+    """The configuration with its relative paths joined to `folder`."""
     changes: dict[str, Any] = {}
     if config.sqlite_file:
         changes["database"] = Secret(f"sqlite:///{folder / config.sqlite_file}")
@@ -172,7 +173,7 @@ def _anchored(agent: Agent, folder: Path) -> Agent:
 
 
 def check_together(config: Config) -> Iterator[str]:
-    """What is wrong with sections that are each right by themselves."""
+    """Conflicts between sections that are each valid alone."""
     yield from _check_access(config)
     yield from _check_files(config)
     if not config.demo:
@@ -185,7 +186,7 @@ def check_together(config: Config) -> Iterator[str]:
 
 
 def _fill_in(tree: dict[str, Any], environ: Mapping[str, str]) -> None:
-    """What everybody sets by these names, where the file does not speak of it."""
+    """Take options that the file does not set from variables with conventional names."""
     for name, variable in (("database", "DATABASE_URL"), ("redis", "REDIS_URL")):
         if environ.get(variable):
             tree.setdefault(name, environ[variable])
@@ -216,7 +217,7 @@ def _fill_in_storage(storage: dict[str, Any], environ: Mapping[str, str]) -> Non
 
 
 def _fill_in_proxies(tree: dict[str, Any], environ: Mapping[str, str], problems: list[str]) -> None:
-    """As curl, Go and Python read these variables: in lower case first, ALL_PROXY last."""
+    """Read the variables as curl, Go and Python do: lower case first, ALL_PROXY last."""
     outgoing = tree.setdefault("outgoing", {})
     if not isinstance(outgoing, dict):
         return
@@ -237,13 +238,13 @@ def _fill_in_proxies(tree: dict[str, Any], environ: Mapping[str, str], problems:
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that leaves words as they are written.
+    """SafeLoader that keeps nearly all scalars as strings.
 
-    Names, ids and keys are often digits: `0123`, `12:34`, `1.10` and `yes` stay what they are, and
-    so does every key of a mapping. Only plain whole numbers, true, false and null mean something.
+    Names, ids and keys are often digits: `0123`, `12:34`, `1.10` and `yes` stay strings, and so
+    does every key of a mapping. Only plain whole numbers, true, false and null are converted.
     """
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - where PyYAML looks
+    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - PyYAML reads this attribute
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         self.flatten_mapping(node)
@@ -268,25 +269,26 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["
 
 
 def _read_yaml(text: str, problems: list[str]) -> Any:
-    """The tree; without the sections that are not valid YAML, which are told in `problems`."""
+    """The tree without the sections that are invalid YAML, which are reported in `problems`."""
     found: list[str] = []
     tree = _compose(text, found)
     if tree is None and found:
         parts = {name: _compose(part, found) for name, part in _sections(text)}
-        # A whole section of that kind begins a mapping of its own.
+        # A complete section is a mapping with its name as the key.
         tree = {
             name: part[name]
             for name, part in parts.items()
             if isinstance(part, dict) and name in part
         } or None
-    # The same fault may be seen twice, in other words.
+    # The whole file and its section may report the same fault differently; keep one per line.
     problems += {line.partition(":")[0] if line.startswith("line ") else line: line
                  for line in reversed(found)}.values()  # fmt: skip
     return tree
 
 
 def _sections(text: str) -> Iterator[tuple[str, str]]:
-    """(name, text) of what begins at the left margin, on the lines where it stands in the file."""
+    """(name, text) of each section that begins at the left margin, padded with empty lines so that
+    line numbers are those of the file."""
     lines = text.splitlines()
     begins = [i for i, line in enumerate(lines) if re.match(r"[A-Za-z_]+\s*:", line)]
     for begin, end in pairwise([*begins, len(lines)]):
@@ -301,7 +303,7 @@ def _compose(text: str, problems: list[str]) -> Any:
         problems += _given_twice(root, "")
         return loader.construct_document(root) if root else None
     except ComposerError as error:
-        if "undefined alias" not in str(error.problem):  # it may be defined in another section
+        if "undefined alias" not in str(error.problem):  # another section may define it
             problems.append(_yaml_problem(error))
     except yaml.MarkedYAMLError as error:
         problems.append(_yaml_problem(error))
@@ -317,14 +319,14 @@ def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
     begun = error.context_mark.line + 1 if error.context_mark else line
     problem = error.problem or ""
     advice = next((words for seen, words in _YAML_ADVICE if re.search(seen, problem)), "")
-    # The parser quotes what it cannot read, which may be a secret without quotes.
-    # What is short or in angles is YAML's own.
+    # The parser quotes what it cannot read, which may be an unquoted secret.
+    # Short text, or text in angle brackets, is YAML's own.
     words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", problem)
     told = advice.format(begun=begun) or f"{words}; put odd values in quotes"
     return f"line {line}: not valid YAML: {told}"
 
 
-# What PyYAML says, and what to do. `begun` is the line of the bracket, quote or mapping around it.
+# PyYAML's message, and advice. `begun` is the line of the enclosing bracket, quote or mapping.
 _YAML_ADVICE = (
     (r"'\\t'", "a tab stands there; indent with spaces"),
     (
@@ -351,7 +353,7 @@ _YAML_ADVICE = (
 
 
 def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:
-    """Keys that stand twice in one mapping; YAML readers silently let the last one win."""
+    """Keys that occur twice in one mapping; YAML parsers silently keep the last one."""
     if isinstance(node, yaml.SequenceNode):
         for i, item in enumerate(node.value):
             yield from _given_twice(item, f"{path}[{i}]")
@@ -365,8 +367,8 @@ def _given_twice(node: yaml.Node | None, path: str) -> Iterator[str]:
             yield from _given_twice(value, here)
 
 
-# `$${` stands for a literal `${`. LiteLLM's `os.environ/NAME` is read too, so that its users' lines
-# can be pasted.
+# `$${` is a literal `${`. LiteLLM's `os.environ/NAME` is accepted too, so that its users can paste
+# their lines.
 _VARIABLE = re.compile(
     r"\$\$\{|\$\{file:(?P<file>[^}\-][^}]*)\}"
     r"|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^}]*))?\}|\$\{(?P<odd>[^}]*)\}?"
@@ -374,7 +376,7 @@ _VARIABLE = re.compile(
 
 
 class _Values:
-    """Puts variables and files in the place of `${…}`. `unset` are the paths that got nothing."""
+    """Replaces `${…}` by variables and files. `unset` holds the paths whose value was missing."""
 
     def __init__(self, environ: Mapping[str, str], folder: Path, problems: list[str]) -> None:
         self._environ = environ
@@ -427,8 +429,8 @@ class _Values:
 
 
 def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    """Each problem as (line, path), in words and with the nearest known name. Of a value that may
-    have one of several types each type has a complaint; they are one problem."""
+    """Each problem as (line, path), in plain English and with the nearest known name. pydantic
+    reports one error per type of a union; together they are one problem."""
     found: dict[str, list[str]] = {}
     for item in error.errors(include_url=False, include_input=False):
         path = _path(item["loc"], tree)
@@ -447,7 +449,7 @@ def _explain(error: ValidationError, tree: dict[str, Any]) -> Iterator[tuple[str
         yield f"{path}: {first}{others}", path
 
 
-# pydantic speaks of Python's types; the file is YAML.
+# pydantic's messages name Python types; the file is YAML.
 _WORDS = {
     "missing": "is missing",
     "string_pattern_mismatch": "contains characters that are not allowed here",
@@ -468,7 +470,7 @@ _WORDS = {
 
 
 def _explain_platform(path: str, agent: dict[str, Any]) -> tuple[str, str]:
-    """(path, words) for an agent whose platform is not known, perhaps for a typo in the key."""
+    """(path, message) for an agent whose platform is unknown, perhaps due to a typo in the key."""
     known = kinds.known()
     for key in agent:
         if "platform" not in agent and difflib.get_close_matches(key, ["platform"], 1, 0.7):
@@ -478,7 +480,7 @@ def _explain_platform(path: str, agent: dict[str, Any]) -> tuple[str, str]:
 
 
 def _path(loc: Iterable[Any], tree: Any) -> str:
-    """`agents.dify.timeouts.idle` for pydantic's loc, leaving out the tags of unions."""
+    """`agents.dify.timeouts.idle` for pydantic's loc, without the tags of unions."""
     out, node = "", tree
     for step in loc:
         if isinstance(step, int):
@@ -506,8 +508,8 @@ def _at(tree: Any, loc: Iterable[Any]) -> Any:
 
 
 def _model_for(tree: dict[str, Any], problems: list[str]) -> type[Config]:
-    """`Config` with the options of each kind that the file names. Of a kind whose package is
-    broken the agents are left out."""
+    """`Config` with the options of each kind that the file names. Removes the agents whose kind has
+    a broken package."""
     usable = []
     for name in kinds.used_in(tree):
         try:
@@ -522,7 +524,7 @@ def _model_for(tree: dict[str, Any], problems: list[str]) -> type[Config]:
 
 
 def _known_keys(loc: tuple[Any, ...], tree: dict[str, Any]) -> list[str]:
-    """The names that may stand where an unknown key was found."""
+    """The names that are valid where an unknown key was found."""
     model: Any = Config
     for step in loc[:-1]:
         kind = kinds.find(step) if isinstance(step, str) and model is not Config else None
@@ -549,7 +551,8 @@ def _nearest(name: str, known: Iterable[str]) -> str:
 
 
 def _check_names(tree: dict[str, Any]) -> Iterator[str]:
-    """Names that clash or lead nowhere, from the raw tree, so that they show beside the rest."""
+    """Names that clash or do not exist, from the raw tree, so that they are reported with the
+    rest."""
     agents, routes = tree.get("agents"), tree.get("routes")
     agents = agents if isinstance(agents, dict) else {}
     routes = routes if isinstance(routes, dict) else {}
@@ -575,7 +578,8 @@ def _check_names(tree: dict[str, Any]) -> Iterator[str]:
 
 
 def _check_keys(tree: dict[str, Any], known: Mapping[str, str]) -> Iterator[str]:
-    """The names of static keys, and the agents they are limited to; `known` are in lower case."""
+    """Check the names of static keys, and the agents they are limited to; `known` has the names of
+    agents and routes in lower case."""
     keys = (tree.get("auth") or {}).get("keys") if isinstance(tree.get("auth"), dict) else None
     seen: set[str] = set()
     for i, key in enumerate(keys if isinstance(keys, list) else []):
@@ -591,14 +595,15 @@ def _check_keys(tree: dict[str, Any], known: Mapping[str, str]) -> Iterator[str]
 
 
 def _lacks_simulator(agent: dict[str, Any]) -> str:
-    """The title of a kind that has no simulator, if one is asked for, else ""."""
+    """The title of the agent's kind if it needs a simulator but the kind has none, else ""."""
     kind = kinds.find(str(agent.get("platform")))
     is_demo = agent.get("base_url", DEMO) == DEMO
     return kind.title if kind and is_demo and not kind.has_demo else ""
 
 
 def _lacks_key(agent: dict[str, Any]) -> bool:
-    """A model server on one's own machine often has no key; the platforms always ask for one."""
+    """Whether a required key is missing. Self-hosted model servers often have no key; the platforms
+    always require one."""
     kind = kinds.find(str(agent.get("platform")))
     wanted = kind.options.credentials if kind else Agent.credentials
     has_one = not wanted or any(agent.get(name) for name in wanted)
@@ -637,7 +642,7 @@ def _check_access(config: Config) -> Iterator[str]:
 
 
 def access_note(config: Config) -> str:
-    """A sentence about callers without a key, for the start and for `check`."""
+    """A sentence about anonymous callers, for the start and for `check`."""
     auth = config.auth
     if config.anonymous and auth.anonymous_anywhere:
         return "anyone who reaches the port may call without a key; ANONYMOUS=false demands one"
@@ -654,7 +659,7 @@ def access_note(config: Config) -> str:
 
 
 def lock_out(config: Config) -> str:
-    """A sentence if nobody could call, else ""."""
+    """A sentence if no caller could have access, else ""."""
     if config.anonymous or config.auth.keys or config.database:
         return ""
     return (

@@ -39,7 +39,7 @@ from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
 from gateway.secret import Secret
 
 DEMO = "demo:"
-SHORTEST_SECRET = 32  # characters of a secret that tokens are signed with
+SHORTEST_SECRET = 32  # characters of a secret that signs tokens
 
 
 def _web_address(value: str) -> str:
@@ -64,7 +64,7 @@ def _a_day_or_more(value: float) -> float:
 
 
 def _kind_name(value: Any) -> Any:
-    """Chats call it a document as well."""
+    """Accept the name `document`, which chat APIs also use."""
     return "file" if value == "document" else value
 
 
@@ -80,12 +80,12 @@ class Model(BaseModel):
         frozen=True,
         extra="forbid",
         hide_input_in_errors=True,
-        coerce_numbers_to_str=True,  # ids are often digits, and YAML makes numbers of them
+        coerce_numbers_to_str=True,  # ids are often digits, which YAML reads as numbers
     )
 
 
 class Tls(Model):
-    """PEM files; `cert` with the whole chain. A reload reads them anew."""
+    """PEM files; `cert` contains the whole chain. A reload reads them again."""
 
     cert: Annotated[str, Field(min_length=1)]
     key: Annotated[str, Field(min_length=1)]
@@ -95,13 +95,13 @@ KeepAliveForm = Literal["auto", "comment", "line"]
 
 
 class Server(Model):
-    """`ops_port` is a second port for probes and metrics, at `ops_host` or else at `host`;
-    `metrics: false` leaves them to that one. `drain_timeout` is how long answers under way may take
-    when the process is to stop. `max_bodies` are the bytes of large bodies that are held at once,
-    `max_forms` those of forms in the temporary folder, half of them for one caller.
-    `keepalive_form` is whether a blank line follows the comments that keep a stream alive;
-    `keepalive_whole` keeps whole answers alive as well. A caller who takes next to nothing of an
-    answer for `send_timeout` is cut off."""
+    """`ops_port` is a second port for probes and metrics, on `ops_host` or else on `host`;
+    `metrics: false` removes metrics from the main port. `drain_timeout` limits how long answers in
+    flight may take after the process is asked to stop. `max_bodies` limits the bytes of large
+    bodies in memory, `max_forms` the bytes of forms in the temporary folder; one caller may use
+    half of them. `keepalive_form` decides whether a blank line follows the comments that keep a
+    stream alive; `keepalive_whole` keeps whole answers alive too. A client that reads next to
+    nothing of an answer for `send_timeout` is disconnected."""
 
     host: str = "127.0.0.1"
     port: Port = 3000
@@ -127,7 +127,7 @@ Permission = Literal["chat", "upload", "admin"]
 
 
 class KeyLimits(Model):
-    """A key's own limits; what is left out is as in `rate_limits`."""
+    """A key's own limits; `rate_limits` applies to the members left out."""
 
     chat: AnyRate | None = None
     upload: AnyRate | None = None
@@ -160,9 +160,9 @@ def _host_name(value: str) -> str:
 
 
 class Auth(Model):
-    """Calls without a key: `auto` is on while `server.host` is a loopback address and nothing in
-    the file says that the gateway is deployed. `anonymous_hosts` are further names that their
-    `Host` header may have beside those of this machine."""
+    """`anonymous` allows calls without a key: `auto` does while `server.host` is a loopback address
+    and nothing in the file says that the gateway is deployed. `anonymous_hosts` are names that
+    their `Host` header may contain in addition to the names of this machine."""
 
     anonymous: Literal["auto"] | bool = "auto"
     anonymous_anywhere: bool = False
@@ -186,9 +186,9 @@ Extension = Annotated[str, BeforeValidator(_lower), Field(pattern=r"^[a-z0-9]{1,
 
 
 class S3(Model):
-    """A bucket and how to get at it. Empty keys: what the machine itself may do (AWS_*, roles).
-    `addressing` auto: `path` (endpoint/bucket/key) where an endpoint is given, as MinIO wants it;
-    OSS and COS want `virtual`."""
+    """A bucket and how to access it. Without keys the machine's own credentials apply (AWS_*,
+    roles). `addressing: auto` means `path` (endpoint/bucket/key) if an endpoint is given, as MinIO
+    requires; OSS and COS require `virtual`."""
 
     endpoint: Annotated[PublicAddress | None, BeforeValidator(empty_is_none)] = None
     access_key: Secret = Secret("")
@@ -201,16 +201,17 @@ class S3(Model):
 
 
 class Storage(Model):
-    """Where uploads lie, which ones are taken and for how long they are kept (null: for ever).
-    `url` empty: the bucket in `s3`, if one is named there, else a folder. `public_base_url` is
-    where others reach the files; without one links to a bucket are signed and last `link_ttl`."""
+    """Where uploads are stored, which ones are accepted and how long they are kept (null: without
+    limit). An empty `url` means the bucket in `s3` if it names one, else a folder.
+    `public_base_url` is the address at which others reach the files; without it links to a bucket
+    are signed and valid for `link_ttl`."""
 
     url: str = ""
     public_base_url: Annotated[PublicAddress | None, BeforeValidator(empty_is_none)] = None
     max_size: Size = 100 * 1000 * 1000
     extensions: list[Extension] = list(DEFAULT_EXTENSIONS)
     keep: Annotated[Age, AfterValidator(_a_day_or_more)] | None = None
-    link_ttl: Duration = 7 * 86_400.0  # which is also the most that S3 signs for
+    link_ttl: Duration = 7 * 86_400.0  # the longest validity that S3 signs
     s3: S3 = S3()
 
     @field_validator("url")
@@ -222,21 +223,22 @@ class Storage(Model):
 
     @property
     def folder(self) -> str:
-        """The path of the folder, or "" where it is a bucket."""
+        """The path of the folder, or "" if the store is a bucket."""
         if self.url.startswith("file:"):
             return re.sub("^//(?=/)", "", self.url.removeprefix("file:"))
         return "" if self.url or self.s3.bucket else "data/uploads"
 
     @property
     def bucket(self) -> tuple[str, str]:
-        """(bucket, prefix of its keys)."""
+        """(bucket, key prefix)."""
         bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
         return bucket or self.s3.bucket, prefix or self.s3.key_prefix
 
 
 class Outgoing(Model):
-    """The proxies of connections to platforms and to the hosts of callers' URLs, where an agent
-    and `fetch` name none: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of the environment."""
+    """The proxies for connections to platforms and to the hosts of callers' URLs, unless an agent
+    or `fetch` names its own. The defaults are HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY of
+    the environment."""
 
     http_proxy: AnyProxy = None
     https_proxy: AnyProxy = None
@@ -250,8 +252,8 @@ class Outgoing(Model):
 
 
 class Fetch(Model):
-    """What the gateway itself fetches when a caller names a URL: never from private networks,
-    but for those in `allow`. `timeout` is for the whole of it."""
+    """Limits for files that the gateway fetches from a caller's URL: never from private networks
+    except those in `allow`. `timeout` covers the whole fetch."""
 
     proxy: AnyProxy = None
     allow: list[Network] = []
@@ -260,11 +262,11 @@ class Fetch(Model):
 
 
 class RateLimits(Model):
-    """Per caller and class; null is no limit. `accounts` are routes of accounts, keys, pages'
-    tokens and the record. `tokens` are counted from the answers' usage, `concurrency` is calls
-    under way. `account` is for all keys and logins of one account together, administrators'
-    apart; what is left out there is as much as one caller has, so that further keys give no
-    more."""
+    """Limits per caller and class; null means no limit. `accounts` covers the routes of accounts,
+    keys, pages' tokens and the record. `tokens` counts the usage of answers, `concurrency` counts
+    calls in flight. `account` covers all keys and logins of one account together, except
+    administrators'; members left out there default to one caller's limits, so that more keys do
+    not raise them."""
 
     chat: AnyRate | None = Rate(60, 1.0)
     upload: AnyRate | None = Rate(10, 10 / 60)
@@ -277,8 +279,9 @@ class RateLimits(Model):
 
 
 class Redis(Model):
-    """`url` is redis-py's: redis://, rediss:// or unix://. With `mode: sentinel` it names the
-    sentinels (`redis://user:password@one:26379,two:26379/0`) and `master` the service."""
+    """`url` has redis-py's format: redis://, rediss:// or unix://. With `mode: sentinel` it names
+    the sentinels (`redis://user:password@one:26379,two:26379/0`), and `master` names the
+    service."""
 
     url: Secret = Secret("")
     mode: Literal["single", "sentinel", "cluster"] = "single"
@@ -302,7 +305,7 @@ AnyRedis = Annotated[Redis, BeforeValidator(_redis_url, json_schema_input_type=s
 
 
 class Record(Model):
-    """The calls that are kept: for how long, and where they wait while the database is away."""
+    """How long call records are kept, and where they wait while the database is unavailable."""
 
     keep: Age = 400 * 86_400.0
     keep_bodies: Age = 30 * 86_400.0
@@ -312,8 +315,9 @@ class Record(Model):
 
 
 class Traces(Model):
-    """`endpoint` takes OTLP over HTTP, such as http://collector:4318; empty: nothing is exported.
-    `sample` is the share of the calls that are traced, where the caller's trace does not say."""
+    """`endpoint` receives OTLP over HTTP, such as http://collector:4318; if it is empty, nothing is
+    exported. `sample` is the share of calls that are traced if the caller's trace does not
+    decide."""
 
     endpoint: str = ""
     sample: Annotated[float, Field(ge=0, le=1)] = 1.0
@@ -325,10 +329,10 @@ class Traces(Model):
 
 
 class Timeouts(Model):
-    """`connect`: to the TCP connection. `first_delta`: the longest wait for the answer to begin,
-    all tries together, and counted anew from each step a workflow reports. `idle`: the longest
-    silence afterwards. `total`: the whole call, with all agents of a route. `queue`: the longest
-    wait for a place where `concurrency` are taken."""
+    """`connect`: until the TCP connection is there. `first_delta`: the longest wait for the answer
+    to begin, all attempts together; each step that a workflow reports restarts it. `idle`: the
+    longest silence afterwards. `total`: the whole call, including all agents of a route. `queue`:
+    the longest wait for a slot if `concurrency` calls are in flight."""
 
     connect: Duration = 5.0
     first_delta: Duration = 60.0
@@ -338,16 +342,17 @@ class Timeouts(Model):
 
 
 class BreakerSettings(Model):
-    """After `failures` outages in a row nothing is sent to the upstream for `cooldown`; then one
-    call tries whether it is back."""
+    """After `failures` consecutive outages the gateway sends nothing to the upstream for
+    `cooldown`; then one call tests whether it has recovered."""
 
     failures: Annotated[int, Field(ge=1, le=1_000_000)] = 5
     cooldown: Duration = 10.0
 
 
 class OnDisconnect(Model):
-    """What becomes of an answer whose caller has left: `cancel` stops it at the platform, `drain`
-    lets it come to its end, to know its usage, for `max_time` and `max_calls` at once at most."""
+    """What happens to an answer whose client has disconnected: `cancel` stops it at the platform,
+    `drain` reads it to its end to learn its usage, for at most `max_time` and in at most
+    `max_calls` calls concurrently."""
 
     policy: Literal["cancel", "drain"] = "cancel"
     max_time: Duration = 120.0
@@ -365,9 +370,9 @@ AnyLeavers = Annotated[
 
 
 class Agent(Model):
-    """What every agent has, whatever its platform. `proxy`: left out, that of `outgoing`. `ca`,
-    `cert` and `key` are PEM files: authorities to trust in addition to the system's, and the
-    certificate that the gateway shows. A reload reads them again. `share` is the part of
+    """Options of every agent, whatever its platform. `proxy` defaults to the proxy in `outgoing`.
+    `ca`, `cert` and `key` are PEM files: authorities to trust in addition to the system's, and the
+    certificate that the gateway presents. A reload reads them again. `share` is the fraction of
     `concurrency` and of `queue` that one caller may hold."""
 
     platform: str
@@ -389,11 +394,11 @@ class Agent(Model):
     capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (
-        None  # kinds of files; null: what the platform is known for
+        None  # kinds of files; null means the platform's usual kinds
     )
     headers: dict[str, HeaderValue] = {}
 
-    # Members of which one must be set; none of them is needed if the tuple is empty.
+    # One of these members must be set; an empty tuple requires none.
     credentials: ClassVar[tuple[str, ...]] = ("api_key",)
 
     @property
@@ -402,16 +407,17 @@ class Agent(Model):
 
     @property
     def keeps_files(self) -> bool:
-        """Whether the platform takes uploads and knows them by ids of its own."""
+        """Whether the platform accepts uploads and gives them its own ids."""
         return False
 
     def warnings(self) -> Iterator[str]:
-        """`member: what is odd` of options that can be used."""
+        """Lines `member: what is odd` about usable options."""
         return iter(())
 
 
 class RouteTarget(Model):
-    """One agent of a route. Without weights the order counts; with them the share of calls does."""
+    """One agent of a route. Weights set each agent's share of the calls; without them agents are
+    tried in order."""
 
     agent: str
     weight: Annotated[float, Field(gt=0, le=1_000_000)] | None = None
@@ -426,12 +432,12 @@ AnyTarget = Annotated[
 ]
 
 
-# The length apart: in a pattern it would make an automaton of half a megabyte.
+# max_length is separate: in the pattern it would make an automaton of half a megabyte.
 Name = Annotated[str, Field(pattern=r"^[^\s/\x00-\x1f][^\x00-\x1f]*$", max_length=128)]
 
 
 class Config(Model):
-    """config.yaml, checked and with the defaults filled in."""
+    """config.yaml, validated, with its defaults filled in."""
 
     server: Server = Server()
     auth: Auth = Auth()
@@ -443,7 +449,7 @@ class Config(Model):
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     traces: Traces = Traces()
-    demo: bool = True  # whether agents may be answered by a simulator
+    demo: bool = True  # whether simulators may answer for agents
     agents: Annotated[dict[Name, Agent], Field(min_length=1)]  # see `kinds.config_model`
     routes: dict[Name, Annotated[list[AnyTarget], Field(min_length=1)]] = {}
 
@@ -471,26 +477,26 @@ class Config(Model):
 
     @property
     def demos(self) -> list[str]:
-        """The agents that are answered by a simulator."""
+        """The agents that a simulator answers for."""
         return [name for name, agent in self.agents.items() if agent.is_demo]
 
     @property
     def exposed_demos(self) -> list[str]:
-        """The same, where people elsewhere can talk to them."""
+        """`demos` if other machines can reach the gateway, else none."""
         server = self.server
         is_behind_proxy = server.trusted_proxies or self.storage.public_base_url or server.tls
         return self.demos if is_behind_proxy or not self.binds_loopback else []
 
     @property
     def anonymous(self) -> bool:
-        """Whether calls without a key are taken."""
+        """Whether calls without a key are accepted."""
         if self.auth.anonymous == "auto":
             return self.binds_loopback and not self.deployed_by
         return self.auth.anonymous
 
     @property
     def deployed_by(self) -> str:
-        """The first setting that nobody needs who tries the gateway on one machine, or ""."""
+        """The first setting that only a deployed gateway needs, or ""."""
         signs = {
             "server.trusted_proxies": self.server.trusted_proxies,
             "server.tls": self.server.tls,

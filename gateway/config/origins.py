@@ -1,4 +1,4 @@
-"""Which web pages may call: origins as browsers send them, held against server.cors_origins."""
+"""Which web pages may call: compares the origins that browsers send with server.cors_origins."""
 
 import re
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 ANY, OPAQUE, FROM_DISK = "*", "null", "file://"
 
-# Programs of this machine whose windows are web pages. No page of the network has such an origin.
+# Schemes of local programs whose windows are web pages. No page from a network has such an origin.
 _APPS = frozenset(
     (
         "app", "tauri", "capacitor", "capacitor-electron", "electron", "ionic", "neutralino",
@@ -20,8 +20,8 @@ _WEB = ("http", "https")
 
 
 def origin_entry(value: str) -> str:
-    """One entry of server.cors_origins in the form that `Origins` reads. Raises ValueError for
-    what no page can ever have as its origin."""
+    """An entry of server.cors_origins in the form that `Origins` reads. Raises ValueError for an
+    entry that cannot be the origin of any page."""
     value = value.strip().lower()
     if value in (ANY, OPAQUE, FROM_DISK):
         return value
@@ -42,7 +42,7 @@ def origin_entry(value: str) -> str:
 
 
 def _without_default_port(value: str) -> str:
-    """Browsers leave it out."""
+    """Remove the scheme's default port, as browsers do."""
     for scheme, port in (("https", ":443"), ("http", ":80")):
         if value.startswith(f"{scheme}://"):
             return value.removesuffix(port)
@@ -50,8 +50,8 @@ def _without_default_port(value: str) -> str:
 
 
 class Origins:
-    """The listed origins. `any_page` is the entry `*`: it opens CORS to all, and gives anonymous
-    access to nobody."""
+    """The listed origins. `any_page` means the entry `*`: it opens CORS to every page, and gives
+    none of them anonymous access."""
 
     def __init__(self, listed: Iterable[str]) -> None:
         entries = set(listed)
@@ -62,19 +62,19 @@ class Origins:
         self._patterns = re.compile("|".join(map(_pattern, sorted(rest))) or "(?!)")
 
     def lists(self, origin: str) -> bool:
-        """Whether an entry names that origin, exactly or by a pattern."""
+        """Whether an entry matches the origin, exactly or by a pattern."""
         if origin == OPAQUE:
             return self._takes_opaque
         return origin in self._exact or self._patterns.fullmatch(origin) is not None
 
     def may_borrow(self, origin: str) -> bool:
-        """Whether a page may use this machine's anonymous access. A page of any site can make its
-        origin `null`, in a frame."""
+        """Whether a page may use this machine's anonymous access. The origin `null` may not: a page
+        of any site can get it in a frame."""
         return origin != OPAQUE and (self.lists(origin) or is_local(origin))
 
 
 def _pattern(entry: str) -> str:
-    """A regular expression for an entry; one without a scheme is of both kinds of web page."""
+    """A regular expression for an entry; an entry without a scheme matches http and https."""
     scheme, mark, rest = entry.rpartition("://")
     rest = re.escape(rest).replace(r"\*", r"[a-z0-9._\-]+")
     return (re.escape(scheme) + mark if mark else "https?://") + rest
@@ -82,7 +82,7 @@ def _pattern(entry: str) -> str:
 
 @lru_cache(maxsize=256)
 def is_local(origin: str) -> bool:
-    """Whether a page was served by this machine, or is the window of a program on it."""
+    """Whether this machine served the page, or the page is the window of a local program."""
     try:
         parts = urlsplit(origin)
         host = parts.hostname or ""

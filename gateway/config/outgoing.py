@@ -1,4 +1,4 @@
-"""The way out to an upstream: direct or by a proxy, and how TLS is checked there."""
+"""The way to an upstream: direct or by a proxy, and how TLS certificates are verified."""
 
 import ssl
 from collections.abc import Iterator
@@ -12,9 +12,8 @@ from gateway.config.proxy import Proxy
 
 
 class NoWay(Exception):
-    """No connection, for a reason of the way itself. `is_setup`: somebody must change the
-    configuration, ours or the proxy's. `is_refusal`: the proxy has answered, and it is about this
-    one upstream."""
+    """No connection, because of the way itself. `is_setup`: the configuration of the gateway or of
+    the proxy must change. `is_refusal`: the proxy has answered and refuses this upstream only."""
 
     def __init__(self, message: str, *, is_setup: bool = False, is_refusal: bool = False) -> None:
         super().__init__(message)
@@ -25,9 +24,10 @@ class NoWay(Exception):
 
 @dataclass(frozen=True, eq=False)
 class Trust:
-    """Which certificates are accepted, and which one is shown. Paths of PEM files, or "".
+    """Which certificates the gateway accepts, and which one it presents. Paths of PEM files, or "".
 
-    Each one is itself alone: `Links` keeps a context for it, so another one reads the files again.
+    Instances compare by identity: the pool keeps a TLS context for each, so a new instance reads
+    the files again.
     """
 
     ca: str = ""
@@ -47,14 +47,14 @@ SYSTEM = Trust()
 
 @dataclass(frozen=True, eq=False)
 class Way:
-    """How connections for one agent are made, within `connect_s` seconds each."""
+    """How the gateway connects for one agent, in at most `connect_s` seconds per connection."""
 
     proxy: Proxy | None = None
     trust: Trust = SYSTEM
-    proxy_trust: Trust = SYSTEM  # for TLS with the proxy itself
+    proxy_trust: Trust = SYSTEM  # for TLS to the proxy itself
     connect_s: float = 5.0
-    # Connections are reused within one pool. None is the pool of all direct ways that trust the
-    # system's authorities, so agents on one server share connections.
+    # Connections are reused within one pool. All direct ways that trust the system's authorities
+    # share the pool None, so agents on one server share connections.
     pool: "Way | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -70,7 +70,7 @@ class Way:
         return {self.proxy.password.reveal(), self.proxy.token} if self.proxy else set()
 
     def forwards(self, is_tls: bool) -> bool:
-        """Whether the proxy itself is sent the request, for an upstream without TLS."""
+        """Whether the proxy itself gets the requests: an HTTP proxy, an upstream without TLS."""
         return self.proxy is not None and self.proxy.speaks_http and not is_tls
 
 
@@ -78,8 +78,8 @@ DIRECT = Way()
 
 
 def way_of(agent: Agent, url: str, outgoing: Outgoing) -> Way:
-    """The way of an agent whose platform is at `url`. Its own proxy wins over `outgoing`; a
-    simulator is inside this process."""
+    """The way for an agent whose platform is at `url`. Its own proxy takes precedence over
+    `outgoing`; a simulator runs in this process and needs none."""
     connect_s = agent.timeouts.connect
     if agent.is_demo:
         return Way(connect_s=connect_s)
@@ -89,13 +89,13 @@ def way_of(agent: Agent, url: str, outgoing: Outgoing) -> Way:
         proxy = outgoing.proxy_for(at.scheme, at.raw_host or "", at.port or 0)
     elif proxy == "none":
         proxy = None
-    # `verify: false` is about the upstream; the proxy's certificate is always checked.
+    # `verify: false` is for the upstream; the proxy's certificate is always verified.
     proxy_trust = Trust(ca=agent.ca) if agent.ca else SYSTEM
     return Way(proxy, _trust_of(agent), proxy_trust, connect_s)
 
 
 def warnings(config: Config) -> Iterator[str]:
-    """What is dangerous about the ways out, as sentences for the operator."""
+    """Sentences for the operator about dangers of the ways to upstreams."""
     for name, agent in config.agents.items():
         if not agent.verify and not agent.is_demo:
             yield (
@@ -111,7 +111,8 @@ def _trust_of(agent: Agent) -> Trust:
 
 
 def tls_context(trust: Trust) -> ssl.SSLContext:
-    """Takes tens of milliseconds, for the system's certificates. Raises NoWay."""
+    """A TLS context for `trust`. Loading the system's certificates takes tens of milliseconds.
+    Raises NoWay."""
     context = ssl.create_default_context()
     try:
         _load(context, trust)
@@ -130,29 +131,29 @@ def tls_context(trust: Trust) -> ssl.SSLContext:
 def _load(context: ssl.SSLContext, trust: Trust) -> None:
     if trust.ca:
         context.load_verify_locations(cafile=trust.ca)
-        # The file may hold a server's own certificate, and authorities of companies often lack the
-        # extensions that Python 3.13 insists on.
+        # The file may hold a server's own certificate, and company authorities often lack the
+        # extensions that Python 3.13 requires.
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     if trust.cert:
-        # Without a password OpenSSL would ask for one at the terminal.
+        # Without a password OpenSSL prompts for one on the terminal.
         context.load_cert_chain(trust.cert, trust.key or None, password=lambda: b"")
 
 
 def pem_files(config: Config) -> list[str]:
-    """The paths that all agents name."""
+    """The paths of PEM files that the agents name."""
     agents = config.agents.values()
     return [path for agent in agents for path in (agent.ca, agent.cert, agent.key) if path]
 
 
 def tls_reason(error: ssl.SSLError) -> str:
-    """OpenSSL's own words, short."""
+    """OpenSSL's reason, as short lower-case text."""
     words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
     return str(words or "no TLS there").replace("_", " ").lower()
 
 
 def file_problems(agent: Agent) -> Iterator[tuple[str, str]]:
-    """(member, what is wrong with it) for the PEM files that cannot be used."""
+    """(member, what is wrong) for each unusable PEM file."""
     if agent.key and not agent.cert:
         yield "cert", "is missing; key is the key of that certificate"
     missing = False
@@ -173,7 +174,7 @@ def _content_problems(agent: Agent) -> Iterator[tuple[str, str]]:
     for member, part in (("ca", Trust(ca=trust.ca)), ("cert", Trust("", trust.cert, trust.key))):
         try:
             _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), part)
-        except OSError as error:  # SSLError is one
+        except OSError as error:  # includes SSLError
             words = error.strerror or str(error) or type(error).__name__
             files = " and ".join(filter(None, (part.ca, part.cert, part.key)))
             yield member, f"{files} cannot be used: {words}; it must be PEM, its key not encrypted"

@@ -1,6 +1,6 @@
-"""A proxy for connections to upstreams: its URL, and the hosts that NO_PROXY takes out.
+"""A proxy for connections to upstreams: its URL, and the hosts that NO_PROXY excludes.
 
-`tunnel` speaks to it; `outgoing` decides which connection takes which proxy.
+`tunnel` speaks the proxy's protocol; `outgoing` decides which connection uses which proxy.
 """
 
 import base64
@@ -11,13 +11,13 @@ from urllib.parse import unquote, urlsplit
 
 from gateway.secret import Secret
 
-# By scheme, with the port where the URL has none. Desktops write `socks` for the last of them.
+# Default port of each scheme. Desktop settings write `socks` for socks5h.
 _PORTS = {"http": 80, "https": 443, "socks5": 1080, "socks5h": 1080, "socks": 1080}
 _HOST = re.compile(r"[A-Za-z0-9._\-]{1,253}|[0-9A-Fa-f:.]{2,45}")
 
 
 class Proxy(NamedTuple):
-    """`socks5` gets addresses that we have looked up; all others get names."""
+    """A proxy. With `socks5` the gateway resolves names itself; other schemes receive names."""
 
     scheme: str
     host: str
@@ -26,7 +26,7 @@ class Proxy(NamedTuple):
     password: Secret = Secret("")
 
     def __str__(self) -> str:
-        """Without user and password, for messages and logs."""
+        """The URL without user and password, for messages and logs."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{self.scheme}://{host}:{self.port}"
 
@@ -36,20 +36,20 @@ class Proxy(NamedTuple):
 
     @property
     def token(self) -> str:
-        """User and password as HTTP sends them; "" without them."""
+        """User and password encoded for HTTP Basic authentication; "" without a user."""
         pair = f"{self.user}:{self.password.reveal()}".encode()
         return base64.b64encode(pair).decode() if self.user else ""
 
     @property
     def headers(self) -> dict[str, str]:
-        """What an HTTP proxy must see to let us in."""
+        """The headers that authenticate the gateway at an HTTP proxy."""
         return {"proxy-authorization": f"Basic {self.token}"} if self.user else {}
 
 
 def read_proxy(url: str) -> Proxy:
     """The proxy at `url`, which may lack its scheme (http) and its port.
 
-    Raises ValueError without any part of the URL in its words, since passwords stand there.
+    Raises ValueError; its message contains no part of the URL, which may hold a password.
     """
     url = url.strip()
     try:
@@ -83,10 +83,10 @@ def _check_credentials(scheme: str, user: str, password: str) -> None:
 
 
 def is_excepted(no_proxy: str, host: str, port: int) -> bool:
-    """Whether `host` is to be reached directly: by an entry of NO_PROXY, or as this machine.
+    """Whether to connect to `host` directly: NO_PROXY has an entry for it, or it is this machine.
 
-    An entry is `*`, a domain (with what is below it, whether or not it begins with a dot or `*.`),
-    an address or a network, each perhaps with a port.
+    An entry is `*`, a domain (which includes its subdomains, with or without a leading dot or
+    `*.`), an address or a network, each optionally with a port.
     """
     host = host.strip("[]").rstrip(".").lower()
     if _is_this_machine(host):

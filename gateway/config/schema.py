@@ -1,10 +1,10 @@
-"""The JSON Schema of config.yaml for editors, made from the models."""
+"""The JSON Schema of config.yaml for editors, generated from the models."""
 
 from typing import Any
 
 from gateway.config.kinds import config_model
 
-_VARIABLE = {"type": "string", "pattern": r"\$\{"}  # ${NAME} may stand for any scalar
+_VARIABLE = {"type": "string", "pattern": r"\$\{"}  # ${NAME} may replace any scalar
 
 
 def config_schema() -> dict[str, Any]:
@@ -19,7 +19,7 @@ def config_schema() -> dict[str, Any]:
 
 
 def _allow_variables(node: Any) -> Any:
-    """Wherever a number, a boolean or one of a few words is wanted, take a variable too."""
+    """Accept a variable wherever the schema requires a number, a boolean or an enum value."""
     if isinstance(node, list):
         return [_allow_variables(item) for item in node]
     if not isinstance(node, dict):

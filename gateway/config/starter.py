@@ -1,4 +1,4 @@
-"""`init`: the first config.yaml and .env of a new folder, from the shipped ones."""
+"""`init`: writes the first config.yaml and .env of a new folder, from the shipped ones."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,7 @@ from gateway.private import opener
 from gateway.shipped import shipped
 
 _SCHEMA = "config/config.schema.json"
-_BOTS = "# --- your bots"  # where the variables of the agents begin in .env.example
+_BOTS = "# --- your bots"  # starts the agents' variables in .env.example
 _HEAD = """\
 # The gateway reads this file, also while it runs; variables of the environment win.
 # Keep it out of version control. `NAME=value`, without quotes; remove the # of what you fill in.
@@ -17,7 +17,7 @@ _HEAD = """\
 
 
 def write(config: Path) -> int:
-    """Write `config` and `.env` in its folder, where missing; gives the exit status."""
+    """Write `config` and `.env` in its folder unless they exist; return the exit status."""
     texts = {config: _config_text(), config.parent / ".env": _environment_text()}
     for path, text in texts.items():
         private = opener if path.name == ".env" else None
@@ -41,7 +41,7 @@ def write(config: Path) -> int:
 
 
 def _config_text() -> str:
-    """The shipped table; editors find its schema where the gateway is installed."""
+    """The shipped config.yaml; its schema line names the schema of the installed gateway."""
     text = shipped("config.yaml").read_text("utf-8")
     return text.replace(f"$schema={_SCHEMA}", f"$schema={shipped(_SCHEMA).as_uri()}")
 

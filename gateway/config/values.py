@@ -1,6 +1,6 @@
-"""How config.yaml writes durations, sizes, rates and addresses, as types for its models.
+"""Types for the models: durations, sizes, rates and addresses as config.yaml writes them.
 
-Their errors are for whoever wrote the file, and pydantic puts the place before them.
+Their errors address the author of the file; pydantic puts the location in front.
 """
 
 import re
@@ -42,7 +42,7 @@ def _size(value: Any) -> Any:
 
 
 class Rate(NamedTuple):
-    """So many at once, and so many per second afterwards: `60/min` is `Rate(60, 1.0)`."""
+    """The largest burst, and the rate per second afterwards: `60/min` is `Rate(60, 1.0)`."""
 
     capacity: int
     per_s: float
@@ -71,7 +71,10 @@ def _network(value: Any) -> Any:
 
 
 def with_a_port(url: Secret) -> Secret:
-    """The same, if what stands behind its host can be a port. Several hosts are the driver's."""
+    """`url` unchanged, if its port is valid; the driver checks a URL with several hosts.
+
+    Raises ValueError.
+    """
     try:
         parts = urlsplit(url.reveal())
         if "," not in parts.netloc:
@@ -85,7 +88,7 @@ def with_a_port(url: Secret) -> Secret:
 
 
 def public_address(value: str) -> str:
-    """Where others reach something, without a slash at its end."""
+    """The URL at which others reach something, without a trailing slash. Raises ValueError."""
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError("must be an http:// or https:// address without a query")
@@ -93,7 +96,7 @@ def public_address(value: str) -> str:
 
 
 def _proxy(value: Any) -> Any:
-    """A `Proxy` from its URL; "none" from nothing, which is not the same as the key left out."""
+    """A `Proxy` from its URL; "none" from an empty value, which differs from a missing key."""
     if isinstance(value, Secret):
         value = value.reveal()
     if value is None or value in ("", "none"):
@@ -108,7 +111,7 @@ def _header(value: Secret) -> Secret:
 
 
 def empty_is_none(value: Any) -> Any:
-    """For what a variable that is not set stands for."""
+    """Read "" as None: a variable that is not set gives ""."""
     return None if value == "" else value
 
 
@@ -145,7 +148,7 @@ Network = Annotated[
     WithJsonSchema({"type": "string", "description": "an address or a network: 10.0.0.0/8"}),
 ]
 AnyProxy = Annotated[
-    Proxy | Literal["none"] | None,  # None: the key was left out
+    Proxy | Literal["none"] | None,  # None: the key is missing
     BeforeValidator(_proxy),
     WithJsonSchema(
         {"anyOf": [{"type": "null"}, {"type": "string"}], "description": "a proxy's URL, or none"}

@@ -1,4 +1,4 @@
 """One folder per platform: requests described, answers decoded.
 
-Each has a `KIND` (`gateway.config.kinds`) by which the gateway finds it; nothing else names it.
+Each folder has a `KIND` (`gateway.config.kinds`), which the gateway finds; no other code names it.
 """

@@ -1,18 +1,19 @@
-"""What upstreams say when they refuse, as data: known codes and phrases, and what each means.
+"""Refusals of upstreams as data: known codes and phrases, and the meaning of each.
 
-`failures` searches the rows in order, and the first that fits decides. So sharp rows stand above
-vague ones: OpenAI says `rate_limit_exceeded` of a request that can never fit as well, and
-Google one sentence of a minute's limit and of a plan that is used up.
+`failures` searches the rows in order, and the first match decides. So specific rows precede vague
+ones: OpenAI also sends `rate_limit_exceeded` for a request that can never fit, and Google sends the
+same sentence for a limit per minute and for an exhausted plan.
 
 A row has three kinds of marks, all in lower case:
 
 - `codes` are `member:value`, since numbers mean different things in different members. Member
-  names are without `_` and `-`.
-- `names` are codes that are words, or parts of them, without `_`, `-`, `.` and spaces. They are
-  looked for in codes; in the words only as whole tokens that look like the name of a failure. The
-  name of a caller's tool or field is no failure, whatever it says.
-- `phrases` are looked for in the words, between the ends of words, and have two words at least.
-  `(a|b|)` is one of these, `…` a few words of one sentence, `<id>` a model's name or none.
+  names omit `_` and `-`.
+- `names` are textual codes, or parts of them, without `_`, `-`, `.` and spaces. They match in
+  codes; in messages they match only whole tokens that look like the name of a failure, since the
+  name of a caller's tool or field is not a failure.
+- `phrases` match in messages, from the start of a term to the end of a term, and have two terms at
+  least. `(a|b|)` matches one of its parts, `…` a short part of one sentence, `<id>` a model's name
+  or nothing.
 
 Sources: the providers' own lists of error codes, and bodies quoted in public reports.
 """
@@ -22,7 +23,7 @@ from functools import cache
 from typing import Literal, NamedTuple
 
 Kind = Literal[
-    "request_over_limit",  # it alone is more than the account may send in a minute
+    "request_over_limit",  # one request exceeds the account's limit per minute
     "rate",
     "credit",
     "context",
@@ -30,12 +31,12 @@ Kind = Literal[
     "model",
     "key",
     "overloaded",
-    "body",  # the request is too large as a body
+    "body",  # the body is too large
 ]
 
 
 class Row(NamedTuple):
-    """One provider's ways to say one thing."""
+    """The marks of one provider for one kind of failure."""
 
     kind: Kind
     who: str
@@ -384,7 +385,8 @@ _SYNTAX = (("…", r"[^.!?;:。！？；：\n]{0,40}?"), ("<id>", r"[\w./:@+\"=-
 
 
 def pattern_of(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
-    """Any of `phrases`, between the ends of words; words of Chinese have none."""
+    """A pattern for any of `phrases` at term boundaries, which Chinese text lacks; None if there
+    are no phrases."""
     if not phrases:
         return None
     any_of = "|".join(phrases)
@@ -396,5 +398,5 @@ def pattern_of(phrases: tuple[str, ...]) -> re.Pattern[str] | None:
 
 @cache
 def patterns() -> tuple[re.Pattern[str] | None, ...]:
-    """One for each row. Compiled with the first failure: it takes tens of milliseconds."""
+    """One pattern per row, compiled at the first failure: that takes tens of milliseconds."""
     return tuple(pattern_of(row.phrases) for row in ROWS)

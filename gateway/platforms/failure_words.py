@@ -1,14 +1,14 @@
-"""What a failure's words say by themselves: the codes and the status in them, and the words without
-the names that they repeat of the caller's or of the app's own.
+"""Parses the message of a failure: finds codes and a status in it, and removes names that it quotes
+from the caller or the app.
 
-A client's error is often passed on as the text of another: `Error code: 429 - {'error': {…}}`.
+A message often contains another client's error as text: `Error code: 429 - {'error': {…}}`.
 """
 
 import re
 
 _CODES = "code|type|status|reason|error_code|error_type|errorcode|errortype|status_code"
 _WORDS = "message|msg|detail|description|error|error_msg|error_message|errmsg"
-# A member of JSON, or of what Python prints; strings in strings have their quotes escaped.
+# A member of JSON or of Python's repr; nested strings have escaped quotes.
 _MEMBER = re.compile(
     r"""(?P<quote>["'])(?P<name>[A-Za-z_]{2,20})(?P=quote)\s?:\s?"""
     r"""(?:"(?P<double>[^"\\]*+(?:\\.[^"\\]*+)*+)"|'(?P<single>[^'\\]*+(?:\\.[^'\\]*+)*+)'"""
@@ -23,7 +23,7 @@ _MAX_DEPTH = 3
 
 
 def inner(words: str, depth: int = 0) -> tuple[str, list[str]]:
-    """(the words, those of an error inside them too; its codes as `member:value`)."""
+    """(the message, including the message of an embedded error; its codes as `member:value`)."""
     told, codes = [_MEMBER.sub(" ", words)], []
     for member in _MEMBER.finditer(words):
         name = member["name"].lower()
@@ -54,9 +54,9 @@ _NAME = re.compile(
 
 
 def without_names(words: str) -> str:
-    """The words with `""` in place of what is quoted, and of names of files, nodes and members.
+    """The message with `""` in place of quotations and of names of files, nodes and members.
 
-    A sentence that is quoted as a whole is left as it is.
+    Quotes around the whole message are removed first, so that its text remains.
     """
     words = words.strip()
     if len(words) > 2 and words[0] in "\"'" and words.find(words[0], 1) == len(words) - 1:
@@ -74,9 +74,9 @@ _END = re.compile(r"(?:error|exception|exceeded)$")
 
 
 def codes_in(words: str) -> set[str]:
-    """The codes that stand in the words as tokens: `RateLimitError`, `insufficient_quota`.
+    """The codes that the message contains as tokens: `RateLimitError`, `insufficient_quota`.
 
-    The name of a field is seldom like that of a failure; short words that stand alone are a code.
+    Names of fields rarely look like failures. A short message is a code as a whole.
     """
     words = without_names(words)
     alone = words.strip(" .!:-")
@@ -94,7 +94,7 @@ def codes_in(words: str) -> set[str]:
 
 
 def bare(code: str) -> str:
-    """A code as the table of failures has it: lower case, without what separates its words."""
+    """A code in the format of the table of failures: lower case, without separators."""
     return code.lower().translate(_NO_SEPARATORS)
 
 
@@ -111,6 +111,6 @@ _STATUS = re.compile(
 
 
 def status_in(words: str) -> int:
-    """The HTTP status that the words name as one, else 0."""
+    """The HTTP status that the message names as a status, else 0."""
     found = _STATUS.search(words)
     return int(found[found.lastindex or 0]) if found else 0

@@ -1,8 +1,8 @@
-"""One classifier of upstreams' failures: from any body and status to one of our errors.
+"""One classifier of upstream failures: maps any body and status to one of the gateway's errors.
 
-The body decides before the status: providers send "no credit" with 400, 402, 403, 429 and 200. What
-codes and phrases mean is in `failure_table`. The upstream's own words are in every message, in
-whatever shape they came; `Target.explain` takes the agent's secrets out of it.
+The body takes precedence over the status: providers send "no credit" with 400, 402, 403, 429 and
+200. `failure_table` defines the meaning of codes and phrases. Every message quotes the upstream,
+whatever the format of its body; `Target.explain` redacts the agent's secrets in it.
 """
 
 import re
@@ -33,21 +33,21 @@ from gateway.platforms.failure_table import ROWS, Kind, patterns
 from gateway.platforms.failure_words import bare, codes_in, inner, status_in, without_names
 from gateway.protocol.exchange import UpstreamReply
 
-# Seconds told to callers when an upstream refuses without saying for how long.
+# `Retry-After` in seconds for refusals without one.
 RETRY_AFTER_S = Guess(5.0)
 
-MAX_READ = 64 * 1024  # bytes of a body that is read as JSON
-_MAX_SEARCHED = 4096  # characters of words
+MAX_READ = 64 * 1024  # bytes of a body to parse as JSON
+_MAX_SEARCHED = 4096  # characters of text
 _MAX_DEPTH = 6
 _MAX_MEMBERS = 200
-_MAX_TOLD = 3  # sentences of one body
+_MAX_TOLD = 3  # messages of one body
 _MAX_CODE = 100  # characters
 
 
 @dataclass(slots=True)
 class Said:
-    """What a body says of a failure. `codes` are `member:value`; `status` is the HTTP status that
-    stands in the body, else 0."""
+    """The content of a failure's body. `words` is its message, `codes` are `member:value`, `status`
+    is the HTTP status that the body contains, else 0."""
 
     words: str = ""
     codes: list[str] = field(default_factory=list)
@@ -55,7 +55,7 @@ class Said:
     param: str = ""
 
 
-_MODEL = re.compile(r"(?<![/\w])models?\b|模型", re.IGNORECASE)  # and no part of a path
+_MODEL = re.compile(r"(?<![/\w])models?\b|模型", re.IGNORECASE)  # but no part of a path
 
 
 def explain_http(
@@ -66,17 +66,17 @@ def explain_http(
     own_request: bool = False,
     own_model: bool = False,
 ) -> GatewayError:
-    """The error for an answer that is a refusal, or no answer at all.
+    """The error for a reply that is a refusal, or not an answer at all.
 
-    `words` are the upstream's if the platform knows where they stand. `own_request` says that the
-    caller's own body was passed on, so a bad request is the caller's; `own_model` that the caller
-    chose the upstream's model.
+    `words` is the upstream's message if the platform knows where it is. `own_request` means that
+    the caller's own body was forwarded, so a bad request is the caller's error; `own_model` means
+    that the caller chose the upstream's model.
     """
     said = read(reply)
     status = said.status if said.status and reply.status < 300 else reply.status
     words = words or said.words
     kind = classify(words, said.codes) or _BY_STATUS.get(status)
-    if kind == "rate" and status == 413:  # waiting does not make it smaller
+    if kind == "rate" and status == 413:  # waiting does not help
         kind = "request_over_limit"
     is_of_model = said.param == "model" or _MODEL.search(words[:_MAX_SEARCHED])
     if kind is None and status == 404 and own_request and is_of_model:
@@ -90,30 +90,30 @@ def explain_http(
     if own_request and status in (400, 409, 422):
         param = clean(said.param, 100) or None
         return InvalidRequest(f"{platform} does not accept the request.{about.told}", param=param)
-    if status < 300 and said.codes:  # a refusal under 200 is none of a proxy's pages
+    if status < 300 and said.codes:  # a refusal with 200 is not a proxy's page
         return _unknown(about)
     return _by_status(about, reply)
 
 
 def explain_words(platform: str, words: str) -> GatewayError:
-    """The error for a failed run of which only the platform's words are known.
+    """The error for a failed run that is known by the platform's message only.
 
-    Agent platforms pass on what the model behind the bot said, so the words are all there is.
+    Agent platforms forward the message of the bot's model without its status or code.
     """
     status = status_in(words[:_MAX_SEARCHED])
     kind = classify(words, ())
-    if kind is None and status in _TOLD_BY_MODELS:  # 403 and 404 are those of any step's own call
+    if kind is None and status in _TOLD_BY_MODELS:  # 403 and 404 may come from any step's own call
         kind = _BY_STATUS[status]
     about = _About(platform, status, clean(words), "")
     if kind is None:
         return _unknown(about)
     error = _ERRORS[kind](about, _wait_in(words) or RETRY_AFTER_S)
-    error.retryable = False  # the run had begun
+    error.retryable = False  # the run has begun
     return error
 
 
 def explain_member(platform: str, error: Any, *, own_request: bool = False) -> GatewayError:
-    """The error for the `error` member, or the whole, of an answer whose status is 200."""
+    """The error for the `error` member, or the whole body, of a reply with status 200."""
     body = error if isinstance(error, dict | list) else {"message": str(error or "")}
     try:
         data = orjson.dumps(body)
@@ -131,7 +131,7 @@ def explain_member(platform: str, error: Any, *, own_request: bool = False) -> G
 
 
 def classify(words: str, codes: list[str] | tuple[str, ...]) -> Kind | None:
-    """What the first row of the table that fits says."""
+    """The kind in the first matching row of the table, or None."""
     told, more = inner(words[:_MAX_SEARCHED])
     exact = {code.lower() for code in (*codes, *more)}
     values = [code.partition(":")[2] for code in exact]
@@ -149,7 +149,7 @@ def classify(words: str, codes: list[str] | tuple[str, ...]) -> Kind | None:
     return None
 
 
-# From a body to words and codes.
+# From a body to its message and codes.
 
 _WORDS = frozenset((
     "message", "msg", "detail", "error", "errormsg", "errmsg", "errormessage", "statusmsg",
@@ -167,7 +167,7 @@ _INSIDE = _WORDS | {
 
 
 def read(reply: UpstreamReply) -> Said:
-    """The words and codes of a body in any of the shapes that upstreams use."""
+    """The message and codes of a body in any format that upstreams use."""
     value = reply.json() if len(reply.body) <= MAX_READ else None
     said = read_value(value)
     if isinstance(value, dict | list):
@@ -179,7 +179,7 @@ def read(reply: UpstreamReply) -> Said:
 
 
 def read_value(value: Any) -> Said:
-    """The words and codes of an event's or a member's JSON, whichever it is."""
+    """The message and codes of an event's or a member's JSON."""
     said = Said()
     told: list[str] = []
     if isinstance(value, str):
@@ -191,8 +191,8 @@ def read_value(value: Any) -> Said:
 
 
 def words_of(*values: Any) -> str:
-    """The words of the first of `values` that has any. A code that is no number is better than no
-    word at all."""
+    """The message of the first of `values` that has one. A code that is not a number is better than
+    no message."""
     for value in values:
         said = read_value(value)
         if said.words:
@@ -208,7 +208,7 @@ _GOOD = (0, "0", 200, "200")
 
 
 def is_failure(event: dict[str, Any]) -> bool:
-    """Whether an event that is none of its platform's own says that something failed."""
+    """Whether an event outside its platform's protocol reports a failure."""
     if event.get("error") or event.get("errors"):
         return True
     code = event.get("code") or event.get("error_code") or 0
@@ -243,7 +243,7 @@ def _walk(value: Any, said: Said, told: list[str], depth: int, left: list[int]) 
 
 
 def _loc(value: dict[str, Any]) -> Iterator[str]:
-    """The path in one of FastAPI's complaints."""
+    """The path in one of FastAPI's validation errors."""
     loc = value.get("loc")
     for step in loc[:8] if isinstance(loc, list) else ():
         if isinstance(step, str | int):
@@ -251,7 +251,7 @@ def _loc(value: dict[str, Any]) -> Iterator[str]:
 
 
 def _tell(text: str, said: Said, told: list[str], depth: int, left: list[int]) -> None:
-    """Words; some gateways put the JSON of the provider behind them into a string."""
+    """Add a message; some gateways send the provider's JSON as a string."""
     text = text.strip()
     if text[:1] in "{[" and text:
         try:
@@ -280,7 +280,8 @@ _TAG = re.compile(r"<[^<>]{0,2000}>")
 
 
 def _plain(reply: UpstreamReply) -> str:
-    """The words of a text or a web page; of a page they are its title, else its first words."""
+    """The text of a plain body or a web page; for a page its title, else the beginning of its
+    text."""
     text = reply.text[:2048].strip()
     kind = reply.headers.get("Content-Type", "").lower()
     if "html" not in kind and not text[:15].lower().startswith(("<!doctype", "<html")):
@@ -298,7 +299,7 @@ _WAIT = re.compile(
 
 
 def _wait_in(words: str) -> float | None:
-    """Seconds to wait as the words tell them: "try again in 1m20.5s"."""
+    """Seconds to wait from a message such as "try again in 1m20.5s"; None if it has none."""
     for found in _WAIT.finditer(words[:_MAX_SEARCHED]):
         hours, minutes, seconds, unit = found.groups()
         if hours or minutes or seconds:
@@ -307,7 +308,7 @@ def _wait_in(words: str) -> float | None:
     return None
 
 
-# From a class to an error.
+# From a kind to an error.
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +320,7 @@ class _About:
 
     @property
     def told(self) -> str:
-        """The upstream's words as a sentence behind ours."""
+        """The upstream's message as a sentence to append to the gateway's."""
         if not self.said:
             return ""
         stop = "" if self.said.endswith((".", "!", "?", "。", "！", "？", "…")) else "."
@@ -401,7 +402,7 @@ _TOLD_BY_MODELS = (401, 402, 429, 451, 529)
 
 
 def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:
-    """For a body that says nothing we know, and a status that is no class of its own."""
+    """The error for an unknown body whose status has no kind in `_BY_STATUS`."""
     platform, status = about.platform, about.status
     if status == 415:
         words = f"{platform} does not take this kind of content.{about.told}"
@@ -422,7 +423,7 @@ def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:
         return UpstreamTimeout(words, retryable=status == 504)
     words = f"{platform} failed with status {status}.{about.told}"
     error = UpstreamFailed(words, retry_after_s=retry_after(reply.headers))
-    error.retryable = error.outage = status in (502, 503)  # a proxy found nobody to ask
+    error.retryable = error.outage = status in (502, 503)  # a proxy reached no server
     error.elsewhere = status >= 500
     return error
 

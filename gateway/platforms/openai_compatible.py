@@ -1,7 +1,7 @@
-"""Any upstream that speaks OpenAI's chat completions: passed through, or decoded for our own API.
+"""Any upstream with OpenAI's chat completions: passed through, or decoded for the gateway's API.
 
-To a caller of `/v1/*` the upstream's stream goes back byte for byte, whole events at a time; it is
-looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it decoded.
+Clients of `/v1/*` get the upstream's stream byte for byte, in whole events; the gateway inspects it
+only for usage, errors and the end. Clients of `/api/v1/chat` get decoded deltas.
 """
 
 from collections.abc import Iterator, Sequence
@@ -56,13 +56,13 @@ from gateway.protocol.usage import read_usage
 
 
 def _hides_usage(chat: ChatRequest) -> bool:
-    """Whether the usage is asked for our own sake, and not shown to a caller who did not."""
+    """Whether the gateway requests the usage for itself, and hides it from a caller who did not."""
     return chat.count_tokens and chat.stream and not chat.include_usage
 
 
-# What a caller who speaks for one user may send: OpenAI's own members, without those that make a
-# server keep something or find it again. Servers have others by which they find a conversation or
-# a user, and would not ask whose it is.
+# The members that a caller acting for one user may send: OpenAI's own, without those that make a
+# server store something or look it up. Other members of servers select a conversation or a user
+# without a check of its owner.
 _OWN = frozenset(
     (
         "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
@@ -72,7 +72,7 @@ _OWN = frozenset(
         "tool_choice", "tools", "top_logprobs", "top_p", "verbosity", "web_search_options",
     )
 )  # fmt: skip
-_OWN_TOOLS = ("function", "custom")  # others search what an upstream keeps
+_OWN_TOOLS = ("function", "custom")  # others search an upstream's stored data
 
 
 def _own(body: dict[str, Any], user: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ class OpenAIOptions(Agent):
     platform: Literal["openai"]
     model: OptionalText = None
     models: list[str] = Field([])
-    credentials: ClassVar[tuple[str, ...]] = ()  # a server on one's own machine may have no keys
+    credentials: ClassVar[tuple[str, ...]] = ()  # a self-hosted server may have no keys
 
     def warnings(self) -> Iterator[str]:
         if not self.model and not self.models:
@@ -98,7 +98,7 @@ class OpenAICompatible(BasePlatform):
     kind = "openai"
     options = None
     passes_through = True
-    kinds = frozenset(KINDS)  # it is the upstream's to judge
+    kinds = frozenset(KINDS)  # the upstream decides
 
     def __init__(self, name: str, agent: OpenAIOptions, url: str) -> None:
         self._name = name
@@ -116,7 +116,7 @@ class OpenAICompatible(BasePlatform):
         )
 
     def address(self, path: str, query: str = "") -> str:
-        """Where `path` is asked; `query` is the caller's."""
+        """The URL of `path`; `query` is the caller's."""
         if not (query or self._query):
             return f"{self.api}/{path}"
         queries = "&".join(filter(None, (self._query, query)))
@@ -127,22 +127,24 @@ class OpenAICompatible(BasePlatform):
         return self._agent.models
 
     def failure(self, reply: UpstreamReply) -> GatewayError:
-        """What a refusal of anything but a chat means."""
+        """The error for a refusal of a request other than a chat."""
         return explain("The upstream", reply, own_model=True)
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        """Callers of `/v1` know what their upstream takes. For others it is spelled out: OpenAI
-        itself follows links to pictures only."""
+        """Clients of `/v1` know what their upstream accepts. Documents and audio of other clients,
+        and those that the gateway stores, are embedded: OpenAI itself follows links to pictures
+        only."""
         is_ours_to_read = media.stored or not chat.verbatim
         if media.kind in ("file", "audio") and is_ours_to_read and not media.is_data:
             return "data"
         return carry_inside(media)
 
     def body(self, chat: ChatRequest) -> dict[str, Any]:
-        """The request's JSON: the caller's own with another model, or one made from the turns."""
+        """The request's JSON: the caller's own body with another model, or a new body built from
+        the turns."""
         if chat.verbatim:
             body = {**chat.raw, "model": self.model(chat.model), **raw_messages(chat)}
             if chat.seal is not None:
@@ -171,7 +173,7 @@ class OpenAICompatible(BasePlatform):
         if self._agent.models:
             return self._agent.models[0]
         if asked.strip().lower() != self._name.lower():
-            return asked  # the name of a route, which is likely that of a model
+            return asked  # a route's name, probably also a model's name
         raise InvalidRequest(
             f"Say which model of {self._name!r} to use: put {self._name}/<model> in place of"
             f" {self._name}, or <model> in 'model'.",
@@ -189,7 +191,7 @@ class OpenAICompatible(BasePlatform):
         raise explain("The upstream", reply, own_model="/" in chat.model)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        return None  # closing the connection is the protocol's way to stop
+        return None  # closing the connection stops a run
 
     def probe(self) -> Step:
         return UpstreamRequest("GET", self.address("models"), self.headers)
@@ -220,7 +222,7 @@ def _api(url: str) -> str:
 
 
 def raw_messages(chat: ChatRequest) -> dict[str, Any]:
-    """`messages` as the caller wrote them, with the files that were put inside."""
+    """`messages` as the caller wrote them, with their files as `Delivery` prepared them."""
     given = chat.raw.get("messages")
     if not (isinstance(given, list) and has_media(chat.messages)):
         return {"messages": given} if "messages" in chat.raw else {}
@@ -228,7 +230,7 @@ def raw_messages(chat: ChatRequest) -> dict[str, Any]:
 
 
 def message(turn: Message) -> dict[str, Any]:
-    """One turn as OpenAI's clients write it."""
+    """One turn in OpenAI's format."""
     out: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.tool_call_id:
         out["tool_call_id"] = turn.tool_call_id
@@ -239,7 +241,7 @@ def message(turn: Message) -> dict[str, Any]:
 
 
 class ChunkDecoder(EventDecoder):
-    """Chunks of a chat completion as deltas. Zhipu's model API differs in a few values only."""
+    """Decodes the chunks of a chat completion. Zhipu's model API differs in a few values only."""
 
     text_members = (b"content",)
     reasons: ClassVar[dict[str, str]] = {}
@@ -250,10 +252,10 @@ class ChunkDecoder(EventDecoder):
         self._reason = ""
         self._usage: Usage | None = None
         self._calls: list[str] = []  # the id of each tool call
-        self._marks: dict[str, int] = {}  # the upstream's mark of a call, and which one it is
+        self._marks: dict[str, int] = {}  # index of a call by the upstream's mark of it
         self.has_text = False
-        self.has_more = False  # thinking, or pictures
-        self._shown: set[int] | None = None  # the pictures
+        self.has_more = False  # reasoning, or pictures
+        self._shown: set[int] | None = None  # pictures already emitted
 
     def usage_so_far(self) -> Usage | None:
         return self._usage
@@ -286,7 +288,7 @@ class ChunkDecoder(EventDecoder):
             self.has_more = True
             out.append(Reasoning(reasoning))
         content = delta.get("content")
-        if type(content) is str and content:  # nearly always
+        if type(content) is str and content:  # the common case
             self.has_text = True
             out.append(Text(content))
         else:
@@ -296,7 +298,7 @@ class ChunkDecoder(EventDecoder):
         for call in map(as_object, as_list(delta.get("tool_calls"))):
             self._tool_call(call, out)
         if "function_call" in delta and (call := as_object(delta["function_call"])):
-            self._tool_call({"index": 0, "function": call}, out)  # before there were tools
+            self._tool_call({"index": 0, "function": call}, out)  # the older form of tools
         if reason := as_text(choice.get("finish_reason")):
             self._reason = self.reasons.get(reason, reason)
         if "error" in choice or self._reason == "error":
@@ -309,10 +311,10 @@ class ChunkDecoder(EventDecoder):
             raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
 
     def _parts(self, parts: list[Delta], out: list[Delta]) -> None:
-        """Content in another form; pictures come again in a last message that repeats all."""
+        """Add content in other forms; a last message may repeat pictures already emitted."""
         for part in parts:
             if isinstance(part, Note):
-                mark = hash(part.data[0]["url"])  # which may be megabytes
+                mark = hash(part.data[0]["url"])  # the URL may be megabytes
                 if self._shown is None:
                     self._shown = set()
                 if mark in self._shown:
@@ -323,14 +325,15 @@ class ChunkDecoder(EventDecoder):
             out.append(part)
 
     def _tool_call(self, call: dict[str, Any], out: list[Delta]) -> None:
-        """One piece; the index is counted by ourselves, since some upstreams send -1 or none."""
+        """Add one piece of a tool call. The index is the decoder's own count, since some upstreams
+        send -1 or none."""
         function = as_object(call.get("function"))
         id_, name = as_id(call.get("id")), as_text(function.get("name"))
         given = call.get("index")
         mark = str(given) if isinstance(given, int) and given >= 0 else id_
         index = self._marks.get(mark)
         if index is None and not name and self._calls:
-            index = len(self._calls) - 1  # a piece without any mark goes on with the last call
+            index = len(self._calls) - 1  # an unmarked piece continues the last call
         if index is None or (name and (not mark or id_ != self._calls[index])):
             index = len(self._calls)
             self._calls.append(id_)
@@ -357,15 +360,16 @@ class ChunkDecoder(EventDecoder):
 
 
 def explain(platform: str, reply: UpstreamReply, own_model: bool = False) -> GatewayError:
-    """The error for an HTTP answer that is not a completion.
+    """The error for an HTTP reply that is not a completion.
 
-    `own_model` says that the caller chose the upstream's model, so an unknown one is the caller's.
+    `own_model` means that the caller chose the upstream's model, so an unknown model is the
+    caller's error.
     """
     return explain_http(platform, reply, own_request=True, own_model=own_model)
 
 
 def explain_error(platform: str, error: Any) -> GatewayError:
-    """The error for an `error` member inside a 200 answer, or for all of that answer."""
+    """The error for the `error` member of a 200 reply, or for the whole reply."""
     return explain_member(platform, error, own_request=True)
 
 

@@ -1,8 +1,8 @@
-"""What a bot waits for in the middle of its run, and how a person's reply is read as that.
+"""A bot's pauses for input in the middle of a run, and how to read a person's reply as that input.
 
 A pause is shown as text: a choice as numbered options, a form as the labels of its fields.
-Platforms want the option's own words or the JSON of the form, and take anything else for a wrong
-answer.
+Platforms require the exact text of an option or the JSON of the form, and treat any other input as
+a wrong answer.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import Any
 
 import orjson
 
-# For a question that cannot be shown as text.
+# The text for a question that cannot be shown as text.
 WAITS = "机器人在等待你的回答。/ The bot is waiting for your answer."
 
 MAX_PAUSES = 2000
-# Of one pause; a longer one is not remembered.
+# Limits of one pause; larger ones are not remembered.
 MAX_WORDS = 400
 MAX_CHARACTERS = 4000
 _NUMERALS = {"两": 2} | {
@@ -25,7 +25,7 @@ _NUMERALS = {"两": 2} | {
     for at, tens in ((0, ""), (10, "十"), (20, "二十"))
     for i, digit in enumerate(("", *"一二三四五六七八九"))
 }
-# The number of an option, perhaps with words around it, and what stands behind it.
+# The number of an option, optionally with text around it, and the rest of the reply.
 _WORD = r"(?:我?要?选(?:择|项)?|答案|option|choice|answer|number|no|nr|#)"
 _CHOICE = re.compile(
     rf"({_WORD}?[\s.:]*第\s?|{_WORD}[\s.:]*)?[\[(]?"
@@ -34,7 +34,7 @@ _CHOICE = re.compile(
     re.DOTALL,
 )
 _NUMBER = re.compile(r"-?\d{1,15}(\.\d{1,15})?")
-# Markdown, quotes and brackets, and the marks at the end of a sentence.
+# Markdown, quotes, brackets and punctuation at the end of a sentence.
 _MARKS = " \t*_~`\"'“”‘’「」『』《》〈〉【】[](){}<>.,。、!?;:…\u20e3"
 _PIECE = re.compile(r"[,，;；]?[^,，;；]*")
 _LABELLED = re.compile(r"([^:：=＝]{1,500})[:：=＝](.*)", re.DOTALL)
@@ -43,7 +43,7 @@ _LISTED = re.compile(r"\A\d{1,3}[.)、]\s?")
 
 @dataclass(frozen=True, slots=True)
 class Field:
-    """One field of a form. `is_number`: the platform wants its value as a number."""
+    """One field of a form. `is_number` means that the platform requires a number."""
 
     key: str
     label: str
@@ -61,19 +61,19 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A choice has `options`, a form has `fields`; anything else has neither."""
+    """A choice has `options`, a form has `fields`; other pauses have neither."""
 
     options: tuple[str, ...] = ()
     fields: tuple[Field, ...] = ()
 
     def answer(self, reply: str) -> str:
-        """`reply` as the platform wants it; unchanged if it is that already, or nothing known."""
+        """`reply` in the platform's format; unchanged if it already is, or cannot be read."""
         if self.options:
             return self._chosen(reply)
         return self._filled(reply) if self.fields else reply
 
     def _chosen(self, reply: str) -> str:
-        """The option that is meant by its words, its number, or the line that was shown for it."""
+        """The option that `reply` names by its text, its number, or the line shown for it."""
         if reply in self.options or len(reply) > MAX_CHARACTERS:
             return reply
         for read in (_plain, _bare):
@@ -88,7 +88,8 @@ class Pause:
         return reply
 
     def _filled(self, reply: str) -> str:
-        """The form's JSON, from JSON or lines of `label: value`; prose fills the only field."""
+        """The form's JSON, from JSON or lines of `label: value`; other text fills the only
+        field."""
         names: dict[str, Field] = {}
         for read in (str.strip, _bare):
             for field in self.fields:
@@ -106,7 +107,7 @@ class Pause:
 
 
 def _members(reply: str, names: dict[str, Field]) -> dict[str, Any]:
-    """Values by the fields' keys, from a JSON object that may stand in a fence of Markdown."""
+    """Values by the fields' keys, from a JSON object, which may be in a Markdown code block."""
     try:
         given = orjson.loads(reply[max(reply.find("{"), 0) : reply.rfind("}") + 1])
     except orjson.JSONDecodeError:
@@ -116,7 +117,7 @@ def _members(reply: str, names: dict[str, Field]) -> dict[str, Any]:
 
 
 def _entries(reply: str, names: dict[str, Field]) -> dict[str, Any]:
-    """Values by the fields' keys, from labels at the beginning of a line or behind a comma."""
+    """Values by the fields' keys, from labels at the start of a line or after a comma."""
     out: dict[str, list[str]] = {}
     for line in reply.splitlines():
         value: list[str] = []
@@ -136,13 +137,13 @@ def _find(name: str, names: dict[str, Field]) -> Field | None:
 
 
 def number_in(reply: str) -> int:
-    """The number that is all of `reply`; 0 if it is something else."""
+    """The number if `reply` is only a number; else 0."""
     number, rest = _numbered(reply)
     return 0 if rest else number
 
 
 def _numbered(reply: str) -> tuple[int, str]:
-    """The number of an option, 0 for none, and the words behind it."""
+    """The number of an option, 0 for none, and the text after it."""
     found = _CHOICE.fullmatch(_bare(reply)) if len(reply) <= MAX_CHARACTERS else None
     if not found:
         return 0, ""
@@ -155,13 +156,13 @@ def _plain(words: str) -> str:
 
 
 def _bare(words: str) -> str:
-    """Words without the case, Markdown, quotes, brackets and bullets of how they were written."""
+    """The text in lower case, without Markdown, quotes, brackets and bullets around it."""
     text = unicodedata.normalize("NFKC", words[:MAX_CHARACTERS]).replace("\ufe0f", "")
     return _plain(text).strip(_MARKS).lstrip("-•> ").strip(_MARKS)
 
 
 class Pauses:
-    """The pauses of the latest conversations, by the platform's id of each."""
+    """The pauses of the latest conversations, by the platform's conversation id."""
 
     def __init__(self) -> None:
         self._known: OrderedDict[str, Pause] = OrderedDict()
@@ -180,5 +181,5 @@ class Pauses:
             self._known.popitem(last=False)
 
     def end(self, conversation_id: str) -> None:
-        """Whatever was said in that conversation, its bot waits no more."""
+        """Forget the conversation's pause: its bot no longer waits."""
         self._known.pop(conversation_id, None)

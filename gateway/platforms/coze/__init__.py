@@ -1,4 +1,4 @@
-"""Coze: a chat with a bot, or a workflow, by its API v3."""
+"""Coze: a chat with a bot or a workflow, through its API v3."""
 
 from gateway.config.kinds import Kind
 from gateway.platforms.coze.adapter import Coze

@@ -1,7 +1,7 @@
 """Coze (扣子): bots over /v3/chat and chatflows over /v1/workflows/chat, hosted and Coze Studio.
 
-Source: Coze's developer guides, its SDKs and the open-source server. Failures mostly come as
-HTTP 200 with a `code`, so the code decides and the status seldom does.
+Source: Coze's developer guides, its SDKs and the open-source server. Most failures are HTTP 200
+with a `code`, so the code decides and the status rarely does.
 """
 
 import secrets
@@ -74,7 +74,7 @@ class Coze(BasePlatform):
         tails = ("/v3/chat", "/v3", "/workflows/chat", "/workflow/stream_run", "/v1")
         self._api = base_url(url, *tails, "/open_api/v2/chat", "/open_api/v2")
         if agent.oauth:
-            import jwt  # noqa: F401 - now, so that no question has to wait until it is loaded
+            import jwt  # noqa: F401 - load it now, so that no question waits for it
         until = 0.0 if agent.oauth else float("inf")
         self._token = Token(agent.api_key.reveal(), until, _TOKEN_MARGIN_S, clock)
 
@@ -97,7 +97,7 @@ class Coze(BasePlatform):
 
     def _chat(self, chat: ChatRequest) -> UpstreamRequest:
         url = f"{self._api}/v3/chat"
-        if chat.conversation_id:  # a query parameter here; in the body it is silently ignored
+        if chat.conversation_id:  # a query parameter; Coze silently ignores it in the body
             url += f"?conversation_id={quote(chat.conversation_id, safe='')}"
         body: dict[str, Any] = {
             "bot_id": self._agent.bot_id or "demo",
@@ -125,7 +125,7 @@ class Coze(BasePlatform):
         return UpstreamRequest("POST", url, self._headers(), dump(body), stream=True)
 
     def _submit(self, chat_id: str, conversation: str, outputs: list[dict[str, str]]) -> Step:
-        """Results of the tools that an earlier answer asked the client to run."""
+        """Submit the results of tools that an earlier answer asked the client to run."""
         query = f"conversation_id={quote(conversation, safe='')}&chat_id={quote(chat_id, safe='')}"
         url = f"{self._api}/v3/chat/submit_tool_outputs?{query}"
         body = dump({"tool_outputs": outputs, "stream": True})
@@ -135,14 +135,14 @@ class Coze(BasePlatform):
 
     @property
     def kinds(self) -> frozenset[MediaKind]:
-        """Messages to a chatflow are text."""
+        """All kinds for a chat; none for a chatflow, whose messages are text."""
         return frozenset(KINDS if self._agent.mode == "chat" else ())
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return not chat.conversation_id
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        """Coze fetches links; what it could not reach is uploaded."""
+        """Coze fetches links; files that it could not reach are uploaded."""
         return "upload" if media.is_data or (media.stored and not media.url) else "as it is"
 
     def upload(self) -> UploadStep:
@@ -158,10 +158,10 @@ class Coze(BasePlatform):
             raise explain(reply)
         return id_
 
-    # OAuth of the JWT kind: a signed claim is exchanged for a token, again and again.
+    # OAuth with JWT: each time the token expires, a signed claim is exchanged for a new one.
 
     def _renew(self, then: Callable[[], Any]) -> Preliminary:
-        """Fetch a token, then go on with `then`."""
+        """Fetch a token, then continue with `then`."""
 
         def learn(reply: UpstreamReply) -> Any:
             self._keep_token(reply)
@@ -186,7 +186,7 @@ class Coze(BasePlatform):
             signed = jwt.encode(
                 claims, oauth.private_key.reveal(), "RS256", headers={"kid": oauth.key_id}
             )
-        except Exception:  # PyJWT lets many kinds through for a key it cannot read
+        except Exception:  # PyJWT raises many types for an unreadable key
             raise UpstreamMisconfigured(
                 "Coze: oauth.private_key is not a private key in PEM form."
             ) from None
@@ -206,7 +206,7 @@ class Coze(BasePlatform):
                 f"Coze refused the OAuth app's signature: {words or reply.status}."
                 " Check oauth.app_id, key_id and private_key."
             )
-        # `expires_in` is a point in time; a short value can only be meant as a duration.
+        # `expires_in` is a point in time; a small value can only be a duration.
         now = self._token.now()
         ends = float(until) if until > now else now + until
         if ends < now + _TOKEN_MARGIN_S:
@@ -223,7 +223,7 @@ class Coze(BasePlatform):
         raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        """From a list of messages, or from the output of a workflow's run."""
+        """The events for a list of messages, or for the output of a workflow's run."""
         body = reply.object()
         told, asked = body.get("data"), as_object(body.get("interrupt_data"))
         if as_count(body.get("code")):
@@ -268,7 +268,7 @@ class Coze(BasePlatform):
 def _additional(chat: ChatRequest, most: int) -> list[dict[str, str]]:
     """The messages to send: only the question if Coze knows the conversation, else all of them.
 
-    Coze has no system role, so that text leads the first message.
+    Coze has no system role, so the system text is put in front of the first message.
     """
     if chat.conversation_id or len(chat.messages) == 1:
         return _entries(chat.question.text, chat.question.media)
@@ -308,7 +308,7 @@ def _entries(text: str, media: tuple[Media, ...]) -> list[dict[str, str]]:
         items.append({"type": kind, **where})
     content = orjson.dumps(items).decode()
     entry = {**_text_entry(content), "content_type": "object_string"}
-    # Media without words needs a plain text message beside it.
+    # Media without text requires an additional plain text message.
     return [entry] if text else [entry, _text_entry("请看附件。/ See the attachment.")]
 
 
@@ -323,7 +323,7 @@ def _as_string(value: Any) -> str:
 def _tool_results(
     messages: tuple[Message, ...],
 ) -> tuple[str, str, list[dict[str, str]]] | None:
-    """(chat id, conversation id, outputs) if the caller brings the results of Coze's tool calls."""
+    """(chat id, conversation id, outputs) if the messages end with results of Coze's tool calls."""
     outputs: list[dict[str, str]] = []
     place: tuple[str, str] | None = None
     for message in reversed(messages):

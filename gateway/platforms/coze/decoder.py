@@ -1,4 +1,4 @@
-"""Coze's event stream as deltas: chats and workflows."""
+"""Decodes Coze's event streams: chats and workflows."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -43,7 +43,7 @@ _TYPE = re.compile(rb'"type":\s*"(\w+)"')
 
 
 class CozeDecoder(EventDecoder):
-    """Deltas are the answer; `completed` repeats them and carries what is not the answer."""
+    """Delta events contain the answer; `completed` events repeat it and contain everything else."""
 
     platform = "Coze"
     __slots__ = (
@@ -57,10 +57,10 @@ class CozeDecoder(EventDecoder):
         super().__init__()
         self.chat_id = ""
         self._begun = False
-        self._answers: set[str] = set()  # ids of answers that came as deltas
+        self._answers: set[str] = set()  # ids of answers already emitted
         self._answer = ""
         self._has_text = False
-        # Of a plain workflow: who speaks, under which title, and what it has said.
+        # For a plain workflow: the current node, its title and its text.
         self._node = self._title = self._last_said = ""
         self._has_reasoning = False
         self._meta_usage: Usage | None = None
@@ -72,7 +72,7 @@ class CozeDecoder(EventDecoder):
 
     @staticmethod
     def skips(name: str, head: bytes) -> bool:
-        """What tools and look-ups have found, and events that are ignored."""
+        """Skip results of tools and retrieval, and ignored events."""
         found = _TYPE.search(head, 0, 4096)
         if name == "conversation.message.completed":
             return found is not None and found[1] not in (b"answer", b"follow_up", b"function_call")
@@ -88,7 +88,7 @@ class CozeDecoder(EventDecoder):
         if handle is None and name:
             return
         event = parse_object(data) if data.strip() else {}
-        if handle is None:  # no name: hosted Coze always sends one, so this is its error envelope
+        if handle is None:  # no name: an error envelope, as hosted Coze names all events
             if error := told_error(event):
                 raise self.explain(error)
             return
@@ -111,13 +111,13 @@ class CozeDecoder(EventDecoder):
             self._has_reasoning = True
             out.append(Reasoning(reasoning))
         if event.get("content_type") == "object_string":
-            return  # parts in one string, which `completed` has whole
+            return  # parts as a string, which `completed` repeats in full
         if text := as_text(event.get("content")):
             self._answers.add(answer)
             self._say(answer, text, out)
 
     def _say_parts(self, answer: str, content: str, out: list[Delta]) -> None:
-        """Text and files of an answer that is a list of parts, written as a string."""
+        """Add text and files of an answer that is a list of parts, serialised to a string."""
         try:
             parts = read_content(loosejson.loads(content.encode()))
         except loosejson.NotJson:
@@ -129,7 +129,8 @@ class CozeDecoder(EventDecoder):
                 out.append(part)
 
     def _say(self, answer: str, text: str, out: list[Delta]) -> None:
-        """Coze shows several answers as several bubbles; here a blank line is between them."""
+        """Add text. Coze shows several answers as several bubbles; here a blank line separates
+        them."""
         if answer != self._answer and self._has_text:
             out.append(Text("\n\n"))
         self._answer, self._has_text = answer, True
@@ -158,10 +159,10 @@ class CozeDecoder(EventDecoder):
             name = as_text(_embedded(content).get("name"))
             out.append(Note("tools", [{"name": name, "status": "running"}] if name else []))
         else:
-            out.append(Note("progress", []))  # verbose, knowledge, tool_response: a sign of life
+            out.append(Note("progress", []))  # verbose, knowledge, tool_response: signs of life
 
     def _read_meta_usage(self, meta: dict[str, Any]) -> None:
-        """Coze Studio has no usage at the end, but counts in the answer's meta data."""
+        """Read the usage that Coze Studio sends in the answer's metadata instead of at the end."""
         total = as_count(meta.get("token"))
         if total:
             prompt, completion = (
@@ -214,7 +215,7 @@ class CozeDecoder(EventDecoder):
         self._finish = Finish("tool_calls" if calls else "stop", usage)
         self.ending = True
 
-    # Events of a plain workflow (`stream_run`), for servers that answer a chatflow call with them.
+    # Events of a plain workflow (`stream_run`), which some servers send for a chatflow call.
 
     def _on_message(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._run_usage = _usage(as_object(event.get("usage"))) or self._run_usage
@@ -226,7 +227,7 @@ class CozeDecoder(EventDecoder):
                 self._last_said = content if seq != self._node else self._last_said + content
                 self._node, self._title = seq, as_text(event.get("node_title"))
                 out.append(Text(content))
-        elif not self._has_text:  # the end node repeats in JSON what output nodes have streamed
+        elif not self._has_text:  # the end node repeats as JSON what output nodes streamed
             output = _embedded(content)
             words = [v for v in output.values() if isinstance(v, str)]
             self._has_text = True
@@ -239,7 +240,7 @@ class CozeDecoder(EventDecoder):
         asks = as_text(event.get("node_title")) or self._title
         if not words and not (asks and asks == self._title):
             words = WAITS
-        if words and words != self._last_said:  # a question node may have said it as a message
+        if words and words != self._last_said:  # a question node may have sent the same text
             out.append(Text(f"\n\n{words}" if self._has_text else words))
             self._has_text = True
         self._finish = Finish("stop", self._run_usage)
@@ -261,7 +262,8 @@ class CozeDecoder(EventDecoder):
     }
 
     def _close(self, out: list[Delta]) -> None:
-        """`done`, or the end of the body, which only together with a final event is a good end."""
+        """Handle `done` or the end of the body. Without a final event before it, the answer is
+        cut."""
         if self._finish is None:
             raise UpstreamCut("Coze's answer ended before it was complete.")
         out.append(self._finish)
@@ -272,7 +274,7 @@ class CozeDecoder(EventDecoder):
 
 
 def _embedded(content: str) -> dict[str, Any]:
-    """JSON inside a string; {} if it is none."""
+    """The JSON object in a string; {} if there is none."""
     try:
         return as_object(loosejson.loads(content.encode()))
     except loosejson.NotJson:
@@ -280,8 +282,8 @@ def _embedded(content: str) -> dict[str, Any]:
 
 
 def _question(asked: dict[str, Any]) -> str:
-    """What an interrupted workflow asks, with the answers or inputs that it takes; it comes as
-    plain text, or as JSON in a string, perhaps with more of it inside."""
+    """The question of an interrupted workflow, with the answers or inputs that it accepts. Coze
+    sends it as plain text, or as JSON in a string, which may contain further JSON strings."""
     lines = list(_lines(asked.get("data"), _MAX_DEPTH))
     inputs = asked.get("required_parameters")
     if isinstance(inputs, dict):
@@ -320,7 +322,7 @@ def _lines(data: Any, depth: int) -> Iterator[str]:
 
 
 def _inside(text: str) -> Any:
-    """The JSON object, list or string that is all of `text`, or None."""
+    """The JSON object, list or string if `text` is entirely one, else None."""
     if text.lstrip()[:1] not in ("{", "[", '"'):
         return None
     try:
@@ -330,7 +332,7 @@ def _inside(text: str) -> Any:
 
 
 def _field(data: dict[str, Any]) -> list[str]:
-    """The line of an input that is asked for."""
+    """The line for a requested input."""
     name, about = as_text(data.get("name")), as_text(data.get("description"))
     return [f"- {name}: {about}" if about else f"- {name}"] if name else [about] if about else []
 
@@ -342,6 +344,6 @@ def _named(option: Any) -> Any:
 def _usage(usage: dict[str, Any]) -> Usage | None:
     prompt = as_count(usage.get("input_count")) or as_count(usage.get("input_tokens"))
     completion = as_count(usage.get("output_count")) or as_count(usage.get("output_tokens"))
-    # Coze Studio's chatflows count only twice the output as the total.
+    # Coze Studio's chatflows send twice the output as the total.
     total = max(as_count(usage.get("token_count")), prompt + completion)
     return Usage(prompt, completion, total) if total else None

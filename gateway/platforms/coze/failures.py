@@ -1,4 +1,4 @@
-"""What Coze says when it refuses, and which of our errors that is."""
+"""Maps Coze's refusals to the gateway's errors."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ _CALLER: dict[int, tuple[type[GatewayError], str]] = {
 
 
 def explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
-    """The error for Coze's own code, which may come as a number or as digits."""
+    """The error for Coze's own code, which may be a number or a string of digits."""
     code = as_count(event.get("code")) or as_count(event.get("error_code"))
     words = words_of(event)
     said = f" (Coze {code or status}: {clean(words) or 'no message'})"

@@ -10,7 +10,7 @@ from gateway.secret import Secret
 
 
 class CozeOAuth(Model):
-    """Credentials of a Coze OAuth app of the JWT kind, in place of a token that expires."""
+    """Credentials of a Coze OAuth app of the JWT type, in place of a token that expires."""
 
     app_id: str
     key_id: str

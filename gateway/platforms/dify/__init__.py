@@ -1,4 +1,4 @@
-"""Dify: an app of any kind, by its service API."""
+"""Dify: an app of any kind, through its service API."""
 
 from gateway.config.kinds import Kind
 from gateway.platforms.dify.adapter import Dify

@@ -1,4 +1,4 @@
-"""Dify: four kinds of app behind three endpoints, from 0.15 to 1.17.
+"""Dify: four kinds of app on three endpoints, from 0.15 to 1.17.
 
 Source: Dify's service API and captures of real servers (tests/platforms/captures/dify).
 """
@@ -68,7 +68,7 @@ _APP_MODES = {
 }
 
 
-# The mode that a refusal speaks of: each endpoint has a code of its own.
+# The mode that a refusal rules out: each endpoint has its own code.
 _REFUSED_MODE = {
     "not_chat_app": "chat",
     "not_workflow_app": "workflow",
@@ -80,7 +80,7 @@ _REFUSED_MODE = {
 _FORM_TEXT = ("paragraph", "text-input")
 
 
-_FRESH_S = 300.0  # how long what an app said of its files is relied upon
+_FRESH_S = 300.0  # how long an app's rules for files are cached
 
 
 class Dify(BasePlatform):
@@ -97,11 +97,11 @@ class Dify(BasePlatform):
         self._headers = json_headers(self.token, agent.headers)
         self._mode: str | None = None if agent.mode == "auto" else agent.mode
         self._refused_modes: set[str] = set()
-        self._form: list[dict[str, Any]] | None = None  # a workflow's input fields, once asked for
+        self._form: list[dict[str, Any]] | None = None  # a workflow's input fields, once known
         self._rules = FileRules()
-        self._rules_at: float | None = None  # when they were asked for
+        self._rules_at: float | None = None  # when the rules were fetched
 
-    # What must be known before the first question: the app's mode, and a workflow's input.
+    # Facts needed before the first question: the app's mode, and a workflow's input fields.
 
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
@@ -119,12 +119,12 @@ class Dify(BasePlatform):
 
     def _learn_mode(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         self._keep_mode(reply)
-        if self._mode is None:  # nothing learned: the next call asks again
+        if self._mode is None:  # still unknown: the next call asks again
             return self._ask(chat, "chat", [])
         return self.prepare(chat)
 
     def _keep_mode(self, reply: UpstreamReply) -> None:
-        """Servers before 1.4 do not tell their mode; there the first refusal will."""
+        """Learn the mode. Servers before 1.4 do not send it; their first refusal reveals it."""
         if reply.status in (401, 403):
             raise explain(reply)
         if reply.status in (200, 404):
@@ -134,7 +134,7 @@ class Dify(BasePlatform):
         if reply.status in (401, 403):
             raise explain(reply)
         self._keep_parameters(reply)
-        if self._form is None:  # nothing learned: the next call asks again
+        if self._form is None:  # still unknown: the next call asks again
             return self._ask(chat, "workflow", [])
         return self.prepare(chat)
 
@@ -149,7 +149,7 @@ class Dify(BasePlatform):
         self._rules = file_rules(told, self._mode, self._form)
         self._rules_at = self._now()
 
-    # Files. Which ones an app takes is for its maker to set; chatflows drop others silently.
+    # Files. An app's author sets which kinds it accepts; chatflows drop other files silently.
 
     @property
     def kinds(self) -> frozenset[MediaKind]:
@@ -167,13 +167,13 @@ class Dify(BasePlatform):
         return self.learn_kinds() if self._mode else None
 
     def _learn_rules(self, reply: UpstreamReply) -> None:
-        """What could not be learned is left for the platform to refuse."""
+        """Learn the rules for files. If they remain unknown, the platform refuses bad files."""
         if reply.status in (401, 403):
             raise explain(reply)
         self._keep_parameters(reply)
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        """Dify fetches links if the app allows it; all else is uploaded."""
+        """Dify fetches links if the app allows it; other files are uploaded."""
         is_link = bool(media.url) and not media.is_data
         if is_link and (self._rules.takes_links or not self._rules.takes_uploads):
             return "as it is"
@@ -209,7 +209,7 @@ class Dify(BasePlatform):
             inputs.setdefault(self._agent.input_variable or "query", question)
             body["query"] = question
         if mode == "chat":
-            # Dify refuses an empty query, which a picture without words would be.
+            # Dify refuses an empty query, as with a picture without text.
             body["query"] = question or "请看附件。/ See the attachment."
             body["auto_generate_name"] = False
             if chat.conversation_id:
@@ -221,15 +221,15 @@ class Dify(BasePlatform):
         return DifyDecoder(self._mode or "chat", self._agent.output_variable)
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """A wrong mode is learned from, a lost conversation begun anew if its turns came along;
-        everything else is raised."""
+        """Retry with another mode after a refusal of the mode, and without the conversation id if
+        the conversation is lost and the request has its turns. Raises any other error."""
         refused = _REFUSED_MODE.get(as_text(reply.object().get("code")))
         if refused == "completion" and "completion" not in (self._mode, *self._refused_modes):
-            refused = None  # of the other endpoints it says that the app is broken
+            refused = None  # from other endpoints it means that the app is broken
         if refused and self._agent.mode == "auto":
             self._refused_modes.add(refused)
             if self._mode != refused and self._mode is not None:
-                return self.prepare(chat)  # another call has learned better meanwhile
+                return self.prepare(chat)  # another call has learned the mode meanwhile
             for mode in ("chat", "workflow", "completion"):
                 if mode not in self._refused_modes:
                     self._mode = mode
@@ -241,7 +241,7 @@ class Dify(BasePlatform):
         raise error
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        """From the shapes of the blocking mode."""
+        """The events for an answer of the blocking mode."""
         body = reply.object()
         told = as_object(body.get("data"))
         is_paused = "workflow_paused" in (body.get("event"), f"workflow_{told.get('status')}")
@@ -280,7 +280,7 @@ class Dify(BasePlatform):
 
 
 def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, Any]]) -> None:
-    """A workflow takes files as the value of an input of its own."""
+    """Put the files into `inputs`: a workflow accepts them as the value of one of its inputs."""
     if not files:
         return
     name = field(form, FORM_FILE, "")

@@ -1,4 +1,4 @@
-"""Dify's event stream as deltas: chats, completions and workflows."""
+"""Decodes Dify's event streams: chats, completions and workflows."""
 
 import re
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from gateway.protocol.template import EventTemplate
 from gateway.protocol.thinking import ThinkingSplitter, without_thinking
 from gateway.protocol.usage import as_count
 
-_USERS = ("local_file", "remote_url")  # how files come from users; a tool's are `tool_file`
+_USERS = ("local_file", "remote_url")  # how users' files are sent; a tool's are `tool_file`
 
 
 _KIND = re.compile(rb'"event":\s*"(\w+)"')
@@ -46,10 +46,10 @@ _MODEL = re.compile(rb'"node_type":\s*"llm"')
 
 
 class DifyDecoder(EventDecoder):
-    """The events of all modes. Which of two terminal events comes last depends on the version:
+    """Decodes the events of all modes. The terminal events depend on the mode and the version:
 
     an easy app (chat, agent, completion) ends with `message_end`, a workflow app with
-    `workflow_finished`, a chatflow with both in either order; 1.13.0 loses the first of them.
+    `workflow_finished`, a chatflow with both in either order; 1.13.0 loses `message_end`.
     """
 
     platform = "Dify"
@@ -71,16 +71,16 @@ class DifyDecoder(EventDecoder):
         self._message_end: dict[str, Any] | None = None
         self._finished: dict[str, Any] | None = None
         self._split = ThinkingSplitter()
-        self._speaker: Any = None  # the node that is talking, in a chatflow
-        self._shown: list[str] = []  # the answer so far, for what repeats or replaces it
+        self._speaker: Any = None  # the node whose text arrives, in a chatflow
+        self._shown: list[str] = []  # the answer so far, to compare with repetitions
         self._has_reasoning = False
-        self._thought = ""  # the round of an agent that speaks
+        self._thought = ""  # the agent's current round
         self._last_thought = ""
         self._is_agent = False
-        self._repeats = False  # what comes is the answer once more
-        self._files: dict[str, dict[str, str]] | None = None  # those that came, by place
-        self._forms: list[dict[str, Any]] | None = None  # what a person is to fill in
-        self._nodes_usage: Usage | None = None  # the sum of what the model nodes have told
+        self._repeats = False  # text now repeats the answer
+        self._files: dict[str, dict[str, str]] | None = None  # emitted files, by URL without query
+        self._forms: list[dict[str, Any]] | None = None  # forms that a person must fill in
+        self._nodes_usage: Usage | None = None  # the sum over the model nodes
         self._filtered = False
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
@@ -88,7 +88,7 @@ class DifyDecoder(EventDecoder):
             return
         event = parse_object(data)
         kind = event.get("event")
-        if kind == "message" and not self._is_agent:  # nearly all events are this
+        if kind == "message" and not self._is_agent:  # nearly all events
             if not self._begun:
                 self._begin(event, out)
             selector = event.get("from_variable_selector")
@@ -117,7 +117,7 @@ class DifyDecoder(EventDecoder):
 
     @staticmethod
     def skips(name: str, head: bytes) -> bool:
-        """Outputs of nodes and audio; of a node that is a model the tokens are counted."""
+        """Skip outputs of nodes and audio, but not of model nodes, whose tokens are counted."""
         found = _KIND.search(head, 0, 4096)
         kind = found[1].decode() if found else "message"
         if kind.startswith("node_"):
@@ -147,16 +147,16 @@ class DifyDecoder(EventDecoder):
         self._show(self._split.feed(text), out)
 
     def _show(self, deltas: list[Delta], out: list[Delta]) -> None:
-        """Append what the splitter made of the text, and remember what is answer in it."""
+        """Append the splitter's deltas, and remember the answer's text in them."""
         self._shown += [delta.text for delta in deltas if isinstance(delta, Text)]
         out += deltas
 
     def _flush(self, out: list[Delta]) -> None:
-        """Nothing more is said for now: what the splitter holds back is what it seems to be."""
+        """Emit the text that the splitter holds back, since no text follows for now."""
         self._show(self._split.close(), out)
 
     def _on_message(self, event: dict[str, Any], out: list[Delta]) -> None:
-        """In an agent app a `message` closes the answer by repeating all of it."""
+        """Handle the `message` of an agent app, which ends the answer by repeating all of it."""
         self._repeats = True
         self._flush(out)
         self._split = ThinkingSplitter(answering=True)
@@ -171,7 +171,7 @@ class DifyDecoder(EventDecoder):
         data = as_object(event.get("data"))
         selector = as_list(data.get("from_variable_selector"))
         if self._output and selector and selector[-1] != self._output:
-            return  # another output of the End node, or the glue between two
+            return  # another output of the End node, or a separator
         self._say(as_text(data.get("text")), out, selector or None)
 
     def _on_message_replace(self, event: dict[str, Any], out: list[Delta]) -> None:
@@ -187,7 +187,7 @@ class DifyDecoder(EventDecoder):
         text, so_far = without_thinking(text), "".join(self._shown)
         out.append(Replace(text, text[len(so_far) :] if text.startswith(so_far) else None))
         self._shown = [text]
-        self._split = ThinkingSplitter(answering=True)  # what follows goes on with the new text
+        self._split = ThinkingSplitter(answering=True)  # later text continues the new text
 
     def _on_reasoning(self, event: dict[str, Any], out: list[Delta]) -> None:
         if text := as_text(as_object(event.get("data")).get("reasoning")):
@@ -195,16 +195,16 @@ class DifyDecoder(EventDecoder):
             out.append(Reasoning(text))
 
     def _add_reasoning(self, text: str, out: list[Delta]) -> None:
-        """From 1.9 to 1.15 separated thinking comes with the node's end only; clients want it
-        before the answer, so behind one it is left out."""
+        """Add the separate reasoning that 1.9 to 1.15 send only at the end of a node. Clients
+        expect it before the answer, so after one it is left out."""
         if text.strip() and not (self._has_reasoning or self._shown):
             self._has_reasoning = True
             out.append(Reasoning(text))
 
-    # What stands beside the text.
+    # Everything but the text.
 
     def _on_message_file(self, event: dict[str, Any], out: list[Delta]) -> None:
-        """A file made by a tool, or (1.11.2 to 1.12.1) a piece of text under a wrong name."""
+        """Add a tool's file, or (1.11.2 to 1.12.1) a piece of text under the wrong name."""
         if text := as_text(event.get("answer")):
             self._say(text, out)
         else:
@@ -212,7 +212,7 @@ class DifyDecoder(EventDecoder):
 
     def _on_agent_thought(self, event: dict[str, Any], out: list[Delta]) -> None:
         round_ = as_id(event.get("id"))
-        if round_ != self._thought:  # each round of an agent may open with thinking of its own
+        if round_ != self._thought:  # each round may begin with its own reasoning
             self._thought = round_
             self._show(self._split.restart(), out)
         tool = as_text(event.get("tool"))
@@ -251,7 +251,7 @@ class DifyDecoder(EventDecoder):
         if sources := as_list(metadata.get("retriever_resources")):
             out.append(Note("citations", [_citation(as_object(source)) for source in sources]))
         files = as_list(event.get("files"))
-        if not self._runs_workflow:  # from 1.13 on easy apps list the user's own files as well
+        if not self._runs_workflow:  # from 1.13 on easy apps also list the user's files
             files = [f for f in files if as_object(f).get("transfer_method") not in _USERS]
         self._add_files(files, out)
         if self._finished or not self._runs_workflow:
@@ -264,7 +264,7 @@ class DifyDecoder(EventDecoder):
         data = as_object(event.get("data"))
         if data.get("status") == "failed" and self._message_end is None:
             raise explain_run(data)
-        # 1.17.1 reports a failure after the whole answer of an annotation hit: it is none.
+        # 1.17.1 falsely reports a failure after the complete answer of an annotation hit.
         if data.get("status") == "paused":
             self._pause(as_list(data.get("reasons")), out)
             return
@@ -279,7 +279,7 @@ class DifyDecoder(EventDecoder):
             self.ending = True
 
     def _on_form(self, event: dict[str, Any], out: list[Delta]) -> None:
-        """What `workflow_paused` says again in most versions."""
+        """Remember a form, which most versions repeat in `workflow_paused`."""
         self._forms = [*(self._forms or ()), as_object(event.get("data"))]
         out.append(Note("progress", []))
 
@@ -320,7 +320,7 @@ class DifyDecoder(EventDecoder):
         return self.mode == "workflow" or not self.conversation_id
 
     def _add_outputs(self, outputs: dict[str, Any], out: list[Delta]) -> None:
-        """A workflow whose End node could not stream has its text in `outputs` only."""
+        """Add a workflow's outputs. If the End node could not stream, its text is only there."""
         chosen = outputs.get(self._output) if self._output else None
         if chosen is not None:
             text = chosen if isinstance(chosen, str) else json_text(chosen)
@@ -338,8 +338,8 @@ class DifyDecoder(EventDecoder):
             out.append(Note("outputs", outputs))
 
     def _add_answer(self, out: list[Delta]) -> None:
-        """Text that never came as a message: a chatflow's stands in its run's outputs, an agent's
-        in its last thought."""
+        """Add an answer that no message contained: a chatflow's is in the outputs of its run, an
+        agent's in its last thought."""
         if self._shown or self._filtered:
             return
         outputs = as_object(as_object(self._finished).get("outputs"))
@@ -350,7 +350,7 @@ class DifyDecoder(EventDecoder):
         self._flush(out)
 
     def _add_files(self, files: Any, out: list[Delta]) -> None:
-        """Files of the bot; the same file comes again at the end, under another signature."""
+        """Add the bot's files. The end repeats the same file with another signature."""
         shown = []
         if self._files is None:
             self._files = {}
@@ -365,7 +365,7 @@ class DifyDecoder(EventDecoder):
 
     def finish(self, out: list[Delta]) -> None:
         self._flush(out)
-        if self._forms and self._finished is None:  # some servers close without `workflow_paused`
+        if self._forms and self._finished is None:  # some servers omit `workflow_paused`
             self._pause([], out)
             return
         if self._message_end is None and self._finished is None:
@@ -384,7 +384,7 @@ class DifyDecoder(EventDecoder):
         out.append(Finish("content_filter" if self._filtered else "stop", self.usage_so_far()))
 
     def _require_success(self) -> None:
-        """Only a run that has succeeded may have nothing to say."""
+        """Raise unless the run succeeded: only then may an answer be empty."""
         data = self._finished or {}
         status = as_text(data.get("status"))
         if status == "stopped" and not data.get("error"):
@@ -393,14 +393,14 @@ class DifyDecoder(EventDecoder):
             raise explain_run(data)
 
     def _show_files(self, files: dict[str, dict[str, str]], out: list[Delta]) -> None:
-        """Where only text is shown, those that the text does not name by itself."""
+        """Add Markdown, for clients that show only text, for files that the text does not link."""
         text = "".join(self._shown)
         if words := markdown([file for place, file in files.items() if place not in text]):
             out.append(Note("files", [], words))
 
     def usage_so_far(self) -> Usage | None:
-        """The message's own figures, else the sum of the model nodes'; zeros are what Dify says
-        when it does not know."""
+        """The message's own usage, else the sum over the model nodes. Dify sends zeros if the usage
+        is unknown."""
         end = as_object(as_object(as_object(self._message_end).get("metadata")).get("usage"))
         prompt = as_count(end.get("prompt_tokens"))
         completion = as_count(end.get("completion_tokens"))
@@ -436,7 +436,7 @@ class DifyDecoder(EventDecoder):
 
 
 def _words_of_form(form: dict[str, Any]) -> str:
-    """What a person is asked, and the answers among which there is a choice."""
+    """The question to a person, and the possible answers."""
     words = form["text"].strip() or form["title"]
     titles = [as_text(as_object(action).get("title")) for action in form["actions"][:100]]
     choices = [f"- {title}" for title in titles if title]
@@ -444,7 +444,7 @@ def _words_of_form(form: dict[str, Any]) -> str:
 
 
 def _words_of(outputs: dict[str, Any]) -> str:
-    """A workflow's one text, else all that it returned as JSON; "" for nothing but files."""
+    """A workflow's only text, else all of its outputs as JSON; "" if they are only files."""
     told = [v for v in outputs.values() if v not in (None, "", [], {})]
     if all(all(map(_is_file, _listed(v))) for v in told):
         return ""

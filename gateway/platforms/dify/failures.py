@@ -1,4 +1,4 @@
-"""What Dify says when it refuses, and which of our errors that is."""
+"""Maps Dify's refusals to the gateway's errors."""
 
 from typing import Any
 
@@ -41,7 +41,7 @@ def explain(reply: UpstreamReply) -> GatewayError:
 
 
 def _plain(words: str) -> str:
-    """The sentence inside a plugin's error, which is JSON behind a request id."""
+    """The message in a plugin's error, which is JSON after a request id."""
     start = words.find('{"')
     if start >= 0:
         try:
@@ -53,7 +53,8 @@ def _plain(words: str) -> str:
 
 
 def explain_event(event: dict[str, Any]) -> GatewayError:
-    """The `error` event: the run had begun, so `invalid_param` is rarely the caller's doing."""
+    """The error for an `error` event. The run has begun, so `invalid_param` is rarely the caller's
+    fault."""
     code = as_id(event.get("code"))
     words = _plain(words_of(event))
     if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
@@ -67,7 +68,8 @@ def explain_event(event: dict[str, Any]) -> GatewayError:
 
 
 def explain_run(data: dict[str, Any]) -> GatewayError:
-    """A failed workflow. One that failed without a step was refused for its input."""
+    """The error for a failed workflow. Dify refused the input of a workflow that failed before its
+    first step."""
     words = _plain(words_of(data.get("error"), data))
     error = explain_words("Dify", words)
     if "conversation not exists" in words.lower():
@@ -122,7 +124,7 @@ def _explain_code(code: str, words: str) -> GatewayError | None:
     if code in ("invalid_param", "bad_request", "conversation_completed"):
         error = explain_words("Dify", words)
         if "invokeerror" in low or type(error) is not UpstreamFailed:
-            return error  # the words say more than the code
+            return error  # the message is more precise than the code
         return InvalidRequest(f"Dify does not accept the request: {said}")
     return _explain_file(code, said)
 

@@ -1,4 +1,4 @@
-"""Which files a Dify app takes, and how they are sent."""
+"""Which files a Dify app accepts, and how to send them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -27,16 +27,16 @@ def file(media: Media, rules: "FileRules") -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class FileRules:
-    """What an app says of the files it takes; before it has been asked, all of them."""
+    """An app's rules for files; the defaults, before the app is asked, accept all files."""
 
     kinds: frozenset[MediaKind] = frozenset(KINDS)
     takes_links: bool = True
     takes_uploads: bool = True
-    types: frozenset[str] = frozenset()  # in Dify's words; none: it does not say
-    endings: frozenset[str] = frozenset()  # of `custom` files, without dots
+    types: frozenset[str] = frozenset()  # Dify's names of types; empty if unknown
+    endings: frozenset[str] = frozenset()  # extensions of `custom` files, without dots
 
     def type_of(self, media: Media) -> str:
-        """Dify refuses a file under any other type than the one that the app allows it as."""
+        """Dify's type for a file: Dify refuses it under any type but the one the app allows."""
         own = "document" if media.kind == "file" else media.kind
         if own == "document" and own in self.types:
             ending = _ending(media)
@@ -45,7 +45,7 @@ class FileRules:
         return "custom" if "custom" in self.types and own not in self.types else own
 
 
-# The endings that Dify itself calls documents: some versions refuse them as `custom`.
+# The extensions that Dify itself treats as documents: some versions refuse them as `custom`.
 _DOCUMENTS = frozenset((
     "csv", "doc", "docx", "eml", "epub", "html", "markdown", "md", "mdx", "msg", "pdf", "ppt",
     "pptx", "properties", "txt", "vtt", "xls", "xlsx", "xml",
@@ -62,8 +62,8 @@ def _ending(media: Media) -> str:
 
 
 def file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any]]) -> FileRules:
-    """From `/parameters`: of a workflow the field for files tells them, else `file_upload`, which
-    apps made before 0.10 have for pictures alone."""
+    """The rules in `/parameters`: a workflow's are in its form field for files, other apps' in
+    `file_upload`, which apps made before 0.10 have for pictures only."""
     if mode == "workflow":
         name = field(form, FORM_FILE, "")
         rules = next((f for f in form if name and f.get("variable") == name), {})
@@ -77,7 +77,7 @@ def file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any]
             rules = {"allowed_file_types": ["image"], "allowed_file_upload_methods": methods}
             is_on = True
     if "file_upload" not in told and mode != "workflow":
-        return FileRules()  # it does not say
+        return FileRules()  # unknown
     types = [t for t in as_list(rules.get("allowed_file_types")) if isinstance(t, str)]
     kinds = frozenset(_TYPES[t] for t in types if t in _TYPES) if types else frozenset(KINDS)
     listed = map(as_text, as_list(rules.get("allowed_file_extensions")))

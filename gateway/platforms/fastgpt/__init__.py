@@ -1,4 +1,4 @@
-"""FastGPT: a chat with an app, by its OpenAI-like API."""
+"""FastGPT: a chat with an app, through its OpenAI-like API."""
 
 from gateway.config.kinds import Kind
 from gateway.platforms.fastgpt.adapter import FastGPT

@@ -1,6 +1,6 @@
-"""FastGPT: an OpenAI look-alike whose failures, usage and citations hide behind `detail: true`.
+"""FastGPT: an OpenAI-like API that sends failures, usage and citations only with `detail: true`.
 
-Source: FastGPT's completions API, 4.6 to 4.16; the named events are those of `detail: true`.
+Source: FastGPT's completions API, 4.6 to 4.16; named events come with `detail: true`.
 """
 
 import re
@@ -64,14 +64,14 @@ from gateway.protocol.prompt import require_question
 from gateway.protocol.template import EventTemplate
 
 MAX_CHAT_ID = 250
-# The second is where 4.14.5 and later have it.
+# 4.14.5 and later use the second path.
 _RECORDS = ("/core/chat/getPaginationRecords", "/core/chat/record/getPaginationRecords")
 _NO_APP = "0" * 24  # an id that no app has
 
 
 class FastGPT(BasePlatform):
     kind = "fastgpt"
-    # Sounds and films reach the bots of 4.15 and later alone; `accepts` says where they may.
+    # Only bots of 4.15 and later receive audio and video; `accepts` allows them there.
     kinds = frozenset(("image", "file"))
 
     def __init__(self, name: str, agent: FastGPTOptions, url: str) -> None:
@@ -94,21 +94,21 @@ class FastGPT(BasePlatform):
             )
         if not chat.conversation_id:
             return self._ask(chat, chat_id, _turns(chat))
-        # With a chatId FastGPT adds the history it has stored: only what is new may be sent then.
+        # With a chatId FastGPT adds its stored history, so the request contains new turns only.
         pause = self._pauses.get(chat_id)
         if pause is None and number_in(chat.question.text) and self._app_id(chat):
             return self._recall(chat, chat_id)
         return self._reply(chat, chat_id, pause)
 
     def _reply(self, chat: ChatRequest, chat_id: str, pause: Pause | None) -> UpstreamRequest:
-        """The newest turn of a known conversation, as its bot wants it if it waits for one."""
+        """Ask with the newest turn of a known conversation, in the format that a pause requires."""
         turn = chat.question
         if pause is not None:
             turn = replace(turn, text=pause.answer(turn.text))
         return self._ask(chat, chat_id, (turn,))
 
     def _recall(self, chat: ChatRequest, chat_id: str, place: int = 0) -> Preliminary:
-        """Ask FastGPT itself whether its bot waits for a choice: another process has shown it."""
+        """Ask FastGPT whether its bot waits for a choice, which another process may have shown."""
 
         def learn(reply: UpstreamReply) -> Step:
             if reply.status == 404 and place + 1 < len(_RECORDS):
@@ -121,8 +121,8 @@ class FastGPT(BasePlatform):
     def _ask(self, chat: ChatRequest, chat_id: str, turns: tuple[Message, ...]) -> UpstreamRequest:
         body: dict[str, Any] = {
             "chatId": chat_id,
-            "stream": True,  # also since a whole answer never comes if its model is cut
-            "detail": True,  # the only way to learn of usage, citations and failed nodes
+            "stream": True,  # a whole answer never arrives if its model is cut
+            "detail": True,  # the only way to get usage, citations and failures
             "messages": [_message(turn) for turn in turns if turn.text or turn.media],
             "variables": {**self._agent.variables, **chat.variables},
             "customUid": chat.user,
@@ -141,7 +141,8 @@ class FastGPT(BasePlatform):
         return not chat.conversation_id
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        """Pictures may go inside; all else FastGPT fetches, so it needs a link to follow."""
+        """Pictures may be embedded; FastGPT fetches other files, so they need a link that it can
+        reach."""
         if media.kind == "image":
             return carry_inside(media)
         if media.is_data or (media.stored and not media.url):
@@ -160,19 +161,20 @@ class FastGPT(BasePlatform):
         raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        """The decoder reads a whole answer as one event, and its node results with it."""
+        """One event: the decoder reads a whole answer and its node results as a single event."""
         body = reply.object()
         return sse.event(dump(body)) if as_list(body.get("choices")) else b""
 
     def stop(self, chat: ChatRequest, decoder: Any) -> UpstreamRequest | None:
-        # v1 runs end with their connection; newer servers may run on, and need the app's id.
+        # v1 runs end with their connection; newer servers may continue, and need the app's id.
         app_id = self._app_id(chat)
         if not app_id:
             return None
         return self._post("/v2/chat/stop", {"appId": app_id, "chatId": decoder.conversation_id})
 
     def probe(self) -> Step:
-        """Without an app FastGPT does not look at the key, so one that does not exist is named."""
+        """Look up the app. Without an app FastGPT does not check the key, so the default is an id
+        that does not exist."""
         app = self._agent.app_id or _NO_APP
         return UpstreamRequest("GET", f"{self._api}/core/chat/init?appId={app}", self._headers)
 
@@ -182,8 +184,8 @@ class FastGPT(BasePlatform):
         if reply.status == 200 and body.get("code") == 200:
             return f"app {as_text(app.get('name')) or 'found'}"
         if reply.status == 200 and body.get("code") == 403:
-            # Up to 4.8.11 this is what every key of an app gets here. A completion without
-            # messages runs nothing, and is refused for that only if the key is good.
+            # Up to 4.8.11 every key of an app gets this reply. A completion without messages runs
+            # nothing, and FastGPT refuses it for the missing messages only if the key is valid.
             return Preliminary(self._post("/v1/chat/completions", {"messages": []}), _judge_key)
         if not self._agent.app_id and body and not concerns_key(body):
             return "reachable; set app_id to have the app checked too"
@@ -197,8 +199,8 @@ def _judge_key(reply: UpstreamReply) -> str:
 
 
 def _turns(chat: ChatRequest) -> tuple[Message, ...]:
-    """All turns of a new conversation. Instructions lead the user's first turn: servers up to 4.9.7
-    hand a system turn to the model twice, from 4.8.20 on as parts that some models refuse."""
+    """All turns of a new conversation. Instructions precede the user's first turn: servers up to
+    4.9.7 send a system turn to the model twice, from 4.8.20 on as parts that some models refuse."""
     earlier = chat.messages[:-1]
     system = "\n\n".join(turn.text for turn in earlier if turn.role == "system" and turn.text)
     turns = [turn for turn in earlier if turn.role != "system"] + [chat.question]
@@ -210,7 +212,7 @@ def _turns(chat: ChatRequest) -> tuple[Message, ...]:
 
 
 def _stored_pause(records: dict[str, Any]) -> Pause | None:
-    """What the latest stored answer waits for, if it does."""
+    """The pause of the latest stored answer, or None."""
     stored = [as_object(item) for item in as_list(as_object(records.get("data")).get("list"))]
     if not stored or stored[-1].get("obj") != "AI":
         return None
@@ -221,9 +223,9 @@ def _stored_pause(records: dict[str, Any]) -> Pause | None:
 
 
 def _chat_id(chat: ChatRequest) -> str:
-    """The conversation's id: the caller's, or for a new one an id that only this call has.
+    """The conversation's id: the caller's, or for a new conversation an id unique to this call.
 
-    FastGPT takes any id and asks nobody whose it is; `seals` keeps users apart.
+    FastGPT accepts any id without a check of its owner; `seals` separates users.
     """
     return chat.conversation_id or f"gw{chat.call_id}"
 
@@ -242,21 +244,22 @@ def _message(turn: Message) -> dict[str, Any]:
     return {"role": _ROLES[turn.role], "content": parts}
 
 
-# FastGPT has no turn for a tool of ours; its result reads like something the user reports.
+# FastGPT has no role for a client's tool; its result is sent as a message of the user.
 _ROLES = {"system": "system", "user": "user", "assistant": "assistant", "tool": "user"}
 
 
 _ANSWERS = frozenset(("", "answer", "fastAnswer"))  # "" with `detail: false`
-# What FastGPT's own parts of an answer hold; other servers' parts have their text as it is.
+# Members of FastGPT's own parts of an answer; other servers' parts have plain text.
 _ITEMS = ("text", "reasoning", "tools", "tool", "interactive")
 
 
 class FastGPTDecoder(EventDecoder):
-    """Answer chunks are OpenAI's; everything else comes as named events.
+    """Answer chunks are OpenAI's; everything else is a named event.
 
-    Servers up to 4.14.6 send `[DONE]` before `flowResponses`, so the end is both or the close of
-    the connection. A failed node is silent: only the node results tell of it, and of usage and why
-    the model stopped. A whole answer is read too, as one event: some proxies make one of a stream.
+    Servers up to 4.14.6 send `[DONE]` before `flowResponses`, so the answer ends with both, or with
+    the connection. A failed node is silent: only the node results contain its failure, the usage
+    and the model's finish reason. The decoder also reads a whole answer as one event, since some
+    proxies convert streams to whole answers.
     """
 
     platform = "FastGPT"
@@ -276,7 +279,7 @@ class FastGPTDecoder(EventDecoder):
         self._said_done = False
         self._reason: str | None = None
         self._has_text = False
-        self._has_more = False  # thinking
+        self._has_more = False  # reasoning, or parts other than text
         self._is_paused = False
         self._marks = CiteMarks()
         self._nodes: list[Any] = []
@@ -291,7 +294,7 @@ class FastGPTDecoder(EventDecoder):
 
     @staticmethod
     def skips(name: str, head: bytes) -> bool:
-        """What tools were given and have found, and events that are ignored."""
+        """Skip arguments and results of tools, and ignored events."""
         return name not in _ANSWERS and name not in FastGPTDecoder._HANDLERS
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
@@ -347,7 +350,7 @@ class FastGPTDecoder(EventDecoder):
                 out.append(part)
 
     def _whole(self, answer: dict[str, Any], message: dict[str, Any], out: list[Delta]) -> None:
-        """An answer that was not streamed: one message, and the node results beside it."""
+        """Read an answer that was not streamed: one message, and the node results."""
         if reasoning := as_text(message.get("reasoning_content")):
             self._think(reasoning, out)
         content = message.get("content")
@@ -362,7 +365,7 @@ class FastGPTDecoder(EventDecoder):
             out.append(Note("outputs", variables))
         self._nodes += as_list(answer.get("responseData"))
         self._knows_nodes = "responseData" in answer
-        if not self._knows_nodes and answer.get("error"):  # the last node's
+        if not self._knows_nodes and answer.get("error"):  # the last node's error
             self._nodes.append({"error": answer["error"]})
         self._end(out)
 
@@ -406,7 +409,7 @@ class FastGPTDecoder(EventDecoder):
             step = {"node": as_text(status.get("name")), "status": as_text(status.get("status"))}
             out.append(Note("progress", [step]))
         else:
-            out.append(Note("progress", []))  # a sign of life that shows nothing
+            out.append(Note("progress", []))  # a sign of life without content
 
     def _on_tool(self, data: bytes, out: list[Delta]) -> None:
         self._call(as_object(parse_object(data).get("tool")), out)
@@ -441,7 +444,7 @@ class FastGPTDecoder(EventDecoder):
         self._pause(as_object(parse_object(data).get("interactive")), out)
 
     def _pause(self, asked: dict[str, Any], out: list[Delta]) -> None:
-        """The bot waits: its question is shown, and remembered for the turn that answers it."""
+        """Show the question that the bot waits on, and remember it for the turn that answers it."""
         asked = _innermost(asked)
         params = as_object(asked.get("params"))
         self._is_paused = True
@@ -488,7 +491,7 @@ class FastGPTDecoder(EventDecoder):
         self.done = True
 
     def _failure(self, reason: str) -> GatewayError | None:
-        """Why the answer is not whole, or none at all."""
+        """The error if the answer is incomplete or empty, else None."""
         if self._has_text:
             return last_failure(self._nodes)
         if error := any_failure(self._nodes):
@@ -505,7 +508,7 @@ class FastGPTDecoder(EventDecoder):
 
 
 def _variables(given: Any) -> dict[str, Any]:
-    """An app's variables; 4.8.11 puts an id of its own among them."""
+    """An app's variables, without the internal id that 4.8.11 adds to them."""
     variables = as_object(given)
     if _OBJECT_ID.fullmatch(as_text(variables.get("userId"))):
         return {name: value for name, value in variables.items() if name != "userId"}
@@ -516,7 +519,7 @@ _OBJECT_ID = re.compile(r"[0-9a-f]{24}")
 
 
 def _innermost(asked: dict[str, Any]) -> dict[str, Any]:
-    """The question itself: inside tools, sub-apps and loops it comes wrapped, also repeatedly."""
+    """The question itself: tools, sub-apps and loops wrap it, possibly several times."""
     for _ in range(20):
         inner = as_object(as_object(asked.get("params")).get("childrenResponse"))
         if not inner:

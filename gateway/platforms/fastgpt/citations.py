@@ -1,12 +1,12 @@
-"""Citation marks that a knowledge base leaves in an answer, removed while the text comes.
+"""Removes the citation marks of a knowledge base from an answer while the text streams.
 
 FastGPT asks its models for `[6881f0a1b2c3d4e5f6071829](QUOTE)`, later `(CITE)`; servers up to 4.9.7
-leave the marks in the text. A mark means nothing to a reader, and comes split over deltas.
+leave the marks in the text. A mark has no meaning to a reader, and may be split across deltas.
 """
 
 import re
 
-_IN_PARENTHESES = r"\([^()\[【\n]{0,32}"  # what is longer is a link, and stays
+_IN_PARENTHESES = r"\([^()\[【\n]{0,32}"  # longer text is a link, which is kept
 _MARK = re.compile(rf"[\[【][0-9a-fA-F]{{24}}[\]】](?:{_IN_PARENTHESES}\)|(?!\())")
 _PIECE = re.compile(rf"[\[【](?:[0-9a-fA-F]{{0,24}}|[0-9a-fA-F]{{24}}[\]】](?:{_IN_PARENTHESES})?)")
 
@@ -17,9 +17,9 @@ def may_hold_mark(text: str) -> bool:
 
 
 class CiteMarks:
-    """Feed text in pieces of any size; get it without its marks.
+    """Removes marks from text that is fed in pieces of any size.
 
-    `held` is the piece of a mark at the end of the text so far, and never longer than a mark.
+    `held` is an incomplete mark at the end of the text so far; it is never longer than a mark.
     """
 
     __slots__ = ("held",)
@@ -35,6 +35,6 @@ class CiteMarks:
         return _MARK.sub("", text)
 
     def close(self) -> str:
-        """What was held back, now that nothing follows."""
+        """The text held back, since no more text follows."""
         held, self.held = self.held, ""
         return _MARK.sub("", held)

@@ -1,7 +1,7 @@
-"""What FastGPT's refusals and failures mean: its own codes, names and words.
+"""Maps FastGPT's refusals and failures to the gateway's errors: its codes, names and messages.
 
-Messages are often keys of translations, and what a model's vendor says is passed on as it came:
-`429 Rate limit reached`, with the vendor's code in front in old versions.
+Messages are often translation keys. FastGPT forwards a model vendor's message unchanged:
+`429 Rate limit reached`; old versions put the vendor's code in front.
 """
 
 import re
@@ -22,7 +22,7 @@ from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_word
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
 
-_MOST = 2000  # characters of a failure's words
+_MOST = 2000  # characters of a failure's message
 _BAD_KEY = {403, 514, 506000, 506001, 506003}
 _NO_MONEY = {500004, 510, 506002}
 _BAD_APP = {511, 502000, 502001}
@@ -34,7 +34,7 @@ _NAMES = {
 
 
 def concerns_key(body: dict[str, Any]) -> bool:
-    """Whether a refusal is of the key, not of the app or the request."""
+    """Whether a refusal concerns the key, not the app or the request."""
     code = as_count(body.get("code"))
     return code in _BAD_KEY or 506000 <= code < 507000
 
@@ -50,14 +50,14 @@ def explain(reply: UpstreamReply) -> GatewayError:
 
 
 def explain_value(value: Any) -> GatewayError:
-    """The error for the JSON of an event that is one, in whatever shape it says why."""
+    """The error for the JSON of an error event in any format."""
     body = as_object(value)
     inner = as_object(body.get("error"))
     return explain_code(inner or body or {"message": value})
 
 
 def explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for FastGPT's own words or code; the HTTP status is 500 for nearly all of them."""
+    """The error for FastGPT's own message or code; the HTTP status is 500 for nearly all."""
     words = words_of(body)
     return _explain_own_words(words.lower()) or _explain_own_code(body, words, reply)
 
@@ -103,7 +103,7 @@ def _explain_own_code(
 
 
 def _explain_own_words(words: str) -> GatewayError | None:
-    """The error for FastGPT's own refusals that have no code of their own."""
+    """The error for FastGPT's refusals without their own code, or None."""
     if words.startswith("key is error"):
         return UpstreamMisconfigured(
             "FastGPT refused the gateway's API key: it opens the whole account. Take the key of"
@@ -125,8 +125,8 @@ _NO_QUESTION = (
 
 
 def explain_run(where: str, words: str) -> GatewayError:
-    """The error for what a node says of its failure: FastGPT's own name for it, or a vendor's
-    words."""
+    """The error for a node's failure: `words` is FastGPT's name of the failure, or a vendor's
+    message."""
     tail = re.split(r"[.:]", words[:_MOST])[-1].replace("_", "").lower()
     if code := _NAMES.get(tail) or (as_count(tail) if _KEY.fullmatch(words[:_MOST]) else 0):
         return explain_code({"code": code})
@@ -147,8 +147,8 @@ _PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
 
 def readable(words: str, otherwise: str = "") -> str:
-    """FastGPT's words without what no reader understands: keys of translations, a missing code
-    (`null …`), a proxy's web page. `otherwise` if nothing is left."""
+    """FastGPT's message without parts that readers do not understand: translation keys, a missing
+    code (`null …`), a proxy's web page. `otherwise` if nothing remains."""
     words = _STATUS.sub("HTTP ", words[:_MOST].removeprefix("null ").strip())
     if page := _PAGE.search(words):
         words = f"{words[: page.start()]} it got a web page"

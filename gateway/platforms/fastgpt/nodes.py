@@ -1,6 +1,7 @@
-"""FastGPT's node results: what was counted, cited and put out, and on which node a run failed.
+"""Reads FastGPT's node results: usage, citations, outputs, and the node on which a run failed.
 
-A failed node is silent from 4.8.13 on: the stream ends like any other, and only its result tells.
+From 4.8.13 on a failed node is silent: the stream ends normally, and only the node's result has the
+failure.
 """
 
 from collections.abc import Iterator
@@ -13,16 +14,16 @@ from gateway.platforms.fastgpt.failures import explain_run, readable
 from gateway.protocol.messages import Usage
 from gateway.protocol.usage import as_count
 
-MAX_QUOTES = 200  # as many as the caller is told of
+MAX_QUOTES = 200  # citations sent to the client
 MAX_NODES = 5000
-MAX_DEPTH = 20  # of sub-apps in each other; FastGPT's own limit
+MAX_DEPTH = 20  # of nested sub-apps; FastGPT's own limit
 _SUB_APPS = ("pluginDetail", "loopDetail", "childrenResponses")
 _NESTED = ("toolDetail", *_SUB_APPS)
-_TOOL_CALLERS = ("tools", "agent")  # what they call may fail, and they answer all the same
+_TOOL_CALLERS = ("tools", "agent")  # their calls may fail, and they still answer
 
 
 def walk(nodes: list[Any]) -> Iterator[dict[str, Any]]:
-    """Every node result once; newer servers send children both flat and nested."""
+    """Every node result once; newer servers send children twice, flat and nested."""
     seen: set[str] = set()
     todo = list(reversed(nodes))
     while todo and len(seen) < MAX_NODES:
@@ -39,11 +40,11 @@ def walk(nodes: list[Any]) -> Iterator[dict[str, Any]]:
 
 
 def tokens(nodes: list[Any]) -> Usage | None:
-    """Real tokens, summed over nodes; the top-level `usage` of FastGPT is always 1/1/1."""
+    """The real usage, summed over nodes; FastGPT's top-level `usage` is always 1/1/1."""
     usage = Usage()
     for node in walk(nodes):
         _count(as_object(node.get("queryExtensionResult")), usage)
-        if node.get("moduleType") != "datasetSearchNode":  # whose own tokens are embeddings
+        if node.get("moduleType") != "datasetSearchNode":  # its own tokens are embeddings
             _count(node, usage)
     usage.total += usage.prompt + usage.completion
     return usage if usage.total else None
@@ -74,7 +75,7 @@ def quotes(nodes: list[Any]) -> list[dict[str, Any]]:
 
 
 def what_plugin_gave(nodes: list[Any]) -> str:
-    """The result of a plugin app, which sends no text: its one string, or all of it as JSON."""
+    """The result of a plugin app, which sends no text: its only string, or all of it as JSON."""
     for node in walk(nodes):
         output = as_object(node.get("pluginOutput"))
         if node.get("moduleType") == "pluginOutput" and output:
@@ -84,9 +85,9 @@ def what_plugin_gave(nodes: list[Any]) -> str:
 
 
 def model_finish(nodes: list[Any]) -> str:
-    """Why the last model stopped, `length` or `content_filter`; "" if it came to its own end.
+    """Why the last model stopped: `length`, `content_filter`, or "" for a normal end.
 
-    The answer's frames always say `stop`.
+    The answer's chunks always say `stop`.
     """
     for node in map(as_object, reversed(nodes)):
         reasons = [as_text(inner.get("finishReason")) for inner in walk([node])]
@@ -96,14 +97,14 @@ def model_finish(nodes: list[Any]) -> str:
 
 
 def choice_made(nodes: list[Any]) -> str:
-    """What was taken for the answer to a bot's question, if the run ended with that."""
+    """The option that the last node took as the answer to its question, else ""."""
     return as_text(as_object(nodes[-1] if nodes else None).get("userSelectResult"))
 
 
 def last_failure(nodes: list[Any]) -> GatewayError | None:
-    """Why the last node failed: the text that came is not the whole answer then.
+    """The failure of the last node, after which the text is not the whole answer.
 
-    A failed node that others follow was handled by the app.
+    If other nodes follow a failed node, the app has handled the failure.
     """
     for _ in range(MAX_DEPTH):
         node = as_object(nodes[-1] if nodes else None)
@@ -116,7 +117,7 @@ def last_failure(nodes: list[Any]) -> GatewayError | None:
 
 
 def any_failure(nodes: list[Any]) -> GatewayError | None:
-    """Why an answer without text has none: the latest of the nodes that failed."""
+    """Why an answer has no text: the failure of the latest failed node."""
     failed = [node for node in walk(nodes) if _run_error(node) or _http_error(node)]
     return _failure(failed[-1]) if failed else None
 
@@ -126,14 +127,14 @@ def _failure(node: dict[str, Any]) -> GatewayError | None:
     where = f"FastGPT's node {clean(name, 100)!r}" if name else "FastGPT"
     if words := _run_error(node):
         return explain_run(where, words)
-    # What an app's own HTTP request met says nothing of the model, its key or its limits.
+    # The failure of an app's own HTTP request is unrelated to the model, its key or its limits.
     if words := _http_error(node):
         return UpstreamFailed(f"{where} failed in its HTTP request: {readable(words)}")
     return None
 
 
 def _run_error(node: dict[str, Any]) -> str:
-    if node.get("errorCaptured") is True:  # the flow has a branch for it
+    if node.get("errorCaptured") is True:  # the flow handles it in a branch
         return ""
     return words_of(node.get("errorText")) or _error_words(node.get("error"))
 
@@ -145,7 +146,7 @@ def _http_error(node: dict[str, Any]) -> str:
 
 
 def _error_words(error: Any) -> str:
-    """An error's message, with the vendor's code before it, as servers before 4.8.13 write it."""
+    """An error's message, with the vendor's code in front, as servers before 4.8.13 write it."""
     if not isinstance(error, dict):
         return as_text(error)
     words = words_of(error)

@@ -1,4 +1,4 @@
-"""n8n: a workflow behind a Chat Trigger or a Webhook node."""
+"""n8n: a workflow that a Chat Trigger or a Webhook node starts."""
 
 from gateway.config.kinds import Kind
 from gateway.platforms.n8n.adapter import N8n

@@ -1,4 +1,4 @@
-"""n8n: the request that starts the workflow, and what its refusals mean."""
+"""n8n: the request that starts the workflow, and the meaning of its refusals."""
 
 import base64
 from hashlib import sha256
@@ -21,7 +21,7 @@ from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest
 from gateway.protocol.prompt import as_prompt, require_question
 
-# With its option "Ignore Bots" a trigger refuses what names itself as a library does.
+# With the option "Ignore Bots" a trigger refuses clients whose User-Agent names a library.
 _AGENT = {"User-Agent": "Mozilla/5.0 (compatible; AI-Gateway)"}
 _UNREGISTERED = "is not registered"
 
@@ -41,8 +41,9 @@ class N8n(BasePlatform):
         self._salt = f"{url}\n{self.token}\n"
 
     def prepare(self, chat: ChatRequest) -> Step:
-        """Whether the workflow streams is set in its trigger, and no request can tell. So there is
-        no `stream` here: a workflow that answers whole gets all the time there is."""
+        """The request that starts the workflow. The trigger's settings decide whether the workflow
+        streams, and no request reveals them. So `stream` is not set: a workflow with a whole answer
+        may use all of the time."""
         require_question(chat)
         body: dict[str, Any] = {
             "action": "sendMessage",
@@ -53,8 +54,8 @@ class N8n(BasePlatform):
         return UpstreamRequest("POST", self._url, self._headers, dump(body))
 
     def _session(self, conversation: str) -> str:
-        """The workflow's memory belongs to whoever knows its id. So n8n gets another one than the
-        caller, which leads nowhere without the gateway."""
+        """The session id for n8n. A caller who knows a session id can read the workflow's memory,
+        so n8n gets an id that callers of the gateway never see."""
         return sha256((self._salt + conversation).encode()).hexdigest()[:32]
 
     def decoder(self, chat: ChatRequest) -> Decoder:
@@ -64,10 +65,10 @@ class N8n(BasePlatform):
         raise _explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        return None  # n8n goes on when the connection closes, and has no call that ends a run
+        return None  # n8n continues after a disconnect, and has no stop call
 
     def probe(self) -> Step:
-        """GET starts no workflow: a node that waits for POST says so."""
+        """A GET, which starts no workflow: a node that expects POST says so."""
         return UpstreamRequest("GET", self._url, self._headers)
 
     def verdict(self, reply: UpstreamReply) -> str:

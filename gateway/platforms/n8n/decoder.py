@@ -1,7 +1,7 @@
-"""n8n's answers: a stream of lines, or one JSON value.
+"""Decodes n8n's answers: a stream of lines, or one JSON value.
 
-Which of the two comes is set in the workflow, so it shows in what comes. The end of a stream is the
-end of the connection: each model step and each node that streams has a `begin` and an `end`.
+The workflow's settings decide which of the two n8n sends, so the decoder detects the format. The
+stream ends with the connection: each model step and each streaming node has a `begin` and an `end`.
 """
 
 from dataclasses import dataclass, field
@@ -29,14 +29,14 @@ from gateway.platforms.failures import explain_words
 from gateway.protocol import ndjson
 from gateway.protocol.messages import Begin, Delta, Finish, Note, Text
 
-MAX_HELD = 1 << 20  # characters of nodes that write at the same time as another one
-MAX_WHOLE = 32 << 20  # bytes of an answer that is no stream
-MAX_NODES = 1000  # that have begun and not ended
+MAX_HELD = 1 << 20  # characters of nodes that write while another node does
+MAX_WHOLE = 32 << 20  # bytes of an answer that is not a stream
+MAX_NODES = 1000  # nodes that have begun and not ended
 _FRAMES = ("begin", "item", "end", "error")
 _PARAGRAPH = "\n\n"
 _BETWEEN = ("output", "text", "message", "response")  # where nodes put their text, in this order
 
-# What n8n answers with 200 where no answer will come.
+# n8n's messages with status 200 when there will be no answer.
 _NOTHING = "Workflow executed successfully but"
 _STARTED = "Workflow was started"
 _PAGE = "A page came in place of n8n's answer; a proxy may have given up waiting."
@@ -46,15 +46,15 @@ Key = tuple[str, int, int]  # a node, its run and its item
 
 @dataclass(slots=True)
 class _Node:
-    """The text of one run of a node that has not been passed on."""
+    """One run of a node, with its text that is not emitted yet."""
 
     held: list[str] = field(default_factory=list)
     has_ended: bool = False
-    has_spoken: bool = False  # some of its text has been passed on
+    has_spoken: bool = False  # some of its text has been emitted
 
 
 class N8nDecoder(EventDecoder):
-    """`nodes` are the names of the nodes whose text is the answer; empty: all."""
+    """`nodes` are the names of the nodes whose text is the answer; if empty, all nodes."""
 
     __slots__ = (
         "_begun", "_error", "_has_frames", "_held_size", "_is_cut", "_nodes", "_said", "_speaker",
@@ -71,14 +71,14 @@ class N8nDecoder(EventDecoder):
         self._nodes = nodes
         self._begun = False
         self._has_frames = False
-        self._whole: list[bytes] = []  # lines that are no frames
+        self._whole: list[bytes] = []  # lines that are not frames
         self._whole_size = 0
-        self._is_cut = False  # the last line is half of a frame
+        self._is_cut = False  # the last line is an incomplete frame
         self._waiting: dict[Key, _Node] = {}  # in the order of their `begin`
         self._held_size = 0
-        self._speaker: Key | None = None  # whose text is passed on as it comes
-        self._said = False  # there has been text
-        self._error: GatewayError | None = None  # of the last node that failed, with no text since
+        self._speaker: Key | None = None  # the run whose text is emitted immediately
+        self._said = False  # whether text has been emitted
+        self._error: GatewayError | None = None  # of the last failed node; later text clears it
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
         if not self._begun:
@@ -110,7 +110,7 @@ class N8nDecoder(EventDecoder):
             self._error = explain_words("n8n", as_text(frame.get("content")) or "a node failed")
 
     def _frame(self, data: bytes) -> dict[str, Any] | None:
-        """A line of a stream; None for anything else."""
+        """A frame, which is a line of a stream; None for anything else."""
         if not data.startswith(b"{"):
             return None
         try:
@@ -121,10 +121,10 @@ class N8nDecoder(EventDecoder):
         return value if is_frame or (self._has_frames and "type" in value) else None
 
     def _read_line(self, data: bytes, out: list[Delta]) -> None:
-        """A line among frames that is none."""
+        """Read a line in a stream of frames that is not a frame."""
         if data.startswith(b"<"):
             raise UpstreamFailed(_PAGE)
-        if data.startswith(b"{"):  # half of a frame, or of a kind that is not known
+        if data.startswith(b"{"):  # an incomplete frame, or one of an unknown kind
             self._is_cut = not _is_json(data)
             return
         self._pass_on(_Node(), data.decode("utf-8", "replace"), out)
@@ -135,7 +135,7 @@ class N8nDecoder(EventDecoder):
         if self._whole_size > MAX_WHOLE:
             raise UpstreamFailed(f"n8n's answer is longer than {MAX_WHOLE} bytes.")
 
-    # Nodes that write at the same time.
+    # Nodes that write concurrently.
 
     def _node(self, key: Key) -> _Node:
         node = self._waiting.get(key)
@@ -151,7 +151,7 @@ class N8nDecoder(EventDecoder):
             return
         if self._speaker is None:
             self._speaker = key
-        # An object as the first text may be all that a Respond to Webhook node has to say.
+        # If the first text is an object, it may be all of a Respond to Webhook node's answer.
         is_object = not node.has_spoken and not node.held and text.lstrip()[:1] == "{"
         if self._speaker != key or is_object:
             node.held.append(text)
@@ -172,7 +172,7 @@ class N8nDecoder(EventDecoder):
             self._next(out)
 
     def _next(self, out: list[Delta]) -> None:
-        """The speaker has ended: those that waited follow, up to one that goes on."""
+        """After the speaker's end, emit the text of waiting nodes, up to one that still writes."""
         for key in list(self._waiting):
             node = self._waiting[key]
             is_speaker = key == self._speaker
@@ -291,7 +291,7 @@ def _content(value: Any) -> str:
 
 
 def _inner(text: str) -> str:
-    """The text inside a JSON object that is all that a node has said; else the text itself."""
+    """The text in a JSON object if `text` is one that has text, else `text`."""
     if text.lstrip()[:1] != "{":
         return text
     try:

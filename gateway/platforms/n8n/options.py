@@ -12,10 +12,10 @@ from gateway.config.values import OptionalText
 class N8nOptions(Agent):
     """`base_url` is the production URL of the Chat Trigger or the Webhook node.
 
-    `api_key` is sent as a bearer, or as the password of `username` (Basic); a node with header
-    auth takes its header from `headers`. `session_member` and `input_member` are the names under
+    `api_key` is sent as a bearer token, or as the password of `username` (Basic). For a node with
+    header auth, put its header in `headers`. `session_member` and `input_member` are the members in
     which the workflow reads the conversation and the question. `nodes` are the names of the nodes
-    whose text is the answer; empty: all.
+    whose text is the answer; if empty, all nodes.
     """
 
     platform: Literal["n8n"]
@@ -23,7 +23,7 @@ class N8nOptions(Agent):
     session_member: str = "sessionId"
     input_member: str = "chatInput"
     nodes: list[str] = Field([])
-    credentials: ClassVar[tuple[str, ...]] = ()  # a trigger may be open
+    credentials: ClassVar[tuple[str, ...]] = ()  # a trigger may need no credentials
 
     @model_validator(mode="after")
     def _complete(self) -> "N8nOptions":

@@ -1,4 +1,4 @@
-"""Any upstream that speaks OpenAI's chat completions."""
+"""Any upstream with OpenAI's chat completions API."""
 
 from gateway.config.kinds import Kind
 from gateway.platforms.openai_compatible import OpenAICompatible, OpenAIOptions

@@ -1,4 +1,4 @@
-"""RAGFlow: a chat assistant or an agent, by its own API."""
+"""RAGFlow: a chat assistant or an agent, through its own API."""
 
 from gateway.config.kinds import Kind
 from gateway.platforms.ragflow.adapter import RAGFlow

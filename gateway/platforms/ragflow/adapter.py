@@ -1,8 +1,8 @@
 """RAGFlow: chat assistants and agents of one tenant, from 0.16 to 0.27.
 
 Source: RAGFlow's HTTP reference and server. Newer servers (0.26) have one endpoint for all chats
-and one for all agents; older ones have one for each, where a session must be made first, since
-without one they answer a first question with the bot's greeting.
+and one for all agents. Older servers have one endpoint per bot, which requires a session: without
+one they answer a first question with the bot's greeting.
 """
 
 import re
@@ -35,7 +35,7 @@ from gateway.protocol.messages import ChatRequest
 from gateway.protocol.prompt import as_prompt, require_question
 from gateway.protocol.usage import as_count
 
-# Members of the bodies that are no variables of a bot.
+# Members of the bodies that are not variables of a bot.
 _RESERVED = frozenset((
     "question", "messages", "stream", "chat_id", "session_id", "llm_id", "legacy", "user_id",
     "pass_all_history_messages", "store_history_messages", "temperature", "top_p", "max_tokens",
@@ -55,7 +55,7 @@ class RAGFlow(BasePlatform):
         self._bot = agent.agent_id or agent.chat_id or "demo"
         self._bots = "agents" if agent.agent_id else "chats"
         self._path = f"/{self._bots}/{quote(self._bot, safe='')}"
-        self._is_old = False  # until the newer endpoint is found to be missing
+        self._is_old = False  # true once the newer endpoint proves to be missing
         self._missed: deque[str] = deque(maxlen=1000)  # calls whose endpoint was missing
         self._pauses = Pauses()
 
@@ -92,7 +92,7 @@ class RAGFlow(BasePlatform):
             body["chat_id"] = self._bot
         if self._is_old or chat.conversation_id or len(chat.messages) == 1:
             return body | {"question": as_prompt(chat)}
-        # The caller keeps the conversation, so RAGFlow need not.
+        # The caller keeps the conversation, so RAGFlow need not store it.
         history = {"pass_all_history_messages": True, "store_history_messages": False}
         return body | {"messages": _turns(chat), **history}
 
@@ -121,8 +121,9 @@ class RAGFlow(BasePlatform):
         return RAGFlowDecoder(self._agent.frames, chat.conversation_id or "", self._pauses)
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """An endpoint that is missing is one of another version, at the first time; a lost
-        conversation begins again if its turns came along; everything else is raised."""
+        """Retry with the older endpoint the first time that one is missing, and without the
+        conversation id if the conversation is lost and the request has its turns. Raises any other
+        error."""
         if _lacks_path(reply):
             if chat.call_id not in self._missed:
                 self._missed.append(chat.call_id)
@@ -135,7 +136,7 @@ class RAGFlow(BasePlatform):
         raise error
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        """From a chat's whole answer, or an agent's, whose run is inside as `data`."""
+        """The events for a chat's whole answer, or an agent's, which contains its run as `data`."""
         body = reply.object()
         told, run = as_object(body.get("data")), as_object(as_object(body.get("data")).get("data"))
         if as_count(body.get("code")) or not told:
@@ -171,7 +172,7 @@ class RAGFlow(BasePlatform):
         return self._found(reply)
 
     def _found(self, reply: UpstreamReply) -> str:
-        """What a look-up or a list says: of a chat its name, of an agent that it is there."""
+        """The verdict on a lookup or a list: a chat's name, or an agent's id."""
         body = reply.object()
         if reply.status != 200 or body.get("code") != 0:
             raise explain(reply)
@@ -183,7 +184,7 @@ class RAGFlow(BasePlatform):
 
 
 def _lacks_path(reply: UpstreamReply) -> bool:
-    """Whether the server has no such endpoint; its own codes are of an endpoint that it has."""
+    """Whether the server lacks the endpoint; codes other than 404 and 405 prove that it exists."""
     code = as_count(reply.object().get("code"))
     return code in (404, 405) or (not code and reply.status in (404, 405))
 
@@ -193,7 +194,7 @@ _ROLES = {"assistant": "assistant", "user": "user", "tool": "user"}
 
 
 def _turns(chat: ChatRequest) -> list[dict[str, str]]:
-    """All turns; instructions lead the user's first."""
+    """All turns; instructions precede the user's first turn."""
     system = "\n\n".join(turn.text for turn in chat.messages if turn.role == "system" and turn.text)
     turns = [
         {"role": _ROLES[turn.role], "content": turn.text}
@@ -207,7 +208,7 @@ def _turns(chat: ChatRequest) -> list[dict[str, str]]:
 
 
 def _filled(pause: Pause, reply: str) -> dict[str, Any]:
-    """The values of the fields that an agent waits for, as far as `reply` tells them."""
+    """The values of the fields that an agent waits for, as far as `reply` has them."""
     answer = pause.answer(reply)
     if pause.options:
         return {pause.fields[0].key: answer}
@@ -219,7 +220,7 @@ def _filled(pause: Pause, reply: str) -> dict[str, Any]:
 
 
 def _type(value: Any) -> str:
-    """RAGFlow's name for the kind of a field with that value."""
+    """RAGFlow's type name for a field with that value."""
     if isinstance(value, bool):
         return "boolean"
     return "integer" if isinstance(value, int | float) else "line"

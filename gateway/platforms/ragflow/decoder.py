@@ -1,8 +1,8 @@
-"""What RAGFlow answers with: a chat's frames, an agent's events, or OpenAI's chunks.
+"""Decodes RAGFlow's answers: a chat's frames, an agent's events, or OpenAI's chunks.
 
-A chat's frame is `{"code", "data": {"answer", "reference", …}}`. Up to 0.23.1 `answer` is all of
-the text so far (`cumulative`), from 0.24 on what is new (`delta`), where the frame with `final`
-repeats all of it, or is empty, or has the only text there is. The last frame is `"data": true`.
+A chat's frame is `{"code", "data": {"answer", "reference", …}}`. Up to 0.23.1 `answer` is the whole
+text so far (`cumulative`), from 0.24 on the new text (`delta`); there the frame with `final`
+repeats the whole text, or is empty, or contains the only text. The last frame is `"data": true`.
 """
 
 import re
@@ -44,8 +44,8 @@ _STARTED = re.compile(rb'"event":\s*"(?:node|workflow)_started"')
 
 
 class RAGFlowDecoder(EventDecoder):
-    """Frames are deltas if one has a member that only deltas have; they are cumulative if one
-    repeats the text of the frame before it."""
+    """With `auto`, frames are deltas if one has a member that only deltas have, and cumulative if
+    one repeats the text of the previous frame."""
 
     platform = "RAGFlow"
     __slots__ = (
@@ -68,13 +68,13 @@ class RAGFlowDecoder(EventDecoder):
         self._split = ThinkingSplitter()
         self._is_thinking = False
         self._has_text = False
-        self._has_content = False  # text or thinking
-        self._whole = ""  # of cumulative frames: the last, as it came
-        self._shown: list[str] = []  # the text that was made of it
-        self._undecided: list[str] = []  # answers that may be deltas, or all of the text so far
+        self._has_content = False  # text or reasoning
+        self._whole = ""  # the last cumulative frame, unchanged
+        self._shown: list[str] = []  # the text emitted for it
+        self._undecided: list[str] = []  # frames that may be deltas or cumulative
         self._chunks: dict[int, dict[str, Any]] = {}
-        self._node_error = ""  # of the last step, while no text has come after it
-        self._outputs: dict[str, Any] | None = None  # of an agent whose run has finished
+        self._node_error = ""  # of the last failed step; later text clears it
+        self._outputs: dict[str, Any] | None = None  # of an agent's finished run
         self._usage: Usage | None = None
         self._finish = ""
         self._is_paused = False
@@ -112,7 +112,7 @@ class RAGFlowDecoder(EventDecoder):
 
     @staticmethod
     def skips(name: str, head: bytes) -> bool:
-        """The inputs of an agent's steps, such as all that was retrieved."""
+        """Skip the inputs of an agent's steps, such as retrieved chunks."""
         return _STARTED.search(head, 0, 4096) is not None
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
@@ -150,12 +150,12 @@ class RAGFlowDecoder(EventDecoder):
         out += deltas
 
     def _flush(self, out: list[Delta]) -> None:
-        """Nothing more is said for now: what is held back is what it seems to be."""
+        """Emit text held back, since no text follows for now."""
         self._show(self._marks.close(), out)
         self._add(self._split.close(), out)
 
     def _think(self, is_thinking: bool, out: list[Delta]) -> None:
-        """A think block begins or ends."""
+        """Begin or end a think block."""
         self._show(self._marks.restart(), out)
         self._is_thinking = is_thinking
 
@@ -184,7 +184,7 @@ class RAGFlowDecoder(EventDecoder):
             self._grow(answer, out)
         elif not self._undecided:
             self._undecided.append(answer)
-            self._say(_open(answer), out)  # which is new in either way
+            self._say(_open(answer), out)  # new in either mode
         else:
             self._undecided.append(answer)
             before = _open(self._undecided[-2])
@@ -194,7 +194,7 @@ class RAGFlowDecoder(EventDecoder):
                 self._decide("cumulative", out)
 
     def _decide(self, frames: Literal["delta", "cumulative"], out: list[Delta]) -> None:
-        """How to read the frames, and those that have come already."""
+        """Set how to read frames, and read the frames that waited for the decision."""
         self._frames = frames
         said, *waiting = self._undecided or [""]
         self._undecided = []
@@ -205,8 +205,8 @@ class RAGFlowDecoder(EventDecoder):
             self._on_answer(answer, out)
 
     def _grow(self, answer: str, out: list[Delta]) -> None:
-        """Take all of the text so far. It may not begin with the text before: a server that
-        retries starts over, and servers insert citations when the text is complete."""
+        """Read a cumulative frame. It may not begin with the previous text: a server that retries
+        starts over, and servers insert citations when the text is complete."""
         answer = _open(answer)
         if answer.startswith(self._whole):
             new, self._whole = answer[len(self._whole) :], answer
@@ -220,7 +220,7 @@ class RAGFlowDecoder(EventDecoder):
             self._replace(answer, out)
 
     def _replace(self, answer: str, out: list[Delta]) -> None:
-        self._marks.restart()  # what it held was not shown
+        self._marks.restart()  # text it held back was not emitted
         self._split, before, self._shown = ThinkingSplitter(), "".join(self._shown), []
         made: list[Delta] = []
         self._say(answer, made)
@@ -231,7 +231,7 @@ class RAGFlowDecoder(EventDecoder):
             out += made
 
     def _on_final(self, answer: str, out: list[Delta]) -> None:
-        """Its text counts only if none came before."""
+        """Read the frame with `final`. Its text counts only if none came before."""
         self._think(False, out)
         self._flush(out)
         if self._has_text or not answer or self._marks.error:
@@ -242,7 +242,8 @@ class RAGFlowDecoder(EventDecoder):
         out += [d for d in said if not (has_thought and isinstance(d, Reasoning))]
 
     def _refer(self, reference: Any) -> None:
-        """Chunks by the numbers that the text cites them with. Agents have them by name."""
+        """Remember chunks by the numbers that the text cites. Agents send them in an object with
+        those numbers as keys."""
         chunks = as_object(reference).get("chunks")
         if isinstance(chunks, dict):
             self._chunks |= {as_count(key): as_object(chunk) for key, chunk in chunks.items()}
@@ -287,7 +288,8 @@ class RAGFlowDecoder(EventDecoder):
         out.append(Note("progress", []))
 
     def _on_inputs(self, data: dict[str, Any], out: list[Delta]) -> None:
-        """The agent waits: what it asks for is shown, and remembered for the turn that answers."""
+        """Show the inputs that the agent waits for, and remember them for the turn that
+        answers."""
         self._flush(out)
         self._is_paused = True
         inputs = {key: as_object(field) for key, field in as_object(data.get("inputs")).items()}
@@ -317,7 +319,7 @@ class RAGFlowDecoder(EventDecoder):
         "workflow_finished": _on_finished,
     }
 
-    # OpenAI's form, for a `base_url` that leads to it.
+    # OpenAI's chunks, in case `base_url` leads to that API.
 
     def _on_chunk(self, chunk: dict[str, Any], out: list[Delta]) -> None:
         self._frames = "delta"
@@ -351,7 +353,7 @@ class RAGFlowDecoder(EventDecoder):
         self.done = True
 
     def _failure(self) -> GatewayError | None:
-        """Why the answer is not whole, or none at all."""
+        """The error if the answer is incomplete or empty, else None."""
         if self._marks.error:
             return explain_answer(self._marks.error)
         if self._is_paused:
@@ -361,14 +363,14 @@ class RAGFlowDecoder(EventDecoder):
         return None if self._has_text else EmptyAnswer("RAGFlow")
 
     def _citations(self) -> list[dict[str, Any]]:
-        """Those in the text first, in the order of their numbers."""
+        """The citations: first those in the text, in the order of their numbers."""
         if not self._chunks:
             return []
         cited = [self._chunks.pop(own, {}) for own in self._marks.numbers]
         return [_citation(chunk) for chunk in (*cited, *self._chunks.values())]
 
     def finish(self, out: list[Delta]) -> None:
-        """The body has ended without the last frame."""
+        """Handle a body that ends without the last frame."""
         if self._outputs is None and not self._is_paused and not self._finish:
             if self._marks.error or self._node_error:
                 raise explain_answer(self._marks.error or self._node_error)
@@ -377,12 +379,12 @@ class RAGFlowDecoder(EventDecoder):
 
 
 def _open(answer: str) -> str:
-    """A cumulative answer without the end of a think block that still grows."""
+    """A cumulative answer without the end tag of a think block that may still grow."""
     return answer.removesuffix(_END_OF_THINKING)
 
 
 def pause_of(inputs: dict[str, dict[str, Any]]) -> Pause:
-    """What an agent waits for. A single choice is answered with one of its options."""
+    """The pause for an agent's inputs. If the only input has options, the pause is a choice."""
     fields = tuple(
         Field(key, as_text(field.get("name")) or key, field.get("type") in ("integer", "number"))
         for key, field in inputs.items()
@@ -397,7 +399,7 @@ def _options(field: dict[str, Any]) -> list[str]:
 
 
 def _line(key: str, field: dict[str, Any]) -> str:
-    """A field of a form, and what may be chosen in it."""
+    """A field of a form, and its options."""
     options = [f"{i}. {option}" for i, option in enumerate(_options(field), 1)]
     return "\n".join([f"- {as_text(field.get('name')) or key}", *options])
 

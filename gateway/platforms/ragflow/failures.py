@@ -1,6 +1,6 @@
-"""What RAGFlow says when it fails: a `code` under any status, or an answer that is an error text.
+"""RAGFlow's failures: a `code` with any status, or an error text as the answer.
 
-A failure of the model is an ordinary answer `**ERROR**: <CLASS> - <the vendor's text>`.
+RAGFlow sends a failure of the model as an ordinary answer `**ERROR**: <CLASS> - <vendor's text>`.
 """
 
 import re
@@ -17,7 +17,7 @@ from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
 
 ERROR = "**ERROR**: "
-# The status of each class of a model's failure; 0: the vendor's text decides.
+# The status for each class of model failures; 0 means that the vendor's text decides.
 CLASSES = {
     "RATE_LIMIT_EXCEEDED": 429,
     "QUOTA_EXCEEDED": 402,
@@ -43,7 +43,7 @@ _BOT = re.compile(r"\b(?:chat|assistant|dialog|agent|canvas)\b", re.IGNORECASE)
 
 
 def explain(reply: UpstreamReply) -> GatewayError:
-    """The error for a reply that is not the answer asked for."""
+    """The error for a reply that is not an answer."""
     body = reply.object()
     code = as_count(body.get("code"))
     if code:
@@ -80,7 +80,7 @@ def explain_code(code: int, words: str) -> GatewayError:
 
 
 def explain_answer(text: str) -> GatewayError:
-    """The error for an answer that is an error text, with or without the mark in front of it."""
+    """The error for an answer that is an error text, with or without its leading mark."""
     words = text.strip().removeprefix(ERROR.rstrip()).strip()
     found = _CLASS.match(words)
     status = CLASSES[found[1]] if found else 0
@@ -93,5 +93,5 @@ def explain_answer(text: str) -> GatewayError:
         status = 402
     if status:
         error = explain_http("RAGFlow", UpstreamReply(status, {}, b""), words)
-        error.retryable = error.outage = False  # the run had begun
+        error.retryable = error.outage = False  # the run has begun
     return error

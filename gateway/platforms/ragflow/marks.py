@@ -1,8 +1,8 @@
-"""Marks that RAGFlow writes into an answer for its own page, removed while the text streams.
+"""Removes the marks that RAGFlow writes into an answer for its own page, while the text streams.
 
-`[ID:3]`, or `##3$$` up to 0.19.0, cites a chunk of the `reference` that comes at the end: there
-chats count from zero and agents use hashes. Here citations are numbered as they appear, `[1]`
-first. Deep research reports its steps between `<retrieving>` and `</retrieving>`. A failure is the
+`[ID:3]`, or `##3$$` up to 0.19.0, cites a chunk of the `reference` at the end of the answer: chats
+count from zero and agents use hashes. The gateway numbers citations in order of appearance, from
+`[1]`. Deep research reports its steps between `<retrieving>` and `</retrieving>`. A failure is the
 text `**ERROR**: `, see `failures`.
 """
 
@@ -16,12 +16,12 @@ _OPEN, _CLOSE = "<retrieving>", "</retrieving>"
 _CITE = r"[\[【]ID:((?: ?[0-9]{1,9}){1,8}) ?[\]】]|##([0-9]{1,4})\$\$"
 _MARK = re.compile(rf"{_CITE}|({_OPEN})|({re.escape(ERROR)}(?:{'|'.join(CLASSES)}) - )")
 _STEP_ENDS = re.compile(r"<br\s?/?>|\n")
-_MAX_PIECE = 100  # characters; no mark that is not whole yet is longer
+_MAX_PIECE = 100  # characters; the longest incomplete mark
 _MAX_STEP = 4000
 
 
 def _beginning(literal: str) -> str:
-    """A pattern of everything that `literal` begins with, from its first character on."""
+    """A pattern that matches every non-empty prefix of `literal`."""
     return reduce(lambda rest, sign: f"{re.escape(sign)}(?:{rest})?", reversed(literal), "")
 
 
@@ -33,7 +33,7 @@ _CITATION = re.compile(rf"\s*(?:{_CITE})")
 
 
 def may_hold_mark(text: str) -> bool:
-    """Whether `text` has a character that a mark begins with, or ends with."""
+    """Whether `text` has a character that begins a mark."""
     return not _PLAIN.fullmatch(text)
 
 
@@ -45,9 +45,11 @@ def without_citations(text: str) -> str:
 
 
 class Marks:
-    """Feed text in pieces of any size. `numbers` are those of the citations, by RAGFlow's own.
+    """Removes marks from text that is fed in pieces of any size. `numbers` maps RAGFlow's numbers
+    of citations to the gateway's.
 
-    `error` is the text of a failure, once its mark has come; all text after the mark belongs to it.
+    `error` is the text of a failure, once its mark has arrived; it includes all text after the
+    mark.
     """
 
     __slots__ = ("_has_begun", "_held", "_is_step", "error", "numbers")
@@ -61,18 +63,18 @@ class Marks:
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing is held back, so that text without marks need not be fed."""
+        """Whether no text is held back, so that text without marks need not be fed."""
         return self._has_begun and not (self._held or self._is_step or self.error)
 
     def restart(self) -> list[Text | Note]:
-        """Another text begins: the answer after its thinking, or a replacement of the answer."""
+        """Begin another text: the answer after its reasoning, or a replacement of the answer."""
         out = self.close()
         self._has_begun = False
         return out
 
     def feed(self, text: str) -> list[Text | Note]:
         out: list[Text | Note] = []
-        if text.startswith("\n" + ERROR) and not self._is_step:  # the server adds it in one piece
+        if text.startswith("\n" + ERROR) and not self._is_step:  # the server sends it in one piece
             self._say(out)
             self.error = self.error or text
         elif self.error:
@@ -84,7 +86,7 @@ class Marks:
         return out
 
     def close(self) -> list[Text | Note]:
-        """What was held back, now that nothing follows."""
+        """The text held back, since no more text follows."""
         out: list[Text | Note] = []
         if self._is_step:
             self._tell(self._held, out)
@@ -93,7 +95,7 @@ class Marks:
         return out
 
     def _step(self, out: list[Text | Note]) -> bool:
-        """Go on to the next mark; False when more text is needed."""
+        """Process the text up to the next mark; False if more text is needed."""
         if self._is_step:
             return self._retrieve(out)
         if not self._has_begun:
@@ -101,7 +103,7 @@ class Marks:
             if start.startswith(ERROR):
                 self.error, self._held = self._held, ""
                 return False
-            if ERROR.startswith(start) and len(self._held) <= _MAX_PIECE:  # also for nothing
+            if ERROR.startswith(start) and len(self._held) <= _MAX_PIECE:  # also for ""
                 return False
         found = _MARK.search(self._held)
         if found is None:

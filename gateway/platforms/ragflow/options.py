@@ -15,8 +15,9 @@ ENDPOINTS = (
 
 
 class RAGFlowOptions(Agent):
-    """`chat_id` is a chat assistant, `agent_id` an agent. `frames`: whether each event has the new
-    text (`delta`, from 0.24 on) or all of it so far (`cumulative`); `auto` finds out."""
+    """`chat_id` names a chat assistant, `agent_id` an agent. `frames`: whether each event contains
+    the new text (`delta`, from 0.24 on) or the whole text so far (`cumulative`); `auto` detects
+    it."""
 
     platform: Literal["ragflow"]
     chat_id: OptionalText = None

@@ -1,7 +1,7 @@
 """Zhipu (智谱): the GLM model API, 智谱清言 assistants (`glms`) and the platform's applications.
 
 Source: docs.bigmodel.cn, its SDKs, and public clients for the assistants. The model API is nearly
-OpenAI's; the assistants send the whole text again in every frame; applications have their own form.
+OpenAI's; the assistants repeat the whole text in every frame; applications have their own format.
 """
 
 import time
@@ -17,7 +17,7 @@ from gateway.platforms.zhipu.product import Product
 def zhipu(
     name: str, agent: ZhipuOptions, url: str, clock: Callable[[], float] = time.time
 ) -> Product:
-    """The product that `api` names."""
+    """The product that the option `api` selects."""
     if agent.api == "glms":
         return Glms(agent, url, clock)
     return Application(agent, url) if agent.api == "application" else Models(agent, url)

@@ -34,7 +34,7 @@ from gateway.protocol.usage import as_count
 
 
 class Application(Product):
-    """The platform's applications: a conversation is made first, then asked in."""
+    """The platform's applications: a request creates a conversation, the next one asks in it."""
 
     def __init__(self, agent: ZhipuOptions, url: str) -> None:
         super().__init__(agent)
@@ -96,16 +96,17 @@ class Application(Product):
 
 
 def _application_events(body: dict[str, Any]) -> bytes:
-    """A whole answer of an application as its stream; b"" if it is none."""
+    """A whole answer of an application, converted to its stream; b"" if it is not an answer."""
     told = as_object(body.get("data"))
-    if words := as_text(told.get("content")):  # of the older call
+    if words := as_text(told.get("content")):  # the older API's format
         choice = {"delta": {"content": {"type": "text", "msg": words}}, "finish_reason": "stop"}
         body = {"choices": [choice], "usage": told.get("usage")}
     return sse.event(dump(body)) + sse.DONE if as_list(body.get("choices")) else b""
 
 
 class ApplicationDecoder(EventDecoder):
-    """Increments under `delta.content.msg`; the end is a finish reason, perhaps `[DONE]` too."""
+    """Text increments are in `delta.content.msg`; the answer ends with a finish reason, sometimes
+    followed by `[DONE]`."""
 
     platform = "Zhipu"
     text_members = (b"msg", b"content")
@@ -187,7 +188,7 @@ class ApplicationDecoder(EventDecoder):
 
 
 def _application_usage(value: Any) -> Usage | None:
-    """Summed over nodes; the older form is one object with OpenAI's names."""
+    """The usage, summed over nodes; the older format is one object with OpenAI's names."""
     usage = Usage()
     for entry in map(as_object, value if isinstance(value, list) else [value]):
         prompt = as_count(entry.get("inputTokenCount")) or as_count(entry.get("prompt_tokens"))

@@ -1,4 +1,4 @@
-"""What Zhipu says when it refuses, and which of our errors that is."""
+"""Maps Zhipu's refusals to the gateway's errors."""
 
 from typing import Any
 
@@ -57,7 +57,7 @@ def _is_good(code: str) -> bool:
 
 
 def explain_told(told: dict[str, Any]) -> GatewayError:
-    """The error for an event that reports a failure, with its words wherever they stand."""
+    """The error for an event that reports a failure, whichever member has its message."""
     code = as_id((as_object(told.get("error")) or told).get("code"))
     if _is_good(code):
         return explain_member("Zhipu", told)
@@ -68,7 +68,7 @@ _CALLER = {"1210", "1213", "1214", "1215"}
 
 
 def explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> GatewayError:
-    """The error for Zhipu's code, digits in a string; most are rows of the table of failures."""
+    """The error for Zhipu's code, a string of digits; most codes are in the table of failures."""
     said = f" (Zhipu {code}: {clean(words) or 'no message'})"
     if code == "1231":
         return InternalError("The gateway repeated a request id." + said)

@@ -1,4 +1,4 @@
-"""The assistants of 智谱清言, which send the whole text again in every frame."""
+"""The assistants of 智谱清言, which repeat the whole text in every frame."""
 
 import re
 from base64 import b64decode, urlsafe_b64encode
@@ -52,7 +52,7 @@ _TOKEN_MARGIN_S = 600
 
 
 class Glms(Product):
-    """The assistants of 智谱清言: a key is exchanged for a token that lives ten days."""
+    """The assistants of 智谱清言: the key is exchanged for a token that is valid for ten days."""
 
     keeps_files = True
     kinds = frozenset(("image", "file"))
@@ -100,7 +100,7 @@ class Glms(Product):
         return self.upload()
 
     def uploaded(self, reply: UpstreamReply) -> str:
-        """A question needs all that is told of a file here, so all of it is the file's id."""
+        """The file's id, which encodes the whole result, since a question needs all of it."""
         result = as_object(reply.object().get("result"))
         if reply.status != 200 or as_count(reply.object().get("status")) or not result:
             raise explain_glms(reply)
@@ -130,7 +130,7 @@ class Glms(Product):
         now = self._token.now()
         life = as_count(result.get("expires_in")) or 3600
         ends = float(as_count(result.get("token_expires")) or now + life)
-        if ends < now + 2 * _TOKEN_MARGIN_S:  # a very short life, or clocks apart
+        if ends < now + 2 * _TOKEN_MARGIN_S:  # a very short life, or clock skew
             ends = now + _TOKEN_MARGIN_S + life / 2
         self._token.value, self._token.until = token, ends
         self.token = token
@@ -167,7 +167,7 @@ _FILE_ID = "glms-"
 
 
 def _read_file_id(id_: str) -> dict[str, Any]:
-    """What `uploaded` made an id of."""
+    """The result that `uploaded` encoded in an id. Raises InvalidRequest for any other id."""
     text = id_.removeprefix(_FILE_ID)
     try:
         told = parse_object(b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
@@ -184,7 +184,7 @@ _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
 
 
 class GlmsDecoder(EventDecoder):
-    """Every frame repeats the text so far. Text keeps growing over tool parts in between."""
+    """Every frame repeats the text so far. The text continues after tool parts."""
 
     platform = "Zhipu"
     repeats = True
@@ -193,7 +193,7 @@ class GlmsDecoder(EventDecoder):
         super().__init__()
         self._begun = False
         self._seen = ""
-        self._held = ""  # the text as it came, if its end was held back
+        self._held = ""  # the latest text, including an end held back
         self._images: set[str] = set()
         self._failure = ""
         self._has_text = False
@@ -230,7 +230,7 @@ class GlmsDecoder(EventDecoder):
         if kind == "text":
             before = self._seen
             self._grow(as_text(part.get("text")), is_last, out)
-            if self._seen != before:  # a tool failed, and the answer went on
+            if self._seen != before:  # the answer continued after a tool's failure
                 self._failure = ""
         elif kind == "image" and message.get("status") == "finish":
             images = {as_text(as_object(i).get("image_url")) for i in as_list(part.get("image"))}
@@ -250,7 +250,7 @@ class GlmsDecoder(EventDecoder):
             out.append(Note("tools", []))  # code, its output, a browser: a sign of life
 
     def _grow(self, text: str, is_last: bool, out: list[Delta]) -> None:
-        """Send what is new, without marks of sources; a mark not yet closed is held back."""
+        """Emit the new text without marks of sources; an incomplete mark is held back."""
         text = _SOURCE.sub("", text)
         self._held = text
         start = text.rfind("【")

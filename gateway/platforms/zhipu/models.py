@@ -45,15 +45,15 @@ _OPTIONS = frozenset(
 
 
 class Models(Product):
-    """The model API, which is nearly OpenAI's."""
+    """An agent of the model API."""
 
     options = _OPTIONS
-    kinds = frozenset(KINDS)  # it is the model's to judge
+    kinds = frozenset(KINDS)  # the model decides
 
     def __init__(self, agent: ZhipuOptions, url: str) -> None:
         super().__init__(agent)
         url = base_url(url, "/chat/completions")
-        # `/api/coding/paas/v4` is the address of the coding plan, with keys of its own.
+        # `/api/coding/paas/v4` is the address of the coding plan, which has its own keys.
         self._api = url if url.endswith("/v4") else base_url(url, "/paas", "/api") + "/api/paas/v4"
 
     def prepare(self, chat: ChatRequest) -> Step:
@@ -98,17 +98,17 @@ class Models(Product):
         return super().verdict(reply)
 
 
-_MAX_TOKENS = 131_072  # more is refused
+_MAX_TOKENS = 131_072  # Zhipu refuses more
 
 
 def _options(given: dict[str, Any]) -> dict[str, Any]:
-    """The caller's options in values that Zhipu takes; for what it would refuse its own default
-    holds, or the nearest value that it takes."""
+    """The caller's options with values that Zhipu accepts. For a value that it would refuse, its
+    own default applies, or the nearest accepted value."""
     out: dict[str, Any] = {}
     for name in ("do_sample", "tool_stream"):
         if isinstance(given.get(name), bool):
             out[name] = given[name]
-    for name in ("max_completion_tokens", "max_tokens"):  # the later one counts
+    for name in ("max_completion_tokens", "max_tokens"):  # the last one wins
         if (most := _whole(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
             out["max_tokens"] = min(most, _MAX_TOKENS)
     wants_tools = given.get("tool_choice") != "none"
@@ -119,7 +119,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
     if (temperature := _number(given, "temperature")) is not None:
         out["temperature"] = min(max(temperature, 0.0), 1.0)
     if (top_p := _number(given, "top_p")) is not None:
-        out["top_p"] = min(max(top_p, 0.01), 0.99)  # 1 is refused, and clients send just that
+        out["top_p"] = min(max(top_p, 0.01), 0.99)  # Zhipu refuses 1, a usual value of clients
     stop = given.get("stop")
     stops = [text for text in (stop if isinstance(stop, list) else [stop]) if text]
     if stops and isinstance(stops[0], str):
@@ -130,7 +130,7 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _changed(chat: ChatRequest) -> tuple[str, ...]:
-    """The options that reach Zhipu in another value than asked for, or not at all."""
+    """The options that are sent to Zhipu with another value than requested, or not at all."""
     sent = _options(chat.raw)
     return tuple([name for name in chat.options if not _is_followed(name, chat.raw, sent)])
 
@@ -147,7 +147,7 @@ def _is_followed(name: str, given: dict[str, Any], sent: dict[str, Any]) -> bool
 
 
 def _whole(value: Any) -> int:
-    """A count that may also come as a float such as 100.0; else 0."""
+    """A count, which may be a float such as 100.0; 0 for other values."""
     return as_count(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
@@ -160,7 +160,7 @@ _MODES = {"enabled": True, "disabled": False, "adaptive": True, "auto": True}
 
 
 def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
-    """`thinking` in any of the forms that clients have for it."""
+    """Zhipu's `thinking`, from any format that clients use for it."""
     wanted, effort = given.get("thinking"), given.get("reasoning_effort")
     if isinstance(wanted, dict):
         if wanted.get("type") in ("enabled", "disabled"):
@@ -178,7 +178,7 @@ def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def _ask_for_json(body: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Zhipu knows JSON but no schema, which is therefore put into words."""
+    """Ask for JSON. Zhipu does not support schemas, so an instruction contains the schema."""
     if not as_text(wanted.get("type")).startswith("json"):
         return
     body["response_format"] = {"type": "json_object"}
@@ -188,14 +188,15 @@ def _ask_for_json(body: dict[str, Any], wanted: dict[str, Any]) -> None:
 
 
 def _user_id(user: str) -> str:
-    """Zhipu wants 6 to 128 characters."""
+    """A user id with the 6 to 128 characters that Zhipu requires."""
     if 6 <= len(user) <= 128:
         return user
     return hashlib.sha256(user.encode()).hexdigest()[:32]
 
 
 def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
-    """The caller's own messages where they are OpenAI's, with what Zhipu refuses put right."""
+    """The messages, the caller's own if they have OpenAI's format, without forms that Zhipu
+    refuses."""
     given = raw_messages(chat).get("messages")
     if not isinstance(given, list):
         given = [message(turn) for turn in chat.messages]
@@ -203,20 +204,20 @@ def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
     for turn in tidy(given):
         is_call = turn.get("tool_calls")
         if turn["role"] != "tool" and not (turn.get("content") or is_call):
-            continue  # refused, such as an answer that was stopped at once
+            continue  # Zhipu refuses empty turns, such as an answer stopped early
         if is_call and not turn.get("content"):
-            turn["content"] = None  # an empty string beside tool calls is refused
+            turn["content"] = None  # Zhipu refuses an empty string with tool calls
         parts = turn.get("content")
         if isinstance(parts, list):
             turn["content"] = [_part(as_object(part)) for part in parts]
             if not any(part.get("type") == "text" for part in turn["content"]):
-                turn["content"].append({"type": "text", "text": "请看附件。"})  # nor without words
+                turn["content"].append({"type": "text", "text": "请看附件。"})  # text is required
         out.append(turn)
     return out
 
 
 def _part(part: dict[str, Any]) -> dict[str, Any]:
-    """A part of OpenAI's as Zhipu writes it: files are links here."""
+    """An OpenAI part in Zhipu's format, in which files are links."""
     url = as_text(as_object(part.get("file")).get("file_data"))
     if part.get("type") == "file" and url.startswith("http"):
         return {"type": "file_url", "file_url": {"url": url}}
@@ -224,9 +225,9 @@ def _part(part: dict[str, Any]) -> dict[str, Any]:
 
 
 class ModelDecoder(ChunkDecoder):
-    """OpenAI's chunks with other finish reasons, and sources of a web search.
+    """Decodes OpenAI's chunks with other finish reasons, and sources of a web search.
 
-    `changed`: the options whose values were put right for it."""
+    `changed` are the options that were sent with other values than requested."""
 
     platform = "Zhipu"
     reasons: ClassVar[dict[str, str]] = {

@@ -42,7 +42,8 @@ _HOSTS = ("bigmodel.cn", "chatglm.cn", "z.ai")
 
 
 def key_problem(options: Mapping[str, Any]) -> str:
-    """Of Zhipu itself, not of a proxy with keys of its own. The assistants' keys are split."""
+    """Why the key cannot work, or "". Checks keys of Zhipu itself, not of a proxy with its own
+    keys, and keys of assistants, which the adapter splits at the dot."""
     key = options.get("api_key")
     key = key.reveal() if isinstance(key, Secret) else str(key or "")
     host = urlsplit(str(options.get("base_url", ""))).hostname or ""

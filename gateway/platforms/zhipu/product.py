@@ -1,4 +1,4 @@
-"""What Zhipu's products have in common."""
+"""The base of Zhipu's three products."""
 
 from gateway.platforms.base import (
     BasePlatform,
@@ -14,7 +14,7 @@ from gateway.protocol.usage import as_count
 
 
 class Product(BasePlatform):
-    """What Zhipu's three products have in common."""
+    """The code that Zhipu's three products share."""
 
     kind = "zhipu"
 
@@ -27,7 +27,7 @@ class Product(BasePlatform):
         raise explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        return None  # none of the three has such a call
+        return None  # none of the three has a stop call
 
     def verdict(self, reply: UpstreamReply) -> str:
         if reply.status != 200 or as_count(reply.object().get("code")) not in (0, 200):
