@@ -25,7 +25,8 @@ RUN if [ -n "$TRACES" ]; then lock=traces; else lock=run; fi && \
       --disable-pip-version-check --require-hashes --requirement "/tmp/requirements-$lock.lock"
 
 WORKDIR /app
-COPY LICENSE run.py config.yaml ./
+COPY LICENSE run.py config.yaml .env.example ./
+COPY config/config.schema.json config/config.schema.json
 COPY sql sql
 COPY gateway gateway
 

@@ -1,4 +1,4 @@
-"""The commands that administer without the API: users, keys, migrate."""
+"""The administration commands that need no API: users, keys, migrate."""
 
 import argparse
 import asyncio
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gateway.body import check
-from gateway.config import Config, KeyLimits
-from gateway.configcheck import unmounted
-from gateway.configfile import home
-from gateway.configvalues import duration_s
-from gateway.credentials import ID_LENGTH, OUR_PREFIX, masked
+from gateway.accounts.credentials import ID_LENGTH, OUR_PREFIX, masked
+from gateway.accounts.passwords import Passwords, check_strength
+from gateway.accounts.store import Accounts, ApiKey, User
+from gateway.config.check import unmounted
+from gateway.config.invocation import command
+from gateway.config.load import home
+from gateway.config.models import Config, KeyLimits
+from gateway.config.values import duration_s
+from gateway.database import connect
 from gateway.errors import (
-    DatabaseAway,
+    DatabaseUnavailable,
     GatewayError,
     InvalidRequest,
     NotFound,
     StartError,
-    words_of,
+    describe_fault,
 )
-from gateway.invocation import command
-from gateway.passwords import Passwords, check_strength
+from gateway.http.body import check
 from gateway.routes.accounts import Register
 from gateway.routes.apikeys import KeySettings
 from gateway.secret import Secret
-from gateway.stores.accounts import Accounts, ApiKey, User
-from gateway.stores.database import connect
 from gateway.times import LATEST_MS, iso, now_ms, read_iso
 
 _PERMISSIONS = ("chat", "upload", "admin")
@@ -38,7 +38,7 @@ _WITH_PASSWORD = ("users add", "users set-password")
 
 
 def run(args: argparse.Namespace, config: Config) -> int:
-    """Carry out one of the commands; gives the exit status."""
+    """Run one of the commands; returns the exit status."""
     if not config.database:
         print("There is no database (database: none).", file=sys.stderr)
         return 1
@@ -48,14 +48,14 @@ def run(args: argparse.Namespace, config: Config) -> int:
             _check_is_there(config, args.config)
         elif missing := unmounted(config, home(args.config)):
             raise StartError(missing)
-        if args.administer in _WITH_PASSWORD:  # before there is a loop, so that Ctrl-C works
+        if args.administer in _WITH_PASSWORD:  # before the event loop starts, so that Ctrl-C works
             args.password = _read_password()
         asyncio.run(_run(args, config))
     except (KeyboardInterrupt, EOFError):
         print("Nothing was changed.", file=sys.stderr)
-    except DatabaseAway as error:
-        words = words_of(error.__cause__ or TimeoutError())
-        print(f"The database cannot be used: {words}", file=sys.stderr)
+    except DatabaseUnavailable as error:
+        reason = describe_fault(error.__cause__ or TimeoutError())
+        print(f"The database cannot be used: {reason}", file=sys.stderr)
     except GatewayError as error:
         print(error.message, file=sys.stderr)
     except StartError as error:
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, config: Config) -> int:
 
 
 def _place(config: Config) -> str:
-    """Where the database is, without user and password."""
+    """The database's location, without user and password."""
     if config.sqlite_file:
         return f"SQLite, {Path(config.sqlite_file).absolute()}"
     parts = urlsplit(config.database.reveal())
@@ -74,7 +74,8 @@ def _place(config: Config) -> str:
 
 
 def _check_is_there(config: Config, path: Path) -> None:
-    """Only a start and `migrate` make a database: one made by mistake is found to be empty."""
+    """Raise if there is no database: only a start and `migrate` create one, since one created by
+    mistake would be empty."""
     file = Path(config.sqlite_file)
     if config.sqlite_file and not (file.is_file() and file.stat().st_size):
         raise StartError(
@@ -108,7 +109,7 @@ def _check_agents(config: Config, names: str | None) -> None:
 
 
 def _read_password() -> Secret:
-    """From a prompt, twice, or the first line of what is piped in."""
+    """Read the password: twice from a prompt, or the first line of piped input."""
     if not sys.stdin.isatty():
         if not (line := sys.stdin.readline().rstrip("\r\n")):
             raise InvalidRequest(
@@ -200,13 +201,13 @@ async def _create_key(args: argparse.Namespace, accounts: Accounts, passwords: P
 
 
 def _check_settings(settings: dict[str, Any]) -> None:
-    """By the rules of `POST /api/v1/api-keys`. Raises InvalidRequest that names the option."""
+    """Apply the rules of `POST /api/v1/api-keys`. Raises InvalidRequest that names the option."""
     try:
         check(KeySettings, settings)
     except InvalidRequest as error:
         option = "name" if error.param == "name" else f"--{str(error.param).replace('_', '-')}"
-        words = error.message.replace(f"{error.param!r}", option, 1)
-        raise InvalidRequest(words) from None
+        message = error.message.replace(f"{error.param!r}", option, 1)
+        raise InvalidRequest(message) from None
 
 
 async def _note_same_name(accounts: Accounts, user: User, name: str) -> None:
@@ -220,7 +221,7 @@ async def _note_same_name(accounts: Accounts, user: User, name: str) -> None:
 
 
 def _expiry(text: str) -> int:
-    """Milliseconds since the epoch, from `30d` or a moment in ISO 8601. Raises InvalidRequest."""
+    """Milliseconds since the epoch, from `30d` or an ISO 8601 time. Raises InvalidRequest."""
     if text.strip().replace(".", "").isdecimal():
         raise InvalidRequest("--expires: must have a unit, such as 30d or 12h, or be a date.")
     try:
@@ -249,14 +250,14 @@ async def _list_keys(args: argparse.Namespace, accounts: Accounts, passwords: Pa
 
 
 def _cells(key: ApiKey) -> tuple[str, ...]:
-    told = key.public()
+    public = key.public()
     limits = [f"{name} {value}" for name, value in key.rate_limits.items() if value is not None]
     limits += [f"max {key.max_calls} calls"] if key.max_calls is not None else []
     limits += [f"agents {','.join(key.agents)}"] if key.agents is not None else []
     return (
         key.id, key.created_by, key.name, ",".join(key.permissions),
         key.state, f"{key.calls} calls", "; ".join(limits) or "-",
-        told["last_used_at"] or "never", told["expires_at"] or "never",
+        public["last_used_at"] or "never", public["expires_at"] or "never",
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Build the application: the only wiring."""
+"""The only wiring: builds the application from a configuration."""
 
 import asyncio
 import logging
@@ -9,96 +9,94 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from gateway.accesslog import AccessLog
-from gateway.attachments import Attachments
-from gateway.body import BODIES_SHARE
-from gateway.config import Config
-from gateway.cors import add_origin
-from gateway.directory import Directory
-from gateway.errors import Conflict, DatabaseAway, InvalidRequest, StartError, words_of
-from gateway.files import open_files
-from gateway.flights import Flights
-from gateway.guard import Guard
-from gateway.keys import (
+from gateway.accounts.directory import Directory
+from gateway.accounts.passwords import Passwords, check_strength
+from gateway.accounts.store import Accounts
+from gateway.accounts.tokens import Signer, signing_secret
+from gateway.chat.attachments import Attachments
+from gateway.config.models import Config
+from gateway.database import connect, is_locked
+from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartError, describe_fault
+from gateway.files.fetcher import Guard
+from gateway.files.library import open_files
+from gateway.http.body import BODIES_SHARE
+from gateway.http.context import (
     ACCESS_LOG,
     ATTACHMENTS,
     BODIES,
-    BOOKS,
     BUCKETS,
     CONTEXT,
     FILES,
-    FLIGHTS,
     FORMS,
+    IN_FLIGHT,
     MAIN,
     METRICS,
     PARSING,
     RELOAD,
+    SERVICES,
     SIGNER,
     STATE,
     TRACER,
     UPSTREAM,
-    Books,
+    Services,
     StateHolder,
 )
-from gateway.metrics import LoopLag, Metrics
+from gateway.http.cors import add_origin
+from gateway.http.finish import add_safety, end_connection, mark_stopped, record
+from gateway.http.gauges import process_gauges
+from gateway.http.inflight import InFlight
+from gateway.limits.buckets import Buckets
+from gateway.limits.redis import RedisBuckets
+from gateway.limits.shares import Shares
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
 from gateway.middlewares.ratelimit import add_limits, ratelimit
-from gateway.middlewares.record import record
 from gateway.middlewares.requestlog import add_request_id, requestlog
-from gateway.middlewares.safety import add_safety
-from gateway.middlewares.stopping import end_connection, tell_to_stop
-from gateway.passwords import Passwords, check_strength
-from gateway.places import Shares
-from gateway.recorder import Recorder
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
 from gateway.secret import Secret
-from gateway.stores.accounts import Accounts
-from gateway.stores.buckets import Buckets
-from gateway.stores.calls import Calls
-from gateway.stores.database import connect, is_locked
-from gateway.stores.redisbuckets import RedisBuckets
-from gateway.stores.spool import Spool
-from gateway.tokens import Signer, signing_secret
-from gateway.traces import open_tracer
-from gateway.upstream import open_upstream
-from gateway.vitals import vitals
+from gateway.telemetry.accesslog import AccessLog
+from gateway.telemetry.metrics import LoopLag, Metrics
+from gateway.telemetry.recorder import Recorder
+from gateway.telemetry.spool import Spool
+from gateway.telemetry.store import Calls
+from gateway.telemetry.traces import open_tracer
+from gateway.upstream.client import open_upstream
 
 if TYPE_CHECKING:
     from gateway.demo import Demos
 
 log = logging.getLogger("gateway")
 
-_PATIENCE_S = 6.0  # for the first answer of the database; then the start goes on without it
+_PATIENCE_S = 6.0  # for the database's first answer; after that the start goes on without it
 
 
 def build(config: Config, access_log: AccessLog | None = None) -> web.Application:
     """The gateway as an aiohttp application. Its resources open when it starts.
 
-    Raises StartError, here or then, for what waiting will not change.
+    Raises StartError, here or at the start, for faults that time does not fix.
     """
     routes = list(all_routes())
     by_handler = {route.handler: route for route in routes}
     secret = signing_secret(config)
-    metrics, flights = Metrics(lambda: vitals(app)), Flights(tell_to_stop)
+    metrics, in_flight = Metrics(lambda: process_gauges(app)), InFlight(mark_stopped)
     access_log = access_log or AccessLog()
     app = web.Application(
         client_max_size=config.server.max_body,
         middlewares=[  # outermost first
-            requestlog(metrics, access_log, flights, record(metrics, lambda: app.get(BOOKS))),
-            errors(flights),
+            requestlog(metrics, access_log, in_flight, record(metrics, lambda: app.get(SERVICES))),
+            errors(in_flight),
             auth(by_handler, secret),
             ratelimit(by_handler),
         ],
     )
-    app[ACCESS_LOG], app[FLIGHTS], app[METRICS] = access_log, flights, metrics
+    app[ACCESS_LOG], app[IN_FLIGHT], app[METRICS] = access_log, in_flight, metrics
     app[PARSING], app[BODIES] = asyncio.Lock(), Shares(config.server.max_bodies, BODIES_SHARE)
     app[FORMS] = Shares(config.server.max_forms, BODIES_SHARE)
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
-    app.on_response_prepare.append(_complete_headers(flights))
-    app.cleanup_ctx.append(_books(config))
+    app.on_response_prepare.append(_complete_headers(in_flight))
+    app.cleanup_ctx.append(_services(config))
     app.cleanup_ctx.append(_buckets(config))
     app.cleanup_ctx.append(_upstream)
     app.cleanup_ctx.append(_files(config))
@@ -108,10 +106,13 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
 
 
 def build_ops(main: web.Application) -> web.Application:
-    """The probes of `main` alone, for a second port that is not the public's."""
-    metrics, flights = main[METRICS], Flights(tell_to_stop)  # a probe is not what a stop waits for
+    """The probes of `main` alone, for a second, non-public port."""
+    metrics, in_flight = (
+        main[METRICS],
+        InFlight(mark_stopped),
+    )  # a stop does not wait for probes
     app = web.Application(
-        middlewares=[requestlog(metrics, main[ACCESS_LOG], flights), errors(flights)]
+        middlewares=[requestlog(metrics, main[ACCESS_LOG], in_flight), errors(in_flight)]
     )
     app[MAIN], app[METRICS] = main, metrics
     add_to(app, OPS)
@@ -120,16 +121,17 @@ def build_ops(main: web.Application) -> web.Application:
 
 
 def _complete_headers(
-    flights: Flights,
+    in_flight: InFlight,
 ) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
     async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """What every answer carries, streams and errors too, before its head goes out."""
+        """Add the common headers to every answer, also to streams and errors, before its head is
+        sent."""
         context = request.get(CONTEXT)
         add_request_id(context, response)
         if isinstance(request, web.Request) and context is not None:
             add_origin(request, response)
             add_limits(context, response)
-        if flights.stopping:
+        if in_flight.stopping:
             end_connection(response)
         add_safety(request, response)
 
@@ -184,7 +186,7 @@ def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]
     return open_buckets
 
 
-def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
+def _services(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_books(app: web.Application) -> AsyncIterator[None]:
         if not config.database:
             yield
@@ -206,19 +208,19 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
         recorder = Recorder(calls, spool, config.record, directory)
         try:
             await directory.open(_PATIENCE_S)
-            if directory.away and config.sqlite_file and not is_locked(directory.cause):
+            if directory.unavailable and config.sqlite_file and not is_locked(directory.cause):
                 raise StartError(
                     f"database: {config.sqlite_file} cannot be opened or written"
                     f" ({_cause(directory)}); name another file in DATABASE_URL, or none to do"
                     " without accounts and the record"
                 )
-            if directory.away:
+            if directory.unavailable:
                 log.warning(
                     "The database does not answer (%s); accounts wait until it does",
                     _cause(directory),
                 )
             await recorder.open()
-            app[BOOKS] = Books(accounts, directory, calls, recorder, passwords)
+            app[SERVICES] = Services(accounts, directory, calls, recorder, passwords)
             yield
         finally:
             await recorder.close()
@@ -230,38 +232,38 @@ def _books(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
 
 
 def _cause(directory: Directory) -> str:
-    return words_of(directory.cause) if directory.cause else "no answer in time"
+    return describe_fault(directory.cause) if directory.cause else "no answer in time"
 
 
 async def _first_admin(
     accounts: Accounts,
     passwords: Passwords,
-    given: Secret,
+    configured: Secret,
     made_up: Secret,
     show: Callable[[str], None],
 ) -> None:
-    """An empty database gets the account `admin`, with the password `given` or else `made_up`,
-    which `show` is given this once."""
+    """Create the account `admin` in an empty database, with the password `configured` or else
+    `made_up`, which is passed to `show` once."""
     if await accounts.has_users():
-        if given:
+        if configured:
             log.info("ADMIN_PASSWORD is not used: the database has accounts already")
         return
-    if given:
+    if configured:
         try:
-            check_strength(given, "admin")
+            check_strength(configured, "admin")
         except InvalidRequest as error:
             raise StartError(f"auth.admin_password (ADMIN_PASSWORD): {error.message}") from None
-    hashed = await passwords.hash(given or made_up)
+    hashed = await passwords.hash(configured or made_up)
     try:
         await accounts.add_user("admin", hashed, role="admin")
     except Conflict:
         return  # another replica was quicker
-    except DatabaseAway:
-        # It may have been made without our being told; then nobody would know the password.
-        if not given:
+    except DatabaseUnavailable:
+        # The account may exist without a confirmation; then its password would be unknown.
+        if not configured:
             show(f"Account 'admin' may have been made; if so, its password is {made_up.reveal()}")
         raise
-    if not given:
+    if not configured:
         show(f"Account 'admin' was made; its password, shown only now: {made_up.reveal()}")
 
 
@@ -273,7 +275,7 @@ def _state(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
             if not any(agent.is_demo for agent in config.agents.values()):
                 return {}
             if not demos:
-                from gateway.demo import Demos  # nobody else pays for loading the simulators
+                from gateway.demo import Demos  # load the simulators only if needed
 
                 demos.append(Demos())
             return await demos[0].urls(config)

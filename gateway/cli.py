@@ -1,4 +1,4 @@
-"""The command line: serve, check, probe, schema, and what administers accounts."""
+"""The command line: serve, init, check, probe, schema, users, keys, migrate."""
 
 import argparse
 import asyncio
@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gateway
-from gateway import invocation, logs
-from gateway.environment import with_dotenv
+from gateway.config import invocation
+from gateway.config.environment import with_dotenv
 from gateway.errors import StartError
+from gateway.telemetry import logs
 
 if TYPE_CHECKING:
-    from gateway.config import Config
+    from gateway.config.models import Config
 
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]
 
@@ -30,20 +31,22 @@ log = logging.getLogger("gateway")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; gives the exit status."""
-    _end_when_told()
+    """Run a command; returns the exit status."""
+    _exit_on_signals()
     args = _parser().parse_args(argv)
     command: Callable[[argparse.Namespace], int] = args.command
+    args.built_in = invocation.may_be_built_in(args.config)
+    args.config = args.config or invocation.default_config()
     try:
         return administer(args) if hasattr(args, "administer") else command(args)
-    except BrokenPipeError:  # whoever read our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
-def _end_when_told() -> None:
-    """Until the gateway listens to signals by itself. As process 1 of a container it would not
-    get those for which it has no handler, and a reload that comes too early is no reason to end."""
+def _exit_on_signals() -> None:
+    """Set signal handlers until the gateway sets its own. Process 1 of a container does not receive
+    signals without a handler, and an early reload must not end the process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
         if hasattr(signal, "SIGHUP"):
@@ -51,7 +54,8 @@ def _end_when_told() -> None:
 
 
 _COMMANDS: dict[str, str] = {
-    "serve": "start the gateway (what no command does, too)",
+    "serve": "start the gateway (the default command)",
+    "init": "write config.yaml and .env; existing files stay as they are",
     "check": "check config.yaml; every problem at once, exit 1 if there is one",
     "probe": "exit 0 if a running gateway is ready",
     "schema": "print the JSON Schema of config.yaml",
@@ -59,35 +63,35 @@ _COMMANDS: dict[str, str] = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    """The options stand before or after the command; both are the same options."""
-    parser = argparse.ArgumentParser(prog="run.py", description=gateway.__doc__)
+    """The parser. Options work both before and after the command."""
+    parser = argparse.ArgumentParser(description=gateway.__doc__)
     parser.add_argument("--version", action="version", version=gateway.__version__)
-    _add_options(parser, invocation.default_config(), None)
+    _add_options(parser, None)
     parser.set_defaults(command=serve)
     commands = parser.add_subparsers(metavar="command")
-    for name, words in _COMMANDS.items():
-        sub = commands.add_parser(name, help=words, description=words)
-        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)  # leave what came before alone
+    for name, text in _COMMANDS.items():
+        sub = commands.add_parser(name, help=text, description=text)
+        _add_options(sub, argparse.SUPPRESS)  # keep options given before the command
         sub.set_defaults(command=globals()[name])
         if name == "check":
-            words = "also ask every platform who the bot is and what is missing, and every store"
-            sub.add_argument("--live", action="store_true", help=words)
+            text = "also ask every platform who the bot is and what is missing, and every store"
+            sub.add_argument("--live", action="store_true", help=text)
     _add_admin_commands(commands)
     return parser
 
 
 def _add_admin_commands(commands: "_Commands") -> None:
-    """What they do is in `admin`, which only they load."""
+    """The commands of `admin`, which is imported only when one of them runs."""
 
-    def add(to: "_Commands", action: str, words: str) -> argparse.ArgumentParser:
-        sub = to.add_parser(action.rpartition(" ")[2], help=words, description=words)
-        _add_options(sub, argparse.SUPPRESS, argparse.SUPPRESS)
+    def add(to: "_Commands", action: str, text: str) -> argparse.ArgumentParser:
+        sub = to.add_parser(action.rpartition(" ")[2], help=text, description=text)
+        _add_options(sub, argparse.SUPPRESS)
         sub.set_defaults(administer=action)
         return sub
 
-    def group(name: str, words: str) -> "_Commands":
-        parser = commands.add_parser(name, help=words, description=words)
-        _add_options(parser, argparse.SUPPRESS, argparse.SUPPRESS)
+    def group(name: str, text: str) -> "_Commands":
+        parser = commands.add_parser(name, help=text, description=text)
+        _add_options(parser, argparse.SUPPRESS)
         return parser.add_subparsers(required=True)
 
     users = group("users", "add, list, set-password, disable, enable: the accounts")
@@ -97,8 +101,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("--email")
     sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users list", "every account")
-    words = "a new password, read from standard input"
-    sub = add(users, "users set-password", words)
+    text = "a new password, read from standard input"
+    sub = add(users, "users set-password", text)
     sub.add_argument("name")
     sub.add_argument("--password", action=_NoPassword, help=argparse.SUPPRESS)
     add(users, "users disable", "no logins and no calls any more").add_argument("name")
@@ -107,14 +111,14 @@ def _add_admin_commands(commands: "_Commands") -> None:
     keys = group("keys", "create, list, revoke: the API keys")
     sub = add(keys, "keys create", "a new key; it is printed this once")
     sub.add_argument("name", help="what the key is for")
-    words = "whose key it is: admin's, unless given"
-    sub.add_argument("--user", default="admin", metavar="NAME", help=words)
+    text = "whose key it is: admin's, unless given"
+    sub.add_argument("--user", default="admin", metavar="NAME", help=text)
     sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
-    words = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
-    sub.add_argument("--expires", metavar="WHEN", help=words)
+    text = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
+    sub.add_argument("--expires", metavar="WHEN", help=text)
     sub = add(keys, "keys list", "every key, without its secret")
     sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
     sub = add(keys, "keys revoke", "end a key for good")
@@ -124,7 +128,8 @@ def _add_admin_commands(commands: "_Commands") -> None:
 
 
 class _NoPassword(argparse.Action):
-    """Other users of the machine can read a command line, and shells keep it."""
+    """Refuse passwords as arguments: other users of the machine can read a command line, and shells
+    store it."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         parser.error("--password: the password is read from standard input, or asked for")
@@ -137,29 +142,29 @@ def administer(args: argparse.Namespace) -> int:
     return 1 if config is None else admin.run(args, config)
 
 
-def _add_options(parser: argparse.ArgumentParser, config: object, otherwise: object) -> None:
-    words = "config.yaml or what GATEWAY_CONFIG names, unless given"
-    parser.add_argument("--config", "-c", type=Path, default=config, metavar="FILE", help=words)
+def _add_options(parser: argparse.ArgumentParser, otherwise: object) -> None:
+    text = "instead of what GATEWAY_CONFIG names, or config.yaml in the current folder"
+    parser.add_argument("--config", "-c", type=Path, default=otherwise, metavar="FILE", help=text)
     parser.add_argument("--host", default=otherwise)
-    words = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
-    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=words)
+    text = "of the log (or LOG_FORMAT): auto is text at a terminal and json elsewhere"
+    parser.add_argument("--log-format", choices=logs.FORMS, default=otherwise, help=text)
     parser.add_argument("--port", type=int, default=otherwise)
 
 
 def _load(args: argparse.Namespace) -> "Config | None":
-    """The configuration, or None after its problems have been printed."""
-    from gateway import configfile
+    """The configuration, or None after printing its problems."""
+    from gateway.config import load as configfile
 
     try:
         return _read(args)
     except configfile.ConfigError as error:
         count = len(error.problems)
-        print(f"{args.config}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
+        print(f"{_source(args)}: {count} problem{'s' if count > 1 else ''}", file=sys.stderr)
         for problem in error.problems:
             print(f"  {problem}", file=sys.stderr)
         for warning in error.warnings:
             print(f"  warning: {warning}", file=sys.stderr)
-        if not args.config.exists():
+        if not args.built_in and not args.config.exists():
             print(
                 f"  there is no {args.config.absolute()}: name the file with --config or in"
                 " GATEWAY_CONFIG, or start in its folder",
@@ -170,20 +175,34 @@ def _load(args: argparse.Namespace) -> "Config | None":
 
 def _read(args: argparse.Namespace, environ: Mapping[str, str] = os.environ) -> "Config":
     """Raises ConfigError."""
-    from gateway import configfile
+    from gateway.config import load as configfile
 
-    return configfile.load(args.config, environ, host=args.host, port=args.port)
+    # A file that has once been there is never replaced by the shipped one, whose agents are demos.
+    args.built_in = args.built_in and not args.config.exists()
+    return configfile.load(
+        args.config, environ, built_in=args.built_in, host=args.host, port=args.port
+    )
+
+
+def _source(args: argparse.Namespace) -> str:
+    return f"the built-in config.yaml (no {args.config})" if args.built_in else str(args.config)
+
+
+def init(args: argparse.Namespace) -> int:
+    from gateway.config.starter import write
+
+    return write(args.config)
 
 
 def check(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
-    from gateway.configcheck import warnings
-    from gateway.configfile import access_note, home, lock_out
-    from gateway.outgoing import way_of
+    from gateway.config.check import warnings
+    from gateway.config.load import access_note, home, lock_out
+    from gateway.config.outgoing import way_of
 
-    print(f"{args.config}: ok")
+    print(f"{_source(args)}: ok")
     for name, agent in config.agents.items():
         way = way_of(agent, agent.base_url, config.outgoing)
         where = "demo (embedded simulator)" if agent.is_demo else f"{agent.base_url}, {way}"
@@ -196,8 +215,8 @@ def check(args: argparse.Namespace) -> int:
 
 
 def _check_live(config: "Config") -> int:
-    """Ask every platform and store of the configuration; 1 if one of them is sure to fail."""
-    from gateway.live import check_live, table
+    """Check every configured platform and store; returns 1 if one of them is sure to fail."""
+    from gateway.server.check import check_live, table
 
     rows = asyncio.run(check_live(config))
     print("asked just now:")
@@ -206,7 +225,7 @@ def _check_live(config: "Config") -> int:
 
 
 def schema(args: argparse.Namespace) -> int:
-    from gateway.configschema import config_schema
+    from gateway.config.schema import config_schema
 
     print(json.dumps(config_schema(), indent=2, ensure_ascii=False))
     return 0
@@ -223,7 +242,7 @@ def probe(args: argparse.Namespace) -> int:
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not bound here
     url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/readyz"
     try:
-        # The name on a certificate is not that of the loopback address.
+        # The certificate's name is not that of the loopback address.
         trust = ssl._create_unverified_context() if server.tls else None  # noqa: S323
         with urllib.request.urlopen(url, timeout=5, context=trust) as answer:  # noqa: S310
             print(answer.read().decode())
@@ -249,7 +268,7 @@ def serve(args: argparse.Namespace) -> int:
         print(f"LOG_FORMAT: {form!r} is none of {', '.join(logs.FORMS)}", file=sys.stderr)
         return 1
     access_log = logs.set_up(level, form, sys.stderr)
-    from gateway.serve import serve as serve_on
+    from gateway.server.process import serve as serve_on
 
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
         try:
@@ -261,14 +280,14 @@ def serve(args: argparse.Namespace) -> int:
 
 
 def _collect_garbage_less() -> None:
-    """A collection walks over all that is alive: with 200 streams open that was a sixth of an
-    event's cost, and a twentieth of the start. What is made per event is freed by its reference
-    count; only cycles wait for the collector, and they are few."""
+    """Make garbage collection rare. A collection visits all live objects: with 200 open streams it
+    took a sixth of an event's cost, and a twentieth of the start. Per-event objects are freed by
+    reference counting; only cycles need the collector, and they are few."""
     gc.set_threshold(50_000, 20, 100)
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop where it installs, else asyncio's own loop."""
+    """uvloop's event loop where uvloop is installed, else asyncio's."""
     try:
         import uvloop
     except ImportError:

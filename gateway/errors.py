@@ -1,4 +1,4 @@
-"""Every error of the gateway, and the only place that shapes one into a body.
+"""Every error of the gateway, and the only functions that render one as a body.
 
     GatewayError
     ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized
@@ -12,9 +12,10 @@
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
     │                     EmptyAnswer
-    └── ours:             InternalError DatabaseAway Overloaded StorageAway StorageFull Stopping
+    └── the gateway's:    InternalError DatabaseUnavailable Overloaded StorageUnavailable
+                          StorageFull Stopping
 
-Classes carry a status, a code and a message; they draw nothing. `openai_body` and `api_body` do.
+Classes carry a status, a code and a message; `openai_body` and `api_body` render them.
 """
 
 import re
@@ -23,21 +24,22 @@ from typing import Any, ClassVar
 
 
 class Guess(float):
-    """Seconds of ours where an upstream has told none: for callers, and not for us to wait for."""
+    """A number of seconds that the gateway guessed because an upstream named none: for callers
+    only; the gateway itself does not wait for it."""
 
 
 class StartError(Exception):
-    """The gateway cannot run as it is set up, and waiting will not change that."""
+    """The gateway cannot run with this configuration, and time does not fix that."""
 
 
 class GatewayError(Exception):
-    """Something to tell the caller. `message` is plain text that says what to do about it.
+    """An error to report to the caller. `message` is plain text that says what to do about it.
 
-    `retry_after_s` becomes `Retry-After`. `should_retry` becomes `x-should-retry`, which the OpenAI
-    SDKs obey before anything else. The rest is for ourselves: `retryable` is True only if no
-    upstream has accepted the call, so that asking again cannot run an agent twice; `elsewhere` says
-    that this target is of no use, but the next one of a route may well answer; `outage` that the
-    upstream itself is down, which the circuit breaker counts.
+    `retry_after_s` becomes `Retry-After`. `should_retry` becomes `x-should-retry`, which takes
+    precedence in the OpenAI SDKs. The other flags are internal: `retryable` is True only if no
+    upstream has accepted the call, so that a retry cannot run an agent twice; `elsewhere` means
+    that this target cannot answer but the route's next one may; `outage` means that the upstream
+    itself is down, which the circuit breaker counts.
     """
 
     status: ClassVar[int] = 500
@@ -60,7 +62,7 @@ class GatewayError(Exception):
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.cause: str | None = None  # for operators: the fault behind it, in its own words
+        self.cause: str | None = None  # for operators: the underlying fault, in its own text
         self.param = param
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -70,18 +72,18 @@ class GatewayError(Exception):
             self.retryable = retryable
 
     def rename(self, agent: str, route: str) -> None:
-        """Speak of the route where an agent's name is not for the caller."""
+        """Replace the agent's name by the route's, if the caller may not see it."""
         self.message = self.message.replace(repr(agent), repr(route))
 
 
 class InvalidRequest(GatewayError):
-    """The caller's request cannot be understood or served as it is."""
+    """The caller's request is invalid, or cannot be served in this form."""
 
     status, type, code = 400, "invalid_request_error", "invalid_value"
 
 
 class ContextTooLong(InvalidRequest):
-    """The conversation does not fit the model behind the agent."""
+    """The conversation does not fit the agent's model."""
 
     code = "context_length_exceeded"
 
@@ -93,14 +95,15 @@ class ContentRefused(InvalidRequest):
 
 
 class KindNotTaken(InvalidRequest):
-    """The agent cannot take a file of that kind; another target of the route may well."""
+    """The agent cannot take a file of that kind; another target of the route may."""
 
     code = "unsupported_file_kind"
     elsewhere = True
 
 
 class OptionNotFollowed(InvalidRequest):
-    """The agent cannot do what an option demands; another target of the route may well."""
+    """The agent does not support an option that the caller demands; another target of the route
+    may."""
 
     code = "unsupported_parameter"
     elsewhere = True
@@ -113,19 +116,19 @@ class Unauthorized(GatewayError):
 
 
 class WrongPassword(Unauthorized):
-    """No account has that name, or not that password; which of the two is not told."""
+    """The name or the password is wrong; the error does not say which."""
 
     code = "invalid_credentials"
 
 
 class InvalidToken(Unauthorized):
-    """A login's or a page's token is forged, or what it stands for is gone."""
+    """A login's or a page's token is forged, or its account or key no longer exists."""
 
     code = "invalid_token"
 
 
 class TokenExpired(Unauthorized):
-    """A token was good, and its time is over."""
+    """A valid token has expired."""
 
     code = "token_expired"
 
@@ -155,13 +158,13 @@ class ConversationNotFound(NotFound):
 
 
 class FileNotFound(NotFound):
-    """No such file, or it is another caller's."""
+    """No such file, or it belongs to another caller."""
 
     code = "file_not_found"
 
 
 class MethodNotAllowed(GatewayError):
-    """The path exists, but not with this method. `allowed` are those that it has."""
+    """The path exists, but not with this method. `allowed` are its methods."""
 
     status, type, code = 405, "invalid_request_error", "method_not_allowed"
 
@@ -177,13 +180,13 @@ class SenderTooSlow(GatewayError):
 
 
 class ConversationBusy(GatewayError):
-    """Another answer is still running in that conversation."""
+    """Another answer is still in progress in that conversation."""
 
     status, type, code = 409, "upstream_error", "conversation_busy"
 
 
 class Conflict(GatewayError):
-    """What was asked for contradicts what is there: a name that is taken, the last admin."""
+    """The request contradicts the present state: a name that is taken, the last admin."""
 
     status, type, code = 409, "invalid_request_error", "conflict"
 
@@ -195,50 +198,52 @@ class BodyTooLarge(GatewayError):
 
 
 class UriTooLong(GatewayError):
-    """The request's path or query is longer than any of ours can be."""
+    """The request's path or query is longer than any valid one."""
 
     status, type, code = 414, "invalid_request_error", "uri_too_long"
 
 
 class HeadersTooLarge(GatewayError):
-    """The request's headers are more, or longer, than anybody needs."""
+    """The request's headers are too many or too long."""
 
     status, type, code = 431, "invalid_request_error", "headers_too_large"
 
 
 class UnsupportedMediaType(GatewayError):
-    """The body or a file is of a type we do not take."""
+    """The gateway does not accept this type of body or file."""
 
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
 
 
 class RateLimited(GatewayError):
-    """Too many calls: ours to the caller, or the upstream's to us."""
+    """Too many calls: the caller's to the gateway, or the gateway's to the upstream."""
 
     status, type, code = 429, "rate_limit_error", "rate_limit_exceeded"
 
 
 class TooManyAtOnce(RateLimited):
-    """The caller has as many calls under way as it may."""
+    """The caller has reached its limit of calls in flight."""
 
     code = "concurrency_limit_exceeded"
 
 
 class ShareTaken(TooManyAtOnce):
-    """The caller has its share of an agent's places; another target of the route may have room."""
+    """The caller has used its share of an agent's slots; another target of the route may
+    have room."""
 
     elsewhere = True
 
 
 class CallsUsedUp(RateLimited):
-    """The calls of a key, or of a user for this month, are used up; waiting seconds is no use."""
+    """The call quota of a key, or of a user for this month, is used up; a short wait does
+    not help."""
 
     type, code = "insufficient_quota", "call_quota_exceeded"
     should_retry = False
 
 
 class QuotaExhausted(GatewayError):
-    """Money or plan is used up behind the agent; trying again will not help."""
+    """The agent's budget or plan is used up; a retry does not help."""
 
     status, type, code = 429, "insufficient_quota", "insufficient_quota"
     should_retry = False
@@ -246,11 +251,11 @@ class QuotaExhausted(GatewayError):
 
 
 class InternalError(GatewayError):
-    """A bug of ours."""
+    """A bug in the gateway."""
 
 
-class DatabaseAway(GatewayError):
-    """The database does not answer, and without it this cannot be told or done."""
+class DatabaseUnavailable(GatewayError):
+    """The database does not answer, and the request needs it."""
 
     status, type, code = 503, "server_error", "database_unavailable"
 
@@ -258,8 +263,8 @@ class DatabaseAway(GatewayError):
         super().__init__(message, retry_after_s=2.0)
 
 
-class StorageAway(GatewayError):
-    """Where files are kept does not answer, or does not let us in."""
+class StorageUnavailable(GatewayError):
+    """The file store does not answer, or denies access."""
 
     status, type, code = 503, "server_error", "storage_unavailable"
 
@@ -268,7 +273,7 @@ class StorageAway(GatewayError):
 
 
 class StorageFull(GatewayError):
-    """There is no room left where files are kept."""
+    """The file store is full."""
 
     status, type, code = 507, "server_error", "insufficient_storage"
 
@@ -277,19 +282,19 @@ class StorageFull(GatewayError):
 
 
 class Overloaded(GatewayError):
-    """More of something costly is waiting than the gateway takes on."""
+    """The gateway's queue for expensive work is full."""
 
     status, type, code = 503, "server_error", "overloaded"
 
 
 class UpstreamFailed(GatewayError):
-    """The upstream broke, or sent something that is not its protocol."""
+    """The upstream failed, or violated its protocol."""
 
     status, type, code = 502, "upstream_error", "upstream_failed"
 
 
 class UpstreamMisconfigured(UpstreamFailed):
-    """The operator's key, app or address for an upstream is wrong; the caller can do nothing."""
+    """The operator's key, app or address for an upstream is wrong; the caller cannot fix it."""
 
     code = "upstream_auth_failed"
     should_retry = False
@@ -297,7 +302,7 @@ class UpstreamMisconfigured(UpstreamFailed):
 
 
 class UpstreamUnreachable(UpstreamFailed):
-    """No connection to the upstream could be made, so nothing has been asked yet."""
+    """The connection to the upstream failed, so no request was sent."""
 
     code = "upstream_unreachable"
     retryable = True
@@ -305,14 +310,14 @@ class UpstreamUnreachable(UpstreamFailed):
 
 
 class UpstreamCut(UpstreamFailed):
-    """The upstream's answer ended without its end."""
+    """The upstream's answer broke off."""
 
     code = "upstream_cut"
     outage = True
 
 
 class EmptyAnswer(UpstreamFailed):
-    """The upstream's answer ended without a word, and without a reason for it."""
+    """The upstream's answer ended without content, and without a reason for that."""
 
     elsewhere = True
 
@@ -321,7 +326,7 @@ class EmptyAnswer(UpstreamFailed):
 
 
 class UpstreamUnavailable(GatewayError):
-    """The upstream says that it is overloaded or down, or no target is left."""
+    """The upstream reports that it is overloaded or down, or no target is left."""
 
     status, type, code = 503, "upstream_error", "upstream_unavailable"
     retryable = True
@@ -329,16 +334,16 @@ class UpstreamUnavailable(GatewayError):
 
 
 class TargetBusy(UpstreamUnavailable):
-    """The agent has as many calls under way as it may, and as many waiting."""
+    """The agent has all its slots in use and its queue full."""
 
     code = "agent_busy"
-    retryable = False  # the waiting has been done
+    retryable = False  # the call has already waited
     elsewhere = True
     outage = False
 
 
 class CircuitOpen(UpstreamUnavailable):
-    """The agent failed so often that it is left alone for a moment."""
+    """The agent failed so often that the gateway skips it for a moment."""
 
     code = "circuit_open"
     retryable = False
@@ -347,7 +352,7 @@ class CircuitOpen(UpstreamUnavailable):
 
 
 class Stopping(GatewayError):
-    """This process is being stopped; another one, or the next, will answer."""
+    """This process is stopping; another one, or the next, will answer."""
 
     status, type, code = 503, "server_error", "shutting_down"
     should_retry = True
@@ -364,7 +369,7 @@ class UpstreamTimeout(GatewayError):
 
 
 class UpstreamConnectTimeout(UpstreamTimeout):
-    """No connection to the upstream in time, so nothing has been asked yet."""
+    """The connection to the upstream timed out, so no request was sent."""
 
     retryable = True
 
@@ -390,7 +395,7 @@ def api_body(error: GatewayError) -> dict[str, Any]:
 
 
 def headers(error: GatewayError) -> dict[str, str]:
-    """What clients and SDKs read beside the body."""
+    """The headers that clients and SDKs read in addition to the body."""
     out = {}
     if isinstance(error, MethodNotAllowed):
         out["Allow"] = error.allowed
@@ -403,55 +408,81 @@ def headers(error: GatewayError) -> dict[str, str]:
     return out
 
 
-# Shapes of the platforms' own keys and tokens. Upstreams like to repeat the key they refuse. What
-# `credentials.masked` leaves of a key of ours stays: its id finds the key and is no secret.
-_KEYS = re.compile(
-    r"(?:sk(?!-gw-[a-z0-9]{12}-\*{4})|app|fastgpt|pat|sat|czs|czu|cztei|dataset)"
-    r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"
-    r"|\b[0-9a-f]{16,32}\.[a-z0-9]{8,}"
-    r"|(?<![a-z0-9_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)*"
-    r"|(?<=[_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)+"  # without a dot it is an id of ours
-    r"|bearer(?:\s|%20|\+)+[^\s\"',]{8,}",
-    re.IGNORECASE | re.ASCII,
-)
+class _KeyShapes:
+    """What is redacted: upstreams repeat the key that they refuse. Each kind of upstream adds its
+    own shapes. What `accounts.credentials.masked` leaves of our own key stays: its id finds the key
+    and is no secret."""
+
+    def __init__(self) -> None:
+        self._prefixes = [r"sk(?!-gw-[a-z0-9]{12}-\*{4})"]
+        self._shapes: list[str] = [
+            r"(?<![a-z0-9_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)*",
+            r"(?<=[_\-])(?-i:eyJ)[a-z0-9_\-]{8,}(?:\.[a-z0-9_\-]+)+",  # else an id of ours
+            r"bearer(?:\s|%20|\+)+[^\s\"',]{8,}",
+        ]
+        self._compile()
+
+    def add(self, shapes: Iterable[str], prefixes: Iterable[str]) -> None:
+        """Raises re.error."""
+        bare = [prefix.rstrip("-_") for prefix in prefixes]
+        names = [re.escape(name) for name in bare if name != "sk"]  # which is there, but for ours
+        before = self._prefixes, self._shapes
+        self._prefixes = list(dict.fromkeys([*self._prefixes, *names]))
+        self._shapes = list(dict.fromkeys([*self._shapes, *shapes]))
+        try:
+            self._compile()
+        except re.error:
+            self._prefixes, self._shapes = before
+            raise
+
+    def _compile(self) -> None:
+        prefixed = (
+            rf"(?:{'|'.join(self._prefixes)})"
+            r"(?:[-_]|%2d|%5f|\\u002d|\\u005f)[a-z0-9_\-.%\\]{8,}"
+        )
+        self.pattern = re.compile("|".join([prefixed, *self._shapes]), re.IGNORECASE | re.ASCII)
+
+
+_KEYS = _KeyShapes()
+add_key_shapes = _KEYS.add
 _URL_PASSWORD = re.compile(r"//[^/\s@]*@")
-_MAX_WORDS = 2000  # characters of an upstream's words that are looked at
+_MAX_TEXT = 2000  # characters of an upstream's message that are examined
 MAX_MESSAGE = 500  # characters of a message that a caller gets
 
 
-def clean(text: object, limit: int = _MAX_WORDS) -> str:
-    """An upstream's own words made fit to pass on: no known shape of key, no control characters.
+def clean(text: object, limit: int = _MAX_TEXT) -> str:
+    """An upstream's message, made safe to forward: no known form of key, no control characters.
 
-    They are cut before anything is searched in them, so that their length costs nothing.
+    The text is cut before it is searched, so its length costs nothing.
     """
-    words = str(text)[: limit + 100]
-    words = "".join(c if c.isprintable() else " " for c in words)
-    return shorten(_KEYS.sub("***", " ".join(words.split())), limit)
+    message = str(text)[: limit + 100]
+    message = "".join(c if c.isprintable() else " " for c in message)
+    return shorten(_KEYS.pattern.sub("***", " ".join(message.split())), limit)
 
 
 def looks_like_key(text: str) -> bool:
-    """Whether a word in it has a known shape of key; `task-12345678` has none."""
+    """Whether the text has a known form of key at a word's start; `task-12345678` has none."""
     return any(
         found.start() == 0 or not text[found.start() - 1].isalnum()
-        for found in _KEYS.finditer(text)
+        for found in _KEYS.pattern.finditer(text)
     )
 
 
 def why(error: GatewayError) -> str:
-    """What the log and the record tell of a failure: its message, and the fault behind it.
+    """The reason of a failure for the log and the record: its message and the underlying fault.
 
-    The fault is noted on the error, since its frames, and its cause with them, are let go early.
+    The fault is stored on the error, since its frames and its cause are freed early.
     """
     if error.cause is None and error.__cause__ is not None:
-        error.cause = words_of(error.__cause__)
-    words = clean(error.message, MAX_MESSAGE)
-    return shorten(f"{words} ({error.cause})") if error.cause else words
+        error.cause = describe_fault(error.__cause__)
+    message = clean(error.message, MAX_MESSAGE)
+    return shorten(f"{message} ({error.cause})") if error.cause else message
 
 
-def words_of(fault: BaseException) -> str:
-    """A driver's or the system's own words, cleaned; its kind where it has none."""
-    words = clean(_URL_PASSWORD.sub("//***@", str(fault)), MAX_MESSAGE)
-    return words or (
+def describe_fault(fault: BaseException) -> str:
+    """A driver's or the system's own message, cleaned; its class name if it has none."""
+    message = clean(_URL_PASSWORD.sub("//***@", str(fault)), MAX_MESSAGE)
+    return message or (
         "no answer in time" if isinstance(fault, TimeoutError) else type(fault).__name__
     )
 
@@ -461,9 +492,9 @@ def shorten(text: str, limit: int = MAX_MESSAGE) -> str:
 
 
 def retry_after(headers: Mapping[str, str], default: float | None = None) -> float | None:
-    """Seconds to wait as an upstream's `Retry-After` tells them; `default` if it tells none.
+    """Seconds to wait by an upstream's `Retry-After`; `default` if it names none.
 
-    An HTTP date counts as none: clocks differ, and no platform of ours sends one.
+    An HTTP date counts as none: clocks differ, and none of the platforms sends one.
     """
     raw = headers.get("Retry-After", "")
     try:

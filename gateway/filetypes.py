@@ -1,4 +1,4 @@
-"""What a file is: by its name's ending, and by its first bytes."""
+"""File types, by the extension of a name and by a file's first bytes."""
 
 import mimetypes
 from collections.abc import Collection
@@ -9,7 +9,7 @@ from gateway.errors import UnsupportedMediaType
 MediaKind = Literal["image", "file", "audio", "video"]
 KINDS: tuple[MediaKind, ...] = ("image", "file", "audio", "video")
 
-HEAD = 8192  # bytes at a file's beginning that tell what it is
+HEAD = 8192  # bytes at a file's beginning that identify its type
 
 _TYPES = {
     "jpg": "image/jpeg", "jpeg": "image/jpeg", "png": "image/png", "gif": "image/gif",
@@ -34,51 +34,52 @@ _OTHERS = mimetypes.MimeTypes(filenames=())
 _ZIPPED = {"docx", "xlsx", "pptx", "odt", "ods", "odp", "epub"}
 _PAGES = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<iframe", b"<?php", b"#!")
 _CONTROL = bytes(set(range(32)) - {9, 10, 12, 13, 27})
-# What browsers show without running anything in it.
+# Types that browsers display without running anything in them.
 _HARMLESS = ("image/", "audio/", "video/", "text/plain", "application/pdf")
 
 
 def extension_of(name: str) -> str:
-    """The ending in lower case without its dot, or ""."""
+    """The extension in lower case without its dot, or ""."""
     stem, dot, ending = name.rpartition(".")
     ending = ending.lower()
     return ending if dot and stem and ending.isascii() and ending.isalnum() else ""
 
 
 def mime_of(extension: str) -> str:
-    """The media type that files of that ending are served as."""
+    """The media type for files with that extension."""
     known = _TYPES.get(extension) or _OTHERS.guess_type(f"x.{extension}")[0]
     return known or "application/octet-stream"
 
 
 def served_as(mime: str) -> str:
-    """`Content-Type` of a file. Text is said to be UTF-8, which nearly all of it is; without a
-    charset browsers would guess a Western one."""
+    """The `Content-Type` for a file. Text is declared as UTF-8, which nearly all of it is; without
+    a charset browsers would guess a Western one."""
     return f"{mime}; charset=utf-8" if mime.startswith("text/") else mime
 
 
 def extension_for(mime: str) -> str:
-    """The usual ending of a media type, or ""."""
+    """The usual extension for a media type, or ""."""
     mime = mime.partition(";")[0].strip().lower()
     return _EXTENSIONS.get(mime) or (_OTHERS.guess_extension(mime) or "").removeprefix(".")
 
 
 def kind_of(mime: str) -> MediaKind:
-    """What a platform would call it."""
+    """The kind of file that platforms use for a media type."""
     family = mime.partition("/")[0].strip().lower()
     return next((kind for kind in KINDS if kind == family), "file")
 
 
 def is_shown(mime: str) -> bool:
-    """Whether a browser may show it at our address; scripts run in SVG and HTML."""
+    """Whether a browser may display it under the gateway's address; SVG and HTML can run
+    scripts."""
     return mime.startswith(_HARMLESS) and mime != "image/svg+xml"
 
 
 def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
-    """The ending to keep a file under, from its name and its first bytes.
+    """The extension to store a file under, from its name and its first bytes.
 
-    Raises UnsupportedMediaType for an ending, or a content, that is not in `allowed`. A picture
-    that is named as another sort of picture gets the right ending.
+    Raises UnsupportedMediaType for an extension, or a content, that is not in `allowed`. An image
+    with another image format's extension gets the right one.
     """
     extension = extension_of(name)
     if extension not in allowed:
@@ -104,13 +105,14 @@ def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
 
 
 def _guess(head: bytes) -> Any:
-    import filetype  # a megabyte, for those who upload
+    import filetype  # takes a megabyte: imported at the first upload
 
     return filetype.guess(head)
 
 
 def _fits(extension: str, family: str, found: Any) -> bool:
-    """Whether a content of the type `found` may have that ending. Sounds and films share boxes."""
+    """Whether content of the type `found` may have that extension. Audio and video share
+    containers."""
     if family in ("audio", "video"):
         return str(found.mime).startswith(("audio/", "video/"))
     boxes = {"zip", *_ZIPPED}
@@ -118,8 +120,8 @@ def _fits(extension: str, family: str, found: Any) -> bool:
 
 
 def _is_text(head: bytes) -> bool:
-    """Text in any encoding has no control characters but the usual ones; UTF-16 has, and is known
-    by its first two bytes."""
+    """Text in any encoding has no control characters but the usual ones; UTF-16 has, but begins
+    with a byte order mark."""
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         return True
     return len(head) == len(head.translate(None, _CONTROL))

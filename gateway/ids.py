@@ -1,10 +1,11 @@
-"""Names for requests and calls: unique, and not secret."""
+"""Ids of requests and calls: unique, and not secret."""
 
 import random
 
-_random = random.Random()  # noqa: S311 - seeded by the system; asking it each time costs a syscall
+# Seeded by the system once: asking it for each id costs a system call.
+_bits = random.Random().getrandbits  # noqa: S311
 
 
 def new_id(digits: int) -> str:
-    """So many random hexadecimal digits."""
-    return f"{_random.getrandbits(4 * digits):0{digits}x}"
+    """`digits` random hexadecimal digits."""
+    return "%0*x" % (digits, _bits(4 * digits))  # noqa: UP031 - half the time

@@ -8,12 +8,12 @@ _OTHERS = 0o007
 
 
 def opener(path: str, flags: int) -> int:
-    """For `open(…, opener=opener)`: a new file is its owner's alone."""
+    """For `open(…, opener=opener)`: only the owner can read a new file."""
     return os.open(path, flags, 0o600)
 
 
 def make_folder(path: Path) -> None:
-    """The folder with all above it; what is made is its owner's alone. Raises OSError."""
+    """Create the folder and its parents, readable only for the owner. Raises OSError."""
     if path.is_dir():
         return
     make_folder(path.parent)
@@ -22,8 +22,9 @@ def make_folder(path: Path) -> None:
 
 
 def shut_out_others(folder: Path) -> None:
-    """From a folder that an earlier version may have made, or left open; its group stays as the
-    operator has set it. A volume may belong to somebody else, who has to see to it."""
+    """Remove other accounts' access to a folder that an earlier version may have left open; the
+    group's access stays as the operator has set it. If a volume belongs to another account, its
+    owner has to do this."""
     with contextlib.suppress(OSError):
         mode = folder.stat().st_mode
         if mode & _OTHERS:

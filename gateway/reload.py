@@ -1,22 +1,22 @@
-"""Put a changed config.yaml into effect: the new state is built whole, then takes over at once.
+"""Puts a changed config.yaml into effect: builds the new state completely, then swaps it in.
 
-Requests under way keep the state they began with. What is bound at the start (sockets, the
-database, Redis, storage) stays as it was until a restart, and is named.
+Requests in flight keep the state they began with. Settings that are bound at the start (sockets,
+the database, Redis, storage) keep their values until a restart, and the log names them.
 """
 
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Set
 from typing import Any
 
-from gateway.config import Config
-from gateway.configfile import ConfigError, check_together
-from gateway.credentials import KeyRing
-from gateway.health import HealthCache
-from gateway.keys import State, StateHolder
-from gateway.origins import Origins
-from gateway.routing import Routing
+from gateway.accounts.credentials import KeyRing
+from gateway.chat.health import HealthCache
+from gateway.chat.routing import Routing
+from gateway.config.load import ConfigError, check_together
+from gateway.config.models import Config
+from gateway.config.origins import Origins
+from gateway.http.context import State, StateHolder
 
-# What a running process cannot change. A section without members stands for all of it.
+# Settings that a running process cannot change. An empty tuple means the whole section.
 _FIXED: dict[str, tuple[str, ...]] = {
     "server": (
         "host", "port", "reuse_port", "ops_host", "ops_port", "tls", "max_connections", "max_body",
@@ -26,13 +26,13 @@ _FIXED: dict[str, tuple[str, ...]] = {
     "database": (), "redis": (), "storage": (), "fetch": (), "record": (), "traces": (),
 }  # fmt: skip
 
-_MOST_NAMED = 20  # in a line of the log
+_MOST_NAMED = 20  # in a log line
 
 DemoUrls = Callable[[Config], Awaitable[Mapping[str, str]]]
 
 
 def make_state(config: Config, demo_urls: Mapping[str, str], before: State | None = None) -> State:
-    """Everything that follows from `config`. Agents that have not changed go on from `before`."""
+    """The state for `config`. Unchanged agents continue from `before`."""
     return State(
         config=config,
         keyring=KeyRing(config),
@@ -45,18 +45,18 @@ def make_state(config: Config, demo_urls: Mapping[str, str], before: State | Non
 
 
 async def take_over(holder: StateHolder, config: Config, demo_urls: DemoUrls) -> list[str]:
-    """The state of `config` from now on. Gives the paths of what needs a restart to change."""
+    """Put `config` into effect. Returns the paths of changes that need a restart."""
     fixed = list(_changed(holder.now.config, config))
     config = _keep(holder.now.config, config, fixed)
-    if problems := list(check_together(config)):  # what was fine with the new address may not be so
-        raise ConfigError(problems)  # with the one that stays
+    if problems := list(check_together(config)):  # values that fit the new address may not
+        raise ConfigError(problems)  # fit the one that stays
     urls = await demo_urls(config)
     holder.now = make_state(config, urls, holder.now)
     return fixed
 
 
 def differences(old: Config, new: Config) -> Iterator[str]:
-    """What a reload has changed, in words for the log. No value is told: it may be a secret."""
+    """The changes of a reload, as text for the log. It contains no values: they may be secrets."""
     for section in ("agents", "routes"):
         before, after = getattr(old, section), getattr(new, section)
         kept = before.keys() & after.keys()
@@ -88,7 +88,7 @@ def _changed(old: Config, new: Config) -> Iterator[str]:
 
 
 def _keep(old: Config, new: Config, paths: list[str]) -> Config:
-    """`new`, but at `paths` as it was."""
+    """`new`, with the old values at `paths`."""
     for path in paths:
         section, _, member = path.partition(".")
         value: Any = getattr(old, section)

@@ -1,4 +1,4 @@
-"""A string that cannot be shown by accident."""
+"""A string that cannot be printed by accident."""
 
 import hmac
 from hashlib import sha256
@@ -9,7 +9,8 @@ from pydantic_core import CoreSchema, core_schema
 
 
 class Secret:
-    """A key or password. Prints, formats and serialises as `***`; `reveal()` is the only way in."""
+    """A key or password. Prints, formats and serialises as `***`; only `reveal()` returns the
+    value."""
 
     __slots__ = ("_value",)
 
@@ -20,7 +21,7 @@ class Secret:
         return self._value
 
     def digest(self) -> bytes:
-        """SHA-256 of the value: what may be kept and looked up."""
+        """SHA-256 of the value, safe to store and compare."""
         return sha256(self._value.encode()).digest()
 
     def __str__(self) -> str:

@@ -1,5 +1,7 @@
-"""Moments: milliseconds since the epoch inside, ISO 8601 outside. The API says UTC, the log the
-machine's own time zone (TZ) with its offset."""
+"""Time: milliseconds since the epoch inside, ISO 8601 outside.
+
+The API uses UTC; the log uses the machine's own time zone (TZ) with its offset.
+"""
 
 import re
 import time
@@ -7,7 +9,7 @@ from datetime import UTC, datetime
 from email.utils import formatdate
 from functools import lru_cache
 
-LATEST_MS = 253_370_764_800_000  # 9999-01-01, as far as Python's calendar goes
+LATEST_MS = 253_370_764_800_000  # 9999-01-01, near the end of Python's calendar
 
 
 def now_ms() -> int:
@@ -15,14 +17,14 @@ def now_ms() -> int:
 
 
 def iso(ms: int | None) -> str | None:
-    """ISO 8601, or None for no time and for one out of reach."""
+    """ISO 8601, or None for no time and for one out of range."""
     if ms is None or not 0 <= ms < LATEST_MS:
         return None
     return datetime.fromtimestamp(ms / 1000, UTC).isoformat(timespec="seconds")
 
 
 def stamp(now_s: float) -> str:
-    """The time of a log's line, with milliseconds: there are many in the same second."""
+    """The time of a log line, with milliseconds, since many lines share a second."""
     second = int(now_s)
     date, offset = _second(second)
     return f"{date}.{int((now_s - second) * 1000):03d}{offset}"
@@ -41,7 +43,7 @@ def _second(number: int) -> tuple[str, str]:
 
 
 def http_date(now_s: float) -> str:
-    """As in the header `Date`."""
+    """The value of the header `Date`."""
     return _http_second(int(now_s))
 
 
@@ -53,7 +55,7 @@ def _http_second(number: int) -> str:
 def read_iso(text: str) -> int:
     """Milliseconds since the epoch; without an offset it is UTC. Raises ValueError.
 
-    In a query a `+` that was not encoded comes as a space, so one before an offset is a plus.
+    An unencoded `+` in a query arrives as a space, so a space before an offset counts as a plus.
     """
     moment = datetime.fromisoformat(re.sub(r"(T.*) (\d\d:?\d\d)$", r"\1+\2", text.strip()))
     if moment.tzinfo is None:

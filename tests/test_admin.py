@@ -1,4 +1,4 @@
-"""`run.py users`, `keys` and `migrate`, as an operator runs them, beside a gateway that serves."""
+"""`run.py users`, `keys` and `migrate` as an operator runs them, next to a running gateway."""
 
 import asyncio
 import os
@@ -34,7 +34,7 @@ def run(tmp_path, database_url):
 
 @pytest.fixture
 def ready(run):
-    """`run`, on a database that is there."""
+    """`run`, on an existing database."""
     assert run("migrate")[0] == 0
     return run
 
@@ -65,7 +65,7 @@ def test_users_are_added_listed_and_disabled(ready):
      (("users", "add", "li"), "", "standard input"), (("keys", "revoke", "web"), "", "`keys list`"),
      (("keys", "create", "k", "--chat", "often"), "", "--chat")],
 )  # fmt: skip
-def test_what_cannot_be_done_is_told_in_a_line(ready, args, given, words):
+def test_an_impossible_command_is_reported_in_a_line(ready, args, given, words):
     status, _, told = ready(*args, given=given)
     assert status == 1
     assert words in told
@@ -119,7 +119,7 @@ def test_the_database_is_named_without_its_password(ready, database_url):
     assert "@" not in told
 
 
-def test_keys_end_and_the_list_tells_limits_and_last_use(ready):
+def test_keys_end_and_the_list_shows_limits_and_last_use(ready):
     ready("users", "add", "li", "--role", "premium", given="good enough password")
     _, _, told = ready("keys", "create", "web", "--user", "li", "--expires", "30d", "--chat", "9/min",
                        "--agents", "dify", "--max-calls", "7")  # fmt: skip
@@ -152,11 +152,11 @@ def test_keys_end_and_the_list_tells_limits_and_last_use(ready):
     assert len(ready("keys", "list")[1].splitlines()) == 3
 
 
-def test_the_list_tells_revoked_keys_from_expired_ones(ready, database_url):
+def test_the_list_distinguishes_revoked_and_expired_keys(ready, database_url):
     ready("users", "add", "li", "--role", "premium", given="good enough password")
     soon = ready(
         "keys", "create", "soon", "--user", "li", "--expires", "1s"
-    )  # over by the time of the list
+    )  # expired by the time of the list
     assert soon[0] == 0
     _, key, told = ready("keys", "create", "web", "--user", "li")
     assert "note:" not in told
@@ -209,7 +209,7 @@ async def test_a_gateway_that_serves_sees_what_the_commands_do(run, with_account
             await asyncio.sleep(0.05)
 
 
-def test_a_folder_that_cannot_be_written_is_told_without_a_traceback(tmp_path):
+def test_a_read_only_folder_is_reported_without_a_traceback(tmp_path):
     for url in ("sqlite:////proc/gateway.db", f"sqlite:///{tmp_path}/text/gateway.db"):
         (tmp_path / "text").write_text("a file, not a folder")
         for secret in ({}, {"JWT_SECRET": JWT}):
@@ -255,10 +255,10 @@ async def test_a_folder_made_at_the_start_is_logged_first(tmp_path):
         assert (tmp_path / "up").is_dir()
 
 
-def test_the_secret_that_is_made_up_is_kept_and_nobody_else_may_read_it(tmp_path):
-    from gateway.configfile import parse
+def test_the_generated_secret_is_kept_and_private(tmp_path):
+    from gateway.accounts.tokens import signing_secret
+    from gateway.config.load import parse
     from gateway.errors import StartError
-    from gateway.tokens import signing_secret
 
     config = parse(
         f"agents: {{a: {{platform: dify}}}}\ndatabase: 'sqlite:///{tmp_path}/d/g.db'", {}

@@ -3,18 +3,24 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 from contextlib import asynccontextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import aiohttp
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CLEAN = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1"}
+RUN_PY = (sys.executable, str(ROOT / "run.py"))
+# Of the environment only what a process needs; `make coverage` measures it by its own variables.
+KEPT = {name: value for name, value in os.environ.items() if name.startswith("COVERAGE_")}
+CLEAN = {"PATH": os.environ["PATH"], "PYTHONUNBUFFERED": "1", **KEPT}
 
 
 def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
@@ -43,12 +49,14 @@ async def answers(port: int, path: str) -> bool:
 
 
 @asynccontextmanager
-async def serving(*args: str, ready: str = "", **environ: str):
-    """A running gateway: (process, port, log lines so far). It is there when its log says so or,
+async def serving(
+    *args: str, ready: str = "", cwd: Path = ROOT, command: tuple[str, ...] = RUN_PY, **environ: str
+):
+    """A running gateway: (process, port, log lines so far). It is ready when its log says so or,
     where `LOG_LEVEL` hides that, when the path `ready` answers."""
     port = free_port()
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "run.py", *args, "--port", str(port), cwd=ROOT,
+        *command, *args, "--port", str(port), cwd=cwd,
         env={**CLEAN, "DATABASE_URL": "none", **environ}, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     log: list[str] = []
@@ -94,7 +102,7 @@ async def metrics(client: aiohttp.ClientSession, port: int) -> str:
         return await answer.text()
 
 
-async def test_a_stream_under_way_may_finish_after_term_and_a_second_term_ends_at_once():
+async def test_term_drains_streams_and_a_second_one_exits():
     async with serving() as (process, port, _), aiohttp.ClientSession() as client:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
         body = {"model": "dify", "stream": True, "messages": [{"role": "user", "content": "你好"}]}
@@ -178,7 +186,7 @@ async def test_a_higher_log_level_keeps_failed_requests(form):
     assert levels == [("error", 502), ("error", 200), ("warning", 404)]
 
 
-def test_output_that_nobody_reads_to_its_end_is_no_traceback():
+def test_closed_output_causes_no_traceback():
     command = f"{sys.executable} run.py schema | head -c 100"
     told = subprocess.run(
         command, shell=True, cwd=ROOT, env=CLEAN, capture_output=True, text=True, timeout=20
@@ -198,7 +206,7 @@ def test_without_its_packages_every_command_says_what_to_do():
         assert "Traceback" not in told.stderr
 
 
-def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
+def test_check_reports_problems_and_exits_with_1(tmp_path):
     good = run("check")
     assert (good.returncode, good.stderr) == (0, "")
     assert "dify: dify at demo" in good.stdout
@@ -216,21 +224,96 @@ def test_check_tells_what_is_wrong_and_exits_with_1(tmp_path):
         assert "Traceback" not in told.stderr
 
 
-def test_a_config_that_is_not_there_is_named_by_its_whole_path(tmp_path):
-    told = subprocess.run(
-        [sys.executable, str(ROOT / "run.py"), "keys", "create", "web"], cwd=tmp_path, env=CLEAN,
-        capture_output=True, text=True, timeout=20,
-    )  # fmt: skip
+def run_in(folder: Path, *args: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*RUN_PY, *args],
+        cwd=folder,
+        env={**CLEAN, **environ},
+        capture_output=True,
+        text=True,
+        timeout=20,
+    )
+
+
+def test_a_named_config_that_is_missing_is_an_error(tmp_path):
+    by_option = run_in(tmp_path, "keys", "create", "web", "--config", "config.yaml")
+    by_variable = run_in(tmp_path, "check", GATEWAY_CONFIG="config.yaml")
+    for told in (by_option, by_variable):
+        assert told.returncode == 1
+        assert f"there is no {tmp_path}/config.yaml: name the file with --config" in told.stderr
+        assert "GATEWAY_CONFIG" in told.stderr
+
+
+def test_an_empty_folder_gets_the_built_in_table(tmp_path):
+    told = run_in(tmp_path, "check")
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.startswith("the built-in config.yaml (no config.yaml): ok\n")
+    assert told.stdout.splitlines()[1:] == run("check").stdout.splitlines()[1:]
+    told = run_in(tmp_path, "keys", "create", "web")
+    assert told.returncode == 1  # only a start makes a database
+    assert str(tmp_path / "data/gateway.db") in told.stderr
+    (tmp_path / ".env").write_text("PORT=many\n")
+    told = run_in(tmp_path, "check")
+    assert told.stderr.startswith("the built-in config.yaml (no config.yaml): 1 problem\n")
+    assert "there is no" not in told.stderr
+
+
+def test_init_writes_both_files_and_never_overwrites(tmp_path):
+    told = run_in(tmp_path, "init")
+    assert (told.returncode, told.stderr) == (0, "")
+    config, env = tmp_path / "config.yaml", tmp_path / ".env"
+    first, *lines = config.read_text("utf-8").splitlines()
+    assert lines == (ROOT / "config.yaml").read_text("utf-8").splitlines()[1:]
+    schema = Path(url2pathname(urlsplit(first.partition("=")[2]).path))
+    assert schema.samefile(ROOT / "config/config.schema.json")
+    assert env.stat().st_mode & 0o077 == 0
+    named = set(re.findall(r"^#([A-Z0-9_]+)=", env.read_text("utf-8"), re.M))
+    assert named >= {"DIFY_BASE_URL", "DIFY_API_KEY", "COZE_BOT_ID", "OPENAI_MODEL"}
+    assert named <= set(re.findall(r"\$\{([A-Z0-9_]+)", config.read_text("utf-8")))
+    assert f"{config.name} is written" in told.stdout
+    assert "run.py check" in told.stdout
+    env.write_text("DIFY_API_KEY=mine\n")
+    config.write_text("agents: {mine: {platform: dify}}\n")
+    again = run_in(tmp_path, "init")
+    assert again.returncode == 0
+    assert again.stdout.count("stays as it is") == 2
+    assert (env.read_text(), "mine" in config.read_text()) == ("DIFY_API_KEY=mine\n", True)
+
+
+def test_init_names_the_file_that_cannot_be_written(tmp_path):
+    told = run_in(tmp_path, "init", "--config", "missing/config.yaml")
     assert told.returncode == 1
-    assert f"there is no {tmp_path}/config.yaml: name the file with --config" in told.stderr
-    assert "GATEWAY_CONFIG" in told.stderr
+    assert "config.yaml cannot be written: No such file" in told.stderr
 
 
-def test_a_gateway_that_nobody_could_call_is_told():
+async def test_init_beside_a_running_gateway_takes_effect(tmp_path):
+    """And a file that vanishes afterwards leaves its own agents in effect, not the demos."""
+    config = tmp_path / "config.yaml"
+    async with serving(cwd=tmp_path) as (_, port, log), aiohttp.ClientSession() as client:
+        (hint,) = (line for line in log if "the built-in routing table is used" in line)
+        assert str(config) in hint
+        assert "run.py init" in hint
+        config.write_text("agents: {mine: {platform: dify}}\n")
+        async with asyncio.timeout(20):
+            while await names(client, port) != ["mine"]:
+                await asyncio.sleep(0.05)
+        config.unlink()
+        async with asyncio.timeout(20):
+            while not any("stays in effect" in line for line in log):
+                await asyncio.sleep(0.05)
+        assert await names(client, port) == ["mine"]
+
+
+async def names(client: aiohttp.ClientSession, port: int) -> list[str]:
+    async with client.get(f"http://127.0.0.1:{port}/v1/models") as answer:
+        return [model["id"] for model in (await answer.json())["data"]]
+
+
+def test_a_gateway_without_possible_callers_is_reported():
     assert "nobody can call" in run("check", HOST="0.0.0.0").stdout
 
 
-def test_a_port_that_is_taken_is_told_without_a_traceback():
+def test_a_taken_port_is_reported_without_a_traceback():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
@@ -240,7 +323,7 @@ def test_a_port_that_is_taken_is_told_without_a_traceback():
     assert "Traceback" not in told.stderr
 
 
-def test_probe_fails_where_nothing_listens_and_bad_settings_are_told():
+def test_probe_fails_without_a_listener_or_with_bad_settings():
     assert run("probe", "--port", str(free_port())).returncode == 1
     assert "LOG_LEVEL" in run("serve", LOG_LEVEL="LOUD").stderr
     assert run("--version").stdout.strip()

@@ -1,4 +1,4 @@
-"""What a file is, from its name and its first bytes."""
+"""File types, from a name and the first bytes."""
 
 import io
 import zipfile
@@ -27,7 +27,7 @@ def zipped(*names: str) -> bytes:
     return out.getvalue()
 
 
-# The beginning of a real file of each kind that is taken by default.
+# The beginning of a real file of each kind that is accepted by default.
 REAL = {
     "jpg": b"\xff\xd8\xff\xe0\0\x10JFIF\0" + bytes(40),
     "jpeg": b"\xff\xd8\xff\xe1\0\x10Exif\0" + bytes(40),

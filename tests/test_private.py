@@ -1,4 +1,4 @@
-"""What is written to disk is for the gateway's own account, whatever the umask."""
+"""Files on disk are readable for the gateway's own account only, whatever the umask."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ from conftest import AGENTS
 
 
 def modes(folder: Path) -> dict[str, int]:
-    """The permissions of everything in a folder that are not its owner's."""
+    """The permissions of everything in a folder that go beyond its owner."""
     return {
         path.relative_to(folder).as_posix(): mode
         for path in folder.rglob("*")

@@ -1,6 +1,7 @@
-"""What is shipped beside the code: the image, docker-compose.yml and the Kubernetes manifests.
+"""What is shipped with the code: the image, docker-compose.yml and the Kubernetes manifests.
 
-They are read as the files they are. Where kubectl or docker compose are at hand they read them, too.
+The tests parse the files themselves. Where kubectl or docker compose are installed, those read
+them, too.
 """
 
 import configparser
@@ -22,19 +23,29 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import gateway
-from gateway import configfile
 from gateway.cli import _COMMANDS as COMMANDS
+from gateway.config import load as configfile
 
 ROOT = Path(__file__).parent.parent
 KUBERNETES = ROOT / "config/kubernetes"
 PLACEHOLDER = "SET-YOUR-REGISTRY/ai-gateway"
 OVERLAYS = ("sidecar", "deployment")
-VERSIONS = ("1.30", kubernetes_validate.latest_version())  # the oldest that the README names
+# the oldest version that the README names
+VERSIONS = ("1.30", kubernetes_validate.latest_version())
 A_SECRET = "0123456789abcdef" * 4
 
 
 def text(name: str) -> str:
     return (ROOT / name).read_text("utf-8")
+
+
+def setup_cfg() -> configparser.ConfigParser:
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg", "utf-8")
+    return setup
+
+
+DISTRIBUTION = setup_cfg()["metadata"]["name"]
 
 
 def seconds(duration: str | float) -> float:
@@ -43,7 +54,7 @@ def seconds(duration: str | float) -> float:
 
 
 def variables(name: str) -> set[str]:
-    """The ${NAME}s of a YAML file, its comments left out."""
+    """The ${NAME}s of a YAML file, without its comments."""
     return set(re.findall(r"\$\{([A-Z0-9_]+)", str(yaml.safe_load(text(name)))))
 
 
@@ -55,6 +66,7 @@ LOCKS = [
     "requirements-run.lock",
     "requirements-traces.lock",
     "requirements-bench.lock",
+    "requirements-docs.lock",
 ]
 
 
@@ -64,9 +76,7 @@ def lock(name: str) -> dict[str, Requirement]:
 
 
 def wanted(option: str, section: str = "options.extras_require") -> dict[str, Requirement]:
-    setup = configparser.ConfigParser()
-    setup.read(ROOT / "setup.cfg")
-    lines = setup[section][option].split("\n")
+    lines = setup_cfg()[section][option].split("\n")
     return {canonicalize_name(r.name): r for r in map(Requirement, filter(None, lines))}
 
 
@@ -87,14 +97,28 @@ def test_each_locked_package_has_the_hashes_of_its_files(name):
         assert "--hash" in entry, entry
 
 
-def test_make_install_takes_only_locked_files_and_builds_with_them_alone():
-    recipe = text("Makefile").partition("\n$(STAMP):")[2].partition("\n\n")[0]
+def recipe_of(target: str) -> str:
+    return text("Makefile").partition(f"\n{target}:")[2].partition("\n\n")[0]
+
+
+def test_make_run_installs_only_what_running_needs():
+    assert recipe_of("run").startswith(" $(RUN) ")
+    recipe = recipe_of("$(RUN)")
+    assert re.findall(r"-r (\S+)", recipe) == ["requirements-run.lock"]
+    assert "--require-hashes" in recipe
+    assert '@echo "Installing' in recipe
+    assert "PIP_INDEX_URL" in text("README.md")
+    assert "PIP_INDEX_URL" in text("README.zh-CN.md")
+
+
+def test_make_install_uses_locked_files_only():
+    recipe = recipe_of("$(STAMP)")
     assert "--require-hashes -r requirements.lock" in recipe
     assert "--no-deps --no-build-isolation --editable ." in recipe
-    assert "setuptools" in lock("requirements.lock")  # which that build needs
+    assert "setuptools" in lock("requirements.lock")  # that build needs it
 
 
-def test_the_run_lock_has_all_that_is_needed_and_nothing_of_the_tests():
+def test_the_run_lock_has_what_running_needs_and_no_more():
     locked, todo = lock("requirements-run.lock"), wanted("install_requires", "options")
     for name, requirement in todo.items():
         version = str(locked[name].specifier).removeprefix("==")
@@ -116,7 +140,7 @@ def test_the_run_lock_has_all_that_is_needed_and_nothing_of_the_tests():
 
 
 def test_make_lock_writes_both():
-    recipe = text("Makefile").partition("\nlock:")[2].partition("\n\n")[0]
+    recipe = recipe_of("lock")
     assert re.findall(r"--output-file (\S+)", recipe) == [
         "requirements.lock",
         "requirements-run.lock",
@@ -130,7 +154,8 @@ def test_make_lock_writes_both():
 
 
 def stages() -> list[list[tuple[str, str]]]:
-    """The Dockerfile's stages, each a list of (instruction, rest); what comes before is the first's."""
+    """The Dockerfile's stages, each a list of (instruction, rest); lines before FROM belong to the
+    first."""
     lines = [line for line in text("Dockerfile").splitlines() if not line.lstrip().startswith("#")]
     out: list[list[tuple[str, str]]] = [[]]
     for line in "\n".join(lines).replace("\\\n", " ").splitlines():
@@ -149,7 +174,7 @@ def only(stage: list[tuple[str, str]], instruction: str) -> str:
 
 
 def copied() -> list[tuple[str, str]]:
-    """(source in the repository, target) of every file and folder that is copied."""
+    """(source in the repository, target) of every copied file and folder."""
     pairs, folder = [], "/"
     for stage in stages():
         for instruction, rest in stage:
@@ -186,15 +211,15 @@ def test_the_image_is_not_root_and_says_so_as_a_number():
     assert any("--chown=65532:65532 /app/data" in rest for name, rest in last if name == "COPY")
 
 
-def test_the_image_can_run_any_command_and_tells_its_health():
+def test_the_image_runs_any_command_and_has_a_health_check():
     last = stages()[-1]
     assert json.loads(only(last, "CMD")) == ["serve"]
     assert {"serve", "probe"} <= COMMANDS.keys()
     options, _, command = only(last, "HEALTHCHECK").partition(" CMD ")
     assert json.loads(command) == [*entrypoint(), "probe"]
     times = dict(re.findall(r"--([a-z-]+)=(\S+)", options))
-    assert seconds(times["timeout"]) > 5  # what the probe itself waits
-    assert seconds(times["interval"]) >= 30  # a process of Python each time
+    assert seconds(times["timeout"]) > 5  # the probe's own timeout
+    assert seconds(times["interval"]) >= 30  # each probe starts a Python process
     assert only(last, "STOPSIGNAL") == "SIGTERM"
 
 
@@ -226,12 +251,12 @@ def test_the_traces_extra_can_be_had_in_the_image():
     }
 
 
-# Tools that may be installed by their name; everything else comes from a lock or the checkout.
+# Tools that may be installed by name; everything else comes from a lock or the checkout.
 TOOLS = {"uv"}
 
 
 def pip_installs(line: str) -> list[str]:
-    """The names of packages that a line tells people or machines to install from an index."""
+    """The names of packages that a line installs from an index."""
     found = re.search(r"pip3?(?: --python \S+)? install\b(?P<rest>[^`|&;#)]*)", line)
     words = re.findall(r"""[^\s'",]+""", found["rest"]) if found else []
     names, follows = [], ""
@@ -243,19 +268,37 @@ def pip_installs(line: str) -> list[str]:
     return [name for name in names if re.fullmatch(r"[A-Za-z][\w.\-]*(\[.*\])?(==.*)?", name)]
 
 
-def test_no_text_tells_anybody_to_install_a_strangers_package():
+def texts() -> list[tuple[str, str]]:
+    """(name, text) of every file in the repository that people read."""
     files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True)
-    wrong = []
+    out = []
     for name in files.stdout.decode().split("\0"):
-        if not name or name.endswith((".lock", ".png", ".svg")) or name == "tests/test_shipping.py":
+        if not name or name.endswith((".lock", ".png", ".svg")) or not (ROOT / name).exists():
             continue
         try:
-            lines = text(name).splitlines()
+            out.append((name, text(name)))
         except UnicodeDecodeError:
             continue
-        for line in lines:
-            wrong += [f"{name}: {n}" for n in pip_installs(line) if n not in TOOLS]
+    return out
+
+
+def test_no_text_tells_anybody_to_install_a_strangers_package():
+    wrong = []
+    for name, words in texts():
+        if name != "tests/test_shipping.py":
+            for line in words.splitlines():
+                wrong += [f"{name}: {n}" for n in pip_installs(line) if n not in TOOLS]
     assert wrong == []
+
+
+def test_the_distributions_name_is_in_setup_cfg_alone():
+    """Nothing is published under it yet, and until then it may become a stranger's. The product is
+    AI Gateway, the package `gateway`, the command `ai-gateway`."""
+    form = re.compile(re.sub("-", "[-_.]+", re.escape(DISTRIBUTION).replace(r"\-", "-")), re.I)
+    assert form.search(DISTRIBUTION)
+    assert [name for name, words in texts() if form.search(words)] == ["setup.cfg"]
+    assert {DISTRIBUTION, f"{DISTRIBUTION}[traces]"}.isdisjoint(TOOLS)
+    assert pip_installs(f"pip install {DISTRIBUTION}") == [DISTRIBUTION]
 
 
 @pytest.mark.parametrize(
@@ -284,19 +327,19 @@ def images() -> list[str]:
     return [re.sub(r"^\$\{[A-Z_]+:-(.*)\}$", r"\1", image) for image in out]
 
 
-def test_images_are_pinned_by_tag_and_come_from_no_registry_of_ours():
+def test_images_are_pinned_and_name_no_private_registry():
     assert all(r.startswith("${PYTHON_IMAGE}") for s in stages() for n, r in s if n == "FROM")
     for image in images():
         host, _, _ = image.rpartition("/")
         assert "." not in host, image
         assert ":" not in host, image
-        if image != "ai-gateway":  # which is built here, and gets its tag from the overlays
+        if image != "ai-gateway":  # built here, with a tag from the overlays
             assert re.search(r":[A-Za-z]*\.?[0-9]", image), image
 
 
 @pytest.fixture
 def tree(tmp_path):
-    """What COPY puts into the image's /app; nothing in it may be written but `data`."""
+    """The files that COPY puts into the image's /app; only `data` may be written."""
     for source, target in copied():
         assert (ROOT / source).exists(), source
         to = tmp_path / target.lstrip("/")
@@ -330,8 +373,10 @@ def test_what_is_copied_is_all_that_running_needs(tree):
     assert (told.returncode, told.stderr) == (0, "")
     told = run_in(tree, *entrypoint(), "migrate")
     assert told.returncode == 0, told.stderr
+    told = run_in(tree, *entrypoint(), "init", "--config", "data/config.yaml")
+    assert told.returncode == 0, told.stderr
     assert (tree / "data/gateway.db").exists()
-    new = set(tree.rglob("*")) - before  # root may write what is read-only, and is seen here
+    new = set(tree.rglob("*")) - before  # root may write read-only files, and is noticed here
     assert [path for path in new if not path.is_relative_to(tree / "data")] == []
 
 
@@ -359,8 +404,8 @@ import aiobotocore.session, uvloop
 """
 
 
-def test_every_module_can_be_imported_with_the_run_locks_packages_alone(tree):
-    allowed = {"ai-agent-gateway", *lock("requirements-run.lock")}
+def test_the_run_locks_packages_suffice_for_every_module(tree):
+    allowed = {DISTRIBUTION, *lock("requirements-run.lock")}
     told = run_in(tree, "python", "-c", ONLY_THESE, ",".join(allowed))
     assert told.returncode == 0, told.stderr
 
@@ -373,7 +418,7 @@ def compose() -> dict[str, Any]:
 
 
 def env_example() -> tuple[dict[str, str], dict[str, str]]:
-    """The variables of .env.example: those that must be set, and those that may."""
+    """The variables of .env.example: the required and the optional ones."""
     lines = re.findall(r"^(#?)([A-Z0-9_]+)=(.*)$", text(".env.example"), re.M)
     must, may = ({n: v for c, n, v in lines if c == mark} for mark in ("", "#"))
     return must, may
@@ -430,7 +475,7 @@ def test_there_is_no_password_but_those_of_env():
     assert "secret.yaml" in ignored
 
 
-def test_nothing_but_the_gateway_can_be_reached_from_outside_and_only_from_this_machine():
+def test_only_the_gateways_port_is_published_and_on_loopback():
     services = compose()["services"]
     assert [name for name, service in services.items() if "ports" in service] == ["gateway"]
     assert interpolated(services["gateway"]["ports"], {}) == ["127.0.0.1:3000:3000"]
@@ -485,7 +530,7 @@ def test_compose_leaves_answers_more_time_than_draining_takes():
     assert seconds(service["stop_grace_period"]) > drain
 
 
-def test_the_gateway_of_compose_has_all_that_config_yaml_asks_for():
+def test_compose_sets_every_variable_of_config_yaml():
     service = compose()["services"]["gateway"]
     not_for_compose = {"ANONYMOUS", "STORAGE_URL"}
     assert variables("config.yaml") - service["environment"].keys() <= not_for_compose
@@ -501,7 +546,7 @@ def test_the_gateway_of_compose_has_all_that_config_yaml_asks_for():
     assert f"{config.server.port}" == service["ports"][0].rpartition(":")[2]
 
 
-def test_the_stores_of_compose_know_the_gateways_names_and_passwords():
+def test_compose_stores_match_the_gateways_credentials():
     services = interpolated(compose()["services"], {n: f"{n}-x" for n in env_example()[0]})
     of = {name: service.get("environment", {}) for name, service in services.items()}
     pg = of["postgres"]
@@ -518,7 +563,7 @@ def test_the_stores_of_compose_know_the_gateways_names_and_passwords():
 
 
 def manifests() -> list[Path]:
-    """Every file with Kubernetes objects in it, those that are no part of an overlay too."""
+    """Every file with Kubernetes objects in it, also outside the overlays."""
     others = ("kustomization.yaml", "config.yaml", "patch.yaml")
     return sorted(path for path in KUBERNETES.rglob("*.yaml") if path.name not in others)
 
@@ -532,7 +577,7 @@ def kustomization(folder: Path) -> dict[str, Any]:
 
 
 def built(folder: Path) -> list[dict[str, Any]]:
-    """What kustomize makes of a folder, but for labels and tags."""
+    """The objects that kustomize makes from a folder, without labels and tags."""
     out, about = [], kustomization(folder)
     for name in about.get("resources", []):
         path = folder / name
@@ -551,7 +596,7 @@ def built(folder: Path) -> list[dict[str, Any]]:
 
 
 def merged(old: Any, new: Any) -> Any:
-    """As a strategic merge does it: mappings by key, lists of named things by name."""
+    """A strategic merge: mappings by key, lists of named things by name."""
     if isinstance(old, dict) and isinstance(new, dict):
         return {**old, **{k: merged(old[k], v) if k in old else v for k, v in new.items()}}
     if isinstance(old, list) and isinstance(new, list):
@@ -566,7 +611,7 @@ def of_kind(overlay: str, kind: str) -> list[dict[str, Any]]:
 
 
 def pods(overlay: str) -> list[tuple[str, dict[str, Any]]]:
-    """(name, template) of what makes pods."""
+    """(name, template) of everything that makes pods."""
     makers = of_kind(overlay, "Deployment") + of_kind(overlay, "Job")
     return [(maker["metadata"]["name"], maker["spec"]["template"]) for maker in makers]
 
@@ -576,7 +621,7 @@ def containers(pod: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def gateways(overlay: str) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """(pod, container) of each gateway that serves."""
+    """(pod, container) of each serving gateway."""
     found = [
         (pod, c) for _, pod in pods(overlay) for c in containers(pod) if c["name"] == "ai-gateway"
     ]
@@ -590,7 +635,7 @@ def example_secrets() -> dict[str, dict[str, str]]:
 
 
 def environment(container: dict[str, Any]) -> dict[str, str]:
-    """What a container gets when the example Secrets are filled in."""
+    """A container's environment when the example Secrets are filled in."""
     out: dict[str, str] = {}
     for source in container.get("envFrom", []):
         out |= example_secrets()[source["secretRef"]["name"]]
@@ -629,7 +674,7 @@ def test_the_versions_named_are_those_that_are_tested():
 
 
 @pytest.mark.parametrize("folder", ["base", "overlays/sidecar", "overlays/deployment"])
-def test_a_kustomization_names_all_files_beside_it_and_no_others(folder):
+def test_a_kustomization_names_exactly_its_folders_files(folder):
     about = kustomization(KUBERNETES / folder)
     named = {name for name in about["resources"] if name.endswith(".yaml")}
     named |= {name for made in about.get("configMapGenerator", []) for name in made["files"]}
@@ -640,7 +685,7 @@ def test_a_kustomization_names_all_files_beside_it_and_no_others(folder):
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_kubectl_makes_the_same_of_an_overlay_and_kubernetes_knows_it(overlay):
+def test_kubectl_builds_the_same_valid_overlay(overlay):
     kubectl = shutil.which("kubectl")
     if not kubectl:
         pytest.skip("kubectl is not installed; the files themselves are tested above")
@@ -872,13 +917,13 @@ def test_answers_have_more_time_than_draining_takes(overlay):
     assert maker["strategy"]["rollingUpdate"] == {"maxUnavailable": 0, "maxSurge": 1}
 
 
-def test_a_replica_stays_for_a_moment_until_everybody_knows_that_it_goes():
+def test_a_stopping_replica_waits_for_the_endpoints_to_update():
     (_, container) = gateways("deployment")[0]
     assert container["lifecycle"]["preStop"] == {"sleep": {"seconds": 5}}
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_probes_ask_the_ops_port_and_wait_longer_than_a_busy_moment(overlay):
+def test_probes_use_the_ops_port_and_tolerate_busy_moments(overlay):
     wanted = {"startupProbe": "/readyz", "livenessProbe": "/livez", "readinessProbe": "/readyz"}
     for pod, container in gateways(overlay):
         server = config_of(overlay, container).server
@@ -886,7 +931,7 @@ def test_probes_ask_the_ops_port_and_wait_longer_than_a_busy_moment(overlay):
             assert container[probe]["httpGet"] == {"path": path, "port": "ops"}
             assert container[probe]["timeoutSeconds"] >= 5
         assert ports(container)["ops"] == server.ops_port
-        assert server.ops_host == "0.0.0.0"  # the kubelet comes from outside, also to a sidecar
+        assert server.ops_host == "0.0.0.0"  # the kubelet connects from outside, also to a sidecar
         notes = pod["metadata"]["annotations"]
         assert notes["prometheus.io/port"] == str(server.ops_port)
 
@@ -920,11 +965,11 @@ def test_the_replicas_demand_keys_and_share_what_must_be_shared():
     assert needed == {"DATABASE_URL", "REDIS_URL", "JWT_SECRET", "S3_BUCKET"}
 
 
-def test_there_are_three_replicas_or_more_spread_and_not_all_taken_at_once():
+def test_at_least_three_spread_replicas_and_a_disruption_budget():
     (maker,) = of_kind("deployment", "Deployment")
     (scaler,) = of_kind("deployment", "HorizontalPodAutoscaler")
     (budget,) = of_kind("deployment", "PodDisruptionBudget")
-    assert "replicas" not in maker["spec"]  # every apply would undo what the scaler decided
+    assert "replicas" not in maker["spec"]  # every apply would undo the scaler's decision
     assert scaler["spec"]["minReplicas"] == 3
     assert budget["spec"]["maxUnavailable"] == 1
     spread = maker["spec"]["template"]["spec"]["topologySpreadConstraints"]
@@ -962,7 +1007,7 @@ def test_the_service_leads_to_the_gateways_port_and_not_to_ops():
     assert port["port"] == int(only(stages()[-1], "EXPOSE"))
 
 
-def test_the_network_policy_opens_what_is_needed_and_ops_for_monitoring_only():
+def test_the_network_policy_opens_ops_for_monitoring_only():
     (policy,) = of_kind("deployment", "NetworkPolicy")
     spec = policy["spec"]
     assert set(spec["policyTypes"]) == {"Ingress", "Egress"}
@@ -1009,7 +1054,7 @@ def test_scalers_and_the_ingress_lead_to_what_there_is():
     ]
 
 
-def test_the_ingress_passes_streams_on_at_once_and_cuts_none():
+def test_the_ingress_neither_buffers_nor_cuts_streams():
     (ingress,) = documents(KUBERNETES / "examples/ingress.yaml")
     notes = {k.rpartition("/")[2]: v for k, v in ingress["metadata"]["annotations"].items()}
     assert notes["proxy-buffering"] == notes["proxy-request-buffering"] == "off"
@@ -1031,6 +1076,6 @@ def test_links_and_files_that_the_texts_name_are_there(name):
         assert (ROOT / path).exists(), path
 
 
-def test_holes_are_reported_in_private_and_to_no_address_of_somebodys():
+def test_vulnerabilities_are_reported_in_private():
     assert "Report a vulnerability" in text("SECURITY.md")
     assert not re.search(r"[\w.]+@[\w.]+\w", text("SECURITY.md"))

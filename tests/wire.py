@@ -1,4 +1,4 @@
-"""A bad line between the gateway and a server: TCP that is cut, hangs, crawls or forgets."""
+"""A bad line between the gateway and a server: TCP that is cut, hangs, is slow or half-open."""
 
 import asyncio
 import socket
@@ -7,12 +7,11 @@ from contextlib import suppress
 
 
 class Wire:
-    """Passes bytes on to `port` of this machine, in one of these states:
+    """Forwards bytes to `port` of this machine, in one of these states:
 
-    `up` · `down`: nobody listens and open connections end · `hangs`: connections are accepted, and
-    nothing comes back on any · `slow`: every piece comes `slow_s` later · `resets`: connections are
-    reset at the first byte · `half-open`: those that are open are dead without knowing it, new ones
-    work.
+    `up` · `down`: the port is closed and open connections end · `hangs`: connections are accepted
+    but no bytes come back · `slow`: every piece arrives `slow_s` later · `resets`: connections are
+    reset at the first byte · `half-open`: open connections are dead unnoticed, new ones work.
     """
 
     slow_s = 0.2
@@ -22,7 +21,7 @@ class Wire:
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._dead: set[asyncio.StreamWriter] = set()  # what is meant for them is dropped
+        self._dead: set[asyncio.StreamWriter] = set()  # bytes for these are dropped
         self.state = "up"
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
@@ -39,7 +38,7 @@ class Wire:
             await self.start()
         if state in ("hangs", "half-open"):
             self._dead |= self._writers
-        if state in ("resets", "up"):  # what has been lost on the way will not come any more
+        if state in ("resets", "up"):  # lost bytes will not arrive any more
             for writer in self._dead if state == "up" else self._writers:
                 writer.transport.abort()
 
@@ -55,7 +54,7 @@ class Wire:
             await asyncio.wait(self._tasks)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self._server is None:  # it was accepted in the moment of `close`
+        if self._server is None:  # accepted during `close`
             writer.transport.abort()
             return
         task = asyncio.current_task()

@@ -1,34 +1,30 @@
 """Demo platforms: small simulators that speak each platform's own wire protocol over loopback.
 
-The gateway's real adapters talk to them, so what works here works the same way against the real
-platform. They are the tests' upstreams, too.
+The gateway's real adapters talk to them, so a call that works here works the same way against the
+real platform. They are also the tests' upstreams.
 """
 
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from importlib import import_module
 
 from aiohttp import web
 
-from gateway.config import Config
-from gateway.demo.coze import CozeDemo
-from gateway.demo.dify import DifyDemo
-from gateway.demo.fastgpt import FastGPTDemo
-from gateway.demo.openai import OpenAIDemo
+from gateway.config.models import Config
 from gateway.demo.stage import Demo
-from gateway.demo.zhipu import ZhipuDemo
 
-DEMOS: dict[str, type[Demo]] = {
-    "fastgpt": FastGPTDemo,
-    "dify": DifyDemo,
-    "coze": CozeDemo,
-    "zhipu": ZhipuDemo,
-    "openai": OpenAIDemo,
-}
+
+def simulator(platform: str) -> type[Demo]:
+    """The simulator of a kind of upstream: a module of its name."""
+    module = import_module(f"gateway.demo.{platform}")
+    classes = [value for value in vars(module).values() if isinstance(value, type)]
+    own = [each for each in classes if each.__module__ == module.__name__]
+    return next(each for each in own if issubclass(each, Demo))
 
 
 @asynccontextmanager
 async def serve_demo(demo: Demo) -> AsyncIterator[str]:
-    """Serve one simulator on a free loopback port; gives its address."""
+    """Serve one simulator on a free loopback port; yields its address."""
     runner = web.AppRunner(
         demo.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0
     )
@@ -51,7 +47,7 @@ class Demos:
 
     async def urls(self, config: Config) -> Mapping[str, str]:
         """The addresses of the simulators by agent name: one for each agent whose base_url is
-        `demo:`. Those of the configuration before go on, for the calls that use them."""
+        `demo:`. Those of the previous configuration keep running for the calls that use them."""
         urls: dict[str, str] = {}
         wanted: set[tuple[str, str, str]] = set()
         for name, agent in config.agents.items():
@@ -60,7 +56,10 @@ class Demos:
             which: tuple[str, str, str] = (name, agent.platform, agent.api_key.reveal())
             wanted.add(which)
             if which not in self._served:
-                demo, stack = DEMOS[agent.platform](key=agent.api_key.reveal()), AsyncExitStack()
+                demo, stack = (
+                    simulator(agent.platform)(key=agent.api_key.reveal()),
+                    AsyncExitStack(),
+                )
                 self._served[which] = await stack.enter_async_context(serve_demo(demo)), stack
             urls[name] = self._served[which][0]
         for which in self._served.keys() - wanted - self._before:
@@ -73,4 +72,4 @@ class Demos:
             await stack.aclose()
 
 
-__all__ = ["DEMOS", "Demo", "Demos", "serve_demo"]
+__all__ = ["Demo", "Demos", "serve_demo", "simulator"]

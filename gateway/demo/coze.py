@@ -27,8 +27,8 @@ class CozeDemo(Demo):
         super().__init__(key, **kwargs)
         self.max_file_mb = max_file_mb
         self.refused_extensions = refused_extensions
-        self.tokens: set[str] = set()  # given out for a signed claim
-        self._chats: dict[str, dict[str, Any]] = {}  # finished chats, for those who poll
+        self.tokens: set[str] = set()  # issued for a signed claim
+        self._chats: dict[str, dict[str, Any]] = {}  # finished chats, for polling
         self._messages: dict[str, list[dict[str, Any]]] = {}
 
     def routes(self) -> list[tuple[str, str, Any]]:
@@ -53,7 +53,7 @@ class CozeDemo(Demo):
         return super().knows_key(request) or given in self.tokens
 
     async def token(self, request: web.Request) -> web.Response:
-        """A JWT has three parts; its signature is Coze's to check, not a demo's."""
+        """A JWT has three parts; a demo does not check its signature."""
         await self.body(request)
         if request.headers.get("Authorization", "").count(".") != 2:
             return json({"error_code": "invalid_request", "error_message": "not a JWT"}, 401)
@@ -274,7 +274,7 @@ class _BadContent(Exception):
 
 
 def _question(messages: list[Any], find: Callable[[Any], Upload | None]) -> tuple[str, list[str]]:
-    """The last text among the messages, and the names of the files that come with it."""
+    """The last text among the messages, and the names of the files attached to it."""
     messages = [message for message in messages if isinstance(message, dict)]
     text, files = "", []
     for i, message in enumerate(messages):

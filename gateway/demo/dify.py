@@ -34,8 +34,8 @@ class DifyDemo(Demo):
     ) -> None:
         """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow.
 
-        With no `file_types` the app takes no files; otherwise at most `file_limit` per question.
-        `limits_mb` replaces some of the greatest sizes of: image, video, audio, other.
+        Without `file_types` the app takes no files; otherwise at most `file_limit` per question.
+        `limits_mb` overrides some of the size limits of: image, video, audio, other.
         """
         super().__init__(key, **kwargs)
         self.mode = mode
@@ -84,7 +84,8 @@ class DifyDemo(Demo):
         return json({"result": "success"})
 
     def _asking(self, handler: Any) -> Any:
-        """What all questions have in common: a body, a key, and inputs that can be refused."""
+        """Wrap a handler with the common steps of all questions: read the body, check the key, and
+        report refused inputs."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             body = await self.body(request)
@@ -99,47 +100,47 @@ class DifyDemo(Demo):
 
     async def chat(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode in ("completion", "workflow"):
-            words = "Please check if your app mode matches the right API route."
-            return _error(400, "not_chat_app", words)
+            message = "Please check if your app mode matches the right API route."
+            return _error(400, "not_chat_app", message)
         if problem := _missing(body, "query"):
             return problem
         conversation = body.get("conversation_id") or new_id()
         owner = f"{body['user']}/{conversation}"
         if body.get("conversation_id") and self.conversation(owner) is None:
             return _error(404, "not_found", "Conversation Not Exists.")
-        files = self._given(body)
+        files = self._files_of(body)
         earlier = self.remember(owner, body["query"])
         speech = speak("Dify", body["query"], earlier, [file.name for file in files])
         return await self._answer(request, body, speech, {"conversation_id": conversation}, files)
 
     async def completion(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode != "completion":
-            words = "App unavailable, please check your app configurations."
-            return _error(400, "app_unavailable", words)
+            message = "App unavailable, please check your app configurations."
+            return _error(400, "app_unavailable", message)
         if problem := _missing(body):
             return problem
-        files = self._given(body)
+        files = self._files_of(body)
         question = str(body["inputs"].get("query") or "")
         speech = speak("Dify", question, [], [file.name for file in files])
         return await self._answer(request, body, speech, {}, files)
 
     async def workflow(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode != "workflow":
-            words = "Please check if your app mode matches the right API route."
-            return _error(400, "not_workflow_app", words)
+            message = "Please check if your app mode matches the right API route."
+            return _error(400, "not_workflow_app", message)
         if problem := _missing(body):
             return problem
         if not body["inputs"].get("query"):
             raise RefusedInput("query is required in input form")
-        files = self._given(body)
+        files = self._files_of(body)
         names = [file.name for file in files]
         speech = speak("Dify", str(body["inputs"]["query"]), [], names)
         return await self._run(request, body, speech)
 
-    def _given(self, body: dict[str, Any]) -> list[GivenFile]:
+    def _files_of(self, body: dict[str, Any]) -> list[GivenFile]:
         """The files of a question; raises RefusedInput."""
         if not self.settings.file_types:
-            return []  # Dify drops them in silence
+            return []  # Dify drops them silently
         check = FileCheck(self.settings, self.file, str(body["user"]))
         if self.mode != "workflow":
             return check.all(body.get("files"))
@@ -149,17 +150,17 @@ class DifyDemo(Demo):
         return [check.one(value)] if value else []
 
     async def _refuse(
-        self, request: web.Request, body: dict[str, Any], words: str
+        self, request: web.Request, body: dict[str, Any], message: str
     ) -> web.StreamResponse:
-        """A chatflow or workflow that streams has answered 200 before it looks at its inputs."""
+        """A streaming chatflow or workflow has answered 200 before it checks its inputs."""
         if self.settings.is_easy or body.get("response_mode") != "streaming":
-            return _error(400, "invalid_param", words)
+            return _error(400, "invalid_param", message)
         run, workflow, now = new_id(), new_id(), int(time.time())
         ids = {"task_id": run, "workflow_run_id": run}
         started = {"id": run, "workflow_id": workflow, "inputs": {}, "created_at": now}
         finished: dict[str, Any] = {
             "id": run, "workflow_id": workflow, "status": "failed", "outputs": None,
-            "error": words, "elapsed_time": 0.0, "total_tokens": 0, "total_steps": 0,
+            "error": message, "elapsed_time": 0.0, "total_tokens": 0, "total_steps": 0,
             "created_by": {}, "created_at": now, "finished_at": now, "exceptions_count": 1,
             "files": [],
         }  # fmt: skip
@@ -191,8 +192,7 @@ class DifyDemo(Demo):
         }
         if body.get("response_mode") != "streaming":
             if self.mode == "agent-chat":
-                words = "Agent Chat App does not support blocking mode"
-                return _error(400, "invalid_param", words)
+                return _error(400, "invalid_param", "Agent Chat App does not support blocking mode")
             answer: dict[str, Any] = {
                 "answer": _with_thought(speech),
                 "metadata": metadata,
@@ -212,7 +212,7 @@ class DifyDemo(Demo):
                 frame = {"event": event, **envelope, "id": message, "answer": piece}
                 await stream.write(_frame({**frame, "from_variable_selector": []}))
             end = {"event": "message_end", **envelope, "id": message, "metadata": metadata}
-            # An easy app tells its caller's own files here; a chatflow only those that it made.
+            # An easy app lists its caller's own files here; a chatflow only those that it made.
             shown = (
                 [file.shown(_origin(request)) for file in files] if self.settings.is_easy else []
             )

@@ -1,4 +1,5 @@
-"""Dify's rules for files: what may be uploaded, and what a question may refer to, as of 1.16."""
+"""Dify's rules for files: which uploads it accepts, and which files a question may refer to, as of
+1.16."""
 
 import mimetypes
 import time
@@ -30,7 +31,7 @@ class RefusedInput(Exception):
 
 
 def extension(name: str) -> str:
-    """In small letters and without its dot; empty if there is none."""
+    """The extension in lower case and without its dot; empty if there is none."""
     stem, dot, tail = name.rpartition(".")
     return tail.lower() if dot and stem else ""
 
@@ -55,7 +56,7 @@ def media_type(upload: Upload) -> str:
 
 
 def upload_problem(form: Form, limits_mb: Mapping[str, int]) -> tuple[int, str, str] | None:
-    """(status, code, message), if the form's file cannot be taken."""
+    """(status, code, message), if Dify rejects the form's file."""
     files = dict(reversed(form.files))  # of two of the same name, Dify sees the first
     if "file" not in files:
         return 400, "no_file_uploaded", "Please upload your file."
@@ -65,13 +66,13 @@ def upload_problem(form: Form, limits_mb: Mapping[str, int]) -> tuple[int, str, 
     if not media_type(file):
         return 415, "unsupported_file_type", "File type not allowed."
     if not file.name:
-        words = "The specified filename does not exist."
-        return 400, "filename_not_exists_error", words
+        message = "The specified filename does not exist."
+        return 400, "filename_not_exists_error", message
     if "/" in file.name or "\\" in file.name:
         return 400, "invalid_param", "Filename contains invalid characters"
     limit_mb = limits_mb.get(kind_of(file.name, ""), limits_mb["other"])
     if file.size > limit_mb << 20:
-        # The braces are Dify's: it forgets to fill them in.
+        # The braces are Dify's: it does not fill them in.
         return 413, "file_too_large", "File size exceeded. {message}"
     return None
 
@@ -94,15 +95,15 @@ def _preview_url(upload: Upload, origin: str) -> str:
 
 @dataclass(frozen=True)
 class GivenFile:
-    """A file that came with a question."""
+    """A file attached to a question."""
 
     name: str
     kind: str
-    url: str = ""  # of a remote one
+    url: str = ""  # of a remote file
     upload: Upload | None = None
 
     def shown(self, origin: str) -> dict[str, Any]:
-        """As `message_end` tells it; of a remote file Dify knows only the name."""
+        """The file's entry in `message_end`; of a remote file Dify knows only the name."""
         id_, upload = new_id(), self.upload
         return {
             "related_id": id_,
@@ -120,19 +121,19 @@ class GivenFile:
 
 @dataclass(frozen=True)
 class FileCheck:
-    """What a question's file items are held against."""
+    """Checks a question's file items."""
 
     settings: Settings
     find: Callable[[Any], Upload | None]
     user: str
 
     def all(self, items: Any) -> list[GivenFile]:
-        """The files of a `files` list. Items that say nothing are dropped, as Dify does."""
+        """The files of a `files` list. Items without content are dropped, as Dify does."""
         given = [item for item in items or [] if isinstance(item, dict)]
         files = [self.one(item) for item in given if _says_something(item)]
         images = sum(file.kind == "image" for file in files)
         limit = self.settings.file_limit
-        if self.settings.is_easy and images > limit:  # which counts images apart
+        if self.settings.is_easy and images > limit:  # an easy app counts images separately
             raise RefusedInput(f"Number of image files exceeds the maximum limit {limit}")
         if len(files) > limit:
             raise RefusedInput(f"Number of files exceeds the maximum limit {limit}")
@@ -171,19 +172,21 @@ class FileCheck:
         if not url.startswith(("http://", "https://")):
             raise RefusedInput(
                 f"Reached maximum retries (3) for URL {url}"
-            )  # nor can it be fetched
+            )  # Dify could not fetch it either
         name, given = file_name(url), item.get("type")
         guessed = mimetypes.guess_type(name)[0] or ""
-        # Dify would ask the URL for its media type, where the name does not tell.
+        # Dify would ask the URL for its media type if the name does not show it.
         detected = kind_of(name, guessed) if extension(name) else str(given)
         return GivenFile(name, self._kind(given, detected), url)
 
     def _kind(self, specified: Any, detected: str) -> str:
-        # A workflow demands the type that it detects; the other apps believe their caller.
+        # A workflow requires the type that it detects; the other apps accept the caller's.
         is_strict = self.settings.mode == "workflow"
         if is_strict and specified and specified != detected:
-            words = "Detected file type does not match the specified type. Please verify the file."
-            raise RefusedInput(words)
+            message = (
+                "Detected file type does not match the specified type. Please verify the file."
+            )
+            raise RefusedInput(message)
         if not specified or specified == "custom":
             return detected
         if specified not in _TYPES:

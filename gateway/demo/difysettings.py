@@ -1,4 +1,4 @@
-"""How the app of a Dify server is set up, and what `/v1/parameters` tells about it."""
+"""The settings of a Dify app, and its `/v1/parameters`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Settings:
 
     @property
     def is_easy(self) -> bool:
-        """Has a model of its own instead of a graph of nodes."""
+        """Whether the app has a model of its own instead of a graph of nodes."""
         return self.mode in ("chat", "agent-chat", "completion")
 
     def parameters(self) -> dict[str, Any]:

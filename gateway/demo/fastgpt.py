@@ -1,7 +1,7 @@
 """A FastGPT server of one app, as of 4.12.2.
 
-`[DONE]` comes before `flowResponses`, and only the node results show that a model failed. The limit
-on calls and `stop` are those of 4.14.
+`[DONE]` comes before `flowResponses`, and only the node results show that a model failed. The call
+limit and `stop` are those of 4.14.
 """
 
 from typing import Any
@@ -58,18 +58,18 @@ class FastGPTDemo(Demo):
             return await _refuse(request, _BAD_KEY) if streamed else json(_BAD_KEY, 500)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
-            words = "messages is empty"
+            message = "messages is empty"
             if streamed:
-                return await _refuse(request, {"message": words})
-            return json(_error(500, words), 500)
+                return await _refuse(request, {"message": message})
+            return json(_error(500, message), 500)
         asked = messages[-1] if isinstance(messages[-1], dict) else {}
         question = text(asked)
         chat_id = str(body.get("chatId") or new_id())
         earlier = self.remember(chat_id, question)
         speech = speak("FastGPT", question, earlier, files(asked))
         if speech.fault == "limit":
-            words = "Rate limit exceeded. Please try again in 1 seconds."
-            return json({"code": 429, "statusText": "error", "message": words, "data": None}, 429)
+            message = "Rate limit exceeded. Please try again in 1 seconds."
+            return json({"code": 429, "statusText": "error", "message": message, "data": None}, 429)
         if streamed:
             return await self._stream(request, speech, detail, question)
         return json(_whole(speech, detail, question, chat_id))
@@ -80,7 +80,7 @@ class FastGPTDemo(Demo):
         stream = await Stream.open(request, _STREAM, _HEADERS)
 
         async def send(name: str, data: bytes) -> None:
-            """With `detail`, `event:` and `data:` are two writes, as FastGPT makes them."""
+            """With `detail`, `event:` and `data:` are two writes, as in FastGPT."""
             if detail:
                 await stream.write(f"event: {name}\n".encode())
             await stream.write(b"data: " + data + b"\n\n")
@@ -108,13 +108,13 @@ class FastGPTDemo(Demo):
 
 
 async def _leave_out_no_type(request: web.Request, response: web.StreamResponse) -> None:
-    """FastGPT's refusals of a stream have no `Content-Type`; aiohttp would write one of its own."""
+    """FastGPT's refusals of a stream have no `Content-Type`; aiohttp would add one."""
     if response.headers.get("Content-Type") == "":
         del response.headers["Content-Type"]
 
 
-def _error(code: int, words: str) -> dict[str, Any]:
-    return {"code": code, "statusText": "", "message": words, "data": None}
+def _error(code: int, message: str) -> dict[str, Any]:
+    return {"code": code, "statusText": "", "message": message, "data": None}
 
 
 _BAD_KEY = {

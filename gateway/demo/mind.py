@@ -1,8 +1,8 @@
-"""What a demo bot says: in the language of the question, and that it is a demo.
+"""The answers of a demo bot: in the language of the question, and labelled as a demo.
 
-Words in the last question make it behave: `#think` (or 思考) gives reasoning, `#fail` an error
-before the first word, `#break` an error after some, `#cut` a connection that ends early, `#slow` a
-long silence, `#limit` a rate limit, `#long` a long answer.
+Markers in the last question control it: `#think` (or 思考) gives reasoning, `#fail` an error before
+the first piece, `#break` an error after some, `#cut` a connection that ends early, `#slow` a long
+silence, `#limit` a rate limit, `#long` a long answer.
 """
 
 import re
@@ -25,9 +25,15 @@ _ENV = {
 }
 
 
+def _variables(platform: str) -> str:
+    """What makes this bot a real one."""
+    name = platform.upper()
+    return _ENV.get(platform, f"{name}_BASE_URL, {name}_API_KEY")
+
+
 @dataclass(frozen=True)
 class Speech:
-    """Pieces as a model would stream them, and the fault that was asked for, if any."""
+    """Pieces as a model would stream them, and the requested fault, if any."""
 
     pieces: list[str]
     reasoning: list[str] = field(default_factory=list)
@@ -48,16 +54,16 @@ class Speech:
 
 
 def speak(platform: str, question: str, earlier: list[str], files: Sequence[str] = ()) -> Speech:
-    """The answer to `question` in a conversation whose questions so far were `earlier`.
+    """The answer to `question` in a conversation whose previous questions are `earlier`.
 
-    `files` are the names of the files that came with the question.
+    `files` are the names of the files attached to the question.
     """
     last = last_question(question)
     asked = " ".join(last.split())
     language = "ja" if _JA.search(asked) else "zh" if _ZH.search(asked) else "en"
     before = last_question(earlier[-1])[:100] if earlier else ""
     names = [" ".join(name.split())[:100] for name in files]
-    text = _WORDS[language](platform, asked[:200], before, names)
+    text = _ANSWERS[language](platform, asked[:200], before, names)
     if "#long" in last:
         text = f"{text}\n" * 20
     thought = _THOUGHTS[language] if _THINK.search(last) else ""
@@ -67,7 +73,7 @@ def speak(platform: str, question: str, earlier: list[str], files: Sequence[str]
 
 
 def last_question(text: str) -> str:
-    """What was asked last. Platforms without turns get earlier ones in the text, with labels."""
+    """The last question. Platforms without turns get earlier ones in the text, with labels."""
     return _LABEL.split(text)[-1]
 
 
@@ -78,7 +84,8 @@ def _chinese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"你好！我是 {platform} 的演示机器人（demo）🤖。你问的是：“{asked}”。{memory}{seen}"
         f"我不是真正的 {platform}，只会照着它的协议说话：AI Gateway 把 FastGPT、Dify、Coze、智谱和"
         " OpenAI 兼容的服务放在同一个接口后面，流式输出逐字到达。\n"
-        f"要换成你自己的机器人，请把 {_ENV[platform]} 写进 config.yaml 旁边的 .env，无需重启。"
+        f"要换成你自己的机器人，请把 {_variables(platform)} 写进 config.yaml 旁边的 .env，"
+        "无需重启。"
     )
 
 
@@ -89,7 +96,7 @@ def _english(platform: str, asked: str, before: str, files: list[str]) -> str:
         f'Hello! I am a demo of {platform} 🤖. You asked: "{asked}".{memory}{seen}'
         f" I am not the real {platform}, I only speak its protocol: AI Gateway puts FastGPT, Dify,"
         " Coze, Zhipu and OpenAI-compatible services behind one API, streamed word by word.\n"
-        f"To talk to your own bot, put {_ENV[platform]} into .env beside config.yaml."
+        f"To talk to your own bot, put {_variables(platform)} into .env next to config.yaml."
     )
 
 
@@ -101,11 +108,11 @@ def _japanese(platform: str, asked: str, before: str, files: list[str]) -> str:
         f"{memory}{seen}"
         f"本物の {platform} ではなく、そのプロトコルで話すだけです。"
         f"\n実際のボットを使うには config.yaml と同じ場所の .env に"
-        f" {_ENV[platform]} を書いてください。"
+        f" {_variables(platform)} を書いてください。"
     )
 
 
-_WORDS = {"zh": _chinese, "en": _english, "ja": _japanese}
+_ANSWERS = {"zh": _chinese, "en": _english, "ja": _japanese}
 _THOUGHTS = {
     "zh": "用户想看思考过程 🤔。这是演示，所以我只说明自己是演示，再重复问题。",
     "en": "The user wants to see me think 🤔. I am a demo, so I say that and repeat the question.",
@@ -114,7 +121,7 @@ _THOUGHTS = {
 
 
 def file_name(url: str) -> str:
-    """What to call a file that came as a URL: its last segment, or what a `data:` URL holds."""
+    """A name for a file given by URL: its last path segment, or a description of a `data:` URL."""
     if url.startswith("data:"):
         head, _, content = url[5:].partition(",")
         mime, _, options = head.partition(";")
@@ -126,7 +133,7 @@ def file_name(url: str) -> str:
 
 
 def data_name(mime: str, base64: str) -> str:
-    """What to call a file that came as its bytes."""
+    """A name for a file given by its bytes."""
     return _named_by_size(mime, len(base64.rstrip("=")) * 3 // 4)
 
 
@@ -135,5 +142,5 @@ def _named_by_size(mime: str, size: int) -> str:
 
 
 def _pieces(text: str) -> list[str]:
-    """Text cut as a model's tokens would: words with their space, or two characters of Chinese."""
+    """Text cut like a model's tokens: a word with its space, or two Chinese characters."""
     return re.findall(r"[\u3040-\u9fff]{1,2}|[^\s\u3040-\u9fff]+\s*|\s+", text)

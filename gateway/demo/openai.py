@@ -56,8 +56,8 @@ class OpenAIDemo(Demo):
             return refusal
         messages = [m for m in body.get("messages") or [] if isinstance(m, dict)]
         if not messages:
-            words = "'messages' must be a non-empty array."
-            return error(400, words, "invalid_request_error", "invalid_value")
+            message = "'messages' must be a non-empty array."
+            return error(400, message, "invalid_request_error", "invalid_value")
         asked = [m for m in messages if m.get("role") == "user"] or [{}]
         earlier = [text(m) for m in asked[:-1]]
         speech = speak(self.platform, text(asked[-1]), earlier, files(asked[-1]))
@@ -138,7 +138,7 @@ class OpenAIDemo(Demo):
 
 
 def _packed(vector: list[float]) -> str:
-    """32-bit floats in base64, which OpenAI's SDKs ask for."""
+    """32-bit floats in base64, which OpenAI's SDKs request."""
     return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
 
 
@@ -147,7 +147,7 @@ def _count(n: Any) -> int:
 
 
 def _tool_to_call(body: dict[str, Any], messages: list[dict[str, Any]]) -> str:
-    """The first tool on offer, if the question is `#tool` and its result is not there yet."""
+    """The first offered tool, if the question is `#tool` and its result is not there yet."""
     if messages[-1].get("role") == "tool" or "#tool" not in text(messages[-1]):
         return ""
     for tool in body.get("tools") or []:
@@ -164,7 +164,7 @@ def text(message: dict[str, Any]) -> str:
 
 
 def files(message: dict[str, Any]) -> list[str]:
-    """What to call each file among the parts of a message."""
+    """A name for each file among the parts of a message."""
     content = message.get("content")
     parts = content if isinstance(content, list) else []
     return [
@@ -175,9 +175,9 @@ def files(message: dict[str, Any]) -> list[str]:
 
 
 def _file(part: dict[str, Any], kind: str) -> str:
-    inner = part.get(kind)  # {"type": "image_url", "image_url": {…}}, or the URL alone
+    inner = part.get(kind)  # {"type": "image_url", "image_url": {…}}, or just the URL
     if not isinstance(inner, dict):
-        inner = {"url": inner, **part}  # FastGPT's name and URL stand in the part itself
+        inner = {"url": inner, **part}  # FastGPT puts name and URL into the part itself
     if name := inner.get("filename") or inner.get("name"):
         return str(name)
     if url := inner.get("url") or inner.get("file_data"):

@@ -1,4 +1,4 @@
-"""What the simulators share: an application, a pace, conversations and files they remember, SSE."""
+"""The simulators' common base: an application, a pace, stored conversations and files, SSE."""
 
 import asyncio
 import hashlib
@@ -26,7 +26,7 @@ _HEAD_BYTES = 64
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that arrived. Its content is gone; what is left tells which file it was."""
+    """An uploaded file, without its content; the other fields identify it."""
 
     id: str
     name: str
@@ -40,7 +40,7 @@ class Upload:
 
 @dataclass
 class Form:
-    """What a multipart request held. A broken one is not a form, and holds nothing."""
+    """A parsed multipart request. A broken one is not a form, and has no content."""
 
     fields: dict[str, str] = field(default_factory=dict)
     files: list[tuple[str, Upload]] = field(default_factory=list)  # (name of the field, file)
@@ -48,9 +48,9 @@ class Form:
 
 
 class Demo:
-    """A simulator. `key` is the only one it takes; an empty one means that any will do.
+    """A simulator. `key` is the only one it accepts; an empty one means any key.
 
-    `pace_s` is the pause between two pieces, `silence_s` the one that `#slow` asks for.
+    `pace_s` is the pause between two pieces, `silence_s` the pause for `#slow`.
     """
 
     platform = ""
@@ -60,9 +60,9 @@ class Demo:
         self.pace_s = pace_s
         self.silence_s = silence_s
         self.requests: list[tuple[str, Any]] = []  # (path, body) of the latest calls
-        self.stopped: list[str] = []  # ids of runs that were told to stop
-        self.uploads: list[Upload] = []  # the latest files that were taken
-        self.aborted_uploads = 0  # uploads whose sender left before their end
+        self.stopped: list[str] = []  # ids of runs that a caller has stopped
+        self.uploads: list[Upload] = []  # the latest accepted files
+        self.aborted_uploads = 0  # uploads whose sender disconnected before their end
         self._files: OrderedDict[str, Upload] = OrderedDict()
         self._conversations: OrderedDict[str, list[str]] = OrderedDict()
 
@@ -80,7 +80,7 @@ class Demo:
         return not self.key or given == self.key
 
     async def body(self, request: web.Request) -> dict[str, Any]:
-        """The JSON body, noted so that tests can look at what arrived."""
+        """The JSON body, recorded so that tests can inspect it."""
         raw = await request.read()
         try:
             value = orjson.loads(raw or b"{}")
@@ -91,7 +91,7 @@ class Demo:
         return value if isinstance(value, dict) else {}
 
     async def form(self, request: web.Request, id_: Callable[[], str]) -> Form:
-        """A multipart body, read piece by piece; its files are not taken yet (see `take`)."""
+        """A multipart body, read piece by piece; its files are not stored yet (see `take`)."""
         if request.content_type != "multipart/form-data":
             return Form(broken=True)
         form = Form()
@@ -109,7 +109,7 @@ class Demo:
         return form
 
     def take(self, upload: Upload) -> Upload:
-        """Remember a file, so that a question can refer to it."""
+        """Store a file, so that a question can refer to it."""
         self.uploads.append(upload)
         del self.uploads[:-200]
         self._files[upload.id] = upload
@@ -121,13 +121,13 @@ class Demo:
         return self._files.get(id_) if isinstance(id_, str) else None
 
     def conversation(self, id_: str) -> list[str] | None:
-        """The questions asked so far, or None for an unknown conversation."""
+        """The questions so far, or None for an unknown conversation."""
         if id_ in self._conversations:
             self._conversations.move_to_end(id_)
         return self._conversations.get(id_)
 
     def remember(self, id_: str, question: str) -> list[str]:
-        """Add a question to a conversation, new or not; gives the earlier ones."""
+        """Add a question to a conversation, new or not; returns the earlier ones."""
         earlier = list(self._conversations.setdefault(id_, []))
         self._conversations[id_] = [*earlier, question][-MAX_TURNS:]
         self._conversations.move_to_end(id_)
@@ -153,7 +153,7 @@ class Demo:
 
 
 async def _read_part(part: BodyPartReader, form: Form, id_: Callable[[], str]) -> None:
-    """Add one part to a form: a file if it has a file name, be it empty, and else a field."""
+    """Add one part to a form: a file if it has a file name, even an empty one, else a field."""
     size, digest, head = 0, hashlib.sha256(), b""
     keep = MAX_FIELD_BYTES if part.filename is None else _HEAD_BYTES
     while not part.at_eof():
@@ -174,7 +174,7 @@ async def _read_part(part: BodyPartReader, form: Form, id_: Callable[[], str]) -
 
 
 def _clean(header: str) -> str:
-    """A header's text without the surrogates that aiohttp makes of bytes that are not UTF-8."""
+    """A header's text without the surrogates that aiohttp makes from invalid UTF-8."""
     return header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
@@ -182,16 +182,16 @@ def _clean(header: str) -> str:
 async def _leavers_are_no_error(request: web.Request, handler: Any) -> web.StreamResponse:
     try:
         return cast(web.StreamResponse, await handler(request))
-    except ConnectionError:  # also of a connection that `#cut` has cut
+    except ConnectionError:  # also of a connection that `#cut` has closed
         raise asyncio.CancelledError from None
 
 
 class Broken(Exception):
-    """The run fails in the middle, as was asked for."""
+    """The run fails in the middle, as requested."""
 
 
 class Stream:
-    """An event stream being answered."""
+    """An event stream answer in progress."""
 
     def __init__(self, response: web.StreamResponse, request: web.Request) -> None:
         self._response = response
@@ -238,5 +238,5 @@ def new_id() -> str:
 
 
 def digits(length: int = 19) -> str:
-    """An id of Coze's and Zhipu's kind."""
+    """An id in the form that Coze and Zhipu use."""
     return "7" + str(uuid.uuid4().int)[: length - 1]

@@ -56,7 +56,7 @@ class ZhipuDemo(OpenAIDemo):
     async def _chunks(
         self, request: web.Request, head: dict[str, Any], speech: Speech
     ) -> web.StreamResponse:
-        """No `object`, the role in every delta, usage beside the finish reason."""
+        """No `object`, the role in every delta, usage next to the finish reason."""
         head = {key: head[key] for key in ("id", "created", "model")}
         stream = await Stream.open(request, "text/event-stream;charset=UTF-8")
         try:
@@ -92,7 +92,8 @@ class ZhipuDemo(OpenAIDemo):
         return _glms_error(401, "token invalid", 401)
 
     async def upload(self, request: web.Request) -> web.Response:
-        """The contract says only that the whole `result` goes into `file_list`: its shape is ours.
+        """The contract says only that the whole `result` goes into `file_list`; this form is
+        invented.
 
         `{"file_id": 24 hex digits, "file_name", "file_size": bytes, "file_url", "order": 0}`
         """
@@ -136,7 +137,7 @@ class ZhipuDemo(OpenAIDemo):
         return await stream.close()
 
     def _listed(self, item: Any) -> Upload | None:
-        """The upload whose result stands in a `file_list`."""
+        """The upload whose result is in a `file_list`."""
         return self.file(item.get("file_id")) if isinstance(item, dict) else None
 
     # Applications

@@ -1,1 +1,1 @@
-"""The onion, outermost first in `app.build`, and what adds to its answers or hears of its end."""
+"""The chain around every route: requestlog, errors, auth, ratelimit, outermost first."""

@@ -1,4 +1,4 @@
-"""Find out who calls and whether the route is for them."""
+"""Identify the caller and check that the route is open to it."""
 
 import asyncio
 import logging
@@ -11,15 +11,15 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.access import Access, Route
-from gateway.books import books_of
-from gateway.cors import is_preflight, preflight
-from gateway.credentials import Caller, bare_key, presented_key
+from gateway.accounts.credentials import Caller, bare_key, presented_key
+from gateway.accounts.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
-from gateway.keys import BOOKS, CONTEXT, SIGNER, State, state_of
-from gateway.locality import Hint, NotFromHere, refusal
+from gateway.http.context import CONTEXT, SERVICES, SIGNER, State, state_of
+from gateway.http.cors import is_preflight, preflight
+from gateway.http.endpoint import Access, Route
+from gateway.http.locality import Hint, NotFromHere, refusal
+from gateway.http.services import services_of
 from gateway.secret import Secret
-from gateway.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 
 _LOG_IN = "Log in at POST /api/v1/login and send the access_token as Bearer."
 
@@ -27,9 +27,9 @@ Verify = Callable[[web.Request], Awaitable[dict[str, Any]]]
 
 
 def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
-    """`routes` says for each handler what it demands; `secret` is what tokens are signed with.
+    """`routes` lists what each handler requires; `secret` signs the tokens.
 
-    A handler that is not listed is for admins only, so a route cannot be opened by being forgotten.
+    A handler that is not listed is for admins only, so forgetting a route cannot open it.
     """
     verify, hint = _verifier(secret), Hint()
 
@@ -48,7 +48,7 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
             except NotFromHere as error:
                 hint(error)
                 raise
-        elif route.limit is not None:  # a limit is the caller's own, if it is somebody we know
+        elif route.limit is not None:  # a known caller has limits of its own
             await _recognise(request, verify)
         return await handler(request)
 
@@ -56,7 +56,7 @@ def auth(routes: Mapping[Handler, Route], secret: Secret) -> Middleware:
 
 
 async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
-    """Note who calls, and refuse whom the route is not for."""
+    """Note the caller, or raise if the route is not open to it."""
     context = request[CONTEXT]
     if access == "login" or access == "login-admin":
         caller = await _logged_in(request, verify)
@@ -74,15 +74,15 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
 
 
 async def _identify(request: web.Request, state: State, credential: str, verify: Verify) -> Caller:
-    """The caller behind a token or a key of the database; anonymous where that is allowed.
+    """The caller identified by a token or a database key; anonymous where that is allowed.
 
     Raises Unauthorized, or Forbidden for a page that would borrow anonymous access.
     """
     if is_token(credential):
         return _of_token(request, state, await verify(request))
     if credential:
-        books = request.app.get(BOOKS)
-        if books is not None and (caller := await books.directory.caller(credential)):
+        services = request.app.get(SERVICES)
+        if services is not None and (caller := await services.directory.caller(credential)):
             return caller
     bare = bare_key(request.headers)
     caller = state.keyring.without_key(credential, request[CONTEXT].address, bare)
@@ -91,7 +91,7 @@ async def _identify(request: web.Request, state: State, credential: str, verify:
 
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
-    """On a public route a bad key is no reason to refuse, only none to be taken for somebody."""
+    """On a public route a bad key is no error; the caller just stays unidentified."""
     state = state_of(request)
     credential = presented_key(request.headers, state.keyring.static)
     with suppress(GatewayError):
@@ -101,8 +101,8 @@ async def _recognise(request: web.Request, verify: Verify) -> None:
 
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:
-    """The account behind a login's token, as it is at this moment."""
-    directory = books_of(request).directory
+    """The account of a login's token, in its current state."""
+    directory = services_of(request).directory
     credential = presented_key(request.headers)
     if not credential:
         raise Unauthorized(_LOG_IN)
@@ -113,20 +113,20 @@ async def _logged_in(request: web.Request, verify: Verify) -> Caller:
     claims = await verify(request)
     if claims.get("use") != LOGIN:
         raise Forbidden("This token is for chats; log in at POST /api/v1/login.")
-    await directory.refresh()  # what another replica changed before this request counts
+    await directory.refresh()  # apply changes that another replica made before this request
     return directory.login_caller(str(claims["sub"]), claims["ver"])
 
 
 def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Caller:
-    books = request.app.get(BOOKS)
-    if claims.get("use") == LOGIN and books is not None:
-        return books.directory.login_caller(str(claims["sub"]), claims["ver"])
+    services = request.app.get(SERVICES)
+    if claims.get("use") == LOGIN and services is not None:
+        return services.directory.login_caller(str(claims["sub"]), claims["ver"])
     if claims.get("use") != BROWSER:
         raise InvalidToken("This token is not for here.")
     subject = str(claims["sub"])
     key = state.keyring.named(subject)
-    if key is None and books is not None:
-        key = books.directory.key_caller(subject.removeprefix("key-"))
+    if key is None and services is not None:
+        key = services.directory.key_caller(subject.removeprefix("key-"))
     if key is None or not request.app[SIGNER].is_of(claims, key):
         raise InvalidToken("The API key behind this token is gone; get a new token.")
     return replace(
@@ -139,7 +139,7 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
 
 
 def _require_local(request: web.Request, state: State) -> None:
-    """Of anonymous callers. Raises Unauthorized, Forbidden."""
+    """Check that an anonymous caller is local. Raises Unauthorized, Forbidden."""
     settings = state.config.auth
     error = refusal(
         request.headers,
@@ -155,7 +155,7 @@ def _require_local(request: web.Request, state: State) -> None:
 
 
 def _verifier(secret: Secret) -> Verify:
-    """aiohttp-jwt as a question instead of a layer: the claims of a request's token."""
+    """Use aiohttp-jwt's middleware as a function that returns the claims of a request's token."""
     check: Middleware | None = None
 
     async def verify(request: web.Request) -> dict[str, Any]:
@@ -178,12 +178,12 @@ def _verifier(secret: Secret) -> Verify:
 
 
 def _open_jwt(secret: Secret) -> Middleware:
-    """Loaded with the first token: with cryptography behind it it takes 14 MB and some time."""
+    """Load aiohttp-jwt with the first token: with cryptography it takes 14 MB and some time."""
     from aiohttp_jwt import JWTMiddleware
 
-    # It logs a traceback for every bad token; the request's own line tells enough.
+    # It logs a traceback for every bad token; the access log line is enough.
     logging.getLogger("aiohttp_jwt").setLevel(logging.CRITICAL)
-    # It hangs the claims on the request under a string.
+    # It stores the claims on the request under a string key.
     warnings.filterwarnings("ignore", category=web.NotAppKeyWarning, module="aiohttp_jwt")
     checker: Middleware = JWTMiddleware(
         secret.reveal(),

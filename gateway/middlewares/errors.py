@@ -1,4 +1,4 @@
-"""Draw errors, ours and aiohttp's, in the envelope of the surface that was called."""
+"""Render errors, the gateway's and aiohttp's, in the format of the surface that was called."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.database import Taken, ValueRefused
 from gateway.errors import (
     BodyTooLarge,
     Conflict,
@@ -22,29 +23,29 @@ from gateway.errors import (
     headers,
     openai_body,
 )
-from gateway.flights import Flights, forget_cancellation
-from gateway.keys import CONTEXT, header_value, is_api
-from gateway.stores.database import Taken, ValueRefused
+from gateway.http.context import CONTEXT, header_value, is_api
+from gateway.http.inflight import InFlight, forget_cancellation
 
 log = logging.getLogger("gateway")
 
 
-def errors(flights: Flights) -> Middleware:
+def errors(in_flight: InFlight) -> Middleware:
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
-        """No work is begun while the process stops, and what fails is drawn.
+        """Render failures, and refuse to begin work while the process stops.
 
-        Once an answer has begun nothing is: a second status line would land in its body. Then the
-        connection is cut, which is the only way left to say that the answer is not whole.
+        Once an answer has begun, an error cannot be rendered: a second status line would land in
+        its body. Then the connection is closed, the only remaining way to signal that the answer is
+        incomplete.
         """
         try:
-            if flights.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
+            if in_flight.stopping and request.method not in ("GET", "HEAD", "OPTIONS"):
                 raise Stopping
             return await handler(request)
         except asyncio.CancelledError:
             stopped = request[CONTEXT].stopped
             if stopped is None or request.writer.output_size > 0:
-                raise  # the caller has left, or has begun to read
+                raise  # the caller has disconnected, or the answer has begun
             forget_cancellation()
             error: GatewayError = stopped
         except web.HTTPException as caught:
@@ -52,10 +53,10 @@ def errors(flights: Flights) -> Middleware:
                 raise
             error = translate(caught, request)
         except ConnectionError:
-            raise  # the caller's connection is gone; there is nobody to answer
+            raise  # the caller's connection is closed; no answer can reach it
         except Exception as caught:
             error = _ours(caught, request)
-        return _drawn(request, error)
+        return _rendered(request, error)
 
     return middleware
 
@@ -72,9 +73,9 @@ def _ours(error: Exception, request: web.Request) -> GatewayError:
     return InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
 
 
-def _drawn(request: web.Request, error: GatewayError) -> web.Response:
+def _rendered(request: web.Request, error: GatewayError) -> web.Response:
     request[CONTEXT].failed(error)
-    forget_frames(error)
+    drop_frames(error)
     if request.writer.output_size > 0:
         if request.transport is not None:
             request.transport.abort()
@@ -82,37 +83,37 @@ def _drawn(request: web.Request, error: GatewayError) -> web.Response:
     return error_response(request, error)
 
 
-def forget_frames(failure: BaseException | None) -> None:
-    """Frames that failed hold bodies and files, and errors hold their frames: in a circle if a
-    frame has the error in a variable, and circles are seldom looked for."""
+def drop_frames(failure: BaseException | None) -> None:
+    """Drop references to the frames of failed calls. Frames hold bodies and files, and errors hold
+    their frames: a frame with the error in a variable makes a reference cycle, and the garbage
+    collector runs rarely."""
     while failure is not None:
         failure.__traceback__ = None
         before = failure.__cause__ or failure.__context__
-        failure.__cause__ = failure.__context__ = None  # errors may lead back to each other
+        failure.__cause__ = failure.__context__ = None  # errors may refer to each other
         failure = before
 
 
 def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
     """The error as an answer."""
-    told = headers(error)
+    extra = headers(error)
     if context := request.get(CONTEXT):
         context.failed(error)
-        for name in ("agent", "attempts"):
-            if name in context.noted:
-                told[f"x-gateway-{name}"] = header_value(str(context.noted[name]))
-        if context.route and "agent" in context.noted:
-            told["x-gateway-agent"] = header_value(context.route)
+        if context.agent:
+            extra["x-gateway-agent"] = header_value(context.route or context.agent)
+        if context.attempts is not None:
+            extra["x-gateway-attempts"] = str(context.attempts)
     body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
     return web.Response(
         status=error.status,
         body=orjson.dumps(body),
         content_type="application/json",
-        headers=told,
+        headers=extra,
     )
 
 
 def translate(error: web.HTTPException, request: web.BaseRequest) -> GatewayError:
-    """Our error for aiohttp's own."""
+    """The gateway's error for one of aiohttp's."""
     if isinstance(error, web.HTTPNotFound):
         path = request.path[:100]
         return NotFound(f"There is nothing at {request.method} {path!r}.")

@@ -1,4 +1,4 @@
-"""Take what a request costs from the caller's buckets, or refuse it."""
+"""Charge a request to the caller's buckets, or refuse it."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -6,11 +6,9 @@ from functools import partial
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.access import Route
-from gateway.call import Call, Surface
-from gateway.config import RateLimits
-from gateway.credentials import Caller, by_address
-from gateway.keys import (
+from gateway.accounts.credentials import Caller, by_address
+from gateway.config.models import RateLimits
+from gateway.http.context import (
     BUCKETS,
     CONTEXT,
     METRICS,
@@ -20,12 +18,14 @@ from gateway.keys import (
     route_of,
     state_of,
 )
-from gateway.limits import Class, Given, Take, headers, login_takes, refusal, takes
-from gateway.stores.buckets import Buckets
+from gateway.http.endpoint import Route
+from gateway.limits.buckets import Buckets
+from gateway.limits.rules import Class, Decision, Take, headers, login_takes, refusal, takes
+from gateway.telemetry.call import Call, Surface
 
 
 def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
-    """`routes` says for each handler of which class it is."""
+    """`routes` lists the rate limit class of each handler."""
 
     @web.middleware
     async def middleware(request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -53,17 +53,17 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
 async def _admit(
     app: web.Application, context: Context, limits: RateLimits, class_: Class
 ) -> tuple[Take, ...]:
-    """What has to be settled when the call is over; nothing else, since a stream keeps it. Raises
-    RateLimited or one of its kind."""
+    """The charges to settle when the call is over, and no others, since a stream keeps them in
+    memory. Raises RateLimited or a subclass."""
     asked = _asked(context, limits, class_)
-    _judge(app, context, class_, asked, await app[BUCKETS].take(asked))
+    _apply(app, context, class_, asked, await app[BUCKETS].take(asked))
     return tuple([take for take in asked if take.kind != "rate"])
 
 
 def _settle(buckets: Buckets, asked: Sequence[Take], call: Call) -> None:
-    """The call is over."""
+    """Settle the charges of a call that is over."""
     buckets.release(asked)
-    if not (call.agent and call.was_asked):  # refused before: that uses up no quota
+    if not (call.agent and call.was_asked):  # refused before an agent was asked: that uses no quota
         buckets.uncount(asked)
     if call.usage is not None:
         buckets.spend(asked, call.usage.total)
@@ -83,16 +83,20 @@ def _asked(context: Context, limits: RateLimits, class_: Class) -> list[Take]:
 
 
 async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
-    """Raises RateLimited or one of its kind; notes what the answer's headers shall tell."""
-    given = await request.app[BUCKETS].take(asked)
-    _judge(request.app, request[CONTEXT], class_, asked, given)
+    """Raises RateLimited or a subclass; notes the rate limit headers for the answer."""
+    decisions = await request.app[BUCKETS].take(asked)
+    _apply(request.app, request[CONTEXT], class_, asked, decisions)
 
 
-def _judge(
-    app: web.Application, context: Context, class_: Class, asked: list[Take], given: list[Given]
+def _apply(
+    app: web.Application,
+    context: Context,
+    class_: Class,
+    asked: list[Take],
+    decisions: list[Decision],
 ) -> None:
-    context.limits = headers(asked, given)
-    if error := refusal(asked, given):
+    context.limits = headers(asked, decisions)
+    if error := refusal(asked, decisions):
         app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
 

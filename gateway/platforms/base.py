@@ -1,21 +1,20 @@
-"""What a platform is: two small classes without I/O, one that asks and one that listens.
+"""The interface of a platform: two classes without I/O, one for requests and one for answers.
 
-`Platform` lives as long as the configuration and may remember what it learned (a mode, a token).
-`Decoder` lives for one answer. Neither opens a socket: `relay` carries out what they describe.
+A `Platform` lives as long as the configuration and may remember learned state (a mode, a token).
+A `Decoder` lives for one answer. Neither opens a socket: `chat.run` sends what they describe.
 """
 
 import contextlib
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 from urllib.parse import urlsplit
 
 import orjson
 
-from gateway import loosejson, sse
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
@@ -24,10 +23,11 @@ from gateway.errors import (
     UpstreamFailed,
     clean,
 )
-from gateway.exchange import UploadRequest, UpstreamReply, UpstreamRequest
-from gateway.failures import explain_member
 from gateway.filetypes import MediaKind
-from gateway.messages import (
+from gateway.platforms.failures import explain_member
+from gateway.protocol import loosejson, ndjson, sse
+from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
     CONTENT,
     ChatRequest,
     Delta,
@@ -39,19 +39,19 @@ from gateway.messages import (
     ToolCall,
     Usage,
 )
-from gateway.passthrough import as_events, event_error
-from gateway.pattern import Pattern, find_pattern
+from gateway.protocol.passthrough import as_events, event_error
+from gateway.protocol.sse import NONE, SHOWN, Life
+from gateway.protocol.template import EventTemplate, find_template
 from gateway.secret import Secret
-from gateway.sse import NONE, SHOWN, Life
 
 
 @dataclass(frozen=True, slots=True)
-class First:
-    """Something that must be asked before the question itself.
+class Preliminary:
+    """A request that must precede the question.
 
-    `learn` takes the reply and returns the next step, or raises a GatewayError. With `shared` its
-    result serves every call of this agent (a token, the app's mode): `relay` lets one call ask and
-    the others wait, then calls `prepare` anew for each.
+    `learn` takes the reply and returns the next step, or raises a GatewayError. With `shared` the
+    result serves every call of this agent (a token, the app's mode): `chat.steps` lets one call
+    send the request while the others wait, then asks the platform again for each of them.
     """
 
     request: UpstreamRequest
@@ -60,99 +60,130 @@ class First:
 
 
 class Doubt(str):
-    """A verdict that finds nothing wrong, and no proof that a chat will do. Says what to check."""
+    """A verdict that finds no error, but no proof that chats work. The text says what to check."""
 
 
-Step = UpstreamRequest | First
-UploadStep = UploadRequest | First  # a First whose end is an UploadRequest
+Step = UpstreamRequest | Preliminary
+UploadStep = UploadRequest | Preliminary  # a Preliminary that leads to an UploadRequest
 Carriage = Literal["as it is", "data", "upload"]
 
 
 class Decoder(Protocol):
-    """The upstream's bytes in, deltas out."""
+    """Decodes the upstream's bytes to deltas."""
 
-    done: bool  # nothing that follows matters
-    ending: bool  # the answer is whole; what may still follow is waited for only briefly
+    done: bool  # later bytes do not matter
+    ending: bool  # the answer is complete; the wait for later bytes is brief
     conversation_id: str
-    life: Life  # what the last `feed` said of the upstream
+    life: Life  # the sign of life in the last `feed`
+    ends_with_connection: bool  # the answer itself has no mark of its end
 
     def feed(self, chunk: bytes) -> list[Delta]:
-        """The deltas in `chunk`; the last is Failed if the platform reports a failure."""
+        """The deltas in `chunk`; the last one is Failed if the platform reports a failure."""
 
     def close(self) -> list[Delta]:
-        """The deltas left at the end of the body; Failed(UpstreamCut) if the end is missing."""
+        """The remaining deltas at the end of the body; Failed(UpstreamCut) if its end is
+        missing."""
 
-    def counted(self) -> Usage | None:
-        """What the platform has counted so far: for the record of an answer that breaks off."""
+    def usage_so_far(self) -> Usage | None:
+        """The platform's counts so far, for the record of an answer that breaks off."""
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
-        """The pattern of events like the one in `chunk`, just fed, of which `delta` came and
-        nothing else; None if one that differs in its text alone might come to something else."""
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
+        """The template of events like the one in `chunk`, which was just fed and gave `delta` only.
+        None if an event that differs only in its text might decode to something else."""
 
 
 class Platform(Protocol):
-    """One configured agent of one kind of upstream."""
+    """Adapts one configured agent to its kind of upstream."""
 
     kind: str
-    # The members of OpenAI's body that it follows, beside the turns; None is all of them.
+    # The members of OpenAI's body that it follows, apart from the turns; None means all.
     options: frozenset[str] | None
-    keeps_files: bool  # whether it has `upload`, and knows files by ids of its own
-    keeps_runs: bool  # whether tools' results go on with a run that waits there
+    keeps_files: bool  # whether it has `upload`, and gives files its own ids
+    keeps_runs: bool  # whether tool results continue a run that waits at the platform
+    app_id: str | None  # the only app that callers may ask if its key opens several; None: any
+    passes_through: bool  # whether it is a `PassesThrough`: it speaks the client's own protocol
+
+    @property
+    def models(self) -> Sequence[str] | None:
+        """The models listed as `<agent>/<model>`; None if callers cannot choose a model."""
 
     def sends_turns(self, chat: ChatRequest) -> bool:
-        """Whether earlier turns go along, and their files with them."""
+        """Whether the request contains earlier turns, with their files."""
 
     @property
     def kinds(self) -> frozenset[MediaKind]:
-        """The kinds of files that a question may bring along, as far as is known."""
+        """The kinds of files that a question may have, as far as is known."""
 
-    def learn_kinds(self) -> First | None:
-        """What must be asked before `kinds` can be relied upon, if it has not been already."""
+    def learn_kinds(self) -> Preliminary | None:
+        """The request needed before `kinds` is reliable; None if it is."""
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        """How a file shall reach the platform: as the link that it is, inside the request as a
-        `data:` URL, or by `upload` before the question. Raises KindNotTaken."""
+        """How to deliver a file to the platform: as its link, embedded in the request as a `data:`
+        URL, or by `upload` before the question. Raises KindNotTaken."""
 
     def upload(self) -> UploadStep:
-        """Where the platform takes files. Raises InvalidRequest if it has no such place."""
+        """The request that uploads a file. Raises InvalidRequest if the platform keeps no files."""
 
     def uploaded(self, reply: UpstreamReply) -> str:
-        """The id of a file that was sent there, or raise what the platform says instead."""
+        """The id of the uploaded file. Raises the error in the platform's reply."""
 
     @property
     def token(self) -> str:
-        """What is sent as the bearer at the moment; masked in errors."""
+        """The current bearer token; errors redact it."""
 
     def prepare(self, chat: ChatRequest) -> Step:
-        """The request that asks the question. Raises InvalidRequest for what it cannot carry."""
+        """The request that asks the question. Raises InvalidRequest if the platform cannot express
+        the question."""
 
     def decoder(self, chat: ChatRequest) -> Decoder:
-        """A fresh decoder for the answer to `chat`."""
+        """A new decoder for the answer to `chat`."""
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """A reply that is not the answer asked for: another step to try, or raise what it means."""
+        """Handle a reply that is not the answer: return another step to try, or raise the error
+        that the reply means."""
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        """A whole answer that came though a stream was asked for, as the stream that the platform
-        would have sent; b"" if it is no answer."""
+        """A whole answer to a request for a stream, converted to the stream that the platform would
+        have sent; b"" if it is not an answer."""
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        """The call that stops a run whose caller has left, if the platform has one."""
+        """The call that stops a run whose client has disconnected, if the platform has one."""
 
     def probe(self) -> Step:
-        """A cheap call that shows whether the address, the key and the app are right."""
+        """A cheap call that verifies the address, the key and the app."""
 
     def verdict(self, reply: UpstreamReply) -> str | Step:
-        """What the probe's reply says of the bot, or another call whose reply says more. Raises
-        what is wrong with it."""
+        """A description of the bot from the probe's reply, or another call that tells more. Raises
+        the error that the reply means."""
 
 
-class TextOnly:
-    """What a platform has to say of files and options if it takes none; others override it."""
+class PassesThrough(Platform, Protocol):
+    """A platform whose `/v1/*` callers may use directly, in addition to chat completions."""
+
+    headers: Mapping[str, str]
+
+    def model(self, asked: str) -> str:
+        """The upstream's name for the model `asked`."""
+
+    def address(self, path: str, query: str = "") -> str:
+        """The URL of `path`; `query` is the caller's."""
+
+    def failure(self, reply: UpstreamReply) -> GatewayError:
+        """The error that a refusal means."""
+
+
+class BasePlatform:
+    """Defaults for a platform without files and options; other platforms override them."""
 
     options: frozenset[str] | None = frozenset()
     keeps_files = False
     keeps_runs = False
+    passes_through = False
+    app_id: str | None = None
+
+    @property
+    def models(self) -> Sequence[str] | None:
+        return None
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return False
@@ -161,7 +192,7 @@ class TextOnly:
     def kinds(self) -> frozenset[MediaKind]:
         return frozenset()
 
-    def learn_kinds(self) -> First | None:
+    def learn_kinds(self) -> Preliminary | None:
         return None
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
@@ -171,7 +202,7 @@ class TextOnly:
         raise InvalidRequest("This agent's platform keeps no files.", param="Agent")
 
     def uploaded(self, reply: UpstreamReply) -> str:
-        raise NotImplementedError  # there is no `upload` whose reply this could be
+        raise NotImplementedError  # `upload` raises, so there is no reply
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
         return as_events(reply)
@@ -180,7 +211,7 @@ class TextOnly:
 def ignored_options(
     platform: Platform, chat: ChatRequest, decoder: Decoder | None
 ) -> tuple[str, ...]:
-    """The names of all that the caller asked for and that has no effect there, or another."""
+    """The names of the caller's options that have no effect on the platform, or another effect."""
     if platform.options is None:
         return chat.ignored
     known = platform.options
@@ -190,7 +221,7 @@ def ignored_options(
 
 
 def require_options(platform: Platform, chat: ChatRequest) -> None:
-    """Raises OptionNotFollowed for what the caller cannot do without."""
+    """Raises OptionNotFollowed if the platform does not follow an option that the caller needs."""
     for name in chat.demands:
         if platform.options is not None and name not in platform.options:
             raise OptionNotFollowed(
@@ -201,32 +232,34 @@ def require_options(platform: Platform, chat: ChatRequest) -> None:
 
 
 def carry_inside(media: Media) -> Carriage:
-    """For platforms that take links and `data:` URLs: ours go inside if nobody could follow
-    their link."""
+    """The delivery for platforms that accept links and `data:` URLs: the gateway's own files are
+    embedded if they have no public link."""
     return "data" if media.stored and not media.url else "as it is"
 
 
 class EventDecoder(ABC):
-    """A decoder of server-sent events. A platform overrides `event` and `finish`.
+    """A decoder of server-sent events, or of lines with `framing = ndjson.Parser`. A platform
+    overrides `event` and `finish`.
 
-    `text_members` are the names under which its commonest events have new text, if they do; see
-    `pattern`.
+    `text_members` are the members that hold new text in its most frequent events; see `pattern`.
     """
 
     __slots__ = ("_half", "_half_of", "_parser", "conversation_id", "done", "ending", "life")
 
     platform: ClassVar[str] = "The upstream"
+    framing: ClassVar[type[sse.Parser] | type[ndjson.Parser]] = sse.Parser
     text_members: ClassVar[tuple[bytes, ...]] = ()
-    repeats: ClassVar[bool] = False  # each event has all of the text so far
-    changed: tuple[str, ...] = ()  # options that the platform got in another value than asked for
+    ends_with_connection = False
+    repeats: ClassVar[bool] = False  # each event repeats the whole text so far
+    changed: tuple[str, ...] = ()  # options sent with another value than requested
 
     def __init__(self) -> None:
         self.done = False
         self.ending = False
         self.conversation_id = ""
         self.life = NONE
-        self._parser = sse.Parser(skips=self.skips)
-        self._half = b""  # of a character, as JSON writes it; the other half may follow
+        self._parser = self.framing(skips=self.skips)
+        self._half = b""  # half of a surrogate pair as JSON writes it; the other may follow
         self._half_of: type[Delta] = Text
 
     def feed(self, chunk: bytes) -> list[Delta]:
@@ -255,7 +288,7 @@ class EventDecoder(ABC):
             for name, data in self._parser.close() if not self.done else ():
                 if name in sse.ERRORS:
                     raise self.reported(data)
-                with contextlib.suppress(BadEvent):  # cut inside; `finish` says if it matters
+                with contextlib.suppress(BadEvent):  # a cut event; `finish` decides if it matters
                     self._joined(name, data, out)
             if not self.done:
                 at = len(out)
@@ -267,8 +300,8 @@ class EventDecoder(ABC):
         return out
 
     def _joined(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
-        """`event` where halves of characters are, or one has come before. Text that ends with a
-        half is said without it; what follows begins with the whole character, or with U+FFFD."""
+        """`event` for data with halves of surrogate pairs, or after a half. Text that ends with a
+        half is emitted without it; the next text begins with the whole character, or U+FFFD."""
         before, at = self._half, len(out)
         try:
             data, half, is_joined = loosejson.join_halves(data, before)
@@ -276,18 +309,19 @@ class EventDecoder(ABC):
             raise BadEvent(f"The upstream sent an event that cannot be read: {error}.") from None
         shows_life = self.event(name, data, out)
         kinds = [type(delta) for delta in out[at:]]
-        if is_joined or self.repeats:  # with a half that is left out the text is only shorter
+        if is_joined or self.repeats:  # an omitted half only shortens repeated text
             self._half = b""
         self._replace_half(out, at)
-        if half and (Note not in kinds or Text in kinds):  # else it ends something else
+        if half and (Note not in kinds or Text in kinds):  # else the half is not the answer's
             self._half = half
             self._half_of = next((k for k in kinds if k in (Reasoning, ToolCall)), Text)
-            if self.done:  # nothing follows that could bring the other half
+            if self.done:  # the other half cannot follow
                 self._replace_half(out, len(out) - 1)
         return shows_life
 
     def _replace_half(self, out: list[Delta], at: int) -> None:
-        """More of the answer follows from `at` on, if anything does, but not the other half."""
+        """Put U+FFFD for a pending half before the first content in `out` from `at` on, or drop the
+        half if it is a tool call's. Does nothing if there is no content."""
         said = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
         if self._half and said is not None:
             self._half = b""
@@ -295,29 +329,29 @@ class EventDecoder(ABC):
                 lost = Reasoning if self._half_of is Reasoning else Text
                 out.insert(said, lost(loosejson.REPLACED))
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return None
 
     @property
     def heard(self) -> Callable[[str], object] | None:
-        """Is given text that does not come as an event, if the decoder needs to know it. If it
-        returns something true, the text comes as an event after all."""
+        """A callback for text that bypasses `event`, if the decoder needs it. If the callback
+        returns a true value, the text goes through `event` after all."""
         return None
 
-    def pattern(self, chunk: bytes, delta: Delta) -> Pattern | None:
-        """For platforms where events of text alone change nothing else, once there was one."""
+    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
+        """The template, for platforms whose text events change no other state after the first."""
         if type(delta) is not Text or not self._parser.is_clean:
             return None
-        return find_pattern(chunk, self.text_members, self.heard, delta.text)
+        return find_template(chunk, self.text_members, self.heard, delta.text)
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
-        error.retryable = False  # the platform had begun
-        error.outage = isinstance(error, UpstreamCut)  # whoever reports a failure is not down
+        error.retryable = False  # the run has begun
+        error.outage = isinstance(error, UpstreamCut)  # a platform that reports a failure is up
         out.append(Failed(error))
         self.done = True
 
     def reported(self, data: bytes) -> GatewayError:
-        """The error for an event that is called `error`, or whose JSON is one."""
+        """The error for an event named `error`, or whose JSON is an error."""
         try:
             value = loosejson.loads(data)
         except loosejson.NotJson:
@@ -325,29 +359,29 @@ class EventDecoder(ABC):
         return self.explain(event_error("error", data, value))
 
     def explain(self, error: Any) -> GatewayError:
-        """The error for what such an event says went wrong: an object, a list or words."""
+        """The error for the content of such an event: an object, a list or text."""
         return explain_member(self.platform, error)
 
     @abstractmethod
     def event(self, name: str, data: bytes, out: list[Delta]) -> bool | None:
-        """Append the deltas of one event to `out`, or raise what it reports. False: the event is a
-        heartbeat, which the platform sends whether its model works or hangs."""
+        """Append the deltas of one event to `out`, or raise the error it reports. Return False for
+        a heartbeat, which the platform sends whether its model works or hangs."""
 
     @staticmethod
     def skips(name: str, head: bytes) -> bool:
-        """Whether an event of more than `sse.MAX_EVENT` bytes that begins with `head` may be left
-        out: what it holds is neither shown nor counted."""
+        """Whether to skip an event of more than `sse.MAX_EVENT` bytes that begins with `head`,
+        because its content is neither shown nor counted."""
         return False
 
     def finish(self, out: list[Delta]) -> None:
-        """The body has ended: append what was held back, or raise UpstreamCut."""
+        """Handle the end of the body: append deltas held back, or raise UpstreamCut."""
         raise UpstreamCut("The upstream's answer ended before it was complete.")
 
 
 class Token:
-    """A bearer that a platform gives for a credential, and that runs out.
+    """A bearer token that a platform issues for a credential, and that expires.
 
-    `until` is seconds since the epoch. `margin_s` before it the token counts as over already.
+    `until` is in seconds since the epoch. The token counts as expired `margin_s` before it.
     """
 
     def __init__(
@@ -357,14 +391,14 @@ class Token:
         self.until = until
         self.now = clock
         self._margin_s = margin_s
-        self._renewed: deque[str] = deque(maxlen=1000)  # calls that had a new token already
+        self._renewed: deque[str] = deque(maxlen=1000)  # calls that already got a new token
 
     @property
     def is_over(self) -> bool:
         return self.now() > self.until - self._margin_s
 
     def renew_for(self, call_id: str) -> bool:
-        """Count as over: it was revoked early. False if this call had a new one already."""
+        """Expire the token, which was revoked early. False if this call already got a new one."""
         if call_id in self._renewed:
             return False
         self._renewed.append(call_id)
@@ -372,11 +406,11 @@ class Token:
         return True
 
 
-MAX_VALUES = 300_000  # of one event; to read them takes some 50 ms, in which all others wait
+MAX_VALUES = 300_000  # of one event; parsing them blocks the loop for about 50 ms
 
 
 class BadEvent(UpstreamFailed):
-    """An event that is not what the platform's protocol allows."""
+    """An event that violates the platform's protocol."""
 
 
 def parse_object(data: bytes) -> dict[str, Any]:
@@ -385,7 +419,8 @@ def parse_object(data: bytes) -> dict[str, Any]:
 
 
 def parse_json(data: bytes) -> Any:
-    """The JSON in an event. Raises BadEvent if it is none, or more than can be read in passing."""
+    """The JSON in an event. Raises BadEvent if it is invalid, or has too many values to parse
+    without blocking the loop."""
     if len(data) > sse.MAX_EVENT and data.count(b",") > MAX_VALUES:
         raise BadEvent(f"The upstream sent an event of more than {MAX_VALUES} values.")
     try:
@@ -398,7 +433,7 @@ def parse_json(data: bytes) -> Any:
         ) from None
 
 
-# Upstreams change types between versions; these read a member without trusting its type.
+# Upstreams change types between versions; these functions read a member of any type.
 
 
 def as_object(value: Any) -> dict[str, Any]:
@@ -414,14 +449,15 @@ def as_text(value: Any) -> str:
 
 
 def as_id(value: Any) -> str:
-    """An id as text, whether it came as a string or as a number."""
+    """An id as text, from a string or a number."""
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     return as_text(value)
 
 
 def dump(value: Any) -> bytes:
-    """JSON of a request body. Raises InvalidRequest for what JSON cannot carry (huge integers)."""
+    """JSON of a request body. Raises InvalidRequest for values that JSON cannot express (huge
+    integers)."""
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError as error:
@@ -429,7 +465,7 @@ def dump(value: Any) -> bytes:
 
 
 def json_text(value: Any) -> str:
-    """JSON of what came from an upstream; "" for what is nested too deep to be written again."""
+    """JSON of a value from an upstream; "" if it is nested too deep to serialise."""
     try:
         return orjson.dumps(value).decode()
     except orjson.JSONEncodeError:
@@ -437,7 +473,8 @@ def json_text(value: Any) -> str:
 
 
 def json_headers(bearer: str, extra: Mapping[str, Secret]) -> dict[str, str]:
-    """Headers of a JSON call. The agent's own `headers` win; nothing of the caller's goes along."""
+    """Headers of a JSON call. The agent's own `headers` take precedence; the caller's are never
+    forwarded."""
     out = {"Content-Type": "application/json", "Accept": "text/event-stream, application/json"}
     if bearer:
         out["Authorization"] = f"Bearer {bearer}"
@@ -445,14 +482,14 @@ def json_headers(bearer: str, extra: Mapping[str, Secret]) -> dict[str, str]:
 
 
 def form_headers(bearer: str, extra: Mapping[str, Secret]) -> dict[str, str]:
-    """Headers of an upload; the form names its own content type."""
+    """Headers of an upload; the form sets its own content type."""
     out = json_headers(bearer, extra)
     del out["Content-Type"]
     return out | {"Accept": "application/json"}
 
 
 def base_url(url: str, *tails: str, then: str = "") -> str:
-    """`url` without a trailing slash or any of `tails`, however often, and with `then` behind it.
+    """`url` without trailing slashes and any of `tails`, however often, with `then` appended.
 
     People paste addresses with and without `/v1`, `/api` or a whole endpoint.
     """

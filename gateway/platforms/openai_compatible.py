@@ -1,19 +1,42 @@
-"""Any upstream that speaks OpenAI's chat completions: passed through, or decoded for our own API.
+"""Any upstream with OpenAI's chat completions: passed through, or decoded for the gateway's API.
 
-To a caller of `/v1/*` the upstream's stream goes back byte for byte, whole events at a time; it is
-looked into only for usage, errors and the end. Callers of `/api/v1/chat` get it decoded.
+Clients of `/v1/*` get the upstream's stream byte for byte, in whole events; the gateway inspects it
+only for usage, errors and the end. Clients of `/api/v1/chat` get decoded deltas.
 """
 
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
-from gateway.config import OpenAIAgent
-from gateway.content import message_of, read_message, read_pictures
+from pydantic import Field
+
+from gateway.config.models import Agent
+from gateway.config.values import OptionalText
 from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.failures import explain_http, explain_member
 from gateway.filetypes import KINDS
-from gateway.messages import (
+from gateway.platforms.base import (
+    BasePlatform,
+    Carriage,
+    Decoder,
+    Doubt,
+    EventDecoder,
+    Step,
+    as_id,
+    as_list,
+    as_object,
+    as_text,
+    base_url,
+    carry_inside,
+    dump,
+    json_headers,
+    json_text,
+    parse_json,
+    parse_object,
+)
+from gateway.platforms.failures import explain_http, explain_member
+from gateway.protocol.content import message_of, read_message, read_pictures
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import (
     Begin,
     ChatRequest,
     Delta,
@@ -27,38 +50,19 @@ from gateway.messages import (
     Usage,
     has_media,
 )
-from gateway.passthrough import PassThrough, WholeBody, told_error
-from gateway.platforms.base import (
-    Carriage,
-    Decoder,
-    Doubt,
-    EventDecoder,
-    Step,
-    TextOnly,
-    as_id,
-    as_list,
-    as_object,
-    as_text,
-    base_url,
-    carry_inside,
-    dump,
-    json_headers,
-    json_text,
-    parse_json,
-    parse_object,
-)
-from gateway.turns import media_part, put_back
-from gateway.usage import read_usage
+from gateway.protocol.openai_messages import media_part, put_back
+from gateway.protocol.passthrough import PassThrough, WholeBody, told_error
+from gateway.protocol.usage import read_usage
 
 
 def _hides_usage(chat: ChatRequest) -> bool:
-    """Whether the usage is asked for our own sake, and not shown to a caller who did not."""
+    """Whether the gateway requests the usage for itself, and hides it from a caller who did not."""
     return chat.count_tokens and chat.stream and not chat.include_usage
 
 
-# What a caller who speaks for one user may send: OpenAI's own members, without those that make a
-# server keep something or find it again. Servers have others by which they find a conversation or
-# a user, and would not ask whose it is.
+# The members that a caller acting for one user may send: OpenAI's own, without those that make a
+# server store something or look it up. Other members of servers select a conversation or a user
+# without a check of its owner.
 _OWN = frozenset(
     (
         "audio", "frequency_penalty", "function_call", "functions", "logit_bias", "logprobs",
@@ -68,7 +72,7 @@ _OWN = frozenset(
         "tool_choice", "tools", "top_logprobs", "top_p", "verbosity", "web_search_options",
     )
 )  # fmt: skip
-_OWN_TOOLS = ("function", "custom")  # others search what an upstream keeps
+_OWN_TOOLS = ("function", "custom")  # others search an upstream's stored data
 
 
 def _own(body: dict[str, Any], user: str) -> dict[str, Any]:
@@ -79,12 +83,24 @@ def _own(body: dict[str, Any], user: str) -> dict[str, Any]:
     return {**out, "user": user}
 
 
-class OpenAICompatible(TextOnly):
+class OpenAIOptions(Agent):
+    platform: Literal["openai"]
+    model: OptionalText = None
+    models: list[str] = Field([])
+    credentials: ClassVar[tuple[str, ...]] = ()  # a self-hosted server may have no keys
+
+    def warnings(self) -> Iterator[str]:
+        if not self.model and not self.models:
+            yield "model: is not set, so every call must name one: <agent>/<model>"
+
+
+class OpenAICompatible(BasePlatform):
     kind = "openai"
     options = None
-    kinds = frozenset(KINDS)  # it is the upstream's to judge
+    passes_through = True
+    kinds = frozenset(KINDS)  # the upstream decides
 
-    def __init__(self, name: str, agent: OpenAIAgent, url: str) -> None:
+    def __init__(self, name: str, agent: OpenAIOptions, url: str) -> None:
         self._name = name
         self._agent = agent
         self.token = agent.api_key.reveal()
@@ -100,25 +116,35 @@ class OpenAICompatible(TextOnly):
         )
 
     def address(self, path: str, query: str = "") -> str:
-        """Where `path` is asked; `query` is the caller's."""
+        """The URL of `path`; `query` is the caller's."""
         if not (query or self._query):
             return f"{self.api}/{path}"
         queries = "&".join(filter(None, (self._query, query)))
         return f"{self.api}/{path}" + (f"?{queries}" if queries else "")
 
+    @property
+    def models(self) -> Sequence[str]:
+        return self._agent.models
+
+    def failure(self, reply: UpstreamReply) -> GatewayError:
+        """The error for a refusal of a request other than a chat."""
+        return explain("The upstream", reply, own_model=True)
+
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True
 
     def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        """Callers of `/v1` know what their upstream takes. For others it is spelled out: OpenAI
-        itself follows links to pictures only."""
+        """Clients of `/v1` know what their upstream accepts. Documents and audio of other clients,
+        and those that the gateway stores, are embedded: OpenAI itself follows links to pictures
+        only."""
         is_ours_to_read = media.stored or not chat.verbatim
         if media.kind in ("file", "audio") and is_ours_to_read and not media.is_data:
             return "data"
         return carry_inside(media)
 
     def body(self, chat: ChatRequest) -> dict[str, Any]:
-        """The request's JSON: the caller's own with another model, or one made from the turns."""
+        """The request's JSON: the caller's own body with another model, or a new body built from
+        the turns."""
         if chat.verbatim:
             body = {**chat.raw, "model": self.model(chat.model), **raw_messages(chat)}
             if chat.seal is not None:
@@ -147,7 +173,7 @@ class OpenAICompatible(TextOnly):
         if self._agent.models:
             return self._agent.models[0]
         if asked.strip().lower() != self._name.lower():
-            return asked  # the name of a route, which is likely that of a model
+            return asked  # a route's name, probably also a model's name
         raise InvalidRequest(
             f"Say which model of {self._name!r} to use: put {self._name}/<model> in place of"
             f" {self._name}, or <model> in 'model'.",
@@ -165,7 +191,7 @@ class OpenAICompatible(TextOnly):
         raise explain("The upstream", reply, own_model="/" in chat.model)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        return None  # closing the connection is the protocol's way to stop
+        return None  # closing the connection stops a run
 
     def probe(self) -> Step:
         return UpstreamRequest("GET", self.address("models"), self.headers)
@@ -196,7 +222,7 @@ def _api(url: str) -> str:
 
 
 def raw_messages(chat: ChatRequest) -> dict[str, Any]:
-    """`messages` as the caller wrote them, with the files that were put inside."""
+    """`messages` as the caller wrote them, with their files as `Delivery` prepared them."""
     given = chat.raw.get("messages")
     if not (isinstance(given, list) and has_media(chat.messages)):
         return {"messages": given} if "messages" in chat.raw else {}
@@ -204,7 +230,7 @@ def raw_messages(chat: ChatRequest) -> dict[str, Any]:
 
 
 def message(turn: Message) -> dict[str, Any]:
-    """One turn as OpenAI's clients write it."""
+    """One turn in OpenAI's format."""
     out: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.tool_call_id:
         out["tool_call_id"] = turn.tool_call_id
@@ -215,7 +241,7 @@ def message(turn: Message) -> dict[str, Any]:
 
 
 class ChunkDecoder(EventDecoder):
-    """Chunks of a chat completion as deltas. Zhipu's model API differs in a few values only."""
+    """Decodes the chunks of a chat completion. Zhipu's model API differs in a few values only."""
 
     text_members = (b"content",)
     reasons: ClassVar[dict[str, str]] = {}
@@ -226,12 +252,12 @@ class ChunkDecoder(EventDecoder):
         self._reason = ""
         self._usage: Usage | None = None
         self._calls: list[str] = []  # the id of each tool call
-        self._marks: dict[str, int] = {}  # the upstream's mark of a call, and which one it is
+        self._marks: dict[str, int] = {}  # index of a call by the upstream's mark of it
         self.has_text = False
-        self.has_more = False  # thinking, or pictures
-        self._shown: set[int] | None = None  # the pictures
+        self.has_more = False  # reasoning, or pictures
+        self._shown: set[int] | None = None  # pictures already emitted
 
-    def counted(self) -> Usage | None:
+    def usage_so_far(self) -> Usage | None:
         return self._usage
 
     def event(self, name: str, data: bytes, out: list[Delta]) -> None:
@@ -262,7 +288,7 @@ class ChunkDecoder(EventDecoder):
             self.has_more = True
             out.append(Reasoning(reasoning))
         content = delta.get("content")
-        if type(content) is str and content:  # nearly always
+        if type(content) is str and content:  # the common case
             self.has_text = True
             out.append(Text(content))
         else:
@@ -272,7 +298,7 @@ class ChunkDecoder(EventDecoder):
         for call in map(as_object, as_list(delta.get("tool_calls"))):
             self._tool_call(call, out)
         if "function_call" in delta and (call := as_object(delta["function_call"])):
-            self._tool_call({"index": 0, "function": call}, out)  # before there were tools
+            self._tool_call({"index": 0, "function": call}, out)  # the older form of tools
         if reason := as_text(choice.get("finish_reason")):
             self._reason = self.reasons.get(reason, reason)
         if "error" in choice or self._reason == "error":
@@ -285,10 +311,10 @@ class ChunkDecoder(EventDecoder):
             raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
 
     def _parts(self, parts: list[Delta], out: list[Delta]) -> None:
-        """Content in another form; pictures come again in a last message that repeats all."""
+        """Add content in other forms; a last message may repeat pictures already emitted."""
         for part in parts:
             if isinstance(part, Note):
-                mark = hash(part.data[0]["url"])  # which may be megabytes
+                mark = hash(part.data[0]["url"])  # the URL may be megabytes
                 if self._shown is None:
                     self._shown = set()
                 if mark in self._shown:
@@ -299,14 +325,15 @@ class ChunkDecoder(EventDecoder):
             out.append(part)
 
     def _tool_call(self, call: dict[str, Any], out: list[Delta]) -> None:
-        """One piece; the index is counted by ourselves, since some upstreams send -1 or none."""
+        """Add one piece of a tool call. The index is the decoder's own count, since some upstreams
+        send -1 or none."""
         function = as_object(call.get("function"))
         id_, name = as_id(call.get("id")), as_text(function.get("name"))
         given = call.get("index")
         mark = str(given) if isinstance(given, int) and given >= 0 else id_
         index = self._marks.get(mark)
         if index is None and not name and self._calls:
-            index = len(self._calls) - 1  # a piece without any mark goes on with the last call
+            index = len(self._calls) - 1  # an unmarked piece continues the last call
         if index is None or (name and (not mark or id_ != self._calls[index])):
             index = len(self._calls)
             self._calls.append(id_)
@@ -333,15 +360,16 @@ class ChunkDecoder(EventDecoder):
 
 
 def explain(platform: str, reply: UpstreamReply, own_model: bool = False) -> GatewayError:
-    """The error for an HTTP answer that is not a completion.
+    """The error for an HTTP reply that is not a completion.
 
-    `own_model` says that the caller chose the upstream's model, so an unknown one is the caller's.
+    `own_model` means that the caller chose the upstream's model, so an unknown model is the
+    caller's error.
     """
     return explain_http(platform, reply, own_request=True, own_model=own_model)
 
 
 def explain_error(platform: str, error: Any) -> GatewayError:
-    """The error for an `error` member inside a 200 answer, or for all of that answer."""
+    """The error for the `error` member of a 200 reply, or for the whole reply."""
     return explain_member(platform, error, own_request=True)
 
 

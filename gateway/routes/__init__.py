@@ -1,18 +1,18 @@
-"""Every route, with what it demands of its callers."""
+"""One file per resource: JSON in, a `ChatRequest` or an envelope out; the table of routes."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
 from aiohttp import web
 
-from gateway.access import Route
 from gateway.errors import BodyTooLarge, InvalidRequest
+from gateway.http.endpoint import Route
 from gateway.middlewares.errors import error_response
 from gateway.routes import accounts, agents, apikeys, chat, files, health, openai, records
 
 
 def _with_head(routes: Iterable[Route]) -> Iterator[Route]:
-    """HEAD is there where GET is: monitors ask with it."""
+    """Add HEAD to every GET: monitors use it."""
     for route in routes:
         yield route
         if route.method == "GET":
@@ -88,7 +88,7 @@ _V1 = [
 
 
 def all_routes() -> Iterator[Route]:
-    """Addresses stand here in their canonical form (`gateway.addresses`)."""
+    """Paths are listed in their canonical form (`gateway.http.addresses`)."""
     yield from (*OPS, *_with_head((*_API, *_V1)))
 
 
@@ -98,17 +98,18 @@ def add_to(app: web.Application, routes: Iterable[Route]) -> None:
 
 
 async def _expect(request: web.Request) -> web.StreamResponse | None:
-    """`Expect: 100-continue`, which curl sends with large bodies; nothing else can be expected.
+    """Answer `Expect: 100-continue`, which curl sends with large bodies; no other expectation is
+    supported.
 
-    aiohttp asks this below the middlewares, so an error is drawn here.
+    aiohttp calls this outside the middlewares, so it renders its errors itself.
     """
     if request.headers.get("Expect", "").lower() != "100-continue":
         return error_response(request, InvalidRequest("Only 100-continue can be expected."))
     most = request.client_max_size
     is_form = request.headers.get("Content-Type", "")[:10].lower() == "multipart/"
     if not is_form and (request.content_length or 0) > most:
-        words = f"The request body is larger than {most} bytes (server.max_body)."
-        response = error_response(request, BodyTooLarge(words))
+        message = f"The request body is larger than {most} bytes (server.max_body)."
+        response = error_response(request, BodyTooLarge(message))
         response.force_close()
         return response
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

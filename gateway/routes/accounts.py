@@ -1,4 +1,4 @@
-"""/api/v1/login and /api/v1/auth: logging in, one's own account, and everybody's for admins."""
+"""/api/v1/login and /api/v1/auth: log in, manage one's own account, and for admins all accounts."""
 
 import re
 import time
@@ -9,7 +9,10 @@ from urllib.parse import parse_qsl
 from aiohttp import web
 from pydantic import AfterValidator, AliasChoices, BaseModel, ConfigDict, Field
 
-from gateway.body import (
+from gateway.accounts.passwords import LONGEST, check_strength
+from gateway.accounts.store import User, name_key
+from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
+from gateway.http.body import (
     MAX_SETTINGS,
     check,
     choice,
@@ -22,21 +25,18 @@ from gateway.body import (
     require_once,
     require_query,
 )
-from gateway.books import books_of, usage_of
-from gateway.errors import Conflict, Forbidden, InvalidRequest, Unauthorized, WrongPassword
-from gateway.keys import CONTEXT, SIGNER, Books, caller_of, state_of
-from gateway.limits import login_takes
+from gateway.http.context import CONTEXT, SIGNER, Services, caller_of, state_of
+from gateway.http.services import services_of, usage_of
+from gateway.limits.rules import login_takes
 from gateway.middlewares.ratelimit import take
-from gateway.passwords import LONGEST, check_strength
 from gateway.secret import Secret
-from gateway.stores.accounts import User, name_key
 
-LONGEST_NAME = 256  # characters as they come: NFKC may make 18 of one
+LONGEST_NAME = 256  # characters as sent: NFKC may turn one into 18
 
 
 def _name(value: str) -> str:
-    """No @ and no spaces, so that a name cannot pass for an address or for another name."""
-    value = unicodedata.normalize("NFKC", value).strip()  # as it is compared
+    """A user name has no @ and no spaces, so it cannot pass for an address or for another name."""
+    value = unicodedata.normalize("NFKC", value).strip()  # the form in which names are compared
     if not re.fullmatch(r"[^\s@/\\<>\"'\x00-\x1f\x7f]{1,64}", value) or not value.isprintable():
         raise ValueError("must have 1 to 64 characters, without spaces, @, quotes or slashes")
     return value
@@ -60,7 +60,7 @@ MaxCalls = Annotated[int | None, Field(strict=True, ge=0, le=1_000_000_000)]
 
 
 class Body(BaseModel):
-    """`read_settings` refuses members that are not known; a login may have those of OAuth."""
+    """`read_settings` refuses unknown members; a login may contain those of OAuth."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -97,7 +97,7 @@ class UserChanges(Profile):
     password: Secret | None = None
 
 
-# What an account has and its owner does not choose: the answer tells what it became.
+# Members that an account has but its owner cannot set: the answer shows their values.
 _FIXED = frozenset(("role", "status"))
 
 
@@ -110,28 +110,29 @@ class NewPassword(Body):
 
 
 async def login(request: web.Request) -> web.Response:
-    """One answer for a wrong name and a wrong password, after the same time."""
-    books = books_of(request)
+    """Log in. A wrong name and a wrong password get the same answer after the same time."""
+    services = services_of(request)
     body = check(Login, await _form_or_json(request))
     limits = state_of(request).config.rate_limits
     takes = login_takes(limits, request[CONTEXT].address, name_key(body.username))
     await take(request, takes, "login")
-    user = await books.accounts.user_by_login(body.username)
-    fits = await books.passwords.check(user.password_hash if user else None, body.password)
+    user = await services.accounts.user_by_login(body.username)
+    fits = await services.passwords.check(user.password_hash if user else None, body.password)
     if user is None or not fits:
         raise WrongPassword("The user name or the password is wrong.")
     if user.status != "active":
         raise Forbidden(f"This account is {user.status}; ask an administrator.")
     rehashed = None
-    if books.passwords.is_outdated(user.password_hash):
-        rehashed = await books.passwords.hash(body.password)
-    await books.accounts.logged_in(user, rehashed)
-    request[CONTEXT].noted["caller"] = f"user-{user.id}"
-    return _given(request, await books.accounts.user(user.id))
+    if services.passwords.is_outdated(user.password_hash):
+        rehashed = await services.passwords.hash(body.password)
+    await services.accounts.logged_in(user, rehashed)
+    request[CONTEXT].account = f"user-{user.id}"
+    return _issued(request, await services.accounts.user(user.id))
 
 
 async def _form_or_json(request: web.Request) -> dict[str, Any]:
-    """Front ends written for OAuth's password grant send a form; `curl -d` only says so."""
+    """Front ends written for OAuth's password grant send a form; `curl -d` sends JSON labelled as
+    one."""
     raw = await read_bytes(request, MAX_SETTINGS)
     is_form = request.content_type == "application/x-www-form-urlencoded"
     if not is_form or raw.lstrip().startswith(b"{"):
@@ -144,9 +145,9 @@ async def _form_or_json(request: web.Request) -> dict[str, Any]:
     return dict(fields)
 
 
-def _given(request: web.Request, user: User, since: int | None = None) -> web.Response:
-    """A token and whose it is, in `data` and at top level, for clients of either form. `since` is
-    when the password was given, if not now."""
+def _issued(request: web.Request, user: User, since: int | None = None) -> web.Response:
+    """A token and its user, both in `data` and at the top level, for clients of either form.
+    `since` is the time of the password login, if not now."""
     signer, now = request.app[SIGNER], int(time.time())
     since = now if since is None else since
     until = since + int(state_of(request).config.auth.session_ttl)
@@ -160,65 +161,65 @@ def _given(request: web.Request, user: User, since: int | None = None) -> web.Re
 
 
 async def refresh(request: web.Request) -> web.Response:
-    """A new token for one that is still valid, until `auth.session_ttl` after the password was
-    given. The old one stays valid to its own end."""
-    books = books_of(request)
+    """A new token for one that is still valid, until `auth.session_ttl` after the password login.
+    The old token stays valid until it expires."""
+    services = services_of(request)
     claims = request["claims"]
     since = claims.get("since", claims["iat"])
     if time.time() >= since + int(state_of(request).config.auth.session_ttl):
         raise Unauthorized("This login is too old to be refreshed; log in again.")
-    return _given(request, await books.accounts.user(caller_of(request).user_id), since)
+    return _issued(request, await services.accounts.user(caller_of(request).user_id), since)
 
 
 async def register(request: web.Request) -> web.Response:
     """A new account with the role `user`, where `auth.registration` is on."""
-    books = books_of(request)
+    services = services_of(request)
     if not state_of(request).config.auth.registration:
         raise Forbidden("Registration is closed (auth.registration); ask an administrator.")
-    user = await add_user(books, await read_settings(request, Register, _FIXED))
-    return _given(request, user)
+    user = await add_user(services, await read_settings(request, Register, _FIXED))
+    return _issued(request, user)
 
 
-async def add_user(books: Books, body: Register, **more: Any) -> User:
-    """The new account, known to this replica when it returns."""
+async def add_user(services: Services, body: Register, **more: Any) -> User:
+    """The new account; this replica knows it when the function returns."""
     check_strength(body.password, body.username)
-    user = await books.accounts.add_user(
+    user = await services.accounts.add_user(
         body.username,
-        await books.passwords.hash(body.password),
+        await services.passwords.hash(body.password),
         email=body.email,
         full_name=body.full_name,
         **more,
     )
-    await books.directory.refresh()
+    await services.directory.refresh()
     return user
 
 
 async def me(request: web.Request) -> web.Response:
-    user = await books_of(request).accounts.user(caller_of(request).user_id)
+    user = await services_of(request).accounts.user(caller_of(request).user_id)
     return envelope(user.public())
 
 
 async def update_me(request: web.Request) -> web.Response:
-    """Name and address; role and status are an administrator's to change."""
-    books, id_ = books_of(request), caller_of(request).user_id
-    told = (await books.accounts.user(id_)).public()
-    body = await read_settings(request, Profile, told)
-    user = await books.accounts.update_user(id_, body.model_dump(exclude_unset=True))
+    """Change one's name and address; only an administrator changes role and status."""
+    services, id_ = services_of(request), caller_of(request).user_id
+    current = (await services.accounts.user(id_)).public()
+    body = await read_settings(request, Profile, current)
+    user = await services.accounts.update_user(id_, body.model_dump(exclude_unset=True))
     return envelope(user.public())
 
 
 async def change_password(request: web.Request) -> web.Response:
-    """Ends all logins, and gives a new token for this one."""
-    books = books_of(request)
+    """Change the password: this ends all logins, and returns a new token for this one."""
+    services = services_of(request)
     body = await read_settings(request, NewPassword)
-    user = await books.accounts.user(caller_of(request).user_id)
-    if not await books.passwords.check(user.password_hash, body.old_password):
+    user = await services.accounts.user(caller_of(request).user_id)
+    if not await services.passwords.check(user.password_hash, body.old_password):
         raise InvalidRequest("The old password is wrong.", param="old_password")
     check_strength(body.new_password, user.username, "new_password")
-    hashed = await books.passwords.hash(body.new_password)
-    user = await books.accounts.set_password(user.id, hashed)
-    await books.directory.refresh()
-    return _given(request, user)
+    hashed = await services.passwords.hash(body.new_password)
+    user = await services.accounts.set_password(user.id, hashed)
+    await services.directory.refresh()
+    return _issued(request, user)
 
 
 async def my_usage(request: web.Request) -> web.Response:
@@ -234,7 +235,7 @@ async def list_users(request: web.Request) -> web.Response:
     page, page_size = page_of(request)
     role = choice(request, "role", ("admin", "premium", "user"))
     status = choice(request, "status", ("active", "inactive", "suspended"))
-    users, total = await books_of(request).accounts.users(role, status, page, page_size)
+    users, total = await services_of(request).accounts.users(role, status, page, page_size)
     data = {"total": total, "page": page, "page_size": page_size}
     return envelope({**data, "users": [user.public() for user in users]})
 
@@ -242,41 +243,41 @@ async def list_users(request: web.Request) -> web.Response:
 async def create_user(request: web.Request) -> web.Response:
     body = await read_settings(request, NewUser)
     more = body.model_dump(include={"role", "status", "max_api_calls"})
-    user = await add_user(books_of(request), body, **more)
+    user = await add_user(services_of(request), body, **more)
     return envelope(user.public())
 
 
 async def get_user(request: web.Request) -> web.Response:
-    user = await books_of(request).accounts.user(request.match_info["id"])
+    user = await services_of(request).accounts.user(request.match_info["id"])
     return envelope(user.public())
 
 
 async def update_user(request: web.Request) -> web.Response:
-    """Members that are left out stay as they are. What is changed holds from the next request."""
-    books, id_ = books_of(request), request.match_info["id"]
-    present = await books.accounts.user(id_)
+    """Omitted members keep their values. Changes take effect with the next request."""
+    services, id_ = services_of(request), request.match_info["id"]
+    present = await services.accounts.user(id_)
     body = await read_settings(request, UserChanges, present.public())
     changes = body.model_dump(exclude_unset=True, exclude={"password"})
     hashed = None
     if body.password is not None:
         check_strength(body.password, present.username)
-        hashed = await books.passwords.hash(body.password)
-    user = await books.accounts.update_user(id_, changes, hashed)
-    await books.directory.refresh()
+        hashed = await services.passwords.hash(body.password)
+    user = await services.accounts.update_user(id_, changes, hashed)
+    await services.directory.refresh()
     return envelope(user.public())
 
 
 async def delete_user(request: web.Request) -> web.Response:
-    """With the account go its keys; what it used stays in the record."""
+    """Delete the account and its keys; its usage stays in the record."""
     await require_nothing(request)
-    books, id_ = books_of(request), request.match_info["id"]
+    services, id_ = services_of(request), request.match_info["id"]
     if id_ == caller_of(request).user_id:
         raise Conflict("You cannot delete the account you are logged in with.")
-    await books.accounts.delete_user(id_)
-    await books.directory.refresh()
+    await services.accounts.delete_user(id_)
+    await services.directory.refresh()
     return envelope({"id": id_, "deleted": True})
 
 
 async def user_usage(request: web.Request) -> web.Response:
-    user = await books_of(request).accounts.user(request.match_info["id"])
+    user = await services_of(request).accounts.user(request.match_info["id"])
     return await usage_of(request, "user", user.id)

@@ -1,18 +1,18 @@
-"""GET /api/v1/agents: which agents can be asked, and whether they are there."""
+"""GET /api/v1/agents: the agents that can be asked, and whether they are available."""
 
 from typing import Any
 
 from aiohttp import web
 
-from gateway.body import envelope
-from gateway.keys import CONTEXT, UPSTREAM, state_of
-from gateway.routing import Target
+from gateway.chat.routing import Target
+from gateway.http.body import envelope
+from gateway.http.context import CONTEXT, UPSTREAM, state_of
 
 _HIDDEN = "Only for callers that may ask this agent: send an API key."
 
 
 async def list_agents(request: web.Request) -> web.Response:
-    """Those that the caller may ask."""
+    """The agents that the caller may ask."""
     targets = state_of(request).routing.targets.values()
     agents = [_described(target) for target in targets if _may_ask(request, target)]
     data: dict[str, Any] = {"total": len(agents), "agents": agents}
@@ -22,7 +22,7 @@ async def list_agents(request: web.Request) -> web.Response:
 
 
 async def get_agent(request: web.Request) -> web.Response:
-    """An agent that the caller may not ask is none."""
+    """An agent that the caller may not ask is reported as not found."""
     return envelope(_described(_target(request, is_hiding=True)))
 
 
@@ -47,7 +47,8 @@ def _target(request: web.Request, *, is_hiding: bool = False) -> Target:
 
 
 def _may_ask(request: web.Request, target: Target) -> bool:
-    """On these routes anybody may call; whoever sends no key is nobody, or anonymous."""
+    """Whether the caller may ask the agent. These routes are public; a caller without a key is
+    unknown or anonymous."""
     caller = request[CONTEXT].caller
     return caller is not None and caller.may_ask(target.name, [target.name])
 
@@ -62,6 +63,6 @@ def _described(target: Target) -> dict[str, Any]:
 
 
 def _capabilities(target: Target) -> dict[str, Any]:
-    """`file_kinds` are those that a question may bring along."""
+    """`file_kinds` are the kinds of files that a question may contain."""
     kinds = sorted(target.kinds)
     return {"streaming": True, "file_upload": bool(kinds), "file_kinds": kinds}

@@ -1,4 +1,4 @@
-"""/api/v1/api-keys: keys for programs, and /api/v1/tokens: what a web page gets in their place."""
+"""/api/v1/api-keys: keys for programs; and /api/v1/tokens: short-lived tokens for web pages."""
 
 import time
 from typing import Annotated, Any, Literal
@@ -6,7 +6,11 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-from gateway.body import (
+from gateway.chat.routing import Routing
+from gateway.config.models import KeyLimits, Permission, RateLimits
+from gateway.config.values import Rate
+from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
+from gateway.http.body import (
     at_most,
     check,
     envelope,
@@ -18,29 +22,25 @@ from gateway.body import (
     require_nothing,
     require_query,
 )
-from gateway.books import books_of, usage_of
-from gateway.config import KeyLimits, Permission, RateLimits
-from gateway.configvalues import Rate
-from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
-from gateway.keys import SIGNER, caller_of, state_of
-from gateway.routing import Routing
+from gateway.http.context import SIGNER, caller_of, state_of
+from gateway.http.services import services_of, usage_of
 from gateway.times import iso, now_ms
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
 _MOST_AGENTS = 200
-_LONGEST_HEADER = 7000  # bytes that servers and proxies take
+_LONGEST_HEADER = 7000  # bytes that servers and proxies accept
 _LONGEST_KEY_S = 3660 * 86_400
 _TOKEN_TTL_S, _LONGEST_TOKEN_S = 900, 3600
 
 AgentNames = Annotated[
     list[Annotated[str, Field(max_length=300)]], at_most(_MOST_AGENTS), Field(min_length=1)
 ]
-_MOST_PERMISSIONS = 20  # far more than there are
+_MOST_PERMISSIONS = 20  # far more than exist
 _LONGEST_AGO = 3660  # days
 
 
 class KeySettings(BaseModel):
-    """What can be set when a key is made and changed later."""
+    """The settings of a key, at its creation and later."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -71,11 +71,12 @@ class KeySettings(BaseModel):
 
 class KeyChanges(KeySettings):
     name: Annotated[str, Field(min_length=1, max_length=100, pattern=r"^[^\x00-\x1f\x7f]+$")] = "-"
-    is_active: Annotated[bool | None, Field(strict=True)] = None  # only as it is
+    # accepted only with its current value
+    is_active: Annotated[bool | None, Field(strict=True)] = None
 
 
 def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> dict[str, Any]:
-    """As the accounts store takes them. Raises InvalidRequest, Forbidden."""
+    """The settings in the form of the accounts store. Raises InvalidRequest, Forbidden."""
     out = body.model_dump(exclude_unset=only_given, exclude={"is_active"})
     seconds = out.pop("expires_in", None)
     if seconds is not None and out.get("expires_at") is not None:
@@ -102,7 +103,7 @@ def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> d
 
 
 def _check_limits(general: RateLimits, wanted: dict[str, Any]) -> None:
-    """Who is held to limits may set narrower ones, and not lift them."""
+    """A caller with limits may set narrower ones, but may not lift them."""
     for name, value in KeyLimits.model_validate(wanted):
         most = getattr(general, name)
         if value is None or most is None:
@@ -124,21 +125,21 @@ def _check_agents(routing: Routing, names: list[str]) -> None:
 
 
 def _owner(request: web.Request) -> str:
-    """Whose keys the caller may see: their own, an administrator all ("")."""
+    """The owner whose keys the caller may see: itself, or "" (all owners) for an administrator."""
     caller = caller_of(request)
     return "" if caller.role == "admin" else caller.user_id
 
 
 async def create_key(request: web.Request) -> web.Response:
-    """`full_key` is told here and never again."""
+    """Create a key. Only this answer contains `full_key`."""
     caller = caller_of(request)
     if caller.role not in ("admin", "premium"):
         raise Forbidden("Only administrators and premium users may make keys.")
-    books = books_of(request)
+    services = services_of(request)
     body = await read_settings(request, KeySettings)
     settings = _settings(request, body, only_given=False)
-    key, full = await books.accounts.add_key(caller.user_id, settings)
-    await books.directory.refresh()
+    key, full = await services.accounts.add_key(caller.user_id, settings)
+    await services.directory.refresh()
     return envelope({**key.public(), "full_key": full.reveal()})
 
 
@@ -153,57 +154,57 @@ async def all_keys(request: web.Request) -> web.Response:
 async def _keys(request: web.Request, owner_id: str) -> web.Response:
     require_query(request, "page", "page_size")
     page, page_size = page_of(request)
-    keys, total = await books_of(request).accounts.keys(owner_id, page, page_size)
+    keys, total = await services_of(request).accounts.keys(owner_id, page, page_size)
     data = {"total": total, "page": page, "page_size": page_size}
     return envelope({**data, "api_keys": [key.public() for key in keys]})
 
 
 async def get_key(request: web.Request) -> web.Response:
-    key = await books_of(request).accounts.key(request.match_info["id"], _owner(request))
+    key = await services_of(request).accounts.key(request.match_info["id"], _owner(request))
     return envelope(key.public())
 
 
 async def update_key(request: web.Request) -> web.Response:
-    """Members that are left out stay as they are."""
-    books, id_, owner = books_of(request), request.match_info["id"], _owner(request)
-    told = (await books.accounts.key(id_, owner)).public()
-    body = await read_settings(request, KeyChanges, told)
-    if body.is_active is not None and body.is_active != told["is_active"]:
+    """Omitted members keep their values."""
+    services, id_, owner = services_of(request), request.match_info["id"], _owner(request)
+    current = (await services.accounts.key(id_, owner)).public()
+    body = await read_settings(request, KeyChanges, current)
+    if body.is_active is not None and body.is_active != current["is_active"]:
         raise InvalidRequest(
             "'is_active' cannot be set: POST …/revoke ends a key for good, and a later 'expires_at'"
             " revives one that ran out.",
             param="is_active",
         )
     settings = _settings(request, body, only_given=True)
-    key = await books.accounts.update_key(id_, owner, settings)
-    await books.directory.refresh()
+    key = await services.accounts.update_key(id_, owner, settings)
+    await services.directory.refresh()
     return envelope(key.public())
 
 
 async def revoke_key(request: web.Request) -> web.Response:
-    """For good; the key stays in the lists."""
+    """Revoke the key for good; it stays in the lists."""
     await require_nothing(request)
-    books = books_of(request)
-    key = await books.accounts.revoke_key(request.match_info["id"], _owner(request))
-    await books.directory.refresh()
+    services = services_of(request)
+    key = await services.accounts.revoke_key(request.match_info["id"], _owner(request))
+    await services.directory.refresh()
     return envelope(key.public())
 
 
 async def delete_key(request: web.Request) -> web.Response:
     await require_nothing(request)
-    books, id_ = books_of(request), request.match_info["id"]
-    await books.accounts.delete_key(id_, _owner(request))
-    await books.directory.refresh()
+    services, id_ = services_of(request), request.match_info["id"]
+    await services.accounts.delete_key(id_, _owner(request))
+    await services.directory.refresh()
     return envelope({"id": id_, "deleted": True})
 
 
 async def key_usage(request: web.Request) -> web.Response:
-    key = await books_of(request).accounts.key(request.match_info["id"], _owner(request))
+    key = await services_of(request).accounts.key(request.match_info["id"], _owner(request))
     return await usage_of(request, "key", key.id)
 
 
 class CleanUp(BaseModel):
-    """Days. Left out, it does not matter when a key was revoked or ran out."""
+    """Without `older_than_days` the time of revocation or expiry does not matter."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -211,8 +212,8 @@ class CleanUp(BaseModel):
 
 
 async def clean_up(request: web.Request) -> web.Response:
-    """Delete keys that were revoked or ran out, `older_than_days` ago if the body or the query says
-    so."""
+    """Delete keys that were revoked or have expired; with `older_than_days`, in the body or the
+    query, only those that ended at least so many days ago."""
     name = "older_than_days"
     body = await read_settings(request, CleanUp, query=(name,), is_optional=True)
     days = body.older_than_days
@@ -224,14 +225,14 @@ async def clean_up(request: web.Request) -> web.Response:
         days = number(request, name, 0, _LONGEST_AGO)
         if not days:
             raise InvalidRequest(f"{name!r} has no value; give days or leave it out.", param=name)
-    books = books_of(request)
-    ids = await books.accounts.clean_up_keys(days * 86_400.0)
-    await books.directory.refresh()
+    services = services_of(request)
+    ids = await services.accounts.clean_up_keys(days * 86_400.0)
+    await services.directory.refresh()
     return envelope({"deleted": len(ids), "ids": ids})
 
 
 class TokenBody(BaseModel):
-    """`agents` as the key has them if left out; `expires_in` is seconds."""
+    """Omitted `agents` means those of the key; `expires_in` is seconds."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True)
 
@@ -244,7 +245,7 @@ class TokenBody(BaseModel):
 
 
 async def create_token(request: web.Request) -> web.Response:
-    """A token for minutes that asks some agents as one end user: what a web page may hold."""
+    """A token for a web page: valid for minutes, for some agents, as one end user."""
     caller = caller_of(request)
     if caller.role is not None or caller.is_anonymous or caller.end_user:
         raise Forbidden(

@@ -8,32 +8,31 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from gateway.attachments import Attachments
-from gateway.body import agent_name, at_most, check, read_object
-from gateway.config import FastGPTAgent
-from gateway.credentials import Caller
+from gateway.accounts.credentials import Caller
+from gateway.chat.attachments import Attachments
+from gateway.chat.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
 from gateway.errors import FileNotFound, Forbidden, InvalidRequest
-from gateway.files import name_of, owner_of
+from gateway.files.library import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
-from gateway.keys import ATTACHMENTS, SIGNER, State, call_of
-from gateway.messages import ChatRequest, Media, Message, has_media
-from gateway.proxies import client_origin
-from gateway.reply import answering
-from gateway.routing import MAX_KNOWN, Target, listed, pin, pin_files, pin_results
-from gateway.turns import read_turns, require_few
+from gateway.http.answer import answering
+from gateway.http.body import agent_name, at_most, check, read_object
+from gateway.http.context import ATTACHMENTS, SIGNER, State, call_of
+from gateway.http.forwarded import client_origin
+from gateway.protocol.messages import ChatRequest, Media, Message, has_media
+from gateway.protocol.openai_messages import read_turns, require_few
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"
 
 
 def _or(default: Any) -> BeforeValidator:
-    """null means what leaving the member out means."""
+    """null means the same as an omitted member."""
     return BeforeValidator(lambda value: default if value is None else value)
 
 
 class File(BaseModel):
-    """A file by URL, or by the id that an upload gave. Whoever sends back the whole answer of an
-    upload says enough: `type` is guessed from the rest if it is not given."""
+    """A file by URL, or by the id that an upload returned. A client may send the whole answer of an
+    upload; a missing `type` is guessed from the other members."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, coerce_numbers_to_str=True)
 
@@ -45,7 +44,7 @@ class File(BaseModel):
 
 
 def _named(value: Any) -> Any:
-    """A file may also be given by its URL or id alone."""
+    """A file may also be just its URL or id."""
     if not isinstance(value, str | dict | File):
         raise ValueError("must be a URL, the id of an upload, or an object with one of them")
     if isinstance(value, dict) and value.get("upload_file_id"):  # Dify's own form
@@ -56,7 +55,7 @@ def _named(value: Any) -> Any:
 
 
 class ChatBody(BaseModel):
-    """The body of the call. Unknown members are ignored, and named in the answer's headers."""
+    """The body of the call. Unknown members are ignored, and the answer's headers name them."""
 
     model_config = ConfigDict(extra="ignore", hide_input_in_errors=True, coerce_numbers_to_str=True)
 
@@ -74,8 +73,8 @@ class ChatBody(BaseModel):
     messages: Annotated[list[Any], _or([])] = []
 
 
-# Words of Dify, FastGPT and Coze for members of ours.
-_OTHER_WORDS = {
+# Names that Dify, FastGPT and Coze use for the gateway's members.
+_ALIASES = {
     "chatId": "chat_id",
     "appId": "app_id",
     "conversationId": "conversation_id",
@@ -87,13 +86,13 @@ _OTHER_WORDS = {
 _MODES = {"streaming": True, "blocking": False}
 
 
-def _in_our_words(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The body with other platforms' words put into ours, which win where both are there; and the
-    names of members that mean nothing here."""
-    out = {name: value for name, value in given.items() if name in ChatBody.model_fields}
+def _translated(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The body with other platforms' names translated, and the names of unknown members. The
+    gateway's own names win where both occur."""
+    out = {name: value for name, value in body.items() if name in ChatBody.model_fields}
     ignored = []
-    for name in given.keys() - out.keys():
-        value, ours = given[name], _OTHER_WORDS.get(name, "")
+    for name in body.keys() - out.keys():
+        value, ours = body[name], _ALIASES.get(name, "")
         if value is None:
             continue
         if ours == "variables" and isinstance(value, dict):
@@ -110,8 +109,8 @@ def _in_our_words(given: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _is_streaming(mode: Any) -> bool:
     if not isinstance(mode, str) or mode not in _MODES:
-        words = f"'response_mode' must be one of {', '.join(_MODES)}."
-        raise InvalidRequest(words, param="response_mode")
+        message = f"'response_mode' must be one of {', '.join(_MODES)}."
+        raise InvalidRequest(message, param="response_mode")
     return _MODES[mode]
 
 
@@ -139,8 +138,8 @@ async def _read(
             detail={"known": known},
         )
     targets = state.routing.allowed(caller, name, "agent")
-    given_members, ignored = _in_our_words(await read_object(request))
-    body = check(ChatBody, given_members)
+    members, ignored = _translated(await read_object(request))
+    body = check(ChatBody, members)
     call_of(request).end_user = caller.end_user or body.user or body.uid or ""
     attachments = request.app[ATTACHMENTS]
     messages = _messages(body, attachments)
@@ -151,13 +150,13 @@ async def _read(
         targets = state.routing.allowed(caller, asked, "agent")
     if body.model is not None and asked == state.routing.asked(name):
         ignored.append("model")
-    given = body.conversation_id or body.chat_id or None
-    _check_id(given)
+    conversation_id = body.conversation_id or body.chat_id or None
+    _check_id(conversation_id)
     is_routed = len(targets) > 1
     for user in (body.user, body.uid):
-        caller.user_of(user)  # raises if the token is for another one
+        caller.user_of(user)  # raises if the token is for another user
     seal = request.app[SIGNER].seal(caller)
-    targets, conversation = pin(targets, given, state.routing.is_route(name), seal)
+    targets, conversation = pin(targets, conversation_id, state.routing.is_route(name), seal)
     if seal is not None:
         targets, messages = pin_results(targets, messages, seal)
     if has_media(messages):
@@ -198,18 +197,17 @@ def _variables(body: ChatBody, caller: Caller) -> dict[str, Any]:
 
 
 def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatRequest:
-    """FastGPT keys may open several apps; a configured app is not the caller's to change."""
+    """A key may open several apps; a caller cannot change the one that is configured."""
     for target in targets:
-        if not isinstance(target.agent, FastGPTAgent):
-            continue
-        if target.agent.app_id and target.agent.app_id != app_id:
+        bound = target.platform.app_id
+        if bound and bound != app_id:
             raise Forbidden(f"Agent {target.name!r} is bound to another app_id.")
     return replace(chat, app_id=app_id)
 
 
 def _media(file: File, attachments: Attachments) -> Media:
     link, id_ = file.url, file.id or ""
-    if not link and re.match(_URL, id_):  # our own uploads have their URL for an id
+    if not link and re.match(_URL, id_):  # the ids of the gateway's own uploads are URLs
         link, id_ = id_, ""
     if link:
         return Media(_kind(file, link), link, file.name)
@@ -232,8 +230,9 @@ def _media(file: File, attachments: Attachments) -> Media:
 
 
 def _kind(file: File, link: str) -> MediaKind:
-    """As the caller says, else by the media type, else by the ending of the name or the link."""
-    if file.type is not None and file.type != "custom":  # Dify's word for all others
+    """The kind that the caller declares, else by the media type, else by the extension of the name
+    or the link."""
+    if file.type is not None and file.type != "custom":  # Dify's name for all other kinds
         return "file" if file.type == "document" else file.type
     if link[:5].lower() == "data:":
         return kind_of(link[5:])

@@ -1,6 +1,6 @@
-"""Files: uploads of front ends, OpenAI's `/v1/files`, and the links to what is kept here.
+"""Files: uploads of front ends, OpenAI's `/v1/files`, and the links to stored files.
 
-An upload is kept by the gateway, or handed to the agent's platform as it comes.
+The gateway stores an upload, or streams it to the agent's platform.
 """
 
 import asyncio
@@ -11,20 +11,20 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gateway.body import agent_name, choice, envelope, number
+from gateway.chat.delivery import require_kind, upload_file
+from gateway.chat.routing import Target
 from gateway.errors import FileNotFound, GatewayError
-from gateway.exchange import Source
-from gateway.files import MAX_LISTED, NAME, StoredFile, disposition, owner_of
+from gateway.files.library import MAX_LISTED, NAME, StoredFile, disposition, owner_of
 from gateway.filetypes import kind_of, mime_of, served_as
-from gateway.form import UploadForm
-from gateway.handover import give, require_kind
-from gateway.keys import ATTACHMENTS, CONTEXT, FILES, SIGNER, UPSTREAM, caller_of, state_of
-from gateway.messages import Media
-from gateway.proxies import client_origin
-from gateway.routing import Target
+from gateway.http.body import agent_name, choice, envelope, number
+from gateway.http.context import ATTACHMENTS, CONTEXT, FILES, SIGNER, UPSTREAM, caller_of, state_of
+from gateway.http.forwarded import client_origin
+from gateway.http.multipart import UploadForm
+from gateway.protocol.exchange import Source
+from gateway.protocol.messages import Media
 
 _NO_SCRIPTS = "default-src 'none'; img-src 'self'; media-src 'self'; sandbox"
-_NO_POLICY = "frame-ancestors *"  # browsers' viewers of PDFs do not run in a sandbox
+_NO_POLICY = "frame-ancestors *"  # browsers' PDF viewers do not run in a sandbox
 MAX_CREATED_BY = 1024  # characters
 MAX_PURPOSE = 64
 STALLED_S = 60.0
@@ -41,7 +41,7 @@ async def _upload(request: web.Request, target: Target | None, form: UploadForm)
     await form.begin()
     mime = mime_of(form.extension)
     if target is not None:
-        request[CONTEXT].noted["agent"] = target.name
+        request[CONTEXT].agent = target.name
         require_kind(target, Media(kind_of(mime), "", form.title))
     if target is not None and target.agent.upload == "platform":
         data = await _to_platform(request, target, form)
@@ -49,12 +49,12 @@ async def _upload(request: web.Request, target: Target | None, form: UploadForm)
         file = await _keep(request, form)
         data = _described(file, await request.app[FILES].link(file, client_origin(request)))
     created_by = caller_of(request).named(_given_user(form))
-    request[CONTEXT].noted["file_bytes"] = form.size
+    request[CONTEXT].file_bytes = form.size
     return envelope({**data, "created_by": created_by, "type": kind_of(mime)})
 
 
 async def _keep(request: web.Request, form: UploadForm, purpose: str = "") -> StoredFile:
-    """The form's file in the gateway's own store."""
+    """Store the form's file in the gateway's own file store."""
     caller = caller_of(request)
 
     async def finish() -> tuple[str, str]:
@@ -66,7 +66,8 @@ async def _keep(request: web.Request, form: UploadForm, purpose: str = "") -> St
 
 
 async def _to_platform(request: web.Request, target: Target, form: UploadForm) -> dict[str, Any]:
-    """The form's file handed on, never kept here. A form that breaks off is not completed there."""
+    """Stream the form's file to the platform without storing it. If the form breaks off, the upload
+    there is not completed."""
     caller, failures = caller_of(request), list[GatewayError]()
 
     async def chunks() -> AsyncIterator[bytes]:
@@ -82,7 +83,7 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
     source = Source(form.title, mime, None, chunks())
     try:
         async with target.place(caller.holders):
-            id_ = await give(
+            id_ = await upload_file(
                 request.app[UPSTREAM], target, source, lambda: caller.user_of(_given_user(form))
             )
     except GatewayError as error:
@@ -113,13 +114,14 @@ def _described(file: StoredFile, link: str) -> dict[str, Any]:
 
 
 def _given_user(form: UploadForm) -> str:
-    """The end user the file is for, as the form says: platforms give it back to that one alone."""
+    """The end user that the form names for the file; platforms return the file to that
+    user alone."""
     return form.fields.get("created_by", "").strip()[:MAX_CREATED_BY]
 
 
 def _target(request: web.Request) -> Target | None:
-    """The agent that the file is meant for, if the caller says so. Of a route's agents none is:
-    whichever answers is given the file then."""
+    """The agent that the file is for, if the caller names one. A route with several agents gives
+    None: the file is then passed to the agent that answers."""
     name = agent_name(request)
     if not name:
         return None
@@ -138,7 +140,7 @@ async def agents(request: web.Request) -> web.Response:
     return envelope({"supported_agents": names, "count": len(names)})
 
 
-# OpenAI's form. The files of a web page's token are its user's own.
+# OpenAI's form. Files uploaded with a web page's token belong to its user.
 
 
 async def create(request: web.Request) -> web.Response:
@@ -146,7 +148,7 @@ async def create(request: web.Request) -> web.Response:
     with request.app[FILES].place(owner_of(caller_of(request))):
         await form.begin()
         file = await _keep(request, form, "user_data")
-    request[CONTEXT].noted["file_bytes"] = file.size
+    request[CONTEXT].file_bytes = file.size
     return _json(request.app[FILES].described(file))
 
 
@@ -187,11 +189,11 @@ def _json(value: Any) -> web.Response:
     return web.Response(body=orjson.dumps(value), content_type="application/json")
 
 
-# Links. Whoever has one may follow it: its name cannot be guessed.
+# Links. A link works without a key: its name cannot be guessed.
 
 
 async def served(request: web.Request) -> web.StreamResponse:
-    """Files of a folder are sent from here; a bucket sends its own."""
+    """Files in a folder are sent from here; a bucket sends its own."""
     files = request.app[FILES]
     name = request.match_info["name"]
     if not NAME.fullmatch(name):
@@ -212,13 +214,13 @@ async def _sent(request: web.Request, file: StoredFile) -> web.StreamResponse:
     }
     path = request.app[FILES].local_path(file)
     if path is not None:
-        return web.FileResponse(path, headers=headers)  # with ranges
+        return web.FileResponse(path, headers=headers)  # supports ranges
     async with request.app[FILES].source(file) as source:
         response = web.StreamResponse(headers=headers)
         response.content_length = source.size
         await response.prepare(request)
         async for block in source.chunks:
-            async with asyncio.timeout(STALLED_S):  # a reader that does not read holds a connection
+            async with asyncio.timeout(STALLED_S):  # a client that does not read holds a connection
                 await response.write(block)
         await response.write_eof()
     return response

@@ -1,4 +1,4 @@
-"""Whether the process is alive and ready. None of these asks an upstream."""
+"""Whether the process is alive and ready. No route here asks an upstream."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from aiohttp import web
 
 from gateway import __version__
-from gateway.keys import BOOKS, BUCKETS, FILES, FLIGHTS, MAIN, METRICS, STATE
+from gateway.http.context import BUCKETS, FILES, IN_FLIGHT, MAIN, METRICS, SERVICES, STATE
 
 
 async def root(request: web.Request) -> web.Response:
-    """For those who open the address in a browser."""
+    """Basic information for a browser that opens the address."""
     return web.json_response(
         {
             "name": "AI Gateway",
@@ -27,25 +27,25 @@ async def health(request: web.Request) -> web.Response:
 
 
 async def livez(request: web.Request) -> web.Response:
-    """That this is answered at all is the event loop's heartbeat."""
+    """An answer at all shows that the event loop runs."""
     return web.json_response({"status": "alive", "timestamp": _now()})
 
 
 async def readyz(request: web.Request) -> web.Response:
-    """Ready, also where something is away that the gateway can do without for a time; `degraded`
-    names it. 503 while the process stops, or while nobody could call, since no key is known yet."""
+    """Ready even while an optional dependency is unavailable; `degraded` lists it. 503 while the
+    process stops, or while no caller could be identified because no key is known yet."""
     app = request.app.get(MAIN, request.app)
-    if app[FLIGHTS].stopping:
-        under_way = {"under_way": len(app[FLIGHTS])}
+    if app[IN_FLIGHT].stopping:
+        under_way = {"under_way": len(app[IN_FLIGHT])}
         return _ready("stopping", [], under_way, status=503)
     if not {STATE, BUCKETS, FILES} <= app.keys():
         return _ready("starting", [], {}, status=503)
     detail: dict[str, Any] = {"database": "none", "redis": "none"}
     degraded = []
-    books, buckets = app.get(BOOKS), app[BUCKETS]
-    if books is not None:
-        detail["database"] = books.directory.away or "ok"
-        recorder = books.recorder
+    services, buckets = app.get(SERVICES), app[BUCKETS]
+    if services is not None:
+        detail["database"] = services.directory.unavailable or "ok"
+        recorder = services.recorder
         detail["record"] = {
             "waiting": recorder.waiting,
             "written": recorder.written,
@@ -53,7 +53,7 @@ async def readyz(request: web.Request) -> web.Response:
             "rejected": recorder.rejected,
             "damaged": recorder.damaged,
         }
-        if books.directory.away or recorder.away:
+        if services.directory.unavailable or recorder.unavailable:
             degraded.append("database")
     if buckets.is_configured:
         detail["redis"] = "it does not answer; each process limits by itself"
@@ -62,11 +62,11 @@ async def readyz(request: web.Request) -> web.Response:
         else:
             degraded.append("redis")
     files = app[FILES]
-    detail["storage"] = files.away or "ok"
-    if files.away:
+    detail["storage"] = files.unavailable or "ok"
+    if files.unavailable:
         degraded.append("storage")
     holder = app[STATE]
-    # Not the problems themselves: they quote a file with secrets in it, and anybody may ask.
+    # Not the problems themselves: they quote a file with secrets, and this route is public.
     problem = f"{holder.problems} problem(s), see the log" if holder.problems else None
     detail["config"] = {"generation": holder.now.generation, "problem": problem}
     if holder.problems:
@@ -78,14 +78,14 @@ async def readyz(request: web.Request) -> web.Response:
     if config.exposed_demos:
         detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
         degraded.append("demo")
-    knows_callers = books is None or books.directory.has_read
+    knows_callers = services is None or services.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)
     return _ready("waiting for the database", degraded, detail, status=503)
 
 
 async def metrics(request: web.Request) -> web.Response:
-    """For Prometheus. On the public port only where `server.metrics` leaves it there."""
+    """Metrics for Prometheus. On the public port only if `server.metrics` allows it."""
     app = request.app.get(MAIN, request.app)
     if app is request.app and STATE in app and not app[STATE].now.config.server.metrics:
         raise web.HTTPNotFound
@@ -94,9 +94,9 @@ async def metrics(request: web.Request) -> web.Response:
 
 
 def _ready(
-    words: str, degraded: list[str], detail: dict[str, Any], status: int = 200
+    state: str, degraded: list[str], detail: dict[str, Any], status: int = 200
 ) -> web.Response:
-    body = {"status": words, "timestamp": _now(), "degraded": degraded, "detail": detail}
+    body = {"status": state, "timestamp": _now(), "degraded": degraded, "detail": detail}
     return web.json_response(body, status=status)
 
 

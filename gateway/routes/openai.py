@@ -1,18 +1,17 @@
-"""The OpenAI surface: chat completions, models, and what compatible agents offer beside them."""
+"""The OpenAI surface: chat completions, models, and whatever else compatible agents offer."""
 
 import asyncio
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import orjson
 from aiohttp import web
 
-from gateway.body import read_object
-from gateway.call import Capture
-from gateway.credentials import Caller
+from gateway.accounts.credentials import Caller
+from gateway.chat.routing import Target, pin, pin_files, pin_results
 from gateway.errors import (
     Forbidden,
     GatewayError,
@@ -21,10 +20,10 @@ from gateway.errors import (
     NotFound,
     UpstreamTimeout,
 )
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.files import owner_of
-from gateway.formcopy import FormCopy
-from gateway.keys import (
+from gateway.files.library import owner_of
+from gateway.http.answer import answering
+from gateway.http.body import read_object
+from gateway.http.context import (
     ATTACHMENTS,
     CONTEXT,
     FILES,
@@ -36,22 +35,22 @@ from gateway.keys import (
     caller_of,
     state_of,
 )
-from gateway.limits import counts_tokens
-from gateway.messages import ChatRequest, Message, has_media
-from gateway.passthrough import usage_at_end
-from gateway.places import Part
-from gateway.platforms.base import dump
-from gateway.platforms.openai_compatible import OpenAICompatible, explain
-from gateway.proxies import client_origin
-from gateway.reply import answering
-from gateway.routing import Target, pin, pin_files, pin_results
-from gateway.scrub import Scrubber, masked
-from gateway.turns import narrowed, plain_turns, read_turns, require_few
-from gateway.upstream import Exchange
+from gateway.http.formcopy import FormCopy
+from gateway.http.forwarded import client_origin
+from gateway.limits.rules import counts_tokens
+from gateway.limits.shares import Part
+from gateway.platforms.base import PassesThrough, dump
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import ChatRequest, Message, has_media
+from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
+from gateway.protocol.passthrough import usage_at_end
+from gateway.protocol.redaction import Scrubber, masked
+from gateway.telemetry.call import Capture
+from gateway.upstream.client import Exchange
 
 _MAX_ID = 1024
 MAX_VARIABLES = 1000
-_TAIL = 2048  # bytes at the end of an answer, where the usage is
+_TAIL = 2048  # bytes at the end of an answer, which contain the usage
 
 
 async def _read_chat(
@@ -104,19 +103,19 @@ async def _read_chat(
 chat_completions = answering(_read_chat, conversational=False)
 
 
-# What is dealt with here, for all platforms.
+# Members that the gateway itself handles, for all platforms.
 _UNDERSTOOD = frozenset(
     (
         "model", "messages", "user", "stream", "stream_options", "detail", "variables", "inputs",
         "conversation_id", "chat_id",
     )
 )  # fmt: skip
-# Values that ask for no more than what every answer is.
+# Values that request nothing beyond the default.
 _NOTHING_ASKED: dict[str, Any] = {"n": (1,), "tool_choice": ("auto", "none")}
 
 
 def _options(body: dict[str, Any]) -> tuple[str, ...]:
-    """The names of what else the caller asks for."""
+    """The names of the other options that the caller sets."""
     if body.keys() <= _UNDERSTOOD:
         return ()
     names = body.keys() - _UNDERSTOOD
@@ -132,7 +131,7 @@ def _asks(name: str, value: Any) -> bool:
 
 
 def _demands(body: dict[str, Any]) -> tuple[str, ...]:
-    """The options that an answer in words alone would not meet."""
+    """The options that a plain text answer would not meet."""
     out = []
     for name in ("tool_choice", "function_call"):
         if _demands_tool(body.get(name)):
@@ -144,7 +143,7 @@ def _demands(body: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _demands_tool(choice: Any) -> bool:
-    """Whether a tool must be called; with `allowed_tools` their `mode` says it."""
+    """Whether a tool must be called; `allowed_tools` has this in its own `mode`."""
     if not isinstance(choice, dict):
         return choice in ("required", "any")
     allowed = choice.get("allowed_tools")
@@ -153,12 +152,12 @@ def _demands_tool(choice: Any) -> bool:
 
 
 def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
-    """The neutral turns. An OpenAI-compatible upstream judges its messages by itself."""
+    """The neutral turns. An OpenAI-compatible upstream validates its messages itself."""
     messages = body.get("messages")
     if plain := plain_turns(messages):
         return plain
     require_few(messages)
-    only_openai = all(target.platform.kind == "openai" for target in targets)
+    only_openai = all(target.platform.passes_through for target in targets)
     try:
         return read_turns(messages, skips=only_openai)
     except InvalidRequest:
@@ -168,15 +167,15 @@ def _turns(body: dict[str, Any], targets: list[Target]) -> tuple[Message, ...]:
 
 
 def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
-    """A platform's conversation to continue, from the body or a header."""
-    given = _text(body, "conversation_id") or _text(body, "chat_id")
-    if not given and "x-conversation-id" in request.headers:
-        given = unquote(request.headers["x-conversation-id"].strip())
-    if not given:
+    """The platform's conversation to continue, from the body or a header."""
+    id_ = _text(body, "conversation_id") or _text(body, "chat_id")
+    if not id_ and "x-conversation-id" in request.headers:
+        id_ = unquote(request.headers["x-conversation-id"].strip())
+    if not id_:
         return None
-    if len(given) > _MAX_ID or not given.isprintable():
+    if len(id_) > _MAX_ID or not id_.isprintable():
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
-    return given
+    return id_
 
 
 def _text(body: dict[str, Any], name: str) -> str:
@@ -227,7 +226,7 @@ async def model(request: web.Request) -> web.Response:
     for name, owner in state.routing.visible(caller_of(request)):
         if name.lower() == wanted.lower():
             return web.json_response(_model(name, owner, state.since), dumps=_dumps)
-    # Raises for what is not there; `agent/any-model` is.
+    # Raises if the model does not exist; `agent/any-model` does.
     state.routing.allowed(caller_of(request), wanted)
     return web.json_response(_model(wanted, "openai", state.since), dumps=_dumps)
 
@@ -241,7 +240,7 @@ def _dumps(value: Any) -> str:
 
 
 async def nothing(request: web.Request) -> web.StreamResponse:
-    """Any other method under /v1: what is passed on is asked by POST, and nothing else is there.
+    """Any other method under /v1: only POST is passed through, and no other path exists.
 
     Raises MethodNotAllowed for a path that has a route of its own, else NotFound.
     """
@@ -256,12 +255,13 @@ async def nothing(request: web.Request) -> web.StreamResponse:
     raise NotFound(f"There is nothing at {request.method[:16]} /v1/{path[:100]}.")
 
 
-# Names of endpoints, and nothing that a URL library could read as a way out of the base URL.
+# Names of endpoints, without any part that a URL library could resolve outside the base URL.
 _PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
 
 
 async def pass_on(request: web.Request) -> web.StreamResponse:
-    """Any other POST under /v1, such as embeddings, to the OpenAI-compatible agent in `model`."""
+    """Pass any other POST under /v1, such as embeddings, to the OpenAI-compatible agent
+    in `model`."""
     if caller_of(request).end_user:
         raise Forbidden("A web page's token opens chats only.")
     if request.content_type.startswith("multipart/"):
@@ -272,7 +272,8 @@ async def pass_on(request: web.Request) -> web.StreamResponse:
 
 
 async def _pass_form_on(request: web.Request) -> web.StreamResponse:
-    """A form is kept as an upload is, and comes as slowly: so it takes an upload's place."""
+    """Pass a form through. It is stored like an upload and may arrive as slowly, so it takes an
+    upload slot."""
     files, caller = request.app[FILES], caller_of(request)
     with files.place(owner_of(caller)):
         held = Part(request.app[FORMS], caller.holders)
@@ -286,7 +287,7 @@ def _with_json(body: dict[str, Any], headers: Mapping[str, str], model: str) -> 
 
 
 def _with_form(form: FormCopy, headers: Mapping[str, str], model: str) -> UpstreamRequest:
-    """Speech to be transcribed, pictures to be edited."""
+    """The upstream request for a form: audio to transcribe, images to edit."""
     others = {name: headers[name] for name in headers if name.lower() != "content-type"}
     return UpstreamRequest(
         "POST",
@@ -301,7 +302,7 @@ def _with_form(form: FormCopy, headers: Mapping[str, str], model: str) -> Upstre
 async def _pass_on(
     request: web.Request, asked: str, describe: Callable[[Mapping[str, str], str], UpstreamRequest]
 ) -> web.StreamResponse:
-    """`describe` gives the request but for its URL, of an agent's headers and model."""
+    """`describe` makes the request, without its URL, from an agent's headers and model."""
     path = request.match_info["path"].strip("/")
     if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
         hint = "" if asked else " without a 'model' in the body"
@@ -316,8 +317,8 @@ async def _pass_on(
         limit = state.config.record.max_body
         call.capture = Capture(limit, context.body or b"")
         call.capture_always = target.agent.capture == "all"
-    context.body = None  # a stream may last for minutes
-    context.noted["agent"] = target.name
+    context.body = None  # free it: a stream may last for minutes
+    context.agent = target.name
     context.hide([target.name], call.model)
     query = request.rel_url.raw_query_string
     upstream_request = describe(platform.headers, platform.model(asked))
@@ -338,15 +339,15 @@ async def _in_time(
             return await _copy(request, target, upstream_request)
     except TimeoutError:
         error = UpstreamTimeout(f"The answer took longer than {total_s:g} s.")
-        # Once it has begun, it may as well be the caller who does not read.
+        # Once the answer has begun, a caller that does not read may be the cause.
         error.outage = call_of(request).first_delta_at is None
         raise error from None
 
 
-def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target, OpenAICompatible]:
+def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target, PassesThrough]:
     for target in targets:
-        if isinstance(target.platform, OpenAICompatible):
-            return target, target.platform
+        if target.platform.passes_through:
+            return target, cast(PassesThrough, target.platform)
     raise NotFound(
         f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is not one."
         " Ask agents at /v1/chat/completions."
@@ -356,15 +357,17 @@ def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target
 async def _copy(
     request: web.Request, target: Target, upstream_request: UpstreamRequest
 ) -> web.StreamResponse:
-    """The upstream's answer as it comes, but for its errors and its own headers."""
+    """Copy the upstream's answer unchanged, except for its errors and its own headers."""
     timeouts = target.agent.timeouts
     exchange: Exchange | None = None
     tail = b""
     try:
-        beside = call_of(request).trace.attempt(target.name, target.platform.kind, target.url)
-        exchange = await request.app[UPSTREAM].send(upstream_request, target.way, beside)
+        trace_headers = call_of(request).trace.attempt(
+            target.name, target.platform.kind, target.url
+        )
+        exchange = await request.app[UPSTREAM].send(upstream_request, target.way, trace_headers)
         if exchange.status != 200:
-            raise _refusal(await exchange.reply())
+            raise _refusal(await exchange.reply(), cast(PassesThrough, target.platform))
         await exchange.peek()
         kind = exchange.headers.get("Content-Type", "application/octet-stream")
         call = call_of(request)
@@ -402,7 +405,7 @@ async def _within(idle_s: float, exchange: Exchange) -> bytes:
         raise UpstreamTimeout(f"The upstream has been silent for {idle_s:g} s.") from None
 
 
-def _refusal(reply: UpstreamReply) -> GatewayError:
+def _refusal(reply: UpstreamReply, platform: PassesThrough) -> GatewayError:
     if reply.status in (404, 405) and not reply.object().get("error"):
         return NotFound("The upstream has no such endpoint.")
-    return explain("The upstream", reply, own_model=True)
+    return platform.failure(reply)

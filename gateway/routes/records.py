@@ -1,4 +1,4 @@
-"""GET /api/v1/usage and /api/v1/calls: what was used, and each call, for administrators."""
+"""GET /api/v1/usage and /api/v1/calls: usage, and single calls, for administrators."""
 
 import contextlib
 from datetime import UTC, date, datetime, timedelta
@@ -6,28 +6,28 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.body import choice, day, envelope, moment_ms, number, require_query
-from gateway.books import books_of
-from gateway.call import kept_user
-from gateway.errors import DatabaseAway, InvalidRequest, NotFound
-from gateway.keys import Books
-from gateway.stores.calls import MAX_GROUPS
+from gateway.errors import DatabaseUnavailable, InvalidRequest, NotFound
+from gateway.http.body import choice, day, envelope, moment_ms, number, require_query
+from gateway.http.context import Services
+from gateway.http.services import services_of
+from gateway.telemetry.call import kept_user
+from gateway.telemetry.store import MAX_GROUPS
 from gateway.times import iso
 
 _TEXTS = ("request_id", "caller", "key_id", "user_id", "agent", "end_user")
 _FILTERS = ("from", "to", "surface", "status", "only_errors", *_TEXTS)
 _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200
-_LAST = "g"  # after every id, which are hexadecimal
+_LAST = "g"  # sorts after every id, since ids are hexadecimal
 _FAR_MS = 1 << 53
 _FIRST_DAY = date(1970, 1, 30)
 
 
 async def usage(request: web.Request) -> web.Response:
-    """`?from=&to=` (days, the last 30 if left out) `&group_by=` some of day, agent, caller, key,
-    user. From the roll-ups."""
+    """`?from=&to=` (days; by default the last 30) `&group_by=` some of day, agent, caller, key,
+    user. Read from the roll-ups."""
     require_query(request, "from", "to", "group_by")
-    books = await _up_to_date(request)
+    services = await _up_to_date(request)
     today = datetime.now(UTC).date()
     last = day(request, "to", today)
     first = day(request, "from", max(last, _FIRST_DAY) - timedelta(days=29))
@@ -37,7 +37,7 @@ async def usage(request: web.Request) -> web.Response:
     if not set(by) <= set(_GROUPS) or len(set(by)) != len(by):
         known = ", ".join(_GROUPS)
         raise InvalidRequest(f"'group_by' must name some of {known}.", param="group_by")
-    rows = await books.calls.usage_by(first.isoformat(), last.isoformat(), by)
+    rows = await services.calls.usage_by(first.isoformat(), last.isoformat(), by)
     return envelope(
         {
             "from": first.isoformat(),
@@ -50,7 +50,8 @@ async def usage(request: web.Request) -> web.Response:
 
 
 async def calls(request: web.Request) -> web.Response:
-    """The newest first. `next` of the answer, sent as `?before=`, gives the page that follows.
+    """A page of calls, newest first. The answer's `next`, sent as `?before=`, selects the following
+    page.
 
     Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, end_user, surface,
     status, only_errors=1.
@@ -71,27 +72,27 @@ async def calls(request: web.Request) -> web.Response:
     for name in _TEXTS:
         filters[name] = _text(request, name)
     filters["end_user"] = kept_user(filters["end_user"])
-    books = await _up_to_date(request)
-    rows = await books.calls.page(limit, **filters)
+    services = await _up_to_date(request)
+    rows = await services.calls.page(limit, **filters)
     following = rows[-1]["id"] if len(rows) == limit else None
-    return envelope({"calls": [_told(row) for row in rows], "next": following})
+    return envelope({"calls": [_public(row) for row in rows], "next": following})
 
 
 async def call(request: web.Request) -> web.Response:
-    """One call; `bodies` if its agent's `capture` kept them."""
-    books = await _up_to_date(request)
-    found = await books.calls.call(_clean(request.match_info["id"]))
+    """One call; `bodies` if its agent's `capture` stored them."""
+    services = await _up_to_date(request)
+    found = await services.calls.call(_clean(request.match_info["id"]))
     if found is None:
         raise NotFound("There is no such call.")
-    return envelope(_told(found))
+    return envelope(_public(found))
 
 
-async def _up_to_date(request: web.Request) -> Books:
-    """With this process's last calls written."""
-    books = books_of(request)
-    with contextlib.suppress(DatabaseAway):
-        await books.recorder.flush()
-    return books
+async def _up_to_date(request: web.Request) -> Services:
+    """The services, after this process's last calls are written."""
+    services = services_of(request)
+    with contextlib.suppress(DatabaseUnavailable):
+        await services.recorder.flush()
+    return services
 
 
 def _text(request: web.Request, name: str) -> str:
@@ -102,7 +103,7 @@ def _clean(text: str) -> str:
     return text.replace("\x00", "")[:300]
 
 
-def _told(row: dict[str, Any]) -> dict[str, Any]:
+def _public(row: dict[str, Any]) -> dict[str, Any]:
     flags = {name: bool(row[name]) for name in ("streamed", "client_gone")}
     began = row["began_ms"]
     texts = {name: row[name] or "" for name in ("reason", "end_user")}  # NULL in older rows

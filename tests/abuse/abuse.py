@@ -1,10 +1,10 @@
-"""What one caller at its worst costs another one, measured from outside.
+"""How much one caller's worst attack costs another caller, measured from outside.
 
     python tests/abuse/abuse.py                          every attack for five seconds
     python tests/abuse/abuse.py --seconds 20 places      one of them for longer
 
 One gateway process with default limits, its upstream, and an attacker with a key of its own in a
-third one. Meanwhile another caller asks `/livez` and chats, and the times of both are told. It
+third one. Meanwhile another caller asks `/livez` and chats, and the tool reports both times. It
 exits with 1 if the 99th percentile of `/livez` reaches 100 ms, a chat takes a second, or one fails.
 """
 
@@ -33,7 +33,7 @@ MIB = 1 << 20
 MOST = 10 * MIB  # server.max_body
 
 
-# What the attacker sends. An attack is called again and again, from several threads at once.
+# The attacks. Each is called repeatedly, from several threads concurrently.
 
 Attack = Callable[["Line"], None]
 ATTACKS: dict[str, Attack] = {}
@@ -45,7 +45,7 @@ def attack(send: Attack) -> Attack:
 
 
 class Line:
-    """Where the gateway is, and the connections that are held open until the end."""
+    """The gateway's address, and the connections that an attack holds open until the end."""
 
     def __init__(self, port: int) -> None:
         self.port = port
@@ -128,7 +128,7 @@ def many_parts(line: Line) -> None:
 
 @attack
 def inflated(line: Line) -> None:
-    """Three megabytes that would become three thousand, with a key and without."""
+    """Three megabytes that would inflate to three thousand, with a key and without."""
     bomb = line.body("bomb", lambda: gzip.compress(b"\0" * (300 * MIB), 9) * 10)
     line.ask("POST", "/v1/chat/completions", bomb, "Content-Encoding: gzip")
     line.ask("GET", "/health", bomb, "Content-Encoding: gzip", key="")
@@ -144,7 +144,7 @@ def unknown_members(line: Line) -> None:
 
 @attack
 def token_settings(line: Line) -> None:
-    """Bodies just under the bound of what sets something."""
+    """Settings just under the size limit."""
     agents = filled(b'{"user":"u","agents":[', b"0", b"]}", 65_000)
     user = json.dumps({"user": "\ufdfa" * 20_000}, ensure_ascii=False).encode()
     for body in (agents, user):
@@ -168,7 +168,7 @@ def places(line: Line) -> None:
 
 @attack
 def uploads(line: Line) -> None:
-    """Files that come as slowly as may be."""
+    """Files sent as slowly as the gateway allows."""
     form = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
     kind = "Content-Type: multipart/form-data; boundary=b"
     upload = line.open()
@@ -210,7 +210,7 @@ def long_heads(line: Line) -> None:
     line.ask("GET", "/files/" + "uploads/" * 900, b"", *[f"Cookie: {'a=b;' * 1900}"] * 100)
 
 
-# The upstream: three words for a question, and no end of them for "pour".
+# The upstream: a short answer to a question, and an endless one to "pour".
 
 
 class Upstream(BaseHTTPRequestHandler):
@@ -252,7 +252,8 @@ def free_port() -> int:
 
 @dataclass
 class Told:
-    """What another caller met with, in seconds and numbers, and what the gateway spent."""
+    """The other caller's latencies in seconds and its failures, and the gateway's CPU time and
+    memory."""
 
     livez: list[float] = field(default_factory=list)
     chats: list[float] = field(default_factory=list)
@@ -277,7 +278,7 @@ class Gateway:
         ]
         url = f"http://127.0.0.1:{upstream_port}/v1"
         bot = {"platform": "openai", "base_url": url, "api_key": "k", "model": "m"}
-        # The other caller asks more often than it may by default; the attacker is held to it.
+        # The other caller exceeds the default rate; the attacker is limited by it.
         keys[1]["rate_limits"] = {"chat": "1000/s"}
         config = {"server": {"port": self.port}, "auth": {"keys": keys}, "agents": {"bot": bot}}
         (folder / "config.yaml").write_text(json.dumps(config))
@@ -328,7 +329,7 @@ class Gateway:
 
 @contextlib.contextmanager
 def attacked(name: str, port: int, seconds: float) -> Iterator[None]:
-    """While another process, which gives way to all others, does its worst."""
+    """While another process, at the lowest priority, attacks."""
     command = [sys.executable, __file__, "--attack", name, str(port), str(seconds)]
     process = subprocess.Popen(command)
     try:
@@ -347,7 +348,7 @@ def do_worst(name: str, port: int, seconds: float) -> None:
             with contextlib.suppress(OSError):
                 ATTACKS[name](line)
 
-    ATTACKS[name](line)  # which makes the bodies
+    ATTACKS[name](line)  # makes the bodies
     workers = [threading.Thread(target=work, daemon=True) for _ in range(20)]
     for worker in workers:
         worker.start()

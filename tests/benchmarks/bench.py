@@ -1,9 +1,9 @@
-"""What the gateway costs, beside bare aiohttp, nginx and LiteLLM on the same machine.
+"""The gateway's cost, compared with bare aiohttp, nginx and LiteLLM on the same machine.
 
     make bench              everything, about a quarter of an hour
     make bench QUICK=1      fewer and shorter rounds, about three minutes
 
-Writes results.json, results.md and plot.svg beside this file; docs/performance.md explains them.
+Writes results.json, results.md and plot.svg next to this file; docs/performance.md explains them.
 Linux and a C compiler are needed; nginx and LiteLLM are left out where they are not installed.
 """
 
@@ -35,13 +35,14 @@ SECTIONS = ("start", "idle", "events", "requests", "growth")
 
 
 class Bench:
-    """The servers that are compared, and a method for each section of the results."""
+    """The compared servers, and a method for each section of the results."""
 
     def __init__(self, rig: Rig, stack: contextlib.ExitStack, args: argparse.Namespace) -> None:
         self._rig, self._stack = rig, stack
         self._is_quick = args.quick
         self._rounds = args.rounds or (2 if args.quick else 5)
-        self._few = 1 if args.quick else min(self._rounds, 3)  # where many things are compared
+        # for sections that compare many things
+        self._few = 1 if args.quick else min(self._rounds, 3)
         self._servers: dict[str, Server] = {"nothing": rig.upstream}
 
     def section(self, name: str) -> Any:
@@ -99,7 +100,7 @@ class Bench:
         }
 
     def _with_nginx(self, target: Target) -> list[Target]:
-        """`target`, and nginx passing the bytes of each platform, if it is here."""
+        """`target`, and nginx for the bytes of each platform, if it is installed."""
         found = targets.PATHS if targets.has_nginx() else ()
         return [*(targets.passed("nginx", platform) for platform in found), target]
 
@@ -117,7 +118,7 @@ class Bench:
         return interleaved(rounds, {target.name: case(target) for target in compared})
 
     def _server(self, name: str) -> Server:
-        """It is started when it is first asked for, and has then answered a little."""
+        """The server, started and warmed up at its first use."""
         if name not in self._servers:
             folder, port = self._rig.folder, self._rig.upstream.port
             starts = {
@@ -176,7 +177,7 @@ def arguments() -> argparse.Namespace:
 def run(args: argparse.Namespace, results: dict[str, Any]) -> None:
     if machine.compiler() is None or not Path("/proc/self/stat").exists():
         raise SystemExit("The bench needs Linux and a C compiler (gcc, or cc).")
-    # As Ctrl-C does, so that no server is left over.
+    # As Ctrl-C does, so that no server keeps running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("Stopped by SIGTERM."))
     machine.pin(os.getpid(), is_measured=False)
     wanted = [name for name in SECTIONS if name in args.only.split(",")]
@@ -214,6 +215,8 @@ def main() -> None:
         kept.write_text(text, "utf-8")
     (args.out / "results.md").write_text(report.markdown(results), "utf-8")
     print(report.targets_table(results))
+    if "long 200" in results.get("events", {}):
+        (args.out / "cost.svg").write_text(plot.small(results), "utf-8")
     if plot.draw(results, args.out / "plot.svg"):
         print(f"Wrote results.json, results.md and plot.svg to {args.out}")
     else:

@@ -1,6 +1,6 @@
-"""Does an event or a request cost more where there is more of everything?
+"""Whether an event or a request costs more when there is more of everything.
 
-Streams, agents, keys in the database, replicas that share one Redis: each is varied alone.
+Streams, agents, keys in the database and replicas that share one Redis are varied one by one.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ KEYS = (1, 1_000, 10_000, 100_000)
 REPLICAS = (1, 2, 4)
 _CONNECTIONS = 200
 _ASKING = 32  # connections that ask one replica for whole answers
-_SLOWER_MS = 50  # 1,000 streams of 20 events/s are what one core can do
+_SLOWER_MS = 50  # 1,000 streams of 20 events/s are the most for one core
 
 
 class Growth:
@@ -33,7 +33,7 @@ class Growth:
         return (levels[0], levels[-1]) if self._is_quick else levels
 
     def streams(self, servers: dict[str, Server]) -> dict[str, dict[int, Rounds]]:
-        """Of the gateway and, to compare the shape, of nginx."""
+        """For the gateway and, to compare the shape, for nginx."""
         compared = {"gateway": targets.gateway("dify"), "nginx": targets.passed("nginx", "dify")}
         cases = {}
         for count in self._levels(STREAMS):
@@ -44,7 +44,8 @@ class Growth:
         return _by_name_and_count(interleaved(self._rounds, cases))
 
     def agents(self) -> dict[int, Rounds]:
-        """Traffic goes to all of them; where there are more than connections, to the first."""
+        """Traffic goes to all agents; if there are more agents than connections, to the
+        first ones."""
         target = Target("agents", "gateway", "openai", agent="agent{n}")
         with contextlib.ExitStack() as stack:
             running = {
@@ -56,7 +57,7 @@ class Growth:
             )
 
     def keys(self) -> dict[int, Rounds]:
-        """Each connection has a key of its own, as far as there are enough."""
+        """Each connection has its own key, as far as there are enough."""
         streamed = replace(targets.gateway("dify"), key=targets.NUMBERED_KEY)
         with contextlib.ExitStack() as stack:
             running = {}
@@ -70,9 +71,9 @@ class Growth:
             )
 
     def replicas(self) -> dict[int, Rounds]:
-        """A fixed number of streams, dealt out over more and more replicas on the same core. What
-        the core takes for its turning from one to another shows in as many nginx, which share
-        nothing."""
+        """A fixed number of streams, spread over more and more replicas on the same core. The same
+        number of nginx processes, which share nothing, show the cost of switching between
+        processes."""
         with contextlib.ExitStack() as stack:
             redis = stack.enter_context(_redis(self._rig.folder))
             most = max(REPLICAS)
@@ -119,7 +120,8 @@ class Growth:
         cases = {}
         for count, (servers, target, vary) in levels.items():
             events = self._all_streams
-            # With fewer for each, a replica would find less to do at a time, which costs more.
+            # With fewer connections each, a replica would process smaller batches, which costs
+            # more.
             requests = whole_requests(_ASKING * len(servers), self._window_s)
             whole = target if target.agent.startswith("agent") else replace(target, agent="openai")
             for name, aim, load in (("event", target, events), ("request", whole, requests)):
@@ -149,7 +151,7 @@ def _by_count(rounds: Rounds) -> dict[int, Rounds]:
 
 @contextlib.contextmanager
 def _redis(folder: Path) -> Iterator[str]:
-    """The URL of a Redis of its own; the tests know where a server is to be had."""
+    """The URL of a Redis of its own; the tests' helper finds a server."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     from servers import redis_server
 

@@ -1,4 +1,4 @@
-"""The machine: the compiled rig, pinned processes, and what they take of CPU time and memory."""
+"""The machine: the compiled rig, pinned processes, and their CPU time and memory."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import urlopen
 
 RIG = Path(__file__).parent / "rig"
-_QUIET_S = 0.002  # of CPU in 50 ms: less than this is a server with nothing to do
+_QUIET_S = 0.002  # of CPU in 50 ms: a server below this is idle
 _TURN_S = 60
 _HZ = os.sysconf("SC_CLK_TCK")
 
@@ -31,7 +31,7 @@ def build(folder: Path) -> None:
 
 
 def cores() -> tuple[int, int] | None:
-    """(what is measured, all the rest), or None where there is one core or no choice."""
+    """(the measured core, the other core), or None if there is one core or no choice."""
     try:
         usable = sorted(os.sched_getaffinity(0))
     except (AttributeError, OSError):
@@ -49,7 +49,7 @@ cores_at_start = cores()  # before this process itself is pinned
 
 
 def free_port() -> int:
-    """Below the range from which outgoing connections, thousands of them here, take theirs."""
+    """A port below the ephemeral range, of which outgoing connections use thousands here."""
     for port in range(20_000 + os.getpid() % 5_000, 32_000):
         with socket.socket() as s, contextlib.suppress(OSError):
             if port not in _given:
@@ -63,16 +63,16 @@ _given: set[int] = set()
 
 
 def open_files() -> int:
-    """How many files and sockets a process may have open here."""
+    """The number of files and sockets that a process may have open here."""
     import resource
 
     return resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 
 
 class Turns:
-    """Of several who measure on this machine, and lock the same file, each has it in turn.
+    """A lock for several measurements on this machine: each process takes its turn.
 
-    Without a file there is nobody else.
+    Without a file there is no other process.
     """
 
     def __init__(self, lock: Path | None) -> None:
@@ -81,10 +81,10 @@ class Turns:
         self.waited_s = 0.0
 
     def take(self) -> None:
-        """Before something that must not be disturbed; a turn is kept for some more of it."""
+        """Take the turn before a measurement; it is kept for some more of them."""
         if self._since is not None and time.monotonic() - self._since > _TURN_S:
             self.give_up()
-            time.sleep(0.2)  # or this process would have it again at once
+            time.sleep(0.2)  # or this process would get it again immediately
         if self._file and self._since is None:
             asked = time.monotonic()
             fcntl.flock(self._file, fcntl.LOCK_EX)
@@ -98,7 +98,7 @@ class Turns:
 
 
 class Process:
-    """A server on the measured core, with its children; or a part of the rig on the other."""
+    """A server on the measured core, with its children; or a part of the rig on the other core."""
 
     def __init__(
         self, command: Sequence[str], log: Path, is_measured: bool = True, cwd: Path | None = None
@@ -113,13 +113,13 @@ class Process:
 
     @property
     def pids(self) -> list[int]:
-        """Of the process and its descendants."""
+        """The process and its descendants."""
         parents = {}
         for entry in os.listdir("/proc"):
             if entry.isdigit() and (fields := _stat(int(entry))):
                 parents[int(entry)] = int(fields[1])
         found = [self._process.pid]
-        for pid in found:  # grows meanwhile
+        for pid in found:  # grows during the loop
             found += [child for child, parent in parents.items() if parent == pid]
         return found
 
@@ -135,7 +135,7 @@ class Process:
         raise RuntimeError(f"{self.command[:3]} does not listen:\n{self._log.read_text()[-2000:]}")
 
     def memory_kib(self, field: str = "Pss") -> int:
-        """Pss shares what several processes have mapped among them; Rss counts it whole."""
+        """Pss divides pages that several processes share; Rss counts them in full."""
         total = 0
         for pid in self.pids:
             with contextlib.suppress(OSError):
@@ -153,14 +153,14 @@ class Process:
 
 
 def cpu_s(pids: Sequence[int]) -> float:
-    """User and system time of all these processes until now."""
+    """The total user and system time of these processes."""
     return sum(_cpu_of(pid) for pid in pids)
 
 
 def _cpu_of(pid: int) -> float:
     try:
-        # What clock_getcpuclockid(3) gives: the same time as in /proc/PID/stat, but in
-        # nanoseconds, so that half a second is long enough to measure.
+        # Like clock_getcpuclockid(3): the same time as in /proc/PID/stat, but in nanoseconds, so
+        # that half a second is long enough to measure.
         return time.clock_gettime(~pid << 3 | 2)
     except OSError:
         fields = _stat(pid)
@@ -168,7 +168,7 @@ def _cpu_of(pid: int) -> float:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat after the name, or none if it has ended."""
+    """The fields of /proc/PID/stat after the name, or none if the process has ended."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -176,7 +176,8 @@ def _stat(pid: int) -> list[str]:
 
 
 def wait_until_quiet(pids: Sequence[int], patience_s: float = 20) -> None:
-    """Until they have dealt with what the last measurement left: streams to cancel, records."""
+    """Wait until the processes have finished the rest of the last measurement: cancelled streams,
+    records."""
     end = time.monotonic() + patience_s
     before = cpu_s(pids)
     while time.monotonic() < end:
@@ -188,7 +189,7 @@ def wait_until_quiet(pids: Sequence[int], patience_s: float = 20) -> None:
 
 
 def answer_ms(url: str) -> float | None:
-    """How long a GET takes that ends with 200; None if it does not."""
+    """How long a successful GET takes; None if its status is not 200."""
     began = time.perf_counter()
     try:
         with urlopen(url, timeout=10) as answer:

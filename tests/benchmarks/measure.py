@@ -1,4 +1,4 @@
-"""One measurement: a load through a server, and the CPU time that the server took for it."""
+"""One measurement: a load through a server, and the server's CPU time for it."""
 
 import json
 import statistics
@@ -16,10 +16,10 @@ ENDLESS = 1_000_000  # events: such a stream outlasts every measurement
 
 @dataclass(frozen=True)
 class Load:
-    """`events` and `pause_ms` of each stream; whole requests have an answer without pauses.
+    """`events` and `pause_ms` describe each stream; whole requests have an answer without pauses.
 
-    Connections begin evenly over `spread_s`, and what comes before `settle_s` is not counted.
-    `vary` is over how many numbers {n} in bodies and headers goes.
+    Connections begin evenly over `spread_s`, and the time before `settle_s` is not counted. `vary`
+    is how many different numbers {n} takes in bodies and headers.
     """
 
     is_streamed: bool = True
@@ -35,7 +35,7 @@ class Load:
 def long_streams(
     connections: int, window_s: float, spread_s: float = 1, pause_ms: int = 20
 ) -> Load:
-    """Only the part counts in which all streams are up: no starts and no ends are in it."""
+    """Only the time in which all streams are open counts, without starts and ends."""
     settle_s = spread_s + 0.2
     return Load(
         connections=connections,
@@ -48,7 +48,7 @@ def long_streams(
 
 
 def short_streams(connections: int, seconds: float) -> Load:
-    """Streams of 100 events, one after the other, that all begin in the same moment."""
+    """Streams of 100 events, one after the other, that all begin simultaneously."""
     return Load(connections=connections, seconds=seconds)
 
 
@@ -72,7 +72,7 @@ class Sample:
     whole_us: float
     count: int
     cores: float
-    delay_ms: list[float]  # p50, p99, most; -1 if there is none
+    delay_ms: list[float]  # p50, p99, maximum; -1 if there is none
     first_ms: list[float]
     total_ms: list[float]
     lost: int
@@ -88,7 +88,7 @@ class Sample:
 class Rig:
     """The compiled programs and the upstream that all measurements share.
 
-    `folder` has the programs and takes the servers' files.
+    `folder` holds the programs and the servers' files.
     """
 
     folder: Path
@@ -98,7 +98,7 @@ class Rig:
     def client(
         self, target: Target, servers: Sequence[Server], load: Load
     ) -> "subprocess.Popen[str]":
-        """The load client, started; connections are dealt out over the servers."""
+        """Start the load client; its connections are spread over the servers."""
         program = str(self.folder / "load")
         command = [program, *_arguments(target, servers, load)]
         client = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
@@ -106,7 +106,7 @@ class Rig:
         return client
 
     def measure(self, target: Target, servers: Sequence[Server], load: Load) -> Sample:
-        """All the servers' CPU time counts."""
+        """Measure the CPU time of all the servers."""
         self.turns.take()
         pids = [pid for server in servers for pid in server.process.pids]
         before = cpu_s(pids)
@@ -119,7 +119,7 @@ class Rig:
 
 
 def line(client: "subprocess.Popen[str]") -> str:
-    """The next line that it prints."""
+    """The next line of the client's output."""
     assert client.stdout is not None
     text = client.stdout.readline()
     if not text:
@@ -168,8 +168,7 @@ Rounds = Mapping[str, Sequence[Sample]]
 
 
 def interleaved(rounds: int, cases: Mapping[str, Callable[[], Sample]]) -> Rounds:
-    """A B C, B C A: what disturbs the machine for a while disturbs all of them, and none of them
-    always comes first."""
+    """A B C, B C A: a disturbance of the machine affects all cases, and none always comes first."""
     out: dict[str, list[Sample]] = {name: [] for name in cases}
     names = list(cases)
     for number in range(rounds):
@@ -184,7 +183,7 @@ def interleaved(rounds: int, cases: Mapping[str, Callable[[], Sample]]) -> Round
 
 @dataclass(frozen=True)
 class Figure:
-    """The median of some rounds, with the lowest and the highest."""
+    """The median of some rounds, with the lowest and the highest value."""
 
     median: float
     low: float
@@ -202,5 +201,5 @@ def figure(values: Sequence[float]) -> Figure:
 
 
 def ratio(values: Sequence[float], base: Sequence[float]) -> Figure:
-    """Against the base in the same round."""
+    """Relative to the base in the same round."""
     return figure([value / other for value, other in zip(values, base, strict=True)])

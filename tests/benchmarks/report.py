@@ -1,4 +1,4 @@
-"""results.json as Markdown: what was wanted and what was measured, then every figure."""
+"""results.json as Markdown: the targets and what was measured, then every figure."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -11,7 +11,7 @@ Results = dict[str, Any]
 
 
 def values(samples: Samples, name: str, index: int | None = None) -> list[float]:
-    """One figure of each round; `index` 0, 1, 2 are p50, p99 and the most of a delay."""
+    """One figure of each round; `index` 0, 1, 2 are a delay's p50, p99 and maximum."""
     return [s[name] if index is None else s[name][index] for s in samples]
 
 
@@ -24,7 +24,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# What was wanted.
+# The targets.
 
 
 def targets_table(results: Results) -> str:
@@ -59,7 +59,7 @@ def _event_targets(events: Results) -> Iterable[list[str]]:
 
 
 def _times(samples: Samples, base: Samples, load: str) -> Figure:
-    """Of short streams the whole run counts, so that nothing of a stream is left out."""
+    """For short streams the whole run counts, so that no part of a stream is left out."""
     name = "whole_us" if load.startswith("short") else "cpu_us"
     return ratio(values(samples, name), values(base, name))
 

@@ -1,4 +1,4 @@
-"""What it costs to be there: the start, the memory of a process and of streams that wait."""
+"""Fixed costs: the start, and the memory of a process and of idle streams."""
 
 import compileall
 import json
@@ -13,15 +13,15 @@ from measure import Load, Rig, line, whole_requests
 from targets import GatewayFiles, Server
 
 _SPARE_FILES = 300  # of a process with thousands of connections, for everything else
-_OPENED_PER_S = 800  # a gateway that is busy with opening them would not be idle
+_OPENED_PER_S = 800  # a gateway that is busy opening connections would not be idle
 _LIVEZ_CALLS = 50
 _PATIENCE_S = 5  # until all of them have been opened and served
 
 
 def start(rig: Rig, rounds: int) -> dict[str, Any]:
-    """From the start of `python run.py` until /readyz is 200, and the memory it has afterwards."""
-    # As `make install` leaves it; where Python may not write what it has compiled, each start would
-    # compile whatever has been edited since.
+    """The time from the start of `python run.py` until /readyz is 200, and the memory then."""
+    # As after `make install`; if Python cannot write bytecode, each start would compile every
+    # edited module.
     compileall.compile_dir(targets.ROOT / "gateway", quiet=1)
     files = GatewayFiles(rig.folder / "start", rig.upstream.port).write()
     ready_s, resident_mb = [], []
@@ -44,7 +44,7 @@ def start(rig: Rig, rounds: int) -> dict[str, Any]:
 
 
 def idle(rig: Rig, rounds: int, wanted: int) -> dict[str, Any]:
-    """Streams that say a word and then nothing for long, and /livez meanwhile."""
+    """Streams with one piece and then long silence, and /livez during it."""
     # Each takes the gateway a client's connection and an upstream's.
     files_here = machine.open_files()
     count = min(wanted, (files_here - _SPARE_FILES) // 2)
@@ -62,13 +62,13 @@ def idle(rig: Rig, rounds: int, wanted: int) -> dict[str, Any]:
 
 
 def hold(rig: Rig, count: int, number: int = 0, livez_calls: int = _LIVEZ_CALLS) -> dict[str, Any]:
-    """So many streams at a gateway of their own: the memory that each takes, and the /livez calls
-    that it answers meanwhile."""
+    """`count` streams at one gateway: the memory of each, and the latency of /livez calls during
+    them."""
     files = GatewayFiles(rig.folder / f"idle-{number}", rig.upstream.port).write()
     rig.turns.take()
     server = files.start()
     try:
-        # A first call loads what it needs; that is not the streams' memory.
+        # A first call loads modules; that memory is not the streams'.
         rig.measure(targets.gateway("dify"), [server], whole_requests(4, 0.5))
         return _held(rig, server, count, livez_calls)
     finally:
@@ -86,14 +86,14 @@ def _held(rig: Rig, server: Server, count: int, livez_calls: int) -> dict[str, A
     )
     before_kib = server.process.memory_kib()
     with rig.client(targets.gateway("dify"), [server], load) as client:
-        line(client)  # it begins
+        line(client)  # the client has begun
         time.sleep(spread_s + 1)
         wait_until_quiet(server.process.pids, _PATIENCE_S - 2)
         memory_kib = server.process.memory_kib() - before_kib
         livez_ms = _ask_livez(server, livez_calls)
         assert line(client) == "closed\n"
         told = json.loads(line(client))
-    streams = told["all_events"]  # each has said its first word
+    streams = told["all_events"]  # each has sent its first piece
     print(f"  {streams} streams, {memory_kib / count:.1f} KiB each", flush=True)
     return {
         "streams": streams,

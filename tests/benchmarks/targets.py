@@ -1,4 +1,4 @@
-"""What is measured: the servers, how each is started, and what is asked of it."""
+"""The measured servers: how each is started, and the requests that it gets."""
 
 import json
 import shutil
@@ -29,7 +29,7 @@ _SETTINGS = {
     "openai": {"model": "bench"},
 }
 _SECRET = "s" * 48  # of every key in the database; only their ids differ
-NUMBERED_KEY = "sk-gw-bench{n}-" + _SECRET  # {n}: the load client puts seven digits there
+NUMBERED_KEY = "sk-gw-bench{n}-" + _SECRET  # {n}: the load client inserts seven digits
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Target:
     name: str
     server: str
     platform: str
-    agent: str = ""  # asked for as the model; empty: the platform's own body is passed through
+    agent: str = ""  # sent as the model; empty: the platform's own body is passed through
     key: str = KEY
 
     @property
@@ -89,8 +89,8 @@ def has_nginx() -> bool:
 
 
 def litellm_program() -> str | None:
-    """Of the extra `bench-litellm`, or of another environment: it pins versions that may not be
-    the gateway's."""
+    """litellm of the extra `bench-litellm`, or of another environment: its pinned versions may not
+    be the gateway's."""
     beside = Path(sys.executable).with_name("litellm")
     return str(beside) if beside.exists() else shutil.which("litellm")
 
@@ -105,7 +105,8 @@ class Server:
 
 
 def upstream(folder: Path) -> Server:
-    """`folder` has the compiled rig in it, and takes files and logs of all that is started."""
+    """`folder` holds the compiled rig, and receives files and logs of everything that is
+    started."""
     port = free_port()
     command = [str(folder / "upstream"), str(port)]
     process = Process(command, folder / "upstream.log", is_measured=False)
@@ -155,11 +156,11 @@ def _started(process: Process, port: int) -> Server:
 
 @dataclass
 class GatewayFiles:
-    """A config.yaml in a folder of its own. Keys, limits, log and record are on, as in service,
-    and what is written stands below it in `data`, since the folder of config.yaml is watched.
+    """A config.yaml in a folder of its own. Keys, limits, log and record are on, as in production;
+    files are written to `data` below it, since the folder of config.yaml is watched.
 
-    `agents` are so many of one platform, named `agent` and seven digits; without them there is
-    one of each platform, named like it.
+    `agents` is the number of agents of one platform, named `agent` and seven digits; without it
+    there is one of each platform, with the platform's name.
     """
 
     folder: Path
@@ -177,7 +178,7 @@ class GatewayFiles:
 
     def write(self) -> "GatewayFiles":
         self.data.mkdir(parents=True)
-        self.path.write_text(json.dumps(self._config(), indent=1), "utf-8")  # which is YAML, too
+        self.path.write_text(json.dumps(self._config(), indent=1), "utf-8")  # JSON is also YAML
         return self
 
     def command(self, port: int) -> list[str]:
@@ -210,7 +211,7 @@ class GatewayFiles:
         return common | _SETTINGS[platform]
 
     def add_keys(self, count: int) -> None:
-        """`NUMBERED_KEY` with every number below `count`, put into the database by hand."""
+        """Insert `NUMBERED_KEY` with every number below `count` directly into the database."""
         migrate = [sys.executable, "run.py", "migrate", "--config", str(self.path)]
         subprocess.run(migrate, check=True, cwd=ROOT, capture_output=True)
         database, now_ms = sqlite3.connect(self.data / "gateway.db"), int(time.time() * 1000)

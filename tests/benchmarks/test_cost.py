@@ -1,11 +1,11 @@
-"""The gateway's CPU time beside that of bare aiohttp in the same run, and the memory of streams that
-wait, so that no change makes it dear unnoticed. CPU time and not the wall clock: other work on the
-machine does not count.
+"""The gateway's CPU time relative to bare aiohttp's in the same run, and the memory of idle
+streams, so that no change makes either expensive unnoticed. CPU time instead of wall time: other
+work on the machine does not count.
 
-The CPU takes six seconds, twice that if the first try is over a limit: three things are measured on
-two servers, for half a second each after its streams have begun; less, and single figures would
-differ by more than a real regression. The memory takes seven: its streams are opened one after
-another, and have to be quiet.
+The CPU test takes six seconds, and twice that if the first try is over a limit: three loads on two
+servers, for half a second each after its streams have begun; with less, single figures would vary
+more than a real regression. The memory test takes seven: its streams are opened one after another
+and have to become idle.
 """
 
 from collections.abc import Iterator
@@ -18,12 +18,12 @@ import targets
 from measure import Load, Rig, Sample, figure, long_streams, ratio, whole_requests
 from targets import GatewayFiles, Server, Target
 
-# Of bare aiohttp's cost. An event is passed on for about 0.6 of it, a request for about 1.4.
+# Relative to bare aiohttp's cost. Passing an event costs about 0.6 of it, a request about 1.4.
 EVENT_LIMIT = 1.1
 REQUEST_LIMIT = 2.0
 OPEN_STREAMS = 300  # each takes two of the 1,024 files that a process may have open at least
 OPEN_STREAM_LIMIT_KIB = 24  # each takes 19
-TRIES = 2  # noise only ever adds, so of two tries the cheaper one says more
+TRIES = 2  # noise only ever adds, so the cheaper of two tries is more accurate
 
 STREAMS = long_streams(100, window_s=0.5, spread_s=0.2)
 REQUESTS = whole_requests(16, 0.5)
@@ -60,7 +60,7 @@ def gateway(rig: Rig) -> Iterator[Server]:
     server.process.stop()
 
 
-def test_the_gateway_costs_no_more_than_its_limit_beside_bare_aiohttp(rig, bare, gateway):
+def test_the_gateways_cost_relative_to_aiohttp_has_a_limit(rig, bare, gateway):
     over = dict(CASES)
     told: list[str] = []
     for _ in range(TRIES):

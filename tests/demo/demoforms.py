@@ -15,7 +15,7 @@ def file(
     mime: str | None = "image/png",
     field: str = "file",
 ) -> bytes:
-    """A part with a file. None leaves out its file name or its media type."""
+    """A part with a file. None omits its file name or its media type."""
     named = f'; filename="{name}"' if name is not None else ""
     typed = f"\r\nContent-Type: {mime}" if mime is not None else ""
     return f'Content-Disposition: form-data; name="{field}"{named}{typed}'.encode() + (

@@ -1,4 +1,4 @@
-"""The Coze simulator's uploads, and what it demands of an `object_string`."""
+"""The Coze simulator's uploads, and its requirements for an `object_string`."""
 
 import json
 import time
@@ -208,7 +208,7 @@ async def test_a_text_may_come_with_any_kind_of_file(demo, kind):
     ],
     ids=["before text", "after text", "alone", "after an answer", "after text with a file"],
 )
-async def test_a_file_without_text_needs_a_text_message_beside_it(demo, messages, expected):
+async def test_a_file_without_text_needs_an_adjacent_text_message(demo, messages, expected):
     served = await demo("coze")
     assert await code(served, *messages) == expected
 

@@ -1,4 +1,5 @@
-"""What all simulators do with an upload: they read it as it comes, and keep everything but it."""
+"""The simulators' common handling of an upload: they stream it, and keep everything but its
+content."""
 
 import asyncio
 import hashlib
@@ -79,7 +80,7 @@ async def test_of_a_form_only_so_much_is_kept(demo):
 
 @pytest.mark.parametrize("framing", ["Content-Length: 100000", "Transfer-Encoding: chunked"])
 @pytest.mark.parametrize("leave", ["close", "abort"])
-async def test_a_client_that_leaves_in_the_middle_leaves_no_upload_behind(demo, framing, leave):
+async def test_a_disconnect_in_the_middle_leaves_no_upload(demo, framing, leave):
     served = await demo("dify")
     host, port = served.url.removeprefix("http://").split(":")
     _, writer = await asyncio.open_connection(host, int(port))

@@ -1,4 +1,4 @@
-"""Words that make a demo behave count in the last question only."""
+"""Markers that control a demo count in the last question only."""
 
 import pytest
 

@@ -43,7 +43,7 @@ async def test_events_have_the_members_of_a_real_server_in_its_order(
     assert raw.endswith(b"\n\n")
 
 
-async def test_a_workflow_begins_with_a_ping_and_ends_with_workflow_finished(demo):
+async def test_a_workflow_starts_with_ping_and_ends_with_finished(demo):
     served = await demo("dify", mode="workflow")
     body = {"inputs": {"query": "短"}, "response_mode": "streaming", "user": "u"}
     _, _, raw = await ask(served.url, "/v1/workflows/run", body)

@@ -92,7 +92,7 @@ async def test_an_upload_is_answered_as_a_real_server_does(demo, capture, parts,
         ("files_upload_two_files", [USER, forms.file("a.png"), forms.file("b.png", field="file2")]),
     ],
 )
-async def test_a_bad_upload_is_refused_in_a_real_servers_words(demo, capture, parts):
+async def test_a_bad_upload_gets_a_real_servers_error(demo, capture, parts):
     served = await demo("dify")
     assert await upload(served, *parts) == captured(capture)
     assert served.demo.uploads == []
@@ -179,7 +179,7 @@ async def test_an_uploaded_file_reaches_the_answer_and_its_end(demo):
     assert f"/files/{id_}/file-preview?" in mine["url"]
 
 
-async def test_a_remote_file_is_told_at_the_end_by_its_url(demo):
+async def test_a_remote_file_is_listed_at_the_end_by_its_url(demo):
     served = await demo("dify")
     _, raw = await chat(served, remote())
     _, _, real = read_capture(FOLDER / "1.16.0" / "chat_streaming_image_remote_url.http")
@@ -204,7 +204,7 @@ async def test_a_chatflow_does_not_repeat_its_callers_files(demo):
         ("chat_streaming_file_dataurl", remote("data:image/png;base64,iVBORw0KGgo=")),
     ],
 )
-async def test_a_bad_file_is_refused_in_a_real_servers_words(demo, capture, file, mode):
+async def test_a_bad_file_gets_a_real_servers_error(demo, capture, file, mode):
     served = await demo("dify")
     status, raw = await chat(served, file, mode=mode)
     assert (status, json.loads(raw)) == captured(capture)
@@ -289,7 +289,7 @@ async def test_each_chat_app_names_the_uploaded_file(demo, mode):
     assert "我收到了 1 个文件：红色方块.png。" in told_text(raw)
 
 
-async def test_a_completion_app_takes_files_beside_its_inputs(demo):
+async def test_a_completion_app_takes_files_next_to_its_inputs(demo):
     served = await demo("dify", mode="completion")
     body = {"inputs": {"query": "看图"}, "response_mode": "streaming", "user": "user-001"}
     good, bad = (
@@ -304,7 +304,7 @@ async def test_a_completion_app_takes_files_beside_its_inputs(demo):
 
 
 def without_ids(body: bytes) -> list[dict]:
-    """Events, with an empty text for what differs from run to run."""
+    """Events, with an empty text for values that differ between runs."""
     unlike = ("workflow_run_id", "task_id", "id", "workflow_id", "created_at", "finished_at")
     return [
         {
@@ -393,7 +393,7 @@ async def test_a_workflows_file_input_may_be_left_out(demo, mode):
     assert "文件" not in raw.decode()
 
 
-async def test_a_workflow_that_streams_without_its_input_fails_in_the_stream(demo):
+async def test_a_streamed_workflow_without_input_fails_in_its_stream(demo):
     served = await demo("dify", mode="workflow")
     body = {"inputs": {}, "response_mode": "streaming", "user": "user-001"}
     status, _, raw = await ask(served.url, "/v1/workflows/run", body)
@@ -402,7 +402,7 @@ async def test_a_workflow_that_streams_without_its_input_fails_in_the_stream(dem
     assert (status, without_ids(raw)) == (real_status, without_ids(real))
 
 
-# What the app tells about itself.
+# The app's own description.
 
 
 async def parameters(served) -> dict:
@@ -432,7 +432,7 @@ async def test_parameters_are_a_real_servers(demo, mode, capture):
         assert list(mine[name]) == list(real[name])
 
 
-async def test_a_workflow_has_a_file_variable_beside_its_text(demo):
+async def test_a_workflow_has_a_file_variable_next_to_its_text(demo):
     served = await demo("dify", mode="workflow")
     mine, (_, real) = await parameters(served), captured("workflow_get_parameters")
     text, _, file = real["user_input_form"]
@@ -453,7 +453,7 @@ async def test_an_app_can_have_uploads_switched_off(demo, mode):
     assert not any("file" in entry for entry in mine["user_input_form"])
 
 
-async def test_the_limits_that_were_set_are_told(demo):
+async def test_configured_limits_are_reported(demo):
     served = await demo("dify", limits_mb={"image": 1, "other": 2}, file_limit=5)
     mine = await parameters(served)
     system = mine["system_parameters"]

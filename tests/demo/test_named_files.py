@@ -1,4 +1,4 @@
-"""Every simulator's answer names the files that it was given."""
+"""Every simulator's answer names the files that it received."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""智谱清言's uploads, as the Zhipu simulator has them."""
+"""智谱清言's uploads in the Zhipu simulator."""
 
 import json
 

@@ -1,12 +1,18 @@
-"""Feed a decoder and say in plain words what came out, for the tests of all platforms."""
+"""Feed a decoder and summarize its deltas, for the tests of all platforms."""
 
+import json
+from pathlib import Path
 from typing import Any
 
-from gateway.messages import (
+from gateway.config import kinds
+from gateway.platforms.base import Decoder
+from gateway.protocol.messages import (
     Begin,
+    ChatRequest,
     Delta,
     Failed,
     Finish,
+    Message,
     Note,
     Raw,
     Reasoning,
@@ -14,30 +20,28 @@ from gateway.messages import (
     Text,
     ToolCall,
 )
-from gateway.platforms.base import Decoder
-from gateway.platforms.coze import CozeDecoder
-from gateway.platforms.dify import DifyDecoder
-from gateway.platforms.fastgpt import FastGPTDecoder
-from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu import ApplicationDecoder, GlmsDecoder, ModelDecoder
+
+SAMPLES = Path(__file__).parent / "samples"
 
 
 def decoder_for(platform: str, name: str) -> Decoder:
-    """A fresh decoder of the kind that would get the sample `name`."""
-    if platform == "fastgpt":
-        return FastGPTDecoder("chat-1", detail=True)
-    if platform == "dify":
-        return DifyDecoder("workflow" if name.startswith("workflow") else "chat")
-    if platform == "coze":
-        return CozeDecoder()
-    if platform == "zhipu":
-        kinds = {"glms": GlmsDecoder, "app": ApplicationDecoder}
-        return kinds.get(name.partition("-")[0], ModelDecoder)()
-    return ChunkDecoder()
+    """A new decoder for the sample `name`, as an agent would get it whose options are those in
+    `samples/<platform>/options.json` under the longest beginning of that name."""
+    file = SAMPLES / platform / "options.json"
+    by_beginning = json.loads(file.read_text("utf-8")) if file.exists() else {}
+    beginning = max((b for b in by_beginning if name.startswith(b)), key=len, default="")
+    kind = kinds.find(platform)
+    assert kind is not None
+    options = kind.options(platform=platform, **by_beginning.get(beginning, {}))
+    adapter = kind.adapter(platform, options, "http://upstream.example.com")
+    question = (Message("user", "hi"),)
+    chat = ChatRequest(platform, question, "u", stream=True, detail=True, conversation_id="chat-1")
+    decoder: Decoder = adapter.decoder(chat)
+    return decoder
 
 
 def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
-    """All deltas of `raw`, given in pieces of `size` bytes, and of the end of the body."""
+    """All deltas of `raw`, fed in pieces of `size` bytes, and of the end of the body."""
     out: list[Delta] = []
     for at in range(0, len(raw), size or len(raw) or 1):
         out += decoder.feed(raw[at : at + (size or len(raw))])
@@ -47,7 +51,7 @@ def feed(decoder: Decoder, raw: bytes, size: int | None = None) -> list[Delta]:
 
 
 def summary(deltas: list[Delta]) -> dict[str, Any]:
-    """What a caller would get of these deltas. `text` is that of a whole answer."""
+    """The caller's view of these deltas. `text` is that of a whole answer."""
     text, reasoning, notes = "", "", {}
     out: dict[str, Any] = {}
     calls: dict[int, list[str]] = {}

@@ -1,18 +1,29 @@
-"""Whatever an upstream sends, a decoder ends once and with one of our own errors."""
+"""Whatever an upstream sends, a decoder ends once and with one of the gateway's errors."""
+
+import json
 
 import orjson
 import pytest
-from decoding import decoder_for, feed, summary
+from decoding import SAMPLES, decoder_for, feed, summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gateway.config import kinds
 from gateway.errors import GatewayError
-from gateway.messages import Failed, Finish
-from gateway.passthrough import PassThrough, WholeBody
 from gateway.platforms.openai_compatible import ChunkDecoder, explain_error
+from gateway.protocol.messages import Failed, Finish
+from gateway.protocol.passthrough import PassThrough, WholeBody
 
-KINDS = [("fastgpt", ""), ("dify", ""), ("dify", "workflow"), ("coze", ""), ("zhipu", "chat"),
-         ("zhipu", "glms"), ("zhipu", "app"), ("openai", "")]  # fmt: skip
+# Each kind, and each beginning of a sample's name that has options of its own.
+KINDS = [
+    (kind, beginning)
+    for kind in kinds.built_in()
+    for beginning in (
+        json.loads((SAMPLES / kind / "options.json").read_text("utf-8"))
+        if (SAMPLES / kind / "options.json").exists()
+        else [""]
+    )
+]
 NAMES = st.sampled_from(
     "event data answer content choices delta message status type id code error usage metadata text"
     " reasoning_content tool_calls function arguments finish_reason conversation_id files outputs"

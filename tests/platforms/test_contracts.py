@@ -1,20 +1,27 @@
-"""Cases of the wire contracts that no sample holds: other orders, versions and endings."""
+"""Cases of the wire contracts that no sample has: other orders, versions and endings."""
 
 import orjson
 import pytest
 from decoding import feed, summary
 
-from gateway.config import CozeAgent, DifyAgent, FastGPTAgent, ZhipuAgent
 from gateway.errors import GatewayError
-from gateway.exchange import UpstreamReply
-from gateway.failures import explain_words
-from gateway.messages import ChatRequest, Message
 from gateway.platforms.base import base_url
-from gateway.platforms.coze import Coze, CozeDecoder
-from gateway.platforms.dify import Dify, DifyDecoder
-from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
+from gateway.platforms.coze.adapter import Coze
+from gateway.platforms.coze.decoder import CozeDecoder
+from gateway.platforms.coze.options import CozeOptions
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.dify.decoder import DifyDecoder
+from gateway.platforms.dify.options import DifyOptions
+from gateway.platforms.failures import explain_words
+from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.platforms.openai_compatible import ChunkDecoder
-from gateway.platforms.zhipu import GlmsDecoder, ModelDecoder, Zhipu
+from gateway.platforms.zhipu.adapter import zhipu
+from gateway.platforms.zhipu.glms import GlmsDecoder
+from gateway.platforms.zhipu.models import ModelDecoder
+from gateway.platforms.zhipu.options import ZhipuOptions
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Message
 
 
 def data(*values, name: str = "") -> bytes:
@@ -58,7 +65,7 @@ def test_each_node_of_a_workflow_may_think():
     assert (got["reasoning"], got["text"]) == ("xy", "AB")
 
 
-def test_thinking_that_comes_with_the_nodes_end_is_told_once_and_before_the_answer():
+def test_thinking_at_a_nodes_end_appears_once_before_the_answer():
     node = {"node_type": "llm", "outputs": {"reasoning_content": "想"}}
     finished = ("node_finished", {"data": node})
     start, said = ("workflow_started", {}), ("message", {"answer": "好"})
@@ -78,7 +85,7 @@ def test_a_replacement_is_split_too_and_what_follows_is_answer():
     assert (got["text"], got["finish"]) == ("电话***，谢谢", "content_filter")
 
 
-def test_the_closing_repeat_of_a_new_agent_is_shown_only_if_nothing_was():
+def test_a_new_agents_closing_repeat_appears_only_if_needed():
     said = ("agent_message", {"answer": "<think>一</think>"})
     assert dify(said, ("message", {"answer": "答"}), DONE)["text"] == "答"
     said = ("agent_message", {"answer": "<think>一</think>答案"})
@@ -129,7 +136,7 @@ def test_the_usage_is_the_nodes_sum_where_the_message_says_zero():
     assert got["usage"] == [10, 5, 15]
 
 
-def test_a_plugins_error_is_told_by_its_sentence():
+def test_a_plugins_error_is_reported_by_its_sentence():
     words = 'req_id: 1 PluginInvokeError: {"args":{},"message":"[models] Error: no such model"}'
     decoder = DifyDecoder()
     (failed,) = [d for d in decoder.feed(data({"event": "error", "message": words}))]
@@ -150,15 +157,15 @@ def test_a_plugins_error_is_told_by_its_sentence():
     ],
 )
 def test_difys_refusals(status, body, want):
-    platform = Dify("d", DifyAgent(platform="dify", mode="chat", api_key="k"), "http://d")
+    platform = Dify("d", DifyOptions(platform="dify", mode="chat", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "x"),), "u")
     with pytest.raises(GatewayError) as caught:
         platform.refused(UpstreamReply(status, {}, orjson.dumps(body)), chat)
     assert caught.value.status == want
 
 
-def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
-    platform = Dify("d", DifyAgent(platform="dify", mode="chat", api_key="k"), "http://d")
+def test_a_lost_conversation_restarts_from_its_turns():
+    platform = Dify("d", DifyOptions(platform="dify", mode="chat", api_key="k"), "http://d")
     turns = (Message("user", "一"), Message("assistant", "甲"), Message("user", "二"))
     chat = ChatRequest("d", turns, "u", conversation_id="gone")
     gone = UpstreamReply(404, {}, b'{"code":"not_found","message":"Conversation Not Exists."}')
@@ -168,13 +175,13 @@ def test_a_lost_conversation_is_begun_anew_if_its_turns_came_along():
 
 
 def test_files_of_a_workflow_go_into_its_file_input():
-    from gateway.messages import Media
-    from gateway.platforms.base import First
+    from gateway.platforms.base import Preliminary
+    from gateway.protocol.messages import Media
 
-    platform = Dify("d", DifyAgent(platform="dify", mode="workflow", api_key="k"), "http://d")
+    platform = Dify("d", DifyOptions(platform="dify", mode="workflow", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "看", (Media("image", "https://x/a.png"),)),), "u")
     step = platform.prepare(chat)
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     form = {
         "user_input_form": [{"file-list": {"variable": "pics"}}, {"paragraph": {"variable": "q"}}]
     }
@@ -207,7 +214,7 @@ def test_a_leaked_duration_is_no_text():
         ("x", 502),
     ],
 )
-def test_a_failed_node_is_told_and_its_words_decide(message, status):
+def test_a_failed_nodes_message_decides_the_status(message, status):
     node = [{"moduleName": "AI", "errorText": message}]
     assert fastgpt(data(node, name="flowResponses") + b"data: [DONE]\n\n")["status"] == status
 
@@ -233,7 +240,7 @@ def test_a_handled_error_of_a_node_is_none():
     ],
 )  # fmt: skip
 def test_fastgpts_refusals(status, body, want):
-    platform = FastGPT("f", FastGPTAgent(platform="fastgpt", api_key="k"), "http://f")
+    platform = FastGPT("f", FastGPTOptions(platform="fastgpt", api_key="k"), "http://f")
     chat = ChatRequest("f", (Message("user", "x"),), "u")
     with pytest.raises(GatewayError) as caught:
         platform.refused(UpstreamReply(status, {}, orjson.dumps(body)), chat)
@@ -254,7 +261,7 @@ COZE = [
 
 @pytest.mark.parametrize(("code", "status"), COZE)
 def test_cozes_codes_mean_the_same_in_a_reply_and_in_a_stream(code, status):
-    platform = Coze("c", CozeAgent(platform="coze", bot_id="1", api_key="k"), "http://c")
+    platform = Coze("c", CozeOptions(platform="coze", bot_id="1", api_key="k"), "http://c")
     chat = ChatRequest("c", (Message("user", "x"),), "u")
     for value in (code, str(code)):
         body = orjson.dumps({"code": value, "msg": "words"})
@@ -267,12 +274,12 @@ def test_cozes_codes_mean_the_same_in_a_reply_and_in_a_stream(code, status):
 
 
 def test_a_coze_workflow_gets_at_most_fifty_messages():
-    agent = CozeAgent(platform="coze", mode="workflow", workflow_id="1", api_key="k")
+    agent = CozeOptions(platform="coze", mode="workflow", workflow_id="1", api_key="k")
     turns = [Message("system", "s")]
     turns += [Message("user" if i % 2 == 0 else "assistant", str(i)) for i in range(201)]
     chat = ChatRequest("c", tuple(turns), "u")
     for platform, most in ((Coze("c", agent, "http://c"), 50),
-                           (Coze("c", CozeAgent(platform="coze", bot_id="1", api_key="k"), "http://c"), 100)):  # fmt: skip
+                           (Coze("c", CozeOptions(platform="coze", bot_id="1", api_key="k"), "http://c"), 100)):  # fmt: skip
         sent = orjson.loads(platform.prepare(chat).body)["additional_messages"]
         assert len(sent) <= most
         assert sent[-1]["content"] == "200"
@@ -313,7 +320,7 @@ def test_a_moderated_answer_without_a_word_is_refused():
     assert summary(feed(ModelDecoder(), data(said, chunk)))["finish"] == "content_filter"
 
 
-def test_tool_calls_without_a_usable_index_are_told_apart():
+def test_tool_calls_without_a_usable_index_are_distinguished():
     def call(id_: str, name: str) -> dict:
         piece = {"index": -1, "id": id_, "function": {"name": name, "arguments": "{}"}}
         return {"choices": [{"delta": {"tool_calls": [piece]}}]}
@@ -337,13 +344,13 @@ ZHIPU_URLS = [
 
 @pytest.mark.parametrize(("api", "given", "want"), ZHIPU_URLS)
 def test_zhipus_addresses(api, given, want):
-    agent = ZhipuAgent(platform="zhipu", api=api, assistant_id="a", app_id="b", api_key="i.s")
-    url = Zhipu("z", agent, given).probe().url
+    agent = ZhipuOptions(platform="zhipu", api=api, assistant_id="a", app_id="b", api_key="i.s")
+    url = zhipu("z", agent, given).probe().url
     assert url.startswith(want + "/")
 
 
 def test_what_openais_clients_send_is_put_right_for_zhipu():
-    agent = ZhipuAgent(platform="zhipu", api_key="i.s")
+    agent = ZhipuOptions(platform="zhipu", api_key="i.s")
     schema = {"type": "json_schema", "json_schema": {"schema": {"type": "object"}}}
     raw = {
         "messages": [
@@ -353,7 +360,7 @@ def test_what_openais_clients_send_is_put_right_for_zhipu():
         "reasoning_effort": "none",
     }
     chat = ChatRequest("z", (Message("user", "x"),), "user-123", raw=raw)
-    body = orjson.loads(Zhipu("z", agent, "http://z").prepare(chat).body)
+    body = orjson.loads(zhipu("z", agent, "http://z").prepare(chat).body)
     assert body["thinking"] == {"type": "disabled"}
     assert body["response_format"] == {"type": "json_object"}
     assert '"type":"object"' in body["messages"][0]["content"]
@@ -409,15 +416,17 @@ def test_words_of_a_model_server_decide_the_status(words, status):
     ],
 )  # fmt: skip
 def test_zhipu_gets_options_only_in_values_that_it_takes(asked, sent):
-    zhipu = Zhipu("z", ZhipuAgent(platform="zhipu", base_url="http://x", api_key="a.b"), "http://x")
+    models = zhipu(
+        "z", ZhipuOptions(platform="zhipu", base_url="http://x", api_key="a.b"), "http://x"
+    )
     turn = {"role": "user", "content": "hi"}
     chat = ChatRequest("z", (Message("user", "hi"),), "user-1", raw={"messages": [turn], **asked})
-    body = orjson.loads(zhipu.prepare(chat).body)
+    body = orjson.loads(models.prepare(chat).body)
     for name in ("model", "messages", "stream", "user_id"):
         del body[name]
     assert body == sent
 
 
-def test_an_event_in_plain_words_is_told_in_them():
+def test_a_plain_text_error_event_keeps_its_text():
     (failed,) = DifyDecoder().feed(b"data: the worker has been killed\n\n")
     assert "It says: the worker has been killed" in failed.error.message

@@ -1,4 +1,4 @@
-"""Byte-exact answers of real Dify servers, judged by what their events say, not by our decoder."""
+"""Byte-exact answers of real Dify servers, judged by their events, not by the gateway's decoder."""
 
 import gzip
 import json
@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from decoding import feed, summary
 
-from gateway.config import DifyAgent
 from gateway.errors import GatewayError
-from gateway.exchange import UpstreamReply
-from gateway.messages import ChatRequest, Message
-from gateway.platforms.dify import Dify, DifyDecoder
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.dify.decoder import DifyDecoder
+from gateway.platforms.dify.options import DifyOptions
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Message
 
 FOLDER = Path(__file__).parent / "captures" / "dify"
 FILES = sorted(FOLDER.glob("*/*.http*"))
@@ -51,7 +52,7 @@ def events(body: bytes) -> list[dict]:
 
 
 def told_text(body: bytes) -> str:
-    """The text as the events tell it."""
+    """The text according to the events."""
     text = ""
     for event in events(body):
         if event["event"] in ("message", "agent_message"):
@@ -112,7 +113,7 @@ def test_a_stream_that_only_pings_is_a_failure():
     assert summary(feed(decoder(Path("workflow")), body))["error"] == "UpstreamCut"
 
 
-def test_a_file_made_by_a_tool_is_kept_beside_the_answer():
+def test_a_file_made_by_a_tool_is_kept_with_the_answer():
     _, _, body = read_capture(FOLDER / "1.16.0" / "agent-chat_streaming_tool_image.http")
     (file,) = summary(feed(decoder(Path("chat")), body))["notes"]["files"]
     assert file["type"] == "image"
@@ -125,12 +126,12 @@ CHAT = ChatRequest("dify", (Message("user", "你好"),), "user-001")
 @pytest.mark.parametrize("path", REFUSALS, ids=named)
 def test_every_refusal_has_a_status_and_says_what_to_do(path):
     status, headers, body = read_capture(path)
-    agent = DifyAgent(platform="dify", base_url="http://dify.test", api_key="app-x", mode="chat")
+    agent = DifyOptions(platform="dify", base_url="http://dify.test", api_key="app-x", mode="chat")
     dify = Dify("dify", agent, agent.base_url)
     with pytest.raises(GatewayError) as caught:
         dify.refused(UpstreamReply(status, headers, body), CHAT)
     error = caught.value
-    assert error.status != 401  # the caller's key is not what was refused
+    assert error.status != 401  # the caller's key was not refused
     assert len(error.message) > 20
     if path.name.startswith(("auth_", "chat_api_disabled", "wrongmode")):
         assert error.status == 502

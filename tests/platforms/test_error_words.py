@@ -1,13 +1,14 @@
-"""Error events and bodies of every platform say why, and their class is known, in any shape."""
+"""Error events and bodies of every platform give a reason, and their class is known, in
+any shape."""
 
 import orjson
 import pytest
 
-from gateway import sse
 from gateway.errors import EmptyAnswer, QuotaExhausted
-from gateway.exchange import UpstreamReply
-from gateway.messages import Failed
-from gateway.platforms import fastgpterrors
+from gateway.platforms.fastgpt import failures as fastgpterrors
+from gateway.protocol import sse
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import Failed
 from tests.platforms.decoding import decoder_for, feed
 
 WORDS = "WORDS insufficient balance"

@@ -1,4 +1,4 @@
-"""What FastGPT is asked: conversations, instructions, and replies to a question of its bot."""
+"""Requests to FastGPT: conversations, instructions, and replies to a question of its bot."""
 
 import json
 import re
@@ -9,10 +9,10 @@ import pytest
 from decoding import feed, summary
 from test_fastgpt_captures import capture, fastgpt
 
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Failed, Message
-from gateway.platforms.base import First
-from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
+from gateway.platforms.base import Preliminary
+from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import ChatRequest, Failed, Message
 
 
 def turn(text: str, conversation_id: str | None = "c-1") -> ChatRequest:
@@ -27,16 +27,16 @@ def sent(step: Any) -> Any:
 
 
 def hear(platform: FastGPT, chat: ChatRequest, name: str) -> None:
-    """A captured answer of 4.9.7 to `chat`."""
+    """Feed a captured answer of 4.9.7 to `chat`."""
     feed(platform.decoder(chat), capture("4.9.7", name).body)
 
 
-def test_a_number_is_sent_as_the_option_it_stands_for():
+def test_a_number_is_sent_as_its_option():
     platform = fastgpt()
     hear(platform, turn("我要请假"), "select_pause_stream_detail")
     assert sent(platform.prepare(turn("2"))) == "财务部 💰"
     assert sent(platform.prepare(turn("人事部"))) == "人事部"
-    assert sent(platform.prepare(turn("2", "c-2"))) == "2"  # nobody has asked anything there
+    assert sent(platform.prepare(turn("2", "c-2"))) == "2"  # that conversation has no open question
 
 
 def test_a_retry_sends_the_option_again():
@@ -95,9 +95,9 @@ def records(*values: Any) -> UpstreamReply:
     return UpstreamReply(200, {}, orjson.dumps(body))
 
 
-def test_fastgpt_is_asked_what_a_number_stands_for():
+def test_fastgpt_is_asked_for_a_numbers_option():
     step = fastgpt(app_id="6b").prepare(turn("2"))
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     assert step.request.url == "http://fastgpt.test/api/core/chat/getPaginationRecords"
     assert orjson.loads(step.request.body) == {
         "appId": "6b", "chatId": "c-1", "offset": 0, "pageSize": 2,
@@ -159,7 +159,7 @@ def test_instructions_lead_a_first_question():
     assert sent(fastgpt().prepare(chat)) == "你是海盗\n\n历史"
 
 
-# What a failed node says.
+# A failed node's message.
 
 
 @pytest.mark.parametrize(
@@ -190,7 +190,7 @@ def test_instructions_lead_a_first_question():
         ),
     ],
 )  # fmt: skip
-def test_a_failed_node_is_explained_in_words(node, code, words):
+def test_a_failed_node_is_explained_in_plain_text(node, code, words):
     nodes = orjson.dumps([{"moduleName": "AI", **node}])
     body = b"event: answer\ndata: [DONE]\n\nevent: flowResponses\ndata: " + nodes + b"\n\n"
     failed = feed(FastGPTDecoder("c", detail=True), body)[-1]

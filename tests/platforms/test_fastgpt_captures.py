@@ -1,4 +1,4 @@
-"""Byte-exact answers of real FastGPT servers, judged by what their events say, not by our decoder.
+"""Byte-exact answers of real FastGPT servers, judged by their events, not by the gateway's decoder.
 
 One archive for each version, see captures/fastgpt/README.md.
 """
@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import pytest
 from decoding import feed, summary
 
-from gateway.config import FastGPTAgent
 from gateway.errors import GatewayError, UpstreamMisconfigured
-from gateway.exchange import UpstreamReply, UpstreamRequest
-from gateway.messages import ChatRequest, Failed, Message
-from gateway.platforms.base import First
-from gateway.platforms.fastgpt import FastGPT, FastGPTDecoder
-from gateway.sse import Parser
+from gateway.platforms.base import Preliminary
+from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.options import FastGPTOptions
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.messages import ChatRequest, Failed, Message
+from gateway.protocol.sse import Parser
 
 FOLDER = Path(__file__).parent / "captures" / "fastgpt"
 
@@ -30,7 +30,7 @@ class Capture(NamedTuple):
     request: dict[str, Any]
     status: int
     headers: dict[str, str]
-    body: bytes  # without chunked framing, as far as it came
+    body: bytes  # without chunked framing, as far as it was received
     is_whole: bool
 
     @property
@@ -102,7 +102,7 @@ def capture(version: str, name: str) -> Capture:
     return next(c for c in CAPTURES if (c.version, c.name) == (version, name))
 
 
-# What an answer says, read from its events alone.
+# An answer according to its events alone.
 
 
 class Told(NamedTuple):
@@ -189,7 +189,7 @@ def failure_of(node: dict[str, Any]) -> Any:
 
 
 def told_failure(said: Told) -> bool:
-    """The rule: an error event; a last node that failed; or nothing at all was said."""
+    """The rule: an error event, a last node that failed, or no output at all."""
     if said.error or not said.is_ended:
         return True
     if said.asks:
@@ -222,7 +222,7 @@ def told_finish(nodes: list[dict[str, Any]]) -> str:
 
 
 def fastgpt(**options: Any) -> FastGPT:
-    agent = FastGPTAgent(
+    agent = FastGPTOptions(
         platform="fastgpt", base_url="http://fastgpt.test", api_key="fastgpt-x", **options
     )
     return FastGPT("f", agent, agent.base_url)
@@ -233,7 +233,7 @@ def reply(capture: Capture) -> UpstreamReply:
 
 
 def as_fed(capture: Capture) -> bytes:
-    """The bytes for the decoder: of a whole answer the stream that the platform makes of it."""
+    """The bytes for the decoder: a whole answer becomes the platform's stream for it."""
     return capture.body if capture.is_stream else fastgpt().as_stream(reply(capture))
 
 
@@ -291,7 +291,7 @@ def refused(capture: Capture) -> GatewayError:
 @pytest.mark.parametrize("capture", REFUSALS, ids=named)
 def test_every_refusal_has_a_status_and_says_what_it_means(capture):
     error = refused(capture)
-    assert error.status != 401  # the caller's key is not what was refused
+    assert error.status != 401  # the caller's key was not refused
     assert len(error.message) > 20
     assert "common:" not in error.message
     if capture.name.startswith(("auth_", "cors_error", "app_id_", "err_wrong_path", "err_double")):
@@ -331,7 +331,7 @@ def test_a_failure_has_the_code_of_its_reason(version, name, code):
 
 
 @pytest.mark.parametrize("name", ["model_403_whole_detail", "chat_content_filter_400_whole"])
-def test_a_vendors_words_alone_tell_the_reason(name):
+def test_a_vendors_message_alone_gives_the_reason(name):
     code = {"model_403_whole_detail": "insufficient_quota"}.get(name, "content_filter")
     assert refused(capture("4.8.11", name)).code == code
 
@@ -356,7 +356,7 @@ def test_tool_tokens_count_and_embeddings_do_not():
     assert decoded(capture("4.8.11", "kb_quote_stream_detail"))["usage"] == [0, 0, 263]
 
 
-def test_a_heartbeat_is_told_from_an_answer():
+def test_a_heartbeat_is_not_an_answer():
     decoder, beats = FastGPTDecoder("chat-1", detail=True), []
     body = capture("4.12.2", "model_hang_mid_stream_detail").body
     for name, data in Parser().feed(body):
@@ -374,18 +374,18 @@ def test_a_refusal_is_no_answer():
         assert fastgpt().as_stream(reply(capture)) == b""
 
 
-# Who the bot is, and whether the key is good.
+# The bot's name, and whether the key is valid.
 
 
 @pytest.mark.parametrize("version", ["4.8.20", "4.12.2"])
-def test_a_good_key_is_told_the_apps_name(version):
+def test_a_good_key_reads_the_apps_name(version):
     assert fastgpt(app_id="6b").verdict(reply(capture(version, "init"))) == "app 客服助手"
 
 
 def test_an_old_server_is_asked_for_a_chat_without_messages():
     platform = fastgpt(app_id="6b")
     step = platform.verdict(reply(capture("4.8.11", "init")))
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     assert step.request.url == "http://fastgpt.test/api/v1/chat/completions"
     assert step.request.body == b'{"messages":[]}'
     assert "key is good" in step.learn(reply(capture("4.8.11", "err_body_empty")))

@@ -1,15 +1,16 @@
-"""What a Dify app says of the files it takes, read from the answers of real servers."""
+"""A Dify app's rules for files, read from the answers of real servers."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from gateway.config import DifyAgent
-from gateway.exchange import UpstreamReply
-from gateway.messages import ChatRequest, Media, Message
-from gateway.platforms.base import First
-from gateway.platforms.dify import Dify, _file_rules
+from gateway.platforms.base import Preliminary
+from gateway.platforms.dify.adapter import Dify
+from gateway.platforms.dify.filerules import file_rules
+from gateway.platforms.dify.options import DifyOptions
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Media, Message
 
 FOLDER = Path(__file__).parent / "captures" / "dify"
 CHAT = ChatRequest("dify", (Message("user", "hi"),), "u")
@@ -28,7 +29,7 @@ def rules(told: dict, mode: str):
         for entry in told["user_input_form"]
         for kind, field in entry.items()
     ]
-    return _file_rules(told, mode, form)
+    return file_rules(told, mode, form)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +68,7 @@ def test_an_app_from_before_files_may_take_pictures():
         {"file_upload": {"enabled": True, "allowed_file_types": "image"}},
     ],
 )
-def test_odd_answers_hurt_nobody(told):
+def test_odd_answers_do_no_harm(told):
     assert rules({"user_input_form": [], **told}, "chat").kinds <= {
         "image",
         "file",
@@ -77,7 +78,7 @@ def test_odd_answers_hurt_nobody(told):
 
 
 def test_how_a_file_goes_follows_the_rules():
-    dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x")
+    dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x")
     assert dify.carry(LINK, CHAT) == "as it is"
     assert dify.carry(DATA, CHAT) == dify.carry(OURS, CHAT) == "upload"
     assert dify.carry(Media("image", "https://gw/files/x", stored="x"), CHAT) == "as it is"
@@ -85,9 +86,9 @@ def test_how_a_file_goes_follows_the_rules():
 
 def test_what_an_app_said_is_asked_again_after_some_minutes():
     now = 0.0
-    dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x", clock=lambda: now)
+    dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x", clock=lambda: now)
     step = dify.learn_kinds()
-    assert isinstance(step, First)
+    assert isinstance(step, Preliminary)
     assert step.request.url == "http://x/v1/parameters"
     off = {"user_input_form": [], "file_upload": {"enabled": False}}
     step.learn(UpstreamReply(200, {}, json.dumps(off).encode()))
@@ -103,7 +104,7 @@ def test_what_an_app_said_is_asked_again_after_some_minutes():
 
 
 def test_nothing_is_learned_from_a_failure():
-    dify = Dify("dify", DifyAgent(platform="dify", mode="chat"), "http://x")
+    dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x")
     dify.learn_kinds().learn(UpstreamReply(500, {}, b"oops"))
     assert dify.kinds == {"image", "file", "audio", "video"}
     assert dify.learn_kinds() is not None

@@ -1,4 +1,4 @@
-"""What is passed through depends on the bytes that came, not on how the network cut them."""
+"""Forwarded bytes depend on the upstream's bytes, not on how the network split them."""
 
 from typing import Any
 
@@ -7,10 +7,10 @@ from decoding import feed
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.messages import Delta, Failed, Finish, Raw
-from gateway.passthrough import PassThrough
 from gateway.platforms.openai_compatible import explain_error
-from gateway.sse import MAX_LINES
+from gateway.protocol.messages import Delta, Failed, Finish, Raw
+from gateway.protocol.passthrough import PassThrough
+from gateway.protocol.sse import MAX_LINES
 
 
 def event(members: str) -> bytes:
@@ -56,7 +56,7 @@ def decode(raw: bytes, size: int | None = None, *, hides_usage: bool = False) ->
 
 
 def passed(raw: bytes, size: int | None = None, *, hides_usage: bool = False) -> tuple[bytes, Any]:
-    """The bytes, and the usage or the error's words at their end."""
+    """The bytes, and the usage or the error's message at their end."""
     deltas = decode(raw, size, hides_usage=hides_usage)
     end = deltas[-1]
     told = end.error.message if isinstance(end, Failed) else getattr(end, "usage", None)
@@ -89,14 +89,14 @@ def test_the_last_usage_counts():
     assert (usage.prompt, usage.completion, usage.total) == (4, 5, 9)
 
 
-def test_an_end_without_its_mark_is_given_one_if_the_answer_was_finished():
+def test_a_finished_answer_without_done_gets_one():
     assert passed(CONTENT + FINISH)[0] == CONTENT + FINISH + DONE[0]
     data, words = passed(CONTENT)
     assert data == CONTENT
     assert "ended before it was complete" in words
 
 
-def test_the_end_is_an_event_even_behind_a_single_line_end():
+def test_the_end_is_an_event_even_after_a_single_line_end():
     assert [type(delta) for delta in decode(CONTENT + DONE[0])] == [Raw, Finish]
     want = CONTENT + DONE_INSIDE.replace(b"}\ndata", b"}\n\ndata")
     assert passed(CONTENT + DONE_INSIDE) == (want, None)
@@ -107,7 +107,7 @@ def test_the_end_is_an_event_even_behind_a_single_line_end():
     [b"event: error\ndata: the model has crashed\n\n", b'data: "error": the model has crashed\n\n',
      b'event: error\ndata: {"detail": "the model has crashed"}\n\n'],
 )  # fmt: skip
-def test_an_error_in_plain_words_is_told_in_them(event):
+def test_a_plain_text_error_keeps_its_text(event):
     decoder = PassThrough(lambda error: explain_error("It", error))
     failed = decoder.feed(event)[-1]
     assert isinstance(failed, Failed)

@@ -1,7 +1,7 @@
 """Every sample of every platform, whole, in small pieces, and without its last event.
 
-To add one: put `hello.sse` and `hello.json` into `samples/<platform>/`. The JSON says what a caller
-gets of it, and under `without_last_event` the error or finish reason of the shortened stream.
+To add one: put `hello.sse` and `hello.json` into `samples/<platform>/`. The JSON has the caller's
+view of it, and under `without_last_event` the error or finish reason of the shortened stream.
 """
 
 import json
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from decoding import decoder_for, feed, raw_bytes, summary
 
-from gateway.messages import Failed, Finish
-from gateway.passthrough import PassThrough
 from gateway.platforms.openai_compatible import explain_error
+from gateway.protocol.messages import Failed, Finish
+from gateway.protocol.passthrough import PassThrough
 
 SAMPLES = sorted((Path(__file__).parent / "samples").glob("*/*.sse"))
 IDS = [f"{path.parent.name}/{path.stem}" for path in SAMPLES]
@@ -69,7 +69,7 @@ OPENAI = [path for path in SAMPLES if path.parent.name == "openai"]
 def test_an_openai_stream_passes_through_byte_for_byte(path, end, size):
     raw = path.read_bytes().replace(b"\n", LINE_ENDS[end])
     deltas = feed(PassThrough(lambda error: explain_error("It", error)), raw, size)
-    if isinstance(deltas[-1], Failed):  # what stands before the error, and not the error itself
+    if isinstance(deltas[-1], Failed):  # the bytes before the error, without the error itself
         assert raw.startswith(raw_bytes(deltas))
         assert b'"error"' not in raw_bytes(deltas)
     else:

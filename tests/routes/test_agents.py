@@ -3,7 +3,7 @@ import re
 import pytest
 from conftest import AGENTS, Script
 
-from gateway.keys import STATE
+from gateway.http.context import STATE
 
 
 async def test_the_list_is_public_and_has_the_designs_members(all_five):
@@ -51,7 +51,7 @@ async def test_the_log_says_once_why_an_agent_is_unhealthy(gateway, scripted, ca
     assert "no such key" in line
 
 
-async def test_health_tells_a_wrong_key_and_a_dead_server_and_is_still_200(gateway, demo):
+async def test_health_is_200_for_a_wrong_key_and_a_dead_server(gateway, demo):
     for kind, agent in AGENTS.items():
         served = await demo(kind, key="another-key")
         bot = {**AGENTS[kind], "base_url": served.url}
@@ -81,7 +81,7 @@ async def test_the_probes_answer_without_a_key(all_five):
     assert (await gw.get("/readyz")).status == 200
 
 
-# What is hidden.
+# Hidden agents.
 
 
 KEYS = [
@@ -92,7 +92,7 @@ KEYS = [
 
 @pytest.fixture
 async def hiding(gateway, demo):
-    """A gateway that demands keys, with an agent that not every key may ask."""
+    """A gateway that requires keys, with an agent that not every key may ask."""
     dify, openai = await demo("dify"), await demo("openai", key="sk-upstream-key")
     agents = {
         "public": {**AGENTS["dify"], "base_url": dify.url},

@@ -271,7 +271,7 @@ async def test_a_file_that_a_platform_cannot_take_is_400_and_named(gateway, demo
     assert "image" in (await answer.json())["msg"]
 
 
-async def test_detail_adds_named_events_and_the_gateway_member_holds_them(all_five):
+async def test_detail_adds_named_events_and_the_gateway_member(all_five):
     gw, _ = all_five
     raw = await (await gw.chat("coze", "hi", stream=True, detail=True)).read()
     got = streamed(raw)
@@ -309,9 +309,7 @@ async def test_failures_on_request_come_as_the_rules_say(all_five, agent):
 
 
 @pytest.mark.parametrize("agent", AGENTS)
-async def test_a_wrong_upstream_key_is_the_operators_fault_and_names_the_agent(
-    gateway, demo, agent
-):
+async def test_a_wrong_upstream_key_is_the_operators_fault(gateway, demo, agent):
     served = await demo(agent, key="the-right-key")
     bot = {**AGENTS[agent], "base_url": served.url, "api_key": "sk-wrong.key-987654321"}
     gw = await gateway(agents={"my-bot": bot})

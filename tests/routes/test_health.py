@@ -1,14 +1,14 @@
-"""What `/readyz` tells of agents that are simulators."""
+"""`/readyz` reports agents that are simulators."""
 
 
-async def test_simulators_that_others_can_reach_are_told_by_readyz(gateway):
+async def test_readyz_reports_simulators_that_others_can_reach(gateway):
     agents = {"secret-bot": {"platform": "dify"}}
     gw = await gateway(agents=agents, server={"trusted_proxies": ["10.0.0.1"]})
     async with gw.get("/readyz") as answer:
         told = await answer.json()
     assert (answer.status, told["degraded"]) == (200, ["demo"])
     assert told["detail"]["demo"] == "1 agent(s) answered by simulators, see the log"
-    assert "secret-bot" not in str(told)  # anybody may ask
+    assert "secret-bot" not in str(told)  # the route is public
 
 
 async def test_simulators_on_this_machine_alone_are_nothing_odd(gateway):

@@ -1,4 +1,4 @@
-"""What callers ask for that a bot has no ear for, and other platforms' words for our members."""
+"""Options that a bot does not support, and other platforms' names for the gateway's members."""
 
 import orjson
 import pytest
@@ -154,7 +154,7 @@ async def test_fastgpts_own_body_is_understood(all_five):
     assert sent["messages"][-1]["content"] == "你好"
 
 
-async def test_our_own_words_win_and_the_others_are_named(all_five):
+async def test_own_names_win_and_the_others_are_listed(all_five):
     gw, demos = all_five
     body = {"query": "hi", "stream": False, "response_mode": "streaming", "variables": {"a": "ours"},
             "inputs": {"a": "theirs", "b": "theirs"}, "messages": [1], "madeUp": 1}  # fmt: skip
@@ -203,7 +203,7 @@ async def test_a_body_is_read_as_it_says_or_shows(all_five, told, codec):
     assert demos["dify"].requests[-1][1]["query"] == "小羊，你好嗎"
 
 
-async def test_latin_letters_are_read_as_told_and_utf_8_all_the_same(all_five):
+async def test_declared_latin_1_is_read_and_utf_8_as_well(all_five):
     gw, demos = all_five
     kind = {"Agent": "dify", "Content-Type": "application/json; charset=ISO-8859-1"}
     for raw in ('{"query": "déjà vu"}'.encode("latin-1"), '{"query": "déjà vu"}'.encode()):

@@ -1,4 +1,4 @@
-"""The OpenAI surface: what a strict client needs, whatever platform answers."""
+"""The OpenAI surface: what a strict client needs, whichever platform answers."""
 
 import pytest
 from conftest import AGENTS, Script, sse_events, streamed
@@ -51,7 +51,7 @@ async def test_a_whole_answer_names_the_model_that_was_asked_for(all_five, agent
     assert body["choices"][0]["message"]["role"] == "assistant"
 
 
-async def test_system_and_earlier_turns_reach_each_platform_in_its_form(all_five):
+async def test_earlier_turns_reach_each_platform_in_its_form(all_five):
     gw, demos = all_five
     for agent in AGENTS:
         assert (await gw.complete(agent, messages=TURNS)).status == 200
@@ -175,7 +175,7 @@ async def test_other_paths_under_v1_are_json_404_and_other_methods_405(all_five)
 # An OpenAI-compatible agent: passed through.
 
 
-async def test_unknown_request_members_survive_and_the_model_is_replaced(all_five):
+async def test_unknown_members_pass_and_the_model_is_replaced(all_five):
     gw, demos = all_five
     body = {"model": "openai", "messages": TURNS, "seed": 7, "vendor": {"a": [1]}, "n": 2}
     answer = await gw.post("/v1/chat/completions", body)
@@ -220,7 +220,7 @@ async def test_tools_and_their_results_work(all_five):
     assert streamed(raw)["finish"] == ["tool_calls"]
 
 
-async def test_a_tool_that_coze_asks_for_comes_and_its_result_goes_back(all_five):
+async def test_a_coze_tool_call_and_its_result_pass_through(all_five):
     gw, demos = all_five
     body = await (await gw.complete("coze", "#tool")).json()
     assert body["choices"][0]["finish_reason"] == "tool_calls"
@@ -249,7 +249,7 @@ async def test_embeddings_and_other_posts_are_passed_on(all_five):
     assert (await missing.json())["error"]["message"]
 
 
-async def test_an_upstreams_400_is_the_callers_with_its_words(gateway, scripted):
+async def test_an_upstreams_400_reaches_the_caller_with_its_message(gateway, scripted):
     body = b'{"error":{"message":"temperature too high","type":"invalid_request_error","param":"temperature","code":null}}'
     json = {"Content-Type": "application/json"}
     upstream = await scripted(Script([body], status="400 Bad Request", headers=json))

@@ -1,4 +1,4 @@
-"""What is passed on under /v1 is as safe as every other answer."""
+"""Answers passed through under /v1 are as safe as every other answer."""
 
 import json
 
@@ -57,7 +57,7 @@ async def test_what_is_no_credential_is_passed_on_as_it_is(passed_on):
     assert await answer.read() == body
 
 
-async def test_azures_version_goes_behind_every_endpoint(gateway, scripted):
+async def test_azures_version_follows_every_endpoint(gateway, scripted):
     reply = Script([b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}]}'],
                    headers={"Content-Type": "application/json"})  # fmt: skip
     upstream = await scripted(reply)

@@ -1,4 +1,4 @@
-"""Addresses as clients send them, at a running gateway; HEAD, and methods that are not there."""
+"""Paths as clients send them, at a running gateway; HEAD, and unsupported methods."""
 
 import aiohttp
 import pytest

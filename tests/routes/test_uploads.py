@@ -1,4 +1,4 @@
-"""Uploads and what is kept, from outside: every kind of form, every fault, on a folder and S3."""
+"""Uploads and stored files through the API: every kind of form, every fault, on a folder and S3."""
 
 import asyncio
 import gzip
@@ -15,7 +15,7 @@ import pytest
 from conftest import AGENTS, UNLIMITED
 
 from gateway.errors import SenderTooSlow
-from gateway.keys import FILES
+from gateway.http.context import FILES
 
 PNG = bytes.fromhex(
     "89504e470d0a1a0a0000000d4948445200000008000000080802000000"
@@ -44,7 +44,7 @@ def png(name="a.png"):
 
 
 async def kept(gw):
-    """The names of all that lies in the store."""
+    """The names of everything in the store."""
     store = gw.app[FILES]._store
     return [name for day in await store.days() for name in await store.names(day)]
 
@@ -59,7 +59,7 @@ async def gw(gateway, demo, storage):
 # The answer, and the link in it.
 
 
-async def test_the_answer_has_the_designs_members_and_its_id_is_a_url_that_works(gw):
+async def test_an_uploads_answer_has_all_members_and_a_working_url(gw):
     answer = await (await upload(gw, png("红色方块.png"), ("created_by", b"user-1", None))).json()
     assert (answer["code"], answer["msg"]) == (0, "Success")
     data = answer["data"]
@@ -75,7 +75,7 @@ async def test_the_answer_has_the_designs_members_and_its_id_is_a_url_that_works
     assert "%E7%BA%A2" in link.headers["Content-Disposition"]
 
 
-async def test_the_user_may_be_named_before_the_file_or_behind_it_or_not_at_all(gw):
+async def test_the_user_field_may_be_before_or_after_the_file(gw):
     user = ("created_by", "小明".encode(), None)
     for parts in ((user, png()), (png(), user)):
         assert (await (await upload(gw, *parts)).json())["data"]["created_by"] == "小明"
@@ -158,7 +158,7 @@ async def test_links_are_those_the_client_can_follow(gateway, tmp_path):
     gw = await gateway(agents=agents, storage=storage, auth=auth)
     forwarded = {"X-Forwarded-Proto": "https", "X-Forwarded-Host": "gw.example.com"}
     data = (await (await upload(gw, png(), **forwarded)).json())["data"]
-    assert data["id"].startswith(gw.url)  # nobody told us to trust that
+    assert data["id"].startswith(gw.url)  # the gateway does not trust these headers by default
     behind = await gateway(
         agents=agents, storage=storage, server={"trusted_proxies": ["127.0.0.1"]}, auth=auth
     )
@@ -173,7 +173,7 @@ async def test_links_are_those_the_client_can_follow(gateway, tmp_path):
     assert data["id"].startswith("https://files.example.com/files/uploads/")
 
 
-# What is refused, and that nothing is left of it.
+# Refused uploads leave nothing in the store.
 
 
 @pytest.mark.parametrize(
@@ -219,13 +219,13 @@ async def test_a_body_that_is_no_form_is_400_and_says_what_to_send(gw):
     assert await kept(gw) == []
 
 
-async def test_a_form_that_is_cut_anywhere_is_refused_and_leaves_nothing(gateway, tmp_path):
+async def test_a_form_cut_anywhere_is_refused_and_leaves_nothing(gateway, tmp_path):
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
     whole = form(("created_by", b"u", None), png(), ("purpose", b"vision", None))
     kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     for end in range(0, len(whole) - 4, 5):  # the last bytes are `--` and the line's end
         answer = await gw.post("/api/v1/upload", whole[:end], headers=kind)
-        assert answer.status in (400, 415), whole[:end]  # the beginning of a picture is none
+        assert answer.status in (400, 415), whole[:end]  # the beginning of an image is not an image
     assert await kept(gw) == []
     assert (await gw.post("/api/v1/upload", whole, headers=kind)).status == 200
 
@@ -244,7 +244,7 @@ async def test_a_form_that_is_cut_anywhere_is_refused_and_leaves_nothing(gateway
     ],
     ids=["newlines", "preamble", "parts", "names", "parts behind", "charset", "escape", "utf-7"],
 )  # fmt: skip
-async def test_a_form_made_to_keep_us_busy_is_given_up_at_once(gateway, tmp_path, body):
+async def test_an_expensive_form_is_abandoned_early(gateway, tmp_path, body):
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage={"url": f"file:{tmp_path}"})
     kind = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
     took = time.process_time()
@@ -263,19 +263,19 @@ async def test_a_compressed_form_is_refused(gw):
         assert answer.status == 415
 
 
-async def test_when_uploads_are_deleted_is_told(gateway, tmp_path):
+async def test_the_answer_says_when_an_upload_expires(gateway, tmp_path):
     storage = {"url": f"file:{tmp_path}", "keep": "30d"}
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage=storage)
     file = await (await upload(gw, png(), path="/v1/files")).json()
     assert file["expires_at"] == file["created_at"] + 30 * 86_400
 
 
-async def test_a_picture_under_another_pictures_name_gets_the_right_ending(gw):
+async def test_an_image_with_a_wrong_extension_gets_the_right_one(gw):
     data = (await (await upload(gw, png("photo.jpg"))).json())["data"]
     assert (data["extension"], data["mime_type"], data["name"]) == ("png", "image/png", "photo.jpg")
 
 
-async def test_too_large_a_file_is_413_whether_its_length_is_told_or_not(gateway, tmp_path):
+async def test_too_large_a_file_is_413_with_or_without_its_length(gateway, tmp_path):
     storage = {"url": f"file:{tmp_path}", "max_size": "1MB"}
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage=storage)
     whole = form(("file", b"x" * 1_000_000, "a.txt"))
@@ -350,7 +350,7 @@ async def leftovers(store):
 
 
 async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
-    monkeypatch.setattr("gateway.form.SILENCE_S", 0.2)
+    monkeypatch.setattr("gateway.http.multipart.SILENCE_S", 0.2)
     body = form(("file", b"x" * 300_000, "a.txt"))
     writer = await send_half(gw, body[:150_000], len(body))
     reader = asyncio.StreamReader()
@@ -362,9 +362,9 @@ async def test_a_sender_that_stops_is_given_up(gw, monkeypatch):
     assert await kept(gw) == []
 
 
-async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_path):
-    from gateway.config import Storage
-    from gateway.form import SLOWEST, START_S, UploadForm
+async def test_a_file_sent_byte_by_byte_is_abandoned(gateway, tmp_path):
+    from gateway.config.models import Storage
+    from gateway.http.multipart import SLOWEST, START_S, UploadForm
 
     now = 0.0
 
@@ -383,8 +383,8 @@ async def test_a_file_that_comes_byte_by_byte_for_ever_is_given_up(gateway, tmp_
 
 
 async def test_a_form_that_slows_down_is_given_up():
-    from gateway.config import Storage
-    from gateway.form import START_S, WINDOW_S, UploadForm
+    from gateway.config.models import Storage
+    from gateway.http.multipart import START_S, WINDOW_S, UploadForm
 
     now = 0.0
 
@@ -399,14 +399,14 @@ async def test_a_form_that_slows_down_is_given_up():
     with pytest.raises(SenderTooSlow):
         async for _ in upload_form.chunks():
             pass
-    # What came within its window counts for it, and nothing of the windows before.
+    # Bytes count only in the window in which they were received.
     assert 1000 < now <= 1000 + WINDOW_S + 2 * START_S
 
 
-# The store goes away.
+# The store becomes unavailable.
 
 
-async def test_a_store_that_is_away_is_503_and_readyz_says_so(gateway, tmp_path):
+async def test_an_unavailable_store_is_503_and_degraded_in_readyz(gateway, tmp_path):
     (tmp_path / "in-the-way").write_text("")
     storage = {"url": f"file:{tmp_path}/in-the-way/uploads"}
     gw = await gateway(agents={"dify": {"platform": "dify"}}, storage=storage)
@@ -418,7 +418,7 @@ async def test_a_store_that_is_away_is_503_and_readyz_says_so(gateway, tmp_path)
     body = await ready.json()
     assert (ready.status, body["degraded"]) == (200, ["storage"])
     assert "folder" in body["detail"]["storage"]
-    assert (await gw.chat("dify")).status == 200  # what needs no file goes on
+    assert (await gw.chat("dify")).status == 200  # calls without files go on
 
 
 async def test_a_folder_that_can_never_be_does_not_stop_the_start(gateway):
@@ -449,7 +449,7 @@ async def test_a_full_store_is_507(gw, monkeypatch):
     assert (await answer.json())["detail"]["error"] == "insufficient_storage"
 
 
-async def test_readyz_tells_that_the_store_is_well(gw):
+async def test_readyz_reports_a_healthy_store(gw):
     assert (await (await gw.get("/readyz")).json())["detail"]["storage"] == "ok"
 
 
@@ -500,7 +500,7 @@ async def test_the_openai_sdk_uploads_lists_reads_and_deletes(sdks):
     assert (await one.files.content(made[0].id)).text == "内容0"
 
 
-async def test_the_sdk_asks_about_a_file_by_its_id_and_another_key_cannot(sdks):
+async def test_a_file_id_works_for_its_own_key_only(sdks):
     one, two = sdks
     file = await one.files.create(file=("图.png", PNG), purpose="vision")
     parts = [{"type": "text", "text": "看图"}, {"type": "file", "file": {"file_id": file.id}}]
@@ -535,10 +535,10 @@ async def test_a_missing_or_doubled_v1_is_tolerated(gw, base):
     assert (await gw.client.delete(f"{gw.url}{base}/files/{id_}")).status == 200
 
 
-# Who may.
+# Permissions.
 
 
-async def test_an_upload_needs_the_permission_and_a_page_may_upload_for_its_user(
+async def test_an_upload_needs_the_permission_and_belongs_to_its_user(
     with_accounts, database_url, tmp_path
 ):
     gw = await with_accounts(database_url, storage={"url": f"file:{tmp_path}/up"})

@@ -1,10 +1,10 @@
-"""Mixed traffic with faults and random leavers for minutes; at the end nothing may be left over.
+"""Mixed traffic with faults and random disconnects for minutes; at the end nothing may be left.
 
     make soak                 two minutes
     make soak SECONDS=10800   three hours
 
-One gateway process in front of demo platforms, with a real PostgreSQL, Redis and S3 server behind
-it that are paused and restarted meanwhile. At the end: no request, stream, place, task or socket is
+One gateway process in front of demo platforms, with real PostgreSQL, Redis and S3 servers that
+are paused and restarted during the run. At the end: no request, stream, slot, task or socket is
 left, memory is flat, every call is recorded exactly once, and SIGTERM ends it with 0.
 """
 
@@ -31,7 +31,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import servers  # noqa: E402
 
-from gateway.demo import DEMOS, serve_demo  # noqa: E402
+from gateway.demo import serve_demo, simulator  # noqa: E402
 
 KEYS = {
     "fastgpt": "fastgpt-soak-key", "dify": "app-soak-key", "coze": "pat_soak-key",
@@ -43,13 +43,13 @@ CALMING_S = 6.0  # for the platforms' last stop calls and the writer's last batc
 
 
 class Made:
-    """What the clients did, to be compared with what the gateway says of it."""
+    """The clients' calls, to be compared with the gateway's records."""
 
     def __init__(self) -> None:
-        self.begun: set[str] = set()  # request ids of calls that were sent whole
+        self.begun: set[str] = set()  # request ids of calls that were sent completely
         self.answered: set[str] = set()  # those whose answer has begun
         self.statuses: Counter[str] = Counter()
-        self.broken: list[str] = []  # answers that no rule of ours allows
+        self.broken: list[str] = []  # answers that violate a rule
 
     def new_id(self) -> str:
         id_ = f"soak-{len(self.begun)}-{random.randrange(1 << 40):x}"
@@ -69,7 +69,7 @@ class Soak:
         return time.monotonic() < self.until
 
     async def client(self) -> None:
-        """One client after the other, each of some sort, until time is up."""
+        """One client after the other, of random kinds, until time is up."""
         sorts = [self.stream] * 6 + [self.whole] * 3 + [self.leaver] * 4 + [self.file, self.odd]
         async with aiohttp.ClientSession(auto_decompress=False) as session:
             while self.goes_on:
@@ -113,7 +113,7 @@ class Soak:
             self.made.broken.append(f"an empty answer: {body}")
 
     async def leaver(self, session: aiohttp.ClientSession) -> None:
-        """Leaves at some moment: before the answer, in the middle of it, or never."""
+        """Disconnects at a random moment: before the answer, in the middle of it, or never."""
         question = self._question(stream=random.random() < 0.7)
         with suppress(TimeoutError):
             async with (
@@ -136,7 +136,7 @@ class Soak:
                 await answer.read()
 
     async def odd(self, session: aiohttp.ClientSession) -> None:
-        """What is refused, and what is only looked at."""
+        """Refused requests, and read-only ones."""
         for path in ("/v1/models", "/api/v1/agents", "/nowhere", "/readyz"):
             async with session.get(self.url + path, headers={"x-api-key": "sk-wrong"}) as answer:
                 self.made.statuses[f"GET {answer.status}"] += 1
@@ -148,7 +148,7 @@ class Soak:
 
 
 async def faults(soak: Soak, stores: "Stores", gateway: asyncio.subprocess.Process) -> None:
-    """Every few seconds something behind the gateway hangs or restarts, or it is told to reload."""
+    """Every few seconds one of the gateway's servers hangs or restarts, or the gateway reloads."""
 
     async def pause(server: servers.Server, seconds: float) -> None:
         server.pause()
@@ -253,7 +253,7 @@ async def run_gateway(path: Path, port: int, log: list[str]):
         await reading
 
 
-async def vitals(ops: int) -> dict[str, float]:
+async def process_gauges(ops: int) -> dict[str, float]:
     """Unlabelled samples, and the sum of those that differ by agent only."""
     out: dict[str, float] = {}
     url = f"http://127.0.0.1:{ops}/metrics"
@@ -267,12 +267,12 @@ async def vitals(ops: int) -> dict[str, float]:
 async def watch(soak: Soak, ops: int, seen: list[dict[str, float]]) -> None:
     while soak.goes_on:
         with suppress(aiohttp.ClientError):
-            seen.append(await vitals(ops))
+            seen.append(await process_gauges(ops))
         await asyncio.sleep(1)
 
 
 async def soak_for(seconds: float, clients: int) -> list[str]:
-    """What is wrong at the end, in words; empty if all is well."""
+    """The problems at the end, as sentences; empty if there are none."""
     log: list[str] = []
     seen: list[dict[str, float]] = []
     async with AsyncExitStack() as stack:
@@ -281,13 +281,13 @@ async def soak_for(seconds: float, clients: int) -> list[str]:
         stack.callback(stores.close)
         urls = {}
         for kind, key in KEYS.items():
-            demo = DEMOS[kind](key=key, pace_s=0.005, silence_s=30.0)
+            demo = simulator(kind)(key=key, pace_s=0.005, silence_s=30.0)
             urls[kind] = await stack.enter_async_context(serve_demo(demo))
         port, ops = servers.free_port(), servers.free_port()
         path = write_config(folder, stores, urls, ops)
         gateway = await stack.enter_async_context(run_gateway(path, port, log))
         await warm_up(port)
-        before = await vitals(ops)
+        before = await process_gauges(ops)
 
         soak = Soak(f"http://127.0.0.1:{port}", seconds)
         running = [soak.client() for _ in range(clients)]
@@ -316,7 +316,7 @@ async def soak_for(seconds: float, clients: int) -> list[str]:
 
 
 async def warm_up(port: int) -> None:
-    """Every agent once: what is loaded and learned then is no leak."""
+    """Call every agent once: modules and settings loaded then are no leak."""
     quiet = Soak(f"http://127.0.0.1:{port}", 0, words=WORDS[:1])
     async with aiohttp.ClientSession() as session:
         for sort in (quiet.whole, quiet.stream, quiet.file):
@@ -324,11 +324,11 @@ async def warm_up(port: int) -> None:
 
 
 async def calm(ops: int, before: dict[str, float]) -> dict[str, float]:
-    """The vitals when all has ended; what is going to end has some seconds for it."""
+    """The gauges after all calls have ended; running work has some seconds to end."""
     until = time.monotonic() + CALMING_S + 10
     while True:
         await asyncio.sleep(0.5)
-        now = await vitals(ops)
+        now = await process_gauges(ops)
         if not leftovers(before, now) or time.monotonic() > until:
             return now
 
@@ -350,7 +350,7 @@ def leftovers(before: dict[str, float], after: dict[str, float]) -> list[str]:
 
 
 def memory(seen: list[dict[str, float]], after: dict[str, float]) -> list[str]:
-    """Flat: what is used at the end is what was used when a third of the time was over."""
+    """Flat memory: the use at the end equals the use after a third of the time."""
     sizes = [sample["process_resident_memory_bytes"] / 1e6 for sample in seen]
     if len(sizes) < 30:
         return []  # too short to tell
@@ -370,8 +370,8 @@ async def rows(stores: Stores, made: Made) -> list[str]:
 
 
 def of_record(made: Made, recorded: list[str], log: list[str]) -> list[str]:
-    """Every call that has begun here is recorded once, and no other."""
-    counted = Counter(recorded)
+    """Every call that has begun is recorded once, and no other call is."""
+    usage_so_far = Counter(recorded)
     begun, in_vain = set(), set()
     for line in log:
         if line.startswith("{"):
@@ -379,13 +379,13 @@ def of_record(made: Made, recorded: list[str], log: list[str]) -> list[str]:
             if entry.get("request_id") in made.begun:  # a request's line, not another one
                 begun.add(entry["request_id"])
                 if entry["status"] == 499 and "agent" not in entry:
-                    in_vain.add(entry["request_id"])  # left before the call was let in
+                    in_vain.add(entry["request_id"])  # disconnected before the call was admitted
     out = []
-    if twice := [id_ for id_, times in counted.items() if times > 1]:
+    if twice := [id_ for id_, times in usage_so_far.items() if times > 1]:
         out.append(f"{len(twice)} calls are recorded more than once, such as {twice[0]}")
-    if missing := begun - in_vain - counted.keys():
+    if missing := begun - in_vain - usage_so_far.keys():
         out.append(f"{len(missing)} of {len(begun)} calls are not recorded, such as {min(missing)}")
-    if more := counted.keys() - begun:
+    if more := usage_so_far.keys() - begun:
         out.append(f"{len(more)} calls are recorded that the log does not have")
     if unlogged := made.answered - begun:
         out.append(f"{len(unlogged)} answers are not in the log")

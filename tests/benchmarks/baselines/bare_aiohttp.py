@@ -1,4 +1,4 @@
-"""What the framework alone costs: aiohttp passing bytes through, without a key, limit or record.
+"""The framework's own cost: aiohttp passes bytes through, without key, limit or record.
 
 usage: bare_aiohttp.py PORT UPSTREAM_URL
 """

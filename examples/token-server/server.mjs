@@ -1,0 +1,46 @@
+// Serves ../web-page and hands out its tokens: GATEWAY_KEY=sk-gw-… node server.mjs
+import { randomUUID } from 'node:crypto'
+import { readFile } from 'node:fs/promises'
+import { createServer } from 'node:http'
+
+const { GATEWAY = 'http://localhost:3000', GATEWAY_KEY, PORT = '8000' } = process.env
+const WISH = { agents: ['dify'], expires_in: 900, permissions: ['chat'] }
+const FILES = {
+  '/': ['index.html', 'text/html'],
+  '/chat.js': ['chat.js', 'text/javascript'],
+  '/page.js': ['page.js', 'text/javascript'],
+}
+
+/** Who asks. Take your own session's user here: a random cookie only tells browsers apart. */
+function visitor(request) {
+  const known = /(?:^|; )visitor=([\w-]{36})/.exec(request.headers.cookie ?? '')
+  return known ? known[1] : randomUUID()
+}
+
+async function token(request, response) {
+  const id = visitor(request)
+  const answer = await fetch(`${GATEWAY}/api/v1/tokens`, {
+    method: 'POST',
+    headers: { Authorization: `Bearer ${GATEWAY_KEY}`, 'Content-Type': 'application/json' },
+    body: JSON.stringify({ ...WISH, user: `visitor-${id}` }),
+  })
+  response.writeHead(answer.status, {
+    'Content-Type': 'application/json',
+    'Cache-Control': 'no-store',
+    'Set-Cookie': `visitor=${id}; HttpOnly; SameSite=Lax; Path=/; Max-Age=31536000`,
+  })
+  response.end(await answer.text())
+}
+
+createServer(async (request, response) => {
+  try {
+    if (request.method === 'POST' && request.url === '/token') return await token(request, response)
+    const [name, type] = FILES[request.url] ?? []
+    if (!name) return response.writeHead(404).end()
+    response.writeHead(200, { 'Content-Type': type })
+    response.end(await readFile(new URL(`../web-page/${name}`, import.meta.url)))
+  } catch (error) {
+    console.error(error)
+    response.writeHead(502, { 'Content-Type': 'application/json' }).end('{"msg": "The gateway cannot be reached."}')
+  }
+}).listen(Number(PORT), '127.0.0.1')

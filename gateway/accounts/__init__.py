@@ -1,0 +1,1 @@
+"""Callers' identities: API keys, accounts, tokens and passwords."""

@@ -1,0 +1,1 @@
+"""One question: its targets in order until one answers; retries, fallback, files, health."""

@@ -1,0 +1,103 @@
+"""A circuit breaker: after repeated outages of an upstream calls pause, then one call tests it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from gateway.config.models import BreakerSettings
+from gateway.errors import CircuitOpen, GatewayError, UpstreamUnreachable
+
+State = Literal["closed", "half-open", "open"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """The permit of an admitted call, which it hands back at its end."""
+
+    era: int
+    is_probe: bool
+
+
+class Breaker:
+    """`closed` while the upstream works. After `failures` consecutive outages it is `open` for
+    `cooldown` seconds, in which nothing is sent to the upstream; then `half-open`: one call, the
+    probe, goes through, and its outcome decides. If the probe takes longer than another cooldown,
+    the next call becomes a probe too.
+
+    An era ends when the state changes; calls that began in an earlier era do not count.
+    """
+
+    def __init__(
+        self, settings: BreakerSettings, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._settings = settings
+        self._clock = clock
+        self._era = 0
+        self._plain = Pass(0, is_probe=False)  # for all calls while closed
+        self._failures = 0  # consecutive
+        self._open_until: float | None = None
+        self._probe_until: float | None = None  # until then only the probe is sent
+        self._last = ""  # the latest failure: its code, and the message if the gateway wrote it
+        self.opened = 0  # how often it opened since the start
+
+    @property
+    def state(self) -> State:
+        if self._open_until is None:
+            return "closed"
+        return "open" if self._clock() < self._open_until else "half-open"
+
+    def admit(self) -> Pass:
+        """Admit a call, whose end must be reported to `ended`. Raises CircuitOpen if nothing may be
+        sent at the moment."""
+        if self._open_until is None:
+            return self._plain
+        now = self._clock()
+        left = max(self._open_until, self._probe_until or 0.0) - now
+        if left > 0:
+            raise CircuitOpen(
+                f"It has failed {self._failures} times in a row and is left alone for a moment;"
+                f" try again then. The last failure: {self._last}",
+                retry_after_s=max(left, 1.0),
+            )
+        self._probe_until = now + self._settings.cooldown
+        return Pass(self._era, is_probe=True)
+
+    def ended(
+        self, pass_: Pass, error: BaseException | None = None, has_answered: bool = False
+    ) -> None:
+        """Report the end of a call. Only no answer, or an answer that the upstream is down, counts
+        as an outage. A refusal (rate limit, bad key, bad question) resets the count, and so does a
+        failed run of the bot.
+
+        A call without an outage or an answer changes nothing but ends a probe: its client has
+        disconnected, or the gateway rejected it.
+        """
+        if pass_.era != self._era:
+            return
+        if isinstance(error, GatewayError) and error.outage:
+            self._failures += 1
+            self._last = _reason(error)
+            if pass_.is_probe or self._failures >= self._settings.failures:
+                self._begin_era(self._clock() + self._settings.cooldown)
+                self.opened += 1
+        elif error is None or (has_answered and isinstance(error, GatewayError)):
+            self._failures = 0
+            if pass_.is_probe:
+                self._begin_era(None)
+        elif pass_.is_probe:
+            self._probe_until = None
+
+    def _begin_era(self, open_until: float | None) -> None:
+        self._era += 1
+        self._plain = Pass(self._era, is_probe=False)
+        self._open_until, self._probe_until = open_until, None
+
+
+def _reason(error: GatewayError) -> str:
+    """The code, and the reason if no connection could be made.
+
+    The upstream's own message is left out, since it is about another caller's question.
+    """
+    code = error.code or error.type
+    return f"{code}: {error.message}" if isinstance(error, UpstreamUnreachable) else f"{code}."

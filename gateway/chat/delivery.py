@@ -1,0 +1,107 @@
+"""Delivers the files of a question to the platform that is asked."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from gateway.chat.attachments import MAX_DATA, Attachments
+from gateway.chat.routing import Target
+from gateway.chat.steps import resolve
+from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken
+from gateway.protocol.exchange import Source
+from gateway.protocol.messages import ChatRequest, Media
+from gateway.upstream.client import Upstream
+
+MAX_GIVEN = 50  # files that one question uploads
+
+
+class Delivery:
+    """The files of one question, prepared for each target that is tried."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        attachments: Attachments,
+        chat: ChatRequest,
+        hold: Callable[[int], None],
+    ) -> None:
+        """`hold` reserves memory, in bytes, for each file embedded in a request."""
+        self._hold = hold
+        self._upstream = upstream
+        self._attachments = attachments
+        self._chat = chat
+        self._given: dict[tuple[str, Media], str] = {}  # ids of files that a target already has
+        self._held: dict[Media, Media] = {}  # files embedded in a request
+        self._size = 0  # bytes of embedded files; repetitions count again
+
+    async def prepare(self, target: Target) -> ChatRequest:
+        """The question with its files in the form that this target's platform accepts.
+
+        Raises KindNotTaken, and the error that keeps a file from being read or delivered.
+        """
+        learn = target.platform.learn_kinds
+        await resolve(self._upstream, target, learn(), learn)
+        chat, self._size = self._chat, 0
+        start = 0 if target.platform.sends_turns(chat) else len(chat.messages) - 1
+        messages = list(chat.messages)
+        for i, message in enumerate(messages[start:], start):
+            media = [await self._carried(target, media) for media in message.media]
+            messages[i] = replace(message, media=tuple(media))
+        return replace(chat, messages=tuple(messages))
+
+    async def _carried(self, target: Target, media: Media) -> Media:
+        platform = target.platform
+        if media.uploaded:
+            if not (platform.keeps_files or (self._chat.verbatim and platform.passes_through)):
+                raise FileNotFound(
+                    f"Agent {target.name!r} knows no file {media.uploaded[:120]!r}: ids of another"
+                    " agent's platform mean nothing to it.",
+                    param="files",
+                )
+            return media
+        require_kind(target, media)
+        how = platform.carry(media, self._chat)
+        if how == "data":
+            return await self._inside(media)
+        if how == "upload":
+            id_ = self._given.get((target.name, media))
+            if id_ is None:
+                if len(self._given) >= MAX_GIVEN:
+                    raise InvalidRequest(f"A question may bring {MAX_GIVEN} files.", param="files")
+                async with self._attachments.open(media) as source:
+                    id_ = await upload_file(self._upstream, target, source, lambda: self._chat.user)
+                self._given[target.name, media] = id_
+            return Media(media.kind, "", media.name, uploaded=id_)
+        return media
+
+    async def _inside(self, media: Media) -> Media:
+        """The file as a `data:` URL; a repeated file is encoded once, but counts each time."""
+        left = MAX_DATA - self._size
+        held = self._held.get(media)
+        if held is None:
+            held = self._held[media] = await self._attachments.as_data(media, left, self._hold)
+        size = (len(held.url) - held.url.index(",")) * 3 // 4
+        if size > left + 3:  # for the padding
+            raise BodyTooLarge("The question's files are too large together; give public URLs.")
+        self._size += size
+        return held
+
+
+def require_kind(target: Target, media: Media) -> None:
+    """Raises KindNotTaken if the target does not accept files of this kind."""
+    if media.kind in target.kinds:
+        return
+    kinds = ", ".join(sorted(target.kinds))
+    takes = f"text and these: {kinds}" if kinds else "text only"
+    raise KindNotTaken(
+        f"Agent {target.name!r} takes no files of the kind {media.kind!r}; it takes {takes}.",
+        param="files",
+    )
+
+
+async def upload_file(
+    upstream: Upstream, target: Target, source: Source, user: Callable[[], str]
+) -> str:
+    """Stream a file to the target's platform; return its id there."""
+    step = await resolve(upstream, target, target.platform.upload(), target.platform.upload)
+    reply = await upstream.send_file(step, source, user, target.way, target.agent.timeouts.total)
+    return target.platform.uploaded(reply)

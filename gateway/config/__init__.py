@@ -1,0 +1,1 @@
+"""The configuration: config.yaml read, checked and kept as models."""

@@ -1,0 +1,36 @@
+"""Names of response headers as multidict stores them, and constant headers.
+
+With plain strings multidict folds their case again for every answer, and keeps two copies of each
+for as long as a stream is open.
+"""
+
+from aiohttp import hdrs
+from multidict import istr
+
+CACHE_CONTROL = hdrs.CACHE_CONTROL
+CONTENT_TYPE = hdrs.CONTENT_TYPE
+SERVER = hdrs.SERVER
+AGENT = istr("x-gateway-agent")
+ATTEMPTS = istr("x-gateway-attempts")
+BUFFERING = istr("X-Accel-Buffering")
+CONVERSATION_ID = istr("x-conversation-id")
+IGNORED = istr("x-gateway-ignored")
+REQUEST_ID = istr("x-request-id")
+CONTENT_SECURITY_POLICY = istr("Content-Security-Policy")
+CONTENT_TYPE_OPTIONS = istr("X-Content-Type-Options")
+REFERRER_POLICY = istr("Referrer-Policy")
+# The rate limit headers, by unit: the limit, the remainder, and the time until it is full.
+LIMITS = {
+    unit: tuple(istr(f"x-ratelimit-{what}-{unit}") for what in ("limit", "remaining", "reset"))
+    for unit in ("requests", "tokens")
+}
+
+SERVER_NAME = "ai-gateway"
+# They keep browsers from doing more with an answer than showing it. Files set their own policy and
+# cache lifetime.
+SAFETY: dict[str, str] = {
+    CONTENT_TYPE_OPTIONS: "nosniff",
+    REFERRER_POLICY: "no-referrer",
+    CONTENT_SECURITY_POLICY: "default-src 'none'; frame-ancestors 'none'",
+    CACHE_CONTROL: "no-store",  # answers are one caller's own
+}

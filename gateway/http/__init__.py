@@ -1,0 +1,1 @@
+"""Everything below the routes that uses aiohttp.web: request bodies, answers and streams."""

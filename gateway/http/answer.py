@@ -1,0 +1,470 @@
+"""Turn a run into an HTTP answer, streamed or whole.
+
+Nothing is sent before the first delta, so a failure keeps its status. After `keepalive_s` of
+silence the gateway sends the 200 head and keep-alive comments; from then on, as after the first
+delta, a failure becomes one error event and the end of the stream. With `keepalive_whole` a whole
+answer is kept alive in the same way, by spaces before its JSON.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from gateway import headers as headernames
+from gateway.accounts.credentials import Caller
+from gateway.chat.routing import Target
+from gateway.chat.run import Run
+from gateway.config.models import KeepAliveForm, Server
+from gateway.errors import (
+    GatewayError,
+    InternalError,
+    Stopping,
+    UpstreamTimeout,
+    api_body,
+    openai_body,
+)
+from gateway.http.body import hold_more
+from gateway.http.context import (
+    ATTACHMENTS,
+    CONTEXT,
+    METRICS,
+    UPSTREAM,
+    State,
+    header_value,
+    is_api,
+)
+from gateway.http.fastwrite import ALREADY_SENT, Stream, answer_json, begin_stream
+from gateway.http.inflight import forget_cancellation
+from gateway.http.pump import Pump, open_pump
+from gateway.platforms.base import ignored_options
+from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
+from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
+from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
+from gateway.telemetry.call import Call, Capture
+
+log = logging.getLogger("gateway")
+
+# Reads the question from a request's body and resolves the targets that may answer it.
+ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
+
+_LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
+END_S = 10.0  # to send the end of a stream to a caller that reads slowly
+
+
+def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
+    """A handler that answers from the first target that succeeds. `conversational` means
+    `/api/v1/chat`."""
+
+    async def handler(request: web.Request) -> web.StreamResponse:
+        app, context = request.app, request[CONTEXT]
+        call, state = context.call, context.state
+        assert call is not None
+        assert state is not None
+        chat, targets = await read(request, state, call.caller)
+        call.streamed = chat.stream
+        call.model = state.routing.known(chat.model)
+        hidden = not call.caller.may_ask_all and [target.name for target in targets]
+        if hidden and (route := context.hide(hidden, state.routing.asked(chat.model))):
+            chat = replace(chat, route=route)
+        if any([target.agent.capture != "off" for target in targets]):
+            call.capture = Capture(state.config.record.max_body, context.body or b"")
+        context.body = None  # free it: a stream may last for minutes
+        holders = call.caller.holders
+        hold = partial(hold_more, request)
+        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
+            try:
+                return await _answer(request, call, run, chat, conversational, state.config.server)
+            except (asyncio.CancelledError, ConnectionError):
+                if context.stopped is not None:
+                    _describe_stop(context.stopped, run)
+                else:
+                    await _drain(request, run, call)
+                raise
+            finally:
+                context.agent, context.attempts = run.target.name, run.attempts
+                if run.fallbacks or run.retries:  # else the answer carries its only reason
+                    context.failures = run.reasons[:10]
+                _note(call, run)
+
+    return handler
+
+
+def _answer(
+    request: web.Request,
+    call: Call,
+    run: Run,
+    chat: ChatRequest,
+    conversational: bool,
+    server: Server,
+) -> Coroutine[Any, Any, web.StreamResponse]:
+    """Return an awaitable. This is no coroutine: a coroutine's frame would stay in memory for the
+    whole stream."""
+    if chat.stream:
+        return _Stream(request, call, run, chat, conversational, server).answer()
+    if server.keepalive_whole:
+        return _kept_alive(request, call, run, chat, conversational, server.keepalive)
+    return _answer_whole(request, call, run, chat, conversational)
+
+
+def _describe_stop(stopped: Stopping, run: Run) -> None:
+    if run.has_accepted:
+        stopped.message = "The gateway is being restarted, which cut this answer short; ask again."
+        stopped.should_retry = False
+
+
+async def _drain(request: web.Request, run: Run, call: Call) -> None:
+    """The caller has disconnected: read the rest of a started answer if `on_disconnect` asks for
+    that, so that the record has its usage."""
+    target = run.target
+    policy = target.agent.on_disconnect
+    if policy.policy == "cancel" or not run.is_running or target.draining >= policy.max_calls:
+        return
+    loop = asyncio.get_running_loop()
+    until = loop.time() + policy.max_time
+    call.client_gone = True
+    target.draining += 1
+    run.take_over()
+    try:
+        while not run.over and loop.time() < until:  # after that the platform is asked to stop
+            forget_cancellation()  # the disconnect, which may cancel the task more than once
+            try:
+                deltas = await run.read(until)
+            except asyncio.CancelledError:
+                context = request[CONTEXT]
+                if context.stopped is not None:
+                    context.stopped = None  # no client is left to receive it
+                    raise
+                continue
+            for delta in deltas or ():
+                if isinstance(delta, Finish):
+                    call.finished(delta)
+    finally:
+        target.draining -= 1
+
+
+def _note(call: Call, run: Run) -> None:
+    """Copy the fields of the run that the record and the metrics need."""
+    call.agent, call.provider = run.target.name, run.target.platform.kind
+    call.was_asked = run.attempts > 0
+    if run.decoder is not None:
+        call.conversation_id = run.decoder.conversation_id
+    call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
+    if call.usage is None and run.decoder is not None:
+        call.usage = run.decoder.usage_so_far()
+    call.capture_always = run.target.agent.capture == "all"
+    if run.target.agent.capture == "off":
+        call.capture = None
+
+
+async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) -> bytes:
+    """The JSON of the answer."""
+    try:
+        deltas = await run.start()
+    except TimeoutError:
+        raise _too_long(run) from None
+    call.first_delta()
+    renderer = WholeRenderer(chat, run.target.name, int(time.time()), conversational)
+    renderer.feed(deltas)
+    while not run.over:
+        more = await run.read(run.ends_at)
+        if more is None:
+            raise _too_long(run)
+        renderer.feed(more)
+    if renderer.finish:
+        call.finished(renderer.finish)
+    return renderer.body()
+
+
+async def _answer_whole(
+    request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
+) -> web.StreamResponse:
+    body = await _whole(call, run, chat, conversational)
+    if call.capture is not None:
+        call.capture.add(body)
+    return answer_json(request, request[CONTEXT], _headers(run), body)
+
+
+async def _kept_alive(
+    request: web.Request,
+    call: Call,
+    run: Run,
+    chat: ChatRequest,
+    conversational: bool,
+    keepalive_s: float,
+) -> web.StreamResponse:
+    """A whole answer whose head is sent after `keepalive_s`, followed by spaces until the JSON is
+    complete. A failure after that is the error's JSON under status 200, since the status is already
+    sent."""
+    response: web.StreamResponse | None = None
+    working = asyncio.ensure_future(_whole(call, run, chat, conversational))
+    try:
+        while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
+            if response is None:
+                headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache", **_headers(run)}
+                response = web.StreamResponse(headers=headers)
+                response.content_type = "application/json"
+                await response.prepare(request)
+            await response.write(b" ")
+        if response is None:
+            body, headers = working.result(), _headers(run)
+            return web.Response(body=body, content_type="application/json", headers=headers)
+        run.close()  # free the agent's slot before waiting for a slow caller
+        await response.write(_or_error(request, working))
+    except asyncio.CancelledError:
+        if response is None or (stopped := request[CONTEXT].stopped) is None:
+            raise
+        forget_cancellation()
+        _describe_stop(stopped, run)
+        await response.write(_error_json(request, stopped))
+    finally:
+        await _end(working)
+    await response.write_eof()
+    return response
+
+
+def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
+    try:
+        return working.result()
+    except GatewayError as error:
+        return _error_json(request, error)
+
+
+def _error_json(request: web.Request, error: GatewayError) -> bytes:
+    request[CONTEXT].failed(error)
+    return orjson.dumps(api_body(error) if is_api(request.path) else openai_body(error))
+
+
+class _Stream:
+    """One streamed answer."""
+
+    __slots__ = (
+        "_call", "_chat", "_comment", "_conversational", "_keepalive_s", "_last", "_pump",
+        "_renderer", "_request", "_response", "_run",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        request: web.Request,
+        call: Call,
+        run: Run,
+        chat: ChatRequest,
+        conversational: bool,
+        server: Server,
+    ) -> None:
+        self._request = request
+        self._run = run
+        self._chat = chat
+        self._conversational = conversational
+        self._keepalive_s = server.keepalive
+        self._comment = _comment(request, conversational, server.keepalive_form)
+        self._call = call
+        self._response: Stream | web.StreamResponse | None = None  # set once the head is sent
+        self._renderer: StreamRenderer  # set once the answer has begun
+        self._pump: Pump | None = None  # set once the pump forwards the rest
+        self._last = b""  # the final frames, sent together with the end of the stream
+
+    async def answer(self) -> web.StreamResponse:
+        error: GatewayError | None = None
+        metrics = self._request.app[METRICS]
+        metrics.open_streams += 1
+        try:
+            try:
+                await self._begin()
+                if not self._run.over:
+                    await self._rest()
+            except TimeoutError:
+                error = _too_long(self._run)
+            except GatewayError as caught:
+                error = caught
+            except asyncio.CancelledError:
+                error = self._request[CONTEXT].stopped
+                if error is None or self._response is None:
+                    # the caller has disconnected; or nothing was sent, and `middlewares.errors`
+                    # answers
+                    raise
+                forget_cancellation()
+                _describe_stop(error, self._run)
+            except ConnectionError:
+                raise  # the caller has disconnected
+            except Exception:
+                if self._response is None:
+                    raise
+                log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
+                error = InternalError("The gateway met an unexpected condition.")
+            finally:
+                self._drop_pump()
+            if error is not None and self._response is None:
+                raise error
+            return await self._finish(error)
+        finally:
+            metrics.open_streams -= 1
+
+    def _drop_pump(self) -> None:
+        """Drop the pump, which refers to this object: a reference cycle would stay in memory for
+        long."""
+        if self._pump is not None:
+            self._pump.stop()
+            self._pump = None
+
+    async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
+        """Send the last frames, or the error if the answer broke off."""
+        assert self._response is not None
+        self._run.close()  # free the agent's slot before waiting for a slow caller
+        with self._run.until(self._run.timers.now() + END_S):
+            # Do not report a stop that arrives just after the answer became complete.
+            if error is not None and not self._last:
+                self._request[CONTEXT].failed(error)
+                self._last = error_frame(error, self._conversational)
+            if self._call.capture is not None:
+                self._call.capture.add(self._last)
+            await self._response.write_eof(self._last)
+        return ALREADY_SENT if isinstance(self._response, Stream) else self._response
+
+    async def _begin(self) -> None:
+        """Send the first deltas as soon as they arrive, unless they are also the last."""
+        run = self._run
+        deltas = await self._first_deltas()
+        self._call.first_delta()
+        self._request[CONTEXT].free_body()
+        created = int(time.time())
+        renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
+        self._renderer = renderer
+        with run.until(run.ends_at):
+            await self._commit()
+            frames = renderer.feed(deltas)
+            if run.over:
+                self._note_end(deltas, frames)
+            else:
+                await self._write(frames)
+
+    def _rest(self) -> Awaitable[None]:
+        """Return an awaitable that forwards everything but the last frames. It raises TimeoutError
+        when `total` expires."""
+        assert self._response is not None
+        capture = self._call.capture
+        self._pump = open_pump(
+            self._request,
+            self._response,
+            self._run,
+            self._renderer,
+            self._keepalive_s,
+            self._comment,
+            None if capture is None else capture.add,
+            self._note_end,
+        )
+        return self._copy() if self._pump is None else self._pump.carry()
+
+    async def _copy(self) -> None:
+        """Do the pump's work through aiohttp's public interface; every read wakes a task."""
+        run, loop = self._run, asyncio.get_running_loop()
+        beat_at = loop.time() + self._keepalive_s
+        async with asyncio.timeout_at(run.ends_at):
+            while not run.over:
+                batch = await run.read(beat_at)
+                frames = self._comment if batch is None else self._renderer.feed(batch)
+                if run.over:
+                    self._note_end(batch or [], frames)
+                elif frames:
+                    await self._write(frames)
+                    beat_at = loop.time() + self._keepalive_s
+
+    async def _write(self, frames: bytes) -> None:
+        assert self._response is not None
+        if self._call.capture is not None:
+            self._call.capture.add(frames)
+        await self._response.write(frames)
+
+    def _note_end(self, deltas: list[Delta], frames: bytes) -> None:
+        """Note the result for the log and the record, since the status can no longer show a
+        failure."""
+        self._last = frames
+        if deltas and isinstance(deltas[-1], Failed):
+            self._request[CONTEXT].failed(deltas[-1].error)
+        if self._renderer.finish:
+            self._call.finished(self._renderer.finish)
+
+    async def _first_deltas(self) -> list[Delta]:
+        """Wait for the first deltas; after `keepalive_s` commit to 200 and keep the connection
+        alive."""
+        beats: list[asyncio.Task[None]] = []
+
+        def begin() -> None:
+            beats.append(asyncio.ensure_future(self._beat()))
+
+        timers = self._run.timers
+        timer = timers.set(timers.now() + self._keepalive_s, begin)
+        try:
+            return await self._run.start()
+        finally:
+            timers.forget(timer)
+            for beat in beats:
+                await _end(beat)
+
+    async def _beat(self) -> None:
+        """Send keep-alive comments until cancelled."""
+        while True:
+            response = await self._commit()
+            await response.write(self._comment)
+            await asyncio.sleep(self._keepalive_s)
+
+    async def _commit(self) -> "Stream | web.StreamResponse":
+        if self._response is None:
+            context = self._request[CONTEXT]
+            self._response = await begin_stream(self._request, context, _headers(self._run))
+        return self._response
+
+
+def _comment(request: web.Request, conversational: bool, form: KeepAliveForm) -> bytes:
+    """The comment that keeps a stream alive.
+
+    OpenAI's SDKs identify themselves by a header. The Go SDK (before 3.43) takes the blank line
+    after a comment for an event and fails; the Python SDK does so if an event had an id. All of
+    them skip a single comment line. Clients that split at blank lines (Dify) would then also skip
+    the event that follows, so they get the comment with its blank line.
+    """
+    is_sdk = not conversational and "x-stainless-lang" in request.headers
+    return KEEP_ALIVE_LINE if form == "line" or (form == "auto" and is_sdk) else KEEP_ALIVE
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    """Cancel the task if it still runs, and retrieve its exception so that asyncio does
+    not log it."""
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task})
+    if not task.cancelled():
+        task.exception()
+
+
+def _headers(run: Run) -> dict[str, str]:
+    agent = run.target.name
+    headers: dict[str, str] = {
+        headernames.AGENT: header_value(run.chat.route or agent),
+        headernames.ATTEMPTS: str(run.attempts),
+    }
+    if run.decoder is not None and run.decoder.conversation_id:
+        conversation = public_id(run.chat, agent, run.decoder.conversation_id)
+        headers[headernames.CONVERSATION_ID] = header_value(conversation)
+    if run.chat.options or run.chat.ignored:
+        names = ignored_options(run.target.platform, run.chat, run.decoder)
+        if names:
+            headers[headernames.IGNORED] = _listed(names)
+    return headers
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = [header_value(name[:_LONGEST_NAME]).replace(",", "%2C") for name in names[:_MOST_NAMES]]
+    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
+
+
+def _too_long(run: Run) -> UpstreamTimeout:
+    message = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
+    return UpstreamTimeout(message, should_retry=False)

@@ -1,0 +1,1 @@
+"""Limits: token buckets, quotas, slots, and each caller's share of a resource."""

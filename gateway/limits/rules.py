@@ -1,0 +1,212 @@
+"""Rate limits: which buckets a request takes from, and the error when one is empty.
+
+    rate    a token bucket: `capacity` in a burst, `per_s` afterwards
+    tokens  the same, but charged after the answer, by its usage; it must only not be empty
+    slots   calls in flight
+    quota   calls in all, or in a month
+
+A request takes from all the buckets it needs or from none. `limits.buckets` keeps them, in this
+process or in Redis.
+"""
+
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, NamedTuple
+
+from gateway import headers as headernames
+from gateway.accounts.credentials import Caller, Quota
+from gateway.config.models import RateLimits
+from gateway.config.values import Rate
+from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
+from gateway.ids import new_id
+
+Class = Literal["chat", "upload", "agents", "login", "accounts"]
+
+LEASE_S = 60.0  # after which the slot of a crashed holder is free
+# the database has the usage and Redis only caches it; an expired count starts from there
+QUOTA_TTL_S = 3600.0
+
+
+@dataclass(slots=True)
+class Take:
+    """One bucket and the amount to take, with the arguments of `take_token.lua`:
+
+    rate, tokens   `a` capacity, `b` tokens per ms, `c` how many to take (0 of tokens: afterwards)
+    slots          `a` most in flight, `b` ms of the lease, `c` the holder's name
+    quota          `a` most in all, `b` ms to keep the count, `c` how many are known to be used
+    """
+
+    kind: Literal["rate", "tokens", "slots", "quota"]
+    key: str  # the part in braces selects the node of a Redis Cluster
+    a: float
+    b: float
+    c: float | str
+    quota: Quota | None = None
+
+
+class Decision(NamedTuple):
+    """One bucket's answer. `wait_ms`: until it allows the take; `full_ms`: until it is full."""
+
+    allowed: bool
+    remaining: int
+    wait_ms: int
+    full_ms: int
+
+
+def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
+    """The takes of a request of that class for `caller`, whose own limits come first."""
+    is_plain = not (caller.has_own_limits or caller.end_user or caller.quotas)
+    if is_plain and not (limits.tokens or limits.concurrency):  # nearly always
+        general: Rate | None = getattr(limits, class_)
+        return [_rate(f"{{{caller.tag}}}:{caller.id}:{class_}", general)] if general else []
+    return _all_takes(limits, caller, class_)
+
+
+def _all_takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
+    name = f"{{{caller.tag}}}:{caller.id}"
+    general: Rate | None = getattr(limits, class_)
+    has_own = caller.has_own_limits
+    account = f"{{{caller.tag}}}:account"
+    out = []
+    each, shared = _both(caller, limits, class_) if has_own else (general, None)
+    if each:
+        out.append(_rate(f"{name}:{class_}", each))
+    if shared:
+        out.append(_rate(f"{account}:{class_}", shared))
+    if caller.end_user and general:
+        user = sha256(caller.end_user.encode()).hexdigest()[:16]
+        out.append(_rate(f"{name}:{class_}:{user}", general))
+    if class_ != "chat":
+        return out
+    if has_own or limits.tokens:
+        each, shared = _both(caller, limits, "tokens")
+        for budget, whose in ((each, name), (shared, account)):
+            if budget:
+                per_ms = budget.per_s / 1000
+                out.append(Take("tokens", f"{whose}:tokens", budget.capacity, per_ms, 0))
+    if has_own or limits.concurrency:
+        each, shared = _both(caller, limits, "concurrency")
+        for most, whose in ((each, name), (shared, account)):
+            if most:
+                out.append(Take("slots", f"{whose}:slots", most, LEASE_S * 1000, new_id(24)))
+    for quota in caller.quotas:
+        key = f"{{{caller.tag}}}:{quota.scope}:{quota.period}:calls"
+        out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.known, quota))
+    return out
+
+
+def counts_tokens(limits: RateLimits, caller: Caller) -> bool:
+    """Whether the caller's tokens are limited, so that an answer's usage must be known."""
+    if not caller.has_own_limits:
+        return limits.tokens is not None
+    return any(_both(caller, limits, "tokens"))
+
+
+def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
+    """(the caller's own limit, its account's), each None if there is none.
+
+    Only an administrator can give a key more than its account has; such a key does not share the
+    account's limit. If both are the same, the account's is enough.
+    """
+    own = getattr(caller.limits, name, None)
+    each = own or getattr(limits, name)
+    if not caller.is_held:
+        return each, None
+    shared = getattr(limits.account, name, None) or getattr(limits, name)
+    if shared is None or (own is not None and _is_wider(own, shared)):
+        return each, None
+    return (None if each == shared else each), shared
+
+
+def _is_wider(own: Any, shared: Any) -> bool:
+    pairs = zip(own, shared, strict=True) if isinstance(own, Rate) else [(own, shared)]
+    return any(mine > theirs for mine, theirs in pairs)
+
+
+def _rate(key: str, rate: Rate) -> Take:
+    return Take("rate", key, rate.capacity, rate.per_s / 1000, 1)
+
+
+def login_takes(limits: RateLimits, address: str, username: str | None) -> list[Take]:
+    """Login attempts from one address, and on one name from anywhere."""
+    if limits.login is None:
+        return []
+    if username is None:
+        return [_rate(f"{{{address}}}:login", limits.login)]
+    name = sha256(username.encode("utf-8", "replace")).hexdigest()[:16]
+    return [_rate(f"{{name-{name}}}:login", limits.login)]
+
+
+def refusal(asked: list[Take], decisions: list[Decision]) -> GatewayError | None:
+    """The error for the bucket that keeps the caller waiting longest, or None."""
+    worst: tuple[Take, Decision] | None = None
+    for take, decision in zip(asked, decisions, strict=True):
+        if decision.allowed:
+            continue
+        if take.kind == "quota":
+            return _used_up(take)
+        if worst is None or decision.wait_ms > worst[1].wait_ms:
+            worst = take, decision
+    if worst is None:
+        return None
+    take, decision = worst
+    wait_s = decision.wait_ms / 1000
+    if take.kind == "slots":
+        message = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
+        return TooManyAtOnce(message, retry_after_s=1.0)
+    what = "tokens" if take.kind == "tokens" else "calls"
+    wait_s = max(wait_s, 0.001)
+    return RateLimited(
+        f"Rate limit reached: {int(take.a)} {what}, refilled at {_per(take.b)}."
+        f" Try again in {wait_s:.3g} s.",
+        retry_after_s=wait_s,
+    )
+
+
+def _used_up(take: Take) -> CallsUsedUp:
+    quota = take.quota
+    assert quota is not None
+    if quota.period:
+        message = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
+    else:
+        message = f"All {quota.limit} calls of this API key are used."
+    return CallsUsedUp(message + " Ask an administrator for more.")
+
+
+def _per(per_ms: float) -> str:
+    per_s = per_ms * 1000
+    for seconds, unit in ((1, "s"), (60, "min"), (3600, "h")):
+        if per_s * seconds >= 1:
+            return f"{round(per_s * seconds, 1):.10g}/{unit}"
+    return f"{round(per_s * 86_400, 1):.10g}/day"
+
+
+_NAMES = {"rate": headernames.LIMITS["requests"], "tokens": headernames.LIMITS["tokens"]}
+
+
+def headers(asked: list[Take], decisions: list[Decision]) -> dict[str, str]:
+    """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
+    out: dict[str, str] = {}
+    for take, decision in zip(asked, decisions, strict=True):
+        names = _NAMES.get(take.kind)
+        if names is None:
+            continue
+        limit, remaining, reset = names
+        if remaining in out and decision.remaining >= int(out[remaining]):
+            continue
+        out[limit] = str(int(take.a))
+        out[remaining] = str(decision.remaining)
+        out[reset] = duration(decision.full_ms)
+    return out
+
+
+def duration(ms: int) -> str:
+    """`120ms`, `1s`, `6m0s`: OpenAI's format for the time until a bucket is full."""
+    if ms < 1000:
+        return f"{ms}ms"
+    seconds = -(-ms // 1000)
+    minutes, seconds = divmod(seconds, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes}m{seconds}s"
+    return f"{minutes}m{seconds}s" if minutes else f"{seconds}s"

@@ -1,0 +1,139 @@
+"""Maps Dify's refusals to the gateway's errors."""
+
+from typing import Any
+
+from gateway.errors import (
+    BodyTooLarge,
+    ConversationNotFound,
+    GatewayError,
+    InvalidRequest,
+    QuotaExhausted,
+    RateLimited,
+    UnsupportedMediaType,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    clean,
+    retry_after,
+)
+from gateway.platforms.base import (
+    as_id,
+    as_object,
+    as_text,
+)
+from gateway.platforms.failures import (
+    RETRY_AFTER_S,
+    explain_http,
+    explain_words,
+    words_of,
+)
+from gateway.protocol import loosejson
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.usage import as_count
+
+
+def explain(reply: UpstreamReply) -> GatewayError:
+    body = reply.object()
+    code, words = as_text(body.get("code")), words_of(body)
+    error = _explain_code(code, words) or explain_http("Dify", reply, words)
+    if isinstance(error, RateLimited):
+        error.retry_after_s = retry_after(reply.headers, error.retry_after_s)
+    return error
+
+
+def _plain(words: str) -> str:
+    """The message in a plugin's error, which is JSON after a request id."""
+    start = words.find('{"')
+    if start >= 0:
+        try:
+            inner = as_text(as_object(loosejson.loads(words[start:].encode())).get("message"))
+        except loosejson.NotJson:
+            return words
+        return inner or words
+    return words
+
+
+def explain_event(event: dict[str, Any]) -> GatewayError:
+    """The error for an `error` event. The run has begun, so `invalid_param` is rarely the caller's
+    fault."""
+    code = as_id(event.get("code"))
+    words = _plain(words_of(event))
+    if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
+        return explain_words("Dify", words)
+    status = as_count(event.get("status"))
+    if error := _explain_code(code, words):
+        return error
+    if 400 <= status < 600 and status not in (400, 500):
+        return explain_http("Dify", UpstreamReply(status, {}, b""), words)
+    return explain_words("Dify", words)
+
+
+def explain_run(data: dict[str, Any]) -> GatewayError:
+    """The error for a failed workflow. Dify refused the input of a workflow that failed before its
+    first step."""
+    words = _plain(words_of(data.get("error"), data))
+    error = explain_words("Dify", words)
+    if "conversation not exists" in words.lower():
+        return ConversationNotFound(_NO_CONVERSATION)
+    if data.get("total_steps") == 0 and words and type(error) is UpstreamFailed:
+        return InvalidRequest(f"Dify does not accept the request: {clean(words)}")
+    return error
+
+
+_NO_CONVERSATION = (
+    "Dify does not know this conversation for this user. Leave conversation_id out to begin a new"
+    " one; a conversation belongs to the `user` who began it."
+)
+
+
+_OPERATOR = {
+    "unauthorized": "Dify refused the gateway's API key: check api_key (it begins with app-).",
+    "forbidden": "Dify does not let this app be used through its API: switch the app's API on.",
+    "not_chat_app": "The Dify app is of another kind: set mode to auto.",
+    "not_workflow_app": "The Dify app is of another kind: set mode to auto.",
+    "not_completion_app": "The Dify app is of another kind: set mode to auto.",
+    "app_unavailable": "The Dify app is unavailable: check that it is published, and its mode.",
+    "agent_not_published": "The Dify agent has not been published: publish it in Dify.",
+    "provider_not_initialize": "The Dify app has no working model: set its credentials in Dify.",
+    "model_currently_not_support": "Dify's plan does not allow the app's model: choose another.",
+}
+
+
+def _explain_code(code: str, words: str) -> GatewayError | None:
+    said = clean(words)
+    low = words.lower()
+    if code in _OPERATOR:
+        return UpstreamMisconfigured(f"{_OPERATOR[code]} (Dify: {said or code})")
+    if code == "provider_quota_exceeded":
+        return QuotaExhausted(f"The model's quota in Dify is used up. {said}")
+    if code in ("too_many_requests", "rate_limit_error") or low.startswith("too many requests"):
+        return RateLimited(
+            f"Dify is busy with this app's other calls; try again shortly. {said}",
+            retry_after_s=RETRY_AFTER_S,
+            retryable=True,
+        )
+    if code == "not_found" and low.startswith("conversation not exists"):
+        return ConversationNotFound(_NO_CONVERSATION)
+    if code == "invalid_param" and low.startswith("workflow not published"):
+        return UpstreamMisconfigured(
+            f"The Dify workflow has not been published: publish it in Dify. (Dify: {said})"
+        )
+    if code == "invalid_param" and low.startswith("run failed"):
+        return explain_words("Dify", words)
+    if code == "completion_request_error":
+        return explain_words("Dify", words)
+    if code in ("invalid_param", "bad_request", "conversation_completed"):
+        error = explain_words("Dify", words)
+        if "invokeerror" in low or type(error) is not UpstreamFailed:
+            return error  # the message is more precise than the code
+        return InvalidRequest(f"Dify does not accept the request: {said}")
+    return _explain_file(code, said)
+
+
+def _explain_file(code: str, said: str) -> GatewayError | None:
+    if code in ("no_file_uploaded", "too_many_files", "filename_not_exists_error"):
+        return InvalidRequest(f"Dify does not accept the file: {said}", param="file")
+    if code in ("unsupported_media_type", "unsupported_file_type"):
+        return UnsupportedMediaType(f"Dify does not take a file of this type. {said}")
+    if code == "file_too_large":
+        return BodyTooLarge(f"The file is too large for Dify. {said}")
+    return None

@@ -1,0 +1,97 @@
+"""RAGFlow's failures: a `code` with any status, or an error text as the answer.
+
+RAGFlow sends a failure of the model as an ordinary answer `**ERROR**: <CLASS> - <vendor's text>`.
+"""
+
+import re
+
+from gateway.errors import (
+    ConversationNotFound,
+    GatewayError,
+    InvalidRequest,
+    UpstreamMisconfigured,
+    clean,
+)
+from gateway.platforms.failures import explain_http, explain_words, words_of
+from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.usage import as_count
+
+ERROR = "**ERROR**: "
+# The status for each class of model failures; 0 means that the vendor's text decides.
+CLASSES = {
+    "RATE_LIMIT_EXCEEDED": 429,
+    "QUOTA_EXCEEDED": 402,
+    "AUTH_ERROR": 401,
+    "CONTENT_FILTERED": 451,
+    "TIMEOUT": 504,
+    "INVALID_REQUEST": 0,
+    "SERVER_ERROR": 0,
+    "CONNECTION_ERROR": 0,
+    "MODEL_ERROR": 0,
+    "MAX_RETRIES_EXCEEDED": 0,
+    "GENERIC_ERROR": 0,
+}
+_CLASS = re.compile(rf"\s*({'|'.join(CLASSES)})\b")
+_RATE = re.compile(r"rate.?limit|too many requests", re.IGNORECASE)
+_QUOTA = re.compile(r"quota|out of credit", re.IGNORECASE)
+
+_CREDENTIALS = (108, 109, 401, 403)
+_UNAUTHORIZED = re.compile(r"<Unauthorized|\b401: Unauthorized")
+_SESSION = re.compile(r"\bsession\b.*\bnot\b|\bown the session\b|\bno session\b", re.IGNORECASE)
+_QUESTION = re.compile(r"\binput your question|\bquestion\b.*\b(?:required|empty)", re.IGNORECASE)
+_BOT = re.compile(r"\b(?:chat|assistant|dialog|agent|canvas)\b", re.IGNORECASE)
+
+
+def explain(reply: UpstreamReply) -> GatewayError:
+    """The error for a reply that is not an answer."""
+    body = reply.object()
+    code = as_count(body.get("code"))
+    if code:
+        return explain_code(code, words_of(body))
+    return explain_http("RAGFlow", reply)
+
+
+def explain_code(code: int, words: str) -> GatewayError:
+    """The error for one of RAGFlow's codes."""
+    if words.lstrip().startswith(ERROR.rstrip()):
+        return explain_answer(words)
+    said = f" (RAGFlow {code}: {clean(words) or 'no message'})"
+    if code in _CREDENTIALS or _UNAUTHORIZED.search(words):
+        return UpstreamMisconfigured("RAGFlow refused the API key: check api_key." + said)
+    if _SESSION.search(words):
+        return ConversationNotFound(
+            "RAGFlow does not know this conversation; leave conversation_id out to begin one."
+            + said
+        )
+    if code == 101 or (code == 102 and _QUESTION.search(words)):
+        return InvalidRequest("RAGFlow does not accept the request." + said)
+    if code == 102 and _BOT.search(words):
+        return UpstreamMisconfigured(
+            "RAGFlow does not have this bot, or not for this key: check chat_id or agent_id." + said
+        )
+    if code in (404, 405):
+        return UpstreamMisconfigured(
+            "RAGFlow does not find what was asked for: check base_url, and chat_id or agent_id."
+            + said
+        )
+    if code in (413, 429, 503, 504):
+        return explain_http("RAGFlow", UpstreamReply(code, {}, b""), words)
+    return explain_words("RAGFlow", words or f"no message (code {code})")
+
+
+def explain_answer(text: str) -> GatewayError:
+    """The error for an answer that is an error text, with or without its leading mark."""
+    words = text.strip().removeprefix(ERROR.rstrip()).strip()
+    found = _CLASS.match(words)
+    status = CLASSES[found[1]] if found else 0
+    error = explain_words("RAGFlow", words)
+    if error.status != 502:
+        return error
+    if not status and _RATE.search(words):
+        status = 429
+    elif not status and _QUOTA.search(words):
+        status = 402
+    if status:
+        error = explain_http("RAGFlow", UpstreamReply(status, {}, b""), words)
+        error.retryable = error.outage = False  # the run has begun
+    return error

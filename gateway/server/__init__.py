@@ -1,0 +1,1 @@
+"""The running process: listening, signals, reload on change, drain, and `check --live`."""

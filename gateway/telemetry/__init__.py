@@ -1,0 +1,1 @@
+"""Observing calls: the record, metrics, traces and logs."""

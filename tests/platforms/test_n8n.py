@@ -1,0 +1,247 @@
+"""n8n: a stream of lines or one JSON value, whichever the workflow is set to."""
+
+import asyncio
+import json
+from pathlib import Path
+
+import pytest
+from conftest import Script, streamed
+from decoding import feed, summary
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gateway.platforms.n8n.decoder import MAX_HELD, N8nDecoder
+from gateway.protocol.messages import Failed, Finish
+
+SAMPLES = Path(__file__).parent / "samples" / "n8n"
+
+
+def read(name: str) -> bytes:
+    return (SAMPLES / name).read_bytes()
+
+
+def line(kind: str, content: str | None = None, node: str = "a", run: int = 0, **more) -> bytes:
+    about = {"nodeId": node, "nodeName": node.upper(), "runIndex": run, "itemIndex": 0}
+    said = {} if content is None else {"content": content}
+    return json.dumps({"type": kind, **said, "metadata": about, **more}).encode() + b"\n"
+
+
+def told(raw: bytes, size: int | None = None, nodes: frozenset[str] = frozenset()) -> dict:
+    out = summary(feed(N8nDecoder("c-1", nodes), raw, size))
+    out.pop("notes", None)
+    return out
+
+
+def said(*lines: bytes, nodes: frozenset[str] = frozenset()) -> str:
+    out = told(b"".join(lines), nodes=nodes)
+    assert out["finish"] == "stop", out
+    return out["text"]
+
+
+# The contract's samples.
+
+
+@pytest.mark.parametrize("size", [None, 1, 3, 7, 97])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("stream.ndjson", "我查一下 🔍。\n\n杭州今天晴 ☀️。"), ("respond-node.ndjson", "您好，订单已签收 ✅。"),
+     ("lastnode.whole.json", "年假一共 10 天 🏖️。")],
+)  # fmt: skip
+def test_an_answer_reads_the_same_in_pieces_of_any_size(name, text, size):
+    want = {"conversation_id": "c-1", "finish": "stop", "usage": None, "text": text}
+    assert told(read(name), size) == want
+    assert told(read(name).replace(b"\n", b"\r\n"), size) == want
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_a_node_that_fails_fails_the_answer(size):
+    out = told(read("stream-error.ndjson"), size)
+    assert (out["text"], out["error"], out["status"]) == ("正在", "UpstreamFailed", 502)
+
+
+def test_a_stream_cut_inside_a_node_is_a_failure():
+    raw = read("stream.ndjson")
+    for at in range(1, len(raw) - 1):
+        deltas = feed(N8nDecoder("c-1"), raw[:at])
+        ends = [delta for delta in deltas if isinstance(delta, Finish | Failed)]
+        assert ends == [deltas[-1]]
+        lines = raw[:at].split()
+        begun = sum(b'"type":"begin"' in line for line in lines)
+        ended = sum(b'"type":"end"' in line for line in lines)
+        # Between two nodes the connection's end alone can tell.
+        is_between = raw[:at].rstrip().endswith(b"}}") and begun == ended
+        assert isinstance(ends[0], Finish) == is_between
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_end_once(raw):
+    deltas = feed(N8nDecoder("c-1"), raw, 7)
+    assert sum(isinstance(delta, Finish | Failed) for delta in deltas) == 1
+
+
+# Several nodes.
+
+
+def test_nodes_that_write_at_the_same_time_follow_each_other():
+    assert said(
+        line("begin", node="a"), line("item", "one ", node="a"), line("begin", node="b"),
+        line("item", "two ", node="b"), line("item", "one", node="a"), line("item", "two", node="b"),
+        line("end", node="b"), line("end", node="a"),
+    ) == "one one\n\ntwo two"  # fmt: skip
+
+
+def test_a_waiting_node_streams_once_it_is_its_turn():
+    decoder = N8nDecoder("c-1")
+    start = [line("begin"), line("begin", node="b"), line("item", "1"), line("item", "2", node="b")]
+    assert summary(decoder.feed(b"".join(start)))["text"] == "1"
+    assert summary(decoder.feed(line("end")))["text"] == "\n\n2"
+    assert summary(decoder.feed(line("item", "3", node="b")))["text"] == "3"
+
+
+def test_only_the_nodes_that_are_named_are_heard():
+    lines = [line("begin"), line("item", "no"), line("end"), line("begin", node="b"),
+             line("item", "yes", node="b"), line("end", node="b")]  # fmt: skip
+    assert said(*lines, nodes=frozenset(["B"])) == "yes"
+
+
+def test_a_tool_that_fails_on_the_way_does_not_fail_the_answer():
+    failed = [line("begin", node="t"), line("error", "tool broke", node="t")]
+    assert said(*failed, line("begin"), line("item", "ok"), line("end")) == "ok"
+
+
+def test_nodes_cannot_make_the_gateway_hold_without_end():
+    lines = [line("begin"), line("item", "x"), line("begin", node="b")]
+    lines += [line("item", "y" * 100_000, node="b")] * (MAX_HELD // 100_000 + 1)
+    assert told(b"".join(lines))["error"] == "UpstreamFailed"
+    many = b"".join(line("begin", node=f"n{i}") for i in range(1100))
+    assert told(many)["error"] == "UpstreamFailed"
+
+
+def test_text_that_only_begins_like_an_object_stays_as_it_is():
+    assert (
+        said(line("begin"), line("item", '{"a": '), line("item", "1}"), line("end")) == '{"a": 1}'
+    )
+    assert said(line("begin"), line("item", "{not json"), line("end")) == "{not json"
+    assert said(line("begin"), line("item", '{"other": 1}'), line("end")) == '{"other": 1}'
+
+
+# Whole answers.
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [({"output": "a"}, "a"), ({"text": "b"}, "b"), ({"message": {"text": "c"}}, "c"),
+     ({"response": {"text": "d"}}, "d"), ([{"output": "e"}], "e"), ({"n": 1}, '{"n":1}'),
+     ({"output": "f", "intermediateSteps": [{"action": "x"}]}, "f"), ({"output": 7}, "7")],
+)  # fmt: skip
+def test_the_text_is_where_nodes_put_it(value, text):
+    assert said(json.dumps(value).encode()) == text
+    assert said(json.dumps(value, indent=2).encode()) == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "words"),
+    [(b"", "off in the answering node"), (b'{"executionStarted":true,"executionId":"1"}', "WebSocket"),
+     (b'{"message":"Workflow was started"}', "before it has run"), (b"<!DOCTYPE html><html>", "page"),
+     (b'{"message":"Workflow executed successfully but no data was returned"}', "empty"),
+     (b'{"output":""}', "empty"), (b'{"output":"half', "before it was complete")],
+)  # fmt: skip
+def test_what_is_no_answer_is_a_failure_that_says_what_to_do(raw, words):
+    deltas = feed(N8nDecoder("c-1"), raw)
+    assert isinstance(deltas[-1], Failed)
+    assert words in deltas[-1].error.message
+
+
+# End to end.
+
+
+AGENT = {"platform": "n8n", "api_key": "n8n-test-key"}
+
+
+@pytest.fixture
+async def n8n(gateway, demo):
+    """(a gateway in front of a simulated workflow, the simulator)."""
+    served = await demo("n8n", key="n8n-test-key")
+    agent = {**AGENT, "base_url": f"{served.url}/webhook/1/chat"}
+    return await gateway(agents={"flow": agent}), served.demo
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_a_conversation_goes_on(n8n, streams):
+    gw, simulator = n8n
+    simulator.streams = streams
+    answer = await gw.chat("flow", "第一个问题")
+    assert answer.status == 200, await answer.text()
+    first = await answer.json()
+    assert "第一个问题" in first["data"]["answer"] if "data" in first else first
+    conversation = answer.headers["x-conversation-id"]
+    again = await gw.chat("flow", "second?", conversation_id=conversation)
+    assert "第一个问题" in await again.text()
+    sessions = {body["sessionId"] for _, body in simulator.requests}
+    assert len(sessions) == 1
+    assert conversation not in sessions  # whoever sees the caller's id cannot go to n8n with it
+    fresh = await gw.chat("flow", "third?")
+    assert "第一个问题" not in await fresh.text()
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_both_surfaces_stream_whatever_the_workflow_does(n8n, streams):
+    gw, simulator = n8n
+    simulator.streams = streams
+    async with gw.complete("flow", "hello there", stream=True) as answer:
+        told = streamed(await answer.read())
+    assert "hello there" in told["text"]
+    assert told["done"]
+
+
+@pytest.mark.parametrize(
+    ("question", "streams", "status"),
+    [("#fail", True, 502), ("#fail", False, 502), ("#limit", True, 429)],
+)
+async def test_failures_keep_their_status(n8n, question, streams, status):
+    gw, simulator = n8n
+    simulator.streams = streams
+    answer = await gw.chat("flow", question)
+    assert answer.status == status
+
+
+async def test_a_run_that_failed_is_not_started_again(n8n):
+    gw, simulator = n8n
+    simulator.streams = False
+    await gw.chat("flow", "#fail")
+    assert len(simulator.requests) == 1
+
+
+async def test_a_cut_stream_is_an_error(n8n):
+    gw, _ = n8n
+    async with gw.complete("flow", "tell me a lot #cut", stream=True) as answer:
+        body = await answer.read()
+    assert b'"error"' in body
+    assert b"[DONE]" not in body
+
+
+async def test_a_connection_broken_between_nodes_is_an_error(gateway, scripted):
+    frames = line("begin") + line("item", "half") + line("end")
+    upstream = await scripted(
+        Script([frames], headers={"Content-Type": "application/json"}, end="reset")
+    )
+    gw = await gateway(agents={"flow": {**AGENT, "base_url": f"{upstream.url}/webhook/1/chat"}})
+    async with gw.complete("flow", "hi", stream=True) as answer:
+        assert b'"error"' in await answer.read()
+
+
+async def test_a_wrong_key_is_told_as_the_operators(gateway, demo):
+    served = await demo("n8n", key="another-key")
+    gw = await gateway(agents={"flow": {**AGENT, "base_url": served.url}})
+    answer = await gw.chat("flow")
+    assert answer.status == 502
+    assert "refuses the credentials" in (await answer.json())["msg"]
+
+
+async def test_the_user_is_told_and_secrets_are_not(n8n):
+    gw, simulator = n8n
+    await gw.chat("flow", "hi", variables={"city": "杭州"}, user="u-1")
+    await asyncio.sleep(0)
+    _, body = simulator.requests[-1]
+    assert body["metadata"] == {"city": "杭州", "user": "u-1"}
+    assert "n8n-test-key" not in json.dumps(body)
