@@ -368,6 +368,8 @@ class Routing:
 
     def known(self, name: str) -> str:
         """The agent or route of a resolved name, as config.yaml writes it."""
+        if name in self._exact:
+            return name
         wanted = name.strip().lower()
         return self._by_name.get(wanted) or self._by_name.get(wanted.partition("/")[0], "")
 

@@ -7,6 +7,7 @@ import random
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
+from typing import cast
 
 from gateway.chat.attachments import Attachments
 from gateway.chat.delivery import Delivery
@@ -21,7 +22,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.limits.shares import Holders
-from gateway.platforms.base import Decoder, Step, require_options
+from gateway.platforms.base import Decoder, Preliminary, Step, require_options
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.protocol.passthrough import lines_as_events
@@ -351,10 +352,13 @@ class Run:
             self._wait_until(None)  # large files are limited by `total` only
             self._asked = await self._delivery.prepare(target)
             self._wait_until(self._loop.time() + target.agent.timeouts.first_delta)
-        describe = partial(target.platform.prepare, self._asked)
-        step: Step = describe()
+        request: Step = target.platform.prepare(self._asked)
         for _ in range(MAX_STEPS):
-            request: UpstreamRequest = await resolve(self._upstream, target, step, describe)
+            if isinstance(request, Preliminary):
+                again = partial(target.platform.prepare, self._asked)
+                request = cast(
+                    UpstreamRequest, await resolve(self._upstream, target, request, again)
+                )
             if not request.stream:
                 # A whole answer begins when it is complete: it may use all of the remaining time,
                 # or half of it if another agent could use the rest.
@@ -376,7 +380,7 @@ class Run:
                 return exchange
             exchange.close()
             self._has_accepted, self.decoder = False, None  # the reply is not the answer
-            step = target.platform.refused(reply, self._asked)
+            request = target.platform.refused(reply, self._asked)
         raise keeps_asking()
 
     # After the first delta.

@@ -67,11 +67,14 @@ async def read_bytes(request: web.Request, most: int | None = None) -> bytes:
     context = request[CONTEXT]
     if context.body is None:
         most = request.client_max_size if most is None else most
-        coding = request.headers.get("Content-Encoding", "identity").strip().lower()
-        if coding not in ("identity", "") and coding not in _WINDOWS:
-            raise UnsupportedMediaType("Send the body as it is, or encoded as gzip or deflate.")
+        coding = request.headers.get("Content-Encoding")
+        if coding is not None:
+            coding = coding.strip().lower()
+            if coding not in ("identity", "") and coding not in _WINDOWS:
+                raise UnsupportedMediaType("Send the body as it is, or encoded as gzip or deflate.")
         body = await _read(request, most)
-        context.body = await _inflate(request, body, coding, most) if coding in _WINDOWS else body
+        is_encoded = coding is not None and coding in _WINDOWS
+        context.body = await _inflate(request, body, str(coding), most) if is_encoded else body
     return context.body
 
 

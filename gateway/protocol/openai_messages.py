@@ -103,7 +103,7 @@ def plain_turns(items: Any) -> tuple[Message, ...] | None:
         role = _ROLES.get(raw_role) if type(raw_role) is str else None
         if role is None or type(text) is not str or call is not None:
             return None
-        if not text.strip() and (role == "assistant" or "parts" in item):
+        if (role == "assistant" or "parts" in item) and not text.strip():
             return None
         out.append(Message(role, text))
     return None if role == "system" else tuple(out)
