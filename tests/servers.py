@@ -19,11 +19,14 @@ from urllib.request import Request, urlopen
 CACHE = Path(tempfile.gettempdir()) / "ai-gateway-tests"
 
 
-def free_port(below: int = 65536) -> int:
+def free_port(below: int = 32_000) -> int:
+    """Below the ephemeral range: a port that is free now cannot become an outgoing connection's
+    before the server that it is for has started."""
     while True:
+        port = random.randrange(10_000, below)
         with socket.socket() as s, contextlib.suppress(OSError):
-            s.bind(("127.0.0.1", 0 if below == 65536 else random.randrange(20_000, below)))
-            return s.getsockname()[1]
+            s.bind(("127.0.0.1", port))
+            return port
 
 
 class Server:

@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 
 import aiohttp
 import pytest
+from servers import free_port
 
 ROOT = Path(__file__).parent.parent
 RUN_PY = (sys.executable, str(ROOT / "run.py"))
@@ -27,12 +28,6 @@ def run(*args: str, **environ: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "run.py", *args]
     env = {**CLEAN, "DATABASE_URL": "none", **environ}
     return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=20)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def has_begun(log: list[str]) -> bool:
