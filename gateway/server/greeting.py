@@ -79,14 +79,15 @@ def _next_steps(config: Config, path: Path, port: int) -> Iterator[str]:
 def _make_real(config: Config, path: Path) -> str:
     name = config.demos[0]
     kind = kinds.find(config.agents[name].platform)
-    *variables, last = kind.environment if kind and kind.environment else ("",)
+    variables = kind.environment if kind else ()
     try:
         file = path if path.exists() else shipped("config.yaml")
-        is_named = bool(last) and variables[0] in file.read_text("utf-8")
+        is_named = bool(variables) and variables[0] in file.read_text("utf-8")
     except (OSError, UnicodeDecodeError):
         is_named = False
     where = path.parent / ".env"
-    how = f"put {', '.join(variables)} and {last} into {where}" if is_named else (
+    listed = " and ".join(filter(None, (", ".join(variables[:-1]), *variables[-1:])))
+    how = f"put {listed} into {where}" if is_named else (
         f"set its base_url and api_key in {path}"
     )  # fmt: skip
     return f"{name} is a demo; to make it your bot {how} (no restart needed)"

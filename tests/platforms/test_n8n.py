@@ -179,7 +179,7 @@ async def test_a_conversation_goes_on(n8n, streams):
     assert "第一个问题" in await again.text()
     sessions = {body["sessionId"] for _, body in simulator.requests}
     assert len(sessions) == 1
-    assert conversation not in sessions  # whoever sees the caller's id cannot go to n8n with it
+    assert conversation not in sessions  # the caller's id is of no use at n8n itself
     fresh = await gw.chat("flow", "third?")
     assert "第一个问题" not in await fresh.text()
 
