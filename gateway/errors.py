@@ -20,7 +20,7 @@ Classes carry a status, a code and a message; `openai_body` and `api_body` rende
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 
 class Guess(float):
@@ -36,10 +36,13 @@ class GatewayError(Exception):
     """An error to report to the caller. `message` is plain text that says what to do about it.
 
     `retry_after_s` becomes `Retry-After`. `should_retry` becomes `x-should-retry`, which takes
-    precedence in the OpenAI SDKs. The other flags are internal: `retryable` is True only if no
-    upstream has accepted the call, so that a retry cannot run an agent twice; `elsewhere` means
+    precedence in the OpenAI SDKs. The other flags are facts for `chat.run.decide`: `retryable` is
+    True only if the failure itself proves that no upstream has begun to work; `elsewhere` means
     that this target cannot answer but the route's next one may; `outage` means that the upstream
-    itself is down, which the circuit breaker counts.
+    itself is down, which the circuit breaker counts. `cause` is the underlying fault in its own
+    text, for operators.
+
+    An error does not change after it was made; `replace` makes another one.
     """
 
     status: ClassVar[int] = 500
@@ -59,10 +62,11 @@ class GatewayError(Exception):
         retry_after_s: float | None = None,
         should_retry: bool | None = None,
         retryable: bool | None = None,
+        elsewhere: bool | None = None,
+        outage: bool | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
-        self.cause: str | None = None  # for operators: the underlying fault, in its own text
         self.param = param
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -70,10 +74,26 @@ class GatewayError(Exception):
             self.should_retry = should_retry
         if retryable is not None:
             self.retryable = retryable
+        if elsewhere is not None:
+            self.elsewhere = elsewhere
+        if outage is not None:
+            self.outage = outage
 
-    def rename(self, agent: str, route: str) -> None:
-        """Replace the agent's name by the route's, if the caller may not see it."""
-        self.message = self.message.replace(repr(agent), repr(route))
+    @property
+    def cause(self) -> str | None:
+        return None if self.__cause__ is None else describe_fault(self.__cause__)
+
+    def replace(self, **facts: Any) -> Self:
+        """The same error with other facts: `error.replace(retryable=False)`."""
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(self.__dict__, **facts)
+        other.args = (other.message,)
+        other.__cause__, other.__suppress_context__ = self.__cause__, True
+        return other
+
+    def renamed(self, agent: str, route: str) -> "GatewayError":
+        """The error with the route's name in place of the agent's, which the caller may not see."""
+        return self.replace(message=self.message.replace(repr(agent), repr(route)))
 
 
 class InvalidRequest(GatewayError):
@@ -357,8 +377,12 @@ class Stopping(GatewayError):
     status, type, code = 503, "server_error", "shutting_down"
     should_retry = True
 
-    def __init__(self, message: str = "The gateway is being restarted; ask again.") -> None:
-        super().__init__(message, retry_after_s=1.0)
+    def __init__(
+        self,
+        message: str = "The gateway is being restarted; ask again.",
+        should_retry: bool | None = None,
+    ) -> None:
+        super().__init__(message, retry_after_s=1.0, should_retry=should_retry)
 
 
 class UpstreamTimeout(GatewayError):
@@ -469,14 +493,9 @@ def looks_like_key(text: str) -> bool:
 
 
 def why(error: GatewayError) -> str:
-    """The reason of a failure for the log and the record: its message and the underlying fault.
-
-    The fault is stored on the error, since its frames and its cause are freed early.
-    """
-    if error.cause is None and error.__cause__ is not None:
-        error.cause = describe_fault(error.__cause__)
-    message = clean(error.message, MAX_MESSAGE)
-    return shorten(f"{message} ({error.cause})") if error.cause else message
+    """The reason of a failure for the log and the record: its message and the underlying fault."""
+    message, cause = clean(error.message, MAX_MESSAGE), error.cause
+    return shorten(f"{message} ({cause})") if cause else message
 
 
 def describe_fault(fault: BaseException) -> str:

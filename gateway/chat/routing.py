@@ -187,19 +187,18 @@ class Target:
         return {key, self.platform.token, *headers, *bare, *self.way.secrets}
 
     def explain(self, error: GatewayError) -> GatewayError:
-        """Put the agent's name in front of the error's message, redact the agent's secrets in it,
-        and return the error.
+        """The error with the agent's name in front of its message and the agent's secrets redacted.
 
         Upstreams quote what they reject. The message is shortened only after the redaction: a cut
         through a secret would hide it from the search and reveal its beginning.
         """
-        if not error.message.startswith("Agent "):
-            error.message = f"Agent {self.name!r}: {error.message}"
-        secrets = self.secrets
-        error.message = clean(masked(error.message, secrets))
-        error.param = error.param and masked(error.param, secrets)
-        error.message = shorten(error.message)
-        return error
+        message, secrets = error.message, self.secrets
+        if not message.startswith("Agent "):
+            message = f"Agent {self.name!r}: {message}"
+        return error.replace(
+            message=shorten(clean(masked(message, secrets))),
+            param=error.param and masked(error.param, secrets),
+        )
 
 
 def pin(

@@ -84,12 +84,12 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                 return await _answer(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
                 if context.stopped is not None:
-                    _describe_stop(context.stopped, run)
+                    context.stopped = _stop_of(context.stopped, run)
                 else:
                     await _drain(request, run, call)
                 raise
             finally:
-                context.agent, context.attempts = run.target.name, run.attempts
+                context.agent, context.attempts = run.attempt.target.name, run.attempts
                 if run.fallbacks or run.retries:  # else the answer carries its only reason
                     context.failures = run.reasons[:10]
                 _note(call, run)
@@ -114,18 +114,22 @@ def _answer(
     return _answer_whole(request, call, run, chat, conversational)
 
 
-def _describe_stop(stopped: Stopping, run: Run) -> None:
-    if run.has_accepted:
-        stopped.message = "The gateway is being restarted, which cut this answer short; ask again."
-        stopped.should_retry = False
+def _stop_of(stopped: Stopping, run: Run) -> Stopping:
+    """The error for a call that the end of the process cuts short."""
+    if not run.attempt.has_accepted:
+        return stopped
+    return Stopping(
+        "The gateway is being restarted, which cut this answer short; ask again.",
+        should_retry=False,
+    )
 
 
 async def _drain(request: web.Request, run: Run, call: Call) -> None:
     """The caller has disconnected: read the rest of a started answer if `on_disconnect` asks for
     that, so that the record has its usage."""
-    target = run.target
+    attempt, target = run.attempt, run.attempt.target
     policy = target.agent.on_disconnect
-    if policy.policy == "cancel" or not run.is_running or target.draining >= policy.max_calls:
+    if policy.policy == "cancel" or not attempt.is_running or target.draining >= policy.max_calls:
         return
     loop = asyncio.get_running_loop()
     until = loop.time() + policy.max_time
@@ -133,10 +137,10 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
     target.draining += 1
     run.take_over()
     try:
-        while not run.over and loop.time() < until:  # after that the platform is asked to stop
+        while not attempt.over and loop.time() < until:  # after that the platform is asked to stop
             forget_cancellation()  # the disconnect, which may cancel the task more than once
             try:
-                deltas = await run.read(until)
+                deltas = await attempt.read(until)
             except asyncio.CancelledError:
                 context = request[CONTEXT]
                 if context.stopped is not None:
@@ -152,15 +156,16 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
 
 def _note(call: Call, run: Run) -> None:
     """Copy the fields of the run that the record and the metrics need."""
-    call.agent, call.provider = run.target.name, run.target.platform.kind
+    target, decoder = run.attempt.target, run.attempt.decoder
+    call.agent, call.provider = target.name, target.platform.kind
     call.was_asked = run.attempts > 0
-    if run.decoder is not None:
-        call.conversation_id = run.decoder.conversation_id
+    if decoder is not None:
+        call.conversation_id = decoder.conversation_id
     call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
-    if call.usage is None and run.decoder is not None:
-        call.usage = run.decoder.usage_so_far()
-    call.capture_always = run.target.agent.capture == "all"
-    if run.target.agent.capture == "off":
+    if call.usage is None and decoder is not None:
+        call.usage = decoder.usage_so_far()
+    call.capture_always = target.agent.capture == "all"
+    if target.agent.capture == "off":
         call.capture = None
 
 
@@ -171,10 +176,11 @@ async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) 
     except TimeoutError:
         raise _too_long(run) from None
     call.first_delta()
-    renderer = WholeRenderer(chat, run.target.name, int(time.time()), conversational)
+    attempt = run.attempt
+    renderer = WholeRenderer(chat, attempt.target.name, int(time.time()), conversational)
     renderer.feed(deltas)
-    while not run.over:
-        more = await run.read(run.ends_at)
+    while not attempt.over:
+        more = await attempt.read(run.ends_at)
         if more is None:
             raise _too_long(run)
         renderer.feed(more)
@@ -222,8 +228,7 @@ async def _kept_alive(
         if response is None or (stopped := request[CONTEXT].stopped) is None:
             raise
         forget_cancellation()
-        _describe_stop(stopped, run)
-        await response.write(_error_json(request, stopped))
+        await response.write(_error_json(request, _stop_of(stopped, run)))
     finally:
         await _end(working)
     await response.write_eof()
@@ -238,8 +243,8 @@ def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
 
 
 def _error_json(request: web.Request, error: GatewayError) -> bytes:
-    request[CONTEXT].failed(error)
-    return orjson.dumps(api_body(error) if is_api(request.path) else openai_body(error))
+    shown = request[CONTEXT].failed(error)
+    return orjson.dumps(api_body(shown) if is_api(request.path) else openai_body(shown))
 
 
 class _Stream:
@@ -278,26 +283,28 @@ class _Stream:
         try:
             try:
                 await self._begin()
-                if not self._run.over:
+                if not self._run.attempt.over:
                     await self._rest()
             except TimeoutError:
                 error = _too_long(self._run)
             except GatewayError as caught:
                 error = caught
             except asyncio.CancelledError:
-                error = self._request[CONTEXT].stopped
-                if error is None or self._response is None:
+                stopped = self._request[CONTEXT].stopped
+                if stopped is None or self._response is None:
                     # the caller has disconnected; or nothing was sent, and `middlewares.errors`
                     # answers
                     raise
                 forget_cancellation()
-                _describe_stop(error, self._run)
+                error = _stop_of(stopped, self._run)
             except ConnectionError:
                 raise  # the caller has disconnected
             except Exception:
                 if self._response is None:
                     raise
-                log.exception("Unexpected error in a stream of agent %s", self._run.target.name)
+                log.exception(
+                    "Unexpected error in a stream of agent %s", self._run.attempt.target.name
+                )
                 error = InternalError("The gateway met an unexpected condition.")
             finally:
                 self._drop_pump()
@@ -321,8 +328,8 @@ class _Stream:
         with self._run.until(self._run.timers.now() + END_S):
             # Do not report a stop that arrives just after the answer became complete.
             if error is not None and not self._last:
-                self._request[CONTEXT].failed(error)
-                self._last = error_frame(error, self._conversational)
+                shown = self._request[CONTEXT].failed(error)
+                self._last = error_frame(shown, self._conversational)
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
             await self._response.write_eof(self._last)
@@ -335,12 +342,14 @@ class _Stream:
         self._call.first_delta()
         self._request[CONTEXT].free_body()
         created = int(time.time())
-        renderer = StreamRenderer(self._chat, run.target.name, created, self._conversational)
+        renderer = StreamRenderer(
+            self._chat, run.attempt.target.name, created, self._conversational
+        )
         self._renderer = renderer
         with run.until(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)
-            if run.over:
+            if run.attempt.over:
                 self._note_end(deltas, frames)
             else:
                 await self._write(frames)
@@ -364,13 +373,13 @@ class _Stream:
 
     async def _copy(self) -> None:
         """Do the pump's work through aiohttp's public interface; every read wakes a task."""
-        run, loop = self._run, asyncio.get_running_loop()
+        attempt, loop = self._run.attempt, asyncio.get_running_loop()
         beat_at = loop.time() + self._keepalive_s
-        async with asyncio.timeout_at(run.ends_at):
-            while not run.over:
-                batch = await run.read(beat_at)
+        async with asyncio.timeout_at(self._run.ends_at):
+            while not attempt.over:
+                batch = await attempt.read(beat_at)
                 frames = self._comment if batch is None else self._renderer.feed(batch)
-                if run.over:
+                if attempt.over:
                     self._note_end(batch or [], frames)
                 elif frames:
                     await self._write(frames)
@@ -445,16 +454,16 @@ async def _end(task: asyncio.Future[Any]) -> None:
 
 
 def _headers(run: Run) -> dict[str, str]:
-    agent = run.target.name
+    attempt, agent = run.attempt, run.attempt.target.name
     headers: dict[str, str] = {
         headernames.AGENT: header_value(run.chat.route or agent),
         headernames.ATTEMPTS: str(run.attempts),
     }
-    if run.decoder is not None and run.decoder.conversation_id:
-        conversation = public_id(run.chat, agent, run.decoder.conversation_id)
+    if attempt.decoder is not None and attempt.decoder.conversation_id:
+        conversation = public_id(run.chat, agent, attempt.decoder.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)
     if run.chat.options or run.chat.ignored:
-        names = ignored_options(run.target.platform, run.chat, run.decoder)
+        names = ignored_options(attempt.target.platform, run.chat, attempt.decoder)
         if names:
             headers[headernames.IGNORED] = _listed(names)
     return headers
@@ -466,5 +475,5 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def _too_long(run: Run) -> UpstreamTimeout:
-    message = f"Agent {run.target.name!r}: the answer took longer than {run.total_s:g} s."
+    message = f"Agent {run.attempt.target.name!r}: the answer took longer than {run.total_s:g} s."
     return UpstreamTimeout(message, should_retry=False)

@@ -203,17 +203,17 @@ async def read_object(request: web.Request, most: int | None = None) -> dict[str
 
     Raises what `read_bytes` raises.
     """
-    if request.headers.get("Content-Type", "")[:10].lower() == "multipart/":
+    kind = request.headers.get("Content-Type", "")
+    if kind[:10].lower() == "multipart/":
         raise UnsupportedMediaType("Send the body as JSON (Content-Type: application/json).")
     raw = await read_bytes(request, most)
-    charset = request.headers.get("Content-Type", "")
     if len(raw) <= LARGE:
-        return _parse(as_utf8(raw, charset))
+        return _parse(as_utf8(raw, kind))
     async with request.app[PARSING]:
         await _let_others()
         _require_few_values(raw)
         await _let_others()
-        raw = as_utf8(raw, charset)
+        raw = as_utf8(raw, kind)
         _hold(request, _in_memory(raw))
         await _let_others()
         value = _parse(raw)

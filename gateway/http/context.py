@@ -126,11 +126,13 @@ class Context:
         if self.held is not None:
             self.held.give_back()
 
-    def failed(self, error: GatewayError) -> None:
-        """Note the error's name and its redacted message for the log line and the record."""
+    def failed(self, error: GatewayError) -> GatewayError:
+        """Note the error's name and its redacted message for the log line and the record. Returns
+        the error to show the caller, without the names of agents hidden from it."""
         self.error_code, self.reason = error.code or error.type, why(error)
         for name in self.hidden:
-            error.rename(name, self.route)
+            error = error.renamed(name, self.route)
+        return error
 
 
 CONTEXT = web.RequestKey("context", Context)

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from aiohttp import web
 from orjson import loads
 
+from gateway.chat.attempt import Attempt
 from gateway.chat.run import Run
 from gateway.http.fastwrite import ClientConnection, Stream, connection_of
 from gateway.protocol.messages import Delta, Raw
@@ -44,31 +45,46 @@ def open_pump(
     if caller is None or transport is None or not response.chunked:
         return None
     request.protocol.keep_alive(False)  # its keep-alive timer would exist for the whole stream
-    return Pump(caller, transport, run, renderer, keepalive_s, comment, capture, on_over)
+    run.take_over()
+    return Pump(
+        caller,
+        transport,
+        run.attempt,
+        run.ends_at,
+        renderer,
+        keepalive_s,
+        comment,
+        capture,
+        on_over,
+    )
 
 
 class Pump:
     """One streamed answer from its first frames on."""
 
     __slots__ = (
-        "_caller", "_capture", "_comment", "_keepalive_s", "_left", "_loop", "_on_over", "_over",
-        "_renderer", "_run", "_timer", "_transport", "written_at",
+        "_attempt", "_caller", "_capture", "_comment", "_ends_at", "_keepalive_s", "_left", "_loop",
+        "_on_over", "_over", "_renderer", "_timer", "_timers", "_transport", "written_at",
     )  # fmt: skip
 
     def __init__(
         self,
         caller: ClientConnection,
         transport: asyncio.Transport,
-        run: Run,
+        attempt: Attempt,
+        ends_at: float,
         renderer: StreamRenderer,
         keepalive_s: float,
         comment: bytes,
         capture: Callable[[bytes], None] | None,
         on_over: Callable[[list[Delta], bytes], None],
     ) -> None:
+        """`ends_at` is when the call's `total` is over, in loop time."""
         self._caller = caller
         self._transport = transport
-        self._run = run
+        self._attempt = attempt
+        self._timers = attempt.timers
+        self._ends_at = ends_at
         self._renderer = renderer
         self._keepalive_s = keepalive_s
         self._comment = comment
@@ -83,12 +99,11 @@ class Pump:
     def carry(self) -> asyncio.Future[None]:
         """Begin, and return a future that ends with the answer; call `stop` afterwards in any case.
 
-        The future raises TimeoutError when the run's `total` expires. It is no coroutine: a
+        The future raises TimeoutError when the call's `total` expires. It is no coroutine: a
         coroutine's frame would stay in memory for the whole stream.
         """
-        self._run.take_over()
         self._caller.on_full = self._wait_for_caller
-        self._run.connection.listen(self._received)
+        self._attempt.connection.listen(self._received)
         if not self._over.done():
             self._wait_for_caller(self._caller.is_full)
         return self._over
@@ -96,26 +111,26 @@ class Pump:
     def stop(self) -> None:
         """Detach from both sides. May be called more than once."""
         self._sync_fast_path()
-        connection = self._run.connection
+        connection = self._attempt.connection
         connection.listen(None)
         connection.resume()
         self._caller.on_full = None
         if self._timer is not None:
-            self._run.timers.forget(self._timer)
+            self._timers.forget(self._timer)
 
     # Bytes from the upstream.
 
     def _received(self, chunk: bytes) -> None:
-        run = self._run
+        attempt = self._attempt
         self._sync_fast_path()
-        was_read_at = run.read_at
+        was_read_at = attempt.read_at
         try:
-            failure = run.connection.failure
-            deltas = run.broke(failure) if failure and not chunk else run.take(chunk)
+            failure = attempt.connection.failure
+            deltas = attempt.broke(failure) if failure and not chunk else attempt.take(chunk)
             self._pass_on(deltas)
-            if not run.over:
-                run.connection.fast_path = self._fast_path(chunk, deltas)
-                if run.is_ending or run.read_at < was_read_at:
+            if not attempt.over:
+                attempt.connection.fast_path = self._fast_path(chunk, deltas)
+                if attempt.is_ending or attempt.read_at < was_read_at:
                     # The time limit became shorter, or the chunk was a heartbeat.
                     self._check_deadlines()
         except Exception as error:
@@ -123,7 +138,7 @@ class Pump:
 
     def _pass_on(self, deltas: list[Delta]) -> None:
         frames = self._renderer.feed(deltas)
-        if self._run.over:
+        if self._attempt.over:
             self._on_over(deltas, frames)
             self._end()
         elif frames:
@@ -151,20 +166,20 @@ class Pump:
         text."""
         if len(deltas) != 1 or self._capture is not None or not self._left:
             return None
-        pattern = self._run.pattern(chunk, deltas[0])
+        pattern = self._attempt.pattern(chunk, deltas[0])
         if pattern is None:
             return None
         self._left -= 1
         around = None if type(deltas[0]) is Raw else self._renderer.around_text
-        room = self._run.most - self._run.received
+        room = self._attempt.most - self._attempt.received
         return FastPath(pattern, around, self._transport.write, self._loop.time, room)
 
     def _sync_fast_path(self) -> None:
         """Account for the bytes that the fast path has forwarded, as the full path does."""
-        fast_path = self._run.connection.fast_path
+        fast_path = self._attempt.connection.fast_path
         if isinstance(fast_path, FastPath) and fast_path.used_at:
-            self._run.received = self._run.most - fast_path.room
-            self._run.show_life(fast_path.used_at)
+            self._attempt.received = self._attempt.most - fast_path.room
+            self._attempt.show_life(fast_path.used_at)
             self.written_at = fast_path.used_at
             fast_path.used_at = 0.0
 
@@ -173,34 +188,34 @@ class Pump:
     def _check_deadlines(self) -> None:
         """Handle what is due: fail a silent upstream, or send a keep-alive comment."""
         if self._timer is not None:
-            self._run.timers.forget(self._timer)
+            self._timers.forget(self._timer)
         self._sync_fast_path()
-        now, due = self._loop.time(), self._run.ends_at
+        now, due = self._loop.time(), self._ends_at
         if now >= due:
             self._end(TimeoutError())
             return
         if not self._caller.is_full:
-            if now >= self._run.silent_at:
+            if now >= self._attempt.silent_at:
                 try:
-                    self._pass_on(self._run.silence())
+                    self._pass_on(self._attempt.silence())
                 except Exception as error:
                     self._end(error)
                 return
             if now >= self.written_at + self._keepalive_s:
                 self._write(self._comment)
-            due = min(due, self._run.silent_at, self.written_at + self._keepalive_s)
+            due = min(due, self._attempt.silent_at, self.written_at + self._keepalive_s)
         if self._timer is not None:  # set by a comment that filled the caller's buffer
-            self._run.timers.forget(self._timer)
-        self._timer = self._run.timers.set(due, self._check_deadlines)
+            self._timers.forget(self._timer)
+        self._timer = self._timers.set(due, self._check_deadlines)
 
     def _wait_for_caller(self, is_full: bool) -> None:
         """While the caller does not read, pause the upstream; its silence does not count then."""
         if is_full:
-            self._run.connection.pause()
+            self._attempt.connection.pause()
         else:
             self._sync_fast_path()
-            self._run.show_life(self._loop.time())
-            self._run.connection.resume()
+            self._attempt.show_life(self._loop.time())
+            self._attempt.connection.resume()
         self._check_deadlines()
 
 

@@ -74,13 +74,14 @@ def _ours(error: Exception, request: web.Request) -> GatewayError:
 
 
 def _rendered(request: web.Request, error: GatewayError) -> web.Response:
-    request[CONTEXT].failed(error)
-    drop_frames(error)
+    shown = request[CONTEXT].failed(error)
+    for failure in (error, shown):
+        drop_frames(failure)
     if request.writer.output_size > 0:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the answer broke after it had begun") from None
-    return error_response(request, error)
+    return _response(request, shown)
 
 
 def drop_frames(failure: BaseException | None) -> None:
@@ -95,10 +96,14 @@ def drop_frames(failure: BaseException | None) -> None:
 
 
 def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
-    """The error as an answer."""
+    """The error as an answer; notes it for the log and the record."""
+    context = request.get(CONTEXT)
+    return _response(request, context.failed(error) if context else error)
+
+
+def _response(request: web.BaseRequest, error: GatewayError) -> web.Response:
     extra = headers(error)
     if context := request.get(CONTEXT):
-        context.failed(error)
         if context.agent:
             extra["x-gateway-agent"] = header_value(context.route or context.agent)
         if context.attempts is not None:

@@ -345,9 +345,8 @@ class EventDecoder(ABC):
         return find_template(chunk, self.text_members, self.heard, delta.text)
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
-        error.retryable = False  # the run has begun
-        error.outage = isinstance(error, UpstreamCut)  # a platform that reports a failure is up
-        out.append(Failed(error))
+        # A platform that reports a failure is up.
+        out.append(Failed(error.replace(outage=isinstance(error, UpstreamCut))))
         self.done = True
 
     def reported(self, data: bytes) -> GatewayError:

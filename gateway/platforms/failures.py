@@ -108,8 +108,7 @@ def explain_words(platform: str, words: str) -> GatewayError:
     if kind is None:
         return _unknown(about)
     error = _ERRORS[kind](about, _wait_in(words) or RETRY_AFTER_S)
-    error.retryable = False  # the run has begun
-    return error
+    return error.replace(retryable=False)  # the run has begun
 
 
 def explain_member(platform: str, error: Any, *, own_request: bool = False) -> GatewayError:
@@ -343,13 +342,12 @@ def _rate(about: _About, wait_s: float) -> GatewayError:
 
 
 def _over_limit(about: _About, wait_s: float) -> GatewayError:
-    error = RateLimited(
+    return RateLimited(
         f"The request is larger than {about.platform} takes from this account in a minute; send"
         f" less.{about.told}",
         should_retry=False,
+        elsewhere=True,
     )
-    error.elsewhere = True
-    return error
 
 
 def _context(about: _About, wait_s: float) -> GatewayError:
@@ -422,10 +420,12 @@ def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:
         words = f"{platform} did not answer in time ({status}).{about.told}"
         return UpstreamTimeout(words, retryable=status == 504)
     words = f"{platform} failed with status {status}.{about.told}"
-    error = UpstreamFailed(words, retry_after_s=retry_after(reply.headers))
-    error.retryable = error.outage = status in (502, 503)  # a proxy reached no server
-    error.elsewhere = status >= 500
-    return error
+    return UpstreamFailed(
+        words,
+        retry_after_s=retry_after(reply.headers),
+        retryable=status in (502, 503),  # a proxy reached no server
+        outage=status in (502, 503),
+    )
 
 
 def _sort_of(reply: UpstreamReply) -> str:

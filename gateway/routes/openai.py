@@ -338,10 +338,11 @@ async def _in_time(
         async with asyncio.timeout(total_s):
             return await _copy(request, target, upstream_request)
     except TimeoutError:
-        error = UpstreamTimeout(f"The answer took longer than {total_s:g} s.")
-        # Once the answer has begun, a caller that does not read may be the cause.
-        error.outage = call_of(request).first_delta_at is None
-        raise error from None
+        raise UpstreamTimeout(
+            f"The answer took longer than {total_s:g} s.",
+            # Once the answer has begun, a caller that does not read may be the cause.
+            outage=call_of(request).first_delta_at is None,
+        ) from None
 
 
 def _openai_target(targets: list[Target], asked: str, path: str) -> tuple[Target, PassesThrough]:

@@ -184,9 +184,10 @@ class Upstream:
             async with asyncio.timeout(total_s):
                 reply = await self._send_form(request.url, form, way)
         except TimeoutError:
-            error = UpstreamTimeout(f"The upstream did not take the file within {total_s:g} s.")
-            error.outage = form.is_read  # else the sender may be the slow one
-            raise error from None
+            raise UpstreamTimeout(
+                f"The upstream did not take the file within {total_s:g} s.",
+                outage=form.is_read,  # else the sender may be the slow one
+            ) from None
         if reply.status < 300 and not form.is_read:
             raise UpstreamFailed("The upstream answered before it had the whole file.")
         return reply

@@ -178,7 +178,9 @@ async def test_failed_tries_leave_nothing_in_memory(route):
     rare."""
 
     def runs() -> list[object]:
-        return [o for o in gc.get_objects() if type(o).__name__ in ("Run", "ChatRequest")]
+        return [
+            o for o in gc.get_objects() if type(o).__name__ in ("Run", "Attempt", "ChatRequest")
+        ]
 
     failed = Script([b'{"code":"internal_server_error"}'], status="503 X", headers=JSON)
     error = Script([dify("error", code="provider_quota_exceeded", message="x", status=400)])

@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from conftest import AGENTS, Script, stopped, streamed
 
+from gateway.chat.attempt import Attempt, Question
 from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
 from gateway.http import pump
@@ -493,7 +494,7 @@ async def test_a_stream_that_is_over_leaves_no_circle_of_references(gateway, scr
             raw = await answer.content.readany()
             going_on.set()
             assert streamed(raw + await answer.read())["text"] == "你好"
-        ours = (pump.Pump, Run, StreamRenderer, ChatRequest)
+        ours = (pump.Pump, Run, Attempt, Question, StreamRenderer, ChatRequest)
         await until(lambda: not any(isinstance(o, ours) for o in gc.get_objects()))
     finally:
         gc.enable()

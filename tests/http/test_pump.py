@@ -17,6 +17,7 @@ from test_connection import HEAD, Line
 from test_connection import connected as connected_link
 from test_fastgpt_captures import ANSWERS
 
+from gateway.chat.attempt import State
 from gateway.chat.run import Run
 from gateway.http import fastwrite as direct
 from gateway.http.fastwrite import ClientConnection
@@ -40,7 +41,9 @@ FASTGPT = [capture for capture in ANSWERS if capture.is_stream]
 class Carried:
     """A stream of one platform that a pump forwards; `learns` False: without the fast path."""
 
-    def __init__(self, decoder: Any, learns: bool, max_answer: int = 1 << 30) -> None:
+    def __init__(
+        self, decoder: Any, learns: bool, max_answer: int = 1 << 30, total_s: float = 60.0
+    ) -> None:
         chat = ChatRequest("m", (Message("user", "hi"),), "u", stream=True, call_id="c" * 32)
         timeouts = SimpleNamespace(total=600.0, idle=60.0, first_delta=60.0)
         target = SimpleNamespace(
@@ -51,14 +54,18 @@ class Carried:
         self.connection, self.upstream, _ = connected_link()
         self.connection.data_received(HEAD)
         upstream = SimpleNamespace(timers=Timers(asyncio.get_running_loop()))
-        run = self.run = Run(upstream, None, chat, [target])  # type: ignore[arg-type, list-item]
-        run._exchange, run.decoder = Exchange(self.connection), decoder
-        run.most, run._idle_s = max_answer, 60.0
-        run.read_at = asyncio.get_running_loop().time()
+        run = Run(upstream, None, chat, [target])  # type: ignore[arg-type, list-item]
+        attempt = self.attempt = run.attempt
+        attempt._exchange, attempt.decoder = Exchange(self.connection), decoder
+        attempt.state = State.ANSWERING
+        attempt.read_at = asyncio.get_running_loop().time()
+        ends_at = attempt.read_at + total_s
         self.caller, self.client = ClientConnection(), Line()
         renderer = StreamRenderer(chat, "m", 1, conversational=False)
         self.last = b""
-        self.pump = Pump(self.caller, self.client, run, renderer, 60.0, KEEP_ALIVE, None, self.end)  # type: ignore[arg-type]
+        self.pump = Pump(
+            self.caller, self.client, attempt, ends_at, renderer, 60.0, KEEP_ALIVE, None, self.end
+        )  # type: ignore[arg-type]
         self.pump._left = 1000 if learns else 0
         self.shortcuts = 0
         self.work = asyncio.ensure_future(self.carry())
@@ -76,10 +83,10 @@ class Carried:
         """The caller's bytes for these network reads, without framing."""
         await asyncio.sleep(0)
         for data in reads:
-            before = self.run.received
+            before = self.attempt.received
             self.connection.data_received(data)
             fast_path = self.connection.fast_path
-            self.shortcuts += isinstance(fast_path, FastPath) and self.run.received == before
+            self.shortcuts += isinstance(fast_path, FastPath) and self.attempt.received == before
         self.connection.connection_lost(None)
         await self.work
         return unframed(self.client.written) + self.last
@@ -321,13 +328,10 @@ async def test_the_fast_path_adds_no_repeated_answer():
 async def test_a_comment_that_fills_the_buffer_leaves_one_timer(monkeypatch):
     carried = Carried(make_for("dify")(), True)
     await asyncio.sleep(0)
-    run, timers = carried.run, []
-    run.ends_at = run.timers.now() + 60
+    clock, timers = carried.attempt.timers, []
     carried.pump.written_at -= 60  # a comment is due
-    set_timer = run.timers.set
-    monkeypatch.setattr(
-        run.timers, "set", lambda *given: timers.append(set_timer(*given)) or timers[-1]
-    )
+    set_timer = clock.set
+    monkeypatch.setattr(clock, "set", lambda *given: timers.append(set_timer(*given)) or timers[-1])
     carried.client.write = lambda data: carried.caller.become(is_full=True)
     carried.pump._check_deadlines()
     assert [timer.act is None for timer in timers] == [True, False]
@@ -338,8 +342,7 @@ async def test_a_comment_that_fills_the_buffer_leaves_one_timer(monkeypatch):
 
 @pytest.mark.parametrize("is_full", [False, True])
 async def test_total_ends_the_pump_even_if_the_caller_does_not_read(is_full):
-    carried = Carried(make_for("dify")(), True)
-    carried.run.ends_at = asyncio.get_running_loop().time() + 0.05
+    carried = Carried(make_for("dify")(), True, total_s=0.05)
     await asyncio.sleep(0)
     carried.caller.become(is_full)
     with pytest.raises(TimeoutError):

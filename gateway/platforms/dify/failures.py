@@ -36,7 +36,7 @@ def explain(reply: UpstreamReply) -> GatewayError:
     code, words = as_text(body.get("code")), words_of(body)
     error = _explain_code(code, words) or explain_http("Dify", reply, words)
     if isinstance(error, RateLimited):
-        error.retry_after_s = retry_after(reply.headers, error.retry_after_s)
+        return error.replace(retry_after_s=retry_after(reply.headers, error.retry_after_s))
     return error
 
 

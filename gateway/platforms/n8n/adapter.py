@@ -100,5 +100,5 @@ def _explain(reply: UpstreamReply) -> GatewayError:
         return UpstreamMisconfigured("n8n wants its user to connect credentials first.")
     error = explain_http("n8n", reply, message)
     if isinstance(error, UpstreamFailed):
-        error.retryable = False  # the workflow may have acted
+        return error.replace(retryable=False)  # the workflow may have acted
     return error

@@ -93,5 +93,5 @@ def explain_answer(text: str) -> GatewayError:
         status = 402
     if status:
         error = explain_http("RAGFlow", UpstreamReply(status, {}, b""), words)
-        error.retryable = error.outage = False  # the run has begun
+        error = error.replace(retryable=False, outage=False)  # the run has begun
     return error
