@@ -1,8 +1,8 @@
 """Write answers to a client connection directly, past aiohttp.
 
 aiohttp exposes its transport as `request.transport` but does not promise that it writes nothing of
-its own there. So the gateway uses it only with tested versions and on connections of its own
-server; where `connection_of` returns None, aiohttp writes everything.
+its own there. So the gateway uses it only on connections that `server.aiohttp_internals` makes with
+tested versions; where `connection_of` returns None, aiohttp writes everything.
 
 Heads are nearly constant text here and go out in one write with the whole answer or with the first
 frames of a stream. aiohttp instead builds a dictionary of a dozen headers, lets hooks complete it
@@ -13,20 +13,18 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import aiohttp
 from aiohttp import HttpVersion11, web
 
 from gateway import headers as headernames
 from gateway.http.context import Context
 from gateway.times import http_date
 
-TESTED_AIOHTTP = ("3.13.", "3.14.")  # versions of aiohttp
 MAX_BODY = 64 << 10  # bytes; a larger body may have to wait for the caller
 
 
 class ClientConnection:
-    """What `server.connections` adds to aiohttp's connections: whether writes must wait because the
-    client does not read or has disconnected."""
+    """What `server.aiohttp_internals` adds to aiohttp's connections: whether writes must wait
+    because the client does not read or has disconnected."""
 
     is_full = False
     on_full: Callable[[bool], None] | None = None
@@ -46,12 +44,7 @@ class ClientConnection:
 def connection_of(request: web.Request) -> ClientConnection | None:
     """The client's connection, or None if the gateway may not write to it directly."""
     caller = request.protocol
-    return caller if isinstance(caller, ClientConnection) and is_tested() else None
-
-
-def is_tested() -> bool:
-    """Whether the aiohttp internals that the gateway relies on are tested for this version."""
-    return aiohttp.__version__.startswith(TESTED_AIOHTTP)
+    return caller if isinstance(caller, ClientConnection) else None
 
 
 class _AlreadySent(web.StreamResponse):
