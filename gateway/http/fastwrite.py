@@ -16,6 +16,7 @@ from collections.abc import Callable
 from aiohttp import HttpVersion11, web
 
 from gateway import headers as headernames
+from gateway.http.commonheaders import CONSTANT, add_own, is_plain
 from gateway.http.context import Context
 from gateway.times import http_date
 
@@ -56,15 +57,11 @@ class _AlreadySent(web.StreamResponse):
 ALREADY_SENT = _AlreadySent()
 
 
-def _fixed(headers: dict[str, str]) -> str:
-    """The header lines that all answers of a kind begin with."""
-    every: dict[str, str] = {
-        headernames.SERVER: headernames.SERVER_NAME,
-        **headernames.SAFETY,
-        **headers,
-    }
+def fixed_head(status: str, headers: dict[str, str]) -> str:
+    """The status line and the headers that all answers of a kind begin with."""
+    every = CONSTANT | headers
     lines = [f"{name}: {value}\r\n" for name, value in every.items()]
-    return "".join(["HTTP/1.1 200 OK\r\n", *lines])
+    return "".join([f"HTTP/1.1 {status}\r\n", *lines])
 
 
 _JSON: dict[str, str] = {headernames.CONTENT_TYPE: "application/json"}
@@ -73,8 +70,8 @@ _STREAM: dict[str, str] = {
     headernames.CACHE_CONTROL: "no-cache",
     headernames.BUFFERING: "no",
 }
-_JSON_HEAD = _fixed(_JSON)
-_STREAM_HEAD = _fixed(_STREAM) + "Transfer-Encoding: chunked\r\n"
+_JSON_HEAD = fixed_head("200 OK", _JSON)
+_STREAM_HEAD = fixed_head("200 OK", _STREAM) + "Transfer-Encoding: chunked\r\n"
 
 
 def _transport(request: web.Request) -> asyncio.Transport | None:
@@ -87,8 +84,7 @@ def _transport(request: web.Request) -> asyncio.Transport | None:
         or transport.is_closing()
         or request.version != HttpVersion11
         or not request.keep_alive
-        or request.secure
-        or "Origin" in request.headers
+        or not is_plain(request)
         or "Upgrade" in request.headers  # aiohttp refuses it
     ):
         return None
@@ -97,10 +93,7 @@ def _transport(request: web.Request) -> asyncio.Transport | None:
 
 def _head(fixed: str, context: Context, headers: dict[str, str]) -> str:
     """The whole head but for the empty line that ends it."""
-    headers[headernames.REQUEST_ID] = context.request_id
-    if context.limits:
-        headers |= context.limits
-        context.limits = None
+    add_own(headers, context)
     lines = "\r\n".join(map(": ".join, headers.items()))
     return f"{fixed}{lines}\r\nDate: {http_date(time.time())}\r\n"
 
@@ -109,7 +102,7 @@ def answer_json(
     request: web.Request, context: Context, headers: dict[str, str], body: bytes
 ) -> web.StreamResponse:
     """Answer with JSON and 200. `headers` are specific to this answer, in printable ASCII; the
-    common headers are added here or by `on_response_prepare`."""
+    common headers are added here or by `commonheaders.complete`."""
     transport = _transport(request)
     if transport is None or len(body) > MAX_BODY:
         return web.Response(body=body, headers=headers | _JSON)

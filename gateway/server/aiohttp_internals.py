@@ -33,6 +33,7 @@ NEEDED: dict[object, tuple[str, ...]] = {
         "_waiter",
         "finish_response",
         "handle_error",
+        "keep_alive",
         "resume_reading",
     ),
     web_protocol: ("_ErrInfo",),

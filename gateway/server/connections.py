@@ -25,12 +25,13 @@ from gateway.errors import (
     UriTooLong,
     clean,
 )
-from gateway.headers import SAFETY, SERVER_NAME
 from gateway.http.addresses import USUAL, canonical
-from gateway.http.finish import add_safety
+from gateway.http.commonheaders import complete
+from gateway.http.fastwrite import fixed_head
 from gateway.http.inflight import InFlight
+from gateway.ids import new_request_id
 from gateway.middlewares.errors import error_response
-from gateway.middlewares.requestlog import new_request_id
+from gateway.times import http_date
 from gateway.upstream.fairness import OneATurn
 
 log = logging.getLogger("gateway")
@@ -43,15 +44,19 @@ MAX_LINE = 8190  # bytes of the request line, and of one header
 SEND_S = 60.0  # server.send_timeout
 LEAST_READ = 16 * 1024  # bytes that a caller must take in `send_timeout` while more are queued
 
-_FULL = (
-    b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nRetry-After: 1\r\n"
-    b"x-should-retry: true\r\nContent-Type: application/json\r\nContent-Length: %d\r\n"
-    + "".join(f"{name}: {value}\r\n" for name, value in SAFETY.items()).encode()
-    + b"\r\n%s"
-)
 _FULL_BODY = (
-    b'{"error":{"message":"The gateway has as many connections as it takes; try again shortly.",'
-    b'"type":"server_error","param":null,"code":"too_many_connections"}}'
+    '{"error":{"message":"The gateway has as many connections as it takes; try again shortly.",'
+    '"type":"server_error","param":null,"code":"too_many_connections"}}'
+)
+_FULL = fixed_head(
+    "503 Service Unavailable",
+    {
+        "Connection": "close",
+        "Content-Length": str(len(_FULL_BODY)),
+        "Content-Type": "application/json",
+        "Retry-After": "1",
+        "x-should-retry": "true",
+    },
 )
 
 
@@ -76,7 +81,8 @@ class Connection(RequestHandler):
             self.close()  # aiohttp reads nothing more from it
             # uvloop's transport has the interface, not the base class
             stream = cast(WriteTransport, transport)
-            stream.write(_FULL % (len(_FULL_BODY), _FULL_BODY))
+            own = f"x-request-id: {new_request_id()}\r\nDate: {http_date(time.time())}\r\n\r\n"
+            stream.write(f"{_FULL}{own}{_FULL_BODY}".encode())
             # If closed now, the client's data would cause a reset, which discards the answer.
             server.loop.call_later(_LINGER_S, stream.abort)
             server.refuse()
@@ -146,9 +152,7 @@ class Connection(RequestHandler):
         else:
             error = _refusal(exc, message or "")
         response = error_response(request, error)
-        response.headers["x-request-id"] = new_request_id()
-        response.headers["Server"] = SERVER_NAME
-        add_safety(request, response)
+        complete(request, response)
         response.force_close()
         return response
 
