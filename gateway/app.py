@@ -20,12 +20,12 @@ from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartE
 from gateway.files.fetcher import Guard
 from gateway.files.library import open_files
 from gateway.http.body import BODIES_SHARE
+from gateway.http.commonheaders import complete
 from gateway.http.context import (
     ACCESS_LOG,
     ATTACHMENTS,
     BODIES,
     BUCKETS,
-    CONTEXT,
     FILES,
     FORMS,
     IN_FLIGHT,
@@ -41,8 +41,7 @@ from gateway.http.context import (
     Services,
     StateHolder,
 )
-from gateway.http.cors import add_origin
-from gateway.http.finish import add_safety, end_connection, mark_stopped, record
+from gateway.http.finish import mark_stopped, record
 from gateway.http.gauges import process_gauges
 from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
@@ -50,8 +49,8 @@ from gateway.limits.redis import RedisBuckets
 from gateway.limits.shares import Shares
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
-from gateway.middlewares.ratelimit import add_limits, ratelimit
-from gateway.middlewares.requestlog import add_request_id, requestlog
+from gateway.middlewares.ratelimit import ratelimit
+from gateway.middlewares.requestlog import requestlog
 from gateway.reload import make_state, take_over
 from gateway.routes import OPS, add_to, all_routes
 from gateway.secret import Secret
@@ -116,31 +115,17 @@ def build_ops(main: web.Application) -> web.Application:
     )
     app[MAIN], app[METRICS] = main, metrics
     add_to(app, OPS)
-    app.on_response_prepare.append(_identify)
+    app.on_response_prepare.append(_complete_headers(in_flight))
     return app
 
 
 def _complete_headers(
     in_flight: InFlight,
 ) -> Callable[[web.BaseRequest, web.StreamResponse], Awaitable[None]]:
-    async def complete(request: web.BaseRequest, response: web.StreamResponse) -> None:
-        """Add the common headers to every answer, also to streams and errors, before its head is
-        sent."""
-        context = request.get(CONTEXT)
-        add_request_id(context, response)
-        if isinstance(request, web.Request) and context is not None:
-            add_origin(request, response)
-            add_limits(context, response)
-        if in_flight.stopping:
-            end_connection(response)
-        add_safety(request, response)
+    async def on_prepare(request: web.BaseRequest, response: web.StreamResponse) -> None:
+        complete(request, response, in_flight.stopping)
 
-    return complete
-
-
-async def _identify(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    add_request_id(request.get(CONTEXT), response)
-    add_safety(request, response)
+    return on_prepare
 
 
 def _observed(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:

@@ -1,4 +1,4 @@
-"""Names of response headers as multidict stores them, and constant headers.
+"""Names of response headers as multidict stores them.
 
 With plain strings multidict folds their case again for every answer, and keeps two copies of each
 for as long as a stream is open.
@@ -23,14 +23,4 @@ REFERRER_POLICY = istr("Referrer-Policy")
 LIMITS = {
     unit: tuple(istr(f"x-ratelimit-{what}-{unit}") for what in ("limit", "remaining", "reset"))
     for unit in ("requests", "tokens")
-}
-
-SERVER_NAME = "ai-gateway"
-# They keep browsers from doing more with an answer than showing it. Files set their own policy and
-# cache lifetime.
-SAFETY: dict[str, str] = {
-    CONTENT_TYPE_OPTIONS: "nosniff",
-    REFERRER_POLICY: "no-referrer",
-    CONTENT_SECURITY_POLICY: "default-src 'none'; frame-ancestors 'none'",
-    CACHE_CONTROL: "no-store",  # answers are one caller's own
 }

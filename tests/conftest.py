@@ -29,7 +29,8 @@ from gateway.accounts.passwords import Passwords
 from gateway.app import build
 from gateway.config import load as configfile
 from gateway.demo import Demo, serve_demo, simulator
-from gateway.server.connections import Runner
+from gateway.server import aiohttp_internals
+from gateway.server.runner import Runner
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
@@ -108,6 +109,11 @@ class Gateway:
         return self.post("/v1/chat/completions", {"model": model, "messages": messages, **body})
 
 
+def leave_all_to_aiohttp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gateways that start after this find an aiohttp without the internals that they know."""
+    monkeypatch.setitem(aiohttp_internals.NEEDED, aiohttp.web.Request, ("_not_there",))
+
+
 UNLIMITED = dict.fromkeys(("chat", "upload", "agents", "login", "accounts"))
 
 
@@ -120,7 +126,7 @@ async def run_gateway(config: dict[str, Any], environ: dict[str, str] | None = N
         loaded = configfile.parse(yaml.safe_dump(config, sort_keys=False), environ or {})
         app = build(loaded)
         server = loaded.server
-        runner = Runner(app, server.max_connections, server.send_timeout, shutdown_timeout=0.2)
+        runner = Runner(app, server.max_connections, server.send_timeout, patience_s=0.2)
         await runner.setup()
         try:
             await web.TCPSite(runner, "127.0.0.1", 0).start()

@@ -1,8 +1,8 @@
 """Write answers to a client connection directly, past aiohttp.
 
 aiohttp exposes its transport as `request.transport` but does not promise that it writes nothing of
-its own there. So the gateway uses it only with tested versions and on connections of its own
-server; where `connection_of` returns None, aiohttp writes everything.
+its own there. So the gateway uses it only on connections that `server.aiohttp_internals` makes with
+tested versions; where `connection_of` returns None, aiohttp writes everything.
 
 Heads are nearly constant text here and go out in one write with the whole answer or with the first
 frames of a stream. aiohttp instead builds a dictionary of a dozen headers, lets hooks complete it
@@ -13,20 +13,19 @@ import asyncio
 import time
 from collections.abc import Callable
 
-import aiohttp
 from aiohttp import HttpVersion11, web
 
 from gateway import headers as headernames
+from gateway.http.commonheaders import CONSTANT, add_own, is_plain
 from gateway.http.context import Context
 from gateway.times import http_date
 
-TESTED_AIOHTTP = ("3.13.", "3.14.")  # versions of aiohttp
 MAX_BODY = 64 << 10  # bytes; a larger body may have to wait for the caller
 
 
 class ClientConnection:
-    """What `server.connections` adds to aiohttp's connections: whether writes must wait because the
-    client does not read or has disconnected."""
+    """What `server.aiohttp_internals` adds to aiohttp's connections: whether writes must wait
+    because the client does not read or has disconnected."""
 
     is_full = False
     on_full: Callable[[bool], None] | None = None
@@ -46,12 +45,7 @@ class ClientConnection:
 def connection_of(request: web.Request) -> ClientConnection | None:
     """The client's connection, or None if the gateway may not write to it directly."""
     caller = request.protocol
-    return caller if isinstance(caller, ClientConnection) and is_tested() else None
-
-
-def is_tested() -> bool:
-    """Whether the aiohttp internals that the gateway relies on are tested for this version."""
-    return aiohttp.__version__.startswith(TESTED_AIOHTTP)
+    return caller if isinstance(caller, ClientConnection) else None
 
 
 class _AlreadySent(web.StreamResponse):
@@ -63,15 +57,11 @@ class _AlreadySent(web.StreamResponse):
 ALREADY_SENT = _AlreadySent()
 
 
-def _fixed(headers: dict[str, str]) -> str:
-    """The header lines that all answers of a kind begin with."""
-    every: dict[str, str] = {
-        headernames.SERVER: headernames.SERVER_NAME,
-        **headernames.SAFETY,
-        **headers,
-    }
+def fixed_head(status: str, headers: dict[str, str]) -> str:
+    """The status line and the headers that all answers of a kind begin with."""
+    every = CONSTANT | headers
     lines = [f"{name}: {value}\r\n" for name, value in every.items()]
-    return "".join(["HTTP/1.1 200 OK\r\n", *lines])
+    return "".join([f"HTTP/1.1 {status}\r\n", *lines])
 
 
 _JSON: dict[str, str] = {headernames.CONTENT_TYPE: "application/json"}
@@ -80,8 +70,8 @@ _STREAM: dict[str, str] = {
     headernames.CACHE_CONTROL: "no-cache",
     headernames.BUFFERING: "no",
 }
-_JSON_HEAD = _fixed(_JSON)
-_STREAM_HEAD = _fixed(_STREAM) + "Transfer-Encoding: chunked\r\n"
+_JSON_HEAD = fixed_head("200 OK", _JSON)
+_STREAM_HEAD = fixed_head("200 OK", _STREAM) + "Transfer-Encoding: chunked\r\n"
 
 
 def _transport(request: web.Request) -> asyncio.Transport | None:
@@ -94,8 +84,7 @@ def _transport(request: web.Request) -> asyncio.Transport | None:
         or transport.is_closing()
         or request.version != HttpVersion11
         or not request.keep_alive
-        or request.secure
-        or "Origin" in request.headers
+        or not is_plain(request)
         or "Upgrade" in request.headers  # aiohttp refuses it
     ):
         return None
@@ -104,10 +93,7 @@ def _transport(request: web.Request) -> asyncio.Transport | None:
 
 def _head(fixed: str, context: Context, headers: dict[str, str]) -> str:
     """The whole head but for the empty line that ends it."""
-    headers[headernames.REQUEST_ID] = context.request_id
-    if context.limits:
-        headers |= context.limits
-        context.limits = None
+    add_own(headers, context)
     lines = "\r\n".join(map(": ".join, headers.items()))
     return f"{fixed}{lines}\r\nDate: {http_date(time.time())}\r\n"
 
@@ -116,7 +102,7 @@ def answer_json(
     request: web.Request, context: Context, headers: dict[str, str], body: bytes
 ) -> web.StreamResponse:
     """Answer with JSON and 200. `headers` are specific to this answer, in printable ASCII; the
-    common headers are added here or by `on_response_prepare`."""
+    common headers are added here or by `commonheaders.complete`."""
     transport = _transport(request)
     if transport is None or len(body) > MAX_BODY:
         return web.Response(body=body, headers=headers | _JSON)

@@ -1,12 +1,10 @@
-"""The end of a request: headers that every answer carries, and hooks that run when a call
-is over."""
+"""The end of a request: hooks that run when a call is over, or is stopped."""
 
 import time
 from collections.abc import Callable
 
 from aiohttp import web
 
-from gateway import headers as headernames
 from gateway.errors import Stopping
 from gateway.http.context import CONTEXT, Context, Services
 from gateway.telemetry.call import Capture
@@ -43,23 +41,7 @@ def _add_body(capture: Capture, response: web.StreamResponse | None) -> None:
         capture.add(body)
 
 
-def add_safety(request: web.BaseRequest, response: web.StreamResponse) -> None:
-    """Add headers that keep browsers from doing more with an answer than showing it. A header that
-    the route has set itself stays."""
-    headers = response.headers
-    for name, value in headernames.SAFETY.items():
-        headers.setdefault(name, value)
-    if request.secure:
-        headers["Strict-Transport-Security"] = "max-age=31536000"
-
-
 def mark_stopped(request: web.Request) -> None:
     """Mark the request as stopped, before it is cancelled. `middlewares.errors` answers with this
     if nothing has been sent."""
     request[CONTEXT].stopped = Stopping()
-
-
-def end_connection(response: web.StreamResponse) -> None:
-    """Close the connection after the answer, so that the client's next request goes elsewhere."""
-    response.force_close()
-    response.headers["Connection"] = "close"  # aiohttp has already written its own value

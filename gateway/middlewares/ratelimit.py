@@ -99,9 +99,3 @@ def _apply(
     if error := refusal(asked, decisions):
         app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error
-
-
-def add_limits(context: Context, response: web.StreamResponse) -> None:
-    if context.limits:
-        response.headers.update(context.limits)
-        context.limits = None

@@ -11,12 +11,11 @@ from typing import Any
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway import headers as headernames
 from gateway.errors import clean, looks_like_key
 from gateway.http.context import CONTEXT, STATE, Context, State, route_of
 from gateway.http.forwarded import client_address
 from gateway.http.inflight import InFlight
-from gateway.ids import new_id
+from gateway.ids import new_request_id
 from gateway.telemetry.accesslog import AccessLog, level_of
 from gateway.telemetry.metrics import Metrics
 from gateway.times import stamp
@@ -135,15 +134,3 @@ def _request_id(request: web.Request, state: State | None) -> str:
         return new_request_id()
     is_key = state is not None and state.keyring.static(received) is not None
     return new_request_id() if is_key else received
-
-
-def new_request_id() -> str:
-    """Begins with the time: new entries then go to the end of the record's index, however large it
-    is."""
-    return f"req-{time.time_ns() // 1_000_000:011x}{new_id(13)}"
-
-
-def add_request_id(context: Context | None, response: web.StreamResponse) -> None:
-    if context is not None:
-        response.headers[headernames.REQUEST_ID] = context.request_id
-    response.headers[headernames.SERVER] = headernames.SERVER_NAME

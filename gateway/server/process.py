@@ -26,8 +26,9 @@ from gateway.config.outgoing import pem_files
 from gateway.errors import StartError
 from gateway.http.context import IN_FLIGHT, RELOAD, STATE, State
 from gateway.reload import differences
-from gateway.server.connections import SEND_S, Runner, Site
+from gateway.server.connections import SEND_S
 from gateway.server.greeting import greet, look_around
+from gateway.server.runner import Runner, listen
 from gateway.telemetry.accesslog import AccessLog
 
 log = logging.getLogger("gateway")
@@ -96,14 +97,11 @@ async def _listen(
     send_s: float = SEND_S,
 ) -> Runner | None:
     """Serve `app`. Logs the reason and returns None if the address cannot be bound."""
-    runner = Runner(app, most, send_s, shutdown_timeout=_GOODBYE_S)
+    runner = Runner(app, most, send_s, patience_s=_GOODBYE_S)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
-    site = Site(
-        runner, host, port, backlog=_BACKLOG, reuse_port=reuse_port or None, ssl_context=tls
-    )
     try:
-        await site.start()
+        await listen(runner, host, port, _BACKLOG, reuse_port or None, tls)
     except OSError as error:
         reason = error.strerror or str(error)
         hint = next((hint for number, hint in _HINTS.items() if error.errno == number), "")

@@ -31,7 +31,7 @@ from gateway.http.context import BODIES, FILES, IN_FLIGHT
 from gateway.limits.shares import Part, Shares
 from gateway.secret import Secret
 from gateway.server import connections
-from gateway.server.connections import Runner, Site
+from gateway.server.runner import AT_ONCE, Runner, listen
 
 MIB = 1 << 20
 AT_ONCE_S = 0.1  # CPU time, in one iteration of the loop
@@ -181,9 +181,9 @@ def test_many_who_connect_do_not_hold_up_the_next_one():
     async def accepted() -> int:
         runner = Runner(web.Application())
         await runner.setup()
-        await Site(runner, "127.0.0.1", 0).start()
+        await listen(runner, "127.0.0.1", 0)
         with ExitStack() as lines:
-            for _ in range(2 * connections.AT_ONCE):
+            for _ in range(2 * AT_ONCE):
                 address = runner.addresses[0]
                 lines.enter_context(closing(socket.create_connection(address)))
             for _ in range(4):
@@ -193,7 +193,7 @@ def test_many_who_connect_do_not_hold_up_the_next_one():
         return count
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runs:
-        assert runs.run(accepted()) >= connections.AT_ONCE
+        assert runs.run(accepted()) >= AT_ONCE
 
 
 SETTINGS = {

@@ -8,11 +8,10 @@ import aiohttp
 import orjson
 import pytest
 from aiohttp import web
-from conftest import AGENTS, Script, stopped, streamed
+from conftest import AGENTS, Script, leave_all_to_aiohttp, stopped, streamed
 
 from gateway.chat.attempt import Attempt, Question
 from gateway.chat.run import Run
-from gateway.http import fastwrite as direct
 from gateway.http import pump
 from gateway.http.context import CONTEXT, IN_FLIGHT, STATE
 from gateway.platforms.dify.decoder import DifyDecoder
@@ -20,10 +19,11 @@ from gateway.protocol.messages import ChatRequest, Message
 from gateway.protocol.render import StreamRenderer
 
 
-@pytest.fixture(params=[direct.TESTED_AIOHTTP, ()], ids=["direct", "aiohttp"])
+@pytest.fixture(params=["direct", "aiohttp"])
 def _both_ways(request, monkeypatch):
     """Written directly to the connection, and by aiohttp."""
-    monkeypatch.setattr(direct, "TESTED_AIOHTTP", request.param)
+    if request.param == "aiohttp":
+        leave_all_to_aiohttp(monkeypatch)
 
 
 both_ways = pytest.mark.usefixtures("_both_ways")

@@ -2,14 +2,16 @@
 
 import asyncio
 import re
+from collections.abc import AsyncIterator
 from typing import Any
 
 import orjson
 import pytest
+from conftest import leave_all_to_aiohttp
 
 from gateway.http import fastwrite as direct
 from gateway.http.context import IN_FLIGHT, Context
-from gateway.http.fastwrite import TESTED_AIOHTTP, answer_json, begin_stream
+from gateway.http.fastwrite import answer_json, begin_stream
 
 QUESTION = b'{"model": "bot", "messages": [{"role": "user", "content": "hi"}]}'
 # HTTP/1.0 is allowed here, too; on this machine only proxies speak it.
@@ -48,6 +50,13 @@ async def asked(gw: Any, *questions: bytes) -> list[tuple[str, dict[str, str], b
     return answers
 
 
+async def both_ways(gateway: Any, monkeypatch: Any, **config: Any) -> AsyncIterator[Any]:
+    """A gateway that writes directly, then one whose aiohttp does all."""
+    yield await gateway(auth=OPEN, **config)
+    leave_all_to_aiohttp(monkeypatch)
+    yield await gateway(auth=OPEN, **config)
+
+
 @pytest.fixture
 def agents(demo):
     """`await agents("bot")`: one agent of that name, which answers without pauses."""
@@ -77,10 +86,8 @@ def sent(monkeypatch) -> list[bool]:
 @pytest.mark.parametrize("limits", [{"chat": None}, {"chat": "9/s"}, {"tokens": "9999999/min"}])
 @pytest.mark.parametrize("name", ["bot", "机器人"])
 async def test_both_ways_send_the_same_headers(name, limits, agents, gateway, sent, monkeypatch):
-    gw = await gateway(agents=await agents(name), rate_limits=limits, auth=OPEN)
     got = []
-    for seen in (TESTED_AIOHTTP, ()):
-        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
+    async for gw in both_ways(gateway, monkeypatch, agents=await agents(name), rate_limits=limits):
         body = QUESTION.replace(b"bot", name.encode())
         ((first, headers, _),) = await asked(gw, question(body=body))
         got.append((first, lasting(headers, "content-length")))
@@ -93,9 +100,7 @@ async def test_both_ways_send_the_same_headers(name, limits, agents, gateway, se
 
 
 async def test_both_ways_date_their_answers_alike(agents, gateway, sent, monkeypatch):
-    gw = await gateway(agents=await agents(), auth=OPEN)
-    for seen in (TESTED_AIOHTTP, ()):
-        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
+    async for gw in both_ways(gateway, monkeypatch, agents=await agents()):
         monkeypatch.setattr("gateway.http.fastwrite.time.time", lambda: 1_800_000_000.9)
         monkeypatch.setattr("aiohttp.helpers.time.time", lambda: 1_800_000_000.9)
         ((_, headers, _),) = await asked(gw, question())
@@ -111,17 +116,13 @@ async def test_pipelined_questions_are_answered_in_order(agents, gateway, sent):
     assert sent == [True] * 5
 
 
-@pytest.mark.parametrize("seen", [TESTED_AIOHTTP, ()], ids=["seen", "unknown"])
-async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(
-    seen, agents, gateway, monkeypatch
-):
+async def test_long_bodies_that_aiohttp_takes_in_parts_arrive_whole(agents, gateway, monkeypatch):
     """aiohttp pauses reading within them, and resumes when they are read."""
-    monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
-    gw = await gateway(agents=await agents(), auth=OPEN)
     long = QUESTION.replace(b"hi", b"h" * 500_000)
-    for _ in range(2):
-        answers = await asked(gw, question(body=long), question(), question(body=long))
-        assert [first for first, _, _ in answers] == ["HTTP/1.1 200 OK"] * 3
+    async for gw in both_ways(gateway, monkeypatch, agents=await agents()):
+        for _ in range(2):
+            answers = await asked(gw, question(body=long), question(), question(body=long))
+            assert [first for first, _, _ in answers] == ["HTTP/1.1 200 OK"] * 3
 
 
 @pytest.mark.parametrize(
@@ -212,10 +213,8 @@ def begun(monkeypatch) -> list[bool]:
 @pytest.mark.parametrize("limits", [{"chat": None}, {"chat": "9/s"}, {"tokens": "9999999/min"}])
 @pytest.mark.parametrize("name", ["bot", "机器人"])
 async def test_both_ways_begin_a_stream_alike(name, limits, agents, gateway, begun, monkeypatch):
-    gw = await gateway(agents=await agents(name), rate_limits=limits, auth=OPEN)
     got = []
-    for seen in (TESTED_AIOHTTP, ()):
-        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
+    async for gw in both_ways(gateway, monkeypatch, agents=await agents(name), rate_limits=limits):
         first, headers, text = await streamed(gw, stream_question(name=name))
         got.append((first, lasting(headers), text))
     assert begun == [True, False]

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiohttp.web import Server
-from conftest import AGENTS, Script, streamed
+from aiohttp import web
+from conftest import AGENTS, Script, leave_all_to_aiohttp, streamed
 from decoding import decoder_for
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,7 +19,6 @@ from test_fastgpt_captures import ANSWERS
 
 from gateway.chat.attempt import State
 from gateway.chat.run import Run
-from gateway.http import fastwrite as direct
 from gateway.http.fastwrite import ClientConnection
 from gateway.http.pump import FastPath, Pump
 from gateway.platforms.openai_compatible import explain_error
@@ -28,7 +27,8 @@ from gateway.protocol.passthrough import PassThrough
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import KEEP_ALIVE
 from gateway.protocol.template import find_template
-from gateway.server.connections import _Connection
+from gateway.server.aiohttp_internals import BoundedConnection
+from gateway.server.connections import Server
 from gateway.upstream.client import Exchange
 from gateway.upstream.timers import Timers
 
@@ -306,8 +306,8 @@ async def test_a_caller_that_does_not_read_from_the_start_is_awaited():
 
 
 async def test_a_connection_of_ours_that_is_lost_is_written_to_no_more():
-    server = Server(lambda request: None)
-    connection = _Connection(server, loop=asyncio.get_running_loop())
+    server = Server(web.Server(lambda request: None), BoundedConnection)
+    connection = server()
     connection.connection_made(Line())  # type: ignore[arg-type]
     told: list[bool] = []
     connection.on_full = told.append
@@ -398,13 +398,15 @@ async def test_with_an_aiohttp_unknown_to_us_the_answer_is_the_same(
     sample = PLATFORMS / "samples" / kind / f"{files.get(kind, 'chat')}.sse"
     upstream = await scripted(Script(list(events_of(sample.read_bytes()))))
     mode = {"mode": "chat"} if kind == "dify" else {}
-    gw = await gateway(agents={"bot": {**AGENTS[kind], "base_url": upstream.url, **mode}})
+    agents = {"bot": {**AGENTS[kind], "base_url": upstream.url, **mode}}
     carried: list[Any] = []
     carry = Pump.carry
     monkeypatch.setattr(Pump, "carry", lambda self: carried.append(self) or carry(self))
     got = []
-    for seen in (direct.TESTED_AIOHTTP, ("0.",)):
-        monkeypatch.setattr(direct, "TESTED_AIOHTTP", seen)
+    for way in ("direct", "aiohttp"):
+        if way == "aiohttp":
+            leave_all_to_aiohttp(monkeypatch)
+        gw = await gateway(agents=agents)
         async with gw.complete("bot", stream=True) as answer:
             got.append(streamed(await answer.read()))
     assert len(carried) == 1

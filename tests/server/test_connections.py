@@ -58,9 +58,9 @@ async def test_trailers_without_end_are_400(gateway):
 
 
 async def test_long_heads_after_a_request_are_not_parsed(gateway, scripted, monkeypatch):
-    made, make = [], connections._Server.__call__
+    made, make = [], connections.Server.__call__
     monkeypatch.setattr(
-        connections._Server, "__call__", lambda server: made.append(make(server)) or made[-1]
+        connections.Server, "__call__", lambda server: made.append(make(server)) or made[-1]
     )
     upstream = await scripted(Script([chunk({"content": "a"})], end="hang"))
     gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})

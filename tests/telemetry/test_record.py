@@ -17,7 +17,7 @@ from test_cli import serving
 
 from gateway.accounts.credentials import new_key
 from gateway.http.context import SERVICES
-from gateway.middlewares.requestlog import new_request_id
+from gateway.ids import new_request_id
 
 HELLO = b'data: {"event":"message","answer":"\xe4\xbd\xa0\xe5\xa5\xbd","conversation_id":"c","task_id":"t"}\n\n'
 END = b'data: {"event":"message_end","metadata":{"usage":{"prompt_tokens":3,"completion_tokens":4,"total_tokens":7}}}\n\n'
