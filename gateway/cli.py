@@ -198,8 +198,9 @@ def check(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
+    from gateway.config.access import access_note, lock_out
     from gateway.config.check import warnings
-    from gateway.config.load import access_note, home, lock_out
+    from gateway.config.load import home
     from gateway.config.outgoing import way_of
 
     print(f"{_source(args)}: ok")

@@ -19,8 +19,9 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway.app import build, build_ops
+from gateway.config.access import access_note
 from gateway.config.check import warnings
-from gateway.config.load import ConfigError, access_note, home, sources
+from gateway.config.load import ConfigError, home, sources
 from gateway.config.models import Config, Server
 from gateway.config.outgoing import pem_files
 from gateway.errors import StartError
