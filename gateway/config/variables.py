@@ -72,7 +72,7 @@ class Variables:
 
 def add_options(tree: dict[str, Any], environ: Mapping[str, str], problems: list[str]) -> None:
     """Take options that the file does not set from variables with conventional names."""
-    server = tree.setdefault("server", {})
+    server = tree.setdefault("server", {})  # HOST and PORT are usual in containers
     for name in ("host", "port") if isinstance(server, dict) else ():
         if environ.get(name.upper()):
             server.setdefault(name, environ[name.upper()])
