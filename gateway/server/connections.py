@@ -1,14 +1,10 @@
 """Client connections: aiohttp's, with bounds, and with the gateway's answers to bad HTTP."""
 
 import asyncio
-import contextlib
-import fcntl
 import logging
 import os
 import socket
-import termios
 import time
-from array import array
 from asyncio import BaseTransport, TimerHandle, WriteTransport
 from collections.abc import Callable
 from typing import Any, cast
@@ -36,6 +32,7 @@ from gateway.http.finish import add_safety
 from gateway.http.inflight import InFlight
 from gateway.middlewares.errors import error_response
 from gateway.middlewares.requestlog import new_request_id
+from gateway.system import CAN_LISTEN_TWICE, unsent_bytes
 from gateway.upstream.fairness import OneATurn
 
 log = logging.getLogger("gateway")
@@ -300,10 +297,7 @@ def _is_dense(data: bytes) -> bool:
 def _unsent(transport: WriteTransport) -> int:
     """Bytes that the client has not taken. The kernel buffers megabytes and accepts no more until a
     third of them is gone, so without its count a slow client would seem to take nothing."""
-    kept = array("i", [0])
-    with contextlib.suppress(OSError, AttributeError):  # platforms other than Linux
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
-    return transport.get_write_buffer_size() + kept[0]
+    return transport.get_write_buffer_size() + unsent_bytes(transport.get_extra_info("socket"))
 
 
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:
@@ -399,6 +393,8 @@ class Site(web.TCPSite):
         await super().start()
         assert self._server is not None
         sockets: list[socket.socket] = self._server.sockets  # type: ignore[attr-defined]
+        if not CAN_LISTEN_TWICE:
+            return
         for number in [one.fileno() for one in sockets for _ in range(AT_ONCE - 1)]:
             again = socket.socket(fileno=os.dup(number))
             await web.SockSite(
