@@ -6,6 +6,10 @@ BIN    := $(VENV)/bin
 RUN    := $(VENV)/.installed-run
 STAMP  := $(VENV)/.installed
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check
+# One line per package while pip runs; its errors are on stderr. A pipe has the exit code of its last
+# command, so the stamp shows whether pip succeeded.
+BRIEF  := awk '/^(Collecting|Processing) / { n = split($$2, part, "/"); print "  " part[n]; fflush() } \
+                /^Installing collected/ { print "Installing them …"; fflush() }'
 
 .DEFAULT_GOAL := help
 .PHONY: help install run test coverage lint bench soak format schema wheel image release-files lock lock-bench lock-docs docs docs-site clean
@@ -24,16 +28,16 @@ $(VENV)/bin/python:
 
 $(RUN): requirements-run.lock | $(VENV)/bin/python
 	@echo "Installing the packages that running needs ($$(grep -c '^[a-z0-9].*==' $<) in $<; some 150 MB on disk) …"
-	@$(PIP) $(if $(CI),--quiet) --require-hashes -r requirements-run.lock
-	@$(BIN)/python -m compileall -q gateway
-	@touch $(RUN)
+	@rm -f $@
+	@{ $(PIP) --require-hashes -r requirements-run.lock && $(BIN)/python -m compileall -q gateway && \
+	   touch $@; } | $(BRIEF); test -e $@
 
 $(STAMP): requirements.lock setup.cfg setup.py | $(VENV)/bin/python
 	@echo "Installing the packages that running, tests and lint need ($$(grep -c '^[a-z0-9].*==' $<) in $<; some 570 MB on disk); it takes a minute …"
-	@$(PIP) --quiet --require-hashes -r requirements.lock
-	@$(PIP) --quiet --no-deps --no-build-isolation --editable .
-	@$(BIN)/python -m compileall -q gateway
-	@touch $(STAMP) $(RUN)
+	@rm -f $@
+	@{ $(PIP) --require-hashes -r requirements.lock && \
+	   $(PIP) --quiet --no-deps --no-build-isolation --editable . && \
+	   $(BIN)/python -m compileall -q gateway && touch $(STAMP) $(RUN); } | $(BRIEF); test -e $@
 
 run: $(RUN)  ## install what running needs, then start the gateway
 	@$(BIN)/python run.py
@@ -48,10 +52,12 @@ coverage: $(STAMP)  ## run the tests and measure which lines of gateway/ they re
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report
 
+# The second run of mypy finds names that Windows lacks.
 lint: $(STAMP)  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32
 
 format: $(STAMP)  ## mend style where a tool can
 	$(BIN)/ruff check --fix .

@@ -49,8 +49,8 @@ def _exit_on_signals() -> None:
     signals without a handler, and an early reload must not end the process."""
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
-        if hasattr(signal, "SIGHUP"):
-            signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if hangup := getattr(signal, "SIGHUP", None):
+            signal.signal(hangup, signal.SIG_IGN)
 
 
 _COMMANDS: dict[str, str] = {
@@ -198,8 +198,9 @@ def check(args: argparse.Namespace) -> int:
     config = _load(args)
     if config is None:
         return 1
+    from gateway.config.access import access_note, lock_out
     from gateway.config.check import warnings
-    from gateway.config.load import access_note, home, lock_out
+    from gateway.config.load import home
     from gateway.config.outgoing import way_of
 
     print(f"{_source(args)}: ok")
@@ -269,8 +270,9 @@ def serve(args: argparse.Namespace) -> int:
         return 1
     access_log = logs.set_up(level, form, sys.stderr)
     from gateway.server.process import serve as serve_on
+    from gateway.system import loop_factory
 
-    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
         try:
             load = partial(_read, args, real)
             return runner.run(serve_on(config, args.config, load, access_log))
@@ -284,12 +286,3 @@ def _collect_garbage_less() -> None:
     took a sixth of an event's cost, and a twentieth of the start. Per-event objects are freed by
     reference counting; only cycles need the collector, and they are few."""
     gc.set_threshold(50_000, 20, 100)
-
-
-def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where uvloop is installed, else asyncio's."""
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    return uvloop.new_event_loop

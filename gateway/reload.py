@@ -11,7 +11,8 @@ from typing import Any
 from gateway.accounts.credentials import KeyRing
 from gateway.chat.health import HealthCache
 from gateway.chat.routing import Routing
-from gateway.config.load import ConfigError, check_together
+from gateway.config.conflicts import check_together
+from gateway.config.load import ConfigError
 from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.http.context import State, StateHolder

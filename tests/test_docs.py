@@ -117,6 +117,8 @@ def test_every_option_is_explained_in_both_languages():
 def test_links_between_the_documents_lead_somewhere():
     for path in [*pages(), *ROOT.glob("config/**/*.md")]:
         for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text("utf-8")):
+            # On GitHub, two folders up from a README is the repository's own page.
+            target = re.sub(r"^\.\./\.\./actions/(workflows/[\w.-]+).*", r".github/\1", target)
             assert (path.parent / target).exists(), f"{path.name}: {target}"
 
 

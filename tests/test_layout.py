@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"config"},
     {"protocol", "database"},
     {"filetypes"},
-    {"errors", "secret", "times", "ids", "headers", "private", "shipped"},
+    {"errors", "secret", "times", "ids", "headers", "private", "shipped", "system"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 WEB = {"server", "app", "routes", "middlewares", "http", "demo"}  # may import aiohttp.web

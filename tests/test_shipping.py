@@ -110,6 +110,26 @@ def test_make_run_installs_only_what_running_needs():
     assert "PIP_INDEX_URL" in text("README.zh-CN.md")
 
 
+@pytest.mark.parametrize(("exit_code", "made"), [(0, True), (1, False)])
+def test_make_names_each_package_and_fails_with_pip(tmp_path, exit_code, made):
+    for name in ("Makefile", "requirements-run.lock"):
+        shutil.copy(ROOT / name, tmp_path)
+    python = tmp_path / ".venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text(
+        '#!/bin/sh\n[ "$2" = pip ] || exit 0\n'
+        "echo 'Collecting aiohttp==3 (from -r requirements-run.lock)'; echo '  Downloading it'\n"
+        f"echo 'Processing /a/folder/yarl-1-py3.whl (from -r …)'; exit {exit_code}\n"
+    )
+    python.chmod(0o755)
+    make = subprocess.run(
+        ["make", "--silent", ".venv/.installed-run"],
+        cwd=tmp_path, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert make.stdout.splitlines()[1:] == ["  aiohttp==3", "  yarl-1-py3.whl"]
+    assert (make.returncode == 0, (tmp_path / ".venv/.installed-run").exists()) == (made, made)
+
+
 def test_make_install_uses_locked_files_only():
     recipe = recipe_of("$(STAMP)")
     assert "--require-hashes -r requirements.lock" in recipe

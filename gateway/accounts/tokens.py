@@ -17,7 +17,7 @@ from typing import Any
 from gateway.accounts.credentials import Caller
 from gateway.config.models import SHORTEST_SECRET, Config
 from gateway.errors import StartError
-from gateway.private import make_folder
+from gateway.private import make_folder, opener
 from gateway.protocol.seals import Seal
 from gateway.secret import Secret
 
@@ -130,9 +130,8 @@ def _create(path: Path, content: str) -> None:
     one's complete file."""
     make_folder(path.parent)
     draft = path.with_name(f".jwt_secret-{secrets.token_hex(4)}")
-    handle = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        with os.fdopen(handle, "w") as file:
+        with open(draft, "x", encoding="utf-8", newline="\n", opener=opener) as file:
             file.write(content)
         with contextlib.suppress(FileExistsError):
             os.link(draft, path)

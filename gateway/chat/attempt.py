@@ -17,9 +17,9 @@ from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.limits.shares import Holders
 from gateway.platforms.base import Decoder, Preliminary, Step, require_options
+from gateway.protocol.completions import lines_as_events
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
-from gateway.protocol.passthrough import lines_as_events
 from gateway.protocol.sse import SHOWN, Life, is_stream
 from gateway.protocol.template import EventTemplate
 from gateway.telemetry.traces import CallTrace

@@ -187,8 +187,7 @@ def _finish(file: IO[bytes], block: list[bytes], path: Path) -> None:
 
 
 def _discard(draft: Path, opened: list[IO[bytes]]) -> None:
-    """Closing flushes the buffer, and the disk may be full."""
-    draft.unlink(missing_ok=True)
-    for file in opened:
-        with contextlib.suppress(OSError):
+    for file in opened:  # first: Windows deletes no open file
+        with contextlib.suppress(OSError):  # closing flushes the buffer, and the disk may be full
             file.close()
+    draft.unlink(missing_ok=True)

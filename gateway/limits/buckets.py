@@ -13,23 +13,30 @@ from collections.abc import Callable, Coroutine, Sequence
 from math import ceil
 from typing import Any, TypeVar
 
+from gateway.limits.charges import (
+    LEASE_S,
+    Charge,
+    QuotaCharge,
+    RateCharge,
+    SlotCharge,
+    TokenCharge,
+)
+from gateway.limits.patience import is_done_within
 from gateway.limits.redis import RedisBuckets
-from gateway.limits.rules import LEASE_S, Decision, Take
+from gateway.limits.rules import Decision
 
 log = logging.getLogger("gateway")
 
 T = TypeVar("T")
 
-DEADLINE_S = 0.05  # for one take; rule 6
+DEADLINE_S = 0.05  # for the charges of one request; rule 6
 MAX_BUCKETS = 100_000
 _RETRY_S = 1.0  # between two checks whether Redis is back
 _RENEW_S = LEASE_S / 3
 _PATIENCE_S = 1.0  # for calls that no request waits for
 _MAX_BACKGROUND = 10_000
-_LATE = 1.3  # times the deadline; past that the event loop itself was too slow
-_ROUNDS = 10  # event-loop iterations to let a received reply reach its awaiter
 _EPSILON = 1e-6  # fractions that should add up to one may come to 0.999999
-_PROBE = Take("rate", "{probe}:rate", 1, 1000.0, 1)
+_PROBE = RateCharge("{probe}:rate", 1, 1000.0)
 
 
 class LocalBuckets:
@@ -43,81 +50,88 @@ class LocalBuckets:
         self._levels: OrderedDict[str, tuple[float, float]] = OrderedDict()  # (level, at ms)
         self._holders: dict[str, set[str]] = {}
 
-    def take(self, asked: list[Take]) -> list[Decision]:
-        """Take from all buckets or from none; `take_token.lua` does the same in Redis."""
+    def charge(self, charges: list[Charge]) -> list[Decision]:
+        """Charge all buckets or none; `take_token.lua` does the same in Redis."""
         now = self._clock() * 1000
-        if len(asked) == 1:  # by far the most common case: only a caller's rate
-            decision, level = self._look(asked[0], now)
+        if len(charges) == 1:  # by far the most common case: only a caller's rate
+            decision, level = self._look(charges[0], now)
             if decision.allowed:
-                self._keep(asked[0], level, now)
+                self._apply(charges[0], level, now)
             return [decision]
-        looks = [self._look(take, now) for take in asked]
+        looks = [self._look(charge, now) for charge in charges]
         decisions = [decision for decision, _ in looks]
         if all([decision.allowed for decision in decisions]):
-            for take, (_, level) in zip(asked, looks, strict=True):
-                self._keep(take, level, now)
+            for charge, (_, level) in zip(charges, looks, strict=True):
+                self._apply(charge, level, now)
         return decisions
 
-    def _keep(self, take: Take, level: float, now: float) -> None:
-        """Apply a take that `_look` has allowed."""
-        if take.kind == "rate":
-            self._put(take, level, now)
-        elif take.kind == "slots":
-            self._holders.setdefault(take.key, set()).add(str(take.c))
+    def _apply(self, charge: Charge, level: float, now: float) -> None:
+        """Apply a charge that `_look` has allowed."""
+        if isinstance(charge, RateCharge):
+            self._put(charge.key, level, now)
+        elif isinstance(charge, SlotCharge):
+            self._holders.setdefault(charge.key, set()).add(charge.holder)
 
-    def _look(self, take: Take, now: float) -> tuple[Decision, float]:
-        """A bucket's answer, and the level that the take would leave."""
-        capacity = int(take.a)
-        if take.kind == "slots":
-            held = len(self._holders.get(take.key, ()))
-            return Decision(held < capacity, max(0, capacity - held - 1), 1000, 0), 0.0
-        if take.quota is not None:
-            used = take.quota.used
-            return Decision(used < capacity, max(0, capacity - used - 1), 0, 0), 0.0
-        level, cost = self._level(take, now), float(take.c)
-        needed = cost or 1.0
+    def _look(self, charge: Charge, now: float) -> tuple[Decision, float]:
+        """A bucket's answer, and the level that the charge would leave."""
+        if isinstance(charge, RateCharge):
+            cost = charge.cost
+        elif isinstance(charge, TokenCharge):
+            cost = 0
+        else:
+            return self._count(charge), 0.0
+        level = self._level(charge, now)
+        needed = cost or 1
         allowed, wait_ms = level + _EPSILON >= needed, 0
         if allowed:
             level -= cost
         else:
-            wait_ms = ceil((needed - level) / take.b)
+            wait_ms = ceil((needed - level) / charge.per_ms)
         remaining = int(level + _EPSILON) if level > 0 else 0
-        return Decision(allowed, remaining, wait_ms, ceil((take.a - level) / take.b)), level
+        full_ms = ceil((charge.capacity - level) / charge.per_ms)
+        return Decision(allowed, remaining, wait_ms, full_ms), level
 
-    def _level(self, take: Take, now: float) -> float:
-        kept = self._levels.get(take.key)
+    def _count(self, charge: SlotCharge | QuotaCharge) -> Decision:
+        if isinstance(charge, SlotCharge):
+            used, most, wait_ms = len(self._holders.get(charge.key, ())), charge.most, 1000
+        else:
+            used, most, wait_ms = charge.quota.used, charge.quota.limit, 0
+        return Decision(used < most, max(0, most - used - 1), wait_ms, 0)
+
+    def _level(self, charge: RateCharge | TokenCharge, now: float) -> float:
+        kept = self._levels.get(charge.key)
         if kept is None:
-            return take.a
-        level = kept[0] + (now - kept[1]) * take.b
-        return level if level < take.a else take.a
+            return charge.capacity
+        level = kept[0] + (now - kept[1]) * charge.per_ms
+        return level if level < charge.capacity else charge.capacity
 
-    def _put(self, take: Take, level: float, now: float) -> None:
-        self._levels[take.key] = (level, now)
-        self._levels.move_to_end(take.key)
+    def _put(self, key: str, level: float, now: float) -> None:
+        self._levels[key] = (level, now)
+        self._levels.move_to_end(key)
         if len(self._levels) > self._most:
             self._levels.popitem(last=False)
 
-    def spend(self, take: Take, number: int) -> None:
-        """Take `number` tokens unconditionally; the level may fall below zero."""
+    def spend(self, charge: TokenCharge, tokens: int) -> None:
+        """Take `tokens` unconditionally; the level may fall below zero."""
         now = self._clock() * 1000
-        self._put(take, self._level(take, now) - number, now)
+        self._put(charge.key, self._level(charge, now) - tokens, now)
 
-    def release(self, take: Take) -> None:
-        holders = self._holders.get(take.key, set())
-        holders.discard(str(take.c))
+    def release(self, slot: SlotCharge) -> None:
+        holders = self._holders.get(slot.key, set())
+        holders.discard(slot.holder)
         if not holders:
-            self._holders.pop(take.key, None)
+            self._holders.pop(slot.key, None)
 
-    def follow(self, asked: list[Take], decisions: list[Decision]) -> None:
+    def follow(self, charges: list[Charge], decisions: list[Decision]) -> None:
         """Copy Redis's levels, so that no caller gets a fresh bucket when Redis becomes
         unavailable."""
         now = self._clock() * 1000
-        taken = all(decision.allowed for decision in decisions)
-        for take, decision in zip(asked, decisions, strict=True):
-            if take.kind in ("rate", "tokens"):
-                self._put(take, float(decision.remaining), now)
-            elif take.kind == "slots" and taken:
-                self._holders.setdefault(take.key, set()).add(str(take.c))
+        charged = all(decision.allowed for decision in decisions)
+        for charge, decision in zip(charges, decisions, strict=True):
+            if isinstance(charge, RateCharge | TokenCharge):
+                self._put(charge.key, float(decision.remaining), now)
+            elif isinstance(charge, SlotCharge) and charged:
+                self._holders.setdefault(charge.key, set()).add(charge.holder)
 
 
 class Buckets:
@@ -127,8 +141,8 @@ class Buckets:
         self._local = LocalBuckets()
         self._redis = redis
         self._background: set[asyncio.Task[Any]] = set()
-        self._held: dict[str, Take] = {}  # slots of calls in flight, by holder
-        self._owed: dict[str, Take] = {}  # slots that Redis may still count for ended calls
+        self._held: dict[str, SlotCharge] = {}  # slots of calls in flight, by holder
+        self._owed: dict[str, SlotCharge] = {}  # slots that Redis may still count for ended calls
         self.unavailable = False  # Redis is configured but does not answer
         self.failures = 0
 
@@ -162,76 +176,76 @@ class Buckets:
         if self._redis is not None:
             await self._redis.close()
 
-    async def take(self, asked: list[Take]) -> list[Decision]:
-        """Each bucket's answer; nothing is taken unless all of them allow it."""
+    async def charge(self, charges: list[Charge]) -> list[Decision]:
+        """Each bucket's answer; nothing is charged unless all of them allow it."""
         redis = self._redis
-        if redis is None or self.unavailable or not asked:
-            decisions = self._local.take(asked)
+        if redis is None or self.unavailable or not charges:
+            decisions = self._local.charge(charges)
         else:
             try:
                 decisions = await self._within(
-                    DEADLINE_S, redis.take(asked), lambda late: self._too_late(asked, late)
+                    DEADLINE_S, redis.charge(charges), lambda late: self._too_late(charges, late)
                 )
             except Exception as error:
                 self._mark_unavailable(error)
-                decisions = self._local.take(asked)
+                decisions = self._local.charge(charges)
             else:
-                self._local.follow(asked, decisions)
+                self._local.follow(charges, decisions)
         if all([decision.allowed for decision in decisions]):
-            for take in asked:
-                if take.quota is not None:
-                    take.quota.pending += 1
-                elif take.kind == "slots" and redis is not None:
-                    self._held[str(take.c)] = take
-                    self._owed.pop(str(take.c), None)
+            for charge in charges:
+                if isinstance(charge, QuotaCharge):
+                    charge.quota.pending += 1
+                elif isinstance(charge, SlotCharge) and redis is not None:
+                    self._held[charge.holder] = charge
+                    self._owed.pop(charge.holder, None)
         return decisions
 
-    def release(self, asked: Sequence[Take]) -> None:
+    def release(self, charges: Sequence[Charge]) -> None:
         """Release the slots, in the background."""
-        for take in asked:
-            if take.kind == "slots":
-                self._local.release(take)
-                if self._held.pop(str(take.c), None) is not None:
-                    self._owe(take)
+        for charge in charges:
+            if isinstance(charge, SlotCharge):
+                self._local.release(charge)
+                if self._held.pop(charge.holder, None) is not None:
+                    self._owe(charge)
 
-    def uncount(self, asked: Sequence[Take]) -> None:
+    def uncount(self, charges: Sequence[Charge]) -> None:
         """Return one call to each quota, in the background."""
-        for take in asked:
-            if take.quota is not None:
-                take.quota.pending = max(0, take.quota.pending - 1)
+        for charge in charges:
+            if isinstance(charge, QuotaCharge):
+                charge.quota.pending = max(0, charge.quota.pending - 1)
                 if self._redis is not None and not self.unavailable:
-                    self._spawn(self._without_errors(self._redis.uncount(take)))
+                    self._spawn(self._without_errors(self._redis.uncount(charge)))
 
-    def spend(self, asked: Sequence[Take], tokens: int) -> None:
+    def spend(self, charges: Sequence[Charge], tokens: int) -> None:
         """Take an answer's usage from the token buckets, in the background."""
-        for take in asked:
-            if take.kind == "tokens" and tokens:
-                self._local.spend(take, tokens)
+        for charge in charges:
+            if isinstance(charge, TokenCharge) and tokens:
+                self._local.spend(charge, tokens)
                 if self._redis is not None and not self.unavailable:
-                    self._spawn(self._without_errors(self._redis.spend(take, tokens)))
+                    self._spawn(self._without_errors(self._redis.spend(charge, tokens)))
 
-    # Takes whose request has gone on or ended, and slots.
+    # Charges whose request has gone on or ended, and slots.
 
-    def _too_late(self, asked: list[Take], decisions: list[Decision] | None) -> None:
-        """Undo a take that ended after its request had left or gone on without it.
+    def _too_late(self, charges: list[Charge], decisions: list[Decision] | None) -> None:
+        """Undo charges that Redis made after their request had ended or gone on without it.
 
         `decisions` is None if it is unknown what Redis did.
         """
-        for take in asked:
-            if take.kind == "slots" and str(take.c) not in self._held:
-                self._owe(take)
+        for charge in charges:
+            if isinstance(charge, SlotCharge) and charge.holder not in self._held:
+                self._owe(charge)
         if (
             decisions
             and all([decision.allowed for decision in decisions])
             and self._redis is not None
         ):
-            for take in asked:
-                if take.kind == "quota":
-                    self._spawn(self._without_errors(self._redis.uncount(take)))
+            for charge in charges:
+                if isinstance(charge, QuotaCharge):
+                    self._spawn(self._without_errors(self._redis.uncount(charge)))
 
-    def _owe(self, take: Take) -> None:
+    def _owe(self, slot: SlotCharge) -> None:
         if len(self._owed) < _MAX_BACKGROUND:  # beyond that their leases end them
-            self._owed[str(take.c)] = take
+            self._owed[slot.holder] = slot
         if not self.unavailable and len(self._owed) == 1:
             self._spawn(self._without_errors(self._give_back_owed()))
 
@@ -241,8 +255,8 @@ class Buckets:
         while self._owed:
             slots = list(self._owed.values())
             await self._redis.release(slots)
-            for take in slots:
-                self._owed.pop(str(take.c), None)
+            for slot in slots:
+                self._owed.pop(slot.holder, None)
 
     async def _renew_slots(self) -> None:
         """Renew the leases of the slots held here, and release what is owed."""
@@ -275,7 +289,7 @@ class Buckets:
             await asyncio.sleep(_RETRY_S)
             with contextlib.suppress(Exception):
                 await self._within(_PATIENCE_S, self._redis.ping())  # this may have to connect
-                await self._within(DEADLINE_S, self._redis.take([_PROBE]))
+                await self._within(DEADLINE_S, self._redis.charge([_PROBE]))
                 if self._held:  # Redis may have lost them, or never had them
                     await self._within(_PATIENCE_S, self._redis.hold(list(self._held.values())))
                 self.unavailable = False
@@ -309,20 +323,11 @@ class Buckets:
 
         task.add_done_callback(ended)
         try:
-            began = time.monotonic()
-            await asyncio.wait({task}, timeout=seconds)
-            if not task.done() and time.monotonic() - began > seconds * _LATE:
-                # The event loop was busy for longer than Redis's deadline: the answer may have
-                # arrived without being read.
-                await asyncio.wait({task}, timeout=seconds)
-            for _ in range(_ROUNDS):  # or the loop was busy throughout, in many small steps
-                if task.done():
-                    break
-                await asyncio.sleep(0)
+            in_time = await is_done_within(seconds, task)
         except BaseException:
             is_waited_for = False
             raise
-        if not task.done():
+        if not in_time:
             is_waited_for = False
             raise TimeoutError
         return task.result()

@@ -8,7 +8,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gateway.config.models import Redis
-from gateway.limits.rules import LEASE_S, Decision, Take
+from gateway.limits.charges import LEASE_S, Argv, Charge, QuotaCharge, SlotCharge, TokenCharge
+from gateway.limits.rules import Decision
 
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 _MAX_CONNECTIONS = 64
@@ -27,39 +28,34 @@ class RedisBuckets:
         self._queue: list[tuple[tuple[Any, ...], asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
 
-    async def take(self, asked: list[Take]) -> list[Decision]:
-        args: list[Any] = ["check"]
-        for take in asked:
-            kind = "rate" if take.kind == "tokens" else take.kind
-            args += (kind, _number(take.a), _number(take.b), take.c)
-        out = await self._run([self._key(take) for take in asked], args)
+    async def charge(self, charges: list[Charge]) -> list[Decision]:
+        out = await self._run("check", [(charge.key, charge.argv()) for charge in charges])
         return [
             Decision(bool(out[i]), int(out[i + 1]), int(out[i + 2]), int(out[i + 3]))
             for i in range(0, len(out), 4)
         ]
 
-    async def spend(self, take: Take, number: int) -> None:
-        args = ["spend", "rate", _number(take.a), _number(take.b), number]
-        await self._run([self._key(take)], args)
+    async def spend(self, charge: TokenCharge, tokens: int) -> None:
+        await self._run("spend", [(charge.key, charge.argv(tokens))])
 
-    async def uncount(self, take: Take) -> None:
+    async def uncount(self, charge: QuotaCharge) -> None:
         """Return one call to a quota."""
-        await self._run([self._key(take)], ["spend", "quota", _number(take.a), take.b, -1])
+        await self._run("spend", [(charge.key, charge.argv_to_return())])
 
-    async def release(self, slots: list[Take]) -> None:
+    async def release(self, slots: list[SlotCharge]) -> None:
         await asyncio.gather(
-            *(self._command("ZREM", self._key(take), str(take.c)) for take in slots)
+            *(self._command("ZREM", self._key(slot.key), slot.holder) for slot in slots)
         )
 
-    async def hold(self, slots: list[Take]) -> None:
+    async def hold(self, slots: list[SlotCharge]) -> None:
         """Renew the lease of these slots, including those that Redis has lost."""
         seconds, _ = await self._command("TIME")
         until = (int(seconds) + LEASE_S) * 1000
-        for take in slots:
-            key = self._key(take)
+        for slot in slots:
+            key = self._key(slot.key)
             await asyncio.gather(
-                self._command("ZADD", key, until, str(take.c)),
-                self._command("PEXPIRE", key, int(take.b)),
+                self._command("ZADD", key, until, slot.holder),
+                self._command("PEXPIRE", key, int(slot.lease_ms)),
             )
 
     async def ping(self) -> None:
@@ -73,15 +69,20 @@ class RedisBuckets:
             with contextlib.suppress(Exception):
                 await client.aclose()
 
-    async def _run(self, keys: list[str], args: list[Any]) -> list[Any]:
+    async def _run(self, mode: str, charges: list[tuple[str, Argv]]) -> list[Any]:
         """The script's answer: EVALSHA, or EVAL if Redis does not have the script (or a proxy
         cannot keep one)."""
         from redis.exceptions import NoScriptError
 
+        args: list[Any] = [len(charges)]
+        args += [self._key(key) for key, _ in charges]
+        args.append(mode)
+        for _, argv in charges:
+            args += argv
         try:
-            return list(await self._command("EVALSHA", self._sha, len(keys), *keys, *args))
+            return list(await self._command("EVALSHA", self._sha, *args))
         except NoScriptError:
-            return list(await self._command("EVAL", SCRIPT, len(keys), *keys, *args))
+            return list(await self._command("EVAL", SCRIPT, *args))
 
     async def _command(self, *command: Any) -> Any:
         """Commands issued at the same time share one round trip over one connection."""
@@ -120,12 +121,8 @@ class RedisBuckets:
             else:
                 future.set_result(answer)
 
-    def _key(self, take: Take) -> str:
-        return f"{self._prefix}:{take.key}"
-
-
-def _number(value: float) -> str:
-    return repr(float(value))
+    def _key(self, key: str) -> str:
+        return f"{self._prefix}:{key}"
 
 
 def _client(settings: Redis) -> tuple[Any, list[Any]]:

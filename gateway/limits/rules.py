@@ -1,51 +1,30 @@
-"""Rate limits: which buckets a request takes from, and the error when one is empty.
+"""Rate limits: which buckets a request is charged to, and the error when one is empty.
 
     rate    a token bucket: `capacity` in a burst, `per_s` afterwards
     tokens  the same, but charged after the answer, by its usage; it must only not be empty
     slots   calls in flight
     quota   calls in all, or in a month
 
-A request takes from all the buckets it needs or from none. `limits.buckets` keeps them, in this
+A request is charged to all the buckets it needs or to none. `limits.buckets` keeps them, in this
 process or in Redis.
 """
 
-from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
 from gateway import headers as headernames
-from gateway.accounts.credentials import Caller, Quota
+from gateway.accounts.credentials import Caller
 from gateway.config.models import RateLimits
 from gateway.config.values import Rate
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id
+from gateway.limits.charges import Charge, QuotaCharge, RateCharge, SlotCharge, TokenCharge
 
 Class = Literal["chat", "upload", "agents", "login", "accounts"]
 
-LEASE_S = 60.0  # after which the slot of a crashed holder is free
-# the database has the usage and Redis only caches it; an expired count starts from there
-QUOTA_TTL_S = 3600.0
-
-
-@dataclass(slots=True)
-class Take:
-    """One bucket and the amount to take, with the arguments of `take_token.lua`:
-
-    rate, tokens   `a` capacity, `b` tokens per ms, `c` how many to take (0 of tokens: afterwards)
-    slots          `a` most in flight, `b` ms of the lease, `c` the holder's name
-    quota          `a` most in all, `b` ms to keep the count, `c` how many are known to be used
-    """
-
-    kind: Literal["rate", "tokens", "slots", "quota"]
-    key: str  # the part in braces selects the node of a Redis Cluster
-    a: float
-    b: float
-    c: float | str
-    quota: Quota | None = None
-
 
 class Decision(NamedTuple):
-    """One bucket's answer. `wait_ms`: until it allows the take; `full_ms`: until it is full."""
+    """One bucket's answer. `wait_ms`: until it allows the charge; `full_ms`: until it is full."""
 
     allowed: bool
     remaining: int
@@ -53,22 +32,21 @@ class Decision(NamedTuple):
     full_ms: int
 
 
-def takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
-    """The takes of a request of that class for `caller`, whose own limits come first."""
+def request_charges(limits: RateLimits, caller: Caller, class_: Class) -> list[Charge]:
+    """The charges of a request of that class for `caller`, whose own limits come first."""
     is_plain = not (caller.has_own_limits or caller.end_user or caller.quotas)
     if is_plain and not (limits.tokens or limits.concurrency):  # nearly always
         general: Rate | None = getattr(limits, class_)
         return [_rate(f"{{{caller.tag}}}:{caller.id}:{class_}", general)] if general else []
-    return _all_takes(limits, caller, class_)
+    return _all_charges(limits, caller, class_)
 
 
-def _all_takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
+def _all_charges(limits: RateLimits, caller: Caller, class_: Class) -> list[Charge]:
     name = f"{{{caller.tag}}}:{caller.id}"
     general: Rate | None = getattr(limits, class_)
-    has_own = caller.has_own_limits
     account = f"{{{caller.tag}}}:account"
-    out = []
-    each, shared = _both(caller, limits, class_) if has_own else (general, None)
+    out: list[Charge] = []
+    each, shared = _both(caller, limits, class_)
     if each:
         out.append(_rate(f"{name}:{class_}", each))
     if shared:
@@ -78,20 +56,20 @@ def _all_takes(limits: RateLimits, caller: Caller, class_: Class) -> list[Take]:
         out.append(_rate(f"{name}:{class_}:{user}", general))
     if class_ != "chat":
         return out
-    if has_own or limits.tokens:
+    if caller.has_own_limits or limits.tokens:
         each, shared = _both(caller, limits, "tokens")
         for budget, whose in ((each, name), (shared, account)):
             if budget:
                 per_ms = budget.per_s / 1000
-                out.append(Take("tokens", f"{whose}:tokens", budget.capacity, per_ms, 0))
-    if has_own or limits.concurrency:
+                out.append(TokenCharge(f"{whose}:tokens", budget.capacity, per_ms))
+    if caller.has_own_limits or limits.concurrency:
         each, shared = _both(caller, limits, "concurrency")
         for most, whose in ((each, name), (shared, account)):
             if most:
-                out.append(Take("slots", f"{whose}:slots", most, LEASE_S * 1000, new_id(24)))
+                out.append(SlotCharge(f"{whose}:slots", most, new_id(24)))
     for quota in caller.quotas:
         key = f"{{{caller.tag}}}:{quota.scope}:{quota.period}:calls"
-        out.append(Take("quota", key, quota.limit, QUOTA_TTL_S * 1000, quota.known, quota))
+        out.append(QuotaCharge(key, quota))
     return out
 
 
@@ -108,6 +86,8 @@ def _both(caller: Caller, limits: RateLimits, name: str) -> tuple[Any, Any]:
     Only an administrator can give a key more than its account has; such a key does not share the
     account's limit. If both are the same, the account's is enough.
     """
+    if not caller.has_own_limits:
+        return getattr(limits, name), None
     own = getattr(caller.limits, name, None)
     each = own or getattr(limits, name)
     if not caller.is_held:
@@ -123,11 +103,11 @@ def _is_wider(own: Any, shared: Any) -> bool:
     return any(mine > theirs for mine, theirs in pairs)
 
 
-def _rate(key: str, rate: Rate) -> Take:
-    return Take("rate", key, rate.capacity, rate.per_s / 1000, 1)
+def _rate(key: str, rate: Rate) -> RateCharge:
+    return RateCharge(key, rate.capacity, rate.per_s / 1000)
 
 
-def login_takes(limits: RateLimits, address: str, username: str | None) -> list[Take]:
+def login_charges(limits: RateLimits, address: str, username: str | None) -> list[Charge]:
     """Login attempts from one address, and on one name from anywhere."""
     if limits.login is None:
         return []
@@ -137,35 +117,30 @@ def login_takes(limits: RateLimits, address: str, username: str | None) -> list[
     return [_rate(f"{{name-{name}}}:login", limits.login)]
 
 
-def refusal(asked: list[Take], decisions: list[Decision]) -> GatewayError | None:
+def refusal(charged: list[Charge], decisions: list[Decision]) -> GatewayError | None:
     """The error for the bucket that keeps the caller waiting longest, or None."""
-    worst: tuple[Take, Decision] | None = None
-    for take, decision in zip(asked, decisions, strict=True):
-        if decision.allowed:
-            continue
-        if take.kind == "quota":
-            return _used_up(take)
-        if worst is None or decision.wait_ms > worst[1].wait_ms:
-            worst = take, decision
-    if worst is None:
+    if all([decision.allowed for decision in decisions]):
         return None
-    take, decision = worst
-    wait_s = decision.wait_ms / 1000
-    if take.kind == "slots":
-        message = f"{int(take.a)} calls are under way, which is the limit; wait for one to end."
+    refused = [pair for pair in zip(charged, decisions, strict=True) if not pair[1].allowed]
+    for charge, _ in refused:
+        if isinstance(charge, QuotaCharge):
+            return _used_up(charge)
+    charge, decision = max(refused, key=lambda pair: pair[1].wait_ms)
+    if isinstance(charge, SlotCharge):
+        message = f"{charge.most} calls are under way, which is the limit; wait for one to end."
         return TooManyAtOnce(message, retry_after_s=1.0)
-    what = "tokens" if take.kind == "tokens" else "calls"
-    wait_s = max(wait_s, 0.001)
+    assert isinstance(charge, RateCharge | TokenCharge)
+    what = "tokens" if isinstance(charge, TokenCharge) else "calls"
+    wait_s = max(decision.wait_ms / 1000, 0.001)
     return RateLimited(
-        f"Rate limit reached: {int(take.a)} {what}, refilled at {_per(take.b)}."
+        f"Rate limit reached: {charge.capacity} {what}, refilled at {_per(charge.per_ms)}."
         f" Try again in {wait_s:.3g} s.",
         retry_after_s=wait_s,
     )
 
 
-def _used_up(take: Take) -> CallsUsedUp:
-    quota = take.quota
-    assert quota is not None
+def _used_up(charge: QuotaCharge) -> CallsUsedUp:
+    quota = charge.quota
     if quota.period:
         message = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
     else:
@@ -181,20 +156,22 @@ def _per(per_ms: float) -> str:
     return f"{round(per_s * 86_400, 1):.10g}/day"
 
 
-_NAMES = {"rate": headernames.LIMITS["requests"], "tokens": headernames.LIMITS["tokens"]}
+_REQUESTS, _TOKENS = headernames.LIMITS["requests"], headernames.LIMITS["tokens"]
 
 
-def headers(asked: list[Take], decisions: list[Decision]) -> dict[str, str]:
+def headers(charged: list[Charge], decisions: list[Decision]) -> dict[str, str]:
     """`x-ratelimit-*` as OpenAI writes them; of two buckets of a kind, the scarcer one."""
     out: dict[str, str] = {}
-    for take, decision in zip(asked, decisions, strict=True):
-        names = _NAMES.get(take.kind)
-        if names is None:
+    for charge, decision in zip(charged, decisions, strict=True):
+        if isinstance(charge, RateCharge):
+            limit, remaining, reset = _REQUESTS
+        elif isinstance(charge, TokenCharge):
+            limit, remaining, reset = _TOKENS
+        else:
             continue
-        limit, remaining, reset = names
         if remaining in out and decision.remaining >= int(out[remaining]):
             continue
-        out[limit] = str(int(take.a))
+        out[limit] = str(charge.capacity)
         out[remaining] = str(decision.remaining)
         out[reset] = duration(decision.full_ms)
     return out

@@ -20,7 +20,8 @@ from gateway.http.context import (
 )
 from gateway.http.endpoint import Route
 from gateway.limits.buckets import Buckets
-from gateway.limits.rules import Class, Decision, Take, headers, login_takes, refusal, takes
+from gateway.limits.charges import Charge, RateCharge
+from gateway.limits.rules import Class, Decision, headers, login_charges, refusal, request_charges
 from gateway.telemetry.call import Call, Surface
 
 
@@ -52,50 +53,50 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
 
 async def _admit(
     app: web.Application, context: Context, limits: RateLimits, class_: Class
-) -> tuple[Take, ...]:
+) -> tuple[Charge, ...]:
     """The charges to settle when the call is over, and no others, since a stream keeps them in
     memory. Raises RateLimited or a subclass."""
-    asked = _asked(context, limits, class_)
-    _apply(app, context, class_, asked, await app[BUCKETS].take(asked))
-    return tuple([take for take in asked if take.kind != "rate"])
+    charged = _charges(context, limits, class_)
+    _apply(app, context, class_, charged, await app[BUCKETS].charge(charged))
+    return tuple([one for one in charged if not isinstance(one, RateCharge)])
 
 
-def _settle(buckets: Buckets, asked: Sequence[Take], call: Call) -> None:
+def _settle(buckets: Buckets, held: Sequence[Charge], call: Call) -> None:
     """Settle the charges of a call that is over."""
-    buckets.release(asked)
+    buckets.release(held)
     if not (call.agent and call.was_asked):  # refused before an agent was asked: that uses no quota
-        buckets.uncount(asked)
+        buckets.uncount(held)
     if call.usage is not None:
-        buckets.spend(asked, call.usage.total)
+        buckets.spend(held, call.usage.total)
 
 
 def _span(request: web.Request) -> str:
     return f"{request.method} {route_of(request)}"
 
 
-def _asked(context: Context, limits: RateLimits, class_: Class) -> list[Take]:
+def _charges(context: Context, limits: RateLimits, class_: Class) -> list[Charge]:
     if class_ == "login":
-        return login_takes(limits, by_address(context.address), None)
+        return login_charges(limits, by_address(context.address), None)
     caller = context.caller
     if caller is None:
         caller = Caller(by_address(context.address), frozenset(), is_anonymous=True)
-    return takes(limits, caller, class_)
+    return request_charges(limits, caller, class_)
 
 
-async def take(request: web.Request, asked: list[Take], class_: Class) -> None:
+async def charge(request: web.Request, charged: list[Charge], class_: Class) -> None:
     """Raises RateLimited or a subclass; notes the rate limit headers for the answer."""
-    decisions = await request.app[BUCKETS].take(asked)
-    _apply(request.app, request[CONTEXT], class_, asked, decisions)
+    decisions = await request.app[BUCKETS].charge(charged)
+    _apply(request.app, request[CONTEXT], class_, charged, decisions)
 
 
 def _apply(
     app: web.Application,
     context: Context,
     class_: Class,
-    asked: list[Take],
+    charged: list[Charge],
     decisions: list[Decision],
 ) -> None:
-    context.limits = headers(asked, decisions)
-    if error := refusal(asked, decisions):
+    context.limits = headers(charged, decisions)
+    if error := refusal(charged, decisions):
         app[METRICS].rate_limited.labels(class_, error.code).inc()
         raise error

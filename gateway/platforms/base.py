@@ -26,6 +26,7 @@ from gateway.errors import (
 from gateway.filetypes import MediaKind
 from gateway.platforms.failures import explain_member
 from gateway.protocol import loosejson, ndjson, sse
+from gateway.protocol.completions import as_events
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (
     CONTENT,
@@ -39,7 +40,7 @@ from gateway.protocol.messages import (
     ToolCall,
     Usage,
 )
-from gateway.protocol.passthrough import as_events, event_error
+from gateway.protocol.reported_errors import event_error
 from gateway.protocol.sse import NONE, SHOWN, Life
 from gateway.protocol.template import EventTemplate, find_template
 from gateway.secret import Secret

@@ -51,8 +51,10 @@ from gateway.protocol.messages import (
     has_media,
 )
 from gateway.protocol.openai_messages import media_part, put_back
-from gateway.protocol.passthrough import PassThrough, WholeBody, told_error
+from gateway.protocol.passthrough import PassThrough
+from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.usage import read_usage
+from gateway.protocol.whole_body import WholeBody
 
 
 def _hides_usage(chat: ChatRequest) -> bool:
@@ -269,7 +271,7 @@ class ChunkDecoder(EventDecoder):
         chunk = parse_object(data)
         choices = as_list(chunk.get("choices"))[:1]
         is_plain = choices and "error" not in chunk and "errors" not in chunk
-        if not is_plain and (error := told_error(parse_json(data))):
+        if not is_plain and (error := reported_error(parse_json(data))):
             raise self.explain(error)
         if not self._begun:
             self._begun = True

@@ -51,6 +51,20 @@ def loads(data: bytes) -> Any:
         return loads_mended(data)
 
 
+def value_in(data: bytes) -> Any:
+    """The value; None if it is not JSON."""
+    try:
+        return loads(data)
+    except NotJson:
+        return None
+
+
+def object_in(data: bytes) -> dict[str, Any]:
+    """The object; an empty one if it is anything else."""
+    value = value_in(data)
+    return value if isinstance(value, dict) else {}
+
+
 def loads_mended(data: bytes) -> Any:
     """The value of JSON that orjson has rejected. Raises NotJson."""
     return _mended(data)[1]

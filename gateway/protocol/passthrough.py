@@ -1,4 +1,4 @@
-"""Answers that are forwarded unchanged: the upstream speaks the caller's own protocol.
+"""An event stream that is forwarded unchanged: the upstream speaks the caller's own protocol.
 
 The bytes are searched, not parsed. Inside a JSON string a quote is escaped, so the patterns below
 match members of the JSON and never the text of an answer.
@@ -6,15 +6,16 @@ match members of the JSON and never the text of an answer.
 
 import re
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol
+from typing import Any
 
 import orjson
 
 from gateway.errors import EmptyAnswer, GatewayError, UpstreamCut, UpstreamFailed
 from gateway.protocol import loosejson, sse
-from gateway.protocol.content import says_something
-from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.completions import as_chunk, has_content
+from gateway.protocol.loosejson import object_in, value_in
 from gateway.protocol.messages import Begin, Delta, Failed, Finish, Raw, Usage
+from gateway.protocol.reported_errors import event_error
 from gateway.protocol.sse import (
     DONE,
     ERRORS,
@@ -24,14 +25,10 @@ from gateway.protocol.sse import (
     Event,
     Life,
     Parser,
-    is_stream,
     shows_life,
-    without_blank,
 )
 from gateway.protocol.template import EventTemplate, find_template
 from gateway.protocol.usage import read_usage
-
-MAX_BODY = 32 << 20  # bytes of a whole answer
 
 _BLOCK_END = re.compile(rb"\r\n\r\n|\n\n|\r\r")
 _LINE_END = re.compile(rb"[\r\n]")
@@ -42,18 +39,8 @@ _CONTENT = re.compile(
     rb'|"(?:tool_calls|function_call|audio|images)":\s*[\[{]\s*[{"]'
 )
 _FINISH = re.compile(rb'"finish_reason":\s*"[^"]')
-
 _BOM = b"\xef\xbb\xbf"
-
 Explain = Callable[[Any], GatewayError]
-
-
-class Streamed(Protocol):
-    """The interface of a stream decoder that `WholeBody` needs."""
-
-    def feed(self, chunk: bytes) -> list[Delta]: ...
-
-    def close(self) -> list[Delta]: ...
 
 
 class PassThrough:
@@ -221,15 +208,15 @@ class PassThrough:
             kept.append(block or DONE)
             self.done = True
             return None
-        value = _value(payload)
-        has_content = payload or event.name in ERRORS
-        if has_content and (error := event_error(event.name, payload, value)):
+        value = value_in(payload)
+        is_reported = payload or event.name in ERRORS
+        if is_reported and (error := event_error(event.name, payload, value)):
             self._emit_waiting(kept)
             self.done = True
             return Failed(self._explain(error))
-        if isinstance(value, dict) and (chunk := _as_chunk(value)):
-            payload, value, block = chunk, _object(chunk), b""
-        self._says = self._says or _says_something(value)
+        if isinstance(value, dict) and (chunk := as_chunk(value)):
+            payload, value, block = chunk, object_in(chunk), b""
+        self._says = self._says or has_content(value)
         if payload and (mended := self._mended(Event(event.name, payload), kept)):
             is_same = block and mended is payload
             kept.append(block if is_same else sse.event(mended, event.name))
@@ -290,66 +277,6 @@ class PassThrough:
                 message = "The upstream's answer ended before it was complete."
                 out.append(Failed(UpstreamCut(message)))
         return out
-
-
-class WholeBody:
-    """A whole JSON answer, unchanged, once it is complete; or the deltas of a stream, from an
-    upstream that streams without being asked to."""
-
-    ends_with_connection = False
-
-    def __init__(self, explain: Explain, streamed: Callable[[], Streamed]) -> None:
-        """`streamed` makes a decoder for such a stream."""
-        self.done = False
-        self.ending = False
-        self.conversation_id = ""
-        self.life = SHOWN
-        self._explain = explain
-        self._streamed = streamed
-        self._body: list[bytes] = []
-        self._size = 0
-
-    def feed(self, chunk: bytes) -> list[Delta]:
-        self._size += len(chunk)
-        if self._size > MAX_BODY:
-            self.done = True
-            return [Failed(UpstreamFailed(f"The upstream's answer is over {MAX_BODY} bytes."))]
-        self._body.append(chunk)
-        return []
-
-    def usage_so_far(self) -> Usage | None:
-        return None
-
-    def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
-        return None
-
-    def close(self) -> list[Delta]:
-        if self.done:
-            return []
-        self.done = True
-        data = b"".join(self._body).lstrip()
-        try:
-            value, is_strict = orjson.loads(data), True
-        except orjson.JSONDecodeError:
-            data = without_blank(data)
-            stream = data if is_stream(data) else lines_as_events(UpstreamReply(200, {}, data))
-            if stream:
-                decoder = self._streamed()
-                return decoder.feed(stream) + decoder.close()
-            value, is_strict = _value(data), False
-        if is_strict and _is_plainly_good(value):
-            return [Raw(data), Finish(usage=read_usage(value.get("usage")))]
-        if failure := told_error(value):
-            return [Failed(self._explain(failure))]
-        body = value if isinstance(value, dict) else {}
-        if "choices" in body:
-            if not _says_something(body):
-                return [Failed(EmptyAnswer("The upstream"))]
-            strict = data if is_strict else loosejson.mend(data)
-            return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
-        if body or (value and isinstance(value, str)):
-            return [Failed(self._explain(value))]
-        return [Failed(UpstreamFailed("The upstream sent something that is not a completion."))]
 
 
 def _blocks(data: bytes) -> Iterator[bytes]:
@@ -426,149 +353,9 @@ def _ends_plainly(data: bytes) -> bool:
     return data.endswith(DONE) and (not rest or rest.endswith(b"\n\n")) and not _is_odd(rest)
 
 
-def _is_plainly_good(body: Any) -> bool:
-    """Whether a completion has the most common form: `told_error` and `_says_something` would find
-    the same in ten times the time."""
-    if type(body) is not dict or body.get("error") or body.get("errors"):
-        return False
-    choices = body.get("choices")
-    first = choices[0] if type(choices) is list and choices else None
-    if type(first) is not dict or first.get("error"):
-        return False
-    return first.get("finish_reason") in _ENDINGS
-
-
-_ENDINGS = ("stop", "length", "tool_calls", "content_filter", "function_call")
-
-
-def _says_something(body: Any) -> bool:
-    """Whether a completion or a chunk has any content or a finish reason."""
-    choices = body.get("choices") if isinstance(body, dict) else None
-    for choice in choices if isinstance(choices, list) else ():
-        if isinstance(choice, dict) and (choice.get("finish_reason") or says_something(choice)):
-            return True
-    return False
-
-
-# The rest of this module: failures, and answers in another form.
-
-_GOOD = (None, "", 0, 200, "0", "200")  # codes
-
-
-def told_error(body: Any) -> Any:
-    """The failure that an answer or an event reports: OpenAI's `error`, or another form that
-    compatible servers use (FastChat, vLLM, MiniMax, FastAPI, Google); None if it reports none."""
-    if isinstance(body, list):
-        return told_error(body[0]) if body and isinstance(body[0], dict) else None
-    if not isinstance(body, dict):
-        return None
-    if error := body.get("error") or body.get("errors"):
-        return error
-    if choices := body.get("choices"):
-        first = choices[0] if isinstance(choices, list) else None
-        return choice_error(first) if isinstance(first, dict) else None
-    base = body.get("base_resp")
-    is_refused = isinstance(base, dict) and base.get("status_code")
-    codes = (body.get("error_code"), body.get("code"))
-    is_refused = is_refused or any(code not in _GOOD for code in codes)
-    is_refused = is_refused or body.get("object") == "error" or body.get("success") is False
-    # A good answer's text is in `choices`; a message next to a good code is no failure.
-    has_message = codes == (None, None) and _is_failure_message(
-        body.get("message") or body.get("msg")
-    )
-    if not (is_refused or body.get("detail") or has_message):
-        return None
-    text = body.get("text")
-    return {**body, "message": text} if text and "message" not in body else body
-
-
-def _is_failure_message(value: Any) -> bool:
-    """Whether it is a failure's message and not a message of an answer."""
-    return bool(value) and not (isinstance(value, dict) and ("content" in value or "role" in value))
-
-
-def choice_error(choice: dict[str, Any]) -> Any:
-    """The failure that a choice reports, or None."""
-    if error := choice.get("error"):
-        return error
-    if choice.get("finish_reason") == "error":
-        return "it ended with 'error'"
-    return None
-
-
-def event_error(name: str, payload: bytes, value: Any) -> Any:
-    """The failure that an event reports; `payload` is its data, `value` its JSON (None if it is not
-    JSON). An event named `error` always is a failure."""
-    error = told_error(value)
-    if name in ERRORS:
-        return error or value or _as_message(payload)
-    is_json = value is not None or payload.startswith(b"{") or payload == b"null"
-    is_text = not is_json or (value is None and b'"error"' in payload)
-    return _as_message(payload) if is_text else error
-
-
-def lines_as_events(reply: UpstreamReply) -> bytes:
-    """The events for a reply in JSON lines; b"" if it is anything else."""
-    first, _, rest = reply.body.lstrip().partition(b"\n")
-    if not (rest.strip() and _object(first)):
-        return b""
-    lines = [line for line in reply.body.splitlines() if line.strip()]
-    return b"".join(map(sse.event, lines)) if all(map(_object, lines)) else b""
-
-
-def as_events(reply: UpstreamReply) -> bytes:
-    """A whole completion as an event stream; b"" if it is not a completion."""
-    body = reply.object()
-    chunk = b"" if told_error(body) else _as_chunk(body)
-    return sse.event(chunk) + DONE if chunk else b""
-
-
-def _as_chunk(body: dict[str, Any]) -> bytes:
-    """A whole completion as one chunk of a stream; b"" if it is not a completion, or is nested too
-    deep to be serialized."""
-    choices = body.get("choices")
-    if not isinstance(choices, list):
-        return b""
-    chunks = [_as_delta(choice) for choice in choices if isinstance(choice, dict)]
-    if not any(isinstance(c, dict) and isinstance(c.get("message"), dict) for c in choices):
-        return b""
-    try:
-        return orjson.dumps({**body, "object": "chat.completion.chunk", "choices": chunks})
-    except orjson.JSONEncodeError:
-        return b""
-
-
-def _as_delta(choice: dict[str, Any]) -> dict[str, Any]:
-    message = choice.get("message")
-    if not isinstance(message, dict) or choice.get("delta"):
-        return choice
-    calls = message.get("tool_calls")
-    if isinstance(calls, list):
-        numbered = [{"index": i, **c} for i, c in enumerate(calls) if isinstance(c, dict)]
-        message = {**message, "tool_calls": numbered}
-    return {**{k: v for k, v in choice.items() if k != "message"}, "delta": message}
-
-
 def _after(data: bytes, mark: bytes) -> int:
     at = data.rfind(mark)
     return at + len(mark) if at >= 0 else 0
-
-
-def _value(data: bytes) -> Any:
-    """The JSON value; None if it is not JSON."""
-    try:
-        return loosejson.loads(data)
-    except loosejson.NotJson:
-        return None
-
-
-def _object(data: bytes) -> dict[str, Any]:
-    value = _value(data)
-    return value if isinstance(value, dict) else {}
-
-
-def _as_message(payload: bytes) -> dict[str, str]:
-    return {"message": payload[:2000].decode("utf-8", "replace")}
 
 
 def _last_usage(data: bytes) -> Usage | None:
@@ -576,12 +363,12 @@ def _last_usage(data: bytes) -> Usage | None:
     and all events only if it has none, or holds JSON over several lines."""
     at = data.rfind(b'"usage"')
     line = data[data.rfind(b"\n", 0, at) + 1 : data.find(b"\n", at)]
-    if line.startswith(b"data:") and (usage := read_usage(_object(line[5:]).get("usage"))):
+    if line.startswith(b"data:") and (usage := read_usage(object_in(line[5:]).get("usage"))):
         return usage
     found = None
     for event in Parser(len(data) + 2).feed(data):
         if _USAGE.search(event.data):
-            found = read_usage(_object(event.data).get("usage")) or found
+            found = read_usage(object_in(event.data).get("usage")) or found
     return found
 
 
@@ -590,7 +377,7 @@ def _without_usage(data: bytes) -> bytes:
     kept = []
     for block in _blocks(data):
         events = Parser(len(data) + 2).feed(block)
-        chunk = _object(events[0].data) if events else {}
+        chunk = object_in(events[0].data) if events else {}
         if not chunk.get("usage") or chunk.get("choices"):
             kept.append(block)
     return b"".join(kept)
@@ -599,7 +386,7 @@ def _without_usage(data: bytes) -> bytes:
 def _is_whole(block: bytes) -> bool:
     """Whether an event without its blank line has all of its data."""
     events = Parser(len(block) + 2).feed(block + b"\n\n") if block else []
-    return bool(events) and all(e.data.strip() == b"[DONE]" or _object(e.data) for e in events)
+    return bool(events) and all(e.data.strip() == b"[DONE]" or object_in(e.data) for e in events)
 
 
 _USAGE_OBJECT = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
@@ -608,4 +395,4 @@ _USAGE_OBJECT = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
 def usage_at_end(tail: bytes) -> Usage | None:
     """The last usage object in the final bytes of an answer that was copied unparsed."""
     found = _USAGE_OBJECT.findall(tail)
-    return read_usage(_object(found[-1])) if found else None
+    return read_usage(object_in(found[-1])) if found else None

@@ -27,8 +27,8 @@ from gateway.http.body import (
 )
 from gateway.http.context import CONTEXT, SIGNER, Services, caller_of, state_of
 from gateway.http.services import services_of, usage_of
-from gateway.limits.rules import login_takes
-from gateway.middlewares.ratelimit import take
+from gateway.limits.rules import login_charges
+from gateway.middlewares.ratelimit import charge
 from gateway.secret import Secret
 
 LONGEST_NAME = 256  # characters as sent: NFKC may turn one into 18
@@ -114,8 +114,8 @@ async def login(request: web.Request) -> web.Response:
     services = services_of(request)
     body = check(Login, await _form_or_json(request))
     limits = state_of(request).config.rate_limits
-    takes = login_takes(limits, request[CONTEXT].address, name_key(body.username))
-    await take(request, takes, "login")
+    charges = login_charges(limits, request[CONTEXT].address, name_key(body.username))
+    await charge(request, charges, "login")
     user = await services.accounts.user_by_login(body.username)
     fits = await services.passwords.check(user.password_hash if user else None, body.password)
     if user is None or not fits:

@@ -1,12 +1,8 @@
 """Client connections: aiohttp's, with bounds, and with the gateway's answers to bad HTTP."""
 
 import asyncio
-import contextlib
-import fcntl
 import logging
-import termios
 import time
-from array import array
 from asyncio import BaseTransport, TimerHandle, WriteTransport
 from collections.abc import Callable
 from typing import Any, cast
@@ -31,6 +27,7 @@ from gateway.http.fastwrite import fixed_head
 from gateway.http.inflight import InFlight
 from gateway.ids import new_request_id
 from gateway.middlewares.errors import error_response
+from gateway.system import unsent_bytes
 from gateway.times import http_date
 from gateway.upstream.fairness import OneATurn
 
@@ -160,10 +157,7 @@ class Connection(RequestHandler):
 def _unsent(transport: WriteTransport) -> int:
     """Bytes that the client has not taken. The kernel buffers megabytes and accepts no more until a
     third of them is gone, so without its count a slow client would seem to take nothing."""
-    kept = array("i", [0])
-    with contextlib.suppress(OSError, AttributeError):  # platforms other than Linux
-        fcntl.ioctl(transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, kept)
-    return transport.get_write_buffer_size() + kept[0]
+    return transport.get_write_buffer_size() + unsent_bytes(transport.get_extra_info("socket"))
 
 
 def _refusal(exc: BaseException | None, message: str) -> GatewayError:

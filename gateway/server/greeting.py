@@ -9,9 +9,9 @@ from pathlib import Path
 
 import gateway
 from gateway.config import kinds
+from gateway.config.access import access_note, lock_out
 from gateway.config.check import unmounted, warnings
 from gateway.config.invocation import command
-from gateway.config.load import access_note, lock_out
 from gateway.config.models import Config
 from gateway.config.outgoing import way_of
 from gateway.errors import StartError

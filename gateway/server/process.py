@@ -11,7 +11,6 @@ import gc
 import hashlib
 import logging
 import os
-import signal
 import ssl
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -19,8 +18,9 @@ from pathlib import Path
 from aiohttp import web
 
 from gateway.app import build, build_ops
+from gateway.config.access import access_note
 from gateway.config.check import warnings
-from gateway.config.load import ConfigError, access_note, home, sources
+from gateway.config.load import ConfigError, home, sources
 from gateway.config.models import Config, Server
 from gateway.config.outgoing import pem_files
 from gateway.errors import StartError
@@ -29,6 +29,7 @@ from gateway.reload import differences
 from gateway.server.connections import SEND_S
 from gateway.server.greeting import greet, look_around
 from gateway.server.runner import Runner, listen
+from gateway.system import can_share_ports, on_signal, raise_file_limit
 from gateway.telemetry.accesslog import AccessLog
 
 log = logging.getLogger("gateway")
@@ -48,7 +49,9 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
     """Run until a signal stops the process; returns the exit status. `load` reads `path` again."""
     look_around(config, home(path))
     server, stop = config.server, asyncio.Event()
-    _raise_file_limit()
+    raise_file_limit()
+    if server.reuse_port and not can_share_ports():
+        raise StartError("server.reuse_port: this system cannot share a port; leave it out")
     tls = _tls(server)
     app = build(config, lines)
     reloads = _Reloads(app, config, load, path, tls)
@@ -143,10 +146,9 @@ def _on_signals(stop: asyncio.Event, reloads: "_Reloads") -> None:
             os._exit(1)
         stop.set()
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, received)
-    loop.add_signal_handler(signal.SIGHUP, reloads.ask)
+    for name in ("SIGTERM", "SIGINT", "SIGBREAK"):  # the last one is Ctrl+Break of Windows
+        on_signal(name, received)
+    on_signal("SIGHUP", reloads.ask)
 
 
 class _Reloads:
@@ -297,12 +299,3 @@ def _tls(server: Server) -> ssl.SSLContext | None:
             f"server.tls: {server.tls.cert} and {server.tls.key} cannot be used: {error}"
         ) from None
     return context
-
-
-def _raise_file_limit() -> None:
-    """Allow as many open files as the hard limit permits; a shell's default is lower."""
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 1 << 20)), hard))

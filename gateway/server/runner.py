@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
 
@@ -12,6 +11,7 @@ from aiohttp import web
 from gateway.http.context import IN_FLIGHT
 from gateway.server.aiohttp_internals import BoundedConnection, obstacle
 from gateway.server.connections import SEND_S, Connection, Server
+from gateway.system import CAN_LISTEN_TWICE
 
 log = logging.getLogger("gateway")
 
@@ -94,8 +94,9 @@ async def listen(
         asyncio.Protocol, host, port, reuse_port=reuse_port, start_serving=False
     )
     try:
-        for number in [one.fileno() for one in bound.sockets for _ in range(AT_ONCE)]:
-            again = socket.socket(fileno=os.dup(number))
+        times = AT_ONCE if CAN_LISTEN_TWICE else 1
+        for number in [one.fileno() for one in bound.sockets for _ in range(times)]:
+            again = socket.socket(fileno=socket.dup(number))
             await web.SockSite(runner, again, backlog=backlog, ssl_context=tls).start()
     finally:
         bound.close()

@@ -5,12 +5,11 @@ left by a process that ended; the next process that starts takes over its files.
 foreign file is moved to the folder `damaged`; its readable calls are kept.
 """
 
-import fcntl
 import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 import orjson
 
 from gateway.private import make_folder, opener
+from gateway.system import lock, lock_now
 from gateway.telemetry.call import read_bodies, read_row
 
 log = logging.getLogger("gateway")
@@ -56,7 +56,7 @@ class Spool:
         """Make this process's folder; returns the segments that ended processes left."""
         make_folder(self._parent)
         with open(self._parent / ".lock", "w", opener=opener) as door:
-            fcntl.flock(door, fcntl.LOCK_EX)  # serialize processes that start together
+            lock(door)  # serialize processes that start together
             own = self._parent / f"{os.getpid()}-{secrets.token_hex(4)}"
             own.mkdir(0o700)
             self._own, self._lock = own, _lock(own)
@@ -66,17 +66,23 @@ class Spool:
                     continue
                 if (left := _lock(other)) is not None:
                     with left:
-                        found += self._take_over(other)
+                        segments = self._take_over(other)
+                    if segments is not None:
+                        found += segments
+                        # Windows removes no folder with an open file in it, so not before.
+                        shutil.rmtree(other, ignore_errors=True)
         return found
 
-    def _take_over(self, other: Path) -> Iterator[Segment]:
-        """The readable files of another process's folder; the others are set aside."""
+    def _take_over(self, other: Path) -> list[Segment] | None:
+        """The readable files of another process's folder; the others are set aside. None if the
+        folder cannot be read."""
         assert self._own is not None
         try:
             files = sorted(file for file in other.iterdir() if file.name != "lock")
         except OSError as error:
             log.error("The spool's folder %s cannot be read: %s", other, error)
-            return
+            return None
+        segments = []
         for file in files:
             path = self._own / f"{self._number + 1:08d}.jsonl"
             try:
@@ -87,8 +93,8 @@ class Spool:
                 continue
             self._number += 1
             self.size += size
-            yield Segment(path, None, count, size)
-        shutil.rmtree(other, ignore_errors=True)
+            segments.append(Segment(path, None, count, size))
+        return segments
 
     def _examine(self, file: Path) -> tuple[int, int]:
         """Bytes and lines of a file. Raises OSError if it is not a spool file."""
@@ -174,9 +180,9 @@ class Spool:
     def close(self) -> None:
         """Files that are left stay for the next process."""
         if self._own is not None:
+            self._lock.close()
             if not any(self._own.glob("*.jsonl")):
                 shutil.rmtree(self._own, ignore_errors=True)
-            self._lock.close()
             self._own = None
 
 
@@ -187,7 +193,7 @@ def _lock(folder: Path) -> Any:
     except OSError:
         return None
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lock_now(file)
     except OSError:
         file.close()
         return None
@@ -196,18 +202,15 @@ def _lock(folder: Path) -> Any:
 
 def _append(path: Path, data: bytearray) -> None:
     """Append all or nothing: half a line would corrupt the next one."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    try:
-        before = os.fstat(handle).st_size
+    with open(path, "ab", buffering=0, opener=opener) as file:
+        before = os.fstat(file.fileno()).st_size
         try:
             view = memoryview(data)
             while view:
-                view = view[os.write(handle, view) :]
+                view = view[file.write(view) :]
         except OSError:
-            os.ftruncate(handle, before)
+            file.truncate(before)
             raise
-    finally:
-        os.close(handle)
 
 
 def _count(path: Path) -> int:

@@ -3,6 +3,7 @@
 import sqlite3
 
 import pytest
+from problems import problems
 
 from gateway.config.check import address_problem, key_problem, name_problem, unmounted, warnings
 from gateway.config.load import ConfigError, home, load, parse
@@ -12,12 +13,6 @@ API = {
     "coze": "https://api.coze.cn", "zhipu": "https://open.bigmodel.cn",
     "openai": "https://api.openai.com/v1",
 }  # fmt: skip
-
-
-def problems(text, **environ):
-    with pytest.raises(ConfigError) as caught:
-        parse(text, environ)
-    return caught.value.problems
 
 
 @pytest.mark.parametrize(
@@ -197,22 +192,6 @@ agents:
         assert any(line.startswith(f"{path}:") for line in found), (path, found)
 
 
-def test_a_section_that_is_no_yaml_does_not_hide_the_others():
-    found = problems(
-        "server: {host: x\nauth: {tokn_ttl: 1m}\nagents:\n  a: {platform: dfy}\nroutes: {x: [nobody]}\n"
-    )
-    assert found[0].startswith("line 2: not valid YAML")
-    assert [line.partition(":")[0] for line in found[1:]] == [
-        "auth.tokn_ttl", "agents.a.platform", "routes.x[0]",
-    ]  # fmt: skip
-
-
-def test_demo_false_refuses_simulators():
-    text = 'demo: false\nagents: {a: {platform: dify, base_url: "${DIFY_BASE_UR:-demo:}"}}'
-    (problem,) = problems(text, DIFY_BASE_URL="http://h")
-    assert problem.startswith("agents.a.base_url: is demo:, which `demo: false` refuses")
-
-
 def warned(text, **environ):
     return list(warnings(parse(text, environ)))
 
@@ -290,28 +269,6 @@ def test_the_start_makes_no_folder_of_a_missing_disk(tmp_path, setting, missing)
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
-    [("agents:\n  a: {platform: dify\n  b: {platform: coze}\n",
-      "the bracket that opens on line 2 is not closed, or a comma is missing"),
-     ("agents:\n  a: {platform: dify}\nauth: {keys: [{name: a\n",
-      "the bracket that opens on line 3 is not closed"),
-     ("agents:\n\ta: {platform: dify}\n", "line 2: not valid YAML: a tab stands there; indent with"),
-     ("agents:\n  a:\n    platform: dify\n      api_key: x\n", "check the indentation"),
-     ("agents:\n  a:\n    platform: dify\n   api_key: x\n", "begins in the same column"),
-     ("agents:\n  a: {platform: dify}\n   b: {platform: dify}\n", "begins in the same column"),
-     ("agents:\n  a:\n    api_key: \"app-x\" secret\n", "text follows a closing quote"),
-     ("agents:\n  a:\n    api_key: x: y\n", "a value with ': ' in it needs quotes"),
-     ("agents:\n  a:\n    api_key: \"x\n", "the quote that opens on line 3 is not closed"),
-     ("agents:\n  a:\n    api_key: \"C:\\path\"\n", "use single quotes"),
-     ("agents:\n  a:\n    api_key: @x\n", "put odd values in quotes")],
-)  # fmt: skip
-def test_advice_on_yaml_fits_the_mistake(text, words):
-    found = "\n".join(problems(text))
-    assert words in found
-    assert ("put odd values" in found) == ("put odd values" in words)
-
-
-@pytest.mark.parametrize(
     "mistake", ["server: {port: x}", "server: {ops_port: 3000, port: 3000}", "agents.b: 1"]
 )
 def test_a_problem_hides_no_warning(mistake):
@@ -332,18 +289,6 @@ def test_of_what_has_a_problem_there_is_no_warning():
     with pytest.raises(ConfigError) as caught:
         parse(f"{text}  b: {{{agent}, api_key: '${{KEY}}'}}\ndatabase: none\n", {})
     assert caught.value.warnings == []
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [("auth: {anonymous: flase}", "auth.anonymous: must be 'auto', or true or false"),
-     ("auth: {registration: maybe}", "auth.registration: must be true or false"),
-     ("server: {port: abc}", "server.port: must be a whole number"),
-     ("server: {port: 70000}", "server.port: must be less than or equal to 65535"),
-     ("server: {reuse_port: [1]}", "server.reuse_port: must be true or false")],
-)  # fmt: skip
-def test_a_value_of_another_type_is_one_plain_problem(setting, words):
-    assert problems(f"agents: {{a: {{platform: dify}}}}\n{setting}") == [words]
 
 
 def test_folders_of_gateway_home_are_made(tmp_path):

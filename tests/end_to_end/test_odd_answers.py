@@ -320,8 +320,8 @@ async def test_an_error_as_json_is_still_an_error(kind, ask):
 
 
 async def test_a_tool_call_as_json_is_one_in_a_stream():
+    from gateway.protocol.completions import as_events
     from gateway.protocol.exchange import UpstreamReply
-    from gateway.protocol.passthrough import as_events
 
     call = {"id": "a", "type": "function", "function": {"name": "f", "arguments": "{}"}}
     message = {"role": "assistant", "content": None, "tool_calls": [call]}

@@ -9,7 +9,8 @@ from aiohttp import HttpVersion10, HttpVersion11
 from conftest import AGENTS
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from gateway.config.load import access_note, parse
+from gateway.config.access import access_note
+from gateway.config.load import parse
 from gateway.config.origins import Origins
 from gateway.http.locality import Hint, refusal
 

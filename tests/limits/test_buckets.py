@@ -20,8 +20,8 @@ from redis import asyncio as aioredis
 from gateway.accounts.credentials import Quota
 from gateway.config.models import Redis
 from gateway.limits.buckets import Buckets, LocalBuckets
+from gateway.limits.charges import QuotaCharge, RateCharge, SlotCharge, TokenCharge
 from gateway.limits.redis import RedisBuckets
-from gateway.limits.rules import Take
 
 
 class Clock:
@@ -32,21 +32,20 @@ class Clock:
         return self.now
 
 
-def rate(capacity: int, per_s: float, name: str = "caller:chat", cost: int = 1) -> Take:
-    return Take("rate", "{caller}:" + name, capacity, per_s / 1000, cost)
+def rate(capacity: int, per_s: float, name: str = "caller:chat", cost: int = 1) -> RateCharge:
+    return RateCharge("{caller}:" + name, capacity, per_s / 1000, cost)
 
 
-def slots(most: int, holder: str, lease_ms: float = 60_000) -> Take:
-    return Take("slots", "{caller}:slots", most, lease_ms, holder)
+def slots(most: int, holder: str, lease_ms: float = 60_000) -> SlotCharge:
+    return SlotCharge("{caller}:slots", most, holder, lease_ms)
 
 
-def tokens(capacity: int, per_s: float) -> Take:
-    return Take("tokens", "{caller}:tokens", capacity, per_s / 1000, 0)
+def tokens(capacity: int, per_s: float) -> TokenCharge:
+    return TokenCharge("{caller}:tokens", capacity, per_s / 1000)
 
 
-def quota(limit: int, known: int = 0) -> Take:
-    usage_so_far = Quota("key:k", "", limit, known)
-    return Take("quota", "{caller}:key:k::calls", limit, 60_000, known, usage_so_far)
+def quota(limit: int, known: int = 0) -> QuotaCharge:
+    return QuotaCharge("{caller}:key:k::calls", Quota("key:k", "", limit, known), 60_000)
 
 
 class Local:
@@ -55,20 +54,20 @@ class Local:
     def __init__(self) -> None:
         self._buckets = LocalBuckets()
 
-    async def take(self, asked):
-        given = self._buckets.take(asked)
-        if all(said.allowed for said in given):
-            for take in asked:
-                if take.quota:
-                    take.quota.pending += 1
-        return given
+    async def charge(self, charges):
+        decisions = self._buckets.charge(charges)
+        if all(decision.allowed for decision in decisions):
+            for charge in charges:
+                if isinstance(charge, QuotaCharge):
+                    charge.quota.pending += 1
+        return decisions
 
-    async def spend(self, take, number):
-        self._buckets.spend(take, number)
+    async def spend(self, charge, tokens):
+        self._buckets.spend(charge, tokens)
 
     async def release(self, slots):
-        for take in slots:
-            self._buckets.release(take)
+        for slot in slots:
+            self._buckets.release(slot)
 
 
 @pytest.fixture(params=["local", "redis"])
@@ -82,78 +81,68 @@ async def buckets(request):
 
 
 async def test_an_empty_bucket_says_how_long_to_wait(buckets):
-    said = [(await buckets.take([rate(3, 0.5)]))[0] for _ in range(4)]
-    assert [one.allowed for one in said] == [True, True, True, False]
-    assert [one.remaining for one in said] == [2, 1, 0, 0]
-    assert 1000 <= said[3].wait_ms <= 2000
-    assert 5000 <= said[3].full_ms <= 6000
+    decisions = [(await buckets.charge([rate(3, 0.5)]))[0] for _ in range(4)]
+    assert [one.allowed for one in decisions] == [True, True, True, False]
+    assert [one.remaining for one in decisions] == [2, 1, 0, 0]
+    assert 1000 <= decisions[3].wait_ms <= 2000
+    assert 5000 <= decisions[3].full_ms <= 6000
 
 
 async def test_a_bucket_fills_up_again_with_time(buckets):
     for _ in range(2):
-        await buckets.take([rate(2, 2)])
-    said = (await buckets.take([rate(2, 2)]))[0]
-    assert not said.allowed
-    await asyncio.sleep(said.wait_ms / 1000)
-    assert (await buckets.take([rate(2, 2)]))[0].allowed
+        await buckets.charge([rate(2, 2)])
+    decision = (await buckets.charge([rate(2, 2)]))[0]
+    assert not decision.allowed
+    await asyncio.sleep(decision.wait_ms / 1000)
+    assert (await buckets.charge([rate(2, 2)]))[0].allowed
 
 
 async def test_from_all_or_from_none(buckets):
     scarce, plenty = rate(1, 0.001, "a"), rate(10, 0.001, "b")
-    assert all(said.allowed for said in await buckets.take([plenty, scarce]))
-    said = await buckets.take([plenty, scarce])
-    assert [one.allowed for one in said] == [True, False]
-    assert (await buckets.take([plenty]))[0].remaining == 8  # the refused one took nothing
+    assert all(decision.allowed for decision in await buckets.charge([plenty, scarce]))
+    decisions = await buckets.charge([plenty, scarce])
+    assert [one.allowed for one in decisions] == [True, False]
+    assert (await buckets.charge([plenty]))[0].remaining == 8  # the refused one took nothing
 
 
 async def test_tokens_are_spent_afterwards_and_may_leave_a_debt(buckets):
     budget = tokens(100, 100)
-    assert (await buckets.take([budget]))[0].allowed
+    assert (await buckets.charge([budget]))[0].allowed
     await buckets.spend(budget, 150)
-    said = (await buckets.take([budget]))[0]
-    assert not said.allowed
-    assert 0 < said.wait_ms <= 510
-    await asyncio.sleep(said.wait_ms / 1000)
-    assert (await buckets.take([budget]))[0].allowed
+    decision = (await buckets.charge([budget]))[0]
+    assert not decision.allowed
+    assert 0 < decision.wait_ms <= 510
+    await asyncio.sleep(decision.wait_ms / 1000)
+    assert (await buckets.charge([budget]))[0].allowed
 
 
 async def test_slots_are_held_until_they_are_given_back(buckets):
-    assert (await buckets.take([slots(2, "a")]))[0].allowed
-    assert (await buckets.take([slots(2, "b")]))[0].allowed
-    assert not (await buckets.take([slots(2, "c")]))[0].allowed
+    assert (await buckets.charge([slots(2, "a")]))[0].allowed
+    assert (await buckets.charge([slots(2, "b")]))[0].allowed
+    assert not (await buckets.charge([slots(2, "c")]))[0].allowed
     await buckets.release([slots(2, "a")])
-    assert (await buckets.take([slots(2, "c")]))[0].allowed
+    assert (await buckets.charge([slots(2, "c")]))[0].allowed
 
 
 async def test_a_quota_counts_what_the_database_knows(buckets):
-    usage_so_far = quota(5, known=3)
-    given = []
-    for _ in range(4):
-        take = Take(
-            "quota",
-            "{caller}:key:k::calls",
-            5,
-            60_000,
-            usage_so_far.quota.known,
-            usage_so_far.quota,
-        )
-        given.append((await buckets.take([take]))[0].allowed)
-    assert given == [True, True, False, False]
+    calls = quota(5, known=3)
+    allowed = [(await buckets.charge([calls]))[0].allowed for _ in range(4)]
+    assert allowed == [True, True, False, False]
 
 
 async def test_a_dead_holders_slot_comes_free_in_redis(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
-    assert (await redis.take([slots(1, "a", 1000)]))[0].allowed
-    assert not (await redis.take([slots(1, "b", 1000)]))[0].allowed
+    assert (await redis.charge([slots(1, "a", 1000)]))[0].allowed
+    assert not (await redis.charge([slots(1, "b", 1000)]))[0].allowed
     await asyncio.sleep(1.01)
-    assert (await redis.take([slots(1, "b", 1000)]))[0].allowed
+    assert (await redis.charge([slots(1, "b", 1000)]))[0].allowed
     await redis.hold([slots(1, "b", 100)])
     await redis.close()
 
 
 async def test_every_key_in_redis_runs_out_by_itself(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url, prefix="pre"))
-    await redis.take([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
+    await redis.charge([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
     await redis.spend(tokens(5, 1), 3)
     client = redis._client
     names = await client.keys("*")
@@ -166,9 +155,9 @@ async def test_every_key_in_redis_runs_out_by_itself(redis_server):
 
 async def test_a_redis_that_forgot_the_script_gets_it_again(redis_server):
     redis = RedisBuckets(Redis(url=redis_server.url))
-    await redis.take([rate(3, 0.001)])
+    await redis.charge([rate(3, 0.001)])
     await redis._client.script_flush()
-    assert (await redis.take([rate(3, 0.001)]))[0].remaining == 1
+    assert (await redis.charge([rate(3, 0.001)]))[0].remaining == 1
     await redis.close()
 
 
@@ -187,7 +176,7 @@ def test_a_local_bucket_never_gives_more_than_it_has(capacity, per_s, steps):
     for wait_s, calls in steps:
         clock.now += wait_s
         for _ in range(calls):
-            if buckets.take([rate(capacity, per_s)])[0].allowed:
+            if buckets.charge([rate(capacity, per_s)])[0].allowed:
                 given_at.append(clock.now)
     for i, first in enumerate(given_at):  # in every window, not only from the beginning
         for j in range(i, len(given_at)):
@@ -213,7 +202,7 @@ async def test_workers_that_share_a_redis_get_no_more_than_one_bucket(
         count = 0
         for pause in pauses:
             for _ in range(3):
-                count += (await client.take([rate(capacity, per_s, name)]))[0].allowed
+                count += (await client.charge([rate(capacity, per_s, name)]))[0].allowed
             await asyncio.sleep(pause)
         return count
 
@@ -229,9 +218,9 @@ async def test_workers_that_share_a_redis_get_no_more_than_one_bucket(
 def test_the_least_recently_used_bucket_is_dropped():
     buckets = LocalBuckets(Clock(), most=3)
     for name in "abcd":
-        buckets.take([rate(1, 0.001, name)])
-    assert buckets.take([rate(1, 0.001, "a")])[0].allowed
-    assert not buckets.take([rate(1, 0.001, "d")])[0].allowed
+        buckets.charge([rate(1, 0.001, name)])
+    assert buckets.charge([rate(1, 0.001, "a")])[0].allowed
+    assert not buckets.charge([rate(1, 0.001, "d")])[0].allowed
     assert len(buckets._levels) <= 3
 
 
@@ -247,11 +236,11 @@ async def shared(redis_server):
     await buckets.close()
 
 
-async def timed(buckets, *asked):
+async def timed(buckets, *charges):
     loop = asyncio.get_running_loop()
     began = loop.time()
-    given = await buckets.take(list(asked))
-    return given, loop.time() - began
+    decisions = await buckets.charge(list(charges))
+    return decisions, loop.time() - began
 
 
 async def until_shared(buckets, seconds):
@@ -261,24 +250,24 @@ async def until_shared(buckets, seconds):
 
 
 async def test_a_redis_that_hangs_costs_one_call_some_milliseconds(shared, redis_server):
-    assert (await shared.take([rate(10, 0.001)]))[0].remaining == 9
+    assert (await shared.charge([rate(10, 0.001)]))[0].remaining == 9
     redis_server.pause()
-    given, took = await timed(shared, rate(10, 0.001))
-    assert given[0].remaining == 8  # the process knows Redis's last answer
+    decisions, took = await timed(shared, rate(10, 0.001))
+    assert decisions[0].remaining == 8  # the process knows Redis's last answer
     assert took < 5
     assert not shared.is_shared
     took_each = [(await timed(shared, rate(1000, 0.001, "other")))[1] for _ in range(20)]
     assert sorted(took_each)[10] < 0.04  # Redis is not asked, or it would be 50 ms
     redis_server.go_on()
     await until_shared(shared, 5)
-    assert (await shared.take([rate(1000, 0.001, "fresh")]))[0].remaining == 999
+    assert (await shared.charge([rate(1000, 0.001, "fresh")]))[0].remaining == 999
 
 
 async def test_a_redis_that_dies_and_comes_back(shared, redis_server):
-    await shared.take([rate(10, 0.001), slots(5, "a")])
+    await shared.charge([rate(10, 0.001), slots(5, "a")])
     redis_server.stop(signal.SIGKILL)
-    given, took = await timed(shared, rate(10, 0.001), slots(5, "b"))
-    assert all(said.allowed for said in given)
+    decisions, took = await timed(shared, rate(10, 0.001), slots(5, "b"))
+    assert all(decision.allowed for decision in decisions)
     assert took < 5
     shared.release([slots(5, "a"), slots(5, "b")])
     shared.spend([tokens(5, 1)], 3)
@@ -291,7 +280,7 @@ async def test_a_redis_that_is_not_there_at_the_start_is_found_later(tmp_path):
     buckets = Buckets(RedisBuckets(Redis(url=server.url)))
     await buckets.open()
     assert not buckets.is_shared
-    assert (await buckets.take([rate(1, 1)]))[0].allowed
+    assert (await buckets.charge([rate(1, 1)]))[0].allowed
     server.start()
     await until_shared(buckets, 5)
     await buckets.close()
@@ -302,9 +291,9 @@ async def test_concurrent_calls_go_on_when_redis_hangs(shared, redis_server):
     redis_server.pause()
     loop = asyncio.get_running_loop()
     began = loop.time()
-    given = await asyncio.gather(*(shared.take([rate(60, 1)]) for _ in range(200)))
+    decisions = await asyncio.gather(*(shared.charge([rate(60, 1)]) for _ in range(200)))
     assert loop.time() - began < 2  # one after the other it would be 10 s
-    assert sum(one[0].allowed for one in given) == 60
+    assert sum(one[0].allowed for one in decisions) == 60
 
 
 # Every kind of Redis.
@@ -318,7 +307,7 @@ async def test_a_password_and_a_unix_socket(tmp_path):
             f"unix://:p%40ss%2Fword@{tmp_path}/r.sock?db=0"]  # fmt: skip
     for url in urls:
         redis = RedisBuckets(Redis(url=url))
-        assert (await redis.take([rate(1, 1, url)]))[0].allowed
+        assert (await redis.charge([rate(1, 1, url)]))[0].allowed
         await redis.close()
     wrong = Buckets(RedisBuckets(Redis(url=f"redis://:wrong@127.0.0.1:{server.port}/0")))
     await wrong.open()
@@ -349,11 +338,11 @@ async def test_tls(redis_server, tmp_path):
     server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
     port = server.sockets[0].getsockname()[1]
     good = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"))
-    assert (await good.take([rate(3, 1)]))[0].allowed
+    assert (await good.charge([rate(3, 1)]))[0].allowed
     await good.close()
     distrusted = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0"))
     with pytest.raises(Exception, match="certificate verify failed"):
-        await distrusted.take([rate(3, 1)])
+        await distrusted.charge([rate(3, 1)])
     await distrusted.close()
     server.close()
     await asyncio.gather(*tasks)
@@ -389,11 +378,11 @@ async def test_a_cluster(tmp_path):
     async with asyncio.timeout(20):
         while True:
             try:
-                given = await redis.take([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
+                decisions = await redis.charge([rate(3, 1), tokens(5, 1), slots(2, "a"), quota(3)])
                 break
             except Exception:
                 await asyncio.sleep(0.1)
-    assert all(said.allowed for said in given)
+    assert all(decision.allowed for decision in decisions)
     await redis.spend(tokens(5, 1), 2)
     await redis.hold([slots(2, "a")])
     await redis.release([slots(2, "a")])
@@ -415,7 +404,7 @@ async def test_sentinels(tmp_path):
     sentinel.start()
     url = f"redis://:secret@127.0.0.1:1,127.0.0.1:{sentinel.port}/0"
     redis = RedisBuckets(Redis(url=url, mode="sentinel", master="mymaster"))
-    assert (await redis.take([rate(3, 1)]))[0].allowed
+    assert (await redis.charge([rate(3, 1)]))[0].allowed
     await redis.close()
     sentinel.stop()
     master.stop()
@@ -439,9 +428,9 @@ async def until(condition, seconds=20):
 
 async def test_slots_released_during_an_outage_of_redis_are_free_later(shared, redis_server):
     for holder in "abc":
-        assert (await shared.take([slots(3, holder)]))[0].allowed
+        assert (await shared.charge([slots(3, holder)]))[0].allowed
     redis_server.pause()
-    await shared.take([rate(10, 1)])
+    await shared.charge([rate(10, 1)])
     assert not shared.is_shared
     shared.release([slots(3, holder) for holder in "abc"])
     redis_server.go_on()
@@ -455,7 +444,7 @@ async def test_slots_released_during_an_outage_of_redis_are_free_later(shared, r
 
 async def test_takes_that_came_too_late_hold_nothing(shared, redis_server):
     redis_server.pause()
-    tasks = [asyncio.ensure_future(shared.take([slots(3, h)])) for h in "abc"]
+    tasks = [asyncio.ensure_future(shared.charge([slots(3, h)])) for h in "abc"]
     await asyncio.wait(tasks)
     shared.release([slots(3, holder) for holder in "abc"])
     redis_server.go_on()
@@ -469,22 +458,22 @@ async def test_takes_that_came_too_late_hold_nothing(shared, redis_server):
 
 async def test_slots_are_held_again_in_a_redis_that_lost_them(shared, redis_server):
     for holder in "ab":
-        assert (await shared.take([slots(2, holder)]))[0].allowed
+        assert (await shared.charge([slots(2, holder)]))[0].allowed
     redis_server.stop(signal.SIGKILL)
-    await shared.take([rate(10, 1)])
+    await shared.charge([rate(10, 1)])
     redis_server.start()
     await until_shared(shared, 5)
-    assert not (await shared.take([slots(2, "c")]))[0].allowed
+    assert not (await shared.charge([slots(2, "c")]))[0].allowed
     shared.release([slots(2, "a")])
     await asyncio.sleep(0.2)
-    assert (await shared.take([slots(2, "c")]))[0].allowed
+    assert (await shared.charge([slots(2, "c")]))[0].allowed
 
 
 async def test_slots_given_back_at_the_very_end_are_free(redis_server):
     buckets = Buckets(RedisBuckets(Redis(url=redis_server.url)))
     await buckets.open()
     for holder in "abc":
-        await buckets.take([slots(3, holder)])
+        await buckets.charge([slots(3, holder)])
     buckets.release([slots(3, holder) for holder in "abc"])
     await buckets.close()
     assert await count(redis_server) == 0
@@ -492,16 +481,16 @@ async def test_slots_given_back_at_the_very_end_are_free(redis_server):
 
 async def test_a_burst_of_releases_does_not_look_like_an_outage(shared):
     for i in range(300):
-        assert (await shared.take([slots(300, f"h{i}")]))[0].allowed
+        assert (await shared.charge([slots(300, f"h{i}")]))[0].allowed
     shared.release([slots(300, f"h{i}") for i in range(300)])
-    await asyncio.gather(*(shared.take([rate(1000, 1)]) for _ in range(50)))
+    await asyncio.gather(*(shared.charge([rate(1000, 1)]) for _ in range(50)))
     assert shared.is_shared
 
 
 async def test_a_redis_that_takes_no_writes_stays_unavailable(shared, redis_server):
     client = aioredis.from_url(redis_server.url)
     await client.config_set("maxmemory", "1")
-    await shared.take([rate(10, 1)])
+    await shared.charge([rate(10, 1)])
     assert not shared.is_shared
     failures = shared.failures
     await asyncio.sleep(2.5)
@@ -517,8 +506,8 @@ async def test_a_call_returned_to_a_quota_leaves_no_key(redis_server):
     client = aioredis.from_url(redis_server.url)
     await redis.uncount(quota(5))
     assert await client.keys("*") == []
-    await redis.take([quota(5)])
-    await redis.take([quota(5)])
+    await redis.charge([quota(5)])
+    await redis.charge([quota(5)])
     await redis.uncount(quota(5))
     (name,) = await client.keys("*")
     assert await client.get(name) == b"1"

@@ -12,7 +12,8 @@ from gateway.config import kinds
 from gateway.errors import GatewayError
 from gateway.platforms.openai_compatible import ChunkDecoder, explain_error
 from gateway.protocol.messages import Failed, Finish
-from gateway.protocol.passthrough import PassThrough, WholeBody
+from gateway.protocol.passthrough import PassThrough
+from gateway.protocol.whole_body import WholeBody
 
 # Each kind, and each beginning of a sample's name that has options of its own.
 KINDS = [

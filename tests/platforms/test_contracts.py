@@ -13,7 +13,8 @@ from gateway.platforms.dify.adapter import Dify
 from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.options import DifyOptions
 from gateway.platforms.failures import explain_words
-from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.adapter import FastGPT
+from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.platforms.openai_compatible import ChunkDecoder
 from gateway.platforms.zhipu.adapter import zhipu

@@ -10,7 +10,8 @@ from decoding import feed, summary
 from test_fastgpt_captures import capture, fastgpt
 
 from gateway.platforms.base import Preliminary
-from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.adapter import FastGPT
+from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Failed, Message
 

@@ -15,7 +15,8 @@ from decoding import feed, summary
 
 from gateway.errors import GatewayError, UpstreamMisconfigured
 from gateway.platforms.base import Preliminary
-from gateway.platforms.fastgpt.adapter import FastGPT, FastGPTDecoder
+from gateway.platforms.fastgpt.adapter import FastGPT
+from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.options import FastGPTOptions
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Failed, Message

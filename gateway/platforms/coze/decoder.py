@@ -31,7 +31,7 @@ from gateway.protocol.messages import (
     ToolCall,
     Usage,
 )
-from gateway.protocol.passthrough import told_error
+from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.usage import as_count
 
 
@@ -89,7 +89,7 @@ class CozeDecoder(EventDecoder):
             return
         event = parse_object(data) if data.strip() else {}
         if handle is None:  # no name: an error envelope, as hosted Coze names all events
-            if error := told_error(event):
+            if error := reported_error(event):
                 raise self.explain(error)
             return
         handle(self, event, out)

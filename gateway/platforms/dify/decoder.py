@@ -31,7 +31,7 @@ from gateway.protocol.messages import (
     Text,
     Usage,
 )
-from gateway.protocol.passthrough import told_error
+from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.template import EventTemplate
 from gateway.protocol.thinking import ThinkingSplitter, without_thinking
 from gateway.protocol.usage import as_count
@@ -97,7 +97,7 @@ class DifyDecoder(EventDecoder):
         handle = self._HANDLERS.get(kind) if isinstance(kind, str) else None
         if kind == "error":
             raise self.explain(event)
-        if kind is None and (error := told_error(event)):
+        if kind is None and (error := reported_error(event)):
             raise self.explain(error)
         if not self._begun and kind not in (None, "ping"):
             self._begin(event, out)

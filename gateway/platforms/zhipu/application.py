@@ -28,8 +28,8 @@ from gateway.protocol import sse
 from gateway.protocol.content import files_note, read_content
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import Begin, ChatRequest, Delta, Finish, Note, Text, Usage
-from gateway.protocol.passthrough import told_error
 from gateway.protocol.prompt import as_prompt, require_question
+from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.usage import as_count
 
 
@@ -128,7 +128,7 @@ class ApplicationDecoder(EventDecoder):
             self._end(out)
             return
         frame = parse_object(data)
-        if error := frame.get("error") if frame.get("choices") else told_error(frame):
+        if error := frame.get("error") if frame.get("choices") else reported_error(frame):
             raise self.explain(error)
         if not self._begun:
             self._begun = True

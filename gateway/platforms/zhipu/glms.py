@@ -44,8 +44,8 @@ from gateway.protocol import sse
 from gateway.protocol.content import files_note
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import Begin, ChatRequest, Delta, Finish, Media, Note, Text
-from gateway.protocol.passthrough import told_error
 from gateway.protocol.prompt import as_prompt, require_question
+from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.usage import as_count
 
 _TOKEN_MARGIN_S = 600
@@ -205,7 +205,7 @@ class GlmsDecoder(EventDecoder):
         is_frame = isinstance(frame.get("message"), dict)
         if not is_frame and as_count(frame.get("status")):
             raise explain_glms(UpstreamReply(200, {}, data))
-        error = frame.get("error") if is_frame else told_error(frame)
+        error = frame.get("error") if is_frame else reported_error(frame)
         if error:
             raise self.explain(error)
         if not self._begun:
