@@ -19,7 +19,6 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from gateway import headers as headernames
-from gateway.accounts.credentials import Caller
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
 from gateway.config.models import KeepAliveForm, Server
@@ -37,6 +36,7 @@ from gateway.http.context import (
     CONTEXT,
     METRICS,
     UPSTREAM,
+    Context,
     State,
     header_value,
     is_api,
@@ -53,7 +53,7 @@ from gateway.telemetry.call import Call, Capture
 log = logging.getLogger("gateway")
 
 # Reads the question from a request's body and resolves the targets that may answer it.
-ReadQuestion = Callable[[web.Request, State, Caller], Awaitable[tuple[ChatRequest, list[Target]]]]
+ReadQuestion = Callable[[web.Request, State, Call], Awaitable[tuple[ChatRequest, list[Target]]]]
 
 _LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
 END_S = 10.0  # to send the end of a stream to a caller that reads slowly
@@ -68,7 +68,7 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
         call, state = context.call, context.state
         assert call is not None
         assert state is not None
-        chat, targets = await read(request, state, call.caller)
+        chat, targets = await read(request, state, call)
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)
         hidden = not call.caller.may_ask_all and [target.name for target in targets]
@@ -89,10 +89,7 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
                     await _drain(request, run, call)
                 raise
             finally:
-                context.agent, context.attempts = run.attempt.target.name, run.attempts
-                if run.fallbacks or run.retries:  # else the answer carries its only reason
-                    context.failures = run.reasons[:10]
-                _note(call, run)
+                _note(context, call, run)
 
     return handler
 
@@ -154,11 +151,14 @@ async def _drain(request: web.Request, run: Run, call: Call) -> None:
         target.draining -= 1
 
 
-def _note(call: Call, run: Run) -> None:
-    """Copy the fields of the run that the record and the metrics need."""
+def _note(context: Context, call: Call, run: Run) -> None:
+    """Copy the fields of the run that the log, the record and the metrics need."""
     target, decoder = run.attempt.target, run.attempt.decoder
+    context.agent, context.attempts = target.name, run.attempts
+    if run.fallbacks or run.retries:  # else the answer carries its only reason
+        context.failures = run.reasons[:10]
     call.agent, call.provider = target.name, target.platform.kind
-    call.was_asked = run.attempts > 0
+    call.was_asked = context.attempts > 0
     if decoder is not None:
         call.conversation_id = decoder.conversation_id
     call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries

@@ -9,6 +9,7 @@ A request is charged to all the buckets it needs or to none. `limits.buckets` ke
 process or in Redis.
 """
 
+from functools import lru_cache
 from hashlib import sha256
 from typing import Any, Literal, NamedTuple
 
@@ -37,8 +38,13 @@ def request_charges(limits: RateLimits, caller: Caller, class_: Class) -> list[C
     is_plain = not (caller.has_own_limits or caller.end_user or caller.quotas)
     if is_plain and not (limits.tokens or limits.concurrency):  # nearly always
         general: Rate | None = getattr(limits, class_)
-        return [_rate(f"{{{caller.tag}}}:{caller.id}:{class_}", general)] if general else []
+        return [_plain_rate(caller.tag, caller.id, class_, general)] if general else []
     return _all_charges(limits, caller, class_)
+
+
+@lru_cache(maxsize=4096)
+def _plain_rate(tag: str, id_: str, class_: Class, rate: Rate) -> RateCharge:
+    return _rate(f"{{{tag}}}:{id_}:{class_}", rate)
 
 
 def _all_charges(limits: RateLimits, caller: Caller, class_: Class) -> list[Charge]:

@@ -26,7 +26,9 @@ class Shares:
 
     def has_room(self, holders: Holders, many: int = 1) -> bool:
         """Whether the caller may take `many` more."""
-        if self.total and self.total + many > self._places:
+        if not self.total:
+            return True
+        if self.total + many > self._places:
             return False
         held = self._held
         for holder, most in zip(holders, self._most, strict=False):

@@ -64,7 +64,8 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
             raise Forbidden("Only administrators may do this.")
         context.caller = caller
         return
-    state = state_of(request)
+    state = context.state
+    assert state is not None
     credential = presented_key(request.headers, state.keyring.static)
     caller = state.keyring.static(credential) or await _identify(request, state, credential, verify)
     context.caller = caller

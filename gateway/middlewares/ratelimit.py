@@ -16,7 +16,6 @@ from gateway.http.context import (
     Context,
     is_api,
     route_of,
-    state_of,
 )
 from gateway.http.endpoint import Route
 from gateway.limits.buckets import Buckets
@@ -34,7 +33,8 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
         if route is None or route.limit is None:
             return await handler(request)
         app, context = request.app, request[CONTEXT]
-        held = await _admit(app, context, state_of(request).config.rate_limits, route.limit)
+        assert context.state is not None
+        held = await _admit(app, context, context.state.config.rate_limits, route.limit)
         if route.limit != "chat":
             return await handler(request)
         caller = context.caller

@@ -5,6 +5,7 @@ an upstream request and turns the upstream's bytes into deltas. `render` turns d
 """
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 from gateway.errors import GatewayError
@@ -87,7 +88,7 @@ class ChatRequest:
     demands: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     route: str = ""  # shown in the agent's place, if the caller may not see its name
-    call_id: str = field(default_factory=lambda: new_id(32))
+    call_id: str = field(default_factory=partial(new_id, 32))
 
     @property
     def question(self) -> Message:

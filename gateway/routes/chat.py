@@ -16,10 +16,11 @@ from gateway.files.library import name_of, owner_of
 from gateway.filetypes import MediaKind, extension_of, kind_of, mime_of
 from gateway.http.answer import answering
 from gateway.http.body import agent_name, at_most, check, read_object
-from gateway.http.context import ATTACHMENTS, SIGNER, State, call_of
+from gateway.http.context import ATTACHMENTS, SIGNER, State
 from gateway.http.forwarded import client_origin
 from gateway.protocol.messages import ChatRequest, Media, Message, has_media
 from gateway.protocol.openai_messages import read_turns, require_few
+from gateway.telemetry.call import Call
 
 Id = Annotated[str, Field(max_length=1024)]
 _URL = r"^(?i:https?://|data:)\S+$"
@@ -126,9 +127,8 @@ def _messages(body: ChatBody, attachments: Attachments) -> tuple[Message, ...]:
     return (*earlier, replace(question, media=question.media + media))
 
 
-async def _read(
-    request: web.Request, state: State, caller: Caller
-) -> tuple[ChatRequest, list[Target]]:
+async def _read(request: web.Request, state: State, call: Call) -> tuple[ChatRequest, list[Target]]:
+    caller = call.caller
     name = agent_name(request)
     if not name:
         known = [name for name, _ in state.routing.visible(caller)][:MAX_KNOWN]
@@ -140,7 +140,7 @@ async def _read(
     targets = state.routing.allowed(caller, name, "agent")
     members, ignored = _translated(await read_object(request))
     body = check(ChatBody, members)
-    call_of(request).end_user = caller.end_user or body.user or body.uid or ""
+    call.end_user = caller.end_user or body.user or body.uid or ""
     attachments = request.app[ATTACHMENTS]
     messages = _messages(body, attachments)
     if body.messages and body.query.strip():

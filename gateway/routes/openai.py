@@ -10,7 +10,6 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
-from gateway.accounts.credentials import Caller
 from gateway.chat.routing import Target, pin, pin_files, pin_results
 from gateway.errors import (
     Forbidden,
@@ -45,7 +44,7 @@ from gateway.protocol.messages import ChatRequest, Message, has_media
 from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
 from gateway.protocol.passthrough import usage_at_end
 from gateway.protocol.redaction import Scrubber, masked
-from gateway.telemetry.call import Capture
+from gateway.telemetry.call import Call, Capture
 from gateway.upstream.client import Exchange
 
 _MAX_ID = 1024
@@ -54,14 +53,15 @@ _TAIL = 2048  # bytes at the end of an answer, which contain the usage
 
 
 async def _read_chat(
-    request: web.Request, state: State, caller: Caller
+    request: web.Request, state: State, call: Call
 ) -> tuple[ChatRequest, list[Target]]:
+    caller = call.caller
     body = await read_object(request)
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     user = _short(body, "user")
-    call_of(request).end_user = caller.end_user or user
+    call.end_user = caller.end_user or user
     targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
     seal = request.app[SIGNER].seal(caller) if caller.end_user else None

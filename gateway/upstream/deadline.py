@@ -1,6 +1,7 @@
 """A deadline for a task's awaits that can be moved for the price of an assignment."""
 
 import asyncio
+from math import inf
 from types import TracebackType
 
 from gateway.upstream.timers import Timer, Timers
@@ -21,7 +22,7 @@ class Deadline:
 
     def __init__(self, timers: Timers) -> None:
         self.at: float | None = None  # loop time; None while the task must not be interrupted
-        self.fires_at = float("inf")
+        self.fires_at = inf
         self._timers = timers
         self._task: asyncio.Task[object] | None = None
         self._timer: Timer | None = None
@@ -78,11 +79,12 @@ class Deadline:
         if self._timer is not None:
             self._timers.forget(self._timer)
             self._timer = None
-        self.fires_at = float("inf")
-        self.clear()
+        self.fires_at, self.at = inf, None
+        if self._fired:
+            self.expired()
 
     def _fire(self) -> None:
-        self._timer, self.fires_at = None, float("inf")
+        self._timer, self.fires_at = None, inf
         if self.at is None:
             return  # the next `until` sets it again
         if self._timers.now() < self.at:
