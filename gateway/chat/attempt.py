@@ -266,7 +266,7 @@ class Attempt:
             self.show_life(question.loop.time())
             if exchange.status == 200:  # before the first bytes, so that it can be drained
                 self.state, self.decoder = State.ANSWERING, target.platform.decoder(self._asked)
-            is_answer = exchange.status == 200 and not exchange.is_page
+            is_answer = exchange.status == 200 and (request.takes_pages or not exchange.is_page)
             if is_answer and (not request.stream or await _is_stream(exchange)):
                 return exchange
             reply = await exchange.reply(target.agent.max_answer if is_answer else MAX_REPLY)

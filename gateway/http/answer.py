@@ -55,13 +55,21 @@ log = logging.getLogger("gateway")
 # Reads the question from a request's body and resolves the targets that may answer it.
 ReadQuestion = Callable[[web.Request, State, Call], Awaitable[tuple[ChatRequest, list[Target]]]]
 
+# Sends the answer of a run: (request, call, run, question, conversational, server's settings).
+Answer = Callable[
+    [web.Request, Call, Run, ChatRequest, bool, Server], Coroutine[Any, Any, web.StreamResponse]
+]
+
 _LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
 END_S = 10.0  # to send the end of a stream to a caller that reads slowly
 
 
-def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
+def answering(
+    read: ReadQuestion, *, conversational: bool = False, answer: Answer | None = None
+) -> Handler:
     """A handler that answers from the first target that succeeds. `conversational` means
-    `/api/v1/chat`."""
+    `/api/v1/chat`; `answer` sends what the run gives, in place of a chat's answer."""
+    send = answer or _answer
 
     async def handler(request: web.Request) -> web.StreamResponse:
         app, context = request.app, request[CONTEXT]
@@ -81,7 +89,7 @@ def answering(read: ReadQuestion, *, conversational: bool) -> Handler:
         hold = partial(hold_more, request)
         with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
             try:
-                return await _answer(request, call, run, chat, conversational, state.config.server)
+                return await send(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
                 if context.stopped is not None:
                     context.stopped = _stop_of(context.stopped, run)
@@ -174,7 +182,7 @@ async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) 
     try:
         deltas = await run.start()
     except TimeoutError:
-        raise _too_long(run) from None
+        raise too_long(run) from None
     call.first_delta()
     attempt = run.attempt
     renderer = WholeRenderer(chat, attempt.target.name, int(time.time()), conversational)
@@ -182,7 +190,7 @@ async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) 
     while not attempt.over:
         more = await attempt.read(run.ends_at)
         if more is None:
-            raise _too_long(run)
+            raise too_long(run)
         renderer.feed(more)
     if renderer.finish:
         call.finished(renderer.finish)
@@ -195,7 +203,7 @@ async def _answer_whole(
     body = await _whole(call, run, chat, conversational)
     if call.capture is not None:
         call.capture.add(body)
-    return answer_json(request, request[CONTEXT], _headers(run), body)
+    return answer_json(request, request[CONTEXT], headers_of(run), body)
 
 
 async def _kept_alive(
@@ -214,13 +222,13 @@ async def _kept_alive(
     try:
         while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
             if response is None:
-                headers = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache", **_headers(run)}
-                response = web.StreamResponse(headers=headers)
+                plain = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache"}
+                response = web.StreamResponse(headers=plain | headers_of(run))
                 response.content_type = "application/json"
                 await response.prepare(request)
             await response.write(b" ")
         if response is None:
-            body, headers = working.result(), _headers(run)
+            body, headers = working.result(), headers_of(run)
             return web.Response(body=body, content_type="application/json", headers=headers)
         run.close()  # free the agent's slot before waiting for a slow caller
         await response.write(_or_error(request, working))
@@ -286,7 +294,7 @@ class _Stream:
                 if not self._run.attempt.over:
                     await self._rest()
             except TimeoutError:
-                error = _too_long(self._run)
+                error = too_long(self._run)
             except GatewayError as caught:
                 error = caught
             except asyncio.CancelledError:
@@ -427,7 +435,7 @@ class _Stream:
     async def _commit(self) -> "Stream | web.StreamResponse":
         if self._response is None:
             context = self._request[CONTEXT]
-            self._response = await begin_stream(self._request, context, _headers(self._run))
+            self._response = await begin_stream(self._request, context, headers_of(self._run))
         return self._response
 
 
@@ -453,7 +461,7 @@ async def _end(task: asyncio.Future[Any]) -> None:
         task.exception()
 
 
-def _headers(run: Run) -> dict[str, str]:
+def headers_of(run: Run) -> dict[str, str]:
     attempt, agent = run.attempt, run.attempt.target.name
     headers: dict[str, str] = {
         headernames.AGENT: header_value(run.chat.route or agent),
@@ -474,6 +482,6 @@ def _listed(names: tuple[str, ...]) -> str:
     return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
 
 
-def _too_long(run: Run) -> UpstreamTimeout:
+def too_long(run: Run) -> UpstreamTimeout:
     message = f"Agent {run.attempt.target.name!r}: the answer took longer than {run.total_s:g} s."
     return UpstreamTimeout(message, should_retry=False)

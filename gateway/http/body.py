@@ -474,3 +474,16 @@ def moment_ms(text: str, name: str) -> int:
         raise InvalidRequest(
             f"{name!r} must be a time such as 2026-12-31T23:59:59Z.", param=name
         ) from None
+
+
+def text_member(body: dict[str, Any], name: str) -> str:
+    """A member that is a string; numbers become one, and "" stands for none. Raises
+    InvalidRequest."""
+    value = body.get(name)
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value.strip()
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InvalidRequest(f"'{name}' must be a string.", param=name)
+    return str(value)

@@ -7,6 +7,7 @@ the form is stored: the first megabyte in memory, a larger one in an anonymous t
 import asyncio
 import secrets
 import tempfile
+import threading
 from collections.abc import AsyncGenerator
 from types import TracebackType
 from typing import IO, Any, Self
@@ -32,6 +33,7 @@ class FormCopy(UploadForm):
         super().__init__(request, config)
         self._held = held
         self._kept: IO[bytes] = tempfile.SpooledTemporaryFile(IN_MEMORY)  # noqa: SIM115
+        self._lock = threading.Lock()
         self._boundary = f"gateway-{secrets.token_hex(16)}"
 
     async def __aenter__(self) -> Self:
@@ -83,10 +85,17 @@ class FormCopy(UploadForm):
         ).encode()
 
     async def rest(self) -> AsyncGenerator[bytes, None]:
-        """The rest of the form, `size` bytes."""
-        await asyncio.to_thread(self._kept.seek, 0)
-        while piece := await asyncio.to_thread(self._kept.read, _CHUNK):
+        """The rest of the form, `size` bytes. Every call reads from the beginning: if an agent
+        does not take the form, another one may."""
+        at = 0
+        while piece := await asyncio.to_thread(self._read_at, at):
+            at += len(piece)
             yield piece
+
+    def _read_at(self, at: int) -> bytes:
+        with self._lock:  # a read that was cancelled may still be going on in its thread
+            self._kept.seek(at)
+            return self._kept.read(_CHUNK)
 
     async def _part_after(self) -> Any:
         async with reading():

@@ -102,7 +102,7 @@ class Platform(Protocol):
     keeps_files: bool  # whether it has `upload`, and gives files its own ids
     keeps_runs: bool  # whether tool results continue a run that waits at the platform
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
-    passes_through: bool  # whether it is a `PassesThrough`: it speaks the client's own protocol
+    passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
 
     @property
     def models(self) -> Sequence[str] | None:
@@ -156,21 +156,6 @@ class Platform(Protocol):
     def verdict(self, reply: UpstreamReply) -> str | Step:
         """A description of the bot from the probe's reply, or another call that tells more. Raises
         the error that the reply means."""
-
-
-class PassesThrough(Platform, Protocol):
-    """A platform whose `/v1/*` callers may use directly, in addition to chat completions."""
-
-    headers: Mapping[str, str]
-
-    def model(self, asked: str) -> str:
-        """The upstream's name for the model `asked`."""
-
-    def address(self, path: str, query: str = "") -> str:
-        """The URL of `path`; `query` is the caller's."""
-
-    def failure(self, reply: UpstreamReply) -> GatewayError:
-        """The error that a refusal means."""
 
 
 class BasePlatform:

@@ -12,7 +12,14 @@ from pydantic import Field
 
 from gateway.config.models import Agent
 from gateway.config.values import OptionalText
-from gateway.errors import EmptyAnswer, GatewayError, InvalidRequest, UpstreamCut, UpstreamFailed
+from gateway.errors import (
+    EmptyAnswer,
+    GatewayError,
+    InvalidRequest,
+    NotFound,
+    UpstreamCut,
+    UpstreamFailed,
+)
 from gateway.filetypes import KINDS
 from gateway.platforms.base import (
     BasePlatform,
@@ -44,6 +51,7 @@ from gateway.protocol.messages import (
     Media,
     Message,
     Note,
+    PassedOn,
     Reasoning,
     Text,
     ToolCall,
@@ -54,6 +62,7 @@ from gateway.protocol.openai_messages import media_part, put_back
 from gateway.protocol.passthrough import PassThrough
 from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.usage import read_usage
+from gateway.protocol.verbatim import Verbatim
 from gateway.protocol.whole_body import WholeBody
 
 
@@ -111,11 +120,18 @@ class OpenAICompatible(BasePlatform):
         self.headers = json_headers(self.token, agent.headers)
 
     def prepare(self, chat: ChatRequest) -> Step:
+        if chat.passed is not None:
+            return self._pass_on(chat.passed, self.model(chat.model))
         body = self.body(chat)
         stream = chat.stream or not chat.verbatim
         return UpstreamRequest(
             "POST", self.address("chat/completions"), self.headers, dump(body), stream=stream
         )
+
+    def _pass_on(self, passed: PassedOn, model: str) -> UpstreamRequest:
+        request = passed.describe(self.address(passed.path, passed.query), self.headers, model)
+        request.takes_pages = True
+        return request
 
     def address(self, path: str, query: str = "") -> str:
         """The URL of `path`; `query` is the caller's."""
@@ -127,10 +143,6 @@ class OpenAICompatible(BasePlatform):
     @property
     def models(self) -> Sequence[str]:
         return self._agent.models
-
-    def failure(self, reply: UpstreamReply) -> GatewayError:
-        """The error for a refusal of a request other than a chat."""
-        return explain("The upstream", reply, own_model=True)
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True
@@ -184,13 +196,18 @@ class OpenAICompatible(BasePlatform):
 
     def decoder(self, chat: ChatRequest) -> Decoder:
         if not chat.verbatim:
-            return ChunkDecoder()
+            return ChunkDecoder() if chat.passed is None else Verbatim()
         if not chat.stream:
             return WholeBody(_explain_member, ChunkDecoder)
         return PassThrough(_explain_member, hides_usage=_hides_usage(chat))
 
     def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        raise explain("The upstream", reply, own_model="/" in chat.model)
+        own_model = "/" in chat.model
+        if chat.passed is not None:
+            if reply.status in (404, 405) and not reply.object().get("error"):
+                raise NotFound("The upstream has no such endpoint.")
+            own_model = True
+        raise explain("The upstream", reply, own_model)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         return None  # closing the connection stops a run

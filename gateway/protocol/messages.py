@@ -4,6 +4,7 @@ A surface (`/api/v1/chat`, `/v1/chat/completions`) makes a `ChatRequest`. A plat
 an upstream request and turns the upstream's bytes into deltas. `render` turns deltas into frames.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 from gateway.errors import GatewayError
 from gateway.filetypes import MediaKind
 from gateway.ids import new_id
+from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.seals import Seal
 
 Role = Literal["system", "user", "assistant", "tool"]
@@ -50,13 +52,26 @@ class Message:
 
 _NOTHING: dict[str, Any] = {}
 
+# From a URL, an agent's headers and its model to a request; it may be called for several agents.
+DescribeRequest = Callable[[str, Mapping[str, str], str], UpstreamRequest]
+
+
+@dataclass(frozen=True, slots=True)
+class PassedOn:
+    """A request to another endpoint of an OpenAI-compatible agent, which passes through. `path` is
+    below /v1, `query` is raw."""
+
+    path: str
+    query: str
+    describe: DescribeRequest
+
 
 @dataclass(slots=True)
 class ChatRequest:
     """One question to one agent. Only `let_go` changes it; `replace` makes a changed copy.
     (Freezing it would cost as much as all its parsing.)
 
-    `messages` is never empty; the last one is the question. `user` is the end user as the platform
+    The last of `messages` is the question. `user` is the end user as the platform
     sees it. `conversation_id` continues a platform's own conversation. `app_id` chooses among the
     apps of a key that opens several. `is_routed`: several agents share the requested name, so the
     conversation's id names its agent. `seal`: the caller acts only for `user`, so ids of data that
@@ -88,6 +103,7 @@ class ChatRequest:
     demands: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     route: str = ""  # shown in the agent's place, if the caller may not see its name
+    passed: PassedOn | None = None  # in place of a question: there are no messages then
     call_id: str = field(default_factory=partial(new_id, 32))
 
     @property
@@ -97,7 +113,7 @@ class ChatRequest:
     def let_go(self) -> None:
         """Free the question once its answer has begun: a stream lasts for minutes, and a
         conversation may be long."""
-        self.messages, self.raw, self.variables = (), _NOTHING, _NOTHING
+        self.messages, self.raw, self.variables, self.passed = (), _NOTHING, _NOTHING, None
 
 
 def has_media(messages: tuple[Message, ...]) -> bool:

@@ -387,12 +387,3 @@ def _is_whole(block: bytes) -> bool:
     """Whether an event without its blank line has all of its data."""
     events = Parser(len(block) + 2).feed(block + b"\n\n") if block else []
     return bool(events) and all(e.data.strip() == b"[DONE]" or object_in(e.data) for e in events)
-
-
-_USAGE_OBJECT = re.compile(rb'"usage":\s*(\{[^{}]*(?:\{[^{}]*\}[^{}]*)*\})')
-
-
-def usage_at_end(tail: bytes) -> Usage | None:
-    """The last usage object in the final bytes of an answer that was copied unparsed."""
-    found = _USAGE_OBJECT.findall(tail)
-    return read_usage(object_in(found[-1])) if found else None

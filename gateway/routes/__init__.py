@@ -8,7 +8,17 @@ from aiohttp import web
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.http.endpoint import Route
 from gateway.middlewares.errors import error_response
-from gateway.routes import accounts, agents, apikeys, chat, files, health, openai, records
+from gateway.routes import (
+    accounts,
+    agents,
+    apikeys,
+    chat,
+    files,
+    health,
+    openai,
+    passthrough,
+    records,
+)
 
 
 def _with_head(routes: Iterable[Route]) -> Iterator[Route]:
@@ -82,8 +92,8 @@ _V1 = [
     Route("GET", "/v1/files/{id}", files.retrieve, "upload"),
     Route("DELETE", "/v1/files/{id}", files.delete, "upload"),
     Route("GET", "/v1/files/{id}/content", files.content, "upload"),
-    Route("POST", "/v1/{path:.+}", openai.pass_on, "chat", "chat"),
-    Route("*", "/v1/{path:.+}", openai.nothing),
+    Route("POST", "/v1/{path:.+}", passthrough.pass_on, "chat", "chat"),
+    Route("*", "/v1/{path:.+}", passthrough.nothing),
 ]
 
 

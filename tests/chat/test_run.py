@@ -409,13 +409,3 @@ async def test_what_was_never_asked_uses_up_no_quota(with_accounts, tmp_path):
     assert [(await gw.ask(key))[0] for _ in range(4)] == [503] * 4
     target.running = places
     assert [(await gw.ask(key))[0] for _ in range(3)] == [200, 200, 429]
-
-
-async def test_passed_on_calls_know_places_and_breakers_too(gateway, scripted):
-    upstream = await scripted(Script(status="503 X"))
-    settings = {"base_url": upstream.url, "breaker": {"failures": 2, "cooldown": "1m"}}
-    gw = await gateway(agents={"bot": {**AGENTS["openai"], **settings}})
-    body = {"model": "bot", "input": "hi"}
-    statuses = [(await gw.post("/v1/embeddings", body)).status for _ in range(3)]
-    assert statuses == [502, 502, 503]
-    assert len(upstream.requests) == 2

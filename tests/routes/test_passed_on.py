@@ -1,9 +1,16 @@
-"""Answers passed through under /v1 are as safe as every other answer."""
+"""Other endpoints under /v1: passed on by the rules of chats, and as safe as every other answer."""
 
+import asyncio
 import json
+from typing import Any
 
+import aiohttp
+import orjson
 import pytest
 from conftest import AGENTS, Script
+from test_streaming import until
+
+from gateway.http.context import STATE
 
 KEY = "sk-operators-own-key"
 
@@ -70,3 +77,171 @@ async def test_azures_version_follows_every_endpoint(gateway, scripted):
         "/chat/completions?api-version=2024-06-01",
         "/responses?api-version=2024-06-01&stream=false",
     ]
+
+
+# Retries, fallbacks, slots and time limits: what holds for chats holds here.
+
+JSON = {"Content-Type": "application/json"}
+DONE = Script([b'{"data":[1],"usage":{"prompt_tokens":3,"total_tokens":3}}'], headers=JSON)
+BODY = {"model": "both", "input": "hi"}
+
+
+@pytest.fixture
+def routed(gateway, scripted, demo):
+    """`await routed(scripts, scripts, **settings)`: a gateway whose route `both` has two agents
+    that follow these scripts, and an agent of Dify before them; and the two upstreams."""
+
+    async def start(first, second, config=None, **settings):
+        dify = await demo("dify", key="app-test-key")
+        upstreams = [await scripted(*first), await scripted(*second)]
+        agents: dict[str, Any] = {"bot": {**AGENTS["dify"], "base_url": dify.url}}
+        for name, upstream in zip(("one", "two"), upstreams, strict=True):
+            own = {"base_url": upstream.url, "model": f"model-{name}"}
+            agents[name] = {**AGENTS["openai"], **own, **settings}
+        gw = await gateway(agents=agents, routes={"both": ["bot", "one", "two"]}, **(config or {}))
+        return gw, *upstreams
+
+    return start
+
+
+def refusal(status: str, message: str = "no") -> Script:
+    return Script([orjson.dumps({"error": {"message": message}})], status=status, headers=JSON)
+
+
+async def test_an_agent_that_may_be_asked_again_is_asked_again(routed):
+    gw, one, two = await routed([refusal("503 X"), DONE], [DONE])
+    answer = await gw.post("/v1/embeddings", BODY)
+    assert (answer.status, (await answer.json())["data"]) == (200, [1])
+    assert answer.headers["x-gateway-agent"] == "one"
+    assert answer.headers["x-gateway-attempts"] == "2"
+    assert [len(one.requests), len(two.requests)] == [2, 0]
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        refusal("500 X"),
+        refusal("401 X"),
+        refusal("429 X", "You exceeded your current quota, please check your plan and billing."),
+        Script(end="reset", chunked=False, before_headers_s=3600, status="never"),
+    ],
+    ids=["broken", "its key is wrong", "no credit", "silent"],
+)
+async def test_the_next_agent_of_the_route_answers(script, routed):
+    gw, one, two = await routed([script], [DONE], timeouts={"total": "1s"})
+    answer = await gw.post("/v1/embeddings?x=y", BODY)
+    assert answer.status == 200
+    assert answer.headers["x-gateway-agent"] == "two"
+    assert [upstream.bodies("/v1/embeddings?x=y") for upstream in (one, two)] == [
+        [{"model": "model-one", "input": "hi"}],
+        [{"model": "model-two", "input": "hi"}],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        (refusal("400 X"), 400),
+        (Script(status="404 X"), 404),
+        (Script([b"{"], headers=JSON, end="reset"), 200),
+        (Script(headers=JSON, end="reset"), 502),
+    ],
+    ids=["rejected", "no such endpoint", "cut after its first byte", "cut before it"],
+)
+async def test_what_may_have_acted_or_was_refused_is_not_sent_again(script, status, routed):
+    gw, one, two = await routed([script], [DONE])
+    answer = await gw.post("/v1/embeddings", BODY)
+    assert answer.status == status
+    if status == 200:
+        with pytest.raises(aiohttp.ClientError):
+            await answer.read()
+    assert [len(one.requests), len(two.requests)] == [1, 0]
+
+
+async def test_a_form_goes_whole_to_the_next_agent(routed):
+    gw, one, two = await routed([refusal("500 X")], [DONE])
+    part = b'Content-Disposition: form-data; name="%b"\r\n\r\n%b'
+    parts = [part % (b"model", b"both"), part % (b"file", b"x" * 3_000_000)]
+    body = b"".join(b"--b\r\n" + p + b"\r\n" for p in parts) + b"--b--\r\n"
+    kind = {"Content-Type": "multipart/form-data; boundary=b"}
+    answer = await gw.post("/v1/audio/transcriptions", body, headers=kind)
+    assert answer.status == 200
+    first, second = (upstream.requests[0][2] for upstream in (one, two))
+    assert second.count(b"x") == 3_000_000
+    assert first.replace(b"model-one", b"model-two") == second
+
+
+async def test_a_route_alone_is_named_to_who_may_not_ask_its_agents(routed):
+    keys = [{"name": "web", "key": "sk-web-key-1", "agents": ["both"]}]
+    gw, _, two = await routed([refusal("500 X")], [DONE], config={"auth": {"keys": keys}})
+    key = {"Authorization": "Bearer sk-web-key-1"}
+    answer = await gw.post("/v1/embeddings", BODY, headers=key)
+    assert answer.headers["x-gateway-agent"] == "both"
+    two.scripts = [refusal("400 X", "Agent 'two' rejects this.")]
+    answer = await gw.post("/v1/embeddings", BODY, headers=key)
+    assert answer.headers["x-gateway-agent"] == "both"
+    told = (await answer.json())["error"]["message"]
+    assert "'both'" in told
+    assert "'two'" not in told
+
+
+async def test_passed_on_calls_know_places_and_breakers_too(gateway, scripted):
+    upstream = await scripted(Script(status="503 X"))
+    settings = {"base_url": upstream.url, "breaker": {"failures": 2, "cooldown": "1m"}}
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], **settings, "retries": 0}})
+    body = {"model": "bot", "input": "hi"}
+    statuses = [(await gw.post("/v1/embeddings", body)).status for _ in range(3)]
+    assert statuses == [502, 502, 503]
+    assert len(upstream.requests) == 2
+
+
+async def test_an_empty_answer_is_passed_on(passed_on):
+    answer = await passed_on(Script(headers=JSON))
+    assert (answer.status, await answer.read()) == (200, b"")
+    assert answer.headers["x-gateway-attempts"] == "1"
+
+
+@pytest.mark.parametrize("limit", ["idle", "total"])
+async def test_an_answer_that_stops_coming_is_broken_off(limit, passed_on):
+    answer = await passed_on(Script([b"{"], headers=JSON, end="hang"), timeouts={limit: "300ms"})
+    assert answer.status == 200
+    with pytest.raises(aiohttp.ClientError):
+        await answer.read()
+
+
+async def test_a_slow_reader_slows_the_upstream_and_is_not_its_silence(gateway, scripted):
+    """The upstream sends all it has while the client waits longer than `idle`."""
+    piece = b"x" * 1_000_000
+    upstream = await scripted(Script([piece] * 60, headers=JSON))
+    own = {"base_url": upstream.url, "timeouts": {"idle": "500ms"}}
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], **own}})
+    answer = await gw.post("/v1/responses", {"model": "bot", "input": "x"})
+    await asyncio.sleep(1.0)
+    assert upstream.written < 40_000_000
+    assert len(await answer.read()) == 60_000_000
+
+
+async def test_a_caller_that_leaves_ends_the_call_and_frees_its_slot(gateway, scripted):
+    upstream = await scripted(Script([b"{"], headers=JSON, end="hang"))
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": upstream.url}})
+    answer = await gw.post("/v1/responses", {"model": "bot", "input": "x"})
+    target = gw.app[STATE].now.routing.targets["bot"]
+    assert target.running == 1
+    answer.close()
+    async with asyncio.timeout(5):
+        await upstream.gone.wait()
+    await until(lambda: target.running == 0)
+
+
+async def test_the_rest_is_read_after_its_caller_left_if_the_agent_says_so(gateway, scripted):
+    ready = asyncio.Event()
+    upstream = await scripted(Script([b"{", ready, b"}"], headers=JSON))
+    own = {"base_url": upstream.url, "on_disconnect": "drain"}
+    gw = await gateway(agents={"bot": {**AGENTS["openai"], **own}})
+    answer = await gw.post("/v1/responses", {"model": "bot", "input": "x"})
+    target = gw.app[STATE].now.routing.targets["bot"]
+    answer.close()
+    await until(lambda: target.draining == 1)
+    ready.set()
+    await until(lambda: target.running == 0)
+    assert not upstream.gone.is_set()

@@ -1,0 +1,118 @@
+"""Whatever else OpenAI-compatible agents offer under /v1, such as embeddings: passed on to them."""
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+from aiohttp import web
+
+from gateway.chat.routing import Target
+from gateway.errors import Forbidden, MethodNotAllowed, NotFound
+from gateway.files.library import owner_of
+from gateway.http.answer import answering
+from gateway.http.body import read_object, text_member
+from gateway.http.context import FILES, FORMS, State, caller_of, state_of
+from gateway.http.formcopy import FormCopy
+from gateway.http.relay import relay
+from gateway.limits.shares import Part
+from gateway.platforms.base import dump
+from gateway.protocol.exchange import UpstreamRequest
+from gateway.protocol.messages import ChatRequest, DescribeRequest, PassedOn
+from gateway.telemetry.call import Call
+
+# Names of endpoints, without any part that a URL library could resolve outside the base URL.
+_PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
+
+
+async def pass_on(request: web.Request) -> web.StreamResponse:
+    """Pass any other POST under /v1 to the OpenAI-compatible agents of the name in `model`."""
+    if caller_of(request).end_user:
+        raise Forbidden("A web page's token opens chats only.")
+    if request.content_type.startswith("multipart/"):
+        return await _pass_form_on(request)
+    return await _pass_json_on(request)
+
+
+async def _pass_form_on(request: web.Request) -> web.StreamResponse:
+    """Pass a form through. It is stored like an upload and may arrive as slowly, so it takes an
+    upload slot."""
+    files, caller = request.app[FILES], caller_of(request)
+    with files.place(owner_of(caller)):
+        held = Part(request.app[FORMS], caller.holders)
+        async with FormCopy(request, state_of(request).config.storage, held) as form:
+            return await answering(partial(_read_form, form), answer=relay)(request)
+
+
+async def _read_form(
+    form: FormCopy, request: web.Request, state: State, call: Call
+) -> tuple[ChatRequest, list[Target]]:
+    return _question(request, state, call, await form.keep(), partial(_with_form, form))
+
+
+async def _read_json(
+    request: web.Request, state: State, call: Call
+) -> tuple[ChatRequest, list[Target]]:
+    body = await read_object(request)
+    call.end_user = text_member(body, "user")
+    return _question(request, state, call, text_member(body, "model"), partial(_with_json, body))
+
+
+_pass_json_on = answering(_read_json, answer=relay)
+
+
+def _question(
+    request: web.Request, state: State, call: Call, asked: str, describe: DescribeRequest
+) -> tuple[ChatRequest, list[Target]]:
+    path = request.match_info["path"].strip("/")
+    if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
+        hint = "" if asked else " without a 'model' in the body"
+        raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
+    allowed = state.routing.allowed(call.caller, asked)
+    targets = [target for target in allowed if target.platform.passes_through]
+    if not targets:
+        raise NotFound(
+            f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is not"
+            " one. Ask agents at /v1/chat/completions."
+        )
+    call.surface = "passthrough"
+    passed = PassedOn(path, request.rel_url.raw_query_string, describe)
+    return ChatRequest(asked, (), "", passed=passed), targets
+
+
+# Called for each attempt, so that a form is read again from its beginning.
+
+
+def _with_json(
+    body: dict[str, Any], url: str, headers: Mapping[str, str], model: str
+) -> UpstreamRequest:
+    return UpstreamRequest("POST", url, headers, dump({**body, "model": model}))
+
+
+def _with_form(form: FormCopy, url: str, headers: Mapping[str, str], model: str) -> UpstreamRequest:
+    """The upstream request for a form: audio to transcribe, images to edit."""
+    others = {name: headers[name] for name in headers if name.lower() != "content-type"}
+    return UpstreamRequest(
+        "POST",
+        url,
+        {**others, "Content-Type": form.content_type},
+        form.head(model),
+        rest=form.rest(),
+        rest_size=form.size,
+    )
+
+
+async def nothing(request: web.Request) -> web.StreamResponse:
+    """Any other method under /v1: only POST is passed on, and no other path exists.
+
+    Raises MethodNotAllowed for a path that has a route of its own, else NotFound.
+    """
+    path = request.match_info["path"].strip("/")
+    catch_all = request.match_info.route.resource
+    allowed: set[str] = set()
+    for resource in request.app.router.resources():
+        if resource is not catch_all:
+            allowed |= (await resource.resolve(request))[1]
+    if allowed:
+        raise MethodNotAllowed(request.method, allowed)
+    raise NotFound(f"There is nothing at {request.method[:16]} /v1/{path[:100]}.")
