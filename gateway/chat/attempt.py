@@ -10,7 +10,7 @@ from math import inf
 from typing import cast
 
 from gateway.chat.attachments import Attachments
-from gateway.chat.breaker import Pass
+from gateway.chat.breaker import Permit
 from gateway.chat.delivery import Delivery
 from gateway.chat.routing import Target
 from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
@@ -209,7 +209,7 @@ class Attempt:
         if isinstance(failed, Failed) and not any(isinstance(d, CONTENT) for d in self._early):
             raise failed.error
 
-    def _note_failure(self, permit: Pass, began: float, error: BaseException) -> None:
+    def _note_failure(self, permit: Permit, began: float, error: BaseException) -> None:
         """Report a failed attempt to the breaker: silence for `first_delta` is an outage, whatever
         ended the wait."""
         is_silent = self._exchange is None and not self._wants_whole
@@ -275,7 +275,7 @@ class Attempt:
                 return exchange
             exchange.close()
             self.state, self.decoder = State.ASKING, None  # the reply is not the answer
-            request = target.platform.refused(reply, self._asked)
+            request = target.platform.recover(reply, self._asked)
         raise keeps_asking()
 
     def _wait_for_whole(self) -> None:

@@ -59,8 +59,8 @@ class Delivery:
                 )
             return media
         require_kind(target, media)
-        how = platform.carry(media, self._chat)
-        if how == "data":
+        how = platform.delivery(media, self._chat)
+        if how == "inline":
             return await self._inside(media)
         if how == "upload":
             id_ = self._given.get((target.name, media))

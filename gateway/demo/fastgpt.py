@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
+from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
 from gateway.demo.openai import files, text
-from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
+from gateway.demo.script import Speech, speak
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1}  # FastGPT's constants
 _STREAM = "text/event-stream;charset=utf-8"

@@ -8,8 +8,8 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
-from gateway.demo.stage import Broken, Demo, Stream, dumps, json
+from gateway.demo.base import Broken, Demo, Stream, dumps, json
+from gateway.demo.script import Speech, speak
 
 _JSON = "application/json; charset=utf-8"
 _NODE = {"nodeId": "a1b2c3d4-0001-4000-8000-000000000001", "nodeName": "AI Agent"}
@@ -24,10 +24,10 @@ class N8nDemo(Demo):
         return [("POST", "/{path:.*}", self.run), ("GET", "/{path:.*}", self.get)]
 
     async def get(self, request: web.Request) -> web.Response:
-        words = (
+        message = (
             "This webhook is not registered for GET requests. Did you mean to make a POST request?"
         )
-        return json({"code": 404, "message": words, "hint": ""}, 404)
+        return json({"code": 404, "message": message, "hint": ""}, 404)
 
     async def run(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)

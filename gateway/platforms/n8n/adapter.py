@@ -61,7 +61,7 @@ class N8n(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return N8nDecoder(_conversation(chat), frozenset(self._agent.nodes))
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise _explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
@@ -71,7 +71,7 @@ class N8n(BasePlatform):
         """A GET, which starts no workflow: a node that expects POST says so."""
         return UpstreamRequest("GET", self._url, self._headers)
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         said = as_text(reply.object().get("message"))
         if reply.status == 404 and "POST request" in said:
             return Doubt("the workflow is active; a question will show whether the key is right")
