@@ -47,7 +47,7 @@ _OPTIONS = frozenset(
 class Models(Product):
     """An agent of the model API."""
 
-    options = _OPTIONS
+    options: frozenset[str] | None = _OPTIONS
     kinds = frozenset(KINDS)  # the model decides
 
     def __init__(self, agent: ZhipuOptions, url: str) -> None:
