@@ -8,6 +8,7 @@ from gateway.errors import GatewayError, UpstreamFailed, UpstreamMisconfigured, 
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
+    Delivery,
     Doubt,
     Step,
     as_text,
@@ -16,14 +17,15 @@ from gateway.platforms.base import (
 )
 from gateway.platforms.failures import explain_http
 from gateway.platforms.n8n.decoder import N8nDecoder
+from gateway.platforms.n8n.form import encode
 from gateway.platforms.n8n.options import N8nOptions
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
-from gateway.protocol.messages import ChatRequest
+from gateway.protocol.messages import ChatRequest, Media
 from gateway.protocol.prompt import as_prompt, require_question
 
 # With the option "Ignore Bots" a trigger refuses clients whose User-Agent names a library.
 _AGENT = {"User-Agent": "Mozilla/5.0 (compatible; AI-Gateway)"}
-_UNREGISTERED = "is not registered"
+_TYPE = "content-type"
 
 
 class N8n(BasePlatform):
@@ -51,7 +53,15 @@ class N8n(BasePlatform):
             self._agent.input_member: as_prompt(chat),
             "metadata": {**chat.variables, "user": chat.user},
         }
-        return UpstreamRequest("POST", self._url, self._headers, dump(body))
+        if not chat.question.media:
+            return UpstreamRequest("POST", self._url, self._headers, dump(body))
+        content_type, form = encode(body, chat.question.media)
+        own = {name: self._headers[name] for name in self._headers if name.lower() != _TYPE}
+        return UpstreamRequest("POST", self._url, {**own, _TYPE: content_type}, form)
+
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
+        """A form needs the bytes. `accepts` says which kinds the trigger takes; usually none."""
+        return "url" if media.is_data else "inline"
 
     def _session(self, conversation: str) -> str:
         """The session id for n8n. A caller who knows a session id can read the workflow's memory,
