@@ -34,6 +34,8 @@ class N8nDemo(Demo):
         if not self.knows_key(request) or _is_bot(request.headers.get("User-Agent", "")):
             headers = {"WWW-Authenticate": 'Basic realm="Webhook"'}
             return web.Response(status=403, text="Authorization data is wrong!", headers=headers)
+        if body.get("action") == "loadPreviousSession":
+            return json({"data": []})
         session, question = str(body.get("sessionId")), str(body.get("chatInput"))
         earlier = self.remember(session, question)
         speech = speak("n8n", question, earlier, files)

@@ -313,3 +313,25 @@ def test_no_name_can_add_a_part_or_a_header():
     assert body.count(b"--" + boundary) == 3
     assert body.count(b"\r\nContent-Type: ") == 1
     assert b"Content-Type: application/octet-stream\r\n\r\ncontent\r\n" in body
+
+
+# The probe.
+
+CHAT = "/webhook/1b2f7c3a-9d4e-4f60-8a51-0c2d3e4f5a6b/chat"
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "words", "healthy"),
+    [(CHAT, "n8n-test-key", "accepts the credentials", True),
+     (CHAT, "another", "refuses the credentials", False),
+     ("/webhook/orders/chat", "another", "the workflow is active", True)],
+)  # fmt: skip
+async def test_a_probe_starts_no_workflow(gateway, demo, path, key, words, healthy):
+    served = await demo("n8n", key="n8n-test-key")
+    agent = {"platform": "n8n", "api_key": key, "base_url": served.url + path}
+    gw = await gateway(agents={"flow": agent})
+    async with gw.client.get(f"{gw.url}/api/v1/agents/flow/health") as answer:
+        body = await answer.json()
+    assert words in str(body)
+    assert body["data"]["status"] == ("healthy" if healthy else "unhealthy")
+    assert not any("chatInput" in (sent or {}) for _, sent in served.demo.requests)

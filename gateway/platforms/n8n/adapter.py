@@ -1,6 +1,7 @@
 """n8n: the request that starts the workflow, and the meaning of its refusals."""
 
 import base64
+import re
 from hashlib import sha256
 from typing import Any
 
@@ -26,6 +27,8 @@ from gateway.protocol.prompt import as_prompt, require_question
 # With the option "Ignore Bots" a trigger refuses clients whose User-Agent names a library.
 _AGENT = {"User-Agent": "Mozilla/5.0 (compatible; AI-Gateway)"}
 _TYPE = "content-type"
+# The id in a Chat Trigger's address is a UUID; a Webhook node's path ends in /chat by chance only.
+_CHAT_TRIGGER = re.compile(r"/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/chat$", re.IGNORECASE)
 
 
 class N8n(BasePlatform):
@@ -78,11 +81,18 @@ class N8n(BasePlatform):
         return None  # n8n continues after a disconnect, and has no stop call
 
     def probe(self) -> Step:
-        """A GET, which starts no workflow: a node that expects POST says so."""
+        """A call that starts no workflow. A Chat Trigger checks the credentials before it reads a
+        session; other nodes would run, so they get a GET, and say that they expect POST."""
+        if _CHAT_TRIGGER.search(self._url):
+            session = {self._agent.session_member: self._session("")}
+            body = {"action": "loadPreviousSession", **session}
+            return UpstreamRequest("POST", self._url, self._headers, dump(body))
         return UpstreamRequest("GET", self._url, self._headers)
 
     def describe(self, reply: UpstreamReply) -> str:
         said = as_text(reply.object().get("message"))
+        if reply.status == 200 and isinstance(reply.object().get("data"), list):
+            return "the chat is active, and accepts the credentials"
         if reply.status == 404 and "POST request" in said:
             return Doubt("the workflow is active; a question will show whether the key is right")
         if reply.status < 300:
