@@ -79,7 +79,7 @@ class Question:
 
     def forget(self) -> None:
         """Free the question's text and files; no further attempt can be made."""
-        self.chat.let_go()
+        self.chat.free_question()
         self.delivery = None
 
 
@@ -289,7 +289,7 @@ class Attempt:
         """Free the first deltas, which have been handed over, and the question's text."""
         self._early = []
         if self._asked is not self._question.chat:
-            self._asked.let_go()
+            self._asked.free_question()
 
     # After the first delta.
 

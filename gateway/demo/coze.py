@@ -259,9 +259,9 @@ class _Run:
         async for kind, piece in self._demo.pieces(self._speech, stream):
             if self.id in self._demo.stopped:
                 break
-            said = piece if kind == "say" else ""
+            content = piece if kind == "say" else ""
             more = {"reasoning_content": piece} if kind == "think" else {}
-            delta = self.message("answer", said, self._answer_id, **more)
+            delta = self.message("answer", content, self._answer_id, **more)
             await send("conversation.message.delta", delta)
         for message in self.completed():
             await asyncio.sleep(0)

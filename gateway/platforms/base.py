@@ -323,12 +323,12 @@ class EventDecoder(ABC):
     def _replace_half(self, out: list[Delta], at: int) -> None:
         """Put U+FFFD for a pending half before the first content in `out` from `at` on, or drop the
         half if it is a tool call's. Does nothing if there is no content."""
-        said = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
-        if self._half and said is not None:
+        first = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
+        if self._half and first is not None:
             self._half = b""
             if self._half_of is not ToolCall:
                 lost = Reasoning if self._half_of is Reasoning else Text
-                out.insert(said, lost(loosejson.REPLACED))
+                out.insert(first, lost(loosejson.REPLACED))
 
     def usage_so_far(self) -> Usage | None:
         return None
@@ -426,10 +426,10 @@ def parse_json(data: bytes) -> Any:
     try:
         return loosejson.loads(data)
     except loosejson.NotJson:
-        said = "" if data.lstrip()[:1] == b"{" else clean(data[:300].decode("utf-8", "replace"))
+        quoted = "" if data.lstrip()[:1] == b"{" else clean(data[:300].decode("utf-8", "replace"))
         raise BadEvent(
             "The upstream sent an event that is not JSON; is base_url the address of its API?"
-            + (f" It says: {said}" if said else "")
+            + (f" It says: {quoted}" if quoted else "")
         ) from None
 
 

@@ -136,16 +136,16 @@ def _failure(node: dict[str, Any]) -> GatewayError | None:
 def _run_error(node: dict[str, Any]) -> str:
     if node.get("errorCaptured") is True:  # the flow handles it in a branch
         return ""
-    return message_of(node.get("errorText")) or _error_words(node.get("error"))
+    return message_of(node.get("errorText")) or _error_message(node.get("error"))
 
 
 def _http_error(node: dict[str, Any]) -> str:
     if node.get("errorCaptured") is True:
         return ""
-    return _error_words(as_object(node.get("httpResult")).get("error"))
+    return _error_message(as_object(node.get("httpResult")).get("error"))
 
 
-def _error_words(error: Any) -> str:
+def _error_message(error: Any) -> str:
     """An error's message, with the vendor's code in front, as servers before 4.8.13 write it."""
     if not isinstance(error, dict):
         return as_text(error)

@@ -90,10 +90,10 @@ class N8n(BasePlatform):
         return UpstreamRequest("GET", self._url, self._headers)
 
     def describe(self, reply: UpstreamReply) -> str:
-        said = as_text(reply.object().get("message"))
+        message = as_text(reply.object().get("message"))
         if reply.status == 200 and isinstance(reply.object().get("data"), list):
             return "the chat is active, and accepts the credentials"
-        if reply.status == 404 and "POST request" in said:
+        if reply.status == 404 and "POST request" in message:
             return Doubt("the workflow is active; a question will show whether the key is right")
         if reply.status < 300:
             return Doubt("something answers there; a question will show whether it is the workflow")
@@ -105,16 +105,16 @@ def _conversation(chat: ChatRequest) -> str:
 
 
 def _explain(reply: UpstreamReply) -> GatewayError:
-    said = reply.object()
-    message = as_text(said.get("message"))
+    body = reply.object()
+    message = as_text(body.get("message"))
     if reply.status in (401, 403):
-        said_so = clean(reply.text[:200].strip()) or f"status {reply.status}"
+        reason = clean(reply.text[:200].strip()) or f"status {reply.status}"
         return UpstreamMisconfigured(
-            f"n8n refuses the credentials: {said_so}. Send them as the node wants them: api_key as"
+            f"n8n refuses the credentials: {reason}. Send them as the node wants them: api_key as"
             " a bearer, username and api_key for Basic auth, or a header of its own in headers."
         )
     if reply.status == 404:
-        hint = as_text(said.get("hint")) or "Is the workflow active, and the chat public?"
+        hint = as_text(body.get("hint")) or "Is the workflow active, and the chat public?"
         return UpstreamMisconfigured(f"n8n has no workflow at this address. {hint}")
     if reply.status == 428:
         return UpstreamMisconfigured("n8n wants its user to connect credentials first.")

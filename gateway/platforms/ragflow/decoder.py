@@ -196,10 +196,10 @@ class RAGFlowDecoder(EventDecoder):
     def _decide(self, frames: Literal["delta", "cumulative"], out: list[Delta]) -> None:
         """Set how to read frames, and read the frames that waited for the decision."""
         self._frames = frames
-        said, *waiting = self._undecided or [""]
+        first, *waiting = self._undecided or [""]
         self._undecided = []
-        self._whole = _open(said)
-        if frames == "delta" and said != self._whole:
+        self._whole = _open(first)
+        if frames == "delta" and first != self._whole:
             waiting.insert(0, _END_OF_THINKING)
         for answer in waiting:
             self._on_answer(answer, out)
