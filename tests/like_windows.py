@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import types
+from typing import Any
 
 MODULES = ("fcntl", "grp", "pwd", "resource", "termios", "uvloop")
 NAMES = {
@@ -21,7 +22,7 @@ NAMES = {
 
 def msvcrt() -> types.ModuleType:
     """Windows' own locks, by means of those of Unix."""
-    module = types.ModuleType("msvcrt")
+    module: Any = types.ModuleType("msvcrt")
     module.LK_LOCK, module.LK_NBLCK = fcntl.LOCK_EX, fcntl.LOCK_EX | fcntl.LOCK_NB
     module.locking = lambda number, mode, size: fcntl.flock(number, mode)
     return module

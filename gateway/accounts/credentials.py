@@ -116,32 +116,32 @@ class Caller:
             who = "This token" if self.end_user else "This key"
             raise Forbidden(f"{who} may not ask {name[:100]!r}; it may ask: {allowed}.")
 
-    def variables_of(self, given: dict[str, Any]) -> dict[str, Any]:
+    def variables_of(self, variables: dict[str, Any]) -> dict[str, Any]:
         """An app's variables. Those of a web page name no user but its own, and no conversation."""
-        if not self.end_user or not given:
-            return given
-        plain = {name: re.sub("[^a-z]", "", name.lower()) for name in given}
+        if not self.end_user or not variables:
+            return variables
+        plain = {name: re.sub("[^a-z]", "", name.lower()) for name in variables}
         return {
             name: self.end_user if plain[name] in _USERS else value
-            for name, value in given.items()
+            for name, value in variables.items()
             if plain[name] not in _CONVERSATIONS
         }
 
-    def user_of(self, given: str | None) -> str:
-        """The end user as the platform sees it; `given` is the body's user.
+    def user_of(self, user: str | None) -> str:
+        """The end user as the platform sees it; `user` is the body's user.
 
         Users of web pages are prefixed with their key's id: users of two keys may have the same
         name, and platforms remember a user across conversations. A caller with a key may act for
         any user.
         """
-        name = self.named(given)
+        name = self.named(user)
         return f"{self.id}/{name}" if self.end_user else name
 
-    def named(self, given: str | None) -> str:
+    def named(self, user: str | None) -> str:
         """The end user's name. Raises Forbidden if a bound caller names another user."""
-        if self.end_user and given and given != self.end_user:
+        if self.end_user and user and user != self.end_user:
             raise Forbidden("This token is for another user.", param="user")
-        return self.end_user or given or self.id
+        return self.end_user or user or self.id
 
 
 _OURS = re.compile(rf"{OUR_PREFIX}|eyJ[\w\-]*\.[\w\-]*\.")  # the prefixes of keys and tokens

@@ -1,23 +1,21 @@
 """Files attached to a question: which ones this gateway stores, and where their bytes are."""
 
 import base64
-import binascii
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from urllib.parse import unquote_to_bytes
 
-from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest
+from gateway.errors import BodyTooLarge, FileNotFound
 from gateway.files.fetcher import Guard
 from gateway.files.library import Files, name_of
 from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, mime_of
+from gateway.protocol.data_url import read_data
 from gateway.protocol.exchange import Source
 from gateway.protocol.messages import Media, Message
 
 MAX_DATA = 20 * 1024 * 1024  # bytes of files embedded in one request
 MAX_REMEMBERED = 10_000
-MAX_ESCAPED = 100_000  # characters of a `data:` URL that is percent-encoded
 _BLOCK = 64 * 1024
 _COPIES = 3  # of an embedded file: base64 as text, and in the JSON that is sent
 _HELD_STEP = 1 << 20  # bytes, at least one block, for a file of unknown size
@@ -112,29 +110,6 @@ class Attachments:
             encoded = base64.b64encode(data)
             data.clear()
             return Media(media.kind, f"data:{mime};base64,{encoded.decode()}", source.name)
-
-
-def read_data(url: str) -> tuple[str, bytes]:
-    """(media type, content) of a `data:` URL. Raises InvalidRequest."""
-    head, comma, body = url.partition(",")
-    mime = head[5:].partition(";")[0].strip().lower()
-    if not comma:
-        raise InvalidRequest("A data: URL has no comma, so no data.", param="files")
-    if not head.lower().endswith(";base64"):
-        if len(body) > MAX_ESCAPED:
-            raise InvalidRequest("A data: URL of that length must be base64.", param="files")
-        return mime or "text/plain", unquote_to_bytes(body)
-    body = "".join(body.split()).translate(_URL_SAFE).rstrip("=")
-    try:
-        data = base64.b64decode(body + "=" * (-len(body) % 4), validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidRequest("A data: URL is not valid base64.", param="files") from None
-    if not data:
-        raise InvalidRequest("A data: URL is empty.", param="files")
-    return mime or "application/octet-stream", data
-
-
-_URL_SAFE = str.maketrans("-_", "+/")
 
 
 def _name_for(media: Media, mime: str) -> str:

@@ -10,7 +10,7 @@ from math import inf
 from typing import cast
 
 from gateway.chat.attachments import Attachments
-from gateway.chat.breaker import Pass
+from gateway.chat.breaker import Permit
 from gateway.chat.delivery import Delivery
 from gateway.chat.routing import Target
 from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
@@ -79,7 +79,7 @@ class Question:
 
     def forget(self) -> None:
         """Free the question's text and files; no further attempt can be made."""
-        self.chat.let_go()
+        self.chat.free_question()
         self.delivery = None
 
 
@@ -209,7 +209,7 @@ class Attempt:
         if isinstance(failed, Failed) and not any(isinstance(d, CONTENT) for d in self._early):
             raise failed.error
 
-    def _note_failure(self, permit: Pass, began: float, error: BaseException) -> None:
+    def _note_failure(self, permit: Permit, began: float, error: BaseException) -> None:
         """Report a failed attempt to the breaker: silence for `first_delta` is an outage, whatever
         ended the wait."""
         is_silent = self._exchange is None and not self._wants_whole
@@ -275,7 +275,7 @@ class Attempt:
                 return exchange
             exchange.close()
             self.state, self.decoder = State.ASKING, None  # the reply is not the answer
-            request = target.platform.refused(reply, self._asked)
+            request = target.platform.recover(reply, self._asked)
         raise keeps_asking()
 
     def _wait_for_whole(self) -> None:
@@ -289,7 +289,7 @@ class Attempt:
         """Free the first deltas, which have been handed over, and the question's text."""
         self._early = []
         if self._asked is not self._question.chat:
-            self._asked.let_go()
+            self._asked.free_question()
 
     # After the first delta.
 

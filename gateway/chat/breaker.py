@@ -12,10 +12,10 @@ State = Literal["closed", "half-open", "open"]
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
-    """The permit of an admitted call, which it hands back at its end."""
+class Permit:
+    """Held by an admitted call, which hands it back at its end."""
 
-    era: int
+    generation: int
     is_probe: bool
 
 
@@ -25,7 +25,7 @@ class Breaker:
     probe, goes through, and its outcome decides. If the probe takes longer than another cooldown,
     the next call becomes a probe too.
 
-    An era ends when the state changes; calls that began in an earlier era do not count.
+    A generation ends when the state changes; calls of an earlier generation do not count.
     """
 
     def __init__(
@@ -33,8 +33,8 @@ class Breaker:
     ) -> None:
         self._settings = settings
         self._clock = clock
-        self._era = 0
-        self._plain = Pass(0, is_probe=False)  # for all calls while closed
+        self._generation = 0
+        self._plain = Permit(0, is_probe=False)  # for all calls while closed
         self._failures = 0  # consecutive
         self._open_until: float | None = None
         self._probe_until: float | None = None  # until then only the probe is sent
@@ -47,7 +47,7 @@ class Breaker:
             return "closed"
         return "open" if self._clock() < self._open_until else "half-open"
 
-    def admit(self) -> Pass:
+    def admit(self) -> Permit:
         """Admit a call, whose end must be reported to `ended`. Raises CircuitOpen if nothing may be
         sent at the moment."""
         if self._open_until is None:
@@ -61,10 +61,10 @@ class Breaker:
                 retry_after_s=max(left, 1.0),
             )
         self._probe_until = now + self._settings.cooldown
-        return Pass(self._era, is_probe=True)
+        return Permit(self._generation, is_probe=True)
 
     def ended(
-        self, pass_: Pass, error: BaseException | None = None, has_answered: bool = False
+        self, permit: Permit, error: BaseException | None = None, has_answered: bool = False
     ) -> None:
         """Report the end of a call. Only no answer, or an answer that the upstream is down, counts
         as an outage. A refusal (rate limit, bad key, bad question) resets the count, and so does a
@@ -73,24 +73,24 @@ class Breaker:
         A call without an outage or an answer changes nothing but ends a probe: its client has
         disconnected, or the gateway rejected it.
         """
-        if pass_.era != self._era:
+        if permit.generation != self._generation:
             return
         if isinstance(error, GatewayError) and error.outage:
             self._failures += 1
             self._last = _reason(error)
-            if pass_.is_probe or self._failures >= self._settings.failures:
-                self._begin_era(self._clock() + self._settings.cooldown)
+            if permit.is_probe or self._failures >= self._settings.failures:
+                self._begin_generation(self._clock() + self._settings.cooldown)
                 self.opened += 1
         elif error is None or (has_answered and isinstance(error, GatewayError)):
             self._failures = 0
-            if pass_.is_probe:
-                self._begin_era(None)
-        elif pass_.is_probe:
+            if permit.is_probe:
+                self._begin_generation(None)
+        elif permit.is_probe:
             self._probe_until = None
 
-    def _begin_era(self, open_until: float | None) -> None:
-        self._era += 1
-        self._plain = Pass(self._era, is_probe=False)
+    def _begin_generation(self, open_until: float | None) -> None:
+        self._generation += 1
+        self._plain = Permit(self._generation, is_probe=False)
         self._open_until, self._probe_until = open_until, None
 
 

@@ -11,7 +11,7 @@ from gateway.protocol.exchange import Source
 from gateway.protocol.messages import ChatRequest, Media
 from gateway.upstream.client import Upstream
 
-MAX_GIVEN = 50  # files that one question uploads
+MAX_UPLOADED = 50  # files that one question uploads
 
 
 class Delivery:
@@ -29,7 +29,7 @@ class Delivery:
         self._upstream = upstream
         self._attachments = attachments
         self._chat = chat
-        self._given: dict[tuple[str, Media], str] = {}  # ids of files that a target already has
+        self._uploaded: dict[tuple[str, Media], str] = {}  # ids of files that a target already has
         self._held: dict[Media, Media] = {}  # files embedded in a request
         self._size = 0  # bytes of embedded files; repetitions count again
 
@@ -59,17 +59,19 @@ class Delivery:
                 )
             return media
         require_kind(target, media)
-        how = platform.carry(media, self._chat)
-        if how == "data":
+        how = platform.delivery(media, self._chat)
+        if how == "inline":
             return await self._inside(media)
         if how == "upload":
-            id_ = self._given.get((target.name, media))
+            id_ = self._uploaded.get((target.name, media))
             if id_ is None:
-                if len(self._given) >= MAX_GIVEN:
-                    raise InvalidRequest(f"A question may bring {MAX_GIVEN} files.", param="files")
+                if len(self._uploaded) >= MAX_UPLOADED:
+                    raise InvalidRequest(
+                        f"A question may bring {MAX_UPLOADED} files.", param="files"
+                    )
                 async with self._attachments.open(media) as source:
                     id_ = await upload_file(self._upstream, target, source, lambda: self._chat.user)
-                self._given[target.name, media] = id_
+                self._uploaded[target.name, media] = id_
             return Media(media.kind, "", media.name, uploaded=id_)
         return media
 

@@ -60,7 +60,7 @@ async def _verdict(upstream: Upstream, target: Target) -> str:
         asked: UpstreamRequest | str = await resolve(upstream, target, step, fetch_s=_FETCH_S)
         if isinstance(asked, str):
             return asked
-        step = target.platform.verdict(await upstream.fetch(asked, target.way, _FETCH_S))
+        step = target.platform.describe(await upstream.fetch(asked, target.way, _FETCH_S))
     raise keeps_asking()
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 from gateway.accounts.credentials import Caller
-from gateway.chat.breaker import Breaker, Pass
+from gateway.chat.breaker import Breaker, Permit
 from gateway.config import kinds
 from gateway.config.models import Agent, Config, RouteTarget
 from gateway.config.outgoing import SYSTEM, Way, way_of
@@ -77,7 +77,7 @@ class Target:
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
-    def enter_at_once(self, holders: Holders = ()) -> Pass | None:
+    def enter_at_once(self, holders: Holders = ()) -> Permit | None:
         """Like `enter`, but returns None instead of waiting for a slot.
 
         While a slot is free, all calls in the queue belong to callers who already have their share.
@@ -89,7 +89,7 @@ class Target:
         self._held.take(holders)
         return pass_
 
-    async def enter(self, patience_s: float | None = None, holders: Holders = ()) -> Pass:
+    async def enter(self, patience_s: float | None = None, holders: Holders = ()) -> Permit:
         """Acquire one of the agent's slots, waiting in the queue for up to `patience_s` seconds
         (None: `timeouts.queue`). Returns the breaker's permit, to be handed back at the call's end.
         `holders` are the owners of the slot.

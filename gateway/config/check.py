@@ -70,8 +70,8 @@ def check_stores(tree: dict[str, Any]) -> Iterator[tuple[str, str]]:
         ("storage.s3", storage.get("s3")),
     ):
         members = value if isinstance(value, dict) else {"": value}
-        for name, given in members.items():
-            text = given.reveal() if isinstance(given, Secret) else str(given)
+        for name, member in members.items():
+            text = member.reveal() if isinstance(member, Secret) else str(member)
             if hole := _HOLE.search(text):
                 path = f"{section}.{name}".rstrip(".")
                 yield f"{path}: has the placeholder {hole[0]} in it; put the real value there", path

@@ -14,13 +14,13 @@ def command(config: Path | None = None) -> str:
     It includes `--config` unless `config` is the default.
     """
     called = Path(sys.argv[0])
-    words = [_short(called)]
+    command = [_short(called)]
     if called.stem != "ai-gateway":
         script = called if called.name == "run.py" else Path("run.py")
-        words = [_short(Path(sys.executable)), _short(script)]
+        command = [_short(Path(sys.executable)), _short(script)]
     if config is not None and config != default_config():
-        words += ["--config", str(config)]
-    return shlex.join(words)
+        command += ["--config", str(config)]
+    return shlex.join(command)
 
 
 def default_config() -> Path:

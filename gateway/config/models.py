@@ -363,7 +363,7 @@ def _policy(value: Any) -> Any:
     return {"policy": value} if isinstance(value, str) else value
 
 
-AnyLeavers = Annotated[
+AnyOnDisconnect = Annotated[
     OnDisconnect,
     BeforeValidator(_policy, json_schema_input_type=Literal["cancel", "drain"] | OnDisconnect),
 ]
@@ -390,7 +390,7 @@ class Agent(Model):
     share: Annotated[float, Field(gt=0, le=1)] = 0.75
     breaker: BreakerSettings = BreakerSettings()
     max_answer: Size = 64 * 1024 * 1024
-    on_disconnect: AnyLeavers = OnDisconnect()
+    on_disconnect: AnyOnDisconnect = OnDisconnect()
     capture: Literal["off", "errors", "all"] = "off"
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (

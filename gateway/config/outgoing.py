@@ -148,8 +148,8 @@ def pem_files(config: Config) -> list[str]:
 
 def tls_reason(error: ssl.SSLError) -> str:
     """OpenSSL's reason, as short lower-case text."""
-    words = getattr(error, "verify_message", "") or getattr(error, "reason", "")
-    return str(words or "no TLS there").replace("_", " ").lower()
+    reason = getattr(error, "verify_message", "") or getattr(error, "reason", "")
+    return str(reason or "no TLS there").replace("_", " ").lower()
 
 
 def file_problems(agent: Agent) -> Iterator[tuple[str, str]]:
@@ -175,6 +175,6 @@ def _content_problems(agent: Agent) -> Iterator[tuple[str, str]]:
         try:
             _load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), part)
         except OSError as error:  # includes SSLError
-            words = error.strerror or str(error) or type(error).__name__
+            reason = error.strerror or str(error) or type(error).__name__
             files = " and ".join(filter(None, (part.ca, part.cert, part.key)))
-            yield member, f"{files} cannot be used: {words}; it must be PEM, its key not encrypted"
+            yield member, f"{files} cannot be used: {reason}; it must be PEM, its key not encrypted"

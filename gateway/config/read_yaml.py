@@ -93,9 +93,9 @@ def _yaml_problem(error: yaml.MarkedYAMLError) -> str:
     advice = next((advice for seen, advice in _YAML_ADVICE if re.search(seen, problem)), "")
     # The parser quotes what it cannot read, which may be an unquoted secret.
     # Short text, or text in angle brackets, is YAML's own.
-    words = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", problem)
-    told = advice.format(begun=begun) or f"{words}; put odd values in quotes"
-    return f"line {line}: not valid YAML: {told}"
+    plain = re.sub(r"'(?!<)[^']{3,}'|\"[^\"]{3,}\"", "…", problem)
+    text = advice.format(begun=begun) or f"{plain}; put odd values in quotes"
+    return f"line {line}: not valid YAML: {text}"
 
 
 # PyYAML's message, and advice. `begun` is the line of the enclosing bracket, quote or mapping.

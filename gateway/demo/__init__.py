@@ -11,7 +11,7 @@ from importlib import import_module
 from aiohttp import web
 
 from gateway.config.models import Config
-from gateway.demo.stage import Demo
+from gateway.demo.base import Demo
 
 
 def simulator(platform: str) -> type[Demo]:

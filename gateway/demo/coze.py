@@ -8,8 +8,8 @@ from typing import Any
 import orjson
 from aiohttp import web
 
-from gateway.demo.mind import Speech, file_name, speak
-from gateway.demo.stage import Broken, Demo, Form, Stream, Upload, digits, dumps, json
+from gateway.demo.base import Broken, Demo, Form, Stream, Upload, digits, dumps, json
+from gateway.demo.script import Speech, file_name, speak
 
 _BOT = "7553210987654300001"
 
@@ -49,8 +49,8 @@ class CozeDemo(Demo):
         ]
 
     def knows_key(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return super().knows_key(request) or given in self.tokens
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return super().knows_key(request) or token in self.tokens
 
     async def token(self, request: web.Request) -> web.Response:
         """A JWT has three parts; a demo does not check its signature."""
@@ -130,15 +130,15 @@ class CozeDemo(Demo):
             return _envelope(4100, "access token invalid", 401)
         if not body.get("workflow_id") or "parameters" not in body:
             return _envelope(4000, "workflow_id and parameters are required")
-        given = str(body.get("conversation_id") or "")
-        return await self._begin(request, {**body, "stream": True}, given, ": ")
+        conversation_id = str(body.get("conversation_id") or "")
+        return await self._begin(request, {**body, "stream": True}, conversation_id, ": ")
 
     async def _begin(
-        self, request: web.Request, body: dict[str, Any], given: str, colon: str
+        self, request: web.Request, body: dict[str, Any], conversation_id: str, colon: str
     ) -> web.StreamResponse:
-        if given and self.conversation(given) is None:
+        if conversation_id and self.conversation(conversation_id) is None:
             return _envelope(4002, "conversation not found")
-        conversation = given or digits()
+        conversation = conversation_id or digits()
         try:
             question, files = _question(body.get("additional_messages") or [], self.file)
         except _BadContent as problem:
@@ -259,9 +259,9 @@ class _Run:
         async for kind, piece in self._demo.pieces(self._speech, stream):
             if self.id in self._demo.stopped:
                 break
-            said = piece if kind == "say" else ""
+            content = piece if kind == "say" else ""
             more = {"reasoning_content": piece} if kind == "think" else {}
-            delta = self.message("answer", said, self._answer_id, **more)
+            delta = self.message("answer", content, self._answer_id, **more)
             await send("conversation.message.delta", delta)
         for message in self.completed():
             await asyncio.sleep(0)

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
 from gateway.demo.difyfiles import (
     FileCheck,
     GivenFile,
@@ -14,8 +15,7 @@ from gateway.demo.difyfiles import (
     upload_problem,
 )
 from gateway.demo.difysettings import FILE_TYPES, LIMITS_MB, Settings
-from gateway.demo.mind import Speech, speak
-from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
+from gateway.demo.script import Speech, speak
 
 _KIND = "text/event-stream; charset=utf-8"
 

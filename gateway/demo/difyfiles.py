@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.demo.base import Form, Upload, new_id
 from gateway.demo.difysettings import Settings
-from gateway.demo.mind import file_name
-from gateway.demo.stage import Form, Upload, new_id
+from gateway.demo.script import file_name
 
 TENANT = "b83c41fd-f8c3-4802-a4f9-017785ed5cbd"
 DEFAULT_USER = "DEFAULT-USER"
@@ -129,8 +129,8 @@ class FileCheck:
 
     def all(self, items: Any) -> list[GivenFile]:
         """The files of a `files` list. Items without content are dropped, as Dify does."""
-        given = [item for item in items or [] if isinstance(item, dict)]
-        files = [self.one(item) for item in given if _says_something(item)]
+        objects = [item for item in items or [] if isinstance(item, dict)]
+        files = [self.one(item) for item in objects if _says_something(item)]
         images = sum(file.kind == "image" for file in files)
         limit = self.settings.file_limit
         if self.settings.is_easy and images > limit:  # an easy app counts images separately
@@ -173,11 +173,11 @@ class FileCheck:
             raise RefusedInput(
                 f"Reached maximum retries (3) for URL {url}"
             )  # Dify could not fetch it either
-        name, given = file_name(url), item.get("type")
+        name, type_ = file_name(url), item.get("type")
         guessed = mimetypes.guess_type(name)[0] or ""
         # Dify would ask the URL for its media type if the name does not show it.
-        detected = kind_of(name, guessed) if extension(name) else str(given)
-        return GivenFile(name, self._kind(given, detected), url)
+        detected = kind_of(name, guessed) if extension(name) else str(type_)
+        return GivenFile(name, self._kind(type_, detected), url)
 
     def _kind(self, specified: Any, detected: str) -> str:
         # A workflow requires the type that it detects; the other apps accept the caller's.

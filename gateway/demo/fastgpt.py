@@ -8,9 +8,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
+from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
 from gateway.demo.openai import files, text
-from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
+from gateway.demo.script import Speech, speak
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1}  # FastGPT's constants
 _STREAM = "text/event-stream;charset=utf-8"
@@ -139,11 +139,11 @@ def _chunk(delta: dict[str, Any], finish: str | None = None) -> bytes:
 
 def _whole(speech: Speech, detail: bool, question: str, chat_id: str) -> dict[str, Any]:
     error = _FAILED if speech.fault else ""
-    said = "" if error else speech.text
-    content: Any = said
+    text = "" if error else speech.text
+    content: Any = text
     if detail and (speech.reasoning or error):
         thought = [{"type": "reasoning", "reasoning": {"content": speech.thought}}]
-        content = [*(thought if not error else []), {"type": "text", "text": {"content": said}}]
+        content = [*(thought if not error else []), {"type": "text", "text": {"content": text}}]
     message = {"role": "assistant", "content": content}
     choices = [{"message": message, "finish_reason": "stop", "index": 0}]
     nodes = _nodes(speech, question, error)

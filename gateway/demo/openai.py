@@ -7,8 +7,8 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, data_name, file_name, speak
-from gateway.demo.stage import Broken, Demo, Stream, dumps, json, new_id
+from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
+from gateway.demo.script import Speech, data_name, file_name, speak
 
 MODELS = ("gpt-4o-mini", "gpt-4o", "text-embedding-3-small")
 
@@ -39,8 +39,8 @@ class OpenAIDemo(Demo):
         body = await self.body(request)
         if refusal := self.refusal(request):
             return refusal
-        given = body.get("input")
-        inputs = given if isinstance(given, list) else [given]
+        sent = body.get("input")
+        inputs = sent if isinstance(sent, list) else [sent]
         vectors = [[round(len(str(text)) / 100, 4), 0.5] for text in inputs]
         packed = body.get("encoding_format") == "base64"
         data = [

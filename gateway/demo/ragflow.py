@@ -7,8 +7,8 @@ from typing import Any, Literal
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
-from gateway.demo.stage import Broken, Demo, Stream, dumps, json
+from gateway.demo.base import Broken, Demo, Stream, dumps, json
+from gateway.demo.script import Speech, speak
 
 _KIND = "text/event-stream; charset=utf-8"
 _CHUNK: dict[str, Any] = {
@@ -149,9 +149,9 @@ class _Chat:
                 await send(self._frame("", _reference(), final=True))
         except Broken:
             if not stream.is_cut:
-                words = "the failure you asked for"
-                data = {"answer": f"**ERROR**: {words}", "reference": []}
-                failed = {"code": 500, "message": words, "data": data}
+                message = "the failure you asked for"
+                data = {"answer": f"**ERROR**: {message}", "reference": []}
+                failed = {"code": 500, "message": message, "data": data}
                 await stream.write(b"data:" + dumps(failed) + b"\n\n")
         if not stream.is_cut:
             await send(True)

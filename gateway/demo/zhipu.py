@@ -5,9 +5,9 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.mind import Speech, speak
+from gateway.demo.base import Broken, Stream, Upload, digits, dumps, json, new_id
 from gateway.demo.openai import OpenAIDemo, files, text, usage
-from gateway.demo.stage import Broken, Stream, Upload, digits, dumps, json, new_id
+from gateway.demo.script import Speech, speak
 
 _GLMS = "/chatglm/assistant-api/v1"
 _APPS = "/api/llm-application/open"
@@ -100,10 +100,10 @@ class ZhipuDemo(OpenAIDemo):
         if refusal := self._token_refusal(request):
             return refusal
         form = await self.form(request, _short_id)
-        given = [file for name, file in form.files if name == "file"]
-        if not given or not given[0].size:
+        files = [file for name, file in form.files if name == "file"]
+        if not files or not files[0].size:
             return _glms_error(10020, "file is empty")
-        file = self.take(given[0])
+        file = self.take(files[0])
         url = f"{request.scheme}://{request.host}/files/{file.id}"
         result = {"file_id": file.id, "file_name": file.name, "file_size": file.size}
         result |= {"file_url": url, "order": 0}
@@ -113,14 +113,14 @@ class ZhipuDemo(OpenAIDemo):
         body = await self.body(request)
         if refusal := self._token_refusal(request):
             return refusal
-        given = str(body.get("conversation_id") or "")
-        if given and self.conversation(given) is None:
+        conversation_id = str(body.get("conversation_id") or "")
+        if conversation_id and self.conversation(conversation_id) is None:
             return _glms_error(10050, "conversation not found")
         uploads = [self._listed(item) for item in body.get("file_list") or []]
         names = [upload.name for upload in uploads if upload]
         if len(names) < len(uploads):
             return _glms_error(10021, "file not found")
-        conversation = given or _short_id()
+        conversation = conversation_id or _short_id()
         question = str(body.get("prompt") or "")
         speech = speak("Zhipu", question, self.remember(conversation, question), names)
         if speech.fault in ("fail", "limit"):

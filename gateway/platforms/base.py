@@ -61,12 +61,12 @@ class Preliminary:
 
 
 class Doubt(str):
-    """A verdict that finds no error, but no proof that chats work. The text says what to check."""
+    """A description that finds no error, but no proof that chats work. It says what to check."""
 
 
 Step = UpstreamRequest | Preliminary
 UploadStep = UploadRequest | Preliminary  # a Preliminary that leads to an UploadRequest
-Carriage = Literal["as it is", "data", "upload"]
+Delivery = Literal["url", "inline", "upload"]
 
 
 class Decoder(Protocol):
@@ -118,7 +118,7 @@ class Platform(Protocol):
     def learn_kinds(self) -> Preliminary | None:
         """The request needed before `kinds` is reliable; None if it is."""
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         """How to deliver a file to the platform: as its link, embedded in the request as a `data:`
         URL, or by `upload` before the question. Raises KindNotTaken."""
 
@@ -139,7 +139,7 @@ class Platform(Protocol):
     def decoder(self, chat: ChatRequest) -> Decoder:
         """A new decoder for the answer to `chat`."""
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """Handle a reply that is not the answer: return another step to try, or raise the error
         that the reply means."""
 
@@ -153,7 +153,7 @@ class Platform(Protocol):
     def probe(self) -> Step:
         """A cheap call that verifies the address, the key and the app."""
 
-    def verdict(self, reply: UpstreamReply) -> str | Step:
+    def describe(self, reply: UpstreamReply) -> str | Step:
         """A description of the bot from the probe's reply, or another call that tells more. Raises
         the error that the reply means."""
 
@@ -181,8 +181,8 @@ class BasePlatform:
     def learn_kinds(self) -> Preliminary | None:
         return None
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
-        return "as it is"
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
+        return "url"
 
     def upload(self) -> UploadStep:
         raise InvalidRequest("This agent's platform keeps no files.", param="Agent")
@@ -217,10 +217,10 @@ def require_options(platform: Platform, chat: ChatRequest) -> None:
             )
 
 
-def carry_inside(media: Media) -> Carriage:
+def link_or_inline(media: Media) -> Delivery:
     """The delivery for platforms that accept links and `data:` URLs: the gateway's own files are
     embedded if they have no public link."""
-    return "data" if media.stored and not media.url else "as it is"
+    return "inline" if media.stored and not media.url else "url"
 
 
 class EventDecoder(ABC):
@@ -308,18 +308,18 @@ class EventDecoder(ABC):
     def _replace_half(self, out: list[Delta], at: int) -> None:
         """Put U+FFFD for a pending half before the first content in `out` from `at` on, or drop the
         half if it is a tool call's. Does nothing if there is no content."""
-        said = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
-        if self._half and said is not None:
+        first = next((i for i in range(at, len(out)) if isinstance(out[i], CONTENT)), None)
+        if self._half and first is not None:
             self._half = b""
             if self._half_of is not ToolCall:
                 lost = Reasoning if self._half_of is Reasoning else Text
-                out.insert(said, lost(loosejson.REPLACED))
+                out.insert(first, lost(loosejson.REPLACED))
 
     def usage_so_far(self) -> Usage | None:
         return None
 
     @property
-    def heard(self) -> Callable[[str], object] | None:
+    def on_text(self) -> Callable[[str], object] | None:
         """A callback for text that bypasses `event`, if the decoder needs it. If the callback
         returns a true value, the text goes through `event` after all."""
         return None
@@ -328,7 +328,7 @@ class EventDecoder(ABC):
         """The template, for platforms whose text events change no other state after the first."""
         if type(delta) is not Text or not self._parser.is_clean:
             return None
-        return find_template(chunk, self.text_members, self.heard, delta.text)
+        return find_template(chunk, self.text_members, self.on_text, delta.text)
 
     def _fail(self, error: GatewayError, out: list[Delta]) -> None:
         # A platform that reports a failure is up.
@@ -411,10 +411,10 @@ def parse_json(data: bytes) -> Any:
     try:
         return loosejson.loads(data)
     except loosejson.NotJson:
-        said = "" if data.lstrip()[:1] == b"{" else clean(data[:300].decode("utf-8", "replace"))
+        quoted = "" if data.lstrip()[:1] == b"{" else clean(data[:300].decode("utf-8", "replace"))
         raise BadEvent(
             "The upstream sent an event that is not JSON; is base_url the address of its API?"
-            + (f" It says: {said}" if said else "")
+            + (f" It says: {quoted}" if quoted else "")
         ) from None
 
 

@@ -23,8 +23,8 @@ from gateway.errors import (
 from gateway.filetypes import KINDS
 from gateway.platforms.base import (
     BasePlatform,
-    Carriage,
     Decoder,
+    Delivery,
     Doubt,
     EventDecoder,
     Step,
@@ -33,10 +33,10 @@ from gateway.platforms.base import (
     as_object,
     as_text,
     base_url,
-    carry_inside,
     dump,
     json_headers,
     json_text,
+    link_or_inline,
     parse_json,
     parse_object,
 )
@@ -147,14 +147,14 @@ class OpenAICompatible(BasePlatform):
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         """Clients of `/v1` know what their upstream accepts. Documents and audio of other clients,
         and those that the gateway stores, are embedded: OpenAI itself follows links to pictures
         only."""
         is_ours_to_read = media.stored or not chat.verbatim
         if media.kind in ("file", "audio") and is_ours_to_read and not media.is_data:
-            return "data"
-        return carry_inside(media)
+            return "inline"
+        return link_or_inline(media)
 
     def body(self, chat: ChatRequest) -> dict[str, Any]:
         """The request's JSON: the caller's own body with another model, or a new body built from
@@ -201,7 +201,7 @@ class OpenAICompatible(BasePlatform):
             return WholeBody(_explain_member, ChunkDecoder)
         return PassThrough(_explain_member, hides_usage=_hides_usage(chat))
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         own_model = "/" in chat.model
         if chat.passed is not None:
             if reply.status in (404, 405) and not reply.object().get("error"):
@@ -215,7 +215,7 @@ class OpenAICompatible(BasePlatform):
     def probe(self) -> Step:
         return UpstreamRequest("GET", self.address("models"), self.headers)
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         if reply.status == 200 and reply.object():
             models = [as_text(as_object(m).get("id")) for m in as_list(reply.object().get("data"))]
             named = (self._agent.model, *self._agent.models)
@@ -242,10 +242,10 @@ def _api(url: str) -> str:
 
 def raw_messages(chat: ChatRequest) -> dict[str, Any]:
     """`messages` as the caller wrote them, with their files as `Delivery` prepared them."""
-    given = chat.raw.get("messages")
-    if not (isinstance(given, list) and has_media(chat.messages)):
-        return {"messages": given} if "messages" in chat.raw else {}
-    return {"messages": put_back(given, chat.messages)}
+    messages = chat.raw.get("messages")
+    if not (isinstance(messages, list) and has_media(chat.messages)):
+        return {"messages": messages} if "messages" in chat.raw else {}
+    return {"messages": put_back(messages, chat.messages)}
 
 
 def message(turn: Message) -> dict[str, Any]:
@@ -348,8 +348,8 @@ class ChunkDecoder(EventDecoder):
         send -1 or none."""
         function = as_object(call.get("function"))
         id_, name = as_id(call.get("id")), as_text(function.get("name"))
-        given = call.get("index")
-        mark = str(given) if isinstance(given, int) and given >= 0 else id_
+        index_sent = call.get("index")
+        mark = str(index_sent) if isinstance(index_sent, int) and index_sent >= 0 else id_
         index = self._marks.get(mark)
         if index is None and not name and self._calls:
             index = len(self._calls) - 1  # an unmarked piece continues the last call
@@ -360,8 +360,8 @@ class ChunkDecoder(EventDecoder):
         else:
             id_ = name = ""
         arguments = function.get("arguments")
-        words = as_text(arguments) if isinstance(arguments, str | None) else json_text(arguments)
-        out.append(ToolCall(index, words, id_, name))
+        text = as_text(arguments) if isinstance(arguments, str | None) else json_text(arguments)
+        out.append(ToolCall(index, text, id_, name))
 
     def finish(self, out: list[Delta]) -> None:
         if not self._reason:

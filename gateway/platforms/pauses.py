@@ -49,13 +49,13 @@ class Field:
     label: str
     is_number: bool = False
 
-    def value(self, given: Any) -> Any:
-        if not (self.is_number and isinstance(given, str)):
-            return given
-        text = unicodedata.normalize("NFKC", given[:50]).strip()
-        found = _NUMBER.fullmatch(text) if len(given) <= 50 else None
+    def value(self, value: Any) -> Any:
+        if not (self.is_number and isinstance(value, str)):
+            return value
+        text = unicodedata.normalize("NFKC", value[:50]).strip()
+        found = _NUMBER.fullmatch(text) if len(value) <= 50 else None
         if not found:
-            return given
+            return value
         return float(text) if found[1] else int(text)
 
 
@@ -96,10 +96,10 @@ class Pause:
                 names.setdefault(read(field.label), field)
                 names.setdefault(read(field.key), field)
         names.pop("", None)
-        given = _members(reply, names) or _entries(reply, names)
-        if not given and len(self.fields) == 1:
-            given = {self.fields[0].key: reply.strip()}
-        filled = {f.key: f.value(given[f.key]) for f in self.fields if f.key in given}
+        values = _members(reply, names) or _entries(reply, names)
+        if not values and len(self.fields) == 1:
+            values = {self.fields[0].key: reply.strip()}
+        filled = {f.key: f.value(values[f.key]) for f in self.fields if f.key in values}
         try:
             return orjson.dumps(filled).decode() if filled else reply
         except orjson.JSONEncodeError:
@@ -109,10 +109,10 @@ class Pause:
 def _members(reply: str, names: dict[str, Field]) -> dict[str, Any]:
     """Values by the fields' keys, from a JSON object, which may be in a Markdown code block."""
     try:
-        given = orjson.loads(reply[max(reply.find("{"), 0) : reply.rfind("}") + 1])
+        values = orjson.loads(reply[max(reply.find("{"), 0) : reply.rfind("}") + 1])
     except orjson.JSONDecodeError:
         return {}
-    members = given.items() if isinstance(given, dict) else ()
+    members = values.items() if isinstance(values, dict) else ()
     return {field.key: value for name, value in members if (field := _find(name, names))}
 
 
@@ -151,13 +151,13 @@ def _numbered(reply: str) -> tuple[int, str]:
     return int(number) if number.isdigit() else _NUMERALS[number], _bare(found[3])
 
 
-def _plain(words: str) -> str:
-    return " ".join(words.split()).casefold()
+def _plain(text: str) -> str:
+    return " ".join(text.split()).casefold()
 
 
-def _bare(words: str) -> str:
+def _bare(text: str) -> str:
     """The text in lower case, without Markdown, quotes, brackets and bullets around it."""
-    text = unicodedata.normalize("NFKC", words[:MAX_CHARACTERS]).replace("\ufe0f", "")
+    text = unicodedata.normalize("NFKC", text[:MAX_CHARACTERS]).replace("\ufe0f", "")
     return _plain(text).strip(_MARKS).lstrip("-•> ").strip(_MARKS)
 
 
@@ -172,8 +172,8 @@ class Pauses:
 
     def begin(self, conversation_id: str, pause: Pause) -> None:
         names = [name for field in pause.fields for name in (field.key, field.label)]
-        words = (*pause.options, *names)
-        if len(words) > MAX_WORDS or sum(map(len, words)) > MAX_CHARACTERS:
+        options = (*pause.options, *names)
+        if len(options) > MAX_WORDS or sum(map(len, options)) > MAX_CHARACTERS:
             return
         self._known[conversation_id] = pause
         self._known.move_to_end(conversation_id)

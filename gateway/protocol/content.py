@@ -49,8 +49,8 @@ def says_something(choice: dict[str, Any]) -> bool:
     """Whether a choice has text, thinking, calls or any other content."""
     message = message_of(choice)
     role = message.get("role")
-    said = (value for name, value in message.items() if name not in _LABELS)
-    return any(value and value != role for value in said) or bool(read_message(choice))
+    values = (value for name, value in message.items() if name not in _LABELS)
+    return any(value and value != role for value in values) or bool(read_message(choice))
 
 
 def read_content(value: Any) -> list[Delta]:

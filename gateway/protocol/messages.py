@@ -68,7 +68,7 @@ class PassedOn:
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Only `let_go` changes it; `replace` makes a changed copy.
+    """One question to one agent. Only `free_question` changes it; `replace` makes a changed copy.
     (Freezing it would cost as much as all its parsing.)
 
     The last of `messages` is the question. `user` is the end user as the platform
@@ -110,7 +110,7 @@ class ChatRequest:
     def question(self) -> Message:
         return self.messages[-1]
 
-    def let_go(self) -> None:
+    def free_question(self) -> None:
         """Free the question once its answer has begun: a stream lasts for minutes, and a
         conversation may be long."""
         self.messages, self.raw, self.variables, self.passed = (), _NOTHING, _NOTHING, None

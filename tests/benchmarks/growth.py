@@ -142,10 +142,10 @@ def _by_name_and_count(rounds: Rounds) -> dict[str, dict[int, Rounds]]:
 
 
 def _by_count(rounds: Rounds) -> dict[int, Rounds]:
-    out: dict[int, dict] = {}
+    out: dict[int, Rounds] = {}
     for case, samples in rounds.items():
         name, _, count = case.rpartition(" ")
-        out.setdefault(int(count), {})[name] = samples
+        out[int(count)] = {**out.get(int(count), {}), name: samples}
     return out
 
 

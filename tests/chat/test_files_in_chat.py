@@ -635,7 +635,7 @@ async def test_many_files_together_have_one_limit(many, monkeypatch):
     await ask(gw, "openai", *[data["file_id"]] * 4)
     answer = await ask(gw, "openai", *[data["file_id"]] * 5, status=413)
     assert "too large together" in answer["msg"]
-    monkeypatch.setattr("gateway.chat.delivery.MAX_GIVEN", 2)
+    monkeypatch.setattr("gateway.chat.delivery.MAX_UPLOADED", 2)
     links = ["data:text/plain;base64," + base64.b64encode(b"%d" % i).decode() for i in range(3)]
     answer = await ask(gw, "dify", *links, status=400)
     assert "may bring 2 files" in answer["msg"]

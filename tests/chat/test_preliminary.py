@@ -8,8 +8,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
 from gateway.demo import serve_demo
+from gateway.demo.base import json
 from gateway.demo.dify import DifyDemo
-from gateway.demo.stage import json
 
 JSON = {"Content-Type": "application/json"}
 

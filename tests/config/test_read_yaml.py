@@ -1,5 +1,7 @@
 """YAML as people write it: names and ids stay as written, and mistakes come with advice."""
 
+from typing import Any
+
 import pytest
 from problems import problems
 
@@ -8,7 +10,7 @@ from gateway.config.load import parse
 
 def test_ids_that_yaml_takes_for_numbers_are_texts():
     text = "agents: {1: {platform: coze, base_url: 'http://x', api_key: 123456789, bot_id: 7553123412341234123}, yes: {platform: dify}}"
-    agents = parse(text, {}).agents
+    agents: dict[str, Any] = parse(text, {}).agents
     assert list(agents) == ["1", "yes"]
     assert agents["1"].bot_id == "7553123412341234123"
     assert agents["1"].api_key.reveal() == "123456789"
@@ -20,7 +22,7 @@ def test_ids_that_yaml_takes_for_numbers_are_texts():
 )
 def test_words_that_look_like_numbers_stay_as_they_are_written(written):
     text = f"agents: {{a: {{platform: coze, bot_id: {written}, headers: {{X: {written}}}}}}}"
-    agent = parse(text, {}).agents["a"]
+    agent: Any = parse(text, {}).agents["a"]
     assert (agent.bot_id, agent.headers["X"].reveal()) == (written, written)
     assert str(agent.headers["X"]) == "***"
 

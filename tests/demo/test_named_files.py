@@ -5,7 +5,7 @@ import json
 import pytest
 from test_dify_demo import ask
 
-from gateway.demo.mind import file_name, speak
+from gateway.demo.script import file_name, speak
 
 PIXELS = "data:image/png;base64,iVBORw0KGgo="
 

@@ -211,8 +211,8 @@ async def test_pass_on_has_time_limits_and_gives_its_place_back(gateway, scripte
 
 async def test_many_first_calls_find_an_old_difys_mode_together(gateway, stack):
     from gateway.demo import serve_demo
+    from gateway.demo.base import json
     from gateway.demo.dify import DifyDemo
-    from gateway.demo.stage import json
 
     class OldDify(DifyDemo):
         async def info(self, request):

@@ -387,7 +387,9 @@ async def test_panels_follow_the_choice_of_job_instances_and_agents(exposed):
 
 
 def test_the_error_share_excludes_callers_faults_only():
-    known = [c for c in vars(errors).values() if isinstance(c, type) and hasattr(c, "code")]
+    known: list[Any] = [
+        c for c in vars(errors).values() if isinstance(c, type) and hasattr(c, "code")
+    ]
     theirs = {c.code for c in known if c.status < 500 and c.status != 429}
     left_out = variables()["callers_fault"]["query"]
     assert set(left_out.split("|")) <= theirs | {"client_disconnected"}

@@ -355,10 +355,10 @@ async def test_a_client_that_leaves_a_whole_answer_stops_the_run_too(gateway, sc
         call = leaver.post(
             f"{gw.url}/api/v1/chat", json={"query": "hi", "user": "u"}, headers=headers
         )
-        call = asyncio.ensure_future(call)
+        asking = asyncio.ensure_future(call)
         await until(lambda: upstream.requests)
         await asyncio.sleep(0.1)
-        call.cancel()
+        asking.cancel()
     await until(lambda: len(upstream.requests) == 2)
     assert "/stop" in upstream.requests[1][0]
 

@@ -12,7 +12,7 @@ from gateway.platforms.coze.options import CozeOptions
 from gateway.platforms.dify.adapter import Dify
 from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.options import DifyOptions
-from gateway.platforms.failures import explain_words
+from gateway.platforms.failures import explain_message
 from gateway.platforms.fastgpt.adapter import FastGPT
 from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.options import FastGPTOptions
@@ -161,7 +161,7 @@ def test_difys_refusals(status, body, want):
     platform = Dify("d", DifyOptions(platform="dify", mode="chat", api_key="k"), "http://d")
     chat = ChatRequest("d", (Message("user", "x"),), "u")
     with pytest.raises(GatewayError) as caught:
-        platform.refused(UpstreamReply(status, {}, orjson.dumps(body)), chat)
+        platform.recover(UpstreamReply(status, {}, orjson.dumps(body)), chat)
     assert caught.value.status == want
 
 
@@ -170,7 +170,7 @@ def test_a_lost_conversation_restarts_from_its_turns():
     turns = (Message("user", "一"), Message("assistant", "甲"), Message("user", "二"))
     chat = ChatRequest("d", turns, "u", conversation_id="gone")
     gone = UpstreamReply(404, {}, b'{"code":"not_found","message":"Conversation Not Exists."}')
-    body = orjson.loads(platform.refused(gone, chat).body)
+    body = orjson.loads(platform.recover(gone, chat).body)
     assert "conversation_id" not in body
     assert body["query"] == "User: 一\n\nAssistant: 甲\n\nUser: 二"
 
@@ -244,7 +244,7 @@ def test_fastgpts_refusals(status, body, want):
     platform = FastGPT("f", FastGPTOptions(platform="fastgpt", api_key="k"), "http://f")
     chat = ChatRequest("f", (Message("user", "x"),), "u")
     with pytest.raises(GatewayError) as caught:
-        platform.refused(UpstreamReply(status, {}, orjson.dumps(body)), chat)
+        platform.recover(UpstreamReply(status, {}, orjson.dumps(body)), chat)
     assert caught.value.status == want
     if "9 seconds" in str(body):
         assert caught.value.retry_after_s == 9
@@ -267,7 +267,7 @@ def test_cozes_codes_mean_the_same_in_a_reply_and_in_a_stream(code, status):
     for value in (code, str(code)):
         body = orjson.dumps({"code": value, "msg": "words"})
         with pytest.raises(GatewayError) as caught:
-            platform.refused(UpstreamReply(200, {}, body), chat)
+            platform.recover(UpstreamReply(200, {}, body), chat)
         assert caught.value.status == status
         assert "words" in caught.value.message
         got = summary(feed(CozeDecoder(), b"event:error\ndata:" + body + b"\n\n"))
@@ -385,7 +385,7 @@ def test_a_base_url_keeps_at_least_its_host():
     ],
 )  # fmt: skip
 def test_words_of_a_model_server_decide_the_status(words, status):
-    assert explain_words("It", words).status == status
+    assert explain_message("It", words).status == status
 
 
 # Options that Zhipu's models refuse.

@@ -129,7 +129,7 @@ def test_every_refusal_has_a_status_and_says_what_to_do(path):
     agent = DifyOptions(platform="dify", base_url="http://dify.test", api_key="app-x", mode="chat")
     dify = Dify("dify", agent, agent.base_url)
     with pytest.raises(GatewayError) as caught:
-        dify.refused(UpstreamReply(status, headers, body), CHAT)
+        dify.recover(UpstreamReply(status, headers, body), CHAT)
     error = caught.value
     assert error.status != 401  # the caller's key was not refused
     assert len(error.message) > 20

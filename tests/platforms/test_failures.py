@@ -17,7 +17,7 @@ from gateway.errors import (
     UpstreamUnavailable,
 )
 from gateway.platforms.failure_table import ROWS
-from gateway.platforms.failures import explain_http, explain_member, explain_words, read
+from gateway.platforms.failures import explain_http, explain_member, explain_message, read
 from gateway.protocol.exchange import UpstreamReply
 
 ERRORS = {
@@ -150,7 +150,7 @@ EVERYDAY = [
 def test_ordinary_text_decides_no_class(words):
     assert type(explained({"error": {"message": words}}, 500)) is UpstreamFailed
     assert type(explained({"error": {"message": words}}, 400)) is InvalidRequest
-    assert type(explain_words("X", words)) is UpstreamFailed
+    assert type(explain_message("X", words)) is UpstreamFailed
 
 
 INSIDE = {
@@ -167,7 +167,7 @@ INSIDE = {
 
 @pytest.mark.parametrize("words", INSIDE)
 def test_an_error_inside_a_message_is_of_its_class(words):
-    assert type(explain_words("X", words)) is ERRORS[INSIDE[words]]
+    assert type(explain_message("X", words)) is ERRORS[INSIDE[words]]
 
 
 # Whole bodies, as providers send them.
@@ -354,7 +354,7 @@ def test_a_model_that_the_caller_chose_is_the_callers_to_change():
     ],
 )  # fmt: skip
 def test_words_alone_are_enough(words, error):
-    got = explain_words("Dify", words)
+    got = explain_message("Dify", words)
     assert type(got) is error
     assert not got.retryable
     assert words.split(" - ")[0] in got.message

@@ -285,7 +285,7 @@ CHAT = ChatRequest("f", (Message("user", "你好"),), "user-001")
 def refused(capture: Capture) -> GatewayError:
     headers = {name.title(): value for name, value in capture.headers.items()}
     with pytest.raises(GatewayError) as caught:
-        fastgpt().refused(UpstreamReply(capture.status, headers, capture.body), CHAT)
+        fastgpt().recover(UpstreamReply(capture.status, headers, capture.body), CHAT)
     return caught.value
 
 
@@ -380,12 +380,12 @@ def test_a_refusal_is_no_answer():
 
 @pytest.mark.parametrize("version", ["4.8.20", "4.12.2"])
 def test_a_good_key_reads_the_apps_name(version):
-    assert fastgpt(app_id="6b").verdict(reply(capture(version, "init"))) == "app 客服助手"
+    assert fastgpt(app_id="6b").describe(reply(capture(version, "init"))) == "app 客服助手"
 
 
 def test_an_old_server_is_asked_for_a_chat_without_messages():
     platform = fastgpt(app_id="6b")
-    step = platform.verdict(reply(capture("4.8.11", "init")))
+    step = platform.describe(reply(capture("4.8.11", "init")))
     assert isinstance(step, Preliminary)
     assert step.request.url == "http://fastgpt.test/api/v1/chat/completions"
     assert step.request.body == b'{"messages":[]}'
@@ -400,4 +400,4 @@ def test_a_bad_key_is_found_without_an_app_id():
     assert isinstance(request, UpstreamRequest)
     assert request.url.endswith("/core/chat/init?appId=000000000000000000000000")
     with pytest.raises(UpstreamMisconfigured):
-        fastgpt().verdict(reply(capture("4.12.2", "histories_bad_key")))
+        fastgpt().describe(reply(capture("4.12.2", "histories_bad_key")))

@@ -79,9 +79,9 @@ def test_odd_answers_do_no_harm(told):
 
 def test_how_a_file_goes_follows_the_rules():
     dify = Dify("dify", DifyOptions(platform="dify", mode="chat"), "http://x")
-    assert dify.carry(LINK, CHAT) == "as it is"
-    assert dify.carry(DATA, CHAT) == dify.carry(OURS, CHAT) == "upload"
-    assert dify.carry(Media("image", "https://gw/files/x", stored="x"), CHAT) == "as it is"
+    assert dify.delivery(LINK, CHAT) == "url"
+    assert dify.delivery(DATA, CHAT) == dify.delivery(OURS, CHAT) == "upload"
+    assert dify.delivery(Media("image", "https://gw/files/x", stored="x"), CHAT) == "url"
 
 
 def test_what_an_app_said_is_asked_again_after_some_minutes():

@@ -1,9 +1,11 @@
 """n8n: a stream of lines or one JSON value, whichever the workflow is set to."""
 
 import asyncio
+import base64
 import json
 from pathlib import Path
 
+import aiohttp
 import pytest
 from conftest import Script, streamed
 from decoding import feed, summary
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.platforms.n8n.decoder import MAX_HELD, N8nDecoder
-from gateway.protocol.messages import Failed, Finish
+from gateway.platforms.n8n.form import encode
+from gateway.protocol.messages import Failed, Finish, Media
 
 SAMPLES = Path(__file__).parent / "samples" / "n8n"
 
@@ -245,3 +248,90 @@ async def test_the_user_is_told_and_secrets_are_not(n8n):
     _, body = simulator.requests[-1]
     assert body["metadata"] == {"city": "杭州", "user": "u-1"}
     assert "n8n-test-key" not in json.dumps(body)
+
+
+# Files.
+
+PNG = b"\x89PNG\r\n\x1a\n" + b"pixels"
+
+
+@pytest.fixture
+async def takes_files(gateway, demo):
+    """(a gateway in front of a workflow whose trigger takes files, the simulator)."""
+    served = await demo("n8n", key="n8n-test-key")
+    agent = {**AGENT, "base_url": f"{served.url}/webhook/1/chat", "accepts": ["image", "file"]}
+    return await gateway(agents={"flow": agent}), served.demo
+
+
+def data_url(mime: str, content: bytes) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
+
+
+@pytest.mark.parametrize("streams", [True, False])
+async def test_files_are_parts_of_the_form(takes_files, streams):
+    gw, simulator = takes_files
+    simulator.streams = streams
+    files = [
+        {"url": data_url("image/png", PNG), "type": "image", "name": '图 "1".png'},
+        {"url": data_url("text/plain", b"two lines\r\n--gateway"), "type": "file", "name": "b.txt"},
+    ]
+    answer = await gw.chat("flow", "看图", files=files, variables={"city": "杭州"}, user="u-1")
+    assert answer.status == 200, await answer.text()
+    _, fields = simulator.requests[-1]
+    assert (fields["action"], fields["chatInput"]) == ("sendMessage", "看图")
+    assert json.loads(fields["metadata"]) == {"city": "杭州", "user": "u-1"}
+    first, second = simulator.uploads
+    assert (first.name, first.mime, first.head) == ("图 %221%22.png", "image/png", PNG)
+    assert (second.mime, second.head) == ("text/plain", b"two lines\r\n--gateway")
+
+
+async def test_an_upload_reaches_the_workflow_without_a_link(takes_files):
+    gw, simulator = takes_files
+    form = aiohttp.FormData()
+    form.add_field("file", PNG, filename="photo.png")
+    async with gw.client.post(f"{gw.url}/v1/files", data=form) as uploaded:
+        id_ = (await uploaded.json())["id"]
+    answer = await gw.chat("flow", "see", files=[id_])
+    assert answer.status == 200, await answer.text()
+    assert [(file.name, file.head) for file in simulator.uploads] == [("photo.png", PNG)]
+
+
+async def test_files_need_a_trigger_that_takes_them(n8n):
+    gw, simulator = n8n
+    answer = await gw.chat("flow", "see", files=[data_url("image/png", PNG)])
+    assert answer.status == 400
+    assert "text only" in (await answer.json())["msg"]
+    assert simulator.requests == []
+
+
+def test_no_name_can_add_a_part_or_a_header():
+    evil = 'a"\r\nContent-Type: text/html\r\n\r\n--x'
+    content_type, body = encode(
+        {evil: "text"}, [Media("file", data_url("te xt/<html>", b"content"), evil)]
+    )
+    boundary = content_type.partition("boundary=")[2].encode()
+    assert body.count(b"--" + boundary) == 3
+    assert body.count(b"\r\nContent-Type: ") == 1
+    assert b"Content-Type: application/octet-stream\r\n\r\ncontent\r\n" in body
+
+
+# The probe.
+
+CHAT = "/webhook/1b2f7c3a-9d4e-4f60-8a51-0c2d3e4f5a6b/chat"
+
+
+@pytest.mark.parametrize(
+    ("path", "key", "words", "healthy"),
+    [(CHAT, "n8n-test-key", "accepts the credentials", True),
+     (CHAT, "another", "refuses the credentials", False),
+     ("/webhook/orders/chat", "another", "the workflow is active", True)],
+)  # fmt: skip
+async def test_a_probe_starts_no_workflow(gateway, demo, path, key, words, healthy):
+    served = await demo("n8n", key="n8n-test-key")
+    agent = {"platform": "n8n", "api_key": key, "base_url": served.url + path}
+    gw = await gateway(agents={"flow": agent})
+    async with gw.client.get(f"{gw.url}/api/v1/agents/flow/health") as answer:
+        body = await answer.json()
+    assert words in str(body)
+    assert body["data"]["status"] == ("healthy" if healthy else "unhealthy")
+    assert not any("chatInput" in (sent or {}) for _, sent in served.demo.requests)

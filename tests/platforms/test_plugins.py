@@ -57,7 +57,7 @@ class Toy(BasePlatform):
     def decoder(self, chat):
         return Decoder()
 
-    def refused(self, reply, chat):
+    def recover(self, reply, chat):
         raise UpstreamFailed("Toy says: " + reply.text)
 
     def stop(self, chat, decoder):

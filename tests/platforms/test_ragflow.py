@@ -391,7 +391,7 @@ def test_variables_cannot_be_settings(name):
 def test_an_older_server_gets_a_session_first(missing, more):
     platform, chat = ragflow(**more), question("一", "答", "二")
     own = f"{HOST}/api/v1/" + ("agents/a1" if more else "chats/c1")
-    step = platform.refused(missing, chat)
+    step = platform.recover(missing, chat)
     assert isinstance(step, Preliminary)
     assert step.request.url == f"{own}/sessions"
     asked = step.learn(reply({"code": 0, "data": {"id": "s-1"}}))
@@ -406,10 +406,10 @@ def test_an_older_server_gets_a_session_first(missing, more):
 
 def test_a_lost_conversation_begins_again_if_its_turns_came():
     lost = reply({"code": 102, "message": "Session does not belong to this chat!"})
-    again = ragflow().refused(lost, question("一", "答", "二", conversation_id="s"))
+    again = ragflow().recover(lost, question("一", "答", "二", conversation_id="s"))
     assert "session_id" not in orjson.loads(again.body)
     with pytest.raises(GatewayError, match="does not know this conversation"):
-        ragflow().refused(lost, question("二", conversation_id="s"))
+        ragflow().recover(lost, question("二", conversation_id="s"))
 
 
 # Whole answers.
@@ -572,7 +572,7 @@ async def test_a_probe_finds_the_bot(demo, version, bot, want):
 
     async def judge(key: str) -> str:
         platform = ragflow(served.url, **bot, api_key=key)
-        step, judge = platform.probe(), platform.verdict
+        step, judge = platform.probe(), platform.describe
         async with aiohttp.ClientSession() as client:
             while True:
                 answer = await client.get(step.url, headers=step.headers)

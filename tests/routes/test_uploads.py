@@ -5,7 +5,6 @@ import gzip
 import os
 import re
 import shutil
-import socket
 import time
 from contextlib import suppress
 
@@ -315,7 +314,9 @@ async def test_the_eleventh_upload_in_a_minute_is_429(gateway, tmp_path):
     assert len(await kept(gw)) == 20
 
 
-async def send_half(gw, data: bytes, length: int, path: str = "/api/v1/upload") -> socket.socket:
+async def send_half(
+    gw, data: bytes, length: int, path: str = "/api/v1/upload"
+) -> asyncio.StreamWriter:
     """A connection on which an upload has stopped in the middle."""
     host, _, port = gw.url.removeprefix("http://").partition(":")
     reader, writer = await asyncio.open_connection(host, int(port))

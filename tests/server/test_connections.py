@@ -4,6 +4,7 @@ import asyncio
 import re
 import socket
 from contextlib import closing, suppress
+from typing import Any
 
 import pytest
 from conftest import AGENTS, Script
@@ -58,7 +59,8 @@ async def test_trailers_without_end_are_400(gateway):
 
 
 async def test_long_heads_after_a_request_are_not_parsed(gateway, scripted, monkeypatch):
-    made, make = [], connections.Server.__call__
+    made: list[Any] = []
+    make = connections.Server.__call__
     monkeypatch.setattr(
         connections.Server, "__call__", lambda server: made.append(make(server)) or made[-1]
     )

@@ -181,6 +181,7 @@ class Collector:
     def __init__(self) -> None:
         self.spans = []
         self.service = ""
+        self.url = ""
 
     async def take(self, request: web.Request) -> web.Response:
         told = ExportTraceServiceRequest.FromString(await request.read())

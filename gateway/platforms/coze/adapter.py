@@ -19,8 +19,8 @@ from gateway.errors import (
 from gateway.filetypes import KINDS, MediaKind
 from gateway.platforms.base import (
     BasePlatform,
-    Carriage,
     Decoder,
+    Delivery,
     Preliminary,
     Step,
     Token,
@@ -141,9 +141,9 @@ class Coze(BasePlatform):
     def sends_turns(self, chat: ChatRequest) -> bool:
         return not chat.conversation_id
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         """Coze fetches links; files that it could not reach are uploaded."""
-        return "upload" if media.is_data or (media.stored and not media.url) else "as it is"
+        return "upload" if media.is_data or (media.stored and not media.url) else "url"
 
     def upload(self) -> UploadStep:
         if self._token.is_over:
@@ -201,9 +201,9 @@ class Coze(BasePlatform):
         body = reply.object()
         token, until = as_text(body.get("access_token")), as_count(body.get("expires_in"))
         if not token:
-            words = clean(as_text(body.get("error_message")) or as_text(body.get("msg")))
+            message = clean(as_text(body.get("error_message")) or as_text(body.get("msg")))
             raise UpstreamMisconfigured(
-                f"Coze refused the OAuth app's signature: {words or reply.status}."
+                f"Coze refused the OAuth app's signature: {message or reply.status}."
                 " Check oauth.app_id, key_id and private_key."
             )
         # `expires_in` is a point in time; a small value can only be a duration.
@@ -216,7 +216,7 @@ class Coze(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return CozeDecoder()
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         code = as_count(reply.object().get("code"))
         if self._agent.oauth and code in _EXPIRED and self._token.renew_for(chat.call_id):
             return self.prepare(chat)
@@ -225,14 +225,14 @@ class Coze(BasePlatform):
     def as_stream(self, reply: UpstreamReply) -> bytes:
         """The events for a list of messages, or for the output of a workflow's run."""
         body = reply.object()
-        told, asked = body.get("data"), as_object(body.get("interrupt_data"))
+        data, asked = body.get("data"), as_object(body.get("interrupt_data"))
         if as_count(body.get("code")):
             return b""
-        if isinstance(told, str) or asked:
-            message = [("Message", {"content": told, "usage": body.get("usage")})] if told else []
+        if isinstance(data, str) or asked:
+            message = [("Message", {"content": data, "usage": body.get("usage")})] if data else []
             last = [("Interrupt", {"interrupt_data": asked})] if asked else [("Done", {})]
             return _events([*message, *last])
-        messages = [as_object(m) for m in as_list(told) or as_list(body.get("messages"))]
+        messages = [as_object(m) for m in as_list(data) or as_list(body.get("messages"))]
         answers = [m for m in messages if m.get("type") not in (None, "question")]
         if not any(m.get("type") == "answer" for m in answers):
             return b""
@@ -254,7 +254,7 @@ class Coze(BasePlatform):
         url = f"{self._api}/v1/bots/{bot}?is_published=true"
         return UpstreamRequest("GET", url, self._headers())
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         body = reply.object()
         data = as_object(body.get("data"))
         if reply.status == 200 and body.get("code") == 0:

@@ -182,9 +182,9 @@ class CozeDecoder(EventDecoder):
         raise self.explain(event)
 
     def explain(self, error: Any) -> GatewayError:
-        told = as_object(error)
-        inner = (as_object(told.get("last_error")), as_object(told.get("error")))
-        coded = next((part for part in inner if as_count(part.get("code"))), told)
+        members = as_object(error)
+        inner = (as_object(members.get("last_error")), as_object(members.get("error")))
+        coded = next((part for part in inner if as_count(part.get("code"))), members)
         return explain_code(coded or {"message": error})
 
     def _on_canceled(self, event: dict[str, Any], out: list[Delta]) -> None:
@@ -229,19 +229,19 @@ class CozeDecoder(EventDecoder):
                 out.append(Text(content))
         elif not self._has_text:  # the end node repeats as JSON what output nodes streamed
             output = _embedded(content)
-            words = [v for v in output.values() if isinstance(v, str)]
+            texts = [v for v in output.values() if isinstance(v, str)]
             self._has_text = True
-            out.append(Text(words[0] if len(words) == 1 else content))
+            out.append(Text(texts[0] if len(texts) == 1 else content))
 
     def _on_interrupt(self, event: dict[str, Any], out: list[Delta]) -> None:
         asked = as_object(event.get("interrupt_data"))
         out.append(Note("interaction", asked))
-        words = _question(asked)
+        question = _question(asked)
         asks = as_text(event.get("node_title")) or self._title
-        if not words and not (asks and asks == self._title):
-            words = WAITS
-        if words and words != self._last_said:  # a question node may have sent the same text
-            out.append(Text(f"\n\n{words}" if self._has_text else words))
+        if not question and not (asks and asks == self._title):
+            question = WAITS
+        if question and question != self._last_said:  # a question node may have sent the same text
+            out.append(Text(f"\n\n{question}" if self._has_text else question))
             self._has_text = True
         self._finish = Finish("stop", self._run_usage)
         self._close(out)

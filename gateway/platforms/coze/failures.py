@@ -17,7 +17,7 @@ from gateway.errors import (
     UpstreamUnavailable,
     clean,
 )
-from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
+from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_message, message_of
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
 
@@ -68,32 +68,34 @@ _CALLER: dict[int, tuple[type[GatewayError], str]] = {
 def explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
     """The error for Coze's own code, which may be a number or a string of digits."""
     code = as_count(event.get("code")) or as_count(event.get("error_code"))
-    words = words_of(event)
-    said = f" (Coze {code or status}: {clean(words) or 'no message'})"
+    message = message_of(event)
+    quoted = f" (Coze {code or status}: {clean(message) or 'no message'})"
     if code == 4000 and status == 404:
-        return UpstreamMisconfigured("Coze has no such path: check base_url." + said)
+        return UpstreamMisconfigured("Coze has no such path: check base_url." + quoted)
     if code in _OPERATOR:
-        return UpstreamMisconfigured(_OPERATOR[code] + said)
+        return UpstreamMisconfigured(_OPERATOR[code] + quoted)
     if code in _QUOTA:
-        return QuotaExhausted("The Coze account has no credit or calls left." + said)
+        return QuotaExhausted("The Coze account has no credit or calls left." + quoted)
     if code == 4020:
         return RateLimited(
-            "Coze is limiting the model's calls." + said, retry_after_s=RETRY_AFTER_S
+            "Coze is limiting the model's calls." + quoted, retry_after_s=RETRY_AFTER_S
         )
     if code == 4009:
-        return UpstreamUnavailable("Coze is busy." + said, retry_after_s=RETRY_AFTER_S)
+        return UpstreamUnavailable("Coze is busy." + quoted, retry_after_s=RETRY_AFTER_S)
     if code in (4016, 4315):
-        return ConversationBusy("Coze is still answering in this conversation; wait for it." + said)
+        return ConversationBusy(
+            "Coze is still answering in this conversation; wait for it." + quoted
+        )
     if code in (4001, 4002, 4314):
         return ConversationNotFound(
-            "Coze does not know this conversation; leave conversation_id out to begin one." + said
+            "Coze does not know this conversation; leave conversation_id out to begin one." + quoted
         )
     if code == 4010:
-        return ContextTooLong("The conversation is too long for the bot's model." + said)
+        return ContextTooLong("The conversation is too long for the bot's model." + quoted)
     if code in (4014, 4102, 4105):
-        return ContentRefused("Coze's moderation refused the question." + said)
+        return ContentRefused("Coze's moderation refused the question." + quoted)
     if code in _CALLER or code == 4000:
-        return InvalidRequest("Coze does not accept the request." + said)
+        return InvalidRequest("Coze does not accept the request." + quoted)
     if status in (401, 402, 403, 413, 415, 429):
-        return explain_http("Coze", UpstreamReply(status, {}, b""), f"{words} (Coze {code})")
-    return explain_words("Coze", f"{words or 'no message'} (Coze {code or status})")
+        return explain_http("Coze", UpstreamReply(status, {}, b""), f"{message} (Coze {code})")
+    return explain_message("Coze", f"{message or 'no message'} (Coze {code or status})")

@@ -18,8 +18,8 @@ from gateway.errors import (
 from gateway.filetypes import MediaKind
 from gateway.platforms.base import (
     BasePlatform,
-    Carriage,
     Decoder,
+    Delivery,
     Preliminary,
     Step,
     UploadStep,
@@ -141,12 +141,12 @@ class Dify(BasePlatform):
     def _keep_parameters(self, reply: UpstreamReply) -> None:
         if reply.status not in (200, 404):
             return
-        told = reply.object()
-        entries = [as_object(entry) for entry in as_list(told.get("user_input_form"))]
+        parameters = reply.object()
+        entries = [as_object(entry) for entry in as_list(parameters.get("user_input_form"))]
         self._form = [
             {**as_object(field), "kind": kind} for entry in entries for kind, field in entry.items()
         ]
-        self._rules = file_rules(told, self._mode, self._form)
+        self._rules = file_rules(parameters, self._mode, self._form)
         self._rules_at = self._now()
 
     # Files. An app's author sets which kinds it accepts; chatflows drop other files silently.
@@ -172,11 +172,11 @@ class Dify(BasePlatform):
             raise explain(reply)
         self._keep_parameters(reply)
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         """Dify fetches links if the app allows it; other files are uploaded."""
         is_link = bool(media.url) and not media.is_data
         if is_link and (self._rules.takes_links or not self._rules.takes_uploads):
-            return "as it is"
+            return "url"
         if not self._rules.takes_uploads:
             raise KindNotTaken(
                 f"This Dify app takes files by URL only: give the {media.kind} as an http(s) URL"
@@ -220,7 +220,7 @@ class Dify(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return DifyDecoder(self._mode or "chat", self._agent.output_variable)
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """Retry with another mode after a refusal of the mode, and without the conversation id if
         the conversation is lost and the request has its turns. Raises any other error."""
         refused = _REFUSED_MODE.get(as_text(reply.object().get("code")))
@@ -243,16 +243,16 @@ class Dify(BasePlatform):
     def as_stream(self, reply: UpstreamReply) -> bytes:
         """The events for an answer of the blocking mode."""
         body = reply.object()
-        told = as_object(body.get("data"))
-        is_paused = "workflow_paused" in (body.get("event"), f"workflow_{told.get('status')}")
+        data = as_object(body.get("data"))
+        is_paused = "workflow_paused" in (body.get("event"), f"workflow_{data.get('status')}")
         events: list[dict[str, Any]] = []
-        if answer := as_text(body.get("answer")) or as_text(told.get("answer")):
-            events.append({**told, **body, "event": "message", "answer": answer})
+        if answer := as_text(body.get("answer")) or as_text(data.get("answer")):
+            events.append({**data, **body, "event": "message", "answer": answer})
         if is_paused:
-            events.append({**told, **body, "event": "workflow_paused"})
+            events.append({**data, **body, "event": "workflow_paused"})
         elif "answer" in body:
             events.append({**body, "event": "message_end"})
-        elif "workflow_run_id" in body and told:
+        elif "workflow_run_id" in body and data:
             events.append({**body, "event": "workflow_finished"})
         return b"".join(sse.event(dump(event)) for event in events)
 
@@ -265,7 +265,7 @@ class Dify(BasePlatform):
     def probe(self) -> Step:
         return self._get("/info")
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         body = reply.object()
         if reply.status == 200 and body:
             mode = as_text(body.get("mode"))

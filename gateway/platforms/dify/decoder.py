@@ -108,7 +108,7 @@ class DifyDecoder(EventDecoder):
         return explain_event(as_object(error) or {"error": error})
 
     @property
-    def heard(self) -> Callable[[str], None]:
+    def on_text(self) -> Callable[[str], None]:
         return self._shown.append
 
     def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
@@ -307,11 +307,11 @@ class DifyDecoder(EventDecoder):
             for form in asked
         ]
         out.append(Note("interaction", {"type": "human_input", "forms": forms}))
-        words = "\n\n".join(filter(None, map(_words_of_form, forms)))
-        if not (words or self._shown):
-            words = WAITS
-        if words:
-            self._show([Text(f"\n\n{words}" if self._shown else words)], out)
+        question = "\n\n".join(filter(None, map(_text_of_form, forms)))
+        if not (question or self._shown):
+            question = WAITS
+        if question:
+            self._show([Text(f"\n\n{question}" if self._shown else question)], out)
         self._forms = None
         self._end(out)
 
@@ -330,7 +330,7 @@ class DifyDecoder(EventDecoder):
             else:
                 self._replace(text, out)
         elif not (self._shown or self._output in outputs):
-            self._say(_words_of(outputs), out)
+            self._say(_text_of(outputs), out)
         self._flush(out)
         for value in outputs.values():
             self._add_files([v for v in _listed(value) if _is_file(v)], out)
@@ -343,10 +343,10 @@ class DifyDecoder(EventDecoder):
         if self._shown or self._filtered:
             return
         outputs = as_object(as_object(self._finished).get("outputs"))
-        words = as_text(outputs.get("answer")) or self._last_thought
-        if not (words or self._is_workflow or "answer" in outputs):
-            words = _words_of(outputs)
-        self._say(words, out)
+        text = as_text(outputs.get("answer")) or self._last_thought
+        if not (text or self._is_workflow or "answer" in outputs):
+            text = _text_of(outputs)
+        self._say(text, out)
         self._flush(out)
 
     def _add_files(self, files: Any, out: list[Delta]) -> None:
@@ -395,8 +395,8 @@ class DifyDecoder(EventDecoder):
     def _show_files(self, files: dict[str, dict[str, str]], out: list[Delta]) -> None:
         """Add Markdown, for clients that show only text, for files that the text does not link."""
         text = "".join(self._shown)
-        if words := markdown([file for place, file in files.items() if place not in text]):
-            out.append(Note("files", [], words))
+        if listed := markdown([file for place, file in files.items() if place not in text]):
+            out.append(Note("files", [], listed))
 
     def usage_so_far(self) -> Usage | None:
         """The message's own usage, else the sum over the model nodes. Dify sends zeros if the usage
@@ -409,8 +409,8 @@ class DifyDecoder(EventDecoder):
         )
         if not usage.total:
             usage = self._nodes_usage or Usage()
-            told = as_count(as_object(self._finished).get("total_tokens"))
-            usage.total = max(told, usage.prompt + usage.completion)
+            total = as_count(as_object(self._finished).get("total_tokens"))
+            usage.total = max(total, usage.prompt + usage.completion)
         return usage if usage.total or end else None
 
     _HANDLERS: ClassVar[dict[str, Callable[["DifyDecoder", dict[str, Any], list[Delta]], None]]] = {
@@ -435,21 +435,21 @@ class DifyDecoder(EventDecoder):
     }
 
 
-def _words_of_form(form: dict[str, Any]) -> str:
+def _text_of_form(form: dict[str, Any]) -> str:
     """The question to a person, and the possible answers."""
-    words = form["text"].strip() or form["title"]
+    text = form["text"].strip() or form["title"]
     titles = [as_text(as_object(action).get("title")) for action in form["actions"][:100]]
     choices = [f"- {title}" for title in titles if title]
-    return "\n".join([words] * bool(words) + choices * (len(choices) > 1 or not words))
+    return "\n".join([text] * bool(text) + choices * (len(choices) > 1 or not text))
 
 
-def _words_of(outputs: dict[str, Any]) -> str:
+def _text_of(outputs: dict[str, Any]) -> str:
     """A workflow's only text, else all of its outputs as JSON; "" if they are only files."""
-    told = [v for v in outputs.values() if v not in (None, "", [], {})]
-    if all(all(map(_is_file, _listed(v))) for v in told):
+    values = [v for v in outputs.values() if v not in (None, "", [], {})]
+    if all(all(map(_is_file, _listed(v))) for v in values):
         return ""
-    words = [v for v in told if isinstance(v, str)]
-    return words[0] if len(words) == 1 else json_text(outputs)
+    texts = [v for v in values if isinstance(v, str)]
+    return texts[0] if len(texts) == 1 else json_text(outputs)
 
 
 def _listed(value: Any) -> list[Any]:

@@ -23,8 +23,8 @@ from gateway.platforms.base import (
 from gateway.platforms.failures import (
     RETRY_AFTER_S,
     explain_http,
-    explain_words,
-    words_of,
+    explain_message,
+    message_of,
 )
 from gateway.protocol import loosejson
 from gateway.protocol.exchange import UpstreamReply
@@ -33,49 +33,49 @@ from gateway.protocol.usage import as_count
 
 def explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    code, words = as_text(body.get("code")), words_of(body)
-    error = _explain_code(code, words) or explain_http("Dify", reply, words)
+    code, message = as_text(body.get("code")), message_of(body)
+    error = _explain_code(code, message) or explain_http("Dify", reply, message)
     if isinstance(error, RateLimited):
         return error.replace(retry_after_s=retry_after(reply.headers, error.retry_after_s))
     return error
 
 
-def _plain(words: str) -> str:
+def _plain(message: str) -> str:
     """The message in a plugin's error, which is JSON after a request id."""
-    start = words.find('{"')
+    start = message.find('{"')
     if start >= 0:
         try:
-            inner = as_text(as_object(loosejson.loads(words[start:].encode())).get("message"))
+            inner = as_text(as_object(loosejson.loads(message[start:].encode())).get("message"))
         except loosejson.NotJson:
-            return words
-        return inner or words
-    return words
+            return message
+        return inner or message
+    return message
 
 
 def explain_event(event: dict[str, Any]) -> GatewayError:
     """The error for an `error` event. The run has begun, so `invalid_param` is rarely the caller's
     fault."""
     code = as_id(event.get("code"))
-    words = _plain(words_of(event))
+    message = _plain(message_of(event))
     if code in ("", "invalid_param", "completion_request_error", "internal_server_error"):
-        return explain_words("Dify", words)
+        return explain_message("Dify", message)
     status = as_count(event.get("status"))
-    if error := _explain_code(code, words):
+    if error := _explain_code(code, message):
         return error
     if 400 <= status < 600 and status not in (400, 500):
-        return explain_http("Dify", UpstreamReply(status, {}, b""), words)
-    return explain_words("Dify", words)
+        return explain_http("Dify", UpstreamReply(status, {}, b""), message)
+    return explain_message("Dify", message)
 
 
 def explain_run(data: dict[str, Any]) -> GatewayError:
     """The error for a failed workflow. Dify refused the input of a workflow that failed before its
     first step."""
-    words = _plain(words_of(data.get("error"), data))
-    error = explain_words("Dify", words)
-    if "conversation not exists" in words.lower():
+    message = _plain(message_of(data.get("error"), data))
+    error = explain_message("Dify", message)
+    if "conversation not exists" in message.lower():
         return ConversationNotFound(_NO_CONVERSATION)
-    if data.get("total_steps") == 0 and words and type(error) is UpstreamFailed:
-        return InvalidRequest(f"Dify does not accept the request: {clean(words)}")
+    if data.get("total_steps") == 0 and message and type(error) is UpstreamFailed:
+        return InvalidRequest(f"Dify does not accept the request: {clean(message)}")
     return error
 
 
@@ -98,16 +98,16 @@ _OPERATOR = {
 }
 
 
-def _explain_code(code: str, words: str) -> GatewayError | None:
-    said = clean(words)
-    low = words.lower()
+def _explain_code(code: str, message: str) -> GatewayError | None:
+    quoted = clean(message)
+    low = message.lower()
     if code in _OPERATOR:
-        return UpstreamMisconfigured(f"{_OPERATOR[code]} (Dify: {said or code})")
+        return UpstreamMisconfigured(f"{_OPERATOR[code]} (Dify: {quoted or code})")
     if code == "provider_quota_exceeded":
-        return QuotaExhausted(f"The model's quota in Dify is used up. {said}")
+        return QuotaExhausted(f"The model's quota in Dify is used up. {quoted}")
     if code in ("too_many_requests", "rate_limit_error") or low.startswith("too many requests"):
         return RateLimited(
-            f"Dify is busy with this app's other calls; try again shortly. {said}",
+            f"Dify is busy with this app's other calls; try again shortly. {quoted}",
             retry_after_s=RETRY_AFTER_S,
             retryable=True,
         )
@@ -115,25 +115,25 @@ def _explain_code(code: str, words: str) -> GatewayError | None:
         return ConversationNotFound(_NO_CONVERSATION)
     if code == "invalid_param" and low.startswith("workflow not published"):
         return UpstreamMisconfigured(
-            f"The Dify workflow has not been published: publish it in Dify. (Dify: {said})"
+            f"The Dify workflow has not been published: publish it in Dify. (Dify: {quoted})"
         )
     if code == "invalid_param" and low.startswith("run failed"):
-        return explain_words("Dify", words)
+        return explain_message("Dify", message)
     if code == "completion_request_error":
-        return explain_words("Dify", words)
+        return explain_message("Dify", message)
     if code in ("invalid_param", "bad_request", "conversation_completed"):
-        error = explain_words("Dify", words)
+        error = explain_message("Dify", message)
         if "invokeerror" in low or type(error) is not UpstreamFailed:
             return error  # the message is more precise than the code
-        return InvalidRequest(f"Dify does not accept the request: {said}")
-    return _explain_file(code, said)
+        return InvalidRequest(f"Dify does not accept the request: {quoted}")
+    return _explain_file(code, quoted)
 
 
-def _explain_file(code: str, said: str) -> GatewayError | None:
+def _explain_file(code: str, quoted: str) -> GatewayError | None:
     if code in ("no_file_uploaded", "too_many_files", "filename_not_exists_error"):
-        return InvalidRequest(f"Dify does not accept the file: {said}", param="file")
+        return InvalidRequest(f"Dify does not accept the file: {quoted}", param="file")
     if code in ("unsupported_media_type", "unsupported_file_type"):
-        return UnsupportedMediaType(f"Dify does not take a file of this type. {said}")
+        return UnsupportedMediaType(f"Dify does not take a file of this type. {quoted}")
     if code == "file_too_large":
-        return BodyTooLarge(f"The file is too large for Dify. {said}")
+        return BodyTooLarge(f"The file is too large for Dify. {quoted}")
     return None

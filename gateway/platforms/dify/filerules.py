@@ -61,7 +61,9 @@ def _ending(media: Media) -> str:
     return extension_of(path.rpartition("/")[2])
 
 
-def file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any]]) -> FileRules:
+def file_rules(
+    parameters: dict[str, Any], mode: str | None, form: list[dict[str, Any]]
+) -> FileRules:
     """The rules in `/parameters`: a workflow's are in its form field for files, other apps' in
     `file_upload`, which apps made before 0.10 have for pictures only."""
     if mode == "workflow":
@@ -69,14 +71,14 @@ def file_rules(told: dict[str, Any], mode: str | None, form: list[dict[str, Any]
         rules = next((f for f in form if name and f.get("variable") == name), {})
         is_on = bool(rules)
     else:
-        rules = as_object(told.get("file_upload"))
+        rules = as_object(parameters.get("file_upload"))
         is_on = rules.get("enabled") is True
         image = as_object(rules.get("image"))
         if not is_on and image.get("enabled") is True:
             methods = image.get("transfer_methods")
             rules = {"allowed_file_types": ["image"], "allowed_file_upload_methods": methods}
             is_on = True
-    if "file_upload" not in told and mode != "workflow":
+    if "file_upload" not in parameters and mode != "workflow":
         return FileRules()  # unknown
     types = [t for t in as_list(rules.get("allowed_file_types")) if isinstance(t, str)]
     kinds = frozenset(_TYPES[t] for t in types if t in _TYPES) if types else frozenset(KINDS)

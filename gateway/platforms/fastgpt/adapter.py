@@ -12,16 +12,16 @@ from gateway.errors import (
 )
 from gateway.platforms.base import (
     BasePlatform,
-    Carriage,
+    Delivery,
     Preliminary,
     Step,
     as_list,
     as_object,
     as_text,
     base_url,
-    carry_inside,
     dump,
     json_headers,
+    link_or_inline,
 )
 from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.failures import concerns_key, explain
@@ -114,11 +114,11 @@ class FastGPT(BasePlatform):
     def sends_turns(self, chat: ChatRequest) -> bool:
         return not chat.conversation_id
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         """Pictures may be embedded; FastGPT fetches other files, so they need a link that it can
         reach."""
         if media.kind == "image":
-            return carry_inside(media)
+            return link_or_inline(media)
         if media.is_data or (media.stored and not media.url):
             raise KindNotTaken(
                 f"FastGPT fetches files by itself, and cannot reach this {media.kind}: give an"
@@ -126,12 +126,12 @@ class FastGPT(BasePlatform):
                 " storage.public_base_url (for a bucket S3_PUBLIC_BASE_URL).",
                 param="files",
             )
-        return "as it is"
+        return "url"
 
     def decoder(self, chat: ChatRequest) -> FastGPTDecoder:
         return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
@@ -152,7 +152,7 @@ class FastGPT(BasePlatform):
         app = self._agent.app_id or _NO_APP
         return UpstreamRequest("GET", f"{self._api}/core/chat/init?appId={app}", self._headers)
 
-    def verdict(self, reply: UpstreamReply) -> str | Step:
+    def describe(self, reply: UpstreamReply) -> str | Step:
         body = reply.object()
         app = as_object(as_object(body.get("data")).get("app"))
         if reply.status == 200 and body.get("code") == 200:

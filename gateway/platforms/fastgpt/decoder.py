@@ -85,7 +85,7 @@ class FastGPTDecoder(EventDecoder):
         return None if self._marks.held else super().pattern(chunk, delta)
 
     @property
-    def heard(self) -> Callable[[str], bool]:
+    def on_text(self) -> Callable[[str], bool]:
         return may_hold_mark
 
     @staticmethod
@@ -180,9 +180,9 @@ class FastGPTDecoder(EventDecoder):
         self._say_rest(out)
         super()._fail(error, out)
 
-    def _think(self, words: str, out: list[Delta]) -> None:
+    def _think(self, text: str, out: list[Delta]) -> None:
         self._has_more = True
-        out.append(Reasoning(words))
+        out.append(Reasoning(text))
 
     def _say(self, text: str, out: list[Delta]) -> None:
         if self._marks.held or may_hold_mark(text):
@@ -246,9 +246,9 @@ class FastGPTDecoder(EventDecoder):
         self._is_paused = True
         self._pauses.begin(self.conversation_id, pause_in(params))
         out.append(Note("interaction", {"type": as_text(asked.get("type")), "params": params}))
-        words = interactive_text(params) or ("" if self._has_text else WAITS)
-        if words:
-            self._say(f"\n\n{words}" if self._has_text else words, out)
+        question = interactive_text(params) or ("" if self._has_text else WAITS)
+        if question:
+            self._say(f"\n\n{question}" if self._has_text else question, out)
 
     _HANDLERS: ClassVar[dict[str, Callable[["FastGPTDecoder", bytes, list[Delta]], None]]] = {
         "flowNodeStatus": _on_status,
@@ -276,8 +276,8 @@ class FastGPTDecoder(EventDecoder):
     def _end(self, out: list[Delta]) -> None:
         nodes = self._nodes
         self._say_rest(out)
-        if not self._has_text and (words := what_plugin_gave(nodes)):
-            self._say(words, out)
+        if not self._has_text and (text := what_plugin_gave(nodes)):
+            self._say(text, out)
         reason = model_finish(nodes)
         if not self._is_paused and (error := self._failure(reason)):
             raise error
@@ -303,9 +303,9 @@ class FastGPTDecoder(EventDecoder):
         return EmptyAnswer("FastGPT")
 
 
-def _variables(given: Any) -> dict[str, Any]:
+def _variables(value: Any) -> dict[str, Any]:
     """An app's variables, without the internal id that 4.8.11 adds to them."""
-    variables = as_object(given)
+    variables = as_object(value)
     if _OBJECT_ID.fullmatch(as_text(variables.get("userId"))):
         return {name: value for name, value in variables.items() if name != "userId"}
     return variables

@@ -18,7 +18,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.platforms.base import as_object, as_text
-from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_words, words_of
+from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_message, message_of
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
 
@@ -43,10 +43,10 @@ def explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     if as_count(body.get("code")):
         return explain_code(body, reply)
-    words = words_of(body)
-    if words and reply.status in (200, 500):
+    message = message_of(body)
+    if message and reply.status in (200, 500):
         return explain_code(body, reply)
-    return explain_http("FastGPT", reply, words)
+    return explain_http("FastGPT", reply, message)
 
 
 def explain_value(value: Any) -> GatewayError:
@@ -58,15 +58,15 @@ def explain_value(value: Any) -> GatewayError:
 
 def explain_code(body: dict[str, Any], reply: UpstreamReply | None = None) -> GatewayError:
     """The error for FastGPT's own message or code; the HTTP status is 500 for nearly all."""
-    words = words_of(body)
-    return _explain_own_words(words.lower()) or _explain_own_code(body, words, reply)
+    message = message_of(body)
+    return _explain_own_message(message.lower()) or _explain_own_code(body, message, reply)
 
 
 def _explain_own_code(
-    body: dict[str, Any], words: str, reply: UpstreamReply | None
+    body: dict[str, Any], message: str, reply: UpstreamReply | None
 ) -> GatewayError:
     code = as_count(body.get("code"))
-    said = readable(words, as_text(body.get("statusText"))).rstrip(".。")
+    quoted = readable(message, as_text(body.get("statusText"))).rstrip(".。")
     if code in _BAD_KEY:
         return UpstreamMisconfigured(
             f"FastGPT refused the gateway's API key (code {code}). Check api_key, and that the key"
@@ -74,14 +74,14 @@ def _explain_own_code(
         )
     if code in _BAD_APP:
         return UpstreamMisconfigured(
-            f"FastGPT does not offer this app to the key ({said or code}). Check app_id."
+            f"FastGPT does not offer this app to the key ({quoted or code}). Check app_id."
         )
     if code in _NO_MONEY:
         return QuotaExhausted(f"The FastGPT account has no credit left (code {code}).")
     if code == 429:
-        wait = re.search(r"in (\d{1,5}) seconds?", words)
+        wait = re.search(r"in (\d{1,5}) seconds?", message)
         return RateLimited(
-            f"FastGPT is limiting calls: {said or 'too many requests'}.",
+            f"FastGPT is limiting calls: {quoted or 'too many requests'}.",
             retry_after_s=float(wait[1]) if wait else RETRY_AFTER_S,
             retryable=True,
         )
@@ -90,32 +90,34 @@ def _explain_own_code(
     if code == 504000:
         return ConversationNotFound("FastGPT does not give this conversation to the key's user.")
     if code == 400 or body.get("zodError") or body.get("errorType") == "UserError":
-        return InvalidRequest(f"FastGPT does not accept the request: {said or 'bad input'}.")
+        return InvalidRequest(f"FastGPT does not accept the request: {quoted or 'bad input'}.")
     if 506000 <= code < 507000 or 502000 <= code < 503000:
-        return UpstreamMisconfigured(f"FastGPT refuses the key or the app (code {code}: {said}).")
+        return UpstreamMisconfigured(f"FastGPT refuses the key or the app (code {code}: {quoted}).")
     if 510000 <= code < 511000:
-        return InvalidRequest(f"FastGPT does not take the file: {said or code}.")
+        return InvalidRequest(f"FastGPT does not take the file: {quoted or code}.")
     if code and reply and reply.status not in (200, 500):
-        return explain_http("FastGPT", reply, said)
+        return explain_http("FastGPT", reply, quoted)
     if code in (401, 403, 404, 413, 415):
-        return explain_http("FastGPT", UpstreamReply(code, {}, b""), said)
-    return explain_words("FastGPT", said or (f"code {code}" if code else ""))
+        return explain_http("FastGPT", UpstreamReply(code, {}, b""), quoted)
+    return explain_message("FastGPT", quoted or (f"code {code}" if code else ""))
 
 
-def _explain_own_words(words: str) -> GatewayError | None:
+def _explain_own_message(message: str) -> GatewayError | None:
     """The error for FastGPT's refusals without their own code, or None."""
-    if words.startswith("key is error"):
+    if message.startswith("key is error"):
         return UpstreamMisconfigured(
             "FastGPT refused the gateway's API key: it opens the whole account. Take the key of"
             " the app itself for api_key, or set app_id (from 4.8.20 on)."
         )
-    if words in ("app is empty", "appid is empty") or words.startswith("cast to objectid failed"):
+    if message in ("app is empty", "appid is empty") or message.startswith(
+        "cast to objectid failed"
+    ):
         return UpstreamMisconfigured(
             "FastGPT does not know the app. Check app_id: it is the 24 hexadecimal digits in the"
             " address of the app's page."
         )
-    if words in _NO_QUESTION:
-        return InvalidRequest(f"FastGPT does not accept the request: {words}.", param="messages")
+    if message in _NO_QUESTION:
+        return InvalidRequest(f"FastGPT does not accept the request: {message}.", param="messages")
     return None
 
 
@@ -124,13 +126,13 @@ _NO_QUESTION = (
 )  # fmt: skip
 
 
-def explain_run(where: str, words: str) -> GatewayError:
-    """The error for a node's failure: `words` is FastGPT's name of the failure, or a vendor's
+def explain_run(where: str, message: str) -> GatewayError:
+    """The error for a node's failure: `message` is FastGPT's name of the failure, or a vendor's
     message."""
-    tail = re.split(r"[.:]", words[:_MOST])[-1].replace("_", "").lower()
-    if code := _NAMES.get(tail) or (as_count(tail) if _KEY.fullmatch(words[:_MOST]) else 0):
+    tail = re.split(r"[.:]", message[:_MOST])[-1].replace("_", "").lower()
+    if code := _NAMES.get(tail) or (as_count(tail) if _KEY.fullmatch(message[:_MOST]) else 0):
         return explain_code({"code": code})
-    return explain_words(where, readable(words))
+    return explain_message(where, readable(message))
 
 
 _STATUS = re.compile(r"^(?=[45]\d\d )")
@@ -146,11 +148,11 @@ _KEYS_MEANING = {
 _PAGE = re.compile(r"<(?:!doctype|html|head|body)\b", re.IGNORECASE)
 
 
-def readable(words: str, otherwise: str = "") -> str:
+def readable(message: str, otherwise: str = "") -> str:
     """FastGPT's message without parts that readers do not understand: translation keys, a missing
     code (`null …`), a proxy's web page. `otherwise` if nothing remains."""
-    words = _STATUS.sub("HTTP ", words[:_MOST].removeprefix("null ").strip())
-    if page := _PAGE.search(words):
-        words = f"{words[: page.start()]} it got a web page"
-    words = _KEY.sub(lambda key: _KEYS_MEANING.get(key[0].partition(":")[2], ""), words)
-    return clean(words) or clean(otherwise)
+    message = _STATUS.sub("HTTP ", message[:_MOST].removeprefix("null ").strip())
+    if page := _PAGE.search(message):
+        message = f"{message[: page.start()]} it got a web page"
+    message = _KEY.sub(lambda key: _KEYS_MEANING.get(key[0].partition(":")[2], ""), message)
+    return clean(message) or clean(otherwise)

@@ -9,7 +9,7 @@ from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, clean
 from gateway.platforms.base import as_list, as_object, as_text, json_text
-from gateway.platforms.failures import words_of
+from gateway.platforms.failures import message_of
 from gateway.platforms.fastgpt.failures import explain_run, readable
 from gateway.protocol.messages import Usage
 from gateway.protocol.usage import as_count
@@ -79,8 +79,8 @@ def what_plugin_gave(nodes: list[Any]) -> str:
     for node in walk(nodes):
         output = as_object(node.get("pluginOutput"))
         if node.get("moduleType") == "pluginOutput" and output:
-            words = [value for value in output.values() if isinstance(value, str) and value]
-            return words[0] if len(words) == 1 else json_text(output)
+            texts = [value for value in output.values() if isinstance(value, str) and value]
+            return texts[0] if len(texts) == 1 else json_text(output)
     return ""
 
 
@@ -125,32 +125,32 @@ def any_failure(nodes: list[Any]) -> GatewayError | None:
 def _failure(node: dict[str, Any]) -> GatewayError | None:
     name = as_text(node.get("moduleName"))
     where = f"FastGPT's node {clean(name, 100)!r}" if name else "FastGPT"
-    if words := _run_error(node):
-        return explain_run(where, words)
+    if message := _run_error(node):
+        return explain_run(where, message)
     # The failure of an app's own HTTP request is unrelated to the model, its key or its limits.
-    if words := _http_error(node):
-        return UpstreamFailed(f"{where} failed in its HTTP request: {readable(words)}")
+    if message := _http_error(node):
+        return UpstreamFailed(f"{where} failed in its HTTP request: {readable(message)}")
     return None
 
 
 def _run_error(node: dict[str, Any]) -> str:
     if node.get("errorCaptured") is True:  # the flow handles it in a branch
         return ""
-    return words_of(node.get("errorText")) or _error_words(node.get("error"))
+    return message_of(node.get("errorText")) or _error_message(node.get("error"))
 
 
 def _http_error(node: dict[str, Any]) -> str:
     if node.get("errorCaptured") is True:
         return ""
-    return _error_words(as_object(node.get("httpResult")).get("error"))
+    return _error_message(as_object(node.get("httpResult")).get("error"))
 
 
-def _error_words(error: Any) -> str:
+def _error_message(error: Any) -> str:
     """An error's message, with the vendor's code in front, as servers before 4.8.13 write it."""
     if not isinstance(error, dict):
         return as_text(error)
-    words = words_of(error)
+    message = message_of(error)
     code = as_text(error.get("code"))
-    if not words:
+    if not message:
         return json_text(error) if error else ""
-    return words if not code or code in words or code.isupper() else f"{code} {words}"
+    return message if not code or code in message or code.isupper() else f"{code} {message}"

@@ -1,6 +1,7 @@
 """n8n: the request that starts the workflow, and the meaning of its refusals."""
 
 import base64
+import re
 from hashlib import sha256
 from typing import Any
 
@@ -8,6 +9,7 @@ from gateway.errors import GatewayError, UpstreamFailed, UpstreamMisconfigured, 
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
+    Delivery,
     Doubt,
     Step,
     as_text,
@@ -16,14 +18,17 @@ from gateway.platforms.base import (
 )
 from gateway.platforms.failures import explain_http
 from gateway.platforms.n8n.decoder import N8nDecoder
+from gateway.platforms.n8n.form import encode
 from gateway.platforms.n8n.options import N8nOptions
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
-from gateway.protocol.messages import ChatRequest
+from gateway.protocol.messages import ChatRequest, Media
 from gateway.protocol.prompt import as_prompt, require_question
 
 # With the option "Ignore Bots" a trigger refuses clients whose User-Agent names a library.
 _AGENT = {"User-Agent": "Mozilla/5.0 (compatible; AI-Gateway)"}
-_UNREGISTERED = "is not registered"
+_TYPE = "content-type"
+# The id in a Chat Trigger's address is a UUID; a Webhook node's path ends in /chat by chance only.
+_CHAT_TRIGGER = re.compile(r"/[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}/chat$", re.IGNORECASE)
 
 
 class N8n(BasePlatform):
@@ -51,7 +56,15 @@ class N8n(BasePlatform):
             self._agent.input_member: as_prompt(chat),
             "metadata": {**chat.variables, "user": chat.user},
         }
-        return UpstreamRequest("POST", self._url, self._headers, dump(body))
+        if not chat.question.media:
+            return UpstreamRequest("POST", self._url, self._headers, dump(body))
+        content_type, form = encode(body, chat.question.media)
+        own = {name: self._headers[name] for name in self._headers if name.lower() != _TYPE}
+        return UpstreamRequest("POST", self._url, {**own, _TYPE: content_type}, form)
+
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
+        """A form needs the bytes. `accepts` says which kinds the trigger takes; usually none."""
+        return "url" if media.is_data else "inline"
 
     def _session(self, conversation: str) -> str:
         """The session id for n8n. A caller who knows a session id can read the workflow's memory,
@@ -61,19 +74,26 @@ class N8n(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return N8nDecoder(_conversation(chat), frozenset(self._agent.nodes))
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise _explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         return None  # n8n continues after a disconnect, and has no stop call
 
     def probe(self) -> Step:
-        """A GET, which starts no workflow: a node that expects POST says so."""
+        """A call that starts no workflow. A Chat Trigger checks the credentials before it reads a
+        session; other nodes would run, so they get a GET, and say that they expect POST."""
+        if _CHAT_TRIGGER.search(self._url):
+            session = {self._agent.session_member: self._session("")}
+            body = {"action": "loadPreviousSession", **session}
+            return UpstreamRequest("POST", self._url, self._headers, dump(body))
         return UpstreamRequest("GET", self._url, self._headers)
 
-    def verdict(self, reply: UpstreamReply) -> str:
-        said = as_text(reply.object().get("message"))
-        if reply.status == 404 and "POST request" in said:
+    def describe(self, reply: UpstreamReply) -> str:
+        message = as_text(reply.object().get("message"))
+        if reply.status == 200 and isinstance(reply.object().get("data"), list):
+            return "the chat is active, and accepts the credentials"
+        if reply.status == 404 and "POST request" in message:
             return Doubt("the workflow is active; a question will show whether the key is right")
         if reply.status < 300:
             return Doubt("something answers there; a question will show whether it is the workflow")
@@ -85,16 +105,16 @@ def _conversation(chat: ChatRequest) -> str:
 
 
 def _explain(reply: UpstreamReply) -> GatewayError:
-    said = reply.object()
-    message = as_text(said.get("message"))
+    body = reply.object()
+    message = as_text(body.get("message"))
     if reply.status in (401, 403):
-        said_so = clean(reply.text[:200].strip()) or f"status {reply.status}"
+        reason = clean(reply.text[:200].strip()) or f"status {reply.status}"
         return UpstreamMisconfigured(
-            f"n8n refuses the credentials: {said_so}. Send them as the node wants them: api_key as"
+            f"n8n refuses the credentials: {reason}. Send them as the node wants them: api_key as"
             " a bearer, username and api_key for Basic auth, or a header of its own in headers."
         )
     if reply.status == 404:
-        hint = as_text(said.get("hint")) or "Is the workflow active, and the chat public?"
+        hint = as_text(body.get("hint")) or "Is the workflow active, and the chat public?"
         return UpstreamMisconfigured(f"n8n has no workflow at this address. {hint}")
     if reply.status == 428:
         return UpstreamMisconfigured("n8n wants its user to connect credentials first.")

@@ -25,7 +25,7 @@ from gateway.platforms.base import (
     json_text,
     parse_json,
 )
-from gateway.platforms.failures import explain_words
+from gateway.platforms.failures import explain_message
 from gateway.protocol import ndjson
 from gateway.protocol.messages import Begin, Delta, Finish, Note, Text
 
@@ -107,7 +107,7 @@ class N8nDecoder(EventDecoder):
             self._end(key, out)
         else:
             self._end(key, out)
-            self._error = explain_words("n8n", as_text(frame.get("content")) or "a node failed")
+            self._error = explain_message("n8n", as_text(frame.get("content")) or "a node failed")
 
     def _frame(self, data: bytes) -> dict[str, Any] | None:
         """A frame, which is a line of a stream; None for anything else."""

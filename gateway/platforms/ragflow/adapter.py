@@ -76,7 +76,7 @@ class RAGFlow(BasePlatform):
         session = as_id(as_object(reply.object().get("data")).get("id"))
         if session:
             return self._ask(chat, session)
-        return self.refused(reply, chat)
+        return self.recover(reply, chat)
 
     def _ask(self, chat: ChatRequest, session: str) -> UpstreamRequest:
         make = self._agent_body if self._agent.agent_id else self._chat_body
@@ -120,7 +120,7 @@ class RAGFlow(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return RAGFlowDecoder(self._agent.frames, chat.conversation_id or "", self._pauses)
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """Retry with the older endpoint the first time that one is missing, and without the
         conversation id if the conversation is lost and the request has its turns. Raises any other
         error."""
@@ -138,15 +138,15 @@ class RAGFlow(BasePlatform):
     def as_stream(self, reply: UpstreamReply) -> bytes:
         """The events for a chat's whole answer, or an agent's, which contains its run as `data`."""
         body = reply.object()
-        told, run = as_object(body.get("data")), as_object(as_object(body.get("data")).get("data"))
-        if as_count(body.get("code")) or not told:
+        data, run = as_object(body.get("data")), as_object(as_object(body.get("data")).get("data"))
+        if as_count(body.get("code")) or not data:
             return b""
-        if "answer" in told:
-            frames = [{"code": 0, "data": {**told, "final": True}}, {"code": 0, "data": True}]
+        if "answer" in data:
+            frames = [{"code": 0, "data": {**data, "final": True}}, {"code": 0, "data": True}]
             return b"".join(sse.event(dump(frame)) for frame in frames)
-        if not run and "session_id" not in told:
+        if not run and "session_id" not in data:
             return b""
-        ids = {key: told.get(key) for key in ("session_id", "message_id")}
+        ids = {key: data.get(key) for key in ("session_id", "message_id")}
         outputs = {"content": run.get("content")}
         events = [
             {"event": "message_end", **ids, "data": {"reference": run.get("reference")}},
@@ -166,7 +166,7 @@ class RAGFlow(BasePlatform):
             return self._get(f"{self._path}/sessions?page=1&page_size=1&dsl=false")
         return self._get(self._path)
 
-    def verdict(self, reply: UpstreamReply) -> str | Step:
+    def describe(self, reply: UpstreamReply) -> str | Step:
         if _lacks_path(reply) and not self._agent.agent_id:
             return Preliminary(self._get(f"/chats?id={quote(self._bot, safe='')}"), self._found)
         return self._found(reply)
@@ -213,10 +213,10 @@ def _filled(pause: Pause, reply: str) -> dict[str, Any]:
     if pause.options:
         return {pause.fields[0].key: answer}
     try:
-        given = as_object(loosejson.loads(answer.encode()))
+        values = as_object(loosejson.loads(answer.encode()))
     except loosejson.NotJson:
         return {}
-    return {field.key: given[field.key] for field in pause.fields if field.key in given}
+    return {field.key: values[field.key] for field in pause.fields if field.key in values}
 
 
 def _type(value: Any) -> str:

@@ -18,7 +18,7 @@ from gateway.platforms.base import (
     as_text,
     parse_object,
 )
-from gateway.platforms.failures import is_failure, words_of
+from gateway.platforms.failures import is_failure, message_of
 from gateway.platforms.pauses import WAITS, Field, Pause, Pauses
 from gateway.platforms.ragflow.failures import explain_answer, explain_code
 from gateway.platforms.ragflow.marks import Marks, may_hold_mark, without_citations
@@ -100,10 +100,10 @@ class RAGFlowDecoder(EventDecoder):
     def explain(self, error: Any) -> GatewayError:
         body = as_object(error)
         answer = as_text(as_object(body.get("data")).get("answer"))
-        return explain_code(as_count(body.get("code")), words_of(error) or answer)
+        return explain_code(as_count(body.get("code")), message_of(error) or answer)
 
     @property
-    def heard(self) -> Callable[[str], bool]:
+    def on_text(self) -> Callable[[str], bool]:
         return may_hold_mark
 
     def pattern(self, chunk: bytes, delta: Delta) -> EventTemplate | None:
@@ -196,10 +196,10 @@ class RAGFlowDecoder(EventDecoder):
     def _decide(self, frames: Literal["delta", "cumulative"], out: list[Delta]) -> None:
         """Set how to read frames, and read the frames that waited for the decision."""
         self._frames = frames
-        said, *waiting = self._undecided or [""]
+        first, *waiting = self._undecided or [""]
         self._undecided = []
-        self._whole = _open(said)
-        if frames == "delta" and said != self._whole:
+        self._whole = _open(first)
+        if frames == "delta" and first != self._whole:
             waiting.insert(0, _END_OF_THINKING)
         for answer in waiting:
             self._on_answer(answer, out)
@@ -274,7 +274,7 @@ class RAGFlowDecoder(EventDecoder):
         self._refer(data.get("reference"))
 
     def _on_node(self, data: dict[str, Any], out: list[Delta]) -> None:
-        error = words_of(data.get("error"))
+        error = message_of(data.get("error"))
         has_ended = "outputs" in data
         step = {
             "node": as_text(data.get("component_type")),
@@ -297,10 +297,10 @@ class RAGFlowDecoder(EventDecoder):
         self._pauses.begin(self.conversation_id, pause_of(inputs))
         asked = {"type": "user_inputs", "inputs": inputs, "tips": tips}
         out.append(Note("interaction", asked))
-        words = "\n".join(filter(None, [tips.strip(), *map(_line, inputs, inputs.values())]))
-        words = words or ("" if self._has_text else WAITS)
-        if words:
-            self._add([Text(f"\n\n{words}" if self._has_text else words)], out)
+        question = "\n".join(filter(None, [tips.strip(), *map(_line, inputs, inputs.values())]))
+        question = question or ("" if self._has_text else WAITS)
+        if question:
+            self._add([Text(f"\n\n{question}" if self._has_text else question)], out)
 
     def _on_finished(self, data: dict[str, Any], out: list[Delta]) -> None:
         self._outputs = as_object(data.get("outputs"))

@@ -12,7 +12,7 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
-from gateway.platforms.failures import explain_http, explain_words, words_of
+from gateway.platforms.failures import explain_http, explain_message, message_of
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
 
@@ -47,51 +47,52 @@ def explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     code = as_count(body.get("code"))
     if code:
-        return explain_code(code, words_of(body))
+        return explain_code(code, message_of(body))
     return explain_http("RAGFlow", reply)
 
 
-def explain_code(code: int, words: str) -> GatewayError:
+def explain_code(code: int, message: str) -> GatewayError:
     """The error for one of RAGFlow's codes."""
-    if words.lstrip().startswith(ERROR.rstrip()):
-        return explain_answer(words)
-    said = f" (RAGFlow {code}: {clean(words) or 'no message'})"
-    if code in _CREDENTIALS or _UNAUTHORIZED.search(words):
-        return UpstreamMisconfigured("RAGFlow refused the API key: check api_key." + said)
-    if _SESSION.search(words):
+    if message.lstrip().startswith(ERROR.rstrip()):
+        return explain_answer(message)
+    quoted = f" (RAGFlow {code}: {clean(message) or 'no message'})"
+    if code in _CREDENTIALS or _UNAUTHORIZED.search(message):
+        return UpstreamMisconfigured("RAGFlow refused the API key: check api_key." + quoted)
+    if _SESSION.search(message):
         return ConversationNotFound(
             "RAGFlow does not know this conversation; leave conversation_id out to begin one."
-            + said
+            + quoted
         )
-    if code == 101 or (code == 102 and _QUESTION.search(words)):
-        return InvalidRequest("RAGFlow does not accept the request." + said)
-    if code == 102 and _BOT.search(words):
+    if code == 101 or (code == 102 and _QUESTION.search(message)):
+        return InvalidRequest("RAGFlow does not accept the request." + quoted)
+    if code == 102 and _BOT.search(message):
         return UpstreamMisconfigured(
-            "RAGFlow does not have this bot, or not for this key: check chat_id or agent_id." + said
+            "RAGFlow does not have this bot, or not for this key: check chat_id or agent_id."
+            + quoted
         )
     if code in (404, 405):
         return UpstreamMisconfigured(
             "RAGFlow does not find what was asked for: check base_url, and chat_id or agent_id."
-            + said
+            + quoted
         )
     if code in (413, 429, 503, 504):
-        return explain_http("RAGFlow", UpstreamReply(code, {}, b""), words)
-    return explain_words("RAGFlow", words or f"no message (code {code})")
+        return explain_http("RAGFlow", UpstreamReply(code, {}, b""), message)
+    return explain_message("RAGFlow", message or f"no message (code {code})")
 
 
 def explain_answer(text: str) -> GatewayError:
     """The error for an answer that is an error text, with or without its leading mark."""
-    words = text.strip().removeprefix(ERROR.rstrip()).strip()
-    found = _CLASS.match(words)
+    message = text.strip().removeprefix(ERROR.rstrip()).strip()
+    found = _CLASS.match(message)
     status = CLASSES[found[1]] if found else 0
-    error = explain_words("RAGFlow", words)
+    error = explain_message("RAGFlow", message)
     if error.status != 502:
         return error
-    if not status and _RATE.search(words):
+    if not status and _RATE.search(message):
         status = 429
-    elif not status and _QUOTA.search(words):
+    elif not status and _QUOTA.search(message):
         status = 402
     if status:
-        error = explain_http("RAGFlow", UpstreamReply(status, {}, b""), words)
+        error = explain_http("RAGFlow", UpstreamReply(status, {}, b""), message)
         error = error.replace(retryable=False, outage=False)  # the run has begun
     return error

@@ -7,17 +7,19 @@ OpenAI's; the assistants repeat the whole text in every frame; applications have
 import time
 from collections.abc import Callable
 
+from gateway.platforms.base import Platform
 from gateway.platforms.zhipu.application import Application
 from gateway.platforms.zhipu.glms import Glms
 from gateway.platforms.zhipu.models import Models
 from gateway.platforms.zhipu.options import ZhipuOptions
-from gateway.platforms.zhipu.product import Product
 
 
 def zhipu(
     name: str, agent: ZhipuOptions, url: str, clock: Callable[[], float] = time.time
-) -> Product:
+) -> Platform:
     """The product that the option `api` selects."""
     if agent.api == "glms":
         return Glms(agent, url, clock)
-    return Application(agent, url) if agent.api == "application" else Models(agent, url)
+    if agent.api == "application":
+        return Application(agent, url)
+    return Models(agent, url)

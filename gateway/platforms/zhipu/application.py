@@ -20,7 +20,7 @@ from gateway.platforms.base import (
     dump,
     parse_object,
 )
-from gateway.platforms.zhipu.failures import explain, explain_told
+from gateway.platforms.zhipu.failures import explain, explain_reported
 from gateway.platforms.zhipu.models import ModelDecoder
 from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.platforms.zhipu.product import Product
@@ -97,10 +97,10 @@ class Application(Product):
 
 def _application_events(body: dict[str, Any]) -> bytes:
     """A whole answer of an application, converted to its stream; b"" if it is not an answer."""
-    told = as_object(body.get("data"))
-    if words := as_text(told.get("content")):  # the older API's format
-        choice = {"delta": {"content": {"type": "text", "msg": words}}, "finish_reason": "stop"}
-        body = {"choices": [choice], "usage": told.get("usage")}
+    data = as_object(body.get("data"))
+    if text := as_text(data.get("content")):  # the older API's format
+        choice = {"delta": {"content": {"type": "text", "msg": text}}, "finish_reason": "stop"}
+        body = {"choices": [choice], "usage": data.get("usage")}
     return sse.event(dump(body)) + sse.DONE if as_list(body.get("choices")) else b""
 
 
@@ -142,21 +142,21 @@ class ApplicationDecoder(EventDecoder):
         self.ending = bool(self._reason)
 
     def explain(self, error: Any) -> GatewayError:
-        return explain_told(error) if isinstance(error, dict) else super().explain(error)
+        return explain_reported(error) if isinstance(error, dict) else super().explain(error)
 
     def _choice(self, choice: dict[str, Any], out: list[Delta]) -> None:
         whole = choice.get("messages")
         whole = as_list(whole)[-1] if as_list(whole) else whole
         delta = as_object(choice.get("delta")) or as_object(whole)
         content = delta.get("content")
-        words = as_text(content) or as_text(as_object(content).get("msg"))
-        if isinstance(content, list) or (not words and "text" in as_object(content)):
+        text = as_text(content) or as_text(as_object(content).get("msg"))
+        if isinstance(content, list) or (not text and "text" in as_object(content)):
             out += read_content(content)
         kind = as_text(as_object(content).get("type"))
-        if words and kind in ("", "text", "all_tools"):
-            out.append(Text(words))
+        if text and kind in ("", "text", "all_tools"):
+            out.append(Text(text))
         elif kind in ("image", "video"):
-            url = words or as_text(as_object(content).get("url"))
+            url = text or as_text(as_object(content).get("url"))
             if url:
                 out.append(files_note([{"type": kind, "url": url, "name": ""}]))
         event = as_object(delta.get("event"))
@@ -170,7 +170,7 @@ class ApplicationDecoder(EventDecoder):
             out.append(Note("progress", [step]))
         reason = as_text(choice.get("finish_reason"))
         if reason == "error":
-            raise explain_told({"error": choice.get("error_msg") or choice.get("error")})
+            raise explain_reported({"error": choice.get("error_msg") or choice.get("error")})
         self._reason = reason or self._reason
 
     def finish(self, out: list[Delta]) -> None:

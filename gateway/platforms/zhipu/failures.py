@@ -18,8 +18,8 @@ from gateway.platforms.failures import (
     classify,
     explain_http,
     explain_member,
-    explain_words,
-    words_of,
+    explain_message,
+    message_of,
 )
 from gateway.protocol.exchange import UpstreamReply
 
@@ -28,55 +28,57 @@ def explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     error = as_object(body.get("error")) or body
     code = as_id(error.get("code"))
-    words = words_of(error)
+    message = message_of(error)
     if not _is_good(code):
-        return explain_code(code, words, reply)
-    return explain_http("Zhipu", reply, words)
+        return explain_code(code, message, reply)
+    return explain_http("Zhipu", reply, message)
 
 
 def explain_glms(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
-    words = words_of(body)
-    low = words.lower()
-    if reply.status not in (200, 400) or not body or classify(words, ()) not in (None, "key"):
-        return explain_http("智谱清言", reply, words)
+    message = message_of(body)
+    low = message.lower()
+    if reply.status not in (200, 400) or not body or classify(message, ()) not in (None, "key"):
+        return explain_http("智谱清言", reply, message)
     if body.get("validation_error"):
         return UpstreamMisconfigured(
-            f"智谱清言 does not accept the assistant: check assistant_id. {clean(words)}"
+            f"智谱清言 does not accept the assistant: check assistant_id. {clean(message)}"
         )
     if any(mark in low for mark in ("assistant", "token", "api_key", "apikey", "auth", "密钥")):
         return UpstreamMisconfigured(
-            f"智谱清言 refused the call: {clean(words)}."
+            f"智谱清言 refused the call: {clean(message)}."
             " Check api_key (id.secret) and assistant_id."
         )
-    return explain_words("智谱清言", words)
+    return explain_message("智谱清言", message)
 
 
 def _is_good(code: str) -> bool:
     return code in ("", "0", "200")
 
 
-def explain_told(told: dict[str, Any]) -> GatewayError:
+def explain_reported(reported: dict[str, Any]) -> GatewayError:
     """The error for an event that reports a failure, whichever member has its message."""
-    code = as_id((as_object(told.get("error")) or told).get("code"))
+    code = as_id((as_object(reported.get("error")) or reported).get("code"))
     if _is_good(code):
-        return explain_member("Zhipu", told)
-    return explain_code(code, words_of(told))
+        return explain_member("Zhipu", reported)
+    return explain_code(code, message_of(reported))
 
 
 _CALLER = {"1210", "1213", "1214", "1215"}
 
 
-def explain_code(code: str, words: str, reply: UpstreamReply | None = None) -> GatewayError:
+def explain_code(code: str, message: str, reply: UpstreamReply | None = None) -> GatewayError:
     """The error for Zhipu's code, a string of digits; most codes are in the table of failures."""
-    said = f" (Zhipu {code}: {clean(words) or 'no message'})"
+    quoted = f" (Zhipu {code}: {clean(message) or 'no message'})"
     if code == "1231":
-        return InternalError("The gateway repeated a request id." + said)
+        return InternalError("The gateway repeated a request id." + quoted)
     if code in _CALLER:
-        return InvalidRequest("Zhipu does not accept the request." + said)
+        return InvalidRequest("Zhipu does not accept the request." + quoted)
     if code.startswith("11") and len(code) == 4 and code != "1113":
-        return UpstreamMisconfigured("Zhipu does not give this model or app to the account." + said)
+        return UpstreamMisconfigured(
+            "Zhipu does not give this model or app to the account." + quoted
+        )
     if reply is None or reply.status < 300:
-        body = dump({"error": {"code": code, "message": words}})
+        body = dump({"error": {"code": code, "message": message}})
         reply = UpstreamReply(200, {} if reply is None else reply.headers, body)
-    return explain_http("Zhipu", reply, f"{words} (Zhipu {code})")
+    return explain_http("Zhipu", reply, f"{message} (Zhipu {code})")

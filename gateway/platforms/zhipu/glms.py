@@ -16,8 +16,8 @@ from gateway.errors import (
 )
 from gateway.platforms.base import (
     BadEvent,
-    Carriage,
     Decoder,
+    Delivery,
     EventDecoder,
     Preliminary,
     Step,
@@ -34,10 +34,10 @@ from gateway.platforms.base import (
     parse_object,
 )
 from gateway.platforms.failures import (
-    explain_words,
+    explain_message,
     read,
 )
-from gateway.platforms.zhipu.failures import explain_glms, explain_told
+from gateway.platforms.zhipu.failures import explain_glms, explain_reported
 from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.platforms.zhipu.product import Product
 from gateway.protocol import sse
@@ -86,7 +86,7 @@ class Glms(Product):
         headers = json_headers(self.token, self._agent.headers)
         return UpstreamRequest("POST", f"{self._api}/stream", headers, dump(body), stream=True)
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         return "upload"
 
     def upload(self) -> UploadStep:
@@ -125,7 +125,7 @@ class Glms(Product):
                 raise error
             raise UpstreamMisconfigured(
                 "智谱清言 gave no token for the gateway's key: check api_key (id.secret)."
-                f" ({clean(read(reply).words) or reply.status})"
+                f" ({clean(read(reply).message) or reply.status})"
             )
         now = self._token.now()
         life = as_count(result.get("expires_in")) or 3600
@@ -138,27 +138,27 @@ class Glms(Product):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return GlmsDecoder()
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         error = explain_glms(reply)
         if isinstance(error, UpstreamMisconfigured) and self._token.renew_for(chat.call_id):
             return self.prepare(chat)
         raise error
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        told = as_object(reply.object().get("result"))
+        result = as_object(reply.object().get("result"))
         frames = [
-            {**told, "message": message, "status": ""}
-            for message in map(as_object, as_list(told.get("output")))
+            {**result, "message": message, "status": ""}
+            for message in map(as_object, as_list(result.get("output")))
         ]
         if not frames:
             return b""
-        frames[-1]["status"] = told.get("status") or "finish"
+        frames[-1]["status"] = result.get("status") or "finish"
         return b"".join(sse.event(dump(frame)) for frame in frames)
 
     def probe(self) -> Step:
         return self._token_request()
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         self._keep_token(reply)
         return "the key is accepted"
 
@@ -170,14 +170,14 @@ def _read_file_id(id_: str) -> dict[str, Any]:
     """The result that `uploaded` encoded in an id. Raises InvalidRequest for any other id."""
     text = id_.removeprefix(_FILE_ID)
     try:
-        told = parse_object(b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
+        token = parse_object(b64decode(text + "=" * (-len(text) % 4), b"-_", validate=True))
     except (ValueError, BadEvent):
-        told = {}
-    if not told:
+        token = {}
+    if not token:
         raise InvalidRequest(
             f"{id_[:40]!r} is no id of a file that was uploaded for this agent.", param="files"
         )
-    return told
+    return token
 
 
 _SOURCE = re.compile(r"【\d{0,4}†[^【】]{0,50}】")
@@ -221,7 +221,7 @@ class GlmsDecoder(EventDecoder):
             self._end(frame, out)
 
     def explain(self, error: Any) -> GatewayError:
-        return explain_told(error) if isinstance(error, dict) else super().explain(error)
+        return explain_reported(error) if isinstance(error, dict) else super().explain(error)
 
     def _part(
         self, part: dict[str, Any], message: dict[str, Any], is_last: bool, out: list[Delta]
@@ -265,12 +265,12 @@ class GlmsDecoder(EventDecoder):
     def _end(self, frame: dict[str, Any], out: list[Delta]) -> None:
         self._grow(self._held, True, out)
         if frame.get("status") == "intervene":
-            words = as_text(as_object(frame.get("last_error")).get("intervene_text"))
+            message = as_text(as_object(frame.get("last_error")).get("intervene_text"))
             if not self._has_text:
-                raise ContentRefused(clean(words) or "Zhipu's moderation refused the question.")
+                raise ContentRefused(clean(message) or "Zhipu's moderation refused the question.")
             out.append(Finish("content_filter"))
         elif self._failure:
-            raise explain_words("Zhipu", self._failure)
+            raise explain_message("Zhipu", self._failure)
         else:
             out.append(Finish("stop"))
         self.done = True

@@ -10,21 +10,21 @@ from gateway.errors import (
 )
 from gateway.filetypes import KINDS
 from gateway.platforms.base import (
-    Carriage,
     Decoder,
+    Delivery,
     Step,
     as_id,
     as_list,
     as_object,
     as_text,
     base_url,
-    carry_inside,
     dump,
+    link_or_inline,
     parse_object,
 )
 from gateway.platforms.failures import (
     explain_member,
-    words_of,
+    message_of,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
 from gateway.platforms.zhipu.failures import explain_code
@@ -47,7 +47,7 @@ _OPTIONS = frozenset(
 class Models(Product):
     """An agent of the model API."""
 
-    options = _OPTIONS
+    options: frozenset[str] | None = _OPTIONS
     kinds = frozenset(KINDS)  # the model decides
 
     def __init__(self, agent: ZhipuOptions, url: str) -> None:
@@ -59,22 +59,22 @@ class Models(Product):
     def prepare(self, chat: ChatRequest) -> Step:
         if chat.question.role == "user":
             require_question(chat)
-        given = chat.raw
+        asked = chat.raw
         body: dict[str, Any] = {
             "model": self._agent.model or "glm-4.6",
             "messages": _turns(chat),
             "stream": True,
             "user_id": _user_id(chat.user),
         }
-        body |= _options(given)
-        _ask_for_json(body, as_object(given.get("response_format")))
+        body |= _options(asked)
+        _ask_for_json(body, as_object(asked.get("response_format")))
         url = f"{self._api}/chat/completions"
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
 
     def sends_turns(self, chat: ChatRequest) -> bool:
         return True
 
-    def carry(self, media: Media, chat: ChatRequest) -> Carriage:
+    def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         if media.kind == "file" and (media.is_data or (media.stored and not media.url)):
             raise KindNotTaken(
                 "Zhipu's models fetch files by themselves, and cannot reach this one: give an"
@@ -83,8 +83,8 @@ class Models(Product):
                 param="files",
             )
         if media.kind == "audio" and not media.is_data:
-            return "data"
-        return carry_inside(media)
+            return "inline"
+        return link_or_inline(media)
 
     def decoder(self, chat: ChatRequest) -> Decoder:
         return ModelDecoder(_changed(chat) if chat.options else ())
@@ -92,39 +92,39 @@ class Models(Product):
     def probe(self) -> Step:
         return UpstreamRequest("GET", f"{self._api}/models", self._headers)
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         if reply.status == 404 and reply.object():
             return "reachable; the key shows with the first question"
-        return super().verdict(reply)
+        return super().describe(reply)
 
 
 _MAX_TOKENS = 131_072  # Zhipu refuses more
 
 
-def _options(given: dict[str, Any]) -> dict[str, Any]:
+def _options(asked: dict[str, Any]) -> dict[str, Any]:
     """The caller's options with values that Zhipu accepts. For a value that it would refuse, its
     own default applies, or the nearest accepted value."""
     out: dict[str, Any] = {}
     for name in ("do_sample", "tool_stream"):
-        if isinstance(given.get(name), bool):
-            out[name] = given[name]
+        if isinstance(asked.get(name), bool):
+            out[name] = asked[name]
     for name in ("max_completion_tokens", "max_tokens"):  # the last one wins
-        if (most := _whole(given.get(name))) > 0:  # clients send 0 and -1 for "no limit"
+        if (most := _whole(asked.get(name))) > 0:  # clients send 0 and -1 for "no limit"
             out["max_tokens"] = min(most, _MAX_TOKENS)
-    wants_tools = given.get("tool_choice") != "none"
-    if wants_tools and isinstance(given.get("tools"), list) and given["tools"]:
-        out["tools"] = given["tools"]
-        if given.get("tool_choice") == "auto":  # forcing a tool hangs some models
+    wants_tools = asked.get("tool_choice") != "none"
+    if wants_tools and isinstance(asked.get("tools"), list) and asked["tools"]:
+        out["tools"] = asked["tools"]
+        if asked.get("tool_choice") == "auto":  # forcing a tool hangs some models
             out["tool_choice"] = "auto"
-    if (temperature := _number(given, "temperature")) is not None:
+    if (temperature := _number(asked, "temperature")) is not None:
         out["temperature"] = min(max(temperature, 0.0), 1.0)
-    if (top_p := _number(given, "top_p")) is not None:
+    if (top_p := _number(asked, "top_p")) is not None:
         out["top_p"] = min(max(top_p, 0.01), 0.99)  # Zhipu refuses 1, a usual value of clients
-    stop = given.get("stop")
+    stop = asked.get("stop")
     stops = [text for text in (stop if isinstance(stop, list) else [stop]) if text]
     if stops and isinstance(stops[0], str):
         out["stop"] = stops[:1]
-    if thinking := _thinking(given):
+    if thinking := _thinking(asked):
         out["thinking"] = thinking
     return out
 
@@ -135,8 +135,8 @@ def _changed(chat: ChatRequest) -> tuple[str, ...]:
     return tuple([name for name in chat.options if not _is_followed(name, chat.raw, sent)])
 
 
-def _is_followed(name: str, given: dict[str, Any], sent: dict[str, Any]) -> bool:
-    value = given.get(name)
+def _is_followed(name: str, asked: dict[str, Any], sent: dict[str, Any]) -> bool:
+    value = asked.get(name)
     if name in ("max_tokens", "max_completion_tokens"):
         return value in (0, -1) or _whole(value) == sent.get("max_tokens")
     if name in ("thinking", "enable_thinking", "reasoning_effort"):
@@ -151,17 +151,17 @@ def _whole(value: Any) -> int:
     return as_count(int(value) if isinstance(value, float) and value.is_integer() else value)
 
 
-def _number(given: dict[str, Any], name: str) -> float | None:
-    value = given.get(name)
+def _number(asked: dict[str, Any], name: str) -> float | None:
+    value = asked.get(name)
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 _MODES = {"enabled": True, "disabled": False, "adaptive": True, "auto": True}
 
 
-def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
+def _thinking(asked: dict[str, Any]) -> dict[str, Any] | None:
     """Zhipu's `thinking`, from any format that clients use for it."""
-    wanted, effort = given.get("thinking"), given.get("reasoning_effort")
+    wanted, effort = asked.get("thinking"), asked.get("reasoning_effort")
     if isinstance(wanted, dict):
         if wanted.get("type") in ("enabled", "disabled"):
             return {k: v for k, v in wanted.items() if k in ("type", "clear_thinking")}
@@ -169,7 +169,7 @@ def _thinking(given: dict[str, Any]) -> dict[str, Any] | None:
     if isinstance(wanted, str):
         wanted = _MODES.get(wanted)
     if wanted is None:
-        wanted = given.get("enable_thinking")
+        wanted = asked.get("enable_thinking")
     if wanted is None and isinstance(effort, str) and effort:
         wanted = effort not in ("none", "minimal")
     if not isinstance(wanted, bool):
@@ -183,8 +183,8 @@ def _ask_for_json(body: dict[str, Any], wanted: dict[str, Any]) -> None:
         return
     body["response_format"] = {"type": "json_object"}
     if schema := as_object(wanted.get("json_schema")).get("schema"):
-        words = f"Answer with JSON that follows this JSON Schema: {dump(schema).decode()}"
-        body["messages"] = [{"role": "system", "content": words}, *body["messages"]]
+        instruction = f"Answer with JSON that follows this JSON Schema: {dump(schema).decode()}"
+        body["messages"] = [{"role": "system", "content": instruction}, *body["messages"]]
 
 
 def _user_id(user: str) -> str:
@@ -197,11 +197,11 @@ def _user_id(user: str) -> str:
 def _turns(chat: ChatRequest) -> list[dict[str, Any]]:
     """The messages, the caller's own if they have OpenAI's format, without forms that Zhipu
     refuses."""
-    given = raw_messages(chat).get("messages")
-    if not isinstance(given, list):
-        given = [message(turn) for turn in chat.messages]
+    messages = raw_messages(chat).get("messages")
+    if not isinstance(messages, list):
+        messages = [message(turn) for turn in chat.messages]
     out = []
-    for turn in tidy(given):
+    for turn in tidy(messages):
         is_call = turn.get("tool_calls")
         if turn["role"] != "tool" and not (turn.get("content") or is_call):
             continue  # Zhipu refuses empty turns, such as an answer stopped early
@@ -260,7 +260,7 @@ class ModelDecoder(ChunkDecoder):
             out.append(Note("citations", cited))
 
     def explain(self, error: Any) -> GatewayError:
-        told = as_object(error)
-        if code := as_id(told.get("code")):
-            return explain_code(code, words_of(told))
+        members = as_object(error)
+        if code := as_id(members.get("code")):
+            return explain_code(code, message_of(members))
         return explain_member("Zhipu", error)

@@ -23,13 +23,13 @@ class Product(BasePlatform):
         self.token = agent.api_key.reveal()
         self._headers = json_headers(self.token, agent.headers)
 
-    def refused(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise explain(reply)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         return None  # none of the three has a stop call
 
-    def verdict(self, reply: UpstreamReply) -> str:
+    def describe(self, reply: UpstreamReply) -> str:
         if reply.status != 200 or as_count(reply.object().get("code")) not in (0, 200):
             raise explain(reply)
         return "the key is accepted"

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gateway.demo.mind import last_question, speak
+from gateway.demo.script import last_question, speak
 
 EARLIER = "User: #fail\n\nAssistant: no\n\nUser: "
 

@@ -13,7 +13,7 @@ import orjson
 from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
-from gateway.demo.mind import Speech
+from gateway.demo.script import Speech
 
 MAX_CONVERSATIONS = 1000
 MAX_TURNS = 50
@@ -76,8 +76,8 @@ class Demo:
         raise NotImplementedError
 
     def knows_key(self, request: web.Request) -> bool:
-        given = request.headers.get("Authorization", "").removeprefix("Bearer ")
-        return not self.key or given == self.key
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        return not self.key or token == self.key
 
     async def body(self, request: web.Request) -> dict[str, Any]:
         """The JSON body, recorded so that tests can inspect it."""

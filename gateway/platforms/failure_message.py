@@ -7,7 +7,7 @@ A message often contains another client's error as text: `Error code: 429 - {'er
 import re
 
 _CODES = "code|type|status|reason|error_code|error_type|errorcode|errortype|status_code"
-_WORDS = "message|msg|detail|description|error|error_msg|error_message|errmsg"
+_MESSAGES = "message|msg|detail|description|error|error_msg|error_message|errmsg"
 # A member of JSON or of Python's repr; nested strings have escaped quotes.
 _MEMBER = re.compile(
     r"""(?P<quote>["'])(?P<name>[A-Za-z_]{2,20})(?P=quote)\s?:\s?"""
@@ -15,27 +15,27 @@ _MEMBER = re.compile(
     r"""|(?P<number>\d{1,9}))""",
     re.DOTALL,
 )
-_NAMES_OF = {
+_KIND_OF = {
     **dict.fromkeys(_CODES.split("|"), "code"),
-    **dict.fromkeys(_WORDS.split("|"), "words"),
+    **dict.fromkeys(_MESSAGES.split("|"), "message"),
 }
 _MAX_DEPTH = 3
 
 
-def inner(words: str, depth: int = 0) -> tuple[str, list[str]]:
+def inner(message: str, depth: int = 0) -> tuple[str, list[str]]:
     """(the message, including the message of an embedded error; its codes as `member:value`)."""
-    told, codes = [_MEMBER.sub(" ", words)], []
-    for member in _MEMBER.finditer(words):
+    messages, codes = [_MEMBER.sub(" ", message)], []
+    for member in _MEMBER.finditer(message):
         name = member["name"].lower()
         value = member["double"] or member["single"] or member["number"] or ""
-        sort = _NAMES_OF.get(name)
-        if sort == "code" and len(value) <= 100:
+        kind = _KIND_OF.get(name)
+        if kind == "code" and len(value) <= 100:
             codes.append(f"{name.replace('_', '')}:{value}")
-        elif sort == "words" and depth < _MAX_DEPTH:
+        elif kind == "message" and depth < _MAX_DEPTH:
             more, its_codes = inner(value.replace('\\"', '"').replace("\\'", "'"), depth + 1)
-            told.append(more)
+            messages.append(more)
             codes += its_codes
-    return "\n".join(told), codes
+    return "\n".join(messages), codes
 
 
 _NAME = re.compile(
@@ -53,15 +53,15 @@ _NAME = re.compile(
 )
 
 
-def without_names(words: str) -> str:
+def without_names(message: str) -> str:
     """The message with `""` in place of quotations and of names of files, nodes and members.
 
     Quotes around the whole message are removed first, so that its text remains.
     """
-    words = words.strip()
-    if len(words) > 2 and words[0] in "\"'" and words.find(words[0], 1) == len(words) - 1:
-        words = words[1:-1]
-    return _NAME.sub('""', words)
+    message = message.strip()
+    if len(message) > 2 and message[0] in "\"'" and message.find(message[0], 1) == len(message) - 1:
+        message = message[1:-1]
+    return _NAME.sub('""', message)
 
 
 _MAX_CODE = 40
@@ -73,15 +73,15 @@ _FAILS = re.compile(
 _END = re.compile(r"(?:error|exception|exceeded)$")
 
 
-def codes_in(words: str) -> set[str]:
+def codes_in(message: str) -> set[str]:
     """The codes that the message contains as tokens: `RateLimitError`, `insufficient_quota`.
 
     Names of fields rarely look like failures. A short message is a code as a whole.
     """
-    words = without_names(words)
-    alone = words.strip(" .!:-")
+    message = without_names(message)
+    alone = message.strip(" .!:-")
     found = {alone} if len(alone) <= _MAX_CODE else set()
-    for token in _TOKEN.findall(words):
+    for token in _TOKEN.findall(message):
         is_name = "_" in token or token[1:] != token[1:].lower()
         if is_name and _FAILS.search(token.lower().rstrip(".")):
             found.add(token)
@@ -110,7 +110,7 @@ _STATUS = re.compile(
 )
 
 
-def status_in(words: str) -> int:
+def status_in(message: str) -> int:
     """The HTTP status that the message names as a status, else 0."""
-    found = _STATUS.search(words)
+    found = _STATUS.search(message)
     return int(found[found.lastindex or 0]) if found else 0
