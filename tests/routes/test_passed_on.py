@@ -233,7 +233,7 @@ async def test_a_caller_that_leaves_ends_the_call_and_frees_its_slot(gateway, sc
     await until(lambda: target.running == 0)
 
 
-async def test_the_rest_is_read_after_its_caller_left_if_the_agent_says_so(gateway, scripted):
+async def test_on_disconnect_drain_reads_the_rest(gateway, scripted):
     ready = asyncio.Event()
     upstream = await scripted(Script([b"{", ready, b"}"], headers=JSON))
     own = {"base_url": upstream.url, "on_disconnect": "drain"}
