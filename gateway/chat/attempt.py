@@ -168,10 +168,10 @@ class Attempt:
         A wait for a slot is not the upstream's fault, so `first_delta` starts after it.
         """
         question, target = self._question, self.target
-        permit = target.enter_at_once(question.holders)
+        permit = target.acquire_now(question.holders)
         if permit is None:
             question.wait_until(None)
-            permit = await target.enter(None if self._is_last else 0.0, question.holders)
+            permit = await target.acquire(None if self._is_last else 0.0, question.holders)
         self.has_slot = self.was_sent = True
         began = question.loop.time()
         if self.until is None:
@@ -404,7 +404,7 @@ class Attempt:
         exchange, self._exchange = self._exchange, None
         if self.has_slot:
             self.has_slot = False
-            self.target.leave(self._question.holders)
+            self.target.release(self._question.holders)
         if exchange is None:
             return
         if self.state is State.ENDED:

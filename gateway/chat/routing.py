@@ -77,34 +77,34 @@ class Target:
         told = self.agent.accepts
         return self.platform.kinds if told is None else frozenset(told)
 
-    def enter_at_once(self, holders: Holders = ()) -> Permit | None:
-        """Like `enter`, but returns None instead of waiting for a slot.
+    def acquire_now(self, holders: Holders = ()) -> Permit | None:
+        """Like `acquire`, but returns None instead of waiting for a slot.
 
         While a slot is free, all calls in the queue belong to callers who already have their share.
         """
         if self.running >= self.agent.concurrency or not self._held.has_room(holders):
             return None
-        pass_ = self.breaker.admit()
+        permit = self.breaker.admit()
         self.running += 1
         self._held.take(holders)
-        return pass_
+        return permit
 
-    async def enter(self, patience_s: float | None = None, holders: Holders = ()) -> Permit:
+    async def acquire(self, patience_s: float | None = None, holders: Holders = ()) -> Permit:
         """Acquire one of the agent's slots, waiting in the queue for up to `patience_s` seconds
         (None: `timeouts.queue`). Returns the breaker's permit, to be handed back at the call's end.
         `holders` are the owners of the slot.
 
         Raises CircuitOpen, or TargetBusy or ShareTaken if no slot becomes free in time.
         """
-        if pass_ := self.enter_at_once(holders):
-            return pass_
+        if permit := self.acquire_now(holders):
+            return permit
         if self.breaker.state == "open":
             self.breaker.admit()  # raises CircuitOpen: waiting is pointless
         await self._wait(self.agent.timeouts.queue if patience_s is None else patience_s, holders)
         try:
             return self.breaker.admit()
         except CircuitOpen:
-            self.leave(holders)
+            self.release(holders)
             raise
 
     async def _wait(self, patience_s: float, holders: Holders) -> None:
@@ -117,7 +117,7 @@ class Target:
                 await asyncio.wait({turn}, timeout=patience_s)
             except asyncio.CancelledError:
                 if turn.done():
-                    self.leave(holders)  # the slot was assigned just before
+                    self.release(holders)  # the slot was assigned just before
                 raise
             finally:
                 self._queued.give_back(holders)
@@ -141,9 +141,9 @@ class Target:
         )
 
     @asynccontextmanager
-    async def place(self, holders: Holders = ()) -> AsyncIterator[None]:
+    async def slot(self, holders: Holders = ()) -> AsyncIterator[None]:
         """Hold one of the agent's slots, and report the call's outcome to the breaker."""
-        pass_ = await self.enter(holders=holders)
+        permit = await self.acquire(holders=holders)
         failure: BaseException | None = None
         try:
             yield
@@ -152,11 +152,11 @@ class Target:
             raise
         finally:
             is_theirs = isinstance(failure, GatewayError) and failure.type == "upstream_error"
-            self.breaker.ended(pass_, failure, has_answered=is_theirs)
+            self.breaker.ended(permit, failure, has_answered=is_theirs)
             failure = None  # its traceback refers to this frame
-            self.leave(holders)
+            self.release(holders)
 
-    def leave(self, holders: Holders = ()) -> None:
+    def release(self, holders: Holders = ()) -> None:
         """Release the slot, or pass it to the first queued call whose caller's share has room."""
         self._held.give_back(holders)
         if not self._queue:

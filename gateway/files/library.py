@@ -145,7 +145,7 @@ class Files:
     # One file.
 
     @contextlib.contextmanager
-    def place(self, owner: str) -> Iterator[None]:
+    def slot(self, owner: str) -> Iterator[None]:
         """Hold an upload slot. Each owner has some, and all the users of a key together not all: a
         slow upload holds a slot for long. Raises TooManyAtOnce, Overloaded."""
         key = owner.partition("/")[0]

@@ -33,7 +33,7 @@ STALLED_S = 60.0
 async def upload(request: web.Request) -> web.Response:
     state, caller = state_of(request), caller_of(request)
     target = _target(request)
-    with request.app[FILES].place(owner_of(caller)):
+    with request.app[FILES].slot(owner_of(caller)):
         return await _upload(request, target, UploadForm(request, state.config.storage))
 
 
@@ -82,7 +82,7 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
     mime = mime_of(form.extension)
     source = Source(form.title, mime, None, chunks())
     try:
-        async with target.place(caller.holders):
+        async with target.slot(caller.holders):
             id_ = await upload_file(
                 request.app[UPSTREAM], target, source, lambda: caller.user_of(_given_user(form))
             )
@@ -145,7 +145,7 @@ async def agents(request: web.Request) -> web.Response:
 
 async def create(request: web.Request) -> web.Response:
     form = UploadForm(request, state_of(request).config.storage)
-    with request.app[FILES].place(owner_of(caller_of(request))):
+    with request.app[FILES].slot(owner_of(caller_of(request))):
         await form.begin()
         file = await _keep(request, form, "user_data")
     request[CONTEXT].file_bytes = file.size

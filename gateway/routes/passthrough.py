@@ -38,7 +38,7 @@ async def _pass_form_on(request: web.Request) -> web.StreamResponse:
     """Pass a form through. It is stored like an upload and may arrive as slowly, so it takes an
     upload slot."""
     files, caller = request.app[FILES], caller_of(request)
-    with files.place(owner_of(caller)):
+    with files.slot(owner_of(caller)):
         held = Part(request.app[FORMS], caller.holders)
         async with FormCopy(request, state_of(request).config.storage, held) as form:
             return await answering(partial(_read_form, form), answer=relay)(request)

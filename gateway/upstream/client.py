@@ -99,7 +99,7 @@ class Exchange:
         disconnect. May be called more than once."""
         if not self._is_closed:
             self._is_closed = True
-            self.connection.leave()
+            self.connection.release()
 
     def let_end(self) -> None:
         """The answer is complete: wait briefly, in the background, for the rest of the body, so
@@ -225,7 +225,7 @@ class Upstream:
             raise translate(error) from None
         finally:
             if is_over:
-                connection.leave()
+                connection.release()
             else:
                 connection.close()
 

@@ -240,7 +240,7 @@ class Connection(asyncio.Protocol):
 
     # Ending.
 
-    def leave(self) -> None:
+    def release(self) -> None:
         """End the exchange: a complete answer frees the connection for another, else it is closed.
         Call it only for one's own exchange: afterwards the connection may serve another."""
         if self._is_whole and self._keeps and self._error is None and self.transport is not None:
@@ -254,14 +254,14 @@ class Connection(asyncio.Protocol):
     def finish(self, patience_s: float) -> None:
         """Release the connection, waiting up to `patience_s` for the rest of the body."""
         if self._is_whole or self.is_gone or self.transport is None:
-            self.leave()
+            self.release()
             return
         timer = self._loop.call_later(patience_s, self.close)
 
         def ended(chunk: bytes) -> None:
             if not chunk:
                 timer.cancel()
-                self.leave()
+                self.release()
 
         self.listen(ended)
 

@@ -177,16 +177,16 @@ async def test_queue_is_fifo():
     order = []
 
     async def call(name):
-        await bot.enter()
+        await bot.acquire()
         order.append(name)
         await asyncio.sleep(0)
-        bot.leave()
+        bot.release()
 
-    await bot.enter()
+    await bot.acquire()
     waiting = [asyncio.ensure_future(call(name)) for name in "abc"]
     await asyncio.sleep(0)
     assert (bot.running, bot.waiting) == (1, 3)
-    bot.leave()
+    bot.release()
     await asyncio.gather(*waiting)
     assert order == list("abc")
     assert (bot.running, bot.waiting) == (0, 0)
@@ -194,9 +194,9 @@ async def test_queue_is_fifo():
 
 async def test_a_call_that_waits_too_long_gets_an_error():
     bot = target(concurrency=1, timeouts={"queue": "20ms"})
-    await bot.enter()
+    await bot.acquire()
     with pytest.raises(TargetBusy) as caught:
-        await bot.enter()
+        await bot.acquire()
     assert caught.value.status == 503
     assert caught.value.retry_after_s == 1
     assert (bot.running, bot.waiting) == (1, 0)
@@ -204,33 +204,33 @@ async def test_a_call_that_waits_too_long_gets_an_error():
 
 async def test_a_full_queue_refuses_immediately():
     bot = target(concurrency=1, queue=1)
-    await bot.enter()
-    waiting = asyncio.ensure_future(bot.enter())
+    await bot.acquire()
+    waiting = asyncio.ensure_future(bot.acquire())
     await asyncio.sleep(0)
     with pytest.raises(TargetBusy):
-        await bot.enter()
-    bot.leave()
+        await bot.acquire()
+    bot.release()
     await waiting
 
 
 async def test_who_leaves_the_queue_takes_no_place_along():
     bot = target(concurrency=1)
-    await bot.enter()
-    leaver, patient = (asyncio.ensure_future(bot.enter()) for _ in range(2))
+    await bot.acquire()
+    leaver, patient = (asyncio.ensure_future(bot.acquire()) for _ in range(2))
     await asyncio.sleep(0)
     leaver.cancel()
     await asyncio.sleep(0)
-    bot.leave()
+    bot.release()
     await patient
     assert (bot.running, bot.waiting) == (1, 0)
 
 
 async def test_who_leaves_just_when_the_place_comes_gives_it_on():
     bot = target(concurrency=1)
-    await bot.enter()
-    leaver, patient = (asyncio.ensure_future(bot.enter()) for _ in range(2))
+    await bot.acquire()
+    leaver, patient = (asyncio.ensure_future(bot.acquire()) for _ in range(2))
     await asyncio.sleep(0)
-    bot.leave()
+    bot.release()
     leaver.cancel()
     await patient
     assert (bot.running, bot.waiting) == (1, 0)
@@ -238,8 +238,8 @@ async def test_who_leaves_just_when_the_place_comes_gives_it_on():
 
 async def test_an_open_circuit_has_no_queue():
     bot = target(concurrency=1, breaker={"failures": 1, "cooldown": "1m"})
-    bot.breaker.ended(await bot.enter(), down())
+    bot.breaker.ended(await bot.acquire(), down())
     bot.running = 1
     with pytest.raises(CircuitOpen):
-        await bot.enter()
+        await bot.acquire()
     assert bot.running == 1

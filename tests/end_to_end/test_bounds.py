@@ -492,43 +492,43 @@ def places(concurrency: int, queue: int, **more):
 async def test_one_caller_has_its_share_of_an_agents_places():
     bot = places(8, 0, timeouts={"queue": "10ms"})
     for _ in range(6):
-        await bot.enter(holders=("evil",))
+        await bot.acquire(holders=("evil",))
     with pytest.raises(ShareTaken):
-        await bot.enter(holders=("evil",))
+        await bot.acquire(holders=("evil",))
     for _ in range(2):
-        await bot.enter(holders=("good",))
+        await bot.acquire(holders=("good",))
     with pytest.raises(TargetBusy):
-        await bot.enter(holders=("third",))
-    bot.leave(("evil",))
-    await bot.enter(holders=("third",))
+        await bot.acquire(holders=("third",))
+    bot.release(("evil",))
+    await bot.acquire(holders=("third",))
 
 
 async def test_a_pages_user_has_its_share_of_its_keys_share():
     bot = places(16, 0, timeouts={"queue": "10ms"})
     for _ in range(9):
-        await bot.enter(holders=("key", "key/evil"))
+        await bot.acquire(holders=("key", "key/evil"))
     with pytest.raises(ShareTaken):
-        await bot.enter(holders=("key", "key/evil"))
+        await bot.acquire(holders=("key", "key/evil"))
     for _ in range(3):
-        await bot.enter(holders=("key", "key/good"))
+        await bot.acquire(holders=("key", "key/good"))
     with pytest.raises(ShareTaken):
-        await bot.enter(holders=("key", "key/good"))
+        await bot.acquire(holders=("key", "key/good"))
 
 
 async def test_who_has_its_share_lets_others_pass_in_the_queue():
     bot = places(4, 4, timeouts={"queue": "1m"})
     for _ in range(3):
-        await bot.enter(holders=("evil",))
-    greedy = [asyncio.ensure_future(bot.enter(holders=("evil",))) for _ in range(3)]
+        await bot.acquire(holders=("evil",))
+    greedy = [asyncio.ensure_future(bot.acquire(holders=("evil",))) for _ in range(3)]
     await asyncio.sleep(0)
     assert bot.waiting == 3
-    await bot.enter(holders=("good",))
-    patient = asyncio.ensure_future(bot.enter(holders=("good",)))
+    await bot.acquire(holders=("good",))
+    patient = asyncio.ensure_future(bot.acquire(holders=("good",)))
     await asyncio.sleep(0)
-    bot.leave(("good",))
+    bot.release(("good",))
     await patient
     assert not any(each.done() for each in greedy)
-    bot.leave(("evil",))
+    bot.release(("evil",))
     await greedy[0]
     assert not greedy[1].done()
     for each in greedy:
@@ -538,7 +538,7 @@ async def test_who_has_its_share_lets_others_pass_in_the_queue():
 async def test_a_share_of_one_takes_every_place():
     bot = places(3, 0, share=1)
     for _ in range(3):
-        await bot.enter(holders=("only",))
+        await bot.acquire(holders=("only",))
 
 
 async def test_a_caller_over_its_share_is_429_or_gets_the_next_agent(gateway, scripted):
@@ -604,10 +604,10 @@ async def test_users_of_one_key_do_not_take_all_places_for_uploads(gateway):
     files = gw.app[FILES]
     with ExitStack() as held:
         for i in range(25):
-            held.enter_context(files.place(f"key-evil/user{i // 9}"))
+            held.enter_context(files.slot(f"key-evil/user{i // 9}"))
         with pytest.raises(TooManyAtOnce):
-            held.enter_context(files.place("key-evil/another"))
-        held.enter_context(files.place("key-good"))
+            held.enter_context(files.slot("key-evil/another"))
+        held.enter_context(files.slot("key-good"))
 
 
 async def test_forms_that_are_passed_on_take_places_of_uploads(gateway, monkeypatch):

@@ -386,12 +386,12 @@ def test_an_owner_and_all_owners_have_upload_limits(tmp_path, monkeypatch):
     monkeypatch.setattr("gateway.files.library.MAX_COMING_EACH", 2)
     monkeypatch.setattr("gateway.files.library.MAX_COMING", 3)
     files = Files(LocalFiles(tmp_path), Storage())
-    with files.place("a"), files.place("a"):
-        with pytest.raises(TooManyAtOnce), files.place("a"):
+    with files.slot("a"), files.slot("a"):
+        with pytest.raises(TooManyAtOnce), files.slot("a"):
             pass
-        with files.place("b"), pytest.raises(Overloaded), files.place("c"):
+        with files.slot("b"), pytest.raises(Overloaded), files.slot("c"):
             pass
-    with files.place("a"):
+    with files.slot("a"):
         pass
     assert not files._in_flight
 

@@ -84,7 +84,7 @@ async def test_an_answer_is_the_same_in_pieces_of_any_size(raw, size):
         connection.data_received(raw[at : at + size])
     assert await whole(connection) == b"hello, world"
     assert connection.status == 200
-    connection.leave()
+    connection.release()
     assert freed.pool == [connection]
 
 
@@ -186,7 +186,7 @@ async def test_an_unrequested_answer_ends_the_connection():
     connection, line, freed = connected()
     connection.data_received(CHUNKED)
     assert await whole(connection) == b"hello, world"
-    connection.leave()
+    connection.release()
     connection.data_received(b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n")
     assert line.is_closed
     assert freed.pool == [connection]
@@ -203,7 +203,7 @@ async def test_a_connection_that_the_server_will_close_is_not_kept():
     connection, line, freed = connected()
     connection.data_received(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\nok")
     assert await whole(connection) == b"ok"
-    connection.leave()
+    connection.release()
     assert line.is_closed
     assert freed.pool == []
 
@@ -211,7 +211,7 @@ async def test_a_connection_that_the_server_will_close_is_not_kept():
 async def test_leaving_early_ends_the_connection():
     connection, line, _ = connected()
     connection.data_received(HEAD + b"5\r\nhello\r\n")
-    connection.leave()
+    connection.release()
     assert line.is_closed
 
 
@@ -300,7 +300,7 @@ async def test_connections_are_reused_but_not_kept_for_long():
         connection.send(b"GET /path HTTP/1.1\r\n\r\n")
         await connection.answered()
         assert await connection.read() == b"/path"
-        connection.leave()
+        connection.release()
     assert server.connections == 1
     assert IDLE_S < 5  # what uvicorn and Node keep theirs for
     connection.idle_since -= IDLE_S
