@@ -119,8 +119,6 @@ def test_the_reason_has_the_underlying_fault_and_no_secret():
         "The database does not answer; try again shortly."
         " (cannot reach postgresql://***@db:5432/gw, key ***)"
     )
-    error.__cause__ = None  # freed with its frames
-    assert "cannot reach" in why(error)
     assert describe_fault(TimeoutError()) == "no answer in time"
     assert describe_fault(ConnectionResetError()) == "ConnectionResetError"
     assert len(why(InvalidRequest("x" * 5000))) <= 500
