@@ -12,8 +12,8 @@
     ├── the upstream's:   UpstreamFailed UpstreamUnreachable UpstreamCut UpstreamTimeout
     │                     UpstreamConnectTimeout UpstreamUnavailable TargetBusy CircuitOpen
     │                     EmptyAnswer
-    └── the gateway's:    InternalError DatabaseUnavailable Overloaded StorageUnavailable
-                          StorageFull Stopping
+    └── the gateway's:    InternalError DatabaseUnavailable Overloaded TooManyConnections
+                          StorageUnavailable StorageFull Stopping
 
 Classes carry a status, a code and a message; `openai_body` and `api_body` render them.
 """
@@ -21,6 +21,8 @@ Classes carry a status, a code and a message; `openai_body` and `api_body` rende
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, Self
+
+from gateway.language.sentences import Language, Sentence, edited, in_language, say
 
 
 class Guess(float):
@@ -66,7 +68,7 @@ class GatewayError(Exception):
         outage: bool | None = None,
     ) -> None:
         super().__init__(message)
-        self.message = message
+        self.message: str = message if isinstance(message, Sentence) else say(message)
         self.param = param
         self.detail = detail
         self.retry_after_s = retry_after_s
@@ -93,7 +95,8 @@ class GatewayError(Exception):
 
     def renamed(self, agent: str, route: str) -> "GatewayError":
         """The error with the route's name in place of the agent's, which the caller may not see."""
-        return self.replace(message=self.message.replace(repr(agent), repr(route)))
+        names = repr(agent), repr(route)
+        return self.replace(message=edited(self.message, lambda text: text.replace(*names)))
 
 
 class InvalidRequest(GatewayError):
@@ -190,7 +193,13 @@ class MethodNotAllowed(GatewayError):
 
     def __init__(self, method: str, allowed: Iterable[str]) -> None:
         self.allowed = ", ".join(sorted(allowed))
-        super().__init__(f"{method[:16]} is not possible here; use {self.allowed}.")
+        super().__init__(
+            say(
+                "{method} is not possible here; use {allowed}.",
+                method=method[:16],
+                allowed=self.allowed,
+            )
+        )
 
 
 class SenderTooSlow(GatewayError):
@@ -279,7 +288,9 @@ class DatabaseUnavailable(GatewayError):
 
     status, type, code = 503, "server_error", "database_unavailable"
 
-    def __init__(self, message: str = "The database does not answer; try again shortly.") -> None:
+    def __init__(
+        self, message: str = say("The database does not answer; try again shortly.")
+    ) -> None:
         super().__init__(message, retry_after_s=2.0)
 
 
@@ -288,7 +299,9 @@ class StorageUnavailable(GatewayError):
 
     status, type, code = 503, "server_error", "storage_unavailable"
 
-    def __init__(self, message: str = "The file store does not answer; try again shortly.") -> None:
+    def __init__(
+        self, message: str = say("The file store does not answer; try again shortly.")
+    ) -> None:
         super().__init__(message, retry_after_s=2.0)
 
 
@@ -305,6 +318,13 @@ class Overloaded(GatewayError):
     """The gateway's queue for expensive work is full."""
 
     status, type, code = 503, "server_error", "overloaded"
+
+
+class TooManyConnections(Overloaded):
+    """The gateway has as many connections as `server.max_connections` allows."""
+
+    code = "too_many_connections"
+    should_retry = True
 
 
 class UpstreamFailed(GatewayError):
@@ -342,7 +362,12 @@ class EmptyAnswer(UpstreamFailed):
     elsewhere = True
 
     def __init__(self, who: str) -> None:
-        super().__init__(f"{who} sent an empty answer: no text, and no reason why there is none.")
+        super().__init__(
+            say(
+                "{upstream} sent an empty answer: no text, and no reason why there is none.",
+                upstream=who,
+            )
+        )
 
 
 class UpstreamUnavailable(GatewayError):
@@ -379,7 +404,7 @@ class Stopping(GatewayError):
 
     def __init__(
         self,
-        message: str = "The gateway is being restarted; ask again.",
+        message: str = say("The gateway is being restarted; ask again."),
         should_retry: bool | None = None,
     ) -> None:
         super().__init__(message, retry_after_s=1.0, should_retry=should_retry)
@@ -398,11 +423,11 @@ class UpstreamConnectTimeout(UpstreamTimeout):
     retryable = True
 
 
-def openai_body(error: GatewayError) -> dict[str, Any]:
+def openai_body(error: GatewayError, language: Language = "en") -> dict[str, Any]:
     """The body every OpenAI SDK understands: `{"error": {message, type, param, code}}`."""
     return {
         "error": {
-            "message": error.message,
+            "message": in_language(error.message, language),
             "type": error.type,
             "param": error.param,
             "code": error.code,
@@ -410,12 +435,12 @@ def openai_body(error: GatewayError) -> dict[str, Any]:
     }
 
 
-def api_body(error: GatewayError) -> dict[str, Any]:
+def api_body(error: GatewayError, language: Language = "en") -> dict[str, Any]:
     """The envelope of `/api/v1/*`: `{code, msg, detail}` with the HTTP status as `code`."""
     detail = {"error": error.code, "param": error.param}
     if error.detail is not None:
         detail["info"] = error.detail
-    return {"code": error.status, "msg": error.message, "detail": detail}
+    return {"code": error.status, "msg": in_language(error.message, language), "detail": detail}
 
 
 def headers(error: GatewayError) -> dict[str, str]:

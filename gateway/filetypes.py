@@ -5,6 +5,7 @@ from collections.abc import Collection
 from typing import Any, Literal
 
 from gateway.errors import UnsupportedMediaType
+from gateway.language.sentences import say
 
 MediaKind = Literal["image", "file", "audio", "video"]
 KINDS: tuple[MediaKind, ...] = ("image", "file", "audio", "video")
@@ -83,10 +84,15 @@ def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
     """
     extension = extension_of(name)
     if extension not in allowed:
-        shown = f"'.{extension}'" if extension else "without an ending"
+        shown = f"'.{extension}'" if extension else say("without an ending")
         known = ", ".join(allowed)
         raise UnsupportedMediaType(
-            f"Files {shown} are not taken here. Allowed: {known}.", param="file"
+            say(
+                "Files {ending} are not taken here. Allowed: {allowed}.",
+                ending=shown,
+                allowed=known,
+            ),
+            param="file",
         )
     family = mime_of(extension).partition("/")[0]
     found = None if _is_text(head) else _guess(head)
@@ -96,11 +102,11 @@ def checked(name: str, head: bytes, allowed: Collection[str]) -> str:
         if not _fits(extension, family, found):
             raise _not_what_it_seems(extension, found.mime)
     elif family == "image" and extension in _TYPES and extension != "svg":
-        raise _not_what_it_seems(extension, "no picture")
+        raise _not_what_it_seems(extension, say("no picture"))
     elif (family == "text" or extension == "svg") and not _is_text(head):
-        raise _not_what_it_seems(extension, "not text")
+        raise _not_what_it_seems(extension, say("not text"))
     elif family not in ("image", "text") and head.lstrip().lower().startswith(_PAGES):
-        raise _not_what_it_seems(extension, "a page or a script")
+        raise _not_what_it_seems(extension, say("a page or a script"))
     return extension
 
 
@@ -129,5 +135,10 @@ def _is_text(head: bytes) -> bool:
 
 def _not_what_it_seems(extension: str, found: str) -> UnsupportedMediaType:
     return UnsupportedMediaType(
-        f"The file is named '.{extension}' but its content is {found}.", param="file"
+        say(
+            "The file is named '.{extension}' but its content is {content}.",
+            extension=extension,
+            content=found,
+        ),
+        param="file",
     )

@@ -25,6 +25,7 @@ FLOORS: list[set[str]] = [
     {"protocol", "database"},
     {"filetypes"},
     {"errors", "secret", "times", "ids", "headers", "private", "shipped", "system"},
+    {"language"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 WEB = {"server", "app", "routes", "middlewares", "http", "demo"}  # may import aiohttp.web

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from gateway.config.models import Config, KeyLimits, Permission, StaticKey
 from gateway.errors import Forbidden, Unauthorized
+from gateway.language.sentences import say
 from gateway.secret import Secret
 
 OUR_PREFIX = "sk-gw-"
@@ -92,13 +93,24 @@ class Caller:
         if permission not in self.permissions:
             if self.role:
                 raise Forbidden(
-                    f"This account may not do this: it needs the permission {permission!r}, which"
-                    " accounts with the role admin have."
+                    say(
+                        "This account may not do this: it needs the permission {permission!r}, "
+                        "which accounts with the role admin have.",
+                        permission=permission,
+                    )
                 )
-            who = "token" if self.end_user else "key"
             raise Forbidden(
-                f"This {who} has no {permission!r} permission; use a {who} that was made with it."
+                say(
+                    "This {credential} has no {permission!r} permission; use a {credential} that "
+                    "was made with it.",
+                    credential=self._credential,
+                    permission=permission,
+                )
             )
+
+    @property
+    def _credential(self) -> str:
+        return say("token") if self.end_user else say("key")
 
     def may_ask(self, name: str, agents: Iterable[str]) -> bool:
         """Whether the caller may ask for `name`, which represents `agents`."""
@@ -113,8 +125,14 @@ class Caller:
     def require_agent(self, name: str, agents: Iterable[str]) -> None:
         if not self.may_ask(name, agents):
             allowed = ", ".join(sorted(self.agents or self.within or ())[:20])
-            who = "This token" if self.end_user else "This key"
-            raise Forbidden(f"{who} may not ask {name[:100]!r}; it may ask: {allowed}.")
+            raise Forbidden(
+                say(
+                    "This {credential} may not ask {name!r}; it may ask: {allowed}.",
+                    credential=self._credential,
+                    name=name[:100],
+                    allowed=allowed,
+                )
+            )
 
     def variables_of(self, variables: dict[str, Any]) -> dict[str, Any]:
         """An app's variables. Those of a web page name no user but its own, and no conversation."""
@@ -261,8 +279,11 @@ class KeyRing:
             )
         if key and (self._keys or key.startswith(OUR_PREFIX) or not self._anonymous):
             raise Unauthorized(
-                f"Incorrect API key provided: {masked(key)}. Check that it is copied whole, or ask"
-                " the operator of the gateway for another one."
+                say(
+                    "Incorrect API key provided: {key}. Check that it is copied whole, or ask "
+                    "the operator of the gateway for another one.",
+                    key=masked(key),
+                )
             )
         if not self._anonymous:
             raise Unauthorized(

@@ -22,6 +22,7 @@ from gateway.accounts.credentials import Caller, Quota, Role, is_secret, split_k
 from gateway.config.models import KeyLimits, Permission
 from gateway.database import Database, fetch
 from gateway.errors import DatabaseUnavailable, InvalidToken, StartError, Unauthorized, why
+from gateway.language.sentences import say
 
 log = logging.getLogger("gateway")
 
@@ -303,7 +304,9 @@ class Directory:
         if user.token_version != token_version:
             raise InvalidToken("The password has changed since this login; log in again.")
         if user.status != "active":
-            raise InvalidToken(f"This account is {user.status}; ask an administrator.")
+            raise InvalidToken(
+                say("This account is {status}; ask an administrator.", status=user.status)
+            )
         rights: set[Permission] = {"chat", "upload"}
         if user.role == "admin":
             rights.add("admin")

@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gateway.errors import InvalidRequest, Overloaded
+from gateway.language.sentences import say
 from gateway.secret import Secret
 
 if TYPE_CHECKING:
@@ -75,7 +76,10 @@ def check_strength(password: Secret, username: str, param: str = "password") -> 
     text = password.reveal()
     if not SHORTEST <= len(text) <= LONGEST:
         raise InvalidRequest(
-            f"The password must have {SHORTEST} to {LONGEST} characters.", param=param
+            say(
+                "The password must have {least} to {most} characters.", least=SHORTEST, most=LONGEST
+            ),
+            param=param,
         )
     if text.casefold() == username.casefold():
         raise InvalidRequest("The password must differ from the user name.", param=param)

@@ -10,6 +10,7 @@ from gateway.accounts.credentials import OUR_PREFIX, Role, new_id, new_key
 from gateway.config.models import Permission
 from gateway.database import Database, fetch
 from gateway.errors import Conflict, NotFound
+from gateway.language.sentences import say
 from gateway.secret import Secret
 from gateway.times import iso, now_ms
 
@@ -123,7 +124,7 @@ class Accounts:
         """Raises Conflict if the name or the address is taken."""
         async with self._database.transaction() as conn:
             if await self._sql.users_count(conn, role="", status="") >= MAX_USERS:
-                raise Conflict(f"There are {MAX_USERS} users, which is the limit.")
+                raise Conflict(say("There are {most} users, which is the limit.", most=MAX_USERS))
             id_ = await self._sql.user_insert(
                 conn, id=new_id(), username=username, name_key=name_key(username), email=email,
                 email_key=email and name_key(email), full_name=full_name,
@@ -220,9 +221,13 @@ class Accounts:
         id_, full, kept = new_key()
         async with self._database.transaction() as conn:
             if await self._sql.api_keys_count(conn, owner_id="") >= MAX_KEYS:
-                raise Conflict(f"There are {MAX_KEYS} keys, which is the limit; clean up first.")
+                raise Conflict(
+                    say("There are {most} keys, which is the limit; clean up first.", most=MAX_KEYS)
+                )
             if await self._sql.api_keys_live(conn, owner_id=owner_id) >= MAX_KEYS_EACH:
-                raise Conflict(f"This account has {MAX_KEYS_EACH} keys; revoke some first.")
+                raise Conflict(
+                    say("This account has {most} keys; revoke some first.", most=MAX_KEYS_EACH)
+                )
             await self._sql.api_key_insert(
                 conn, id=id_, owner_id=owner_id, secret_sha256=kept, now_ms=now_ms(),
                 **_as_columns({**_SETTINGS, **settings}),

@@ -10,6 +10,7 @@ from gateway.errors import BodyTooLarge, FileNotFound
 from gateway.files.fetcher import Guard
 from gateway.files.library import Files, name_of
 from gateway.filetypes import MediaKind, extension_for, extension_of, kind_of, mime_of
+from gateway.language.sentences import say
 from gateway.protocol.data_url import read_data
 from gateway.protocol.exchange import Source
 from gateway.protocol.messages import Media, Message
@@ -102,9 +103,13 @@ class Attachments:
                     held += _HELD_STEP
                 if len(data) > most:
                     raise BodyTooLarge(
-                        f"With the file {source.name!r} there are more than"
-                        f" {MAX_DATA / (1 << 20):g} MiB, which is the most that can go inside one"
-                        " request to this agent; give public URLs instead."
+                        say(
+                            "With the file {name!r} there are more than {most:g} MiB, which is "
+                            "the most that can go inside one request to this agent; give public "
+                            "URLs instead.",
+                            name=source.name,
+                            most=MAX_DATA / (1 << 20),
+                        )
                     )
             mime = source.mime or "application/octet-stream"
             encoded = base64.b64encode(data)

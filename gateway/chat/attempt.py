@@ -15,6 +15,7 @@ from gateway.chat.delivery import Delivery
 from gateway.chat.routing import Target
 from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
+from gateway.language.sentences import say
 from gateway.limits.shares import Holders
 from gateway.platforms.base import Decoder, Preliminary, Step, require_options
 from gateway.protocol.completions import lines_as_events
@@ -200,7 +201,9 @@ class Attempt:
             raise UpstreamTimeout(
                 "The upstream did not answer in its share of the time."
                 if self._wants_whole
-                else f"The upstream did not begin to answer within {wait_s:g} s."
+                else say(
+                    "The upstream did not begin to answer within {seconds:g} s.", seconds=wait_s
+                )
             ) from None
         self._early += self.silence()  # an empty answer without an end mark
 
@@ -324,7 +327,9 @@ class Attempt:
         was_ending = decoder.ending
         self.received += len(chunk)
         if self.received > self.most:
-            message = f"The upstream's answer is longer than {self.most} bytes (max_answer)."
+            message = say(
+                "The upstream's answer is longer than {most} bytes (max_answer).", most=self.most
+            )
             deltas: list[Delta] = [Failed(UpstreamFailed(message))]
             self._end(deltas)
             return deltas
@@ -374,7 +379,7 @@ class Attempt:
         if self.decoder.ending:
             deltas = self.decoder.close()
         else:
-            message = f"The upstream has been silent for {self._idle_s:g} s."
+            message = say("The upstream has been silent for {seconds:g} s.", seconds=self._idle_s)
             deltas = [Failed(UpstreamTimeout(message))]
         self._end(deltas)
         return deltas

@@ -7,6 +7,7 @@ from typing import Literal
 
 from gateway.config.models import BreakerSettings
 from gateway.errors import CircuitOpen, GatewayError, UpstreamUnreachable
+from gateway.language.sentences import say
 
 State = Literal["closed", "half-open", "open"]
 
@@ -56,8 +57,12 @@ class Breaker:
         left = max(self._open_until, self._probe_until or 0.0) - now
         if left > 0:
             raise CircuitOpen(
-                f"It has failed {self._failures} times in a row and is left alone for a moment;"
-                f" try again then. The last failure: {self._last}",
+                say(
+                    "It has failed {times} times in a row and is left alone for a moment; try "
+                    "again then. The last failure: {failure}",
+                    times=self._failures,
+                    failure=self._last,
+                ),
                 retry_after_s=max(left, 1.0),
             )
         self._probe_until = now + self._settings.cooldown
@@ -100,4 +105,6 @@ def _reason(error: GatewayError) -> str:
     The upstream's own message is left out, since it is about another caller's question.
     """
     code = error.code or error.type
-    return f"{code}: {error.message}" if isinstance(error, UpstreamUnreachable) else f"{code}."
+    if isinstance(error, UpstreamUnreachable):
+        return say("{code}: {reason}", code=code, reason=error.message)
+    return f"{code}."

@@ -7,6 +7,7 @@ from gateway.chat.attachments import MAX_DATA, Attachments
 from gateway.chat.routing import Target
 from gateway.chat.steps import resolve
 from gateway.errors import BodyTooLarge, FileNotFound, InvalidRequest, KindNotTaken
+from gateway.language.sentences import say
 from gateway.protocol.exchange import Source
 from gateway.protocol.messages import ChatRequest, Media
 from gateway.upstream.client import Upstream
@@ -53,8 +54,12 @@ class Delivery:
         if media.uploaded:
             if not (platform.keeps_files or (self._chat.verbatim and platform.passes_through)):
                 raise FileNotFound(
-                    f"Agent {target.name!r} knows no file {media.uploaded[:120]!r}: ids of another"
-                    " agent's platform mean nothing to it.",
+                    say(
+                        "Agent {name!r} knows no file {id!r}: ids of another agent's platform mean "
+                        "nothing to it.",
+                        name=target.name,
+                        id=media.uploaded[:120],
+                    ),
                     param="files",
                 )
             return media
@@ -67,7 +72,7 @@ class Delivery:
             if id_ is None:
                 if len(self._uploaded) >= MAX_UPLOADED:
                     raise InvalidRequest(
-                        f"A question may bring {MAX_UPLOADED} files.", param="files"
+                        say("A question may bring {most} files.", most=MAX_UPLOADED), param="files"
                     )
                 async with self._attachments.open(media) as source:
                     id_ = await upload_file(self._upstream, target, source, lambda: self._chat.user)
@@ -93,9 +98,14 @@ def require_kind(target: Target, media: Media) -> None:
     if media.kind in target.kinds:
         return
     kinds = ", ".join(sorted(target.kinds))
-    takes = f"text and these: {kinds}" if kinds else "text only"
+    takes = say("text and these: {kinds}", kinds=kinds) if kinds else say("text only")
     raise KindNotTaken(
-        f"Agent {target.name!r} takes no files of the kind {media.kind!r}; it takes {takes}.",
+        say(
+            "Agent {name!r} takes no files of the kind {kind!r}; it takes {takes}.",
+            name=target.name,
+            kind=media.kind,
+            takes=takes,
+        ),
         param="files",
     )
 

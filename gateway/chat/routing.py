@@ -25,6 +25,7 @@ from gateway.errors import (
     shorten,
 )
 from gateway.filetypes import MediaKind
+from gateway.language.sentences import edited, say
 from gateway.limits.shares import Holders, Shares
 from gateway.platforms.base import Platform
 from gateway.protocol.messages import Media, Message
@@ -130,13 +131,21 @@ class Target:
     def _busy(self, holders: Holders) -> GatewayError:
         if self.running < self.agent.concurrency and not self._held.has_room(holders):
             return ShareTaken(
-                f"Agent {self.name!r} has {self._held.most} places for one caller, and all of yours"
-                " are taken; wait for a call to end.",
+                say(
+                    "Agent {name!r} has {most} places for one caller, and all of yours are "
+                    "taken; wait for a call to end.",
+                    name=self.name,
+                    most=self._held.most,
+                ),
                 retry_after_s=1.0,
             )
         return TargetBusy(
-            f"Agent {self.name!r} has {self.running} calls under way, which is its limit; try again"
-            " shortly.",
+            say(
+                "Agent {name!r} has {calls} calls under way, which is its limit; try again "
+                "shortly.",
+                name=self.name,
+                calls=self.running,
+            ),
             retry_after_s=1.0,
         )
 
@@ -194,9 +203,9 @@ class Target:
         """
         message, secrets = error.message, self.secrets
         if not message.startswith("Agent "):
-            message = f"Agent {self.name!r}: {message}"
+            message = say("Agent {name!r}: {reason}", name=self.name, reason=message)
         return error.replace(
-            message=shorten(clean(masked(message, secrets))),
+            message=edited(message, lambda text: shorten(clean(masked(text, secrets)))),
             param=error.param and masked(error.param, secrets),
         )
 
@@ -423,14 +432,23 @@ class Routing:
 
 def listed(known: list[str]) -> str:
     """A sentence for the end of an error that lists names; "" if the caller may ask none."""
-    return f" Known: {', '.join(known[:MAX_KNOWN])}." if known else ""
+    return say(" Known: {known}.", known=", ".join(known[:MAX_KNOWN])) if known else ""
+
+
+_WORDS = {"agent": say("agent"), "model": say("model")}
 
 
 def _not_found(name: str, word: str, known: list[str]) -> AgentNotFound:
     near = difflib.get_close_matches(name[:100].lower(), known, 1, 0.7)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = say(" Did you mean {name!r}?", name=near[0]) if near else ""
     return AgentNotFound(
-        f"There is no {word} {name[:100]!r}.{hint}{listed(known)}",
+        say(
+            "There is no {word} {name!r}.{hint}{known}",
+            word=_WORDS.get(word, word),
+            name=name[:100],
+            hint=hint,
+            known=listed(known),
+        ),
         param="model" if word == "model" else "Agent",
         detail={"known": known[:MAX_KNOWN]},
     )

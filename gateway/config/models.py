@@ -36,6 +36,7 @@ from gateway.config.values import (
     with_a_port,
 )
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
+from gateway.language.sentences import Language
 from gateway.secret import Secret
 
 DEMO = "demo:"
@@ -101,7 +102,8 @@ class Server(Model):
     bodies in memory, `max_forms` the bytes of forms in the temporary folder; one caller may use
     half of them. `keepalive_form` decides whether a blank line follows the comments that keep a
     stream alive; `keepalive_whole` keeps whole answers alive too. A client that reads next to
-    nothing of an answer for `send_timeout` is disconnected."""
+    nothing of an answer for `send_timeout` is disconnected. `language: zh` makes all errors
+    Chinese; with `en` a caller gets Chinese by asking for it in `Accept-Language`."""
 
     host: str = "127.0.0.1"
     port: Port = 3000
@@ -119,6 +121,7 @@ class Server(Model):
     keepalive_form: KeepAliveForm = "auto"
     keepalive_whole: bool = False
     send_timeout: Duration = 60.0
+    language: Language = "en"
     cors_origins: list[Annotated[str, AfterValidator(origin_entry)]] = []
     trusted_proxies: list[Network] = []
 

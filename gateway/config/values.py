@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from gateway.config.proxy import Proxy, read_proxy
+from gateway.language.sentences import say
 from gateway.secret import Secret
 
 _UNITS_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -59,7 +60,7 @@ def _rate(value: Any) -> Any:
     text = value if isinstance(value, str) and len(value) <= 32 else ""
     match = re.fullmatch(r"\s*([1-9][0-9]{0,8})\s*/\s*([a-z]{1,4})\s*", text)
     if not match or match[2] not in _PERIODS_S:
-        raise ValueError("must be a rate such as 60/min, 5/s or 1000/day")
+        raise ValueError(say("must be a rate such as 60/min, 5/s or 1000/day"))
     return Rate(int(match[1]), int(match[1]) / _PERIODS_S[match[2]])
 
 

@@ -22,6 +22,7 @@ from yarl import URL
 from gateway.config.models import Fetch, Outgoing
 from gateway.config.outgoing import NoWay, Way
 from gateway.errors import BodyTooLarge, GatewayError, InvalidRequest, UpstreamFailed
+from gateway.language.sentences import say
 from gateway.protocol.exchange import Source
 from gateway.upstream.connection import AnswerCut, Connection, NoAnswer, NotHttp
 from gateway.upstream.pool import Pool, address_in
@@ -106,7 +107,9 @@ class Guard:
         that different parsers read as different hosts.
         """
         if len(url) > MAX_URL:
-            raise InvalidRequest(f"The URL is longer than {MAX_URL} characters; use a shorter one.")
+            raise InvalidRequest(
+                say("The URL is longer than {most} characters; use a shorter one.", most=MAX_URL)
+            )
         if not url.isprintable() or " " in url or "\\" in url:
             raise InvalidRequest(
                 "The URL contains spaces, control characters or backslashes; percent-encode them."
@@ -143,7 +146,10 @@ class Guard:
             connection.close()
             url = self._target(url, location)
         raise InvalidRequest(
-            f"The URL redirects more than {MAX_REDIRECTS} times; use the one it leads to."
+            say(
+                "The URL redirects more than {most} times; use the one it leads to.",
+                most=MAX_REDIRECTS,
+            )
         )
 
     def _target(self, url: URL, location: str) -> URL:
@@ -191,11 +197,16 @@ class Guard:
         except (OSError, ValueError):
             found = []
         if not found:
-            raise InvalidRequest(f"The URL's host {host} cannot be resolved; check its name.")
+            raise InvalidRequest(
+                say("The URL's host {host} cannot be resolved; check its name.", host=host)
+            )
         if any(self.is_forbidden(ip) for ip in found):
             raise InvalidRequest(
-                f"The URL's host {host} is in a private or reserved network;"
-                " the operator can allow it in fetch.allow."
+                say(
+                    "The URL's host {host} is in a private or reserved network; the operator can "
+                    "allow it in fetch.allow.",
+                    host=host,
+                )
             )
         return answer
 
@@ -215,7 +226,9 @@ class Guard:
     def _check_size(self, size: int) -> None:
         limit = self._config.max_size
         if size > limit:
-            raise BodyTooLarge(f"The URL's file is larger than {limit} bytes; use a smaller one.")
+            raise BodyTooLarge(
+                say("The URL's file is larger than {most} bytes; use a smaller one.", most=limit)
+            )
 
     @asynccontextmanager
     async def _network(self, deadline: float) -> AsyncIterator[None]:
@@ -231,7 +244,10 @@ class Guard:
                 yield
         except TimeoutError:
             raise InvalidRequest(
-                f"The URL took longer than {self._config.timeout:g} s; use a faster server."
+                say(
+                    "The URL took longer than {seconds:g} s; use a faster server.",
+                    seconds=self._config.timeout,
+                )
             ) from None
         except NoWay as error:
             raise _explain_proxy(error) from None
@@ -293,7 +309,9 @@ def _size(status: int, headers: CIMultiDictProxy[str]) -> int | None:
     ends with its connection: then nothing shows whether it is complete.
     """
     if status != 200:
-        raise InvalidRequest(f"The URL's server answers {status}, not 200; check the URL.")
+        raise InvalidRequest(
+            say("The URL's server answers {status}, not 200; check the URL.", status=status)
+        )
     coding = ",".join(headers.getall("Content-Encoding", [])).strip().lower()
     framing = ",".join(headers.getall("Transfer-Encoding", [])).strip().lower()
     if coding not in ("", "identity") or framing not in ("", "chunked"):
@@ -319,16 +337,18 @@ _NETWORK_ERRORS = (NotHttp, OSError, RuntimeError, ValueError)
 
 def _explain(error: Exception) -> str:
     if isinstance(error, ssl.SSLError):
-        return "The TLS certificate of the URL's server is not accepted; use another server."
+        return say("The TLS certificate of the URL's server is not accepted; use another server.")
     if isinstance(error, NotHttp):
-        return "The URL's server does not answer in valid HTTP; check the URL."
+        return say("The URL's server does not answer in valid HTTP; check the URL.")
     if isinstance(error, OSError) and not isinstance(error, NoAnswer | AnswerCut):
-        return "No connection to the URL's server; check the URL."
-    return "The URL's server broke off the connection; try again."
+        return say("No connection to the URL's server; check the URL.")
+    return say("The URL's server broke off the connection; try again.")
 
 
 def _explain_proxy(error: NoWay) -> GatewayError:
     """The error to report: a caller can only change the URL."""
     if error.is_refusal:
-        return InvalidRequest(f"No connection to the URL's server. {error.message}")
-    return UpstreamFailed(f"The URL cannot be fetched. {error.message}")
+        return InvalidRequest(
+            say("No connection to the URL's server. {reason}", reason=error.message)
+        )
+    return UpstreamFailed(say("The URL cannot be fetched. {reason}", reason=error.message))

@@ -31,6 +31,7 @@ from gateway.files.local import LocalFiles
 from gateway.files.s3 import S3Files
 from gateway.files.store import Chunks, Store
 from gateway.filetypes import extension_of, is_shown, mime_of, served_as
+from gateway.language.sentences import say
 from gateway.protocol.exchange import Source
 
 log = logging.getLogger("gateway")
@@ -153,7 +154,7 @@ class Files:
         for many, most in ((self._in_flight[owner], MAX_COMING_EACH), (of_key, MAX_COMING_KEY)):
             if many >= most:
                 raise TooManyAtOnce(
-                    f"{many} uploads of yours are under way; wait for one to end.",
+                    say("{count} uploads of yours are under way; wait for one to end.", count=many),
                     retry_after_s=5.0,
                 )
         if self._in_flight.total() >= MAX_COMING:
@@ -230,7 +231,7 @@ class Files:
     async def get(self, id_: str, owner: str) -> StoredFile:
         """The owner's file with that id. Raises FileNotFound, also for another owner's file."""
         name = name_of(id_)
-        missing = FileNotFound(f"There is no file {id_[:120]!r}.", param="file_id")
+        missing = FileNotFound(say("There is no file {id!r}.", id=id_[:120]), param="file_id")
         if not name or not name.rpartition("/")[2].startswith(_mark(owner)):
             raise missing
         file = await self.find(name)

@@ -17,6 +17,7 @@ from typing import IO, TypeVar
 
 from gateway.errors import StorageFull, StorageUnavailable
 from gateway.files.store import BLOCK, Chunks
+from gateway.language.sentences import say
 from gateway.private import make_folder, opener, shut_out_others
 from gateway.protocol.exchange import Source
 
@@ -162,7 +163,7 @@ class LocalFiles:
         except OSError as error:
             if error.errno in _FULL:
                 raise StorageFull from error
-            message = f"The folder for files cannot be used: {error.strerror}."
+            message = say("The folder for files cannot be used: {reason}.", reason=error.strerror)
             raise StorageUnavailable(message) from error
 
 

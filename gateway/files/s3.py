@@ -15,6 +15,7 @@ from urllib.parse import quote, unquote, urlsplit
 from gateway.config.models import S3
 from gateway.errors import GatewayError, StorageFull, StorageUnavailable
 from gateway.files.store import BLOCK, Chunks
+from gateway.language.sentences import say
 from gateway.protocol.exchange import Source
 
 PART = 5 * 1024 * 1024  # bytes; S3's minimum for all parts but the last
@@ -28,11 +29,11 @@ _FULL = {
 }  # fmt: skip
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _REFUSED = {
-    "NoSuchBucket": "There is no such bucket as the one that is configured",
-    "AccessDenied": "The bucket does not let the gateway in",
-    "403": "The bucket does not let the gateway in",
-    "InvalidAccessKeyId": "The access key is not known there",
-    "SignatureDoesNotMatch": "The secret key is wrong",
+    "NoSuchBucket": say("There is no such bucket as the one that is configured"),
+    "AccessDenied": say("The bucket does not let the gateway in"),
+    "403": say("The bucket does not let the gateway in"),
+    "InvalidAccessKeyId": say("The access key is not known there"),
+    "SignatureDoesNotMatch": say("The secret key is wrong"),
 }
 
 
@@ -339,4 +340,6 @@ def _explain(response: dict[str, Any]) -> GatewayError | FileNotFoundError:
 
 
 def _refused(code: str) -> StorageUnavailable:
-    return StorageUnavailable(f"{_REFUSED[code]}; the operator must see to the S3 settings.")
+    return StorageUnavailable(
+        say("{problem}; the operator must see to the S3 settings.", problem=_REFUSED[code])
+    )

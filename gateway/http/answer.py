@@ -43,7 +43,9 @@ from gateway.http.context import (
 )
 from gateway.http.fastwrite import ALREADY_SENT, Stream, answer_json, begin_stream
 from gateway.http.inflight import forget_cancellation
+from gateway.http.language import choice_of
 from gateway.http.pump import Pump, open_pump
+from gateway.language.sentences import say
 from gateway.platforms.base import ignored_options
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
 from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -252,7 +254,8 @@ def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
 
 def _error_json(request: web.Request, error: GatewayError) -> bytes:
     shown = request[CONTEXT].failed(error)
-    return orjson.dumps(api_body(shown) if is_api(request.path) else openai_body(shown))
+    render = api_body if is_api(request.path) else openai_body
+    return orjson.dumps(render(shown, choice_of(request).language))
 
 
 class _Stream:
@@ -336,8 +339,7 @@ class _Stream:
         with self._run.until(self._run.timers.now() + END_S):
             # Do not report a stop that arrives just after the answer became complete.
             if error is not None and not self._last:
-                shown = self._request[CONTEXT].failed(error)
-                self._last = error_frame(shown, self._conversational)
+                self._last = self._error_frame(self._request[CONTEXT].failed(error))
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
             await self._response.write_eof(self._last)
@@ -401,12 +403,15 @@ class _Stream:
 
     def _note_end(self, deltas: list[Delta], frames: bytes) -> None:
         """Note the result for the log and the record, since the status can no longer show a
-        failure."""
-        self._last = frames
+        failure. The last delta may be a failure, which the renderer leaves out."""
         if deltas and isinstance(deltas[-1], Failed):
-            self._request[CONTEXT].failed(deltas[-1].error)
+            frames += self._error_frame(self._request[CONTEXT].failed(deltas[-1].error))
+        self._last = frames
         if self._renderer.finish:
             self._call.finished(self._renderer.finish)
+
+    def _error_frame(self, error: GatewayError) -> bytes:
+        return error_frame(error, self._conversational, choice_of(self._request).language)
 
     async def _first_deltas(self) -> list[Delta]:
         """Wait for the first deltas; after `keepalive_s` commit to 200 and keep the connection
@@ -483,5 +488,9 @@ def _listed(names: tuple[str, ...]) -> str:
 
 
 def too_long(run: Run) -> UpstreamTimeout:
-    message = f"Agent {run.attempt.target.name!r}: the answer took longer than {run.total_s:g} s."
+    message = say(
+        "Agent {name!r}: the answer took longer than {seconds:g} s.",
+        name=run.attempt.target.name,
+        seconds=run.total_s,
+    )
     return UpstreamTimeout(message, should_retry=False)

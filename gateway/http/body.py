@@ -28,6 +28,7 @@ from gateway.errors import (
     UnsupportedMediaType,
 )
 from gateway.http.context import BODIES, CONTEXT, PARSING
+from gateway.language.sentences import edited, say
 from gateway.limits.shares import Part
 from gateway.protocol import loosejson
 from gateway.protocol.charsets import as_utf8
@@ -125,8 +126,11 @@ def _in_memory(raw: bytes) -> int:
 
 
 def _too_large(most: int) -> BodyTooLarge:
-    name = "" if most == MAX_SETTINGS else " (server.max_body)"
-    return BodyTooLarge(f"The request body is larger than {most} bytes{name}.")
+    if most == MAX_SETTINGS:
+        return BodyTooLarge(say("The request body is larger than {most} bytes.", most=most))
+    return BodyTooLarge(
+        say("The request body is larger than {most} bytes (server.max_body).", most=most)
+    )
 
 
 async def _read(request: web.Request, most: int) -> bytes:
@@ -153,7 +157,7 @@ async def _read(request: web.Request, most: int) -> bytes:
         if size > most:
             raise _too_large(most)
     except TimeoutError:
-        message = f"The body did not come within {BODY_S:g} s; send it again."
+        message = say("The body did not come within {seconds:g} s; send it again.", seconds=BODY_S)
         raise SenderTooSlow(message) from None
     except web.RequestPayloadError:
         raise InvalidRequest("The body is not complete, or not framed as HTTP says.") from None
@@ -232,8 +236,12 @@ def _require_few_values(raw: bytes) -> None:
     for mark, many in MAX_VALUES.items():
         if raw.count(mark) > many:
             raise InvalidRequest(
-                f"The body holds more than {many} of {mark.decode()!r}: send fewer values, or a"
-                " file in place of a long text."
+                say(
+                    "The body holds more than {count} of {character!r}: send fewer values, or a "
+                    "file in place of a long text.",
+                    count=many,
+                    character=mark.decode(),
+                )
             )
 
 
@@ -256,7 +264,9 @@ def _read_loosely(raw: bytes) -> Any:
     except UnicodeDecodeError:
         raise InvalidRequest("The body is not UTF-8 text; send it as UTF-8.") from None
     except loosejson.NotJson as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.") from None
+        raise InvalidRequest(
+            say("The body is not valid JSON: {reason}.", reason=error.args[0])
+        ) from None
 
 
 def check(model: type[M], value: dict[str, Any]) -> M:
@@ -268,41 +278,53 @@ def check(model: type[M], value: dict[str, Any]) -> M:
         problems = error.errors(include_url=False, include_input=False)
         first = problems[0]
         path = ".".join(str(step) for step in first["loc"])
-        more = f" ({len(problems)} problems in all.)" if len(problems) > 1 else ""
-        raise InvalidRequest(f"{path!r} {_complaint(first)}.{more}", param=path or None) from None
+        more = say(" ({count} problems in all.)", count=len(problems)) if len(problems) > 1 else ""
+        raise InvalidRequest(
+            say(
+                "{member!r} {complaint}.{more}",
+                member=path,
+                complaint=_complaint(first),
+                more=more,
+            ),
+            param=path or None,
+        ) from None
 
 
 # pydantic's messages name Python types; callers know JSON. Braces are filled from `ctx`.
 _COMPLAINTS = {
-    "missing": "is missing",
-    "extra_forbidden": "is not known here",
-    "string_type": "must be a text",
-    "string_too_short": "is too short (at least {min_length})",
-    "string_too_long": "is too long (at most {max_length})",
-    "string_pattern_mismatch": "has a form that is not allowed, or characters that are not",
-    "literal_error": "must be {expected}",
-    "list_type": "must be a list",
-    "too_short": "has too few entries (at least {min_length})",
-    "too_long": "has too many entries (at most {max_length})",
-    "dict_type": "must be an object",
-    "model_type": "must be an object",
-    "greater_than": "must be more than {gt}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than": "must be less than {lt}",
-    "less_than_equal": "must be at most {le}",
+    "missing": say("is missing"),
+    "extra_forbidden": say("is not known here"),
+    "string_type": say("must be a text"),
+    "string_too_short": say("is too short (at least {min_length})"),
+    "string_too_long": say("is too long (at most {max_length})"),
+    "string_pattern_mismatch": say("has a form that is not allowed, or characters that are not"),
+    "literal_error": say("must be {expected}"),
+    "list_type": say("must be a list"),
+    "too_short": say("has too few entries (at least {min_length})"),
+    "too_long": say("has too many entries (at most {max_length})"),
+    "dict_type": say("must be an object"),
+    "model_type": say("must be an object"),
+    "greater_than": say("must be more than {gt}"),
+    "greater_than_equal": say("must be at least {ge}"),
+    "less_than": say("must be less than {lt}"),
+    "less_than_equal": say("must be at most {le}"),
 }
-_KINDS_OF_VALUES = {"bool": "true or false", "int": "a whole number", "float": "a number"}
+_KINDS_OF_VALUES = {
+    "bool": say("must be true or false"),
+    "int": say("must be a whole number"),
+    "float": say("must be a number"),
+}
 
 
 def _complaint(problem: Any) -> str:
     """Describe one pydantic error as a phrase that follows the member's name."""
     kind: str = problem["type"]
     if kind == "value_error":
-        return str(problem["ctx"]["error"]).rstrip(".")
+        return edited(problem["ctx"]["error"].args[0], lambda text: text.rstrip(".。"))
     if kind in _COMPLAINTS:
-        return _COMPLAINTS[kind].format_map(problem.get("ctx", {}))
+        return say(_COMPLAINTS[kind], **problem.get("ctx", {}))
     wanted = _KINDS_OF_VALUES.get(kind.partition("_")[0])
-    return f"must be {wanted}" if wanted else "has a value that is not allowed"
+    return wanted or say("has a value that is not allowed")
 
 
 async def read_settings(
@@ -362,7 +384,9 @@ def require_once(names: list[str]) -> None:
     seen = set[str]()
     for name in names:
         if name in seen:
-            raise InvalidRequest(f"{name[:100]!r} is given twice; give it once.", param=name[:100])
+            raise InvalidRequest(
+                say("{name!r} is given twice; give it once.", name=name[:100]), param=name[:100]
+            )
         seen.add(name)
 
 
@@ -378,9 +402,17 @@ def require_bounds(value: Any, path: str = "", depth: int = 0) -> None:
     if isinstance(value, str | list | dict):
         size, most = len(value), _MOST[type(value)]
     if size > most or depth > MAX_DEPTH:
-        where = f"{path!r}" if path else "The body"
-        complaint = "is nested too deeply" if depth > MAX_DEPTH else f"is too long (at most {most})"
-        raise InvalidRequest(f"{where} {complaint}.", param=path or None)
+        complaint = (
+            say("is nested too deeply")
+            if depth > MAX_DEPTH
+            else say("is too long (at most {most})", most=most)
+        )
+        if not path:
+            raise InvalidRequest(say("The body {complaint}.", complaint=complaint))
+        raise InvalidRequest(
+            say("{member!r} {complaint}.{more}", member=path, complaint=complaint, more=""),
+            param=path,
+        )
     if isinstance(value, dict):
         for name, inner in value.items():
             require_bounds(inner, f"{path}.{name[:100]}".lstrip("."), depth + 1)
@@ -395,8 +427,14 @@ def require_known(names: Iterable[str], known: list[str]) -> None:
         if name in known:
             continue
         near = difflib.get_close_matches(name[:64].lower(), known, 1, 0.7)
-        hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known) or 'none'}."
-        raise InvalidRequest(f"{name[:100]!r} is not known here; {hint}", param=name[:100])
+        hint = (
+            say("did you mean {name!r}?", name=near[0])
+            if near
+            else say("known: {known}.", known=", ".join(known) or say("none"))
+        )
+        raise InvalidRequest(
+            say("{name!r} is not known here; {hint}", name=name[:100], hint=hint), param=name[:100]
+        )
 
 
 def at_most(most: int) -> BeforeValidator:
@@ -405,7 +443,7 @@ def at_most(most: int) -> BeforeValidator:
 
     def check_length(value: Any) -> Any:
         if isinstance(value, list | dict) and len(value) > most:
-            raise ValueError(f"must have at most {most} entries")
+            raise ValueError(say("must have at most {most} entries", most=most))
         return value
 
     return BeforeValidator(check_length)
@@ -445,7 +483,9 @@ def number(request: web.Request, name: str, default: int, most: int) -> int:
     if not text:
         return default
     if not re.fullmatch(r"[0-9]{1,7}", text) or not 1 <= int(text) <= most:
-        raise InvalidRequest(f"{name!r} must be a number from 1 to {most}.", param=name)
+        raise InvalidRequest(
+            say("{name!r} must be a number from 1 to {most}.", name=name, most=most), param=name
+        )
     return int(text)
 
 
@@ -453,7 +493,10 @@ def choice(request: web.Request, name: str, known: tuple[str, ...]) -> str:
     """A query parameter that is one of `known`, or ""."""
     text = request.query.get(name, "")
     if text and text not in known:
-        raise InvalidRequest(f"{name!r} must be one of {', '.join(known)}.", param=name)
+        raise InvalidRequest(
+            say("{name!r} must be one of {allowed}.", name=name, allowed=", ".join(known)),
+            param=name,
+        )
     return text
 
 
@@ -463,7 +506,9 @@ def day(request: web.Request, name: str, default: date) -> date:
     try:
         return date.fromisoformat(text) if text else default
     except ValueError:
-        raise InvalidRequest(f"{name!r} must be a day such as 2026-11-23.", param=name) from None
+        raise InvalidRequest(
+            say("{name!r} must be a day such as 2026-11-23.", name=name), param=name
+        ) from None
 
 
 def moment_ms(text: str, name: str) -> int:
@@ -472,7 +517,7 @@ def moment_ms(text: str, name: str) -> int:
         return read_iso(text)
     except ValueError:
         raise InvalidRequest(
-            f"{name!r} must be a time such as 2026-12-31T23:59:59Z.", param=name
+            say("{name!r} must be a time such as 2026-12-31T23:59:59Z.", name=name), param=name
         ) from None
 
 
@@ -485,5 +530,5 @@ def text_member(body: dict[str, Any], name: str) -> str:
     if isinstance(value, str):
         return value.strip()
     if not isinstance(value, int) or isinstance(value, bool):
-        raise InvalidRequest(f"'{name}' must be a string.", param=name)
+        raise InvalidRequest(say("'{name}' must be a string.", name=name), param=name)
     return str(value)

@@ -11,6 +11,7 @@ from gateway.accounts.credentials import KEY_HEADERS, presented_key
 from gateway.config.origins import FROM_DISK, is_local
 from gateway.errors import Forbidden, clean
 from gateway.http.context import state_of
+from gateway.language.sentences import say
 
 _EXPOSED = ", ".join(
     (
@@ -32,7 +33,10 @@ def preflight(request: web.Request) -> web.Response:
     origin = request.headers.get("Origin", "")
     if not _allowed(request, origin):
         raise Forbidden(
-            f"Pages of {clean(origin, 100)} may not call; add it to server.cors_origins."
+            say(
+                "Pages of {origin} may not call; add it to server.cors_origins.",
+                origin=clean(origin, 100),
+            )
         )
     asked = request.headers.get("Access-Control-Request-Headers", "")
     headers = {}
@@ -57,7 +61,8 @@ def add_origin(request: web.Request, response: web.StreamResponse) -> None:
         return
     allowed = _allowed(request, origin)
     if allowed != "*":
-        response.headers["Vary"] = "Origin"
+        vary = response.headers.get("Vary")  # an error may depend on the language, too
+        response.headers["Vary"] = f"{vary}, Origin" if vary else "Origin"
     if allowed:
         response.headers["Access-Control-Allow-Origin"] = allowed
         response.headers["Access-Control-Expose-Headers"] = _EXPOSED

@@ -18,6 +18,7 @@ from multidict import CIMultiDictProxy
 
 from gateway.config.origins import Origins
 from gateway.errors import Forbidden, Unauthorized, clean
+from gateway.language.sentences import say
 
 log = logging.getLogger("gateway")
 
@@ -48,9 +49,12 @@ class NotFromHere(Unauthorized):
 
     def __init__(self, why: str) -> None:
         super().__init__(
-            f"Calls without a key are only for programs on this machine: {why} Send an API key as"
-            " 'Authorization: Bearer <key>'; the operator makes one with `run.py keys create`, in"
-            " the gateway's folder, or in auth.keys."
+            say(
+                "Calls without a key are only for programs on this machine: {reason} Send an "
+                "API key as 'Authorization: Bearer <key>'; the operator makes one with "
+                "`run.py keys create`, in the gateway's folder, or in auth.keys.",
+                reason=why,
+            )
         )
         self.why = why
 
@@ -95,23 +99,27 @@ def refusal(
     host of its own.
     """
     if twice := next((name for name in _ONCE if len(headers.getall(name, ())) > 1), ""):
-        return Forbidden(f"The header {twice!r} is there twice; send it once.")
+        return Forbidden(say("The header {header!r} is there twice; send it once.", header=twice))
     if page := _foreign_page(headers, origins):
         return Forbidden(
-            f"{page} Anonymous access is for programs on this machine, not for web pages from"
-            " elsewhere: give the page a key, or add its origin to server.cors_origins."
+            say(
+                "{page} Anonymous access is for programs on this machine, not for web pages "
+                "from elsewhere: give the page a key, or add its origin to "
+                "server.cors_origins.",
+                page=page,
+            )
         )
     why = "" if anywhere else _not_from_here(headers, version, address)
     if not why and (hosts or not anywhere):
         named = headers.getall("Host", ("",))
-        why = "this one names two hosts." if len(named) > 1 else ""
+        why = say("this one names two hosts.") if len(named) > 1 else ""
         why = why or _not_to_here([*named, *_authority(target)], hosts)
     return NotFromHere(why) if why else None
 
 
 def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: str) -> str:
     if not is_loopback(address):
-        return f"this one comes from {clean(address, 60)}."
+        return say("this one comes from {address}.", address=clean(address, 60))
     for name in headers:
         lower = name.lower().replace("_", "-")
         if (
@@ -119,13 +127,20 @@ def _not_from_here(headers: Mapping[str, str], version: HttpVersion, address: st
             or lower.startswith(_FORWARDING_BEGINS)
             or lower.endswith(_FORWARDING_ENDS)
         ):
-            return f"this one came through a proxy, which the header {lower[:40]!r} tells."
+            return say(
+                "this one came through a proxy, which the header {header!r} tells.",
+                header=lower[:40],
+            )
     # nginx's `proxy_pass` adds no header by default and sends its upstream's name as `Host`, but up
     # to 1.29.6 it speaks HTTP/1.0. Programs have not done so for decades.
     if version < (1, 1):
-        return "this one came by HTTP/1.0, as from a proxy with nginx's default settings."
+        return say("this one came by HTTP/1.0, as from a proxy with nginx's default settings.")
     if version > (1, 1):
-        return f"this one says HTTP/{version.major}.{version.minor}, which is not spoken here."
+        return say(
+            "this one says HTTP/{major}.{minor}, which is not spoken here.",
+            major=version.major,
+            minor=version.minor,
+        )
     return ""
 
 
@@ -143,10 +158,11 @@ def _not_to_here(asked: Iterable[str], hosts: Container[str]) -> str:
         name = host_name(host)
         if not (is_loopback(name) or name in hosts):
             shown = clean(name or host, 100)
-            return (
-                f"this one asks for the host {shown!r}, which is none of this machine's own names"
-                " (localhost, 127.0.0.1); if only programs here use that name, the operator can add"
-                " it to auth.anonymous_hosts."
+            return say(
+                "this one asks for the host {host!r}, which is none of this machine's own "
+                "names (localhost, 127.0.0.1); if only programs here use that name, the "
+                "operator can add it to auth.anonymous_hosts.",
+                host=shown,
             )
     return ""
 
@@ -156,15 +172,15 @@ def _foreign_page(headers: Mapping[str, str], origins: Origins) -> str:
     if origin := headers.get("Origin", ""):
         if origins.may_borrow(origin):
             return ""
-        return f"The page {clean(origin, 100)!r} is not listed."
+        return say("The page {origin!r} is not listed.", origin=clean(origin, 100))
     site = headers.get("Sec-Fetch-Site", "").lower()
     if site == "cross-site":
-        return "A page of another site sent this request."
+        return say("A page of another site sent this request.")
     # Only browsers send both. The browser's page has the origin that the browser asked for, which a
     # proxy in between may have changed.
     page = headers.get("Referer", "") if site else ""
     if page and not origins.may_borrow(_origin_of(page)):
-        return "A page of another site sent this request."
+        return say("A page of another site sent this request.")
     return ""
 
 

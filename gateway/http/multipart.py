@@ -20,6 +20,7 @@ from gateway.config.models import Storage
 from gateway.errors import BodyTooLarge, InvalidRequest, SenderTooSlow, UnsupportedMediaType
 from gateway.files.library import clean_title
 from gateway.filetypes import HEAD, checked
+from gateway.language.sentences import say
 
 MAX_FIELDS = 20
 MAX_FIELD = 8192  # bytes
@@ -78,8 +79,14 @@ class UploadForm:
                     break
                 await self._field(part)
         if part is None:
-            came = f" (it has {', '.join(map(repr, self.fields))})" if self.fields else ""
-            raise InvalidRequest(f"The form has no part named 'file'{came}.", param="file")
+            came = (
+                say(" (it has {fields})", fields=", ".join(map(repr, self.fields)))
+                if self.fields
+                else ""
+            )
+            raise InvalidRequest(
+                say("The form has no part named 'file'{fields}.", fields=came), param="file"
+            )
         self._part = part
         async with reading():
             if part.filename is None:
@@ -132,8 +139,11 @@ class UploadForm:
         (began, before), now = self._window, self._clock()
         if now - began > START_S + (self.size - before) / SLOWEST:
             raise SenderTooSlow(
-                f"The file comes at less than {SLOWEST >> 10} KiB a second; send it over a"
-                " better line, or a smaller one."
+                say(
+                    "The file comes at less than {least} KiB a second; send it over a better "
+                    "line, or a smaller one.",
+                    least=SLOWEST >> 10,
+                )
             )
         if now - began > WINDOW_S:
             self._window = (now, self.size)
@@ -147,12 +157,14 @@ class UploadForm:
         part = await self._reader.next()
         self._parts += 1
         if self._parts > MAX_FIELDS + 2:  # two more: the file and the end
-            raise InvalidRequest(f"The form has more than {MAX_FIELDS} fields.")
+            raise InvalidRequest(say("The form has more than {most} fields.", most=MAX_FIELDS))
         if part is not None and not isinstance(part, BodyPartReader):
             raise InvalidRequest("The form holds another form; send plain parts.")
         coding = part.headers.get("Content-Transfer-Encoding", "binary") if part else "binary"
         if coding.lower() not in ("binary", "8bit", "7bit"):
-            raise InvalidRequest(f"The form's parts must be binary, not {coding[:20]!r}.")
+            raise InvalidRequest(
+                say("The form's parts must be binary, not {encoding!r}.", encoding=coding[:20])
+            )
         return part
 
     async def _field(self, part: Any) -> None:
@@ -160,13 +172,16 @@ class UploadForm:
         while chunk := await part.read_chunk(_CHUNK):
             value += chunk
             if len(value) > MAX_FIELD:
-                raise InvalidRequest(f"The form's field {str(part.name)[:40]!r} is too long.")
+                raise InvalidRequest(
+                    say("The form's field {name!r} is too long.", name=str(part.name)[:40])
+                )
         self.fields[str(part.name)[:100]] = value.decode("utf-8", "replace")
 
     def _too_large(self) -> BodyTooLarge:
         most = self._config.max_size
         return BodyTooLarge(
-            f"The file is larger than {most / 1e6:g} MB (storage.max_size).", param="file"
+            say("The file is larger than {most:g} MB (storage.max_size).", most=most / 1e6),
+            param="file",
         )
 
 
@@ -184,7 +199,9 @@ async def reading() -> AsyncIterator[None]:
         async with asyncio.timeout(SILENCE_S):
             yield
     except TimeoutError:
-        raise SenderTooSlow(f"Nothing came for {SILENCE_S:g} s; send the file again.") from None
+        raise SenderTooSlow(
+            say("Nothing came for {seconds:g} s; send the file again.", seconds=SILENCE_S)
+        ) from None
     except (ValueError, RuntimeError, HttpProcessingError, web.RequestPayloadError, AssertionError):
         raise InvalidRequest(
             "The form is not valid multipart/form-data, or it ends too early."

@@ -19,6 +19,7 @@ from gateway.config.models import RateLimits
 from gateway.config.values import Rate
 from gateway.errors import CallsUsedUp, GatewayError, RateLimited, TooManyAtOnce
 from gateway.ids import new_id
+from gateway.language.sentences import say
 from gateway.limits.charges import Charge, QuotaCharge, RateCharge, SlotCharge, TokenCharge
 
 Class = Literal["chat", "upload", "agents", "login", "accounts"]
@@ -133,14 +134,21 @@ def refusal(charged: list[Charge], decisions: list[Decision]) -> GatewayError | 
             return _used_up(charge)
     charge, decision = max(refused, key=lambda pair: pair[1].wait_ms)
     if isinstance(charge, SlotCharge):
-        message = f"{charge.most} calls are under way, which is the limit; wait for one to end."
+        message = say(
+            "{limit} calls are under way, which is the limit; wait for one to end.",
+            limit=charge.most,
+        )
         return TooManyAtOnce(message, retry_after_s=1.0)
     assert isinstance(charge, RateCharge | TokenCharge)
-    what = "tokens" if isinstance(charge, TokenCharge) else "calls"
     wait_s = max(decision.wait_ms / 1000, 0.001)
     return RateLimited(
-        f"Rate limit reached: {charge.capacity} {what}, refilled at {_per(charge.per_ms)}."
-        f" Try again in {wait_s:.3g} s.",
+        say(
+            "Rate limit reached: {limit} {unit}, refilled at {rate}. Try again in {seconds:.3g} s.",
+            limit=charge.capacity,
+            unit=say("tokens") if isinstance(charge, TokenCharge) else say("calls"),
+            rate=_per(charge.per_ms),
+            seconds=wait_s,
+        ),
         retry_after_s=wait_s,
     )
 
@@ -148,10 +156,18 @@ def refusal(charged: list[Charge], decisions: list[Decision]) -> GatewayError | 
 def _used_up(charge: QuotaCharge) -> CallsUsedUp:
     quota = charge.quota
     if quota.period:
-        message = f"All {quota.limit} calls of this account for {quota.period} (UTC) are used."
+        message = say(
+            "All {count} calls of this account for {period} (UTC) are used. Ask an administrator "
+            "for more.",
+            count=quota.limit,
+            period=quota.period,
+        )
     else:
-        message = f"All {quota.limit} calls of this API key are used."
-    return CallsUsedUp(message + " Ask an administrator for more.")
+        message = say(
+            "All {count} calls of this API key are used. Ask an administrator for more.",
+            count=quota.limit,
+        )
+    return CallsUsedUp(message)
 
 
 def _per(per_ms: float) -> str:

@@ -19,9 +19,10 @@ from gateway.http.cors import is_preflight, preflight
 from gateway.http.endpoint import Access, Route
 from gateway.http.locality import Hint, NotFromHere, refusal
 from gateway.http.services import services_of
+from gateway.language.sentences import say
 from gateway.secret import Secret
 
-_LOG_IN = "Log in at POST /api/v1/login and send the access_token as Bearer."
+_LOG_IN = say("Log in at POST /api/v1/login and send the access_token as Bearer.")
 
 Verify = Callable[[web.Request], Awaitable[dict[str, Any]]]
 

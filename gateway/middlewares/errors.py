@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-from typing import Any
 
 import orjson
 from aiohttp import web
@@ -25,6 +24,8 @@ from gateway.errors import (
 )
 from gateway.http.context import CONTEXT, header_value, is_api
 from gateway.http.inflight import InFlight, forget_cancellation
+from gateway.http.language import Choice, choice_of
+from gateway.language.sentences import say
 
 log = logging.getLogger("gateway")
 
@@ -70,7 +71,9 @@ def _ours(error: Exception, request: web.Request) -> GatewayError:
         return InvalidRequest("The request holds a value that cannot be kept, such as a NUL.")
     id_ = request[CONTEXT].request_id
     log.error("Unexpected error, request id %s", id_, exc_info=error)
-    return InternalError(f"The gateway met an unexpected condition; its log has {id_}.")
+    return InternalError(
+        say("The gateway met an unexpected condition; its log has {request_id}.", request_id=id_)
+    )
 
 
 def _rendered(request: web.Request, error: GatewayError) -> web.Response:
@@ -81,7 +84,7 @@ def _rendered(request: web.Request, error: GatewayError) -> web.Response:
         if request.transport is not None:
             request.transport.abort()
         raise ConnectionResetError("the answer broke after it had begun") from None
-    return _response(request, shown)
+    return _response(request, shown, choice_of(request))
 
 
 def drop_frames(failure: BaseException | None) -> None:
@@ -95,20 +98,21 @@ def drop_frames(failure: BaseException | None) -> None:
         failure = before
 
 
-def error_response(request: web.BaseRequest, error: GatewayError) -> web.Response:
+def error_response(request: web.BaseRequest, error: GatewayError, choice: Choice) -> web.Response:
     """The error as an answer; notes it for the log and the record."""
     context = request.get(CONTEXT)
-    return _response(request, context.failed(error) if context else error)
+    return _response(request, context.failed(error) if context else error, choice)
 
 
-def _response(request: web.BaseRequest, error: GatewayError) -> web.Response:
-    extra = headers(error)
+def _response(request: web.BaseRequest, error: GatewayError, choice: Choice) -> web.Response:
+    extra = headers(error) | choice.headers
     if context := request.get(CONTEXT):
         if context.agent:
             extra["x-gateway-agent"] = header_value(context.route or context.agent)
         if context.attempts is not None:
             extra["x-gateway-attempts"] = str(context.attempts)
-    body: dict[str, Any] = api_body(error) if is_api(request.path) else openai_body(error)
+    render = api_body if is_api(request.path) else openai_body
+    body = render(error, choice.language)
     return web.Response(
         status=error.status,
         body=orjson.dumps(body),
@@ -121,12 +125,16 @@ def translate(error: web.HTTPException, request: web.BaseRequest) -> GatewayErro
     """The gateway's error for one of aiohttp's."""
     if isinstance(error, web.HTTPNotFound):
         path = request.path[:100]
-        return NotFound(f"There is nothing at {request.method} {path!r}.")
+        return NotFound(
+            say("There is nothing at {method} {path!r}.", method=request.method, path=path)
+        )
     if isinstance(error, web.HTTPMethodNotAllowed):
         return MethodNotAllowed(request.method, error.allowed_methods)
     if isinstance(error, web.HTTPRequestEntityTooLarge):
         limit = request.client_max_size
-        return BodyTooLarge(f"The request body is larger than {limit} bytes (server.max_body).")
+        return BodyTooLarge(
+            say("The request body is larger than {most} bytes (server.max_body).", most=limit)
+        )
     if isinstance(error, web.HTTPUnsupportedMediaType):
         return UnsupportedMediaType(error.reason)
     if error.status < 500:

@@ -24,6 +24,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.filetypes import MediaKind
+from gateway.language.sentences import Sentence, say
 from gateway.platforms.failures import explain_member
 from gateway.protocol import loosejson, ndjson, sse
 from gateway.protocol.completions import as_events
@@ -60,7 +61,7 @@ class Preliminary:
     shared: bool = False
 
 
-class Doubt(str):
+class Doubt(Sentence):
     """A description that finds no error, but no proof that chats work. It says what to check."""
 
 
@@ -211,8 +212,11 @@ def require_options(platform: Platform, chat: ChatRequest) -> None:
     for name in chat.demands:
         if platform.options is not None and name not in platform.options:
             raise OptionNotFollowed(
-                f"This agent cannot follow {name!r}: its bot answers in its own way. Leave it out,"
-                " or ask an OpenAI-compatible agent.",
+                say(
+                    "This agent cannot follow {name!r}: its bot answers in its own way. Leave it "
+                    "out, or ask an OpenAI-compatible agent.",
+                    name=name,
+                ),
                 param=name,
             )
 
@@ -232,7 +236,7 @@ class EventDecoder(ABC):
 
     __slots__ = ("_half", "_half_of", "_parser", "conversation_id", "done", "ending", "life")
 
-    platform: ClassVar[str] = "The upstream"
+    platform: ClassVar[str] = say("The upstream")
     framing: ClassVar[type[sse.Parser] | type[ndjson.Parser]] = sse.Parser
     text_members: ClassVar[tuple[bytes, ...]] = ()
     ends_with_connection = False
@@ -292,7 +296,9 @@ class EventDecoder(ABC):
         try:
             data, half, is_joined = loosejson.join_halves(data, before)
         except loosejson.NotJson as error:
-            raise BadEvent(f"The upstream sent an event that cannot be read: {error}.") from None
+            raise BadEvent(
+                say("The upstream sent an event that cannot be read: {reason}.", reason=str(error))
+            ) from None
         shows_life = self.event(name, data, out)
         kinds = [type(delta) for delta in out[at:]]
         if is_joined or self.repeats:  # an omitted half only shortens repeated text
@@ -407,14 +413,19 @@ def parse_json(data: bytes) -> Any:
     """The JSON in an event. Raises BadEvent if it is invalid, or has too many values to parse
     without blocking the loop."""
     if len(data) > sse.MAX_EVENT and data.count(b",") > MAX_VALUES:
-        raise BadEvent(f"The upstream sent an event of more than {MAX_VALUES} values.")
+        raise BadEvent(
+            say("The upstream sent an event of more than {most} values.", most=MAX_VALUES)
+        )
     try:
         return loosejson.loads(data)
     except loosejson.NotJson:
         quoted = "" if data.lstrip()[:1] == b"{" else clean(data[:300].decode("utf-8", "replace"))
         raise BadEvent(
-            "The upstream sent an event that is not JSON; is base_url the address of its API?"
-            + (f" It says: {quoted}" if quoted else "")
+            say(
+                "The upstream sent an event that is not JSON; is base_url the address of its API?"
+                "{quote}",
+                quote=say(" It says: {message}", message=quoted) if quoted else "",
+            )
         ) from None
 
 
@@ -446,7 +457,9 @@ def dump(value: Any) -> bytes:
     try:
         return orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except orjson.JSONEncodeError as error:
-        raise InvalidRequest(f"The request cannot be passed on as JSON: {error}.") from None
+        raise InvalidRequest(
+            say("The request cannot be passed on as JSON: {reason}.", reason=str(error))
+        ) from None
 
 
 def json_text(value: Any) -> str:

@@ -29,6 +29,7 @@ from gateway.errors import (
     clean,
     retry_after,
 )
+from gateway.language.sentences import say
 from gateway.platforms.failure_message import bare, codes_in, inner, status_in, without_names
 from gateway.platforms.failure_table import ROWS, Kind, patterns
 from gateway.protocol.exchange import UpstreamReply
@@ -83,13 +84,27 @@ def explain_http(
         kind = "model"
     about = _About(platform, status, clean(message), reported.param)
     if kind == "model" and own_model:
-        return InvalidRequest(f"{platform} does not offer this model.{about.quoted}", param="model")
+        return InvalidRequest(
+            say(
+                "{platform} does not offer this model.{quote}",
+                platform=platform,
+                quote=about.quoted,
+            ),
+            param="model",
+        )
     if kind is not None:
         wait_s = retry_after(reply.headers) or _wait_in(message)
         return _ERRORS[kind](about, Guess(RETRY_AFTER_S) if wait_s is None else wait_s)
     if own_request and status in (400, 409, 422):
         param = clean(reported.param, 100) or None
-        return InvalidRequest(f"{platform} does not accept the request.{about.quoted}", param=param)
+        return InvalidRequest(
+            say(
+                "{platform} does not accept the request.{quote}",
+                platform=platform,
+                quote=about.quoted,
+            ),
+            param=param,
+        )
     if status < 300 and reported.codes:  # a refusal with 200 is not a proxy's page
         return _unknown(about)
     return _by_status(about, reply)
@@ -331,63 +346,111 @@ class _About:
         """The upstream's message as a sentence to append to the gateway's."""
         if not self.message:
             return ""
-        stop = "" if self.message.endswith((".", "!", "?", "。", "！", "？", "…")) else "."
-        return f" {self.platform} says: {self.message}{stop}"
+        if self.message.endswith((".", "!", "?", "。", "！", "？", "…")):
+            return say(" {platform} says: {message}", platform=self.platform, message=self.message)
+        return say(" {platform} says: {message}.", platform=self.platform, message=self.message)
 
 
 def _unknown(about: _About) -> GatewayError:
-    why = about.message or "it did not say why."
-    return UpstreamFailed(f"{about.platform} could not finish the answer: {why}")
+    why = about.message or say("it did not say why.")
+    return UpstreamFailed(
+        say("{platform} could not finish the answer: {reason}", platform=about.platform, reason=why)
+    )
 
 
 def _credit(about: _About, wait_s: float) -> GatewayError:
-    message = f"The account behind the agent at {about.platform} has no credit left, or its plan is"
-    return QuotaExhausted(f"{message} used up.{about.quoted}")
+    return QuotaExhausted(
+        say(
+            "The account behind the agent at {platform} has no credit left, or its plan is used"
+            " up.{quote}",
+            platform=about.platform,
+            quote=about.quoted,
+        )
+    )
 
 
 def _rate(about: _About, wait_s: float) -> GatewayError:
-    message = f"{about.platform} is limiting calls; try again in {wait_s:g} s.{about.quoted}"
+    message = say(
+        "{platform} is limiting calls; try again in {seconds:g} s.{quote}",
+        platform=about.platform,
+        seconds=wait_s,
+        quote=about.quoted,
+    )
     return RateLimited(message, retry_after_s=wait_s, retryable=True)
 
 
 def _over_limit(about: _About, wait_s: float) -> GatewayError:
     return RateLimited(
-        f"The request is larger than {about.platform} takes from this account in a minute; send"
-        f" less.{about.quoted}",
+        say(
+            "The request is larger than {platform} takes from this account in a minute; "
+            "send less.{quote}",
+            platform=about.platform,
+            quote=about.quoted,
+        ),
         should_retry=False,
         elsewhere=True,
     )
 
 
 def _context(about: _About, wait_s: float) -> GatewayError:
-    message = f"The conversation is too long for the model at {about.platform}; send less."
-    return ContextTooLong(message + about.quoted, param="messages")
+    message = say(
+        "The conversation is too long for the model at {platform}; send less.{quote}",
+        platform=about.platform,
+        quote=about.quoted,
+    )
+    return ContextTooLong(message, param="messages")
 
 
 def _moderated(about: _About, wait_s: float) -> GatewayError:
-    return ContentRefused(f"The moderation of {about.platform} refused the question.{about.quoted}")
+    return ContentRefused(
+        say(
+            "The moderation of {platform} refused the question.{quote}",
+            platform=about.platform,
+            quote=about.quoted,
+        )
+    )
 
 
 def _model(about: _About, wait_s: float) -> GatewayError:
-    message = f"{about.platform} does not offer the configured model to this account."
-    return UpstreamMisconfigured(message + about.quoted)
+    return UpstreamMisconfigured(
+        say(
+            "{platform} does not offer the configured model to this account.{quote}",
+            platform=about.platform,
+            quote=about.quoted,
+        )
+    )
 
 
 def _key(about: _About, wait_s: float) -> GatewayError:
     status = f" ({about.status})" if about.status >= 400 else ""
     return UpstreamMisconfigured(
-        f"{about.platform} refused the gateway's credentials{status}.{about.quoted} Check api_key"
-        " in config.yaml, or the model's key in the platform."
+        say(
+            "{platform} refused the gateway's credentials{status}.{quote} Check api_key "
+            "in config.yaml, or the model's key in the platform.",
+            platform=about.platform,
+            status=status,
+            quote=about.quoted,
+        )
     )
 
 
 def _overloaded(about: _About, wait_s: float) -> GatewayError:
-    message = f"{about.platform} is overloaded; try again shortly.{about.quoted}"
+    message = say(
+        "{platform} is overloaded; try again shortly.{quote}",
+        platform=about.platform,
+        quote=about.quoted,
+    )
     return UpstreamUnavailable(message, retry_after_s=wait_s)
 
 
 def _body(about: _About, wait_s: float) -> GatewayError:
-    return BodyTooLarge(f"{about.platform} refused the request as too large.{about.quoted}")
+    return BodyTooLarge(
+        say(
+            "{platform} refused the request as too large.{quote}",
+            platform=about.platform,
+            quote=about.quoted,
+        )
+    )
 
 
 _ERRORS: dict[Kind, Callable[[_About, float], GatewayError]] = {
@@ -412,23 +475,47 @@ def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:
     """The error for an unknown body whose status has no kind in `_BY_STATUS`."""
     platform, status = about.platform, about.status
     if status == 415:
-        message = f"{platform} does not take this kind of content.{about.quoted}"
+        message = say(
+            "{platform} does not take this kind of content.{quote}",
+            platform=platform,
+            quote=about.quoted,
+        )
         return UnsupportedMediaType(message)
     if 300 <= status < 400:
         return UpstreamMisconfigured(
-            f"{platform} answered with a redirect ({status}), which is not followed with a key."
-            " Put the final address into base_url."
+            say(
+                "{platform} answered with a redirect ({status}), which is not followed with "
+                "a key. Put the final address into base_url.",
+                platform=platform,
+                status=status,
+            )
         )
     if status in (404, 405) or 200 <= status < 300:
         return UpstreamMisconfigured(
-            f"{platform} answered {status}, so the API is not at this address; check base_url."
-            f"{about.quoted} ({_sort_of(reply)})",
+            say(
+                "{platform} answered {status}, so the API is not at this address; check "
+                "base_url.{quote} ({sent})",
+                platform=platform,
+                status=status,
+                quote=about.quoted,
+                sent=_sort_of(reply),
+            ),
             should_retry=False,
         )
     if status in (408, 504, 524):
-        message = f"{platform} did not answer in time ({status}).{about.quoted}"
+        message = say(
+            "{platform} did not answer in time ({status}).{quote}",
+            platform=platform,
+            status=status,
+            quote=about.quoted,
+        )
         return UpstreamTimeout(message, retryable=status == 504)
-    message = f"{platform} failed with status {status}.{about.quoted}"
+    message = say(
+        "{platform} failed with status {status}.{quote}",
+        platform=platform,
+        status=status,
+        quote=about.quoted,
+    )
     return UpstreamFailed(
         message,
         retry_after_s=retry_after(reply.headers),
@@ -440,5 +527,7 @@ def _by_status(about: _About, reply: UpstreamReply) -> GatewayError:
 def _sort_of(reply: UpstreamReply) -> str:
     kind = reply.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     if "html" in kind or reply.body[:200].lstrip().lower().startswith((b"<!doctype", b"<html")):
-        return "it sent a web page"
-    return f"it sent {kind or 'something without a content type'}"[:80]
+        return say("it sent a web page")
+    if not kind:
+        return say("it sent something without a content type")
+    return say("it sent {content_type}", content_type=kind[:72])

@@ -21,6 +21,7 @@ from gateway.errors import (
     UpstreamFailed,
 )
 from gateway.filetypes import KINDS
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
@@ -189,8 +190,11 @@ class OpenAICompatible(BasePlatform):
         if asked.strip().lower() != self._name.lower():
             return asked  # a route's name, probably also a model's name
         raise InvalidRequest(
-            f"Say which model of {self._name!r} to use: put {self._name}/<model> in place of"
-            f" {self._name}, or <model> in 'model'.",
+            say(
+                "Say which model of {agent!r} to use: put {agent}/<model> in place of "
+                "{agent}, or <model> in 'model'.",
+                agent=self._name,
+            ),
             param="model",
         )
 
@@ -207,7 +211,7 @@ class OpenAICompatible(BasePlatform):
             if reply.status in (404, 405) and not reply.object().get("error"):
                 raise NotFound("The upstream has no such endpoint.")
             own_model = True
-        raise explain("The upstream", reply, own_model)
+        raise explain(say("The upstream"), reply, own_model)
 
     def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
         return None  # closing the connection stops a run
@@ -222,14 +226,21 @@ class OpenAICompatible(BasePlatform):
             missing = [name for name in named if name and name not in models]
             if missing:
                 return Doubt(
-                    f"{len(models)} models offered, but not {missing[0]!r}; check model or models"
+                    say(
+                        "{count} models offered, but not {model!r}; check model or models",
+                        count=len(models),
+                        model=missing[0],
+                    )
                 )
-            return f"{len(models)} models offered"
+            return say("{count} models offered", count=len(models))
         if reply.status == 404 and reply.object():
             return Doubt(
-                f"answers, but there is nothing at {self.address('models')}; check base_url"
+                say(
+                    "answers, but there is nothing at {address}; check base_url",
+                    address=self.address("models"),
+                )
             )
-        raise explain("The upstream", reply)
+        raise explain(say("The upstream"), reply)
 
 
 def _api(url: str) -> str:
@@ -327,7 +338,13 @@ class ChunkDecoder(EventDecoder):
         if error := choice.get("error"):
             raise self.explain(error)
         if self._reason == "error":
-            raise UpstreamFailed(f"{self.platform} ended the answer with {reason!r}.")
+            raise UpstreamFailed(
+                say(
+                    "{platform} ended the answer with {reason!r}.",
+                    platform=self.platform,
+                    reason=reason,
+                )
+            )
 
     def _parts(self, parts: list[Delta], out: list[Delta]) -> None:
         """Add content in other forms; a last message may repeat pictures already emitted."""
@@ -365,7 +382,9 @@ class ChunkDecoder(EventDecoder):
 
     def finish(self, out: list[Delta]) -> None:
         if not self._reason:
-            raise UpstreamCut(f"{self.platform}'s answer ended before it was complete.")
+            raise UpstreamCut(
+                say("{platform}'s answer ended before it was complete.", platform=self.platform)
+            )
         self._end(out)
 
     def _end(self, out: list[Delta]) -> None:
@@ -392,4 +411,4 @@ def explain_error(platform: str, error: Any) -> GatewayError:
     return explain_member(platform, error, own_request=True)
 
 
-_explain_member = partial(explain_error, "The upstream")
+_explain_member = partial(explain_error, say("The upstream"))

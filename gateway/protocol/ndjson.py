@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from gateway.errors import UpstreamFailed
+from gateway.language.sentences import say
 from gateway.protocol.sse import MAX_EVENT, NONE, SHOWN, Event, Life
 
 _BOM = b"\xef\xbb\xbf"
@@ -49,7 +50,9 @@ class Parser:
         if self._size > self._limit:
             start = b"".join([piece[:8] for piece in self._pieces[:8]]).lstrip()
             if not start.startswith((b"{", b"[")):
-                raise UpstreamFailed(f"The upstream sent a line of more than {self._limit} bytes.")
+                raise UpstreamFailed(
+                    say("The upstream sent a line of more than {most} bytes.", most=self._limit)
+                )
 
     def _end(self) -> list[Event]:
         line, self._pieces, self._size = b"".join(self._pieces).strip(), [], 0

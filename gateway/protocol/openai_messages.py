@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import FileNotFound, InvalidRequest
+from gateway.language.sentences import say
 from gateway.protocol.messages import Media, Message, Role
 
 MAX_MESSAGES = 5000
@@ -53,11 +54,11 @@ def require_few(messages: Any) -> None:
     if not lists:
         return
     if sum(map(len, lists)) > MAX_ALL_PARTS:
-        message = f"'messages' has more than {MAX_ALL_PARTS} parts."
+        message = say("'messages' has more than {most} parts.", most=MAX_ALL_PARTS)
         raise InvalidRequest(message, param="messages")
     parts = (part for parts in lists for part in parts if isinstance(part, dict))
     if sum(map(_is_file, parts)) > MAX_MEDIA:
-        message = f"'messages' has more than {MAX_MEDIA} files."
+        message = say("'messages' has more than {most} files.", most=MAX_MEDIA)
         raise InvalidRequest(message, param="messages")
 
 
@@ -78,7 +79,9 @@ def read_turns(value: Any, *, skips: bool = False) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         raise InvalidRequest("'messages' must be a non-empty array.", param="messages")
     if len(value) > MAX_MESSAGES:
-        raise InvalidRequest(f"'messages' has more than {MAX_MESSAGES} items.", param="messages")
+        raise InvalidRequest(
+            say("'messages' has more than {most} items.", most=MAX_MESSAGES), param="messages"
+        )
     if plain := plain_turns(value):
         return plain
     turns = _arranged(value)
@@ -148,10 +151,13 @@ def _role(item: Any) -> Role | None:
 def _require_turn(item: Any, number: int) -> None:
     path = f"messages[{number}]"
     if not isinstance(item, dict):
-        raise InvalidRequest(f"{path} must be an object.", param=path)
+        raise InvalidRequest(say("{path} must be an object.", path=path), param=path)
     if _role(item) is None:
         path += ".role"
-        raise InvalidRequest(f"{path} must be one of {', '.join(_NAMED)}.", param=path)
+        raise InvalidRequest(
+            say("{path} must be one of {allowed}.", path=path, allowed=", ".join(_NAMED)),
+            param=path,
+        )
 
 
 def _turn(item: dict[str, Any], number: int, role: Role, skips: bool) -> Message:
@@ -175,9 +181,13 @@ def _content(value: Any, path: str, skips: bool) -> tuple[str, tuple[Media, ...]
     if not isinstance(value, list):
         if skips:
             return "", ()
-        raise InvalidRequest(f"{path} must be a string or an array of parts.", param=path)
+        raise InvalidRequest(
+            say("{path} must be a string or an array of parts.", path=path), param=path
+        )
     if len(value) > MAX_PARTS:
-        raise InvalidRequest(f"{path} has more than {MAX_PARTS} parts.", param=path)
+        raise InvalidRequest(
+            say("{path} has more than {most} parts.", path=path, most=MAX_PARTS), param=path
+        )
     texts: list[str] = []
     media: list[Media] = []
     for i, part in enumerate(value):
@@ -203,7 +213,7 @@ def _part(part: Any, path: str) -> str | Media:
     if isinstance(part, str):
         return part
     if not isinstance(part, dict):
-        raise InvalidRequest(f"{path} must be an object.", param=path)
+        raise InvalidRequest(say("{path} must be an object.", path=path), param=path)
     kind = part.get("type")
     if kind in _TEXTS or (kind is None and "text" in part):
         text = part.get("refusal" if kind == "refusal" else "text")
@@ -229,8 +239,12 @@ def _part(part: Any, path: str) -> str | Media:
     if kind in ("file", "file_url", "input_file"):
         return _file(part, kind, path)
     raise InvalidRequest(
-        f"{path}.type {str(kind)[:40]!r} is not understood; use text, image_url, input_audio,"
-        " video_url or file.",
+        say(
+            "{path}.type {type!r} is not understood; use text, image_url, input_audio, "
+            "video_url or file.",
+            path=path,
+            type=str(kind)[:40],
+        ),
         param=f"{path}.type",
     )
 
@@ -384,8 +398,11 @@ def _require_no_file(part: Any) -> None:
 
 def _unknown_file(name: str) -> FileNotFound:
     return FileNotFound(
-        f"{name[:100]!r} names no file of this token's user; upload the file with the token and"
-        " send {'type': 'file', 'file': {'file_id': …}}.",
+        say(
+            "{name!r} names no file of this token's user; upload the file with the token "
+            "and send {{'type': 'file', 'file': {{'file_id': …}}}}.",
+            name=name[:100],
+        ),
         param="messages",
     )
 
@@ -452,12 +469,12 @@ def _put_back(part: Any, media: Iterator[Media]) -> Any:
 
 def _string(value: Any, path: str) -> str:
     if not isinstance(value, str):
-        raise InvalidRequest(f"{path} must be a string.", param=path)
+        raise InvalidRequest(say("{path} must be a string.", path=path), param=path)
     return value
 
 
 def _url(value: Any, path: str) -> str:
     url = _string(value, path).strip()
     if not url.lower().startswith(("http://", "https://", "data:")):
-        raise InvalidRequest(f"{path} must be an http(s) or data: URL.", param=path)
+        raise InvalidRequest(say("{path} must be an http(s) or data: URL.", path=path), param=path)
     return url

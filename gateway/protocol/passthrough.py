@@ -11,6 +11,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import EmptyAnswer, GatewayError, UpstreamCut, UpstreamFailed
+from gateway.language.sentences import say
 from gateway.protocol import loosejson, sse
 from gateway.protocol.completions import as_chunk, has_content
 from gateway.protocol.loosejson import object_in, value_in
@@ -79,7 +80,9 @@ class PassThrough:
         try:
             whole = self._whole_events(chunk)
             if self._held_size > MAX_EVENT and not self._holds_data():
-                raise UpstreamFailed(f"The upstream sent an event of over {MAX_EVENT} bytes.")
+                raise UpstreamFailed(
+                    say("The upstream sent an event of over {most} bytes.", most=MAX_EVENT)
+                )
             return self._inspect(whole) if whole else []
         except UpstreamFailed as error:
             self.done = True
@@ -165,7 +168,7 @@ class PassThrough:
             self._begun = self._finished or self._says
             self._opening = data
             if self.done and not (self._begun or failed):
-                failed = Failed(EmptyAnswer("The upstream"))
+                failed = Failed(EmptyAnswer(say("The upstream")))
         out: list[Delta] = []
         if self._begun:
             out = [Raw(data)] if data else []
@@ -274,8 +277,8 @@ class PassThrough:
             if self._finished:  # complete, though its [DONE] is missing
                 out += [Raw(DONE), Finish(usage=self._usage)]
             else:
-                message = "The upstream's answer ended before it was complete."
-                out.append(Failed(UpstreamCut(message)))
+                error = UpstreamCut("The upstream's answer ended before it was complete.")
+                out.append(Failed(error))
         return out
 
 

@@ -5,6 +5,7 @@ from functools import cache
 from itertools import groupby
 
 from gateway.errors import InvalidRequest
+from gateway.language.sentences import say
 from gateway.protocol.messages import ChatRequest, Role
 
 _LABELS: dict[Role, str] = {
@@ -52,7 +53,10 @@ def require_question(chat: ChatRequest) -> None:
     """Require a question: agent platforms answer a user, and another last turn is no question."""
     if chat.question.role != "user":
         raise InvalidRequest(
-            f"The last message must be the user's question (it is of role {chat.question.role!r}).",
+            say(
+                "The last message must be the user's question (it is of role {role!r}).",
+                role=chat.question.role,
+            ),
             param="messages",
         )
     if not chat.question.text.strip() and not chat.question.media:
@@ -86,8 +90,11 @@ def _check_work(chat: ChatRequest) -> None:
     colons = sum(message.text.count(colon) for message in chat.messages for colon in _COLONS)
     if colons > MAX_COLONS:
         raise InvalidRequest(
-            f"The messages hold more than {MAX_COLONS} colons: send fewer turns, or a file in place"
-            " of a long text.",
+            say(
+                "The messages hold more than {most} colons: send fewer turns, or a file in "
+                "place of a long text.",
+                most=MAX_COLONS,
+            ),
             param="messages",
         )
 

@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 
 from gateway.errors import GatewayError, api_body, openai_body
+from gateway.language.sentences import Language
 from gateway.protocol import sse
 from gateway.protocol.messages import (
     Begin,
@@ -93,23 +94,24 @@ class Notes:
         return {**members, "usage": "exact" if usage and usage.total else "unknown"}
 
 
-def error_frame(error: GatewayError, conversational: bool) -> bytes:
+def error_frame(error: GatewayError, conversational: bool, language: Language = "en") -> bytes:
     """The event that ends an interrupted stream, without `finish_reason` and `[DONE]`. A known time
     for a retry is in the event's `retry` field.
 
     Under `/api/v1/chat` it has the JSON of any error there, repeated as `error`, which
     distinguishes it from a chunk.
     """
-    body = openai_body(error)
+    body = openai_body(error, language)
     if conversational:
-        envelope = api_body(error)
+        envelope = api_body(error, language)
         body = {**envelope, "error": {**body["error"], **envelope}}
     hint = b"" if error.retry_after_s is None else b"retry: %d\n" % (error.retry_after_s * 1000)
     return hint + sse.event(sse.one_line(orjson.dumps(body)))
 
 
 class StreamRenderer:
-    """Deltas in, bytes out. No bytes come out before the first content.
+    """Deltas in, bytes out. No bytes come out before the first content. `error_frame` renders the
+    failure of an answer.
 
     A chunk is a prepared head, one encoded string and a prepared tail: no object is built per
     delta. Head and tail hold what OpenAI requires in every chunk: one id, one `created`, one model.
@@ -165,11 +167,9 @@ class StreamRenderer:
             self._begin(delta)
         elif isinstance(delta, Note):
             self._note(delta, parts)
-        elif isinstance(delta, Failed):
-            parts.append(error_frame(delta.error, self._conversational))
         elif isinstance(delta, Finish) and self._verbatim:
             self.finish = delta
-        elif not self._verbatim:
+        elif not self._verbatim and not isinstance(delta, Failed):
             if not self._open:
                 self._start(parts)
             if isinstance(delta, Reasoning):

@@ -9,6 +9,7 @@ import hmac
 from base64 import urlsafe_b64encode
 
 from gateway.errors import ConversationNotFound, FileNotFound
+from gateway.language.sentences import say
 
 MARK = "~"
 _BYTES = 16  # of the MAC that are kept
@@ -54,8 +55,10 @@ class Seal:
         """The platform's own id. Raises FileNotFound."""
         if not self.fits_file(agent, sealed):
             raise FileNotFound(
-                f"There is no file {sealed[:120]!r} of this token's user; upload it with the"
-                " token.",
+                say(
+                    "There is no file {id!r} of this token's user; upload it with the token.",
+                    id=sealed[:120],
+                ),
                 param="files",
             )
         return sealed.rpartition(MARK)[0]

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from gateway.errors import UpstreamFailed
+from gateway.language.sentences import say
 from gateway.protocol import loosejson
 
 MAX_EVENT = 1 << 20  # bytes; longer events are kept only if needed
@@ -170,7 +171,9 @@ class Parser:
             self._give(out)
         self._data.append(line)
         if len(self._data) > MAX_LINES:
-            raise UpstreamFailed(f"The upstream sent an event of more than {MAX_LINES} lines.")
+            raise UpstreamFailed(
+                say("The upstream sent an event of more than {most} lines.", most=MAX_LINES)
+            )
         if self._splits and self._has_whole_data():
             self._give(out)
 
@@ -238,7 +241,9 @@ class Parser:
         return out
 
     def _too_long(self) -> UpstreamFailed:
-        return UpstreamFailed(f"The upstream sent an event of more than {self._limit} bytes.")
+        return UpstreamFailed(
+            say("The upstream sent an event of more than {most} bytes.", most=self._limit)
+        )
 
 
 def _is_whole(line: bytes) -> bool:

@@ -6,6 +6,7 @@ from typing import Any, Protocol
 import orjson
 
 from gateway.errors import EmptyAnswer, GatewayError, UpstreamFailed
+from gateway.language.sentences import say
 from gateway.protocol import loosejson
 from gateway.protocol.completions import has_content, lines_as_events
 from gateway.protocol.exchange import UpstreamReply
@@ -48,7 +49,8 @@ class WholeBody:
         self._size += len(chunk)
         if self._size > MAX_BODY:
             self.done = True
-            return [Failed(UpstreamFailed(f"The upstream's answer is over {MAX_BODY} bytes."))]
+            message = say("The upstream's answer is over {most} bytes.", most=MAX_BODY)
+            return [Failed(UpstreamFailed(message))]
         self._body.append(chunk)
         return []
 
@@ -79,7 +81,7 @@ class WholeBody:
         body = value if isinstance(value, dict) else {}
         if "choices" in body:
             if not has_content(body):
-                return [Failed(EmptyAnswer("The upstream"))]
+                return [Failed(EmptyAnswer(say("The upstream")))]
             strict = data if is_strict else loosejson.mend(data)
             return [Raw(strict), Finish(usage=read_usage(body.get("usage")))]
         if body or (value and isinstance(value, str)):

@@ -7,6 +7,8 @@ from aiohttp import web
 
 from gateway.errors import BodyTooLarge, InvalidRequest
 from gateway.http.endpoint import Route
+from gateway.http.language import choice_of
+from gateway.language.sentences import say
 from gateway.middlewares.errors import error_response
 from gateway.routes import (
     accounts,
@@ -114,12 +116,14 @@ async def _expect(request: web.Request) -> web.StreamResponse | None:
     aiohttp calls this outside the middlewares, so it renders its errors itself.
     """
     if request.headers.get("Expect", "").lower() != "100-continue":
-        return error_response(request, InvalidRequest("Only 100-continue can be expected."))
+        return error_response(
+            request, InvalidRequest("Only 100-continue can be expected."), choice_of(request)
+        )
     most = request.client_max_size
     is_form = request.headers.get("Content-Type", "")[:10].lower() == "multipart/"
     if not is_form and (request.content_length or 0) > most:
-        message = f"The request body is larger than {most} bytes (server.max_body)."
-        response = error_response(request, BodyTooLarge(message))
+        message = say("The request body is larger than {most} bytes (server.max_body).", most=most)
+        response = error_response(request, BodyTooLarge(message), choice_of(request))
         response.force_close()
         return response
     await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -27,6 +27,7 @@ from gateway.http.body import (
 )
 from gateway.http.context import CONTEXT, SIGNER, Services, caller_of, state_of
 from gateway.http.services import services_of, usage_of
+from gateway.language.sentences import say
 from gateway.limits.rules import login_charges
 from gateway.middlewares.ratelimit import charge
 from gateway.secret import Secret
@@ -38,7 +39,7 @@ def _name(value: str) -> str:
     """A user name has no @ and no spaces, so it cannot pass for an address or for another name."""
     value = unicodedata.normalize("NFKC", value).strip()  # the form in which names are compared
     if not re.fullmatch(r"[^\s@/\\<>\"'\x00-\x1f\x7f]{1,64}", value) or not value.isprintable():
-        raise ValueError("must have 1 to 64 characters, without spaces, @, quotes or slashes")
+        raise ValueError(say("must have 1 to 64 characters, without spaces, @, quotes or slashes"))
     return value
 
 
@@ -47,7 +48,7 @@ def _email(value: str | None) -> str | None:
         return None
     value = unicodedata.normalize("NFKC", value).strip()
     if not re.fullmatch(r"[^\s@<>\"']{1,64}@[^\s@<>\"']{1,190}", value) or not value.isprintable():
-        raise ValueError("must be an e-mail address")
+        raise ValueError(say("must be an e-mail address"))
     return value
 
 
@@ -121,7 +122,7 @@ async def login(request: web.Request) -> web.Response:
     if user is None or not fits:
         raise WrongPassword("The user name or the password is wrong.")
     if user.status != "active":
-        raise Forbidden(f"This account is {user.status}; ask an administrator.")
+        raise Forbidden(say("This account is {status}; ask an administrator.", status=user.status))
     rehashed = None
     if services.passwords.is_outdated(user.password_hash):
         rehashed = await services.passwords.hash(body.password)

@@ -7,8 +7,11 @@ from aiohttp import web
 from gateway.chat.routing import Target
 from gateway.http.body import envelope
 from gateway.http.context import CONTEXT, UPSTREAM, state_of
+from gateway.http.language import choice_of
+from gateway.language.sentences import in_language, say
 
-_HIDDEN = "Only for callers that may ask this agent: send an API key."
+_HIDDEN = say("Only for callers that may ask this agent: send an API key.")
+_LISTED = say("Agents are listed for callers that may ask them: send an API key.")
 
 
 async def list_agents(request: web.Request) -> web.Response:
@@ -17,7 +20,7 @@ async def list_agents(request: web.Request) -> web.Response:
     agents = [_described(target) for target in targets if _may_ask(request, target)]
     data: dict[str, Any] = {"total": len(agents), "agents": agents}
     if request[CONTEXT].caller is None:
-        data["note"] = "Agents are listed for callers that may ask them: send an API key."
+        return _worded(request, data, note=_LISTED)
     return envelope(data)
 
 
@@ -30,15 +33,22 @@ async def agent_health(request: web.Request) -> web.Response:
     """Always 200: the answer is about the bot. `/readyz` is about the gateway."""
     target = _target(request)
     health = await state_of(request).health.check(request.app[UPSTREAM], target)
-    return envelope(
-        {
-            "name": target.name,
-            "status": "healthy" if health.healthy else "unhealthy",
-            "timestamp": health.checked,
-            "capabilities": _capabilities(target),
-            "detail": health.detail if _may_ask(request, target) else _HIDDEN,
-        }
-    )
+    data = {
+        "name": target.name,
+        "status": "healthy" if health.healthy else "unhealthy",
+        "timestamp": health.checked,
+        "capabilities": _capabilities(target),
+    }
+    return _worded(request, data, detail=health.detail if _may_ask(request, target) else _HIDDEN)
+
+
+def _worded(request: web.Request, data: dict[str, Any], **sentences: str) -> web.Response:
+    """The data with `sentences` in the caller's language."""
+    choice = choice_of(request)
+    words = {name: in_language(text, choice.language) for name, text in sentences.items()}
+    response = envelope(data | words)
+    response.headers.update(choice.headers)
+    return response
 
 
 def _target(request: web.Request, *, is_hiding: bool = False) -> Target:

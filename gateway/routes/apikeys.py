@@ -24,6 +24,7 @@ from gateway.http.body import (
 )
 from gateway.http.context import SIGNER, caller_of, state_of
 from gateway.http.services import services_of, usage_of
+from gateway.language.sentences import say
 from gateway.times import iso, now_ms
 
 _LIST_ORDER: tuple[Permission, ...] = ("chat", "upload", "admin")
@@ -60,12 +61,12 @@ class KeySettings(BaseModel):
     def _readable(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
         if value is not None:
             if any(isinstance(limit, bool) for limit in value.values()):
-                raise ValueError("a limit is a number or a text, not true or false")
+                raise ValueError(say("a limit is a number or a text, not true or false"))
             try:
                 require_known(value, list(KeyLimits.model_fields))
                 check(KeyLimits, value)
             except InvalidRequest as error:
-                raise ValueError(f"cannot be used: {error.message}") from None
+                raise ValueError(say("cannot be used: {reason}", reason=error.message)) from None
         return value
 
 
@@ -111,7 +112,10 @@ def _check_limits(general: RateLimits, wanted: dict[str, Any]) -> None:
         sizes = zip(value, most, strict=True) if isinstance(value, Rate) else [(value, most)]
         if any(own > allowed for own, allowed in sizes):
             raise Forbidden(
-                f"Only administrators may give a key more than the general limit of {name!r}.",
+                say(
+                    "Only administrators may give a key more than the general limit of {name!r}.",
+                    name=name,
+                ),
                 param="rate_limits",
             )
 
@@ -220,11 +224,13 @@ async def clean_up(request: web.Request) -> web.Response:
     if name in request.query:
         if days:
             raise InvalidRequest(
-                f"Give {name!r} in the body or in the query, not both.", param=name
+                say("Give {name!r} in the body or in the query, not both.", name=name), param=name
             )
         days = number(request, name, 0, _LONGEST_AGO)
         if not days:
-            raise InvalidRequest(f"{name!r} has no value; give days or leave it out.", param=name)
+            raise InvalidRequest(
+                say("{name!r} has no value; give days or leave it out.", name=name), param=name
+            )
     services = services_of(request)
     ids = await services.accounts.clean_up_keys(days * 86_400.0)
     await services.directory.refresh()

@@ -18,6 +18,7 @@ from gateway.http.answer import answering
 from gateway.http.body import agent_name, at_most, check, read_object
 from gateway.http.context import ATTACHMENTS, SIGNER, State
 from gateway.http.forwarded import client_origin
+from gateway.language.sentences import say
 from gateway.protocol.messages import ChatRequest, Media, Message, has_media
 from gateway.protocol.openai_messages import read_turns, require_few
 from gateway.telemetry.call import Call
@@ -47,7 +48,7 @@ class File(BaseModel):
 def _named(value: Any) -> Any:
     """A file may also be just its URL or id."""
     if not isinstance(value, str | dict | File):
-        raise ValueError("must be a URL, the id of an upload, or an object with one of them")
+        raise ValueError(say("must be a URL, the id of an upload, or an object with one of them"))
     if isinstance(value, dict) and value.get("upload_file_id"):  # Dify's own form
         return {**value, "id": value.get("id") or value["upload_file_id"]}
     if not isinstance(value, str):
@@ -110,7 +111,7 @@ def _translated(body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
 
 def _is_streaming(mode: Any) -> bool:
     if not isinstance(mode, str) or mode not in _MODES:
-        message = f"'response_mode' must be one of {', '.join(_MODES)}."
+        message = say("'response_mode' must be one of {allowed}.", allowed=", ".join(_MODES))
         raise InvalidRequest(message, param="response_mode")
     return _MODES[mode]
 
@@ -133,7 +134,7 @@ async def _read(request: web.Request, state: State, call: Call) -> tuple[ChatReq
     if not name:
         known = [name for name, _ in state.routing.visible(caller)][:MAX_KNOWN]
         raise InvalidRequest(
-            f"Say which agent to ask in the header 'Agent'.{listed(known)}",
+            say("Say which agent to ask in the header 'Agent'.{known}", known=listed(known)),
             param="Agent",
             detail={"known": known},
         )
@@ -201,7 +202,7 @@ def _for_app(chat: ChatRequest, app_id: str, targets: list[Target]) -> ChatReque
     for target in targets:
         bound = target.platform.app_id
         if bound and bound != app_id:
-            raise Forbidden(f"Agent {target.name!r} is bound to another app_id.")
+            raise Forbidden(say("Agent {name!r} is bound to another app_id.", name=target.name))
     return replace(chat, app_id=app_id)
 
 
@@ -217,13 +218,16 @@ def _media(file: File, attachments: Attachments) -> Media:
             param="files",
         )
     if id_.startswith("file-") and not name_of(id_):
-        raise FileNotFound(f"There is no file {id_[:120]!r}.", param="files")
+        raise FileNotFound(say("There is no file {id!r}.", id=id_[:120]), param="files")
     kind = _kind(file, "") if file.type or file.name or file.mime_type else None
     kind = kind or ("file" if name_of(id_) else attachments.remembered(id_))
     if kind is None:
         raise InvalidRequest(
-            f"What kind of file is {id_[:80]!r}? Say it in 'type'"
-            ' ({"id": "…", "type": "image"}), or send the whole answer of the upload.',
+            say(
+                'What kind of file is {id!r}? Say it in \'type\' ({{"id": "…", "type": '
+                '"image"}}), or send the whole answer of the upload.',
+                id=id_[:80],
+            ),
             param="files",
         )
     return Media(kind, "", file.name, uploaded=id_)

@@ -15,6 +15,7 @@ from gateway.http.body import read_object
 from gateway.http.body import text_member as _text
 from gateway.http.context import ATTACHMENTS, SIGNER, State, caller_of, state_of
 from gateway.http.forwarded import client_origin
+from gateway.language.sentences import say
 from gateway.limits.rules import counts_tokens
 from gateway.protocol.messages import ChatRequest, Message, has_media
 from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
@@ -153,23 +154,27 @@ def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
 def _short(body: dict[str, Any], name: str) -> str:
     text = _text(body, name)
     if len(text) > _MAX_ID:
-        raise InvalidRequest(f"'{name}' is longer than {_MAX_ID} characters.", param=name)
+        raise InvalidRequest(
+            say("'{name}' is longer than {most} characters.", name=name, most=_MAX_ID), param=name
+        )
     return text
 
 
 def _flag(body: dict[str, Any], name: str) -> bool:
     value = body.get(name)
     if value is not None and not isinstance(value, bool):
-        raise InvalidRequest(f"'{name}' must be true or false.", param=name)
+        raise InvalidRequest(say("'{name}' must be true or false.", name=name), param=name)
     return bool(value)
 
 
 def _object(body: dict[str, Any], name: str) -> dict[str, Any]:
     value = body.get(name)
     if value is not None and not isinstance(value, dict):
-        raise InvalidRequest(f"'{name}' must be an object.", param=name)
+        raise InvalidRequest(say("'{name}' must be an object.", name=name), param=name)
     if value and len(value) > MAX_VARIABLES:
-        raise InvalidRequest(f"'{name}' has more than {MAX_VARIABLES} members.", param=name)
+        raise InvalidRequest(
+            say("'{name}' has more than {most} members.", name=name, most=MAX_VARIABLES), param=name
+        )
     return value or {}
 
 

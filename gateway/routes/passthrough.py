@@ -15,6 +15,7 @@ from gateway.http.body import read_object, text_member
 from gateway.http.context import FILES, FORMS, State, caller_of, state_of
 from gateway.http.formcopy import FormCopy
 from gateway.http.relay import relay
+from gateway.language.sentences import say
 from gateway.limits.shares import Part
 from gateway.platforms.base import dump
 from gateway.protocol.exchange import UpstreamRequest
@@ -66,14 +67,20 @@ def _question(
 ) -> tuple[ChatRequest, list[Target]]:
     path = request.match_info["path"].strip("/")
     if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
-        hint = "" if asked else " without a 'model' in the body"
-        raise NotFound(f"There is nothing at POST /v1/{path[:100]}{hint}.")
+        hint = "" if asked else say(" without a 'model' in the body")
+        raise NotFound(
+            say("There is nothing at POST /v1/{path}{hint}.", path=path[:100], hint=hint)
+        )
     allowed = state.routing.allowed(call.caller, asked)
     targets = [target for target in allowed if target.platform.passes_through]
     if not targets:
         raise NotFound(
-            f"/v1/{path[:100]} is only there for OpenAI-compatible agents; {asked[:100]!r} is not"
-            " one. Ask agents at /v1/chat/completions."
+            say(
+                "/v1/{path} is only there for OpenAI-compatible agents; {agent!r} is not "
+                "one. Ask agents at /v1/chat/completions.",
+                path=path[:100],
+                agent=asked[:100],
+            )
         )
     call.surface = "passthrough"
     passed = PassedOn(path, request.rel_url.raw_query_string, describe)
@@ -115,4 +122,6 @@ async def nothing(request: web.Request) -> web.StreamResponse:
             allowed |= (await resource.resolve(request))[1]
     if allowed:
         raise MethodNotAllowed(request.method, allowed)
-    raise NotFound(f"There is nothing at {request.method[:16]} /v1/{path[:100]}.")
+    raise NotFound(
+        say("There is nothing at {method} /v1/{path}.", method=request.method[:16], path=path[:100])
+    )

@@ -10,6 +10,7 @@ from gateway.errors import DatabaseUnavailable, InvalidRequest, NotFound
 from gateway.http.body import choice, day, envelope, moment_ms, number, require_query
 from gateway.http.context import Services
 from gateway.http.services import services_of
+from gateway.language.sentences import say
 from gateway.telemetry.call import kept_user
 from gateway.telemetry.store import MAX_GROUPS
 from gateway.times import iso
@@ -36,7 +37,9 @@ async def usage(request: web.Request) -> web.Response:
     by = [name.strip() for name in request.query.get("group_by", "day").split(",") if name.strip()]
     if not set(by) <= set(_GROUPS) or len(set(by)) != len(by):
         known = ", ".join(_GROUPS)
-        raise InvalidRequest(f"'group_by' must name some of {known}.", param="group_by")
+        raise InvalidRequest(
+            say("'group_by' must name some of {known}.", known=known), param="group_by"
+        )
     rows = await services.calls.usage_by(first.isoformat(), last.isoformat(), by)
     return envelope(
         {

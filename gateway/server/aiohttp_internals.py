@@ -15,6 +15,7 @@ from aiohttp.web_protocol import RequestHandler
 
 from gateway.errors import HeadersTooLarge
 from gateway.http.fastwrite import ALREADY_SENT, ClientConnection
+from gateway.language.sentences import say
 from gateway.server.connections import Connection, Server
 
 TESTED = ("3.14.",)  # versions of aiohttp: setup.cfg names the oldest
@@ -153,7 +154,10 @@ class BoundedConnection(ClientConnection, Connection):
             self._body.set_exception(web.RequestPayloadError("chunks' heads are too long"))
             return
         error = HeadersTooLarge(
-            f"The request's headers are longer than {MAX_HEAD >> 10} KiB in all; send fewer."
+            say(
+                "The request's headers are longer than {most} KiB in all; send fewer.",
+                most=MAX_HEAD >> 10,
+            )
         )
         self._messages.append((web_protocol._ErrInfo(431, error, ""), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():

@@ -5,8 +5,10 @@ import logging
 import time
 from asyncio import BaseTransport, TimerHandle, WriteTransport
 from collections.abc import Callable
+from functools import cache
 from typing import Any, cast
 
+import orjson
 from aiohttp import web
 from aiohttp.http import RawRequestMessage
 from aiohttp.http_exceptions import LineTooLong
@@ -18,14 +20,18 @@ from gateway.errors import (
     HeadersTooLarge,
     InternalError,
     InvalidRequest,
+    TooManyConnections,
     UriTooLong,
     clean,
+    openai_body,
 )
 from gateway.http.addresses import USUAL, canonical
 from gateway.http.commonheaders import complete
 from gateway.http.fastwrite import fixed_head
 from gateway.http.inflight import InFlight
+from gateway.http.language import choose
 from gateway.ids import new_request_id
+from gateway.language.sentences import Language, say
 from gateway.middlewares.errors import error_response
 from gateway.system import unsent_bytes
 from gateway.times import http_date
@@ -41,20 +47,23 @@ MAX_LINE = 8190  # bytes of the request line, and of one header
 SEND_S = 60.0  # server.send_timeout
 LEAST_READ = 16 * 1024  # bytes that a caller must take in `send_timeout` while more are queued
 
-_FULL_BODY = (
-    '{"error":{"message":"The gateway has as many connections as it takes; try again shortly.",'
-    '"type":"server_error","param":null,"code":"too_many_connections"}}'
-)
-_FULL = fixed_head(
-    "503 Service Unavailable",
-    {
+
+@cache
+def _full(language: Language) -> tuple[str, bytes]:
+    """Most of the head, and the body, for a connection too many: its request is not read."""
+    error = TooManyConnections(
+        "The gateway has as many connections as it takes; try again shortly."
+    )
+    body = orjson.dumps(openai_body(error, language))
+    head = {
         "Connection": "close",
-        "Content-Length": str(len(_FULL_BODY)),
+        "Content-Language": language,
+        "Content-Length": str(len(body)),
         "Content-Type": "application/json",
         "Retry-After": "1",
         "x-should-retry": "true",
-    },
-)
+    }
+    return fixed_head("503 Service Unavailable", head), body
 
 
 class Connection(RequestHandler):
@@ -79,7 +88,8 @@ class Connection(RequestHandler):
             # uvloop's transport has the interface, not the base class
             stream = cast(WriteTransport, transport)
             own = f"x-request-id: {new_request_id()}\r\nDate: {http_date(time.time())}\r\n\r\n"
-            stream.write(f"{_FULL}{own}{_FULL_BODY}".encode())
+            head, body = _full(server.language())
+            stream.write(f"{head}{own}".encode() + body)
             # If closed now, the client's data would cause a reset, which discards the answer.
             server.loop.call_later(_LINGER_S, stream.abort)
             server.refuse()
@@ -148,7 +158,7 @@ class Connection(RequestHandler):
             error: GatewayError = InternalError("The gateway met an unexpected condition.")
         else:
             error = _refusal(exc, message or "")
-        response = error_response(request, error)
+        response = error_response(request, error, choose(request, self.server.language()))
         complete(request, response)
         response.force_close()
         return response
@@ -168,20 +178,22 @@ def _refusal(exc: BaseException | None, message: str) -> GatewayError:
     text, _, quoted = " ".join(message.split()).partition(": b")
     if isinstance(exc, LineTooLong) or " bytes when reading" in text:
         if quoted.removeprefix("ytearray(b").startswith(("'/", '"/')):
-            return UriTooLong(f"The path and query are longer than {MAX_LINE} bytes.")
-        return HeadersTooLarge(f"A header is longer than {MAX_LINE} bytes.")
+            return UriTooLong(
+                say("The path and query are longer than {most} bytes.", most=MAX_LINE)
+            )
+        return HeadersTooLarge(say("A header is longer than {most} bytes.", most=MAX_LINE))
     if "PRI/Upgrade" in text:  # llhttp's name for the preface of HTTP/2
         return InvalidRequest("HTTP/2 is not spoken here without TLS; use HTTP/1.1.")
     if "Too many headers" in text:
         return HeadersTooLarge("There are too many headers.")
-    return InvalidRequest(f"The request is not valid HTTP: {clean(text, 100)}")
+    return InvalidRequest(say("The request is not valid HTTP: {reason}", reason=clean(text, 100)))
 
 
 class Server(web.Server):
     """Serves what `served` serves, on at most `most` connections of the class `kind`.
 
     It closes those whose client takes nothing for `send_s`, and counts in `in_flight` the answers
-    that are being sent.
+    that are being sent. `language` returns that of requests whose headers cannot be read.
     """
 
     def __init__(
@@ -191,6 +203,7 @@ class Server(web.Server):
         most: int = 10_000,
         send_s: float = SEND_S,
         in_flight: InFlight | None = None,
+        language: Callable[[], Language] = lambda: "en",
     ) -> None:
         self.loop = asyncio.get_running_loop()
         super().__init__(
@@ -199,6 +212,7 @@ class Server(web.Server):
             handler_cancellation=True,
         )
         self.kind, self.most, self.send_s, self.in_flight = kind, most, send_s, in_flight
+        self.language = language
         self.parsing = OneATurn(self.loop)  # connections whose queued bytes are expensive to parse
         self.refused_at = 0.0  # when a refused connection was last logged
 

@@ -4,11 +4,13 @@ import asyncio
 import logging
 import socket
 import ssl
+from functools import partial
 
 import aiohttp
 from aiohttp import web
 
 from gateway.http.context import IN_FLIGHT
+from gateway.http.language import configured
 from gateway.server.aiohttp_internals import BoundedConnection, obstacle
 from gateway.server.connections import SEND_S, Connection, Server
 from gateway.system import CAN_LISTEN_TWICE
@@ -48,7 +50,8 @@ class Runner(web.AppRunner):
         served = super().server
         assert served is not None
         in_flight = self.app.get(IN_FLIGHT)
-        self.bounded = Server(served, _kind(), self.most, self.send_s, in_flight)
+        language = partial(configured, self.app)
+        self.bounded = Server(served, _kind(), self.most, self.send_s, in_flight, language)
 
     async def shutdown(self) -> None:
         if self.bounded is not None:

@@ -21,6 +21,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
+from gateway.language.sentences import say
 from gateway.protocol.exchange import Source, UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.sse import is_stream, without_blank
 from gateway.upstream.connection import AnswerCut, Connection, NoAnswer, NotHttp
@@ -91,7 +92,9 @@ class Exchange:
         while chunk := await self.read():
             body += chunk
             if len(body) > most:
-                raise UpstreamFailed(f"The upstream's answer is longer than {most} bytes.")
+                raise UpstreamFailed(
+                    say("The upstream's answer is longer than {most} bytes.", most=most)
+                )
         return UpstreamReply(self.status, self.headers, bytes(body))
 
     def close(self) -> None:
@@ -144,9 +147,9 @@ class Upstream:
             async with asyncio.timeout(way.connect_s):
                 return await self._pool.connect(address.origin, way)
         except TimeoutError:
-            by = f" by way of the proxy {way.proxy}" if way.proxy else ""
+            by = say(" by way of the proxy {proxy}", proxy=way.proxy) if way.proxy else ""
             raise UpstreamConnectTimeout(
-                f"No connection to the upstream in time{by}; is it up?"
+                say("No connection to the upstream in time{way}; is it up?", way=by)
             ) from None
         except NoWay as error:
             kind = UpstreamMisconfigured if error.is_setup else UpstreamUnreachable
@@ -164,7 +167,9 @@ class Upstream:
                 finally:
                     exchange.close()
         except TimeoutError:
-            raise UpstreamTimeout(f"The upstream did not answer within {total_s:g} s.") from None
+            raise UpstreamTimeout(
+                say("The upstream did not answer within {seconds:g} s.", seconds=total_s)
+            ) from None
 
     async def send_file(
         self,
@@ -185,7 +190,7 @@ class Upstream:
                 reply = await self._send_form(request.url, form, way)
         except TimeoutError:
             raise UpstreamTimeout(
-                f"The upstream did not take the file within {total_s:g} s.",
+                say("The upstream did not take the file within {seconds:g} s.", seconds=total_s),
                 outage=form.is_read,  # else the sender may be the slow one
             ) from None
         if reply.status < 300 and not form.is_read:
@@ -395,20 +400,30 @@ def _check_forwarded(exchange: Exchange, way: Way) -> None:
     status = exchange.status
     if status == 407:
         error: GatewayError = UpstreamMisconfigured(
-            f"The proxy {way.proxy} does not accept the gateway's user and password (407); put them"
-            " into its URL: scheme://user:password@host:port."
+            say(
+                "The proxy {proxy} does not accept the gateway's user and password (407); "
+                "put them into its URL: scheme://user:password@host:port.",
+                proxy=way.proxy,
+            )
         )
     elif status not in (403, 502, 503, 504) or exchange.is_json:
         return
     elif status == 403:
         error = UpstreamMisconfigured(
-            f"The proxy {way.proxy}, or the upstream behind it, refuses the call (403); allow it"
-            " there, or go direct with proxy: none or NO_PROXY."
+            say(
+                "The proxy {proxy}, or the upstream behind it, refuses the call (403); allow "
+                "it there, or go direct with proxy: none or NO_PROXY.",
+                proxy=way.proxy,
+            )
         )
     else:
         error = UpstreamUnreachable(
-            f"The proxy {way.proxy}, or the upstream behind it, cannot reach who should answer"
-            f" ({status})."
+            say(
+                "The proxy {proxy}, or the upstream behind it, cannot reach who should "
+                "answer ({status}).",
+                proxy=way.proxy,
+                status=status,
+            )
         )
     exchange.close()
     raise error
@@ -418,8 +433,11 @@ def _no_connection(error: OSError | UnicodeError) -> GatewayError:
     """The error for a failed connection. No request has been sent yet."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return UpstreamMisconfigured(
-            f"The upstream's TLS certificate is not accepted: {tls_reason(error)}. Set the"
-            " agent's ca to a PEM file with the authority that signed it (or verify: false)."
+            say(
+                "The upstream's TLS certificate is not accepted: {reason}. Set the agent's "
+                "ca to a PEM file with the authority that signed it (or verify: false).",
+                reason=tls_reason(error),
+            )
         )
     if isinstance(error, ssl.SSLError):
         return _no_tls(error)
@@ -432,11 +450,17 @@ def _no_tls(error: ssl.SSLError) -> GatewayError:
     reason = tls_reason(error)
     if "certificate" in reason or "handshake failure" in reason:
         return UpstreamMisconfigured(
-            f"The upstream does not accept the gateway's TLS certificate, or misses one: {reason}."
-            " Set the agent's cert and key to PEM files."
+            say(
+                "The upstream does not accept the gateway's TLS certificate, or misses one: "
+                "{reason}. Set the agent's cert and key to PEM files.",
+                reason=reason,
+            )
         )
     return UpstreamMisconfigured(
-        f"No TLS connection with the upstream: {reason}. Is base_url right with https?"
+        say(
+            "No TLS connection with the upstream: {reason}. Is base_url right with https?",
+            reason=reason,
+        )
     )
 
 
@@ -445,28 +469,28 @@ _FOREIGN: list[tuple[tuple[type[Exception], ...], type[GatewayError], str]] = [
     (
         (AnswerCut,),
         UpstreamCut,
-        "The upstream's answer ended before it was complete.",
+        say("The upstream's answer ended before it was complete."),
     ),
     (
         # uvloop raises RuntimeError for a transport that has just closed.
         (NoAnswer, ConnectionError, RuntimeError),
         UpstreamCut,
-        "The upstream closed the connection without an answer.",
+        say("The upstream closed the connection without an answer."),
     ),
     (
         (TimeoutError,),
         UpstreamTimeout,
-        "The upstream did not answer in time.",
+        say("The upstream did not answer in time."),
     ),
     (
         (NotHttp,),
         UpstreamFailed,
-        "The upstream's answer is not valid HTTP.",
+        say("The upstream's answer is not valid HTTP."),
     ),
     (
         (OSError, ValueError),
         UpstreamFailed,
-        "The call to the upstream failed.",
+        say("The call to the upstream failed."),
     ),
 ]
 

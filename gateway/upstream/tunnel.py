@@ -14,6 +14,7 @@ from python_socks.async_.asyncio.v2 import Proxy as Negotiation
 
 from gateway.config.outgoing import NoWay, tls_reason
 from gateway.config.proxy import Proxy
+from gateway.language.sentences import say
 
 _MAX_REPLY = 64 << 10  # bytes that a proxy may send before the tunnel exists
 # SOCKS5's codes (RFC 1928); CONNECT's are HTTP statuses.
@@ -90,11 +91,18 @@ async def negotiate(proxy: Proxy, stream: Stream, host: str, port: int) -> None:
         raise _failed(proxy, error) from None
     except (UnicodeError, ValueError) as error:
         raise NoWay(
-            f"The proxy {proxy} cannot be given the upstream's name: {error}.", is_setup=True
+            say(
+                "The proxy {proxy} cannot be given the upstream's name: {reason}.",
+                proxy=proxy,
+                reason=str(error),
+            ),
+            is_setup=True,
         ) from None
     if not stream.is_ready:
         await stream.close()
-        raise NoWay(f"The proxy {proxy} closed the connection, or sends what it must not.")
+        raise NoWay(
+            say("The proxy {proxy} closed the connection, or sends what it must not.", proxy=proxy)
+        )
 
 
 class _Opened(Negotiation):
@@ -113,21 +121,36 @@ def _failed(proxy: Proxy, error: ProxyError) -> NoWay:
     shown = f" ({code if proxy.speaks_http else error})" if code is not None else ""
     if code in (401, 407) or "uthentication" in str(error):
         return NoWay(
-            f"The proxy {proxy} does not accept the gateway's user and password{shown}; put them"
-            " into its URL: scheme://user:password@host:port.",
+            say(
+                "The proxy {proxy} does not accept the gateway's user and password{code}; "
+                "put them into its URL: scheme://user:password@host:port.",
+                proxy=proxy,
+                code=shown,
+            ),
             is_setup=True,
         )
     if code is None:
         return NoWay(
-            f"What listens at {proxy} does not answer as such a proxy; check its scheme and port.",
+            say(
+                "What listens at {proxy} does not answer as such a proxy; check its scheme "
+                "and port.",
+                proxy=proxy,
+            ),
             is_setup=True,
         )
     is_down = code >= 500 if proxy.speaks_http else code != _SOCKS_NOT_ALLOWED
     if is_down:
-        return NoWay(f"The proxy {proxy} cannot reach the upstream{shown}.", is_refusal=True)
+        return NoWay(
+            say("The proxy {proxy} cannot reach the upstream{code}.", proxy=proxy, code=shown),
+            is_refusal=True,
+        )
     return NoWay(
-        f"The proxy {proxy} does not let the gateway reach the upstream{shown}; allow it there, or"
-        " go direct with proxy: none or NO_PROXY.",
+        say(
+            "The proxy {proxy} does not let the gateway reach the upstream{code}; allow "
+            "it there, or go direct with proxy: none or NO_PROXY.",
+            proxy=proxy,
+            code=shown,
+        ),
         is_setup=True,
         is_refusal=True,
     )
@@ -137,10 +160,20 @@ def no_proxy_there(proxy: Proxy, error: OSError | UnicodeError) -> NoWay:
     """The error for a failed connection to the proxy itself."""
     if isinstance(error, ssl.SSLError):
         return NoWay(
-            f"No TLS connection to the proxy {proxy}: {tls_reason(error)}; if its certificate is"
-            " one of your own, trust its authority with ca.",
+            say(
+                "No TLS connection to the proxy {proxy}: {reason}; if its certificate is one "
+                "of your own, trust its authority with ca.",
+                proxy=proxy,
+                reason=tls_reason(error),
+            ),
             is_setup=True,
         )
     if isinstance(error, socket.gaierror | UnicodeError):
-        return NoWay(f"The host name of the proxy {proxy} cannot be resolved; check its URL.")
-    return NoWay(f"The proxy {proxy} refuses connections; is it up, and its URL right?")
+        return NoWay(
+            say(
+                "The host name of the proxy {proxy} cannot be resolved; check its URL.", proxy=proxy
+            )
+        )
+    return NoWay(
+        say("The proxy {proxy} refuses connections; is it up, and its URL right?", proxy=proxy)
+    )

@@ -22,9 +22,9 @@ from gateway.chat.run import Run
 from gateway.http.fastwrite import ClientConnection
 from gateway.http.pump import FastPath, Pump
 from gateway.platforms.openai_compatible import explain_error
-from gateway.protocol.messages import ChatRequest, Message
+from gateway.protocol.messages import ChatRequest, Failed, Message
 from gateway.protocol.passthrough import PassThrough
-from gateway.protocol.render import StreamRenderer
+from gateway.protocol.render import StreamRenderer, error_frame
 from gateway.protocol.sse import KEEP_ALIVE
 from gateway.protocol.template import find_template
 from gateway.server.aiohttp_internals import BoundedConnection
@@ -77,7 +77,9 @@ class Carried:
             self.pump.stop()
 
     def end(self, deltas: list[Any], frames: bytes) -> None:
-        self.last = frames
+        failed = deltas[-1] if deltas else None
+        is_failure = isinstance(failed, Failed)
+        self.last = frames + error_frame(failed.error, False) if is_failure else frames
 
     async def read(self, reads: list[bytes]) -> bytes:
         """The caller's bytes for these network reads, without framing."""

@@ -15,7 +15,7 @@ from gateway.protocol.messages import (
     ToolCall,
     Usage,
 )
-from gateway.protocol.render import MAX_NOTES, StreamRenderer, WholeRenderer
+from gateway.protocol.render import MAX_NOTES, StreamRenderer, WholeRenderer, error_frame
 
 CHAT = ChatRequest("模型", (Message("user", "hi"),), "u", include_usage=True)
 
@@ -65,7 +65,9 @@ def test_an_unknown_usage_is_left_out_rather_than_invented():
 
 
 def test_a_failure_is_the_last_thing_and_has_no_finish():
-    got = streamed(stream(Text("a"), Failed(UpstreamCut("gone"))).raw)
+    error = UpstreamCut("gone")
+    raw = stream(Text("a"), Failed(error)).raw + error_frame(error, conversational=False)
+    got = streamed(raw)
     assert got["error"] == {
         "message": "gone", "type": "upstream_error", "param": None, "code": "upstream_cut",
     }  # fmt: skip

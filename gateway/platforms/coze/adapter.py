@@ -17,6 +17,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.filetypes import KINDS, MediaKind
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
@@ -203,8 +204,11 @@ class Coze(BasePlatform):
         if not token:
             message = clean(as_text(body.get("error_message")) or as_text(body.get("msg")))
             raise UpstreamMisconfigured(
-                f"Coze refused the OAuth app's signature: {message or reply.status}."
-                " Check oauth.app_id, key_id and private_key."
+                say(
+                    "Coze refused the OAuth app's signature: {message}. Check oauth.app_id, key_id "
+                    "and private_key.",
+                    message=message or reply.status,
+                )
             )
         # `expires_in` is a point in time; a small value can only be a duration.
         now = self._token.now()
@@ -258,10 +262,10 @@ class Coze(BasePlatform):
         body = reply.object()
         data = as_object(body.get("data"))
         if reply.status == 200 and body.get("code") == 0:
-            return f"bot {as_text(data.get('name')) or 'found'!r}"
+            return say("bot {name!r}", name=as_text(data.get("name")) or "found")
         error = explain(reply)
         if not self._agent.bot_id and body and as_count(body.get("code")) not in REFUSED:
-            return "reachable; a workflow cannot be looked up by itself"
+            return say("reachable; a workflow cannot be looked up by itself")
         raise error
 
 

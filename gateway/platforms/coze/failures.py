@@ -17,6 +17,7 @@ from gateway.errors import (
     UpstreamUnavailable,
     clean,
 )
+from gateway.language.sentences import say
 from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_message, message_of
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
@@ -33,17 +34,17 @@ REFUSED = {4100, 4101, 700012006}
 
 
 _OPERATOR = {
-    4006: "Coze does not know the bot: check bot_id.",
-    4200: "Coze does not know the bot or workflow: check bot_id, and that it is published.",
-    4015: "The Coze bot is not published to the API channel: publish it there in Coze.",
-    4021: "The Coze bot has no workflow configured.",
-    4100: "Coze refused the token: it is wrong or expired. Check api_key.",
-    700012006: "Coze refused the token: it is wrong or expired. Check api_key.",
-    4101: (
+    4006: say("Coze does not know the bot: check bot_id."),
+    4200: say("Coze does not know the bot or workflow: check bot_id, and that it is published."),
+    4015: say("The Coze bot is not published to the API channel: publish it there in Coze."),
+    4021: say("The Coze bot has no workflow configured."),
+    4100: say("Coze refused the token: it is wrong or expired. Check api_key."),
+    700012006: say("Coze refused the token: it is wrong or expired. Check api_key."),
+    4101: say(
         "Coze does not let this token do this: check api_key, its scopes and workspace, and that"
         " base_url is of the same world (api.coze.cn or api.coze.com)."
     ),
-    6003: "Coze asks for a paid plan for this.",
+    6003: say("Coze asks for a paid plan for this."),
 }
 
 
@@ -69,33 +70,50 @@ def explain_code(event: dict[str, Any], status: int = 200) -> GatewayError:
     """The error for Coze's own code, which may be a number or a string of digits."""
     code = as_count(event.get("code")) or as_count(event.get("error_code"))
     message = message_of(event)
-    quoted = f" (Coze {code or status}: {clean(message) or 'no message'})"
+    quoted = say(
+        " (Coze {code}: {message})",
+        code=code or status,
+        message=clean(message) or say("no message"),
+    )
     if code == 4000 and status == 404:
-        return UpstreamMisconfigured("Coze has no such path: check base_url." + quoted)
+        return UpstreamMisconfigured(
+            say("Coze has no such path: check base_url.{quote}", quote=quoted)
+        )
     if code in _OPERATOR:
-        return UpstreamMisconfigured(_OPERATOR[code] + quoted)
+        return UpstreamMisconfigured(say("{problem}{quote}", problem=_OPERATOR[code], quote=quoted))
     if code in _QUOTA:
-        return QuotaExhausted("The Coze account has no credit or calls left." + quoted)
+        return QuotaExhausted(
+            say("The Coze account has no credit or calls left.{quote}", quote=quoted)
+        )
     if code == 4020:
         return RateLimited(
-            "Coze is limiting the model's calls." + quoted, retry_after_s=RETRY_AFTER_S
+            say("Coze is limiting the model's calls.{quote}", quote=quoted),
+            retry_after_s=RETRY_AFTER_S,
         )
     if code == 4009:
-        return UpstreamUnavailable("Coze is busy." + quoted, retry_after_s=RETRY_AFTER_S)
+        return UpstreamUnavailable(
+            say("Coze is busy.{quote}", quote=quoted), retry_after_s=RETRY_AFTER_S
+        )
     if code in (4016, 4315):
         return ConversationBusy(
-            "Coze is still answering in this conversation; wait for it." + quoted
+            say("Coze is still answering in this conversation; wait for it.{quote}", quote=quoted)
         )
     if code in (4001, 4002, 4314):
         return ConversationNotFound(
-            "Coze does not know this conversation; leave conversation_id out to begin one." + quoted
+            say(
+                "Coze does not know this conversation; leave conversation_id out to begin one."
+                "{quote}",
+                quote=quoted,
+            )
         )
     if code == 4010:
-        return ContextTooLong("The conversation is too long for the bot's model." + quoted)
+        return ContextTooLong(
+            say("The conversation is too long for the bot's model.{quote}", quote=quoted)
+        )
     if code in (4014, 4102, 4105):
-        return ContentRefused("Coze's moderation refused the question." + quoted)
+        return ContentRefused(say("Coze's moderation refused the question.{quote}", quote=quoted))
     if code in _CALLER or code == 4000:
-        return InvalidRequest("Coze does not accept the request." + quoted)
+        return InvalidRequest(say("Coze does not accept the request.{quote}", quote=quoted))
     if status in (401, 402, 403, 413, 415, 429):
         return explain_http("Coze", UpstreamReply(status, {}, b""), f"{message} (Coze {code})")
     return explain_message("Coze", f"{message or 'no message'} (Coze {code or status})")

@@ -16,6 +16,7 @@ from gateway.errors import (
     UpstreamMisconfigured,
 )
 from gateway.filetypes import MediaKind
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
@@ -179,8 +180,11 @@ class Dify(BasePlatform):
             return "url"
         if not self._rules.takes_uploads:
             raise KindNotTaken(
-                f"This Dify app takes files by URL only: give the {media.kind} as an http(s) URL"
-                " that Dify can reach, or allow local uploads in the app.",
+                say(
+                    "This Dify app takes files by URL only: give the {kind} as an http(s) URL "
+                    "that Dify can reach, or allow local uploads in the app.",
+                    kind=media.kind,
+                ),
                 param="files",
             )
         return "upload"
@@ -272,10 +276,18 @@ class Dify(BasePlatform):
             configured, found = self._agent.mode, _APP_MODES.get(mode)
             if found and configured not in ("auto", found):
                 raise UpstreamMisconfigured(
-                    f"The app is of the mode {mode!r}, but config.yaml says mode: {configured};"
-                    f" set mode: {found}, or auto."
+                    say(
+                        "The app is of the mode {mode!r}, but config.yaml says mode: {configured}; "
+                        "set mode: {found}, or auto.",
+                        mode=mode,
+                        configured=configured,
+                        found=found,
+                    )
                 )
-            return f"app {as_text(body.get('name'))!r}" + (f", mode {mode}" if mode else "")
+            name = as_text(body.get("name"))
+            if not mode:
+                return say("app {name!r}", name=name)
+            return say("app {name!r}, mode {mode}", name=name, mode=mode)
         raise explain(reply)
 
 
@@ -288,5 +300,7 @@ def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, An
         raise KindNotTaken("This Dify workflow has no input for files.", param="files")
     takes_list = any(f["kind"] == "file-list" for f in form if f.get("variable") == name)
     if not takes_list and len(files) > 1:
-        raise InvalidRequest(f"This Dify workflow takes one file, in {name!r}.", param="files")
+        raise InvalidRequest(
+            say("This Dify workflow takes one file, in {name!r}.", name=name), param="files"
+        )
     inputs.setdefault(name, files if takes_list else files[0])

@@ -15,6 +15,7 @@ from gateway.errors import (
     clean,
     retry_after,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     as_id,
     as_object,
@@ -75,26 +76,36 @@ def explain_run(data: dict[str, Any]) -> GatewayError:
     if "conversation not exists" in message.lower():
         return ConversationNotFound(_NO_CONVERSATION)
     if data.get("total_steps") == 0 and message and type(error) is UpstreamFailed:
-        return InvalidRequest(f"Dify does not accept the request: {clean(message)}")
+        return InvalidRequest(
+            say("Dify does not accept the request: {message}", message=clean(message))
+        )
     return error
 
 
-_NO_CONVERSATION = (
+_NO_CONVERSATION = say(
     "Dify does not know this conversation for this user. Leave conversation_id out to begin a new"
     " one; a conversation belongs to the `user` who began it."
 )
 
 
 _OPERATOR = {
-    "unauthorized": "Dify refused the gateway's API key: check api_key (it begins with app-).",
-    "forbidden": "Dify does not let this app be used through its API: switch the app's API on.",
-    "not_chat_app": "The Dify app is of another kind: set mode to auto.",
-    "not_workflow_app": "The Dify app is of another kind: set mode to auto.",
-    "not_completion_app": "The Dify app is of another kind: set mode to auto.",
-    "app_unavailable": "The Dify app is unavailable: check that it is published, and its mode.",
-    "agent_not_published": "The Dify agent has not been published: publish it in Dify.",
-    "provider_not_initialize": "The Dify app has no working model: set its credentials in Dify.",
-    "model_currently_not_support": "Dify's plan does not allow the app's model: choose another.",
+    "unauthorized": say("Dify refused the gateway's API key: check api_key (it begins with app-)."),
+    "forbidden": say(
+        "Dify does not let this app be used through its API: switch the app's API on."
+    ),
+    "not_chat_app": say("The Dify app is of another kind: set mode to auto."),
+    "not_workflow_app": say("The Dify app is of another kind: set mode to auto."),
+    "not_completion_app": say("The Dify app is of another kind: set mode to auto."),
+    "app_unavailable": say(
+        "The Dify app is unavailable: check that it is published, and its mode."
+    ),
+    "agent_not_published": say("The Dify agent has not been published: publish it in Dify."),
+    "provider_not_initialize": say(
+        "The Dify app has no working model: set its credentials in Dify."
+    ),
+    "model_currently_not_support": say(
+        "Dify's plan does not allow the app's model: choose another."
+    ),
 }
 
 
@@ -102,12 +113,19 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
     quoted = clean(message)
     low = message.lower()
     if code in _OPERATOR:
-        return UpstreamMisconfigured(f"{_OPERATOR[code]} (Dify: {quoted or code})")
+        return UpstreamMisconfigured(
+            say("{problem} (Dify: {message})", problem=_OPERATOR[code], message=quoted or code)
+        )
     if code == "provider_quota_exceeded":
-        return QuotaExhausted(f"The model's quota in Dify is used up. {quoted}")
+        return QuotaExhausted(
+            say("The model's quota in Dify is used up. {message}", message=quoted)
+        )
     if code in ("too_many_requests", "rate_limit_error") or low.startswith("too many requests"):
         return RateLimited(
-            f"Dify is busy with this app's other calls; try again shortly. {quoted}",
+            say(
+                "Dify is busy with this app's other calls; try again shortly. {message}",
+                message=quoted,
+            ),
             retry_after_s=RETRY_AFTER_S,
             retryable=True,
         )
@@ -115,7 +133,10 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
         return ConversationNotFound(_NO_CONVERSATION)
     if code == "invalid_param" and low.startswith("workflow not published"):
         return UpstreamMisconfigured(
-            f"The Dify workflow has not been published: publish it in Dify. (Dify: {quoted})"
+            say(
+                "The Dify workflow has not been published: publish it in Dify. (Dify: {message})",
+                message=quoted,
+            )
         )
     if code == "invalid_param" and low.startswith("run failed"):
         return explain_message("Dify", message)
@@ -125,15 +146,19 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
         error = explain_message("Dify", message)
         if "invokeerror" in low or type(error) is not UpstreamFailed:
             return error  # the message is more precise than the code
-        return InvalidRequest(f"Dify does not accept the request: {quoted}")
+        return InvalidRequest(say("Dify does not accept the request: {message}", message=quoted))
     return _explain_file(code, quoted)
 
 
 def _explain_file(code: str, quoted: str) -> GatewayError | None:
     if code in ("no_file_uploaded", "too_many_files", "filename_not_exists_error"):
-        return InvalidRequest(f"Dify does not accept the file: {quoted}", param="file")
+        return InvalidRequest(
+            say("Dify does not accept the file: {message}", message=quoted), param="file"
+        )
     if code in ("unsupported_media_type", "unsupported_file_type"):
-        return UnsupportedMediaType(f"Dify does not take a file of this type. {quoted}")
+        return UnsupportedMediaType(
+            say("Dify does not take a file of this type. {message}", message=quoted)
+        )
     if code == "file_too_large":
-        return BodyTooLarge(f"The file is too large for Dify. {quoted}")
+        return BodyTooLarge(say("The file is too large for Dify. {message}", message=quoted))
     return None

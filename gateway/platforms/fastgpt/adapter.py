@@ -10,6 +10,7 @@ from gateway.errors import (
     InvalidRequest,
     KindNotTaken,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Delivery,
@@ -64,7 +65,8 @@ class FastGPT(BasePlatform):
         chat_id = _chat_id(chat)
         if len(chat_id) > MAX_CHAT_ID:
             raise InvalidRequest(
-                f"The conversation id is longer than {MAX_CHAT_ID} characters.", param="chat_id"
+                say("The conversation id is longer than {most} characters.", most=MAX_CHAT_ID),
+                param="chat_id",
             )
         if not chat.conversation_id:
             return self._ask(chat, chat_id, _turns(chat))
@@ -121,9 +123,12 @@ class FastGPT(BasePlatform):
             return link_or_inline(media)
         if media.is_data or (media.stored and not media.url):
             raise KindNotTaken(
-                f"FastGPT fetches files by itself, and cannot reach this {media.kind}: give an"
-                " http(s) URL that it can reach, or have uploads reached by setting"
-                " storage.public_base_url (for a bucket S3_PUBLIC_BASE_URL).",
+                say(
+                    "FastGPT fetches files by itself, and cannot reach this {kind}: give an "
+                    "http(s) URL that it can reach, or have uploads reached by setting "
+                    "storage.public_base_url (for a bucket S3_PUBLIC_BASE_URL).",
+                    kind=media.kind,
+                ),
                 param="files",
             )
         return "url"
@@ -156,19 +161,19 @@ class FastGPT(BasePlatform):
         body = reply.object()
         app = as_object(as_object(body.get("data")).get("app"))
         if reply.status == 200 and body.get("code") == 200:
-            return f"app {as_text(app.get('name')) or 'found'}"
+            return say("app {name}", name=as_text(app.get("name")) or say("found"))
         if reply.status == 200 and body.get("code") == 403:
             # Up to 4.8.11 every key of an app gets this reply. A completion without messages runs
             # nothing, and FastGPT refuses it for the missing messages only if the key is valid.
             return Preliminary(self._post("/v1/chat/completions", {"messages": []}), _judge_key)
         if not self._agent.app_id and body and not concerns_key(body):
-            return "reachable; set app_id to have the app checked too"
+            return say("reachable; set app_id to have the app checked too")
         raise explain(reply)
 
 
 def _judge_key(reply: UpstreamReply) -> str:
     if as_text(reply.object().get("message")) == "messages is empty":
-        return "the key is good; this server is too old to say which app it opens"
+        return say("the key is good; this server is too old to say which app it opens")
     raise explain(reply)
 
 

@@ -11,6 +11,7 @@ from gateway.errors import (
     UpstreamCut,
     clean,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     EventDecoder,
     as_list,
@@ -296,8 +297,11 @@ class FastGPTDecoder(EventDecoder):
             return None
         if choice := choice_made(self._nodes):
             return InvalidRequest(
-                f"FastGPT's bot says nothing after the choice {clean(choice, 100)!r}: it may be"
-                " none of the options. Ask again, and reply with one of them, or its number.",
+                say(
+                    "FastGPT's bot says nothing after the choice {choice!r}: it may be none of "
+                    "the options. Ask again, and reply with one of them, or its number.",
+                    choice=clean(choice, 100),
+                ),
                 param="messages",
             )
         return EmptyAnswer("FastGPT")

@@ -17,6 +17,7 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import as_object, as_text
 from gateway.platforms.failures import RETRY_AFTER_S, explain_http, explain_message, message_of
 from gateway.protocol.exchange import UpstreamReply
@@ -69,19 +70,29 @@ def _explain_own_code(
     quoted = readable(message, as_text(body.get("statusText"))).rstrip(".。")
     if code in _BAD_KEY:
         return UpstreamMisconfigured(
-            f"FastGPT refused the gateway's API key (code {code}). Check api_key, and that the key"
-            " belongs to this app and server."
+            say(
+                "FastGPT refused the gateway's API key (code {code}). Check api_key, and "
+                "that the key belongs to this app and server.",
+                code=code,
+            )
         )
     if code in _BAD_APP:
         return UpstreamMisconfigured(
-            f"FastGPT does not offer this app to the key ({quoted or code}). Check app_id."
+            say(
+                "FastGPT does not offer this app to the key ({message}). Check app_id.",
+                message=quoted or code,
+            )
         )
     if code in _NO_MONEY:
-        return QuotaExhausted(f"The FastGPT account has no credit left (code {code}).")
+        return QuotaExhausted(
+            say("The FastGPT account has no credit left (code {code}).", code=code)
+        )
     if code == 429:
         wait = re.search(r"in (\d{1,5}) seconds?", message)
         return RateLimited(
-            f"FastGPT is limiting calls: {quoted or 'too many requests'}.",
+            say(
+                "FastGPT is limiting calls: {message}.", message=quoted or say("too many requests")
+            ),
             retry_after_s=float(wait[1]) if wait else RETRY_AFTER_S,
             retryable=True,
         )
@@ -90,11 +101,24 @@ def _explain_own_code(
     if code == 504000:
         return ConversationNotFound("FastGPT does not give this conversation to the key's user.")
     if code == 400 or body.get("zodError") or body.get("errorType") == "UserError":
-        return InvalidRequest(f"FastGPT does not accept the request: {quoted or 'bad input'}.")
+        return InvalidRequest(
+            say(
+                "FastGPT does not accept the request: {message}.",
+                message=quoted or say("bad input"),
+            )
+        )
     if 506000 <= code < 507000 or 502000 <= code < 503000:
-        return UpstreamMisconfigured(f"FastGPT refuses the key or the app (code {code}: {quoted}).")
+        return UpstreamMisconfigured(
+            say(
+                "FastGPT refuses the key or the app (code {code}: {quote}).",
+                code=code,
+                quote=quoted,
+            )
+        )
     if 510000 <= code < 511000:
-        return InvalidRequest(f"FastGPT does not take the file: {quoted or code}.")
+        return InvalidRequest(
+            say("FastGPT does not take the file: {message}.", message=quoted or code)
+        )
     if code and reply and reply.status not in (200, 500):
         return explain_http("FastGPT", reply, quoted)
     if code in (401, 403, 404, 413, 415):
@@ -117,7 +141,10 @@ def _explain_own_message(message: str) -> GatewayError | None:
             " address of the app's page."
         )
     if message in _NO_QUESTION:
-        return InvalidRequest(f"FastGPT does not accept the request: {message}.", param="messages")
+        return InvalidRequest(
+            say("FastGPT does not accept the request: {message}.", message=message),
+            param="messages",
+        )
     return None
 
 

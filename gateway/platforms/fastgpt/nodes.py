@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, clean
+from gateway.language.sentences import say
 from gateway.platforms.base import as_list, as_object, as_text, json_text
 from gateway.platforms.failures import message_of
 from gateway.platforms.fastgpt.failures import explain_run, readable
@@ -124,12 +125,18 @@ def any_failure(nodes: list[Any]) -> GatewayError | None:
 
 def _failure(node: dict[str, Any]) -> GatewayError | None:
     name = as_text(node.get("moduleName"))
-    where = f"FastGPT's node {clean(name, 100)!r}" if name else "FastGPT"
+    where = say("FastGPT's node {node!r}", node=clean(name, 100)) if name else "FastGPT"
     if message := _run_error(node):
         return explain_run(where, message)
     # The failure of an app's own HTTP request is unrelated to the model, its key or its limits.
     if message := _http_error(node):
-        return UpstreamFailed(f"{where} failed in its HTTP request: {readable(message)}")
+        return UpstreamFailed(
+            say(
+                "{where} failed in its HTTP request: {message}",
+                where=where,
+                message=readable(message),
+            )
+        )
     return None
 
 

@@ -6,6 +6,7 @@ from hashlib import sha256
 from typing import Any
 
 from gateway.errors import GatewayError, UpstreamFailed, UpstreamMisconfigured, clean
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
@@ -92,11 +93,15 @@ class N8n(BasePlatform):
     def describe(self, reply: UpstreamReply) -> str:
         message = as_text(reply.object().get("message"))
         if reply.status == 200 and isinstance(reply.object().get("data"), list):
-            return "the chat is active, and accepts the credentials"
+            return say("the chat is active, and accepts the credentials")
         if reply.status == 404 and "POST request" in message:
-            return Doubt("the workflow is active; a question will show whether the key is right")
+            return Doubt(
+                say("the workflow is active; a question will show whether the key is right")
+            )
         if reply.status < 300:
-            return Doubt("something answers there; a question will show whether it is the workflow")
+            return Doubt(
+                say("something answers there; a question will show whether it is the workflow")
+            )
         raise _explain(reply)
 
 
@@ -108,14 +113,18 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     body = reply.object()
     message = as_text(body.get("message"))
     if reply.status in (401, 403):
-        reason = clean(reply.text[:200].strip()) or f"status {reply.status}"
+        reason = clean(reply.text[:200].strip()) or say("status {status}", status=reply.status)
         return UpstreamMisconfigured(
-            f"n8n refuses the credentials: {reason}. Send them as the node wants them: api_key as"
-            " a bearer, username and api_key for Basic auth, or a header of its own in headers."
+            say(
+                "n8n refuses the credentials: {reason}. Send them as the node wants them: "
+                "api_key as a bearer, username and api_key for Basic auth, or a header of "
+                "its own in headers.",
+                reason=reason,
+            )
         )
     if reply.status == 404:
-        hint = as_text(body.get("hint")) or "Is the workflow active, and the chat public?"
-        return UpstreamMisconfigured(f"n8n has no workflow at this address. {hint}")
+        hint = as_text(body.get("hint")) or say("Is the workflow active, and the chat public?")
+        return UpstreamMisconfigured(say("n8n has no workflow at this address. {hint}", hint=hint))
     if reply.status == 428:
         return UpstreamMisconfigured("n8n wants its user to connect credentials first.")
     error = explain_http("n8n", reply, message)

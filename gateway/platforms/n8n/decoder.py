@@ -16,6 +16,7 @@ from gateway.errors import (
     UpstreamFailed,
     UpstreamMisconfigured,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BadEvent,
     EventDecoder,
@@ -39,7 +40,7 @@ _BETWEEN = ("output", "text", "message", "response")  # where nodes put their te
 # n8n's messages with status 200 when there will be no answer.
 _NOTHING = "Workflow executed successfully but"
 _STARTED = "Workflow was started"
-_PAGE = "A page came in place of n8n's answer; a proxy may have given up waiting."
+_PAGE = say("A page came in place of n8n's answer; a proxy may have given up waiting.")
 
 Key = tuple[str, int, int]  # a node, its run and its item
 
@@ -133,7 +134,7 @@ class N8nDecoder(EventDecoder):
         self._whole.append(data)
         self._whole_size += len(data)
         if self._whole_size > MAX_WHOLE:
-            raise UpstreamFailed(f"n8n's answer is longer than {MAX_WHOLE} bytes.")
+            raise UpstreamFailed(say("n8n's answer is longer than {most} bytes.", most=MAX_WHOLE))
 
     # Nodes that write concurrently.
 
@@ -141,7 +142,9 @@ class N8nDecoder(EventDecoder):
         node = self._waiting.get(key)
         if node is None or node.has_ended:
             if len(self._waiting) >= MAX_NODES:
-                raise UpstreamFailed(f"More than {MAX_NODES} nodes of the workflow write at once.")
+                raise UpstreamFailed(
+                    say("More than {most} nodes of the workflow write at once.", most=MAX_NODES)
+                )
             node = self._waiting[key] = _Node()
         return node
 

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.errors import ConversationNotFound, InvalidRequest
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
@@ -63,7 +64,10 @@ class RAGFlow(BasePlatform):
         require_question(chat)
         if unknown := _RESERVED & chat.variables.keys():
             raise InvalidRequest(
-                f"{min(unknown)!r} is no variable of a RAGFlow bot, but a setting of its API.",
+                say(
+                    "{name!r} is no variable of a RAGFlow bot, but a setting of its API.",
+                    name=min(unknown),
+                ),
                 param="variables",
             )
         if self._is_old and not chat.conversation_id:
@@ -179,8 +183,8 @@ class RAGFlow(BasePlatform):
         data = body.get("data")
         found = as_object(data) or as_object(next(iter(as_list(data)), None))
         if self._agent.agent_id:
-            return f"agent {self._bot!r}"
-        return f"chat {as_text(found.get('name')) or self._bot!r}"
+            return say("agent {name!r}", name=self._bot)
+        return say("chat {name!r}", name=as_text(found.get("name")) or self._bot)
 
 
 def _lacks_path(reply: UpstreamReply) -> bool:

@@ -12,6 +12,7 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
+from gateway.language.sentences import say
 from gateway.platforms.failures import explain_http, explain_message, message_of
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.usage import as_count
@@ -55,25 +56,38 @@ def explain_code(code: int, message: str) -> GatewayError:
     """The error for one of RAGFlow's codes."""
     if message.lstrip().startswith(ERROR.rstrip()):
         return explain_answer(message)
-    quoted = f" (RAGFlow {code}: {clean(message) or 'no message'})"
+    quoted = say(
+        " (RAGFlow {code}: {message})", code=code, message=clean(message) or say("no message")
+    )
     if code in _CREDENTIALS or _UNAUTHORIZED.search(message):
-        return UpstreamMisconfigured("RAGFlow refused the API key: check api_key." + quoted)
+        return UpstreamMisconfigured(
+            say("RAGFlow refused the API key: check api_key.{quote}", quote=quoted)
+        )
     if _SESSION.search(message):
         return ConversationNotFound(
-            "RAGFlow does not know this conversation; leave conversation_id out to begin one."
-            + quoted
+            say(
+                "RAGFlow does not know this conversation; leave conversation_id out to begin one."
+                "{quote}",
+                quote=quoted,
+            )
         )
     if code == 101 or (code == 102 and _QUESTION.search(message)):
-        return InvalidRequest("RAGFlow does not accept the request." + quoted)
+        return InvalidRequest(say("RAGFlow does not accept the request.{quote}", quote=quoted))
     if code == 102 and _BOT.search(message):
         return UpstreamMisconfigured(
-            "RAGFlow does not have this bot, or not for this key: check chat_id or agent_id."
-            + quoted
+            say(
+                "RAGFlow does not have this bot, or not for this key: check chat_id or agent_id."
+                "{quote}",
+                quote=quoted,
+            )
         )
     if code in (404, 405):
         return UpstreamMisconfigured(
-            "RAGFlow does not find what was asked for: check base_url, and chat_id or agent_id."
-            + quoted
+            say(
+                "RAGFlow does not find what was asked for: check base_url, and chat_id or"
+                " agent_id.{quote}",
+                quote=quoted,
+            )
         )
     if code in (413, 429, 503, 504):
         return explain_http("RAGFlow", UpstreamReply(code, {}, b""), message)

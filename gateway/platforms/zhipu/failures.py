@@ -9,6 +9,7 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     as_id,
     as_object,
@@ -42,12 +43,17 @@ def explain_glms(reply: UpstreamReply) -> GatewayError:
         return explain_http("智谱清言", reply, message)
     if body.get("validation_error"):
         return UpstreamMisconfigured(
-            f"智谱清言 does not accept the assistant: check assistant_id. {clean(message)}"
+            say(
+                "智谱清言 does not accept the assistant: check assistant_id. {message}",
+                message=clean(message),
+            )
         )
     if any(mark in low for mark in ("assistant", "token", "api_key", "apikey", "auth", "密钥")):
         return UpstreamMisconfigured(
-            f"智谱清言 refused the call: {clean(message)}."
-            " Check api_key (id.secret) and assistant_id."
+            say(
+                "智谱清言 refused the call: {message}. Check api_key (id.secret) and assistant_id.",
+                message=clean(message),
+            )
         )
     return explain_message("智谱清言", message)
 
@@ -69,14 +75,16 @@ _CALLER = {"1210", "1213", "1214", "1215"}
 
 def explain_code(code: str, message: str, reply: UpstreamReply | None = None) -> GatewayError:
     """The error for Zhipu's code, a string of digits; most codes are in the table of failures."""
-    quoted = f" (Zhipu {code}: {clean(message) or 'no message'})"
+    quoted = say(
+        " (Zhipu {code}: {message})", code=code, message=clean(message) or say("no message")
+    )
     if code == "1231":
-        return InternalError("The gateway repeated a request id." + quoted)
+        return InternalError(say("The gateway repeated a request id.{quote}", quote=quoted))
     if code in _CALLER:
-        return InvalidRequest("Zhipu does not accept the request." + quoted)
+        return InvalidRequest(say("Zhipu does not accept the request.{quote}", quote=quoted))
     if code.startswith("11") and len(code) == 4 and code != "1113":
         return UpstreamMisconfigured(
-            "Zhipu does not give this model or app to the account." + quoted
+            say("Zhipu does not give this model or app to the account.{quote}", quote=quoted)
         )
     if reply is None or reply.status < 300:
         body = dump({"error": {"code": code, "message": message}})

@@ -14,6 +14,7 @@ from gateway.errors import (
     UpstreamMisconfigured,
     clean,
 )
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BadEvent,
     Decoder,
@@ -124,8 +125,11 @@ class Glms(Product):
             if isinstance(error, RateLimited) or reply.status >= 500:
                 raise error
             raise UpstreamMisconfigured(
-                "智谱清言 gave no token for the gateway's key: check api_key (id.secret)."
-                f" ({clean(read(reply).message) or reply.status})"
+                say(
+                    "智谱清言 gave no token for the gateway's key: check api_key (id.secret). "
+                    "({message})",
+                    message=clean(read(reply).message) or reply.status,
+                )
             )
         now = self._token.now()
         life = as_count(result.get("expires_in")) or 3600
@@ -160,7 +164,7 @@ class Glms(Product):
 
     def describe(self, reply: UpstreamReply) -> str:
         self._keep_token(reply)
-        return "the key is accepted"
+        return say("the key is accepted")
 
 
 _FILE_ID = "glms-"
@@ -175,7 +179,8 @@ def _read_file_id(id_: str) -> dict[str, Any]:
         token = {}
     if not token:
         raise InvalidRequest(
-            f"{id_[:40]!r} is no id of a file that was uploaded for this agent.", param="files"
+            say("{id!r} is no id of a file that was uploaded for this agent.", id=id_[:40]),
+            param="files",
         )
     return token
 
@@ -267,7 +272,9 @@ class GlmsDecoder(EventDecoder):
         if frame.get("status") == "intervene":
             message = as_text(as_object(frame.get("last_error")).get("intervene_text"))
             if not self._has_text:
-                raise ContentRefused(clean(message) or "Zhipu's moderation refused the question.")
+                raise ContentRefused(
+                    clean(message) or say("Zhipu's moderation refused the question.")
+                )
             out.append(Finish("content_filter"))
         elif self._failure:
             raise explain_message("Zhipu", self._failure)

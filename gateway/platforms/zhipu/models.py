@@ -9,6 +9,7 @@ from gateway.errors import (
     KindNotTaken,
 )
 from gateway.filetypes import KINDS
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     Decoder,
     Delivery,
@@ -94,7 +95,7 @@ class Models(Product):
 
     def describe(self, reply: UpstreamReply) -> str:
         if reply.status == 404 and reply.object():
-            return "reachable; the key shows with the first question"
+            return say("reachable; the key shows with the first question")
         return super().describe(reply)
 
 

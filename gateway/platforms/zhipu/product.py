@@ -1,5 +1,6 @@
 """The base of Zhipu's three products."""
 
+from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
     Decoder,
@@ -32,4 +33,4 @@ class Product(BasePlatform):
     def describe(self, reply: UpstreamReply) -> str:
         if reply.status != 200 or as_count(reply.object().get("code")) not in (0, 200):
             raise explain(reply)
-        return "the key is accepted"
+        return say("the key is accepted")
