@@ -227,7 +227,7 @@ class Attempt:
         chunk, exchange.first = exchange.first or connection.read_at_once(), b""
         while not self.over:
             try:
-                deltas = self.take(await connection.read() if chunk is None else chunk)
+                deltas = self.feed(await connection.read() if chunk is None else chunk)
             except Exception as error:
                 deltas = self.broke(error)
             for delta in deltas:
@@ -312,7 +312,7 @@ class Attempt:
             return None if ends == until else self.silence()
         except Exception as error:
             return self.broke(error)
-        return self.take(chunk)
+        return self.feed(chunk)
 
     @property
     def silent_at(self) -> float:
@@ -320,7 +320,7 @@ class Attempt:
         assert self.decoder is not None
         return self.read_at + (GRACE_S if self.decoder.ending else self._idle_s)
 
-    def take(self, chunk: bytes) -> list[Delta]:
+    def feed(self, chunk: bytes) -> list[Delta]:
         """The deltas of one network chunk; b"" means the end of the body."""
         decoder = self.decoder
         assert decoder is not None
@@ -396,7 +396,7 @@ class Attempt:
     def explained(self, error: GatewayError) -> GatewayError:
         """The error with the target's name or, where that is hidden, the route's. A call that the
         upstream has accepted must not be retried."""
-        error = self.target.explain(error)
+        error = self.target.redacted(error)
         if self._question.chat.route:
             error = error.renamed(self.target.name, self._question.chat.route)
         if self.has_accepted:

@@ -69,6 +69,6 @@ async def ask(upstream: Upstream, target: Target) -> Health:
     try:
         detail, healthy = await _verdict(upstream, target), True
     except GatewayError as error:
-        detail, healthy = target.explain(error).message, False
+        detail, healthy = target.redacted(error).message, False
     checked = datetime.now(UTC).isoformat(timespec="seconds")
     return Health(healthy, detail, checked, isinstance(detail, Doubt))

@@ -75,8 +75,8 @@ class Target:
     @property
     def kinds(self) -> frozenset[MediaKind]:
         """The kinds of files that a question may have; the operator's setting wins."""
-        told = self.agent.accepts
-        return self.platform.kinds if told is None else frozenset(told)
+        accepted = self.agent.accepts
+        return self.platform.kinds if accepted is None else frozenset(accepted)
 
     def acquire_now(self, holders: Holders = ()) -> Permit | None:
         """Like `acquire`, but returns None instead of waiting for a slot.
@@ -189,13 +189,13 @@ class Target:
     @property
     def credentials(self) -> set[str]:
         """Those of `secrets` that no answer can contain by chance."""
-        given = self.agent.headers.items()
-        headers = {value.reveal() for name, value in given if name.lower() not in _PUBLIC}
-        bare = {value.rpartition(" ")[2] for value in headers}  # without `Bearer`
+        headers = self.agent.headers.items()
+        private = {value.reveal() for name, value in headers if name.lower() not in _PUBLIC}
+        bare = {value.rpartition(" ")[2] for value in private}  # without `Bearer`
         key = self.agent.api_key.reveal()
-        return {key, self.platform.token, *headers, *bare, *self.way.secrets}
+        return {key, self.platform.token, *private, *bare, *self.way.secrets}
 
-    def explain(self, error: GatewayError) -> GatewayError:
+    def redacted(self, error: GatewayError) -> GatewayError:
         """The error with the agent's name in front of its message and the agent's secrets redacted.
 
         Upstreams quote what they reject. The message is shortened only after the redaction: a cut

@@ -126,7 +126,7 @@ class Pump:
         was_read_at = attempt.read_at
         try:
             failure = attempt.connection.failure
-            deltas = attempt.broke(failure) if failure and not chunk else attempt.take(chunk)
+            deltas = attempt.broke(failure) if failure and not chunk else attempt.feed(chunk)
             self._pass_on(deltas)
             if not attempt.over:
                 attempt.connection.fast_path = self._fast_path(chunk, deltas)

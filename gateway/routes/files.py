@@ -87,7 +87,7 @@ async def _to_platform(request: web.Request, target: Target, form: UploadForm) -
                 request.app[UPSTREAM], target, source, lambda: caller.user_of(_given_user(form))
             )
     except GatewayError as error:
-        raise (error if error in failures else target.explain(error)) from None
+        raise (error if error in failures else target.redacted(error)) from None
     if seal := request.app[SIGNER].seal(caller):
         id_ = seal.close_file(target.name, id_)
     request.app[ATTACHMENTS].remember(id_, kind_of(mime))

@@ -49,7 +49,7 @@ class Carried:
         target = SimpleNamespace(
             name="m",
             agent=SimpleNamespace(timeouts=timeouts, max_answer=max_answer),
-            explain=lambda error: error,
+            redacted=lambda error: error,
         )
         self.connection, self.upstream, _ = connected_link()
         self.connection.data_received(HEAD)
