@@ -63,18 +63,23 @@ def test_a_node_that_fails_fails_the_answer(size):
     assert (out["text"], out["error"], out["status"]) == ("正在", "UpstreamFailed", 502)
 
 
-def test_a_stream_cut_inside_a_node_is_a_failure():
+def test_a_stream_cut_inside_a_line_is_a_failure():
     raw = read("stream.ndjson")
     for at in range(1, len(raw) - 1):
         deltas = feed(N8nDecoder("c-1"), raw[:at])
         ends = [delta for delta in deltas if isinstance(delta, Finish | Failed)]
         assert ends == [deltas[-1]]
-        lines = raw[:at].split()
-        begun = sum(b'"type":"begin"' in line for line in lines)
-        ended = sum(b'"type":"end"' in line for line in lines)
-        # Between two nodes the connection's end alone can tell.
-        is_between = raw[:at].rstrip().endswith(b"}}") and begun == ended
-        assert isinstance(ends[0], Finish) == is_between
+        is_whole = raw[:at].endswith((b"}}", b"}}\n"))
+        has_text = b'"item"' in raw[:at]
+        assert isinstance(ends[0], Finish) == (is_whole and has_text)
+
+
+def test_the_answer_ends_with_the_connection():
+    assert said(line("begin"), line("item", "1")) == "1"
+    assert said(line("begin"), line("item", '{"output":"1"}')) == "1"
+    waits = [line("begin", node="b"), line("item", "2", node="b")]
+    assert said(line("begin"), line("item", "1"), *waits) == "1\n\n2"
+    assert told(line("begin"))["error"] == "EmptyAnswer"
 
 
 @given(st.binary(max_size=300))

@@ -231,13 +231,12 @@ class N8nDecoder(EventDecoder):
     # The end.
 
     def finish(self, out: list[Delta]) -> None:
-        is_cut = self._is_cut or any(node.has_begun for node in self._open.values())
         for key in list(self._open):
             self._end(key, out)
         if self._error is not None:
             raise self._error
-        if is_cut:
-            raise UpstreamCut("n8n's answer ended before its node had.")
+        if self._is_cut:
+            raise UpstreamCut("n8n's answer ended inside a line.")
         if not self._has_frames:
             self._read_whole(out)
         elif self._last is None:
