@@ -1,6 +1,7 @@
 """Newline-delimited JSON: bytes in, one event for each line out, without I/O."""
 
 from collections.abc import Callable
+from typing import ClassVar
 
 from gateway.errors import UpstreamFailed
 from gateway.language.sentences import say
@@ -18,6 +19,8 @@ class Parser:
 
     __slots__ = ("_at_start", "_limit", "_pieces", "_size", "is_clean", "life")
 
+    keeps_space: ClassVar[bool] = False  # blank lines, and white space around the others
+
     def __init__(
         self, limit: int = MAX_EVENT, skips: Callable[[str, bytes], bool] | None = None
     ) -> None:
@@ -30,8 +33,6 @@ class Parser:
 
     def feed(self, chunk: bytes) -> list[Event]:
         """The events that `chunk` completes."""
-        if self._at_start and chunk:
-            self._at_start, chunk = False, chunk.removeprefix(_BOM)
         first, *rest = chunk.split(b"\n")
         self._add(first)
         out = []
@@ -39,7 +40,8 @@ class Parser:
             out += self._end()
             self._add(line)
         self.is_clean = not self._pieces
-        self.life = SHOWN if out else Life.GROWING if first.strip() else NONE
+        is_shown = out and (out[0].data or any(event.data for event in out))
+        self.life = SHOWN if is_shown else Life.GROWING if first.strip() else NONE
         return out
 
     def _add(self, piece: bytes) -> None:
@@ -48,16 +50,29 @@ class Parser:
         self._pieces.append(piece)
         self._size += len(piece)
         if self._size > self._limit:
-            start = b"".join([piece[:8] for piece in self._pieces[:8]]).lstrip()
+            start = b"".join([piece[:8] for piece in self._pieces[:8]]).removeprefix(_BOM).lstrip()
             if not start.startswith((b"{", b"[")):
                 raise UpstreamFailed(
                     say("The upstream sent a line of more than {most} bytes.", most=self._limit)
                 )
 
     def _end(self) -> list[Event]:
-        line, self._pieces, self._size = b"".join(self._pieces).strip(), [], 0
-        return [Event("", line)] if line else []
+        line, self._pieces, self._size = b"".join(self._pieces), [], 0
+        if self._at_start:
+            self._at_start, line = False, line.removeprefix(_BOM)
+        bare = line.strip()
+        if self.keeps_space and bare != line:
+            bare = line.removesuffix(b"\r") if bare else b""
+        return [Event("", bare)] if bare or self.keeps_space else []
 
     def close(self) -> list[Event]:
         """The last line, if no line end follows it."""
-        return self._end()
+        return self._end() if self._pieces else []
+
+
+class TextParser(Parser):
+    """Also for an answer that is plain text: blank lines are events, and indentation stays."""
+
+    __slots__ = ()
+
+    keeps_space = True

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from gateway.platforms.n8n.decoder import MAX_HELD, N8nDecoder
 from gateway.platforms.n8n.form import encode
 from gateway.protocol.messages import Failed, Finish, Media
+from gateway.protocol.sse import SHOWN
 
 SAMPLES = Path(__file__).parent / "samples" / "n8n"
 
@@ -23,7 +24,7 @@ def read(name: str) -> bytes:
     return (SAMPLES / name).read_bytes()
 
 
-def line(kind: str, content: str | None = None, node: str = "a", run: int = 0, **more) -> bytes:
+def line(kind: str, content: object = None, node: str = "a", run: int = 0, **more) -> bytes:
     about = {"nodeId": node, "nodeName": node.upper(), "runIndex": run, "itemIndex": 0}
     said = {} if content is None else {"content": content}
     return json.dumps({"type": kind, **said, "metadata": about, **more}).encode() + b"\n"
@@ -62,18 +63,23 @@ def test_a_node_that_fails_fails_the_answer(size):
     assert (out["text"], out["error"], out["status"]) == ("正在", "UpstreamFailed", 502)
 
 
-def test_a_stream_cut_inside_a_node_is_a_failure():
+def test_a_stream_cut_inside_a_line_is_a_failure():
     raw = read("stream.ndjson")
     for at in range(1, len(raw) - 1):
         deltas = feed(N8nDecoder("c-1"), raw[:at])
         ends = [delta for delta in deltas if isinstance(delta, Finish | Failed)]
         assert ends == [deltas[-1]]
-        lines = raw[:at].split()
-        begun = sum(b'"type":"begin"' in line for line in lines)
-        ended = sum(b'"type":"end"' in line for line in lines)
-        # Between two nodes the connection's end alone can tell.
-        is_between = raw[:at].rstrip().endswith(b"}}") and begun == ended
-        assert isinstance(ends[0], Finish) == is_between
+        is_whole = raw[:at].endswith((b"}}", b"}}\n"))
+        has_text = b'"item"' in raw[:at]
+        assert isinstance(ends[0], Finish) == (is_whole and has_text)
+
+
+def test_the_answer_ends_with_the_connection():
+    assert said(line("begin"), line("item", "1")) == "1"
+    assert said(line("begin"), line("item", '{"output":"1"}')) == "1"
+    waits = [line("begin", node="b"), line("item", "2", node="b")]
+    assert said(line("begin"), line("item", "1"), *waits) == "1\n\n2"
+    assert told(line("begin"))["error"] == "EmptyAnswer"
 
 
 @given(st.binary(max_size=300))
@@ -128,6 +134,83 @@ def test_text_that_only_begins_like_an_object_stays_as_it_is():
     assert said(line("begin"), line("item", '{"other": 1}'), line("end")) == '{"other": 1}'
 
 
+def test_a_nodes_steps_keep_their_text_while_another_writes():
+    step = [line("begin", node="b"), line("item", "x", node="b"), line("end", node="b")]
+    assert said(line("begin"), line("item", "1"), *step, *step, line("end")) == "1\n\nx\n\nx"
+
+
+def test_the_first_to_write_comes_first_then_the_order_of_begin():
+    begun = [line("begin", node=node) for node in "abc"]
+    written = [line("item", node, node=node) for node in "cba"]
+    assert said(*begun, *written, line("end", node="c"), line("end", node="b"),
+                line("end", node="a")) == "c\n\na\n\nb"  # fmt: skip
+
+
+def test_an_object_that_waits_its_turn_is_unpacked():
+    first = [line("begin"), line("item", "1"), line("begin", node="b")]
+    waits = line("item", '{"output":"好"}', node="b")
+    assert said(*first, waits, line("end"), line("end", node="b")) == "1\n\n好"
+    assert said(*first, waits, line("end", node="b"), line("end")) == "1\n\n好"
+    assert said(line("begin"), line("item", {"output": "好"}), line("end")) == "好"
+
+
+def test_an_error_is_the_last_word_though_text_still_waits():
+    lines = [line("begin"), line("item", "1"), line("begin", node="b"), line("item", "2", node="b")]
+    out = told(b"".join([*lines, line("error", "broke", node="b"), line("end")]))
+    assert (out["text"], out["error"]) == ("1\n\n2", "UpstreamFailed")
+
+
+@pytest.mark.parametrize(
+    ("frame", "status"),
+    [(b'{"type":"error"}\n', 502), (b'{"type":"error","content":"429 Too many requests"}', 429),
+     (line("error", {"message": "429 Too many requests"}), 429), (line("error"), 502)],
+)  # fmt: skip
+def test_an_error_frame_needs_no_other_member(frame, status):
+    assert told(frame)["status"] == status
+
+
+def test_an_item_without_begin_or_after_the_end_is_text():
+    assert said(line("item", "1"), line("item", "2")) == "12"
+    assert said(b'{"type":"item","content":"1"}\n') == "1"
+    assert said(line("begin"), line("item", "1"), line("end"), line("item", "2")) == "12"
+    other = [line("begin", node="b"), line("item", "b", node="b"), line("end", node="b")]
+    late = line("item", "2")
+    assert said(line("begin"), line("item", "1"), line("end"), *other, late) == "1\n\nb\n\n2"
+
+
+RUN = [line("begin"), line("item", "1"), line("end")]
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+@pytest.mark.parametrize(
+    ("more", "text"),
+    [(line("tool-call", "x"), "1"), (b'{"type":"usage"}\n', "1"), (b'{"a":1}\n42\n"x"\n', "1"),
+     (b"\n \r\n", "1"), ("好的\n".encode(), "1\n\n好的"), (b"<b>x</b>\n", "1\n\n<b>x</b>"),
+     (b"{hello} all\n", "1\n\n{hello} all"), (b"a\nb", "1\n\na\n\nb")],
+)  # fmt: skip
+def test_other_lines_are_text_unless_they_are_json(more, text, size):
+    assert told(b"".join(RUN) + more, size)["text"] == text
+    assert told(b"".join(RUN) + more, size)["finish"] == "stop"
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+def test_a_byte_order_mark_is_no_text(size):
+    assert told(b"\xef\xbb\xbf" + line("item", "1"), size)["text"] == "1"
+    assert told(b"\xef\xbb\xbfhi", size)["text"] == "hi"
+
+
+def test_lines_before_the_frames_count_too():
+    assert said(b"hello\n", *RUN) == "hello\n\n1"
+    assert said(line("tool-call", "x"), *RUN) == "1"
+    assert told(b"<!DOCTYPE html>\n" + b"".join(RUN))["error"] == "UpstreamFailed"
+
+
+@pytest.mark.parametrize("page", [b"<!DOCTYPE html><html>", b"<HTML><head>\n</head>"])
+def test_a_page_in_the_stream_is_a_failure(page):
+    out = told(b"".join([line("begin"), line("item", "1"), page]))
+    assert (out["text"], out["error"]) == ("1", "UpstreamFailed")
+
+
 # Whole answers.
 
 
@@ -135,11 +218,25 @@ def test_text_that_only_begins_like_an_object_stays_as_it_is():
     ("value", "text"),
     [({"output": "a"}, "a"), ({"text": "b"}, "b"), ({"message": {"text": "c"}}, "c"),
      ({"response": {"text": "d"}}, "d"), ([{"output": "e"}], "e"), ({"n": 1}, '{"n":1}'),
-     ({"output": "f", "intermediateSteps": [{"action": "x"}]}, "f"), ({"output": 7}, "7")],
+     ({"output": "f", "intermediateSteps": [{"action": "x"}]}, "f"), ({"output": 7}, "7"),
+     ({"output": {"city": "x"}, "intermediateSteps": [{}]}, '{"city":"x"}'), ({"n": 0}, '{"n":0}'),
+     ({"output": "", "text": "g"}, "g"), ({"output": "h", "message": "Workflow was started"}, "h"),
+     ([{"output": "i"}, {"text": "j"}], "i\n\nj"), (["k", "l"], "k\n\nl"), ("m", "m"), (42, "42"),
+     ([{"id": 1}, {"id": 2}], '[{"id":1},{"id":2}]'), (False, "false"), ("{n}\ud83d", "{n}\ufffd"),
+     ({"type": "item", "name": "bread"}, '{"type":"item","name":"bread"}')],
 )  # fmt: skip
 def test_the_text_is_where_nodes_put_it(value, text):
     assert said(json.dumps(value).encode()) == text
     assert said(json.dumps(value, indent=2).encode()) == text
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+@pytest.mark.parametrize(
+    "text", ["第一段\n\n  - 缩进\n", "[注意] 今天休息", "{name}，你好", "<p>您好</p>", "您好"]
+)
+def test_an_answer_may_be_plain_text(text, size):
+    assert told(text.encode(), size)["text"] == text.strip()
+    assert told(text.replace("\n", "\r\n").encode(), size)["text"] == text.strip()
 
 
 @pytest.mark.parametrize(
@@ -147,6 +244,9 @@ def test_the_text_is_where_nodes_put_it(value, text):
     [(b"", "off in the answering node"), (b'{"executionStarted":true,"executionId":"1"}', "WebSocket"),
      (b'{"message":"Workflow was started"}', "before it has run"), (b"<!DOCTYPE html><html>", "page"),
      (b'{"message":"Workflow executed successfully but no data was returned"}', "empty"),
+     (b"null", "empty"), (b"[]", "empty"), (b"[null]", "empty"), (b'{"output":null}', "empty"),
+     (b"\x89PNG\r\n\x1a\n\0", "a file"), (b"%PDF-1.7\n%\xe2\xe3", "a file"),
+     ('{"output":"半'.encode()[:-1], "before it was complete"),
      (b'{"output":""}', "empty"), (b'{"output":"half', "before it was complete")],
 )  # fmt: skip
 def test_what_is_no_answer_is_a_failure_that_says_what_to_do(raw, words):
@@ -223,6 +323,14 @@ async def test_a_cut_stream_is_an_error(n8n):
     assert b"[DONE]" not in body
 
 
+@pytest.mark.parametrize(("raw", "shown"), [(b"\n \r\n", False), (b"\na\n", True)])
+def test_blank_lines_are_no_sign_of_life(raw, shown):
+    decoder = N8nDecoder("c-1")
+    decoder.feed(b"hello\n")
+    decoder.feed(raw)
+    assert (decoder.life is SHOWN) == shown
+
+
 async def test_a_connection_broken_between_nodes_is_an_error(gateway, scripted):
     frames = line("begin") + line("item", "half") + line("end")
     upstream = await scripted(
@@ -231,6 +339,54 @@ async def test_a_connection_broken_between_nodes_is_an_error(gateway, scripted):
     gw = await gateway(agents={"flow": {**AGENT, "base_url": f"{upstream.url}/webhook/1/chat"}})
     async with gw.complete("flow", "hi", stream=True) as answer:
         assert b'"error"' in await answer.read()
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("name", "want"),
+    [("stream.ndjson", "我查一下 🔍。\n\n杭州今天晴 ☀️。"), ("respond-node.ndjson", "您好，订单已签收 ✅。"),
+     ("lastnode.whole.json", "年假一共 10 天 🏖️。"), ("stream-error.ndjson", None)],
+)  # fmt: skip
+async def test_samples_on_both_surfaces(gateway, scripted, name, want, stream, size):
+    raw = read(name)
+    pieces = [raw[at : at + size] for at in range(0, len(raw), size)]
+    upstream = await scripted(Script(pieces, headers={"Content-Type": "application/json"}))
+    gw = await gateway(agents={"flow": {**AGENT, "base_url": f"{upstream.url}/webhook/1/chat"}})
+    own = await (await gw.chat("flow", stream=stream)).text()
+    async with gw.complete("flow", stream=stream) as answer:
+        body = await answer.read()
+    if want is None:
+        assert b'"error"' in body
+        assert b"[DONE]" not in body
+        assert "a node failed" in own
+    elif stream:
+        assert (streamed(body)["text"], streamed(body)["finish"]) == (want, ["stop"])
+    else:
+        assert json.loads(body)["choices"][0]["message"]["content"] == want
+        assert json.loads(own)["choices"][0]["message"]["content"] == want
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "words"),
+    [
+        ("200 OK", "text/html; charset=utf-8", "您好".encode(), "您好"),
+        ("200 OK", "text/html; charset=utf-8", b"<!DOCTYPE html><title>n8n</title>", "page"),
+        ("200 OK", "image/png", b"\x89PNG\r\n\x1a\n\0", "a file"),
+        ("503 Service Unavailable", "application/json",
+         b'{"status":"credential_readiness_check_failed"}', "connect credentials"),
+        ("428 Precondition Required", "application/json", b"[]", "connect credentials"),
+        ("504 Gateway Timeout", "text/html", b"<html><title>504</title></html>", "504"),
+    ],
+)  # fmt: skip
+async def test_replies_of_all_kinds_start_one_run(gateway, scripted, status, kind, body, words):
+    upstream = await scripted(Script([body], status=status, headers={"Content-Type": kind}))
+    agent = {**AGENT, "base_url": f"{upstream.url}/webhook/1/chat", "retries": 2}
+    gw = await gateway(agents={"flow": agent})
+    answer = await gw.chat("flow", stream=False)
+    assert words in await answer.text()
+    assert (answer.status == 200) == (words == "您好")
+    assert len(upstream.requests) == 1
 
 
 async def test_a_wrong_key_is_told_as_the_operators(gateway, demo):

@@ -291,6 +291,9 @@ def test_a_pause_that_shows_nothing_says_that_the_bot_waits():
         ({"code": 105, "message": "connect"}, 200, 502),
         ({"code": 500, "message": "boom", "data": {"answer": "**ERROR**: boom"}}, 200, 502),
         ({"code": 500, "message": "**ERROR**: QUOTA_EXCEEDED - x"}, 200, 429),
+        ({"code": 500, "message": "TIMEOUT - x"}, 200, 504),
+        ({"code": 100, "message": "RATE_LIMIT_EXCEEDED - x"}, 200, 429),
+        ({"code": 500, "message": "**ERROR**: Session does not exist"}, 200, 404),
         ({"code": 404, "message": "Not Found: /x"}, 404, 502),
         (b"<html><title>502 Bad Gateway</title></html>", 502, 502),
         (b"<!doctype html><title>RAGFlow</title>", 200, 502),
@@ -326,6 +329,12 @@ def test_an_answer_that_is_an_error_has_the_status_of_its_class(text, status, co
     assert (got["status"], got["text"]) == (status, "")
 
 
+def test_a_failed_frames_answer_tells_its_class():
+    data = {"answer": "**ERROR**: RATE_LIMIT_EXCEEDED - x", "reference": []}
+    failed = b"data:" + orjson.dumps({"code": 500, "message": "boom", "data": data}) + b"\n\n"
+    assert told(failed)["status"] == 429
+
+
 def test_a_failure_after_text_ends_it():
     got = told(frame("年假", final=False), b'data:{"code":102,"message":"boom","data":false}\n\n')
     assert (got["text"], got["status"]) == ("年假", 502)
@@ -340,7 +349,8 @@ def test_a_failure_after_text_ends_it():
     "given",
     ["", "/", "/api/v1", "/api/v1/", "/v1", "/api", "/api/v1/chat/completions",
      "/api/v1/chats/c1/completions", "/api/v1/chats_openai/c1/chat/completions",
-     "/api/v1/openai/c1/chat/completions", "/api/v1/agents/a1/completions"],
+     "/api/v1/openai/c1/chat/completions", "/api/v1/agents/a1/completions",
+     "/api/v1/chats/c1/sessions/s1/completions", "/api/v1/agents_openai/a1/chat/completions"],
 )  # fmt: skip
 def test_every_form_of_the_address_leads_to_the_api(given):
     request = ragflow(f"{HOST}{given}").prepare(question("hi"))
@@ -404,6 +414,15 @@ def test_an_older_server_gets_a_session_first(missing, more):
     assert platform.prepare(question("hi")).url.endswith("/chat/completions")
 
 
+@pytest.mark.parametrize("status", [200, 404])
+def test_a_lost_conversation_is_no_missing_endpoint(status):
+    platform = ragflow()
+    lost = reply({"code": 404, "message": "Session not found!"}, status)
+    with pytest.raises(GatewayError, match="does not know this conversation"):
+        platform.recover(lost, question("hi", conversation_id="s"))
+    assert platform.prepare(question("hi")).url.endswith("/api/v1/chat/completions")
+
+
 def test_a_lost_conversation_begins_again_if_its_turns_came():
     lost = reply({"code": 102, "message": "Session does not belong to this chat!"})
     again = ragflow().recover(lost, question("一", "答", "二", conversation_id="s"))
@@ -436,6 +455,17 @@ def test_an_agents_whole_answer_is_read_as_its_stream():
     assert (got["conversation_id"], got["text"], got["usage"]) == ("s", "好[1]", [1, 2, 3])
     assert got["notes"]["citations"] == [{"title": "d", "text": "x", "score": None}]
     assert whole({"code": 0, "data": {"session_id": "s"}})["error"] == "EmptyAnswer"
+
+
+def test_a_whole_completion_is_read_as_its_stream():
+    chunks = [{"content": "x", "document_name": "d"}]
+    message = {"role": "assistant", "content": "好[ID:0]", "reference": chunks}
+    choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
+    got = whole({"id": "chatcmpl-c1", "object": "chat.completion", "choices": choices})
+    assert (got["text"], got["finish"], got["usage"]) == ("好[1]", "stop", None)
+    assert got["notes"]["citations"] == [{"title": "d", "text": "x", "score": None}]
+    message["content"] = "**ERROR**: RATE_LIMIT_EXCEEDED - x"
+    assert whole({"choices": choices})["status"] == 429
 
 
 @pytest.mark.parametrize("body", [{"code": 102, "message": "x"}, {"code": 0, "data": True}, {}])
@@ -550,6 +580,32 @@ async def test_a_wrong_key_is_the_operators_fault(gateway, demo):
     assert answer.status == 502
     assert "check api_key" in await answer.text()
     assert "ragflow-wrong-key" not in await answer.text()
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize(
+    ("http", "body", "status", "words"),
+    [
+        ("200 OK", {"code": 0, "data": {"answer": "年假 10 天 🏖️", "session_id": "s"}}, 200, "🏖️"),
+        ("200 OK", {"code": 0, "data": {"answer": "**ERROR**: QUOTA_EXCEEDED - x"}}, 429, "credit"),
+        ("200 OK", {"code": 102, "message": "You don't own the chat c1"}, 502, "chat_id"),
+        ("200 OK", {"code": 101, "message": "required argument"}, 400, "does not accept"),
+        ("200 OK", {"code": 0, "data": {"answer": "", "session_id": "s"}}, 502, "empty answer"),
+        ("401 Unauthorized", {"code": 401, "message": "<Unauthorized>"}, 502, "api_key"),
+        ("200 OK", {"choices": [{"message": {"content": "好 🙂"}}]}, 200, "🙂"),
+    ],
+)  # fmt: skip
+async def test_whole_replies_on_both_surfaces(gateway, scripted, stream, http, body, status, words):
+    raw = json.dumps(body, ensure_ascii=False).encode()
+    pieces = [raw[at : at + 3] for at in range(0, len(raw), 3)]
+    json_type = {"Content-Type": "application/json"}
+    upstream = await scripted(Script(pieces, status=http, headers=json_type))
+    agent = {"platform": "ragflow", "api_key": "ragflow-test-key", "chat_id": "c1"}
+    gw = await gateway(agents={"kb": {**agent, "base_url": upstream.url}})
+    async with gw.complete("kb", stream=stream) as answer:
+        assert (answer.status, words in await answer.text()) == (status, True)
+    answer = await gw.chat("kb", stream=stream)
+    assert (answer.status, words in await answer.text()) == (status, True)
 
 
 async def test_a_page_in_place_of_the_api_is_an_error(gateway, scripted):

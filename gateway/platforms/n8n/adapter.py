@@ -2,10 +2,17 @@
 
 import base64
 import re
+from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from gateway.errors import GatewayError, UpstreamFailed, UpstreamMisconfigured, clean
+from gateway.errors import (
+    GatewayError,
+    UpstreamFailed,
+    UpstreamMisconfigured,
+    UpstreamTimeout,
+    clean,
+)
 from gateway.language.sentences import say
 from gateway.platforms.base import (
     BasePlatform,
@@ -58,10 +65,14 @@ class N8n(BasePlatform):
             "metadata": {**chat.variables, "user": chat.user},
         }
         if not chat.question.media:
-            return UpstreamRequest("POST", self._url, self._headers, dump(body))
+            return self._start(self._headers, dump(body))
         content_type, form = encode(body, chat.question.media)
         own = {name: self._headers[name] for name in self._headers if name.lower() != _TYPE}
-        return UpstreamRequest("POST", self._url, {**own, _TYPE: content_type}, form)
+        return self._start({**own, _TYPE: content_type}, form)
+
+    def _start(self, headers: Mapping[str, str], body: bytes) -> UpstreamRequest:
+        """A Respond to Webhook node sends text with the content type of a page."""
+        return UpstreamRequest("POST", self._url, headers, body, takes_pages=True)
 
     def delivery(self, media: Media, chat: ChatRequest) -> Delivery:
         """A form needs the bytes. `accepts` says which kinds the trigger takes; usually none."""
@@ -125,9 +136,9 @@ def _explain(reply: UpstreamReply) -> GatewayError:
     if reply.status == 404:
         hint = as_text(body.get("hint")) or say("Is the workflow active, and the chat public?")
         return UpstreamMisconfigured(say("n8n has no workflow at this address. {hint}", hint=hint))
-    if reply.status == 428:
+    if reply.status == 428 or body.get("status") == "credential_readiness_check_failed":
         return UpstreamMisconfigured("n8n wants its user to connect credentials first.")
     error = explain_http("n8n", reply, message)
-    if isinstance(error, UpstreamFailed):
+    if isinstance(error, UpstreamFailed | UpstreamTimeout):
         return error.replace(retryable=False)  # the workflow may have acted
     return error

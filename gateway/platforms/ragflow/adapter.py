@@ -140,7 +140,10 @@ class RAGFlow(BasePlatform):
         raise error
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
-        """The events for a chat's whole answer, or an agent's, which contains its run as `data`."""
+        """The events for a chat's whole answer, or an agent's, which contains its run as `data`, or
+        a completion."""
+        if completion := super().as_stream(reply):
+            return completion
         body = reply.object()
         data, run = as_object(body.get("data")), as_object(as_object(body.get("data")).get("data"))
         if as_count(body.get("code")) or not data:
@@ -188,9 +191,11 @@ class RAGFlow(BasePlatform):
 
 
 def _lacks_path(reply: UpstreamReply) -> bool:
-    """Whether the server lacks the endpoint; codes other than 404 and 405 prove that it exists."""
+    """Whether the server lacks the endpoint; other codes prove that it exists, and so does a
+    message about the conversation."""
     code = as_count(reply.object().get("code"))
-    return code in (404, 405) or (not code and reply.status in (404, 405))
+    is_lost = isinstance(explain(reply), ConversationNotFound)
+    return not is_lost and (code in (404, 405) or (not code and reply.status in (404, 405)))
 
 
 # RAGFlow drops turns of other roles.

@@ -20,7 +20,7 @@ from gateway.platforms.base import (
 )
 from gateway.platforms.failures import is_failure, message_of
 from gateway.platforms.pauses import WAITS, Field, Pause, Pauses
-from gateway.platforms.ragflow.failures import explain_answer, explain_code
+from gateway.platforms.ragflow.failures import ERROR, explain_answer, explain_code
 from gateway.platforms.ragflow.marks import Marks, may_hold_mark, without_citations
 from gateway.protocol.messages import (
     Begin,
@@ -100,7 +100,8 @@ class RAGFlowDecoder(EventDecoder):
     def explain(self, error: Any) -> GatewayError:
         body = as_object(error)
         answer = as_text(as_object(body.get("data")).get("answer"))
-        return explain_code(as_count(body.get("code")), message_of(error) or answer)
+        message = answer if answer.startswith(ERROR) else message_of(error) or answer
+        return explain_code(as_count(body.get("code")), message)
 
     @property
     def on_text(self) -> Callable[[str], bool]:
@@ -243,8 +244,8 @@ class RAGFlowDecoder(EventDecoder):
 
     def _refer(self, reference: Any) -> None:
         """Remember chunks by the numbers that the text cites. Agents send them in an object with
-        those numbers as keys."""
-        chunks = as_object(reference).get("chunks")
+        those numbers as keys, and the API for OpenAI's clients as the reference itself."""
+        chunks = reference if isinstance(reference, list) else as_object(reference).get("chunks")
         if isinstance(chunks, dict):
             self._chunks |= {as_count(key): as_object(chunk) for key, chunk in chunks.items()}
         elif chunks := as_list(chunks):
@@ -330,6 +331,8 @@ class RAGFlowDecoder(EventDecoder):
             self._add([Reasoning(reasoning)], out)
         self._say(as_text(delta.get("content")), out)
         self._refer(delta.get("reference"))
+        if final := as_text(delta.get("final_content")):
+            self._on_final(final, out)
         self._finish = as_text(choice.get("finish_reason")) or self._finish
 
     # The end.

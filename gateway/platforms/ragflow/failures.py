@@ -53,8 +53,9 @@ def explain(reply: UpstreamReply) -> GatewayError:
 
 
 def explain_code(code: int, message: str) -> GatewayError:
-    """The error for one of RAGFlow's codes."""
-    if message.lstrip().startswith(ERROR.rstrip()):
+    """The error for one of RAGFlow's codes. `message` may be a model's failure."""
+    message = _bare(message)
+    if _CLASS.match(message):
         return explain_answer(message)
     quoted = say(
         " (RAGFlow {code}: {message})", code=code, message=clean(message) or say("no message")
@@ -91,12 +92,12 @@ def explain_code(code: int, message: str) -> GatewayError:
         )
     if code in (413, 429, 503, 504):
         return explain_http("RAGFlow", UpstreamReply(code, {}, b""), message)
-    return explain_message("RAGFlow", message or f"no message (code {code})")
+    return explain_answer(message or f"no message (code {code})")
 
 
 def explain_answer(text: str) -> GatewayError:
     """The error for an answer that is an error text, with or without its leading mark."""
-    message = text.strip().removeprefix(ERROR.rstrip()).strip()
+    message = _bare(text)
     found = _CLASS.match(message)
     status = CLASSES[found[1]] if found else 0
     error = explain_message("RAGFlow", message)
@@ -110,3 +111,7 @@ def explain_answer(text: str) -> GatewayError:
         error = explain_http("RAGFlow", UpstreamReply(status, {}, b""), message)
         error = error.replace(retryable=False, outage=False)  # the run has begun
     return error
+
+
+def _bare(text: str) -> str:
+    return text.strip().removeprefix(ERROR.rstrip()).strip()

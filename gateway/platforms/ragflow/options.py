@@ -9,7 +9,7 @@ from gateway.config.values import OptionalText
 
 # Addresses that people copy from RAGFlow's reference; the adapter removes the path.
 ENDPOINTS = (
-    r"(?:/api/v1)?/(?:openai/[^/]+/chat|agents/chat|chats(?:_openai)?/[^/]+(?:/chat)?"
+    r"(?:/api/v1)?/(?:openai/[^/]+/chat|agents/chat|chats(?:_openai)?/[^/]+(?:/chat|/sessions/[^/]+)?"
     r"|agents(?:_openai)?/[^/]+(?:/chat)?|chat)/completions$"
 )
 
