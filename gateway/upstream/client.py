@@ -256,6 +256,7 @@ async def _send_rest(connection: Connection, clear: AsyncGenerator[bytes, None])
     async with aclosing(clear) as pieces:
         async for piece in pieces:
             if connection.has_answered:  # as with 413: the upstream does not want the rest
+                connection.is_cut_short = True
                 return
             connection.send(piece)
             await connection.drain()

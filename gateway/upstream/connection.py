@@ -69,6 +69,7 @@ class Connection(asyncio.Protocol):
         "_writable",
         "fast_path",
         "idle_since",
+        "is_cut_short",
         "kind",
         "status",
         "transport",
@@ -99,6 +100,7 @@ class Connection(asyncio.Protocol):
     def _begin(self) -> None:
         """Reset everything that belongs to one answer."""
         self.status = 0
+        self.is_cut_short = False  # part of the request was not sent: nothing else may follow it
         self.kind = ""  # Content-Type; lives as long as `headers`
         # Receives each read while the parser is between two chunks; returns whether it has handled
         # all of it as one whole chunk, so that the parser is still between chunks.
@@ -241,9 +243,11 @@ class Connection(asyncio.Protocol):
     # Ending.
 
     def release(self) -> None:
-        """End the exchange: a complete answer frees the connection for another, else it is closed.
+        """End the exchange: a complete answer to a complete request frees the connection for
+        another, else it is closed.
         Call it only for one's own exchange: afterwards the connection may serve another."""
-        if self._is_whole and self._keeps and self._error is None and self.transport is not None:
+        is_reusable = self._is_whole and self._keeps and not self.is_cut_short
+        if is_reusable and self._error is None and self.transport is not None:
             self.resume()
             self._listener, self.fast_path, self._head = None, None, None
             self._pieces, self._is_asked = None, False
