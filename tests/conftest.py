@@ -7,7 +7,7 @@ import itertools
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +24,7 @@ from argon2 import PasswordHasher
 sys.path.insert(0, str(Path(__file__).parent / "platforms"))
 
 import servers
+from wire import listening
 
 from gateway.accounts.passwords import Passwords
 from gateway.app import build
@@ -310,39 +311,19 @@ class Scripted:
         self.requests: list[tuple[str, dict[str, str], bytes]] = []  # (line, headers, body)
         self.gone = asyncio.Event()  # a caller closed its connection before the answer's end
         self.written = 0
-        self._server: asyncio.Server | None = None
-        self._connections: set[asyncio.Task[Any]] = set()
+        self._listening = listening(self._serve)
         self.url = ""
 
     async def start(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        self.url = f"http://127.0.0.1:{await self._listening.__aenter__()}"
 
     async def stop(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for task in self._connections:
-            task.cancel()
-        if self._connections:
-            await asyncio.wait(self._connections)
+        await self._listening.__aexit__(None, None, None)
 
     def bodies(self, path: str = "") -> list[Any]:
         return [orjson.loads(body or b"null") for line, _, body in self.requests if path in line]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            with suppress(ConnectionError, asyncio.IncompleteReadError):
-                await self._exchange(reader, writer)
-        finally:
-            self._connections.discard(task)
-            writer.transport.abort() if writer.transport.is_closing() else writer.close()
-            with suppress(ConnectionError):
-                await writer.wait_closed()
-
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
         headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in head[1:]) if k}
         body = await reader.readexactly(int(headers.get("content-length", 0)))

@@ -16,7 +16,7 @@ class Doorway(Scripted):
         self.answer = answer
         self.heads: list[str] = []
 
-    async def _exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.heads.append((await reader.readuntil(b"\r\n\r\n")).decode())
         for at in range(0, len(self.answer), 7):  # in pieces: a head may arrive in several reads
             writer.write(self.answer[at : at + 7])

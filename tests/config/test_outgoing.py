@@ -24,6 +24,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 from doorway import Doorway
 from tiny_proxy import Socks5ProxyHandler
+from wire import listening
 
 from gateway.cli import main
 from gateway.config import load as configfile
@@ -461,10 +462,8 @@ async def test_what_is_no_such_proxy_is_said(gateway, stack, answer, scheme):
     async def serve(reader, writer):
         await reader.read(1)
         writer.write(answer)
-        writer.close()
 
-    server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
-    url = f"{scheme}://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    url = f"{scheme}://127.0.0.1:{await stack.enter_async_context(listening(serve))}"
     gw = await gateway(agents={"bot": bot("https://far.test/v1", proxy=url)})
     status, code, message = await ask(gw)
     assert (status, code) == (502, "upstream_auth_failed")
@@ -491,10 +490,8 @@ async def test_a_proxy_that_is_not_there_is_unreachable(gateway, scheme):
 async def test_a_proxy_that_says_nothing_is_left_in_time(gateway, stack):
     async def serve(reader, writer):
         await reader.read()
-        writer.close()
 
-    server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    url = f"http://127.0.0.1:{await stack.enter_async_context(listening(serve))}"
     agent = bot("https://far.test/v1", proxy=url, timeouts={"connect": "200ms"})
     status, code, message = await ask(await gateway(agents={"bot": agent}))
     assert (status, code) == (504, "upstream_timeout")

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import given
 from hypothesis import strategies as st
+from wire import listening
 
 from gateway.config.models import Fetch, Outgoing
 from gateway.errors import BodyTooLarge, InvalidRequest
@@ -448,10 +449,8 @@ async def test_a_server_that_closes_without_answer_is_not_retried(guard, stack):
 
     async def drop(reader, writer):
         connections.append(writer)
-        writer.close()
 
-    server = await stack.enter_async_context(await asyncio.start_server(drop, "127.0.0.1", 0))
-    url = f"http://files.test:{server.sockets[0].getsockname()[1]}/"
+    url = f"http://files.test:{await stack.enter_async_context(listening(drop))}/"
     names = Names(files_test=[["127.0.0.1"], ["10.0.0.1"]])
     assert "broke off" in await refused(guard(names, allow=LOOPBACK), url)
     assert names.asked == ["files.test"]
@@ -725,10 +724,8 @@ async def test_headers_that_are_huge_or_broken_are_refused(guard, scripted, head
 async def test_what_is_not_http_is_refused(guard, stack):
     async def serve(reader, writer):
         writer.write(b"SSH-2.0-OpenSSH_9.6\r\n")
-        writer.close()
 
-    server = await stack.enter_async_context(await asyncio.start_server(serve, "127.0.0.1", 0))
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    url = f"http://127.0.0.1:{await stack.enter_async_context(listening(serve))}/"
     assert "SSH" not in await refused(guard(allow=LOOPBACK), url)
 
 

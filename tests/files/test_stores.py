@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager, suppress
 
 import pytest
 import servers
+from wire import listening
 
 from gateway.config.models import Storage
 from gateway.errors import FileNotFound, Overloaded, StorageFull, StorageUnavailable, TooManyAtOnce
@@ -333,7 +334,7 @@ async def test_a_cancelled_upload_leaves_nothing_whenever_it_comes(storage):
 
 
 @pytest.mark.parametrize("which", [".txt", ".json"])
-async def test_a_cancelled_upload_already_in_the_bucket_is_deleted(shared_s3, which):
+async def test_a_cancelled_upload_already_in_the_bucket_is_deleted(shared_s3, which, stack):
     """The bucket completes a request that it has received, perhaps after the deletion."""
     has_come, may_go_on = asyncio.Event(), asyncio.Event()
     port = int(shared_s3.url.rpartition(":")[2])
@@ -356,9 +357,9 @@ async def test_a_cancelled_upload_already_in_the_bucket_is_deleted(shared_s3, wh
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", port)
         await asyncio.gather(copy(reader, other_writer), copy(other_reader, writer))
 
-    server = await asyncio.start_server(relay, "127.0.0.1", 0, limit=1 << 20)
+    port_before = await stack.enter_async_context(listening(relay, limit=1 << 20))
     storage = shared_s3.storage(shared_s3.bucket(f"kept-{which[1:]}"))
-    behind = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    behind = f"http://127.0.0.1:{port_before}"
     async with opened(storage | {"s3": storage["s3"] | {"endpoint": behind}}) as files:
         task = asyncio.create_task(add(files))
         await has_come.wait()
@@ -367,7 +368,6 @@ async def test_a_cancelled_upload_already_in_the_bucket_is_deleted(shared_s3, wh
         may_go_on.set()
         with pytest.raises(asyncio.CancelledError):
             await task
-    server.close()
     async with opened(storage) as files:
         assert await everything(files) == []
 

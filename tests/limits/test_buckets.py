@@ -16,6 +16,7 @@ from cryptography.x509.oid import NameOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis import asyncio as aioredis
+from wire import listening
 
 from gateway.accounts.credentials import Quota
 from gateway.config.models import Redis
@@ -316,12 +317,11 @@ async def test_a_password_and_a_unix_socket(tmp_path):
     server.stop()
 
 
-async def test_tls(redis_server, tmp_path):
+async def test_tls(redis_server, tmp_path, stack):
     """A real TLS connection, terminated in front of a Redis that was built without TLS."""
     certificate, key = self_signed(tmp_path)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
-    tasks = set()
 
     async def relay(reader, writer):
         other_reader, other_writer = await asyncio.open_connection("127.0.0.1", redis_server.port)
@@ -332,11 +332,9 @@ async def test_tls(redis_server, tmp_path):
                     sink.write(data)
             sink.close()
 
-        tasks.add(asyncio.ensure_future(copy(other_reader, writer)))
-        await copy(reader, other_writer)
+        await asyncio.gather(copy(other_reader, writer), copy(reader, other_writer))
 
-    server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
-    port = server.sockets[0].getsockname()[1]
+    port = await stack.enter_async_context(listening(relay, ssl=context))
     good = RedisBuckets(Redis(url=f"rediss://localhost:{port}/0?ssl_ca_certs={certificate}"))
     assert (await good.charge([rate(3, 1)]))[0].allowed
     await good.close()
@@ -344,8 +342,6 @@ async def test_tls(redis_server, tmp_path):
     with pytest.raises(Exception, match="certificate verify failed"):
         await distrusted.charge([rate(3, 1)])
     await distrusted.close()
-    server.close()
-    await asyncio.gather(*tasks)
 
 
 def self_signed(folder):

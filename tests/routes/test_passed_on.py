@@ -1,7 +1,6 @@
 """Other endpoints under /v1: passed on by the rules of chats, and as safe as every other answer."""
 
 import asyncio
-import contextlib
 import io
 import json
 import re
@@ -12,6 +11,7 @@ import orjson
 import pytest
 from conftest import AGENTS, Script
 from test_streaming import until
+from wire import listening
 
 from gateway.http.context import STATE
 
@@ -250,26 +250,23 @@ async def test_on_disconnect_drain_reads_the_rest(gateway, scripted):
     assert not upstream.gone.is_set()
 
 
-async def test_a_form_refused_halfway_ends_its_connection(gateway):
+async def test_a_form_refused_halfway_ends_its_connection(gateway, stack):
     """What follows on that connection would be read as the rest of the form."""
     said = b'{"choices": [{"message": {"content": "hi"}, "finish_reason": "stop"}]}'
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-            while head := await reader.readuntil(b"\r\n\r\n"):
-                length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
-                is_form = b"transcriptions" in head
-                if not is_form:
-                    await reader.readexactly(length)
-                status, body = (b"404 Not Found", b"{}") if is_form else (b"200 OK", said)
-                writer.write(b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n" % status)
-                writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
-                if is_form:
-                    await reader.readexactly(length)
-        writer.close()
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            length = int(re.search(rb"(?i)content-length: (\d+)", head)[1])  # type: ignore[index]
+            is_form = b"transcriptions" in head
+            if not is_form:
+                await reader.readexactly(length)
+            status, body = (b"404 Not Found", b"{}") if is_form else (b"200 OK", said)
+            writer.write(b"HTTP/1.1 %b\r\nContent-Type: application/json\r\n" % status)
+            writer.write(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            if is_form:
+                await reader.readexactly(length)
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    url = f"http://127.0.0.1:{await stack.enter_async_context(listening(serve))}/v1"
     gw = await gateway(agents={"bot": {**AGENTS["openai"], "base_url": url}})
     for _ in range(3):
         form = aiohttp.FormData({"model": "bot"})
@@ -279,4 +276,3 @@ async def test_a_form_refused_halfway_ends_its_connection(gateway):
         async with asyncio.timeout(5):
             answer = await gw.complete("bot")
         assert answer.status == 200
-    server.close()

@@ -1,10 +1,10 @@
 import asyncio
-import contextlib
 import socket
 import ssl
 from collections.abc import AsyncGenerator
 
 import pytest
+from wire import listening
 
 from gateway.config.outgoing import Way
 from gateway.errors import GatewayError
@@ -84,27 +84,17 @@ class Served:
 
     def __init__(self) -> None:
         self.connections = 0
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._listening = listening(self._serve)
 
     async def start(self) -> str:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        return f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
+        return f"http://127.0.0.1:{await self._listening.__aenter__()}"
 
     async def stop(self) -> None:
-        self._server.close()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self._listening.__aexit__(None, None, None)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
-        self._tasks.add(asyncio.current_task())
-        try:
-            with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
-                await self.exchange(reader, writer)
-        finally:
-            writer.close()
-            with contextlib.suppress(ConnectionError):
-                await writer.wait_closed()
+        await self.exchange(reader, writer)
 
     async def exchange(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         raise NotImplementedError
