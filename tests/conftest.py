@@ -346,7 +346,11 @@ class Scripted:
         if script.chunked:
             headers["Transfer-Encoding"] = "chunked"
         lines = "".join(f"{key}: {value}\r\n" for key, value in headers.items())
-        writer.write(f"HTTP/{script.version} {script.status}\r\n{lines}\r\n".encode())
+        writer.write(
+            f"HTTP/{script.version} {script.status}\r\n{lines}\r\n".encode(
+                "utf-8", "surrogateescape"
+            )
+        )
         for piece in script.pieces:
             if isinstance(piece, bytes):
                 framed = b"%x\r\n%s\r\n" % (len(piece), piece) if script.chunked else piece

@@ -5,6 +5,7 @@ import enum
 import logging
 from asyncio import CancelledError
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from math import inf
 from typing import cast
@@ -14,12 +15,12 @@ from gateway.chat.breaker import Permit
 from gateway.chat.delivery import Delivery
 from gateway.chat.routing import Target
 from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
-from gateway.errors import GatewayError, UpstreamFailed, UpstreamTimeout
+from gateway.errors import ConversationNotFound, GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.language.sentences import say
 from gateway.limits.shares import Holders
 from gateway.platforms.base import Decoder, Preliminary, Step, require_options
 from gateway.protocol.completions import lines_as_events
-from gateway.protocol.exchange import UpstreamRequest
+from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
 from gateway.protocol.sse import SHOWN, Life, is_stream
 from gateway.protocol.template import EventTemplate
@@ -278,8 +279,19 @@ class Attempt:
                 return exchange
             exchange.close()
             self.state, self.decoder = State.ASKING, None  # the reply is not the answer
-            request = target.platform.recover(reply, self._asked)
+            request = self._recover(reply)
         raise keeps_asking()
+
+    def _recover(self, reply: UpstreamReply) -> Step:
+        """The request that follows a reply that is not the answer. Raises the reply's error."""
+        asked, platform = self._asked, self.target.platform
+        try:
+            return platform.recover(reply, asked)
+        except ConversationNotFound:
+            if not (platform.restarts and asked.conversation_id and len(asked.messages) > 1):
+                raise
+        self._asked = replace(asked, conversation_id=None)  # so that it begins again once only
+        return platform.prepare(self._asked)
 
     def _wait_for_whole(self) -> None:
         """A whole answer begins when it is complete: it may use all of the remaining time, or half

@@ -39,7 +39,9 @@ async def _copy(
 ) -> web.StreamResponse:
     attempt = run.attempt
     credentials = attempt.target.credentials
-    kind = masked(attempt.connection.headers.get("Content-Type", _ANY), credentials)
+    kind = masked(attempt.connection.headers.get("Content-Type", ""), credentials)
+    if not (kind and kind.isprintable()):  # aiohttp would fail once it has begun the answer
+        kind = _ANY
     call.first_delta()
     call.streamed = kind.startswith("text/event-stream")
     own = {headernames.CONTENT_TYPE: kind, headernames.BUFFERING: "no"}

@@ -103,6 +103,7 @@ class Platform(Protocol):
     keeps_files: bool  # whether it has `upload`, and gives files its own ids
     keeps_runs: bool  # whether tool results continue a run that waits at the platform
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
+    restarts: bool  # whether a lost conversation begins again if the request has its turns
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
 
     @property
@@ -165,6 +166,7 @@ class BasePlatform:
     options: frozenset[str] | None = frozenset()
     keeps_files = False
     keeps_runs = False
+    restarts = False
     passes_through = False
     app_id: str | None = None
 

@@ -133,7 +133,11 @@ class BoundedConnection(ClientConnection, Connection):
         size = body.total_bytes
         super().data_received(data)
         if self._request_count != requests and self._messages:
-            self._body, self._unfinished = self._messages[-1][1], 0
+            if body.is_eof():
+                self._body, self._unfinished = self._messages[-1][1], 0
+            else:  # an error, which aiohttp would answer after the request that waits for its body
+                self._messages.pop()
+                self._refuse_body("bytes that are not HTTP")
         elif body.total_bytes != size:
             self._unfinished = 0
         else:
@@ -146,13 +150,13 @@ class BoundedConnection(ClientConnection, Connection):
 
     def _refuse_head(self) -> None:
         """Answer a head that is too long, and parse nothing more of this connection."""
+        if not self._body.is_eof():
+            self._refuse_body("chunks' heads are too long")
+            return
         self._rest = b""
         if self._close or self._force_close:
             return
         self._close = True  # aiohttp reads nothing more from it
-        if not self._body.is_eof():
-            self._body.set_exception(web.RequestPayloadError("chunks' heads are too long"))
-            return
         error = HeadersTooLarge(
             say(
                 "The request's headers are longer than {most} KiB in all; send fewer.",
@@ -162,6 +166,13 @@ class BoundedConnection(ClientConnection, Connection):
         self._messages.append((web_protocol._ErrInfo(431, error, ""), EMPTY_PAYLOAD))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+    def _refuse_body(self, reason: str) -> None:
+        """Fail the request whose body is being read, and parse nothing more of this connection."""
+        self._rest = b""
+        if not (self._close or self._force_close):
+            self._close = True
+            self._body.set_exception(web.RequestPayloadError(reason))
 
     def _resume_transport_reading(self) -> None:
         if self._rest and not self._is_occupied:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import orjson
 import pytest
 from conftest import AGENTS, Script, stopped, streamed
 from cryptography.hazmat.primitives import serialization
@@ -197,3 +198,31 @@ async def test_base_urls_are_forgiving(gateway, demo, platform, tail):
     served = await demo(platform)
     gw = await gateway(agents={"bot": {**AGENTS[platform], "base_url": served.url + tail}})
     assert (await gw.chat("bot")).status == 200
+
+
+LOST = {
+    "dify": ("404 X", {"code": "not_found", "message": "Conversation Not Exists."}),
+    "ragflow": ("200 OK", {"code": 102, "message": "Session does not belong to this chat!"}),
+}
+
+
+@pytest.mark.parametrize("kind", LOST)
+async def test_a_lost_conversation_begins_again_once(gateway, scripted, kind):
+    status, body = LOST[kind]
+    upstream = await scripted(Script([orjson.dumps(body)], status=status, headers=JSON))
+    own = {"dify": {"mode": "chat"}, "ragflow": {"chat_id": "c1"}}[kind]
+    agent = {"platform": kind, "api_key": "app-test-key", "base_url": upstream.url, **own}
+    gw = await gateway(agents={"bot": agent})
+    turns = [{"role": r, "content": "hi"} for r in ("user", "assistant", "user")]
+    old = "5e3f4c1a-8a55-4b0e-9b1c-0d6c1b2f7a11"
+
+    async def sent(messages: list[dict[str, str]], **more: str) -> list[bool]:
+        upstream.requests.clear()
+        answer = await gw.complete("bot", messages=messages, **more)
+        assert answer.status == 404
+        assert (await answer.json())["error"]["code"] == "conversation_not_found"
+        return [old.encode() in body for _, _, body in upstream.requests]
+
+    assert await sent(turns, conversation_id=old) == [True, False]
+    assert await sent(turns[-1:], conversation_id=old) == [True]
+    assert await sent(turns) == [False]

@@ -423,14 +423,6 @@ def test_a_lost_conversation_is_no_missing_endpoint(status):
     assert platform.prepare(question("hi")).url.endswith("/api/v1/chat/completions")
 
 
-def test_a_lost_conversation_begins_again_if_its_turns_came():
-    lost = reply({"code": 102, "message": "Session does not belong to this chat!"})
-    again = ragflow().recover(lost, question("一", "答", "二", conversation_id="s"))
-    assert "session_id" not in orjson.loads(again.body)
-    with pytest.raises(GatewayError, match="does not know this conversation"):
-        ragflow().recover(lost, question("二", conversation_id="s"))
-
-
 # Whole answers.
 
 

@@ -41,6 +41,13 @@ async def test_a_page_of_the_upstream_can_do_nothing(passed_on):
     assert answer.headers["X-Content-Type-Options"] == "nosniff"
 
 
+@pytest.mark.parametrize("kind", ["", "text/pl\x01ain", "text/pl\0ain", "text/\udcff"])
+async def test_a_content_type_that_is_none_is_replaced(passed_on, kind):
+    answer = await passed_on(Script([b"hi"], headers={"Content-Type": kind}))
+    assert (answer.status, await answer.read()) == (200, b"hi")
+    assert answer.headers["Content-Type"] == "application/octet-stream"
+
+
 EVENT = b'event: error\ndata: {"message":"bad key Bearer %b"}\n\n'
 
 

@@ -58,6 +58,23 @@ async def test_trailers_without_end_are_400(gateway):
     assert not told or b" 400 " in told[:20]  # as above
 
 
+@pytest.mark.parametrize("rest", [b"zz\r\n", b"1\r\n}x", b"0\r\nX-A: " + b"a" * 20_000])
+async def test_a_body_that_is_not_framed_is_400(gateway, rest):
+    gw = await gateway(agents={"bot": BOTS["openai"]})
+    head = (
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n"
+    )
+    host, port = gw.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    with closing(writer):
+        writer.write(head + b"Expect: 100-continue\r\n\r\n")
+        assert b" 100 " in await reader.readuntil(b"\r\n\r\n")  # now the handler waits for the body
+        writer.write(b"1\r\n{\r\n" + rest)
+        async with asyncio.timeout(5):
+            told = await reader.read()
+    assert (b" 400 " in told[:20], told.count(b"HTTP/1.")) == (True, 1)
+
+
 async def test_long_heads_after_a_request_are_not_parsed(gateway, scripted, monkeypatch):
     made: list[Any] = []
     make = connections.Server.__call__

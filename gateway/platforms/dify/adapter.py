@@ -5,12 +5,10 @@ Source: Dify's service API and captures of real servers (tests/platforms/capture
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
 from gateway.errors import (
-    ConversationNotFound,
     InvalidRequest,
     KindNotTaken,
     UpstreamMisconfigured,
@@ -87,6 +85,7 @@ _FRESH_S = 300.0  # how long an app's rules for files are cached
 class Dify(BasePlatform):
     kind = "dify"
     keeps_files = True
+    restarts = True
 
     def __init__(
         self, name: str, agent: DifyOptions, url: str, clock: Callable[[], float] = time.monotonic
@@ -225,8 +224,7 @@ class Dify(BasePlatform):
         return DifyDecoder(self._mode or "chat", self._agent.output_variable)
 
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """Retry with another mode after a refusal of the mode, and without the conversation id if
-        the conversation is lost and the request has its turns. Raises any other error."""
+        """Retry with another mode after a refusal of the mode. Raises any other error."""
         refused = _REFUSED_MODE.get(as_text(reply.object().get("code")))
         if refused == "completion" and "completion" not in (self._mode, *self._refused_modes):
             refused = None  # from other endpoints it means that the app is broken
@@ -239,10 +237,7 @@ class Dify(BasePlatform):
                     self._mode = mode
                     return self.prepare(chat)
             self._mode, self._refused_modes = None, set()
-        error = explain(reply)
-        if isinstance(error, ConversationNotFound) and len(chat.messages) > 1:
-            return self.prepare(replace(chat, conversation_id=None))
-        raise error
+        raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
         """The events for an answer of the blocking mode."""

@@ -7,7 +7,6 @@ one they answer a first question with the bot's greeting.
 
 import re
 from collections import deque
-from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -47,6 +46,7 @@ _RESERVED = frozenset((
 
 class RAGFlow(BasePlatform):
     kind = "ragflow"
+    restarts = True
 
     def __init__(self, name: str, agent: RAGFlowOptions, url: str) -> None:
         self._agent = agent
@@ -125,8 +125,7 @@ class RAGFlow(BasePlatform):
         return RAGFlowDecoder(self._agent.frames, chat.conversation_id or "", self._pauses)
 
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """Retry with the older endpoint the first time that one is missing, and without the
-        conversation id if the conversation is lost and the request has its turns. Raises any other
+        """Retry with the older endpoint the first time that one is missing. Raises any other
         error."""
         if _lacks_path(reply):
             if chat.call_id not in self._missed:
@@ -134,10 +133,7 @@ class RAGFlow(BasePlatform):
                 self._is_old = True
                 return self.prepare(chat)
             self._is_old = False
-        error = explain(reply)
-        if isinstance(error, ConversationNotFound) and len(chat.messages) > 1:
-            return self.prepare(replace(chat, conversation_id=None))
-        raise error
+        raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
         """The events for a chat's whole answer, or an agent's, which contains its run as `data`, or
