@@ -63,7 +63,7 @@ class Target:
 
     def __post_init__(self) -> None:
         agent = self.agent
-        self.breaker = Breaker(agent.breaker)
+        self.breaker = Breaker(self.name, agent.breaker)
         self._held = Shares(agent.concurrency, agent.share)
         self._queued = Shares(agent.queue, agent.share)
 
