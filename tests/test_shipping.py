@@ -254,10 +254,10 @@ def test_the_images_labels_and_tags_have_this_version():
     last = stages()[-1]
     assert f"VERSION={gateway.__version__}" in [rest for name, rest in last if name == "ARG"]
     assert "org.opencontainers.image.licenses=Apache-2.0" in shlex.split(only(last, "LABEL"))
-    for folder in ("components/sidecar", "overlays/deployment"):
-        assert f"newTag: {gateway.__version__}" in text(
-            f"config/kubernetes/{folder}/kustomization.yaml"
-        )
+    pattern = r"(?:newTag: |/ai-gateway:)(\d[\w.]*)"
+    tags = [re.findall(pattern, path.read_text("utf-8")) for path in KUBERNETES.rglob("*.*")]
+    assert sum(map(len, tags)) >= 9
+    assert {tag for found in tags for tag in found} == {gateway.__version__}
 
 
 def test_the_traces_extra_can_be_had_in_the_image():
