@@ -130,6 +130,21 @@ def test_make_names_each_package_and_fails_with_pip(tmp_path, exit_code, made):
     assert (make.returncode == 0, (tmp_path / ".venv/.installed-run").exists()) == (made, made)
 
 
+def test_make_wheel_needs_the_locked_setuptools_alone():
+    recipe = recipe_of("wheel")
+    assert "$(STAMP)" not in recipe
+    assert "--require-hashes" in recipe
+    (only_setuptools,) = re.findall(r"@(awk .*) >", recipe)
+    made = subprocess.run(
+        ["sh", "-c", only_setuptools.replace("$$", "$")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert re.findall(r"^\S.*", made, re.MULTILINE) == [
+        f"{lock('requirements.lock')['setuptools']} \\"
+    ]
+    assert "--hash=sha256:" in made
+
+
 def test_make_install_uses_locked_files_only():
     recipe = recipe_of("$(STAMP)")
     assert "--require-hashes -r requirements.lock" in recipe
