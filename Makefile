@@ -74,8 +74,10 @@ bench: $(STAMP)  ## measure what the gateway costs
 	$(PIP) --quiet --require-hashes -r requirements-bench.lock
 	$(BIN)/python tests/benchmarks/bench.py $(if $(QUICK),--quick) $(if $(ONLY),--only $(ONLY))
 
-# Both folders may hold files of earlier builds.
-wheel: $(STAMP)  ## build dist/*.whl, which pip can install
+# Needs setuptools alone, in the locked version. Both folders may hold files of earlier builds.
+wheel: | $(VENV)/bin/python  ## build dist/*.whl, which pip can install
+	@awk '/^setuptools==/ { on = 1 } on { print } on && !/\\$$/ { exit }' requirements.lock > $(VENV)/build.lock
+	$(PIP) --quiet --require-hashes -r $(VENV)/build.lock
 	rm -rf build dist
 	$(BIN)/python -m pip wheel --quiet --disable-pip-version-check --no-deps --no-build-isolation --wheel-dir dist .
 	rm -rf build
@@ -86,7 +88,7 @@ image:  ## build the image ai-gateway, and let it check its config.yaml
 
 # What release.yml attaches to the release of TAG, which must be the version.
 release-files: wheel image
-	test "$(TAG)" = "v$$($(BIN)/python run.py --version)"
+	test "$(TAG)" = "v$$($(BIN)/python -c 'import gateway; print(gateway.__version__)')"
 	docker save ai-gateway | gzip > dist/ai-gateway-$(TAG)-$$(uname -m)-image.tar.gz
 
 # Traffic with faults for SECONDS (two minutes); fails if anything is left over at the end.

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from gateway.accounts.credentials import ID_LENGTH, OUR_PREFIX, masked
 from gateway.accounts.passwords import Passwords, check_strength
 from gateway.accounts.store import Accounts, ApiKey, User
+from gateway.columns import aligned
 from gateway.config.check import unmounted
 from gateway.config.invocation import command
 from gateway.config.load import home
@@ -146,11 +147,19 @@ async def _add_user(args: argparse.Namespace, accounts: Accounts, passwords: Pas
 
 async def _list_users(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
     page = 1
+    rows: list[tuple[str, ...]] = []
     while (found := await accounts.users("", "", page, _PAGE))[0]:
         for user in found[0]:
             login = iso(user.last_login_ms) or "never"
-            print(f"{user.username}\t{user.role}\t{user.status}\tlast login {login}")
+            rows.append((user.username, user.role, user.status, f"last login {login}"))
         page += 1
+    _print_table(rows)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows: in columns at a terminal, else with tabs, for `cut` and its like."""
+    for line in aligned(rows) if sys.stdout.isatty() else map("\t".join, rows):
+        print(line)
 
 
 async def _set_password(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
@@ -236,17 +245,20 @@ def _expiry(text: str) -> int:
     return moment
 
 
-_COLUMNS = ("id", "owner", "name", "rights", "state", "calls", "limits", "last used", "expires")
+# The help of `keys list` explains them.
+_COLUMNS = (
+    "id", "owner", "name", "permissions", "state", "calls", "limits", "last used", "expires",
+)  # fmt: skip
 
 
 async def _list_keys(args: argparse.Namespace, accounts: Accounts, passwords: Passwords) -> None:
     owner = (await _named(accounts, args.user)).id if args.user else ""
     page = 1
-    print("\t".join(_COLUMNS))
+    rows: list[tuple[str, ...]] = [_COLUMNS]
     while (found := await accounts.keys(owner, page, _PAGE))[0]:
-        for key in found[0]:
-            print("\t".join(_cells(key)))
+        rows += map(_cells, found[0])
         page += 1
+    _print_table(rows)
 
 
 def _cells(key: ApiKey) -> tuple[str, ...]:
@@ -256,7 +268,7 @@ def _cells(key: ApiKey) -> tuple[str, ...]:
     limits += [f"agents {','.join(key.agents)}"] if key.agents is not None else []
     return (
         key.id, key.created_by, key.name, ",".join(key.permissions),
-        key.state, f"{key.calls} calls", "; ".join(limits) or "-",
+        key.state, str(key.calls), "; ".join(limits) or "-",
         public["last_used_at"] or "never", public["expires_at"] or "never",
     )  # fmt: skip
 

@@ -80,11 +80,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+_KEY_COLUMNS = (
+    "Columns: id, which `keys revoke` takes; owner, the account; name, what the key is for;"
+    " permissions; state, which is active, expired or revoked; calls so far; limits of"
+    " its own: rates, calls in all, agents; last used and expires, in UTC. Piped into another"
+    " program, they are separated by tabs."
+)
+
+
 def _add_admin_commands(commands: "_Commands") -> None:
     """The commands of `admin`, which is imported only when one of them runs."""
 
-    def add(to: "_Commands", action: str, text: str) -> argparse.ArgumentParser:
-        sub = to.add_parser(action.rpartition(" ")[2], help=text, description=text)
+    def add(
+        to: "_Commands", action: str, text: str, more: str | None = None
+    ) -> argparse.ArgumentParser:
+        name = action.rpartition(" ")[2]
+        sub = to.add_parser(name, help=text, description=text, epilog=more)
         _add_options(sub, argparse.SUPPRESS)
         sub.set_defaults(administer=action)
         return sub
@@ -113,13 +124,14 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("name", help="what the key is for")
     text = "whose key it is: admin's, unless given"
     sub.add_argument("--user", default="admin", metavar="NAME", help=text)
-    sub.add_argument("--permissions", default="chat", metavar="chat,upload,admin")
+    text = "what it may do, of chat, upload and admin: chat, unless given"
+    sub.add_argument("--permissions", default="chat", metavar="A,B", help=text)
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
     text = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
     sub.add_argument("--expires", metavar="WHEN", help=text)
-    sub = add(keys, "keys list", "every key, without its secret")
+    sub = add(keys, "keys list", "every key, without its secret", _KEY_COLUMNS)
     sub.add_argument("--user", default="", metavar="NAME", help="only this user's")
     sub = add(keys, "keys revoke", "end a key for good")
     sub.add_argument("id", help="the first column of `keys list`, or the whole key")

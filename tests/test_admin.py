@@ -11,6 +11,8 @@ import pytest
 import yaml
 from test_cli import CLEAN, ROOT, serving
 
+from gateway.admin import _COLUMNS
+
 JWT = "0123456789abcdef0123456789abcdef"
 
 
@@ -130,7 +132,7 @@ def test_keys_end_and_the_list_shows_limits_and_last_use(ready):
         "id",
         "owner",
         "name",
-        "rights",
+        "permissions",
         "state",
         "calls",
         "limits",
@@ -169,6 +171,28 @@ def test_the_list_distinguishes_revoked_and_expired_keys(ready, database_url):
     assert sorted((row[2], row[4]) for row in rows) == [
         ("soon", "expired"), ("web", "active"), ("web", "active"), ("web", "revoked"),
     ]  # fmt: skip
+
+
+def test_at_a_terminal_the_list_is_in_columns(ready, tmp_path, database_url):
+    ready("users", "add", "li", "--role", "premium", given="good enough password")
+    for name in ("客服", "a much longer name"):
+        ready("keys", "create", name, "--user", "li")
+    terminal, side = os.openpty()
+    subprocess.run(
+        [sys.executable, "run.py", "--config", str(tmp_path / "c.yaml"), "keys", "list"],
+        cwd=ROOT, timeout=30, env={**CLEAN, "DATABASE_URL": database_url, "JWT_SECRET": JWT},
+        stdout=side, stderr=subprocess.DEVNULL, check=True,
+    )  # fmt: skip
+    lines = os.read(terminal, 1 << 16).decode().splitlines()
+    assert len(lines) == 3
+    ends = {len(line.partition("chat")[0].encode("gbk")) for line in lines[1:]}
+    assert ends == {lines[0].index("permissions")}
+
+
+def test_the_help_explains_columns_and_defaults(run):
+    text = " ".join(run("keys", "list", "--help")[1].split())
+    assert [name for name in _COLUMNS if name not in text] == []
+    assert "chat, unless given" in " ".join(run("keys", "create", "--help")[1].split())
 
 
 def test_a_password_on_the_command_line_is_refused(run):

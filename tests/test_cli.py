@@ -308,14 +308,20 @@ def test_a_gateway_without_possible_callers_is_reported():
     assert "nobody can call" in run("check", HOST="0.0.0.0").stdout
 
 
-def test_a_taken_port_is_reported_without_a_traceback():
+@pytest.mark.parametrize("taken", ["port", "ops_port"])
+def test_a_taken_port_is_reported_and_nothing_is_made(taken, tmp_path):
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         s.listen()
-        told = run("--port", str(s.getsockname()[1]))
+        ports = {"port": free_port(), "ops_port": free_port(), taken: s.getsockname()[1]}
+        config = {"agents": {"bot": {"platform": "dify"}}, "server": ports}
+        (tmp_path / "config.yaml").write_text(json.dumps(config))
+        told = run_in(tmp_path)
     assert told.returncode == 1
-    assert "Cannot listen on 127.0.0.1" in told.stderr
+    assert f"Cannot start: cannot listen on 127.0.0.1:{ports[taken]}: " in told.stderr
+    assert "password" not in told.stderr
     assert "Traceback" not in told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
 
 
 def test_probe_fails_without_a_listener_or_with_bad_settings():

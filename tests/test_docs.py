@@ -8,6 +8,7 @@ import sys
 import tokenize
 import unicodedata
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from test_layout import FLOORS
@@ -47,18 +48,46 @@ def test_each_entry_of_failures_and_limits_has_a_test(name, at_least):
     assert set(named) - TESTS == set()
 
 
-def test_the_site_builds_in_both_languages_without_a_warning(tmp_path):
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
     # Takes some five seconds: Sphinx reads and writes 28 pages, in a process of its own because it
     # changes docutils for the whole process.
-    build = [sys.executable, "-W", "ignore", ROOT / "docs/build.py", tmp_path / "site"]
+    site = tmp_path_factory.mktemp("docs") / "site"
+    build = [sys.executable, "-W", "ignore", ROOT / "docs/build.py", site]
     built = subprocess.run(build, capture_output=True, text=True, check=False)
     assert (built.returncode, built.stderr) == (0, "")
+    return site
+
+
+def test_the_site_builds_in_both_languages_without_a_warning(site):
     for tree, names in (("en", ENGLISH), ("zh", CHINESE)):
-        assert {p.stem for p in (tmp_path / "site" / tree).glob("*.html")} > {
+        assert {p.stem for p in (site / tree).glob("*.html")} > {
             name.removesuffix(".md") for name in names
         }
-    first = (tmp_path / "site/index.html").read_text("utf-8")
-    assert (tmp_path / "site" / re.search(r"url=([^\"]+)", first)[1]).exists()
+
+
+def test_the_first_page_of_the_site_is_in_the_readers_language(site):
+    page = (site / "index.html").read_text("utf-8")
+    assert "navigator.language.startsWith('zh') ? 'zh' : 'en'" in page
+    assert re.findall(r'<a href="(\w+/index.html)"', page) == ["en/index.html", "zh/index.html"]
+
+
+def test_every_link_of_the_site_leads_to_a_page(site):
+    dead = [
+        f"{page.relative_to(site)}: {link}"
+        for page in site.rglob("*.html")
+        for link in re.findall(r'<a[^>]* href="(?!\w+:|#)([^"#]+)', page.read_text("utf-8"))
+        if not (page.parent / unquote(link)).exists()
+    ]
+    assert dead == []
+
+
+def test_the_site_shows_the_examples(site):
+    readme = (site / "files/examples/README.md.html").read_text("utf-8")
+    assert 'href="mini-program/index.html"' in readme
+    assert "class Gateway" in (site / "files/examples/mini-program/gateway.js.html").read_text()
+    front_end = (site / "zh/front-end.html").read_text("utf-8")
+    assert 'href="../files/examples/mini-program/gateway.js.html#"' in front_end
 
 
 def test_the_chinese_tree_lacks_only_what_is_listed():

@@ -24,7 +24,7 @@ FLOORS: list[set[str]] = [
     {"config"},
     {"protocol", "database"},
     {"filetypes"},
-    {"errors", "secret", "times", "ids", "headers", "private", "shipped", "system"},
+    {"errors", "secret", "times", "ids", "headers", "private", "shipped", "system", "columns"},
     {"language"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

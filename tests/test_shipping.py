@@ -130,6 +130,21 @@ def test_make_names_each_package_and_fails_with_pip(tmp_path, exit_code, made):
     assert (make.returncode == 0, (tmp_path / ".venv/.installed-run").exists()) == (made, made)
 
 
+def test_make_wheel_needs_the_locked_setuptools_alone():
+    recipe = recipe_of("wheel")
+    assert "$(STAMP)" not in recipe
+    assert "--require-hashes" in recipe
+    (only_setuptools,) = re.findall(r"@(awk .*) >", recipe)
+    made = subprocess.run(
+        ["sh", "-c", only_setuptools.replace("$$", "$")],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    assert re.findall(r"^\S.*", made, re.MULTILINE) == [
+        f"{lock('requirements.lock')['setuptools']} \\"
+    ]
+    assert "--hash=sha256:" in made
+
+
 def test_make_install_uses_locked_files_only():
     recipe = recipe_of("$(STAMP)")
     assert "--require-hashes -r requirements.lock" in recipe
@@ -254,10 +269,10 @@ def test_the_images_labels_and_tags_have_this_version():
     last = stages()[-1]
     assert f"VERSION={gateway.__version__}" in [rest for name, rest in last if name == "ARG"]
     assert "org.opencontainers.image.licenses=Apache-2.0" in shlex.split(only(last, "LABEL"))
-    for folder in ("components/sidecar", "overlays/deployment"):
-        assert f"newTag: {gateway.__version__}" in text(
-            f"config/kubernetes/{folder}/kustomization.yaml"
-        )
+    pattern = r"(?:newTag: |/ai-gateway:)(\d[\w.]*)"
+    tags = [re.findall(pattern, path.read_text("utf-8")) for path in KUBERNETES.rglob("*.*")]
+    assert sum(map(len, tags)) >= 9
+    assert {tag for found in tags for tag in found} == {gateway.__version__}
 
 
 def test_the_traces_extra_can_be_had_in_the_image():

@@ -4,6 +4,10 @@ import { readFile } from 'node:fs/promises'
 import { createServer } from 'node:http'
 
 const { GATEWAY = 'http://localhost:3000', GATEWAY_KEY, PORT = '8000' } = process.env
+if (!GATEWAY_KEY) {
+  console.error('Set GATEWAY_KEY to a key of the gateway: GATEWAY_KEY=sk-gw-… node server.mjs')
+  process.exit(1)
+}
 const WISH = { agents: ['dify'], expires_in: 900, permissions: ['chat'] }
 const FILES = {
   '/': ['index.html', 'text/html'],
@@ -43,4 +47,4 @@ createServer(async (request, response) => {
     console.error(error)
     response.writeHead(502, { 'Content-Type': 'application/json' }).end('{"msg": "The gateway cannot be reached."}')
   }
-}).listen(Number(PORT), '127.0.0.1')
+}).listen(Number(PORT), '127.0.0.1', () => console.log(`The page is at http://127.0.0.1:${PORT}`))

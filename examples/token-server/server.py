@@ -5,6 +5,7 @@ Needs aiohttp, which the gateway's own environment has.
 
 import os
 import re
+import sys
 import uuid
 from pathlib import Path
 
@@ -12,7 +13,9 @@ import aiohttp
 from aiohttp import web
 
 GATEWAY = os.environ.get("GATEWAY", "http://localhost:3000")
-KEY = os.environ["GATEWAY_KEY"]
+KEY = os.environ.get("GATEWAY_KEY") or sys.exit(
+    "Set GATEWAY_KEY to a key of the gateway: GATEWAY_KEY=sk-gw-… python server.py"
+)
 WISH = {"agents": ["dify"], "expires_in": 900, "permissions": ["chat"]}
 PAGE = Path(__file__).resolve().parent.parent / "web-page"
 

@@ -1,5 +1,6 @@
 """A circuit breaker: after repeated outages of an upstream calls pause, then one call tests it."""
 
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Literal
 from gateway.config.models import BreakerSettings
 from gateway.errors import CircuitOpen, GatewayError, UpstreamUnreachable
 from gateway.language.sentences import say
+
+log = logging.getLogger("gateway")
 
 State = Literal["closed", "half-open", "open"]
 
@@ -27,11 +30,15 @@ class Breaker:
     the next call becomes a probe too.
 
     A generation ends when the state changes; calls of an earlier generation do not count.
+
+    The log has a line when it opens and one when it closes, with `name`, the agent's. A failed
+    probe between the two adds none.
     """
 
     def __init__(
-        self, settings: BreakerSettings, clock: Callable[[], float] = time.monotonic
+        self, name: str, settings: BreakerSettings, clock: Callable[[], float] = time.monotonic
     ) -> None:
+        self._name = name
         self._settings = settings
         self._clock = clock
         self._generation = 0
@@ -84,11 +91,21 @@ class Breaker:
             self._failures += 1
             self._last = _reason(error)
             if permit.is_probe or self._failures >= self._settings.failures:
+                if not permit.is_probe:
+                    log.warning(
+                        "Agent %s: the circuit is open after %d failures in a row; a call tests "
+                        "the agent every %g s. The last failure: %s",
+                        self._name,
+                        self._failures,
+                        self._settings.cooldown,
+                        self._last,
+                    )
                 self._begin_generation(self._clock() + self._settings.cooldown)
                 self.opened += 1
         elif error is None or (has_answered and isinstance(error, GatewayError)):
             self._failures = 0
             if permit.is_probe:
+                log.warning("Agent %s: the circuit is closed; the agent answers again", self._name)
                 self._begin_generation(None)
         elif permit.is_probe:
             self._probe_until = None

@@ -63,7 +63,7 @@ class Target:
 
     def __post_init__(self) -> None:
         agent = self.agent
-        self.breaker = Breaker(agent.breaker)
+        self.breaker = Breaker(self.name, agent.breaker)
         self._held = Shares(agent.concurrency, agent.share)
         self._queued = Shares(agent.queue, agent.share)
 
@@ -331,14 +331,18 @@ class Routing:
 
     def agent(self, name: str, caller: Caller | None, *, is_hiding: bool = False) -> Target:
         """The agent of that name; case does not matter. Without `is_hiding` the caller need not be
-        allowed to ask it. Raises AgentNotFound, which names the agents that the caller may ask."""
+        allowed to ask it. Raises AgentNotFound, which names the agents that the caller may ask; of
+        a route that it may ask, the route's own."""
         found = self._by_name.get(name[:MAX_NAME].strip().lower(), "")
         if found in self.targets and (
             not is_hiding or (caller is not None and caller.may_ask(found, [found]))
         ):
             return self.targets[found]
-        known = self.visible(caller) if caller else ()
-        raise _not_found(name, "agent", [each for each, _ in known if each in self.targets])
+        known = [each for each, _ in self.visible(caller)] if caller else []
+        agents = [each for each in known if each in self.targets]
+        if found in known:
+            raise _is_a_route(found, [each for each in agents if each in self.behind(found)])
+        raise _not_found(name, "agent", agents)
 
     def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
         """Like `resolve`, for a caller. Raises Forbidden for a name that the caller may not ask,
@@ -451,4 +455,16 @@ def _not_found(name: str, word: str, known: list[str]) -> AgentNotFound:
         ),
         param="model" if word == "model" else "Agent",
         detail={"known": known[:MAX_KNOWN]},
+    )
+
+
+def _is_a_route(name: str, agents: list[str]) -> AgentNotFound:
+    return AgentNotFound(
+        say(
+            "{name!r} is a route; this address is about a single agent.{known}",
+            name=name,
+            known=listed(agents),
+        ),
+        param="Agent",
+        detail={"known": agents[:MAX_KNOWN]},
     )

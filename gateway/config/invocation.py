@@ -15,12 +15,18 @@ def command(config: Path | None = None) -> str:
     """
     called = Path(sys.argv[0])
     command = [_short(called)]
-    if called.stem != "ai-gateway":
+    if not _is_installed(called):
         script = called if called.name == "run.py" else Path("run.py")
         command = [_short(Path(sys.executable)), _short(script)]
     if config is not None and config != default_config():
         command += ["--config", str(config)]
     return shlex.join(command)
+
+
+def program() -> str:
+    """The command as everyone writes it, `ai-gateway` or `python run.py`: for callers, who must not
+    learn where it is on this machine."""
+    return "ai-gateway" if _is_installed(Path(sys.argv[0])) else "python run.py"
 
 
 def default_config() -> Path:
@@ -30,6 +36,11 @@ def default_config() -> Path:
 def may_be_built_in(config: Path | None) -> bool:
     """Whether the shipped config.yaml replaces a missing file: only if no file is named."""
     return config is None and not os.environ.get("GATEWAY_CONFIG")
+
+
+def _is_installed(called: Path) -> bool:
+    """Whether pip's script runs, and not run.py."""
+    return called.stem == "ai-gateway"
 
 
 def _short(path: Path) -> str:

@@ -14,7 +14,7 @@ from gateway.config.environment import with_dotenv
 from gateway.config.models import Agent, Config
 from gateway.config.outgoing import file_problems
 from gateway.config.read_yaml import read_yaml
-from gateway.config.variables import VARIABLE, Variables, add_options
+from gateway.config.variables import VARIABLE, Variables, add_options, override
 from gateway.config.wording import problems_of
 from gateway.errors import clean
 from gateway.secret import Secret
@@ -79,14 +79,15 @@ def parse(
     """Like `load`, but from the file's text. `folder` is the file's folder, `problems` are the
     problems found so far."""
     problems = [] if problems is None else problems
-    tree = read_yaml(text, problems)
+    tree, is_whole = read_yaml(text, problems)
     if not isinstance(tree, dict):
         raise ConfigError(problems or ["the file must be a mapping with `agents:` in it"])
     variables = Variables(environ, folder, problems)
     tree = variables.fill(tree)
-    add_options(tree, environ, problems)
-    if isinstance(tree["server"], dict):
-        tree["server"].update({key: value for key, value in overrides.items() if value is not None})
+    add_options(tree, variables)
+    override(tree, variables, overrides)
+    if not is_whole and "agents" not in tree:
+        variables.unset.add("agents")  # it is there, but cannot be read
     config: Config | None = None
     odd: list[str] = []
     home = Path(environ.get("GATEWAY_HOME") or folder)
@@ -101,14 +102,16 @@ def parse(
         problems += _check_pem_files(config)
     problems += [line for line, path in check_agents(tree) if path not in variables.unset]
     problems += [line for line, _ in check_stores(tree)]
-    problems += [
-        line for line in check_names(tree) if line.partition(": ")[0] not in variables.unset
-    ]
+    if "agents" not in variables.unset:
+        problems += [
+            line for line in check_names(tree) if line.partition(": ")[0] not in variables.unset
+        ]
     if problems or config is None:
         odd += warnings(config, home) if config is not None else ()
         bad = {line.partition(": ")[0] for line in problems} | variables.unset
         odd = [clean(line) for line in odd if line.partition(": ")[0] not in bad]
-        raise ConfigError(list(dict.fromkeys(clean(problem) for problem in problems)), odd)
+        named = [variables.named(clean(problem)) for problem in problems]
+        raise ConfigError(list(dict.fromkeys(named)), odd)
     return config
 
 

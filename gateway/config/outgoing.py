@@ -7,8 +7,10 @@ from pathlib import Path
 
 from yarl import URL
 
+from gateway.config.invocation import program
 from gateway.config.models import Agent, Config, Outgoing
 from gateway.config.proxy import Proxy
+from gateway.language.sentences import say
 
 
 class NoWay(Exception):
@@ -118,7 +120,10 @@ def tls_context(trust: Trust) -> ssl.SSLContext:
         _load(context, trust)
     except OSError:
         raise NoWay(
-            "The agent's ca, cert or key cannot be read any more; `run.py check` says why.",
+            say(
+                "The agent's ca, cert or key cannot be read any more; `{command} check` says why.",
+                command=program(),
+            ),
             is_setup=True,
         ) from None
     if not trust.verify:

@@ -40,11 +40,13 @@ _Loader.add_implicit_resolver(
 _Loader.add_implicit_resolver("tag:yaml.org,2002:merge", re.compile(r"^<<$"), ["<"])
 
 
-def read_yaml(text: str, problems: list[str]) -> Any:
-    """The tree without the sections that are invalid YAML, which are reported in `problems`."""
+def read_yaml(text: str, problems: list[str]) -> tuple[Any, bool]:
+    """The tree without the sections that are invalid YAML, which are reported in `problems`; and
+    whether it is whole."""
     found: list[str] = []
     tree = _compose(text, found)
-    if tree is None and found:
+    is_whole = tree is not None or not found
+    if not is_whole:
         parts = {name: _compose(part, found) for name, part in _sections(text)}
         # A complete section is a mapping with its name as the key.
         tree = {
@@ -55,7 +57,7 @@ def read_yaml(text: str, problems: list[str]) -> Any:
     # The whole file and its section may report the same fault differently; keep one per line.
     problems += {line.partition(":")[0] if line.startswith("line ") else line: line
                  for line in reversed(found)}.values()  # fmt: skip
-    return tree
+    return tree, is_whole
 
 
 def _sections(text: str) -> Iterator[tuple[str, str]]:

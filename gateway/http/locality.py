@@ -16,6 +16,7 @@ from functools import lru_cache
 from aiohttp import HttpVersion
 from multidict import CIMultiDictProxy
 
+from gateway.config.invocation import program
 from gateway.config.origins import Origins
 from gateway.errors import Forbidden, Unauthorized, clean
 from gateway.language.sentences import say
@@ -52,8 +53,9 @@ class NotFromHere(Unauthorized):
             say(
                 "Calls without a key are only for programs on this machine: {reason} Send an "
                 "API key as 'Authorization: Bearer <key>'; the operator makes one with "
-                "`run.py keys create`, in the gateway's folder, or in auth.keys.",
+                "`{command} keys create`, in the gateway's folder, or in auth.keys.",
                 reason=why,
+                command=program(),
             )
         )
         self.why = why
@@ -104,8 +106,8 @@ def refusal(
         return Forbidden(
             say(
                 "{page} Anonymous access is for programs on this machine, not for web pages "
-                "from elsewhere: give the page a key, or add its origin to "
-                "server.cors_origins.",
+                "from elsewhere: give the page a token (POST /api/v1/tokens), or add "
+                "its origin to server.cors_origins.",
                 page=page,
             )
         )

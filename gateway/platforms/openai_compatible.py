@@ -209,7 +209,8 @@ class OpenAICompatible(BasePlatform):
         own_model = "/" in chat.model
         if chat.passed is not None:
             if reply.status in (404, 405) and not reply.object().get("error"):
-                raise NotFound("The upstream has no such endpoint.")
+                path = chat.passed.path[:100]
+                raise NotFound(say("The upstream has no endpoint {path!r}.", path=path))
             own_model = True
         raise explain(say("The upstream"), reply, own_model)
 

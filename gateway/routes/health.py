@@ -1,12 +1,13 @@
 """Whether the process is alive and ready. No route here asks an upstream."""
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
 
 from gateway import __version__
-from gateway.http.context import BUCKETS, FILES, IN_FLIGHT, MAIN, METRICS, SERVICES, STATE
+from gateway.http.context import BUCKETS, FILES, IN_FLIGHT, MAIN, METRICS, SERVICES, STATE, State
 
 
 async def root(request: web.Request) -> web.Response:
@@ -72,16 +73,27 @@ async def readyz(request: web.Request) -> web.Response:
     if holder.problems:
         degraded.append("config")
     config = holder.now.config
-    if unchecked := sum(not agent.verify for agent in config.agents.values()):
-        # Without names: /readyz is public.
-        detail["warning"] = f"certificates of {unchecked} upstream(s) are not checked"
-    if config.exposed_demos:
-        detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
-        degraded.append("demo")
+    degraded += _agents(holder.now, detail)
     knows_callers = services is None or services.directory.has_read
     if knows_callers or config.anonymous or config.auth.keys:
         return _ready("ready", degraded, detail)
     return _ready("waiting for the database", degraded, detail, status=503)
+
+
+def _agents(state: State, detail: dict[str, Any]) -> Iterator[str]:
+    """What is degraded about the agents; `detail` gets their numbers. It gets no names, since
+    /readyz is public."""
+    config = state.config
+    circuits = [target.breaker.state for target in state.routing.targets.values()]
+    if count := len(circuits) - circuits.count("closed"):
+        text = "{count} of {all} failed repeatedly and did not answer since, see the log"
+        detail["agents"] = text.format(count=count, all=len(circuits))
+        yield "agents"
+    if unchecked := sum(not agent.verify for agent in config.agents.values()):
+        detail["warning"] = f"certificates of {unchecked} upstream(s) are not checked"
+    if config.exposed_demos:
+        detail["demo"] = f"{len(config.exposed_demos)} agent(s) answered by simulators, see the log"
+        yield "demo"
 
 
 async def metrics(request: web.Request) -> web.Response:

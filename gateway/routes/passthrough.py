@@ -8,7 +8,7 @@ from typing import Any
 from aiohttp import web
 
 from gateway.chat.routing import Target
-from gateway.errors import Forbidden, MethodNotAllowed, NotFound
+from gateway.errors import Forbidden, InvalidRequest, MethodNotAllowed, NotFound
 from gateway.files.library import owner_of
 from gateway.http.answer import answering
 from gateway.http.body import read_object, text_member
@@ -66,11 +66,12 @@ def _question(
     request: web.Request, state: State, call: Call, asked: str, describe: DescribeRequest
 ) -> tuple[ChatRequest, list[Target]]:
     path = request.match_info["path"].strip("/")
-    if not asked or not _PATH.fullmatch(path) or path == "chat/completions":
-        hint = "" if asked else say(" without a 'model' in the body")
+    if not _PATH.fullmatch(path) or path == "chat/completions":
         raise NotFound(
-            say("There is nothing at POST /v1/{path}{hint}.", path=path[:100], hint=hint)
+            say("There is nothing at {method} /v1/{path}.", method="POST", path=path[:100])
         )
+    if not asked:
+        raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     allowed = state.routing.allowed(call.caller, asked)
     targets = [target for target in allowed if target.platform.passes_through]
     if not targets:

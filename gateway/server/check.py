@@ -3,13 +3,13 @@ reachable."""
 
 import asyncio
 import socket
-import unicodedata
 from collections.abc import Awaitable
 from typing import Literal
 from urllib.parse import urlsplit
 
 from gateway.chat.health import ask
 from gateway.chat.routing import Routing
+from gateway.columns import aligned
 from gateway.config.models import DEMO, Config
 from gateway.database import connect
 from gateway.errors import (
@@ -151,16 +151,8 @@ async def _bucket(config: Config) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """Rows as lines of columns. Names and messages may be Chinese: such characters are two columns
-    wide."""
-    cells = [(name, kind, address[:_WIDEST], state) for name, kind, address, state, _ in rows]
-    widths = [max(_width(row[i]) for row in cells) for i in range(4)]
-    lines = []
-    for row, (*_, message) in zip(cells, rows, strict=True):
-        padded = (text + " " * (widths[i] - _width(text)) for i, text in enumerate(row))
-        lines.append(f"  {'  '.join(padded)}  {message}")
-    return "\n".join(lines)
-
-
-def _width(text: str) -> int:
-    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    """Rows as indented lines of columns."""
+    cells = [
+        (name, kind, address[:_WIDEST], state, text) for name, kind, address, state, text in rows
+    ]
+    return "\n".join(f"  {line}" for line in aligned(cells))

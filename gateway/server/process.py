@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 from aiohttp import web
@@ -26,9 +26,8 @@ from gateway.config.outgoing import pem_files
 from gateway.errors import StartError
 from gateway.http.context import IN_FLIGHT, RELOAD, STATE, State
 from gateway.reload import differences
-from gateway.server.connections import SEND_S
 from gateway.server.greeting import greet, look_around
-from gateway.server.runner import Runner, listen
+from gateway.server.runner import Runner, bind, listen
 from gateway.system import can_share_ports, on_signal, raise_file_limit
 from gateway.telemetry.accesslog import AccessLog
 
@@ -53,29 +52,21 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
     if server.reuse_port and not can_share_ports():
         raise StartError("server.reuse_port: this system cannot share a port; leave it out")
     tls = _tls(server)
-    app = build(config, lines)
-    reloads = _Reloads(app, config, load, path, tls)
-    _on_signals(stop, reloads)
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(lines.flush)
+        # Before anything is created, such as the database with the password of `admin`.
+        address = await _bind(stack, server.host, server.port, reuse_port=server.reuse_port)
+        ops = None
         if server.ops_port is not None:
+            ops = await _bind(stack, server.ops_host or server.host, server.ops_port)
+        app = build(config, lines)
+        reloads = _Reloads(app, config, load, path, tls)
+        _on_signals(stop, reloads)
+        if ops is not None:
             # Close it last: it answers probes until everything else has stopped.
-            ops_host = server.ops_host or server.host
-            ops = await _listen(stack, build_ops(app), ops_host, server.ops_port)
-            if ops is None:
-                return 1
-        main = await _listen(
-            stack,
-            app,
-            server.host,
-            server.port,
-            server.reuse_port,
-            tls,
-            server.max_connections,
-            server.send_timeout,
-        )
-        if main is None:
-            return 1
+            await _listen(stack, Runner(build_ops(app), 1000, patience_s=_GOODBYE_S), ops)
+        main = Runner(app, server.max_connections, server.send_timeout, patience_s=_GOODBYE_S)
+        await _listen(stack, main, address, tls)
         greet(config, path, main.addresses[0][1], for_people=lines.for_people)
         gc.freeze()  # exclude the loaded modules from garbage collection
         watching = asyncio.ensure_future(reloads.watch())
@@ -89,28 +80,39 @@ async def serve(config: Config, path: Path, load: Load, lines: AccessLog) -> int
     return 0
 
 
+async def _bind(
+    stack: contextlib.AsyncExitStack, host: str, port: int, *, reuse_port: bool = False
+) -> asyncio.Server:
+    """Take the address. Raises StartError if that is impossible."""
+    with _explained(host, port):
+        bound = await bind(host, port, reuse_port=reuse_port)
+    stack.callback(bound.close)
+    return bound
+
+
 async def _listen(
     stack: contextlib.AsyncExitStack,
-    app: web.Application,
-    host: str,
-    port: int,
-    reuse_port: bool = False,
+    runner: Runner,
+    bound: asyncio.Server,
     tls: ssl.SSLContext | None = None,
-    most: int = 1000,
-    send_s: float = SEND_S,
-) -> Runner | None:
-    """Serve `app`. Logs the reason and returns None if the address cannot be bound."""
-    runner = Runner(app, most, send_s, patience_s=_GOODBYE_S)
+) -> None:
+    """Start the application, then serve it. Raises StartError."""
+    host, port = bound.sockets[0].getsockname()[:2]
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
+    with _explained(host, port):
+        await listen(runner, bound, _BACKLOG, tls)
+
+
+@contextlib.contextmanager
+def _explained(host: str, port: int) -> Iterator[None]:
+    """Turn an OSError into a StartError that says what to change."""
     try:
-        await listen(runner, host, port, _BACKLOG, reuse_port or None, tls)
+        yield
     except OSError as error:
         reason = error.strerror or str(error)
         hint = next((hint for number, hint in _HINTS.items() if error.errno == number), "")
-        log.critical("Cannot listen on %s:%d: %s%s", host, port, reason, hint)
-        return None
-    return runner
+        raise StartError(f"cannot listen on {host}:{port}: {reason}{hint}") from None
 
 
 _HINTS = {
@@ -241,15 +243,17 @@ class _Reloads:
             self._config = config
             holder.problems = 0
             holder.reloads["ok"] += 1
-            self._log_changes(before, holder.now)
+            self._log_changes(before, holder.now, fixed)
             if fixed:
                 log.warning("  these take effect with a restart only: %s", ", ".join(fixed))
             for warning in warnings(config, home(self._path)):
                 log.warning("  %s", warning)
 
-    def _log_changes(self, before: Config, state: State) -> None:
-        """Log the changes that took effect, and the access rule if it is different."""
-        changes = "; ".join(differences(before, state.config)) or "nothing changed"
+    def _log_changes(self, before: Config, state: State, fixed: list[str]) -> None:
+        """Log the changes that took effect, and the access rule if it is different. `fixed` are
+        those that did not."""
+        nothing = "nothing took effect" if fixed else "nothing changed"
+        changes = "; ".join(differences(before, state.config)) or nothing
         log.info(
             "%s, .env and secret files were read again; generation %d: %s",
             self._path,

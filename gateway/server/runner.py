@@ -81,21 +81,23 @@ def _is_worth_a_line(record: logging.LogRecord) -> bool:
     return not isinstance(error, web.RequestPayloadError)
 
 
+async def bind(host: str, port: int, *, reuse_port: bool = False) -> asyncio.Server:
+    """Take the address without listening to it. Raises OSError."""
+    return await asyncio.get_running_loop().create_server(
+        asyncio.Protocol, host, port, reuse_port=reuse_port or None, start_serving=False
+    )
+
+
 async def listen(
     runner: Runner,
-    host: str,
-    port: int,
+    bound: asyncio.Server,
     backlog: int = 128,
-    reuse_port: bool | None = None,
     tls: ssl.SSLContext | None = None,
 ) -> None:
     """Listen so that up to AT_ONCE connections are accepted per loop iteration. uvloop accepts one
     per listening socket and iteration, so a client that opens many would delay others by as many
     iterations. So each socket is listened to through AT_ONCE descriptors. Raises OSError.
     """
-    bound = await asyncio.get_running_loop().create_server(
-        asyncio.Protocol, host, port, reuse_port=reuse_port, start_serving=False
-    )
     try:
         times = AT_ONCE if CAN_LISTEN_TWICE else 1
         for number in [one.fileno() for one in bound.sockets for _ in range(times)]:

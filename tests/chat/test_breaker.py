@@ -36,7 +36,7 @@ def clock():
 
 @pytest.fixture
 def breaker(clock):
-    return Breaker(BreakerSettings(failures=3, cooldown=10.0), clock)
+    return Breaker("bot", BreakerSettings(failures=3, cooldown=10.0), clock)
 
 
 def down():
@@ -98,6 +98,23 @@ def test_a_failed_trial_opens_it_again(breaker, clock):
     clock.now += 9.9
     with pytest.raises(CircuitOpen):
         breaker.admit()
+
+
+def test_the_log_says_once_that_it_opens_and_that_it_closes(breaker, clock, caplog):
+    fail(breaker, 2)
+    assert caplog.messages == []
+    fail(breaker)
+    for _ in range(3):  # probes that fail
+        clock.now += 10
+        fail(breaker)
+    clock.now += 10
+    breaker.ended(breaker.admit())
+    assert [record.levelname for record in caplog.records] == ["WARNING", "WARNING"]
+    assert caplog.messages == [
+        "Agent bot: the circuit is open after 3 failures in a row; a call tests the agent every 10 s. "
+        "The last failure: upstream_unreachable: Connection refused.",
+        "Agent bot: the circuit is closed; the agent answers again",
+    ]
 
 
 def test_who_leaves_after_headers_have_come_has_seen_no_answer(breaker, clock):

@@ -8,8 +8,17 @@ import pytest
 from gateway import errors
 from gateway.chat.run import decide
 from gateway.errors import GatewayError, UpstreamFailed
+from gateway.platforms.failures import explain_http
+from gateway.protocol.exchange import UpstreamReply
 
 DOC = Path(__file__).parents[2] / "docs/failures.md"
+REPORTED = "`upstream_failed`, `upstream_timeout` for an upstream's status 502, 503 or 504"
+
+
+def reported(status: int) -> GatewayError:
+    """The failure that an upstream reports with this status and nothing else."""
+    return explain_http("Dify", UpstreamReply(status, {}, b""))
+
 
 # The failures of the table by the first cell of their row.
 FAILURES: dict[str, list[GatewayError]] = {
@@ -17,8 +26,10 @@ FAILURES: dict[str, list[GatewayError]] = {
     "`upstream_timeout` before there is a connection": [errors.UpstreamConnectTimeout("")],
     "`upstream_unavailable`": [errors.UpstreamUnavailable("")],
     "`rate_limit_exceeded` of the platform": [errors.RateLimited("", retryable=True)],
-    "`upstream_failed` with status 502 or 503": [UpstreamFailed("", retryable=True)],
-    "`upstream_failed`, `upstream_cut`, `upstream_timeout`": [
+    REPORTED: [reported(502), reported(503), reported(504)],
+    "any other `upstream_failed`, `upstream_cut`, `upstream_timeout`": [
+        reported(500),
+        reported(408),
         UpstreamFailed(""),
         errors.UpstreamCut(""),
         errors.UpstreamTimeout(""),

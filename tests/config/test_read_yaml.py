@@ -1,5 +1,6 @@
 """YAML as people write it: names and ids stay as written, and mistakes come with advice."""
 
+import re
 from typing import Any
 
 import pytest
@@ -49,6 +50,16 @@ def test_a_section_that_is_no_yaml_does_not_hide_the_others():
     assert [line.partition(":")[0] for line in found[1:]] == [
         "auth.tokn_ttl", "agents.a.platform", "routes.x[0]",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "agents", ["agents:\n  a: {platform: dify\n", "agents\n  a: {platform: dify}\n"]
+)
+def test_agents_that_are_no_yaml_are_not_reported_as_missing(agents):
+    rest = "auth: {keys: [{name: web, key: sk-12345678, agents: [a]}]}\nroutes: {x: [a]}\n"
+    (line,) = problems(agents + rest)
+    assert re.match(r"line \d: not valid YAML", line)
+    assert problems(rest)[0] == "agents: is missing"
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,36 @@ def test_host_and_port_of_the_environment_are_defaults():
     assert parse(AGENT, environ, port=5000).server.port == 5000
 
 
+URL = "agents: {a: {platform: dify, api_key: app-1, base_url: '%s'}}"
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "path"),
+    [
+        (URL % "${DIFY_BASE_URL:-demo:}", {"DIFY_BASE_URL": "dify"}, "agents.a.base_url"),
+        (
+            URL % "${SCHEME}://${HOST_NAME}",
+            {"SCHEME": "ftp", "HOST_NAME": "x"},
+            "agents.a.base_url",
+        ),
+        (AGENT, {"PORT": "many"}, "server.port"),
+        (AGENT, {"S3_BUCKET": "b", "S3_ADDRESSING": "odd"}, "storage.s3.addressing"),
+        (AGENT, {"HTTPS_PROXY": "gopher://x"}, "outgoing.https_proxy"),
+    ],
+)
+def test_a_bad_value_of_a_variable_names_the_variable(text, environ, path):
+    names = " and ".join(name for name in environ if name != "S3_BUCKET")
+    (line,) = problems(text, **environ)
+    assert line.startswith(f"{path}: ")
+    assert line.endswith(f" (from {names})")
+
+
+def test_a_bad_value_that_no_variable_gave_names_none():
+    environ = {"DIFY_BASE_URL": "", "PORT": "3001"}
+    assert "(from " not in problems(URL % "${DIFY_BASE_URL:-dify}", **environ)[0]
+    assert "(from " not in problems(AGENT + "server: {port: many}", **environ)[0]
+
+
 S3_ENVIRON = {
     "S3_ENDPOINT": "http://minio:9000", "S3_ACCESS_KEY": "access", "S3_SECRET_KEY": "hush-hush",
     "S3_BUCKET": "files", "S3_REGION": "cn-north-1", "S3_KEY_PREFIX": "gw/", "S3_ACL": "private",

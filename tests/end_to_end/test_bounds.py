@@ -31,7 +31,7 @@ from gateway.http.context import BODIES, FILES, IN_FLIGHT
 from gateway.limits.shares import Part, Shares
 from gateway.secret import Secret
 from gateway.server import connections
-from gateway.server.runner import AT_ONCE, Runner, listen
+from gateway.server.runner import AT_ONCE, Runner, bind, listen
 
 MIB = 1 << 20
 AT_ONCE_S = 0.1  # CPU time, in one iteration of the loop
@@ -181,7 +181,7 @@ def test_many_who_connect_do_not_hold_up_the_next_one():
     async def accepted() -> int:
         runner = Runner(web.Application())
         await runner.setup()
-        await listen(runner, "127.0.0.1", 0)
+        await listen(runner, await bind("127.0.0.1", 0))
         with ExitStack() as lines:
             for _ in range(2 * AT_ONCE):
                 address = runner.addresses[0]

@@ -1,6 +1,8 @@
 """The servers that hand out tokens, run as they stand, with a real gateway and a real page."""
 
 import asyncio
+import subprocess
+from urllib.request import urlopen
 
 import aiohttp
 import pytest
@@ -22,12 +24,17 @@ async def gw(gateway, demo):
 
 
 @pytest.fixture(params=SERVERS)
-def start(request):
+def name(request):
+    return SERVERS[request.param]
+
+
+@pytest.fixture
+def start(name):
     """`await start(url of a gateway)`: that server, started."""
     running = []
 
     async def start(gateway: str, key: str = KEY) -> TokenServer:
-        server = TokenServer(SERVERS[request.param], gateway, key)
+        server = TokenServer(name, gateway, key)
         running.append(server)
         await asyncio.to_thread(server.start)
         return server
@@ -94,3 +101,24 @@ async def test_a_gateway_that_cannot_be_reached_is_said(start):
     async with aiohttp.ClientSession() as browser, browser.post(f"{server.url}/token") as answer:
         assert answer.status == 502
         assert (await answer.json())["msg"] == "The gateway cannot be reached."
+
+
+def test_without_a_key_it_says_what_to_set(name):
+    server = TokenServer(name, "http://localhost:3000", key="")
+    ended = subprocess.run(
+        server.command(), **server.options(), capture_output=True, text=True, timeout=60
+    )
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Set GATEWAY_KEY to a key of the gateway: GATEWAY_KEY=sk-gw-")
+    assert ended.stderr.count("\n") == 1
+
+
+def test_it_prints_where_the_page_is(name):
+    server = TokenServer(name, "http://localhost:3000")
+    pipe = {"stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(server.command(), **server.options(), **pipe) as process:
+        while not server.answers():
+            assert process.poll() is None
+        urlopen(server.url, timeout=60).close()
+        process.terminate()
+        assert f"http://127.0.0.1:{server.port}" in process.communicate(timeout=60)[0]

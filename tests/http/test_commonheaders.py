@@ -9,7 +9,7 @@ from test_fastwrite import OPEN, QUESTION, question, stream_question
 
 from gateway.app import build_ops
 from gateway.http.commonheaders import CONSTANT
-from gateway.server.runner import Runner, listen
+from gateway.server.runner import Runner, bind, listen
 
 GET = b"GET /%b HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 ANSWERS = {
@@ -65,7 +65,7 @@ async def test_a_refused_connection_and_a_probe_have_them_too(gateway):
     gw = await gateway(agents={"bot": AGENTS["dify"]}, server={"max_connections": 10})
     ops = Runner(build_ops(gw.app))
     await ops.setup()
-    await listen(ops, "127.0.0.1", 0)
+    await listen(ops, await bind("127.0.0.1", 0))
     held = [(await asyncio.open_connection("127.0.0.1", port_of(gw)))[1] for _ in range(10)]
     await asyncio.sleep(0.05)  # until it is accepted
     for port, status in ((port_of(gw), "503"), (ops.addresses[0][1], "200")):

@@ -87,7 +87,7 @@ async def test_the_upstreams_refusal_keeps_its_message(pass_on):
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        (form(WAV + b"RIFF"), 404),  # without a model
+        (form(WAV + b"RIFF"), 400),  # without a model
         (form(WAV + b"RIFF", FIELD % (b"model", b"nobody")), 404),
         (form(WAV + b"RIFF", FIELD % (b"model", b"x" * 70_000)), 400),
         (form(*[FIELD % (b"a", b"b")] * 30, MODEL), 400),

@@ -216,6 +216,7 @@ def test_a_page_from_elsewhere_is_403(headers):
         error = refused(headers, anywhere=anywhere)
         assert error.status == 403
         assert "server.cors_origins" in error.message
+        assert "give the page a token" in error.message  # a key in a page is public
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,17 @@ async def test_the_probes_answer_without_a_key(all_five):
     assert (await gw.get("/readyz")).status == 200
 
 
+@pytest.mark.parametrize("path", ["", "/health"])
+async def test_a_route_is_404_that_says_so_and_names_its_agents(gateway, path):
+    agents = {name: {"platform": "dify"} for name in ("one", "two", "other")}
+    gw = await gateway(agents=agents, routes={"support": ["one", "two"]})
+    answer = await gw.get(f"/api/v1/agents/Support{path}")
+    assert answer.status == 404
+    assert (await answer.json())["msg"] == (
+        "'support' is a route; this address is about a single agent. Known: one, two."
+    )
+
+
 # Hidden agents.
 
 

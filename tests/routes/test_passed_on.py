@@ -168,6 +168,24 @@ async def test_what_may_have_acted_or_was_refused_is_not_sent_again(script, stat
     assert [len(one.requests), len(two.requests)] == [1, 0]
 
 
+async def test_an_endpoint_that_the_upstream_lacks_is_named(routed):
+    gw, *_ = await routed([Script(status="404 X")], [DONE])
+    error = (await (await gw.post("/v1/embeddings", BODY)).json())["error"]
+    assert error["message"].endswith("The upstream has no endpoint 'embeddings'.")
+
+
+@pytest.mark.parametrize("is_form", [False, True], ids=["json", "form"])
+async def test_a_body_without_a_model_is_400(is_form, routed):
+    gw, one, _ = await routed([DONE], [DONE])
+    form = aiohttp.FormData({"input": "hi"}, default_to_multipart=True)
+    body = {"data": form} if is_form else {"body": {"input": "hi"}}
+    answer = await gw.post("/v1/embeddings", **body)
+    error = (await answer.json())["error"]
+    assert (answer.status, error["param"]) == (400, "model")
+    assert error["message"].startswith("'model' is missing")
+    assert one.requests == []
+
+
 async def test_a_form_goes_whole_to_the_next_agent(routed):
     gw, one, two = await routed([refusal("500 X")], [DONE])
     part = b'Content-Disposition: form-data; name="%b"\r\n\r\n%b'

@@ -8,6 +8,7 @@ import pytest
 
 from gateway.config import invocation
 from gateway.config.load import load
+from gateway.http.locality import NotFromHere
 from gateway.server.greeting import greet, look_around
 
 
@@ -83,3 +84,13 @@ def test_hints_name_the_interpreter_as_it_can_be_pasted(monkeypatch, tmp_path):
     assert invocation.command() == "/opt/python3.13 run.py"
     monkeypatch.setattr(sys, "argv", ["/opt/bin/ai-gateway"])
     assert invocation.command() == "/opt/bin/ai-gateway"
+
+
+@pytest.mark.parametrize(
+    ("started_as", "program"),
+    [("/opt/bin/ai-gateway", "ai-gateway"), ("/srv/ai/run.py", "python run.py")],
+)
+def test_callers_learn_the_command_but_not_where_it_is(started_as, program, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [started_as])
+    assert invocation.program() == program
+    assert f"`{program} keys create`" in NotFromHere("why.").message
