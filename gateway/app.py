@@ -30,6 +30,7 @@ from gateway.http.context import (
     FORMS,
     IN_FLIGHT,
     MAIN,
+    MEMORY,
     METRICS,
     PARSING,
     RELOAD,
@@ -47,6 +48,9 @@ from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
 from gateway.limits.redis import RedisBuckets
 from gateway.limits.shares import Shares
+from gateway.memory.local import LocalStore
+from gateway.memory.recall import Memory
+from gateway.memory.redis import RedisStore
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
 from gateway.middlewares.ratelimit import ratelimit
@@ -165,6 +169,8 @@ def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]
         buckets = Buckets(RedisBuckets(config.redis) if config.redis.url else None)
         app[BUCKETS] = buckets
         await buckets.open()
+        store = RedisStore(buckets.evaluate) if config.redis.url else LocalStore()
+        app[MEMORY] = Memory(store)
         yield
         await buckets.close()
 

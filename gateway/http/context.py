@@ -23,6 +23,7 @@ from gateway.files.library import Files
 from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
 from gateway.limits.shares import Part, Shares
+from gateway.memory.recall import Memory
 from gateway.telemetry.accesslog import AccessLog
 from gateway.telemetry.call import Call
 from gateway.telemetry.metrics import Metrics
@@ -78,6 +79,7 @@ MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
+MEMORY: web.AppKey[Memory] = web.AppKey("memory", Memory)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 IN_FLIGHT: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)

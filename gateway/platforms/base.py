@@ -105,6 +105,12 @@ class Platform(Protocol):
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
 
+    drops_stopped: bool  # whether a conversation forgets a question whose answer was stopped
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a conversation can be continued by its id, with the question alone."""
+
     @property
     def models(self) -> Sequence[str] | None:
         """The models listed as `<agent>/<model>`; None if callers cannot choose a model."""
@@ -166,7 +172,12 @@ class BasePlatform:
     keeps_files = False
     keeps_runs = False
     passes_through = False
+    drops_stopped = False
     app_id: str | None = None
+
+    @property
+    def remembers(self) -> bool:
+        return False
 
     @property
     def models(self) -> Sequence[str] | None:

@@ -224,6 +224,10 @@ class Dify(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return DifyDecoder(self._mode or "chat", self._agent.output_variable)
 
+    @property
+    def remembers(self) -> bool:
+        return self._mode in (None, "chat")
+
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """Retry with another mode after a refusal of the mode, and without the conversation id if
         the conversation is lost and the request has its turns. Raises any other error."""
