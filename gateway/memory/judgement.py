@@ -1,7 +1,7 @@
 """Which thread a history continues, if that is proven. A wrong guess would show one person's
 conversation to another, and a missed one costs some tokens: what is not proven begins anew."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from gateway.memory.canonical import Hasher
@@ -36,55 +36,55 @@ class Verdict(NamedTuple):
         return self.thread.turns[: self.start + self.depth] if self.thread else ()
 
 
-def judge(history: History, path: Found, tail: Found, hasher: Hasher) -> Verdict:
-    """`path` has the threads that begin with all of the history's questions, `tail` those that
-    contain its last ones."""
-    if not history.exchanges:
-        return Verdict("seed" if history.is_cut else "new")
-    if not history.is_cut and (verdict := _whole(history, path, hasher)):
-        return verdict
-    return _window(history, tail, hasher)
+class _Match(NamedTuple):
+    """A thread that has all of the history's exchanges, from its turn `start` on."""
+
+    thread: Thread
+    start: int
 
 
-def _whole(history: History, path: Found, hasher: Hasher) -> Verdict | None:
-    """The verdict on a history that begins with the first turn of known threads."""
-    size = len(history.exchanges)
-    depths = [(thread, _depth(thread, 0, history, hasher)) for thread in path.threads]
-    matching = [thread for thread, depth in depths if depth == size]
-    if matching:
-        return _pick(matching, path.is_whole, size, lambda thread: 0)
-    best = max(depths, key=lambda each: each[1], default=None)
-    if best is None:
-        return None
-    return Verdict("branch", best[0], best[1]) if best[1] else Verdict("seed")
-
-
-def _window(history: History, tail: Found, hasher: Hasher) -> Verdict:
-    """The verdict on a history whose beginning is missing."""
-    size = len(history.exchanges)
-    starts = {thread.id: _start(thread, history, hasher) for thread in tail.threads}
-    matching = [thread for thread in tail.threads if starts[thread.id] >= 0]
-    if not matching:
-        return Verdict("seed")
-    thread = matching[0]
-    weights = [turn.answer.weight for turn in thread.turns[starts[thread.id] :][:size]]
-    is_proven = max(weights) >= _PROOF or sum([w >= _PROOF_OF_TWO for w in weights]) >= 2
-    if not is_proven:
-        return Verdict("seed")
-    return _pick(matching, tail.is_whole, size, lambda thread: starts[thread.id])
-
-
-def _pick(
-    matching: list[Thread], is_whole: bool, size: int, start: Callable[[Thread], int]
+def judge(
+    history: History, path: Found, tail: Found, hasher: Hasher, *, needs_whole: bool = False
 ) -> Verdict:
-    """The newest of the threads that end with the history, else a branch of the newest one. Threads
-    of different trees may be those of two people with the same words."""
-    if not is_whole or len({thread.tree for thread in matching}) > 1:
-        return Verdict("seed")
-    for thread in matching:
-        if len(thread.turns) == start(thread) + size and thread.is_open:
-            return Verdict("continue", thread, size, start(thread))
-    return Verdict("branch", matching[0], size, start(matching[0]))
+    """`path` has the threads that begin with all of the history's questions, `tail` those that
+    contain its last ones. With `needs_whole` a history whose beginning is missing is not enough.
+
+    Both count for a history that seems to be whole: it may be the end of another one. Threads of
+    different trees may be those of two people with the same words, and then neither is continued.
+    """
+    size = len(history.exchanges)
+    if not size:
+        return Verdict("seed" if history.is_cut else "new")
+    begun = [] if history.is_cut else path.threads
+    depths = [(thread, _depth(thread, 0, history, hasher)) for thread in begun]
+    whole = [_Match(thread, 0) for thread, depth in depths if depth == size]
+    starts = [_Match(thread, _start(thread, history, hasher)) for thread in tail.threads]
+    ends = [match for match in starts if match.start >= 0]
+    if whole or ends:
+        if not (path.is_whole and tail.is_whole):
+            return Verdict("seed")
+        if len({match.thread.tree for match in (*whole, *ends)}) > 1:
+            return Verdict("seed")
+        if not whole and (needs_whole or not _is_proven(ends[0], size)):
+            return Verdict("seed")
+        return _pick(whole or ends, size)
+    thread, depth = max(depths, key=lambda each: each[1], default=(None, 0))
+    return Verdict("branch", thread, depth) if depth else Verdict("seed")
+
+
+def _is_proven(match: _Match, size: int) -> bool:
+    """Whether the answers of a history whose beginning is missing are more than a few words."""
+    weights = [turn.answer.weight for turn in match.thread.turns[match.start :][:size]]
+    return max(weights) >= _PROOF or sum([weight >= _PROOF_OF_TWO for weight in weights]) >= 2
+
+
+def _pick(matches: list[_Match], size: int) -> Verdict:
+    """The newest thread that ends with the history, else a branch of the newest one."""
+    for thread, start in matches:
+        if len(thread.turns) == start + size and thread.is_open:
+            return Verdict("continue", thread, size, start)
+    thread, start = matches[0]
+    return Verdict("branch", thread, size, start)
 
 
 def _depth(thread: Thread, start: int, history: History, hasher: Hasher) -> int:

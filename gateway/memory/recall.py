@@ -162,9 +162,8 @@ class Memory:
             return judge(history, Found(), Found(), hasher)
         keys = [chain(users, hasher)[-1], tail(users, hasher)]
         path, end = await self._store.find(scope, keys)
-        if settings.mode == "strict" or settings.window == "client":
-            end = Found()
-        return judge(history, path, end, hasher)
+        needs_whole = settings.mode == "strict" or settings.window == "client"
+        return judge(history, path, end, hasher, needs_whole=needs_whole)
 
     async def remember(
         self,

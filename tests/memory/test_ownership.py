@@ -1,0 +1,94 @@
+"""No user's words ever reach a conversation of another, whatever several people do under one key
+with the same words, and whatever the bot answers to them."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.config.models import Memory as Settings
+from gateway.ids import new_id
+from gateway.memory.local import LocalStore
+from gateway.memory.recall import Memory, Store
+from gateway.protocol.messages import ChatRequest, Message
+
+WORDS = st.sampled_from(["hi", "你好", "and then?", "继续", "thanks"])
+ANSWERS = st.sampled_from(["OK", "Hello! How can I help?", "当然可以。" * 60, "", "👍"])
+PEOPLE = st.integers(0, 3)
+ACTIONS = st.sampled_from(["ask", "ask", "ask", "regenerate", "edit", "stop", "clear", "fail"])
+
+
+@dataclass
+class Person:
+    """A client that shows `turns`, and sends the last `window` of them."""
+
+    name: int
+    window: int
+    turns: list[tuple[str, str]] = field(default_factory=list)
+
+
+class World:
+    """A platform that knows who has asked in which conversation."""
+
+    def __init__(self, store: Store) -> None:
+        self.memory = Memory(store)
+        self.owners: dict[str, int] = {}
+        self.joined = 0
+
+    async def ask(self, person: Person, words: str, answer: str, action: str) -> None:
+        shown = person.turns[-person.window :]
+        messages = [
+            Message(role, text)  # type: ignore[arg-type]
+            for user, said in shown
+            for role, text in (("user", user), ("assistant", said))
+        ]
+        question = Message("user", words)
+        chat = ChatRequest("bot", (*messages, question), "u", scope="5c0be")
+        recall = await self.memory.recall(chat, Settings(), 60.0)
+        assert recall is not None
+        conversation = recall.applied(chat).conversation_id
+        self.joined += conversation is not None
+        conversation = conversation or new_id(16)
+        assert self.owners.setdefault(conversation, person.name) == person.name
+        is_cut = action in ("stop", "fail")
+        seen = "" if action == "fail" else answer[: len(answer) // 2] if is_cut else answer
+        recall.texts = [answer]
+        known = "" if action == "fail" else conversation
+        await self.memory.remember(recall, Settings(), "bot", known, cut=is_cut, drops_cut=False)
+        person.turns.append((words, seen))
+
+
+def play(steps: list[tuple[Any, ...]], store: Store) -> World:
+    async def run() -> World:
+        world = World(store)
+        people = [Person(0, 100), Person(1, 100), Person(2, 2), Person(3, 1)]
+        for who, action, words, answer, at in steps:
+            person = people[who]
+            if action == "clear":
+                person.turns.clear()
+            elif action == "edit" and person.turns:
+                del person.turns[at % len(person.turns) :]
+            elif action == "regenerate" and person.turns:
+                words, _ = person.turns.pop()
+            await world.ask(person, words, answer, action)
+        return world
+
+    return asyncio.run(run())
+
+
+STEPS = st.lists(
+    st.tuples(PEOPLE, ACTIONS, WORDS, ANSWERS, st.integers(0, 5)), min_size=1, max_size=40
+)
+
+
+@given(STEPS)
+@settings(max_examples=300, deadline=None)
+def test_nobody_joins_a_conversation_of_another(steps):
+    play(steps, LocalStore())
+
+
+def test_one_person_alone_is_joined():
+    steps = [(0, "ask", f"question {n}", f"an answer of some length {n}", 0) for n in range(10)]
+    assert play(steps, LocalStore()).joined == 9
