@@ -18,6 +18,7 @@ from gateway.chat.health import HealthCache
 from gateway.chat.routing import Routing
 from gateway.config.models import Config
 from gateway.config.origins import Origins
+from gateway.database import Database
 from gateway.errors import GatewayError, Stopping, why
 from gateway.files.library import Files
 from gateway.http.inflight import InFlight
@@ -60,6 +61,7 @@ class StateHolder:
 class Services:
     """The services that need the database; with `database: none` there are none."""
 
+    database: Database
     accounts: Accounts
     directory: Directory
     calls: Calls

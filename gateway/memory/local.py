@@ -54,22 +54,32 @@ class LocalStore:
     async def save(
         self, scope: str, thread: Thread, keys: Sequence[str], keep_s: float, holder: str
     ) -> None:
-        self.put(scope, thread, keys, self._clock() + keep_s)
+        self.keep(thread, self._clock() + keep_s)
+        for key in [scope + key for key in keys]:
+            others = [id_ for id_ in self._listed.pop(key, ()) if id_ != thread.id]
+            self._list(key, (thread.id, *others))
         self.unclaim(thread.id, holder)
 
-    def put(self, scope: str, thread: Thread, keys: Sequence[str], until: float) -> None:
+    def list_older(self, key: str, ids: Sequence[str]) -> None:
+        """Add ids, newest first, that are older than those already under the key."""
+        known = self._listed.pop(key, ())
+        self._list(key, (*known, *[id_ for id_ in ids if id_ not in known]))
+
+    def _list(self, key: str, ids: tuple[str, ...]) -> None:
+        if ids:
+            self._listed[key] = ids[: MAX_LISTED + 1]
+        while len(self._listed) > _MAX_KEYS:
+            self._listed.popitem(last=False)
+
+    def keep(self, thread: Thread, until: float) -> None:
+        """Keep a thread until then, in seconds since the epoch."""
         before = self._threads.pop(thread.id, None)
         self._size += len(thread.turns) - (len(before[0].turns) if before else 0)
         self._threads[thread.id] = (thread, until)
-        for key in [scope + key for key in keys]:
-            others = [id_ for id_ in self._listed.pop(key, ()) if id_ != thread.id]
-            self._listed[key] = (thread.id, *others[:MAX_LISTED])
         while self._size > self._most and len(self._threads) > 1:
             id_, (dropped, _) = self._threads.popitem(last=False)
             self._size -= len(dropped.turns)
             self._claims.pop(id_, None)
-        while len(self._listed) > _MAX_KEYS:
-            self._listed.popitem(last=False)
 
     def missed(self, scope: str) -> None: ...
 

@@ -3,7 +3,6 @@ with the same words, and whatever the bot answers to them."""
 
 import asyncio
 from dataclasses import dataclass, field
-from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -33,11 +32,17 @@ class World:
     """A platform that knows who has asked in which conversation."""
 
     def __init__(self, store: Store) -> None:
-        self.memory = Memory(store)
+        self.use(store)
         self.owners: dict[str, int] = {}
         self.joined = 0
 
-    async def ask(self, person: Person, words: str, answer: str, action: str) -> None:
+    def use(self, store: Store) -> None:
+        """Go on with another process."""
+        self.store, self.memory = store, Memory(store)
+
+    async def ask(
+        self, person: Person, words: str, answer: str, action: str, scope: str = "5c0be"
+    ) -> None:
         shown = person.turns[-person.window :]
         messages = [
             Message(role, text)  # type: ignore[arg-type]
@@ -45,7 +50,7 @@ class World:
             for role, text in (("user", user), ("assistant", said))
         ]
         question = Message("user", words)
-        chat = ChatRequest("bot", (*messages, question), "u", scope="5c0be")
+        chat = ChatRequest("bot", (*messages, question), "u", scope=scope)
         recall = await self.memory.recall(chat, Settings(), 60.0)
         assert recall is not None
         conversation = recall.applied(chat).conversation_id
@@ -60,19 +65,30 @@ class World:
         person.turns.append((words, seen))
 
 
-def play(steps: list[tuple[Any, ...]], store: Store) -> World:
+Step = tuple[int, str, str, str, int]
+
+
+def people() -> list[Person]:
+    return [Person(0, 100), Person(1, 100), Person(2, 2), Person(3, 1)]
+
+
+async def act(world: World, persons: list[Person], step: Step, scope: str) -> None:
+    who, action, words, answer, at = step
+    person = persons[who]
+    if action == "clear":
+        person.turns.clear()
+    elif action == "edit" and person.turns:
+        del person.turns[at % len(person.turns) :]
+    elif action == "regenerate" and person.turns:
+        words, _ = person.turns.pop()
+    await world.ask(person, words, answer, action, scope)
+
+
+def play(steps: list[Step], store: Store) -> World:
     async def run() -> World:
-        world = World(store)
-        people = [Person(0, 100), Person(1, 100), Person(2, 2), Person(3, 1)]
-        for who, action, words, answer, at in steps:
-            person = people[who]
-            if action == "clear":
-                person.turns.clear()
-            elif action == "edit" and person.turns:
-                del person.turns[at % len(person.turns) :]
-            elif action == "regenerate" and person.turns:
-                words, _ = person.turns.pop()
-            await world.ask(person, words, answer, action)
+        world, persons = World(store), people()
+        for step in steps:
+            await act(world, persons, step, "5c0be")
         return world
 
     return asyncio.run(run())
