@@ -139,8 +139,7 @@ async def _remember(
     *,
     cut: bool = False,
 ) -> None:
-    """Keep the call's turn. `cut`: the client may have received only a part of the answer, and
-    `renderer` has been told to the recall before."""
+    """Keep the call's turn. `cut`: the client may have received only a part of the answer."""
     recall, attempt = run.recall, run.attempt
     if recall is None or recall.is_over:
         return

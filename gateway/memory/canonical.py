@@ -36,7 +36,7 @@ _ERROR = re.compile(r'\A[\s`]*(?:json)?\s*\{\s*"(?:error|code)"\s*:')
 
 
 def user_text(text: str) -> str:
-    """The words of a user's turn, without what a client has wrapped around them."""
+    """The text of a user's turn, without what a client has wrapped around them."""
     if "</" in text:
         text = _WRAPPED.sub("", text, count=1)
         if found := _BARE.search(text):
@@ -88,7 +88,7 @@ class Hasher:
         return self._hash(text.encode("utf-8", "surrogatepass")).hexdigest()
 
     def user(self, turn: Message) -> str:
-        """The hash of a user's turn; "" if it has neither words nor files."""
+        """The hash of a user's turn; "" if it has neither text nor files."""
         text = user_text(turn.text)
         if not (text or turn.media):
             return ""

@@ -1,7 +1,8 @@
 """Threads in the database, for a gateway without Redis: written in batches, read once.
 
 A call never waits for a write. Between it and its writing the process itself knows the thread, so
-replicas that share a PostgreSQL but no Redis may miss each other's latest turns, and begin anew.
+replicas that share a PostgreSQL but no Redis may miss each other's latest turns, and start a new
+conversation.
 """
 
 import asyncio
@@ -59,7 +60,7 @@ class DatabaseStore(LocalStore):
     def _loaded(self, loading: asyncio.Task[None]) -> None:
         self._loading.discard(loading)
         if not loading.cancelled():
-            loading.exception()  # perhaps nobody waits for it any more
+            loading.exception()  # the call may have gone on without it
 
     async def _load(self, names: list[str]) -> None:
         """Read what the database knows under these two keys."""
@@ -87,7 +88,7 @@ class DatabaseStore(LocalStore):
         _, names, _ = self._pending.pop(thread.id, (None, {}, 0))
         names |= {scope + key: at_ms for key in keys}
         self._pending[thread.id] = (thread, names, int((self._clock() + keep_s) * 1000))
-        if len(self._pending) > MAX_PENDING:  # the database is away: the oldest are begun anew
+        if len(self._pending) > MAX_PENDING:  # the database does not answer: drop the oldest
             self._pending.popitem(last=False)
         if self._writing is None:
             self._writing = asyncio.ensure_future(self._write())

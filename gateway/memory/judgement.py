@@ -1,5 +1,6 @@
 """Which thread a history continues, if that is proven. A wrong guess would show one person's
-conversation to another, and a missed one costs some tokens: what is not proven begins anew."""
+conversation to another, and a missed one costs some tokens: what is not proven begins a new
+conversation."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -50,7 +51,7 @@ def judge(
     contain its last ones. With `needs_whole` a history whose beginning is missing is not enough.
 
     Both count for a history that seems to be whole: it may be the end of another one. Threads of
-    different trees may be those of two people with the same words, and then neither is continued.
+    different trees may be those of two people who say the same, and then neither is continued.
     """
     size = len(history.exchanges)
     if not size:
@@ -73,7 +74,7 @@ def judge(
 
 
 def _is_proven(match: _Match, size: int) -> bool:
-    """Whether the answers of a history whose beginning is missing are more than a few words."""
+    """Whether the answers of a history whose beginning is missing are long enough."""
     weights = [turn.answer.weight for turn in match.thread.turns[match.start :][:size]]
     return max(weights) >= _PROOF or sum([weight >= _PROOF_OF_TWO for weight in weights]) >= 2
 
@@ -97,7 +98,7 @@ def _depth(thread: Thread, start: int, history: History, hasher: Hasher) -> int:
 
 
 def _start(thread: Thread, history: History, hasher: Hasher) -> int:
-    """The last place in the thread where the whole history stands; -1 if there is none."""
+    """The last place in the thread that has the whole history; -1 if there is none."""
     size = len(history.exchanges)
     for start in range(len(thread.turns) - size, -1, -1):
         if _depth(thread, start, history, hasher) == size:

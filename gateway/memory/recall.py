@@ -82,7 +82,7 @@ class Recall:
 
     def kind_at(self, agent: str, conversation: str) -> Kind:
         """What the call has become at the agent that answers: a platform that has forgotten the
-        conversation, or another agent, was given the history anew."""
+        conversation, or another agent, was given the whole history."""
         thread = self.verdict.thread
         is_there = thread is not None and (thread.agent, thread.conversation) == (
             agent,
@@ -122,7 +122,7 @@ def _turns(history: History, verdict: Verdict, hasher: Hasher) -> tuple[Turn, ..
 
 class Memory:
     """Never fails a call, and never holds it up for longer than the store's time limit: what cannot
-    be found is begun anew."""
+    be found becomes a new conversation."""
 
     def __init__(self, store: Store) -> None:
         self._store = store

@@ -1,4 +1,4 @@
-"""What chat clients add to a conversation by themselves, and which is nobody's words to a bot."""
+"""What chat clients add to a conversation by themselves, which no user has written."""
 
 import re
 from dataclasses import replace

@@ -1,5 +1,5 @@
-"""No user's words ever reach a conversation of another, whatever several people do under one key
-with the same words, and whatever the bot answers to them."""
+"""No user's question ever reaches a conversation of another, whatever several people do under one key
+with the same questions, and whatever the bot answers to them."""
 
 import asyncio
 from dataclasses import dataclass, field

@@ -1,5 +1,5 @@
 """Recorded threads of real clients, replayed: each turn reaches the conversation that its user
-would expect, also if all clients are one caller and everybody gets the same answers."""
+would expect, also if all clients are one caller and all get the same answers."""
 
 import json
 import random
