@@ -121,7 +121,7 @@ async def _recalled(
     recall = await request.app[MEMORY].recall(chat, _memory_of(state, targets[0]), lease_s)
     if recall is None:
         return None, chat, targets
-    chat = recall.applied(chat)
+    recall.apply(chat)
     if chat.home:
         targets = sorted(targets, key=lambda target: target.name != chat.home)
     return recall, chat, targets

@@ -19,7 +19,7 @@ from gateway.protocol.messages import Media, Message
 VERSION = b"v1"  # of this form; another one finds nothing that was stored before
 HASH = 12  # bytes of a hash
 _EDGE = 65536  # characters of an embedded file that are hashed, at each end
-BLOCK, MAX_BLOCKS = 32, 64  # letters per block of a print, and blocks
+BLOCK, MAX_BLOCKS = 32, 64  # bytes per block of a print, and blocks
 
 # What clients put in front of a question; the question follows the last of them.
 _WRAPPED = re.compile(
@@ -30,7 +30,7 @@ _THINKING = re.compile(
     r"<think>.*?(?:</think>|\Z)|<details[^>]*reasoning[^>]*>.*?(?:</details>|\Z)",
     re.DOTALL | re.IGNORECASE,
 )
-_MARKS, _LETTER = re.compile(r"[\W_]+"), re.compile(r"[^\W_]")
+_MARKS = bytes(code for code in range(128) if not chr(code).isalnum())
 # An error that a client has put into the chat as if it were an answer.
 _ERROR = re.compile(r'\A[\s`]*(?:json)?\s*\{\s*"(?:error|code)"\s*:')
 
@@ -46,31 +46,31 @@ def user_text(text: str) -> str:
     return " ".join(text.split())
 
 
-def letters(text: str) -> str:
-    """The letters and digits of an answer, in any script; "" for an error shown as an answer."""
+def letters(text: str) -> bytes:
+    """An answer in lower case without ASCII's blanks and marks, in UTF-8; b"" for an error shown as
+    an answer."""
     if "{" in text and _ERROR.match(text):
-        return ""
+        return b""
     if "<" in text:
         text = _THINKING.sub("", text)
-    return _MARKS.sub("", text.casefold())
+    return text.casefold().encode("utf-8", "surrogatepass").translate(None, _MARKS)
 
 
 def has_letters(text: str) -> bool:
     """Whether `letters` are any, without computing all of them."""
     if "<" in text or "{" in text:
         return bool(letters(text))
-    return _LETTER.search(text) is not None
+    return bool(letters(text[:80]) or letters(text))
 
 
 class Print(NamedTuple):
     """What is known of an answer: `exact` is a hash of the text as it was sent, `whole` of its
-    letters, `size` their number, and `blocks` are checksums of the first blocks of letters. `cut`:
-    the client may have received less. `weight` is the size in bytes."""
+    letters, `size` their bytes, and `blocks` are checksums of the first blocks of bytes. `cut`: the
+    client may have received less."""
 
     exact: str
     whole: str
     size: int
-    weight: int
     blocks: str
     cut: bool = False
 
@@ -92,16 +92,17 @@ class Hasher:
         text = user_text(turn.text)
         if not (text or turn.media):
             return ""
-        return self.text("\0".join([text, *map(_medium, turn.media)]))
+        if turn.media:
+            text = "\0".join([text, *map(_medium, turn.media)])
+        return self.text(text)
 
     def print(self, text: str, cut: bool = False) -> Print | None:
         """The print of an answer; None if it has no letters, which means that there was none."""
         found = letters(text)
         if not found:
             return None
-        blocks = "".join(self._blocks(found))
-        weight = len(found.encode("utf-8", "surrogatepass"))
-        return Print(self.text(text.strip()), self.text(found), len(found), weight, blocks, cut)
+        whole = self._hash(found).hexdigest()
+        return Print(self.text(text.strip()), whole, len(found), self._blocks(found), cut)
 
     def fits(self, kept: Print, shown: str) -> bool:
         """Whether the text that a client shows as the answer is the kept answer, as far as clients
@@ -111,38 +112,35 @@ class Hasher:
         found = letters(shown)
         size = len(found)
         if size == kept.size:
-            return self.text(found) == kept.whole
+            return self._hash(found).hexdigest() == kept.whole
         if size < kept.size:
             return self._begins(kept, found)
         return self._holds(kept, found)
 
-    def _begins(self, kept: Print, found: str) -> bool:
+    def _begins(self, kept: Print, found: bytes) -> bool:
         """Whether the kept answer begins with `found`, as far as there are whole blocks of it."""
-        blocks = "".join(self._blocks(found[: len(found) // BLOCK * BLOCK]))
-        if not blocks and not kept.cut:
-            return False
-        return kept.blocks.startswith(blocks)
+        blocks = self._blocks(found)
+        return kept.blocks.startswith(blocks) if blocks else kept.cut
 
-    def _holds(self, kept: Print, found: str) -> bool:
+    def _holds(self, kept: Print, found: bytes) -> bool:
         """Whether `found` ends with, begins with or contains the kept answer."""
         size = kept.size
-        if self.text(found[-size:]) == kept.whole or self.text(found[:size]) == kept.whole:
-            return True
+        for part in (found[-size:], found[:size]):
+            if self._hash(part).hexdigest() == kept.whole:
+                return True
         if size < BLOCK or len(found) > BLOCK * MAX_BLOCKS * 4:
             return False
-        first, salt = kept.blocks[:8], self._salt
+        first = int(kept.blocks[:8], 16)
         return any(
-            f"{crc32(found[at : at + BLOCK].encode('utf-8', 'surrogatepass'), salt):08x}" == first
-            and self.text(found[at : at + size]) == kept.whole
+            crc32(found[at : at + BLOCK], self._salt) == first
+            and self._hash(found[at : at + size]).hexdigest() == kept.whole
             for at in range(1, len(found) - size)
         )
 
-    def _blocks(self, found: str) -> list[str]:
+    def _blocks(self, found: bytes) -> str:
         salt, end = self._salt, min(len(found) // BLOCK, MAX_BLOCKS) * BLOCK
-        return [
-            f"{crc32(found[at : at + BLOCK].encode('utf-8', 'surrogatepass'), salt):08x}"
-            for at in range(0, end, BLOCK)
-        ]
+        sums = [crc32(found[at : at + BLOCK], salt) for at in range(0, end, BLOCK)]
+        return ("%08x" * len(sums)) % tuple(sums)
 
 
 def _medium(media: Media) -> str:

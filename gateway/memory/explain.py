@@ -34,7 +34,8 @@ async def _explain(memory: Memory, turns: tuple[Message, ...], answer: str) -> l
     if recall is None:
         return ["  not looked up: the last message is no question, or there are too many"]
     recall.texts = [answer]
-    conversation = recall.applied(chat).conversation_id or chat.call_id
+    recall.apply(chat)
+    conversation = chat.conversation_id or chat.call_id
     await memory.remember(recall, Settings(), "agent", conversation, cut=True, drops_cut=False)
     return [*_history(turns), f"  {recall.kind}; depth={recall.verdict.depth}"]
 
@@ -46,7 +47,7 @@ def _history(turns: tuple[Message, ...]) -> Iterator[str]:
     for place, turn in enumerate(turns[:-1]):
         if exchange := compared.get(place):
             yield f"  compared  user: {user_text(turn.text)[:_SHOWN]}"
-            yield f"            answer: {letters(exchange.shown)[:_SHOWN]}"
+            yield f"            answer: {letters(exchange.shown).decode()[:_SHOWN]}"
         elif turn.role != "assistant":
             why = "has no answer" if turn.role == "user" else f"role {turn.role}"
             yield f"  left out  {why}: {' '.join(turn.text.split())[:_SHOWN]}"

@@ -59,7 +59,9 @@ def judge(
     begun = [] if history.is_cut else path.threads
     depths = [(thread, _depth(thread, 0, history, hasher)) for thread in begun]
     whole = [_Match(thread, 0) for thread, depth in depths if depth == size]
-    starts = [_Match(thread, _start(thread, history, hasher)) for thread in tail.threads]
+    seen = {match.thread.id for match in whole}
+    others = [thread for thread in tail.threads if thread.id not in seen]
+    starts = [_Match(thread, _start(thread, history, hasher)) for thread in others]
     ends = [match for match in starts if match.start >= 0]
     if whole or ends:
         if not (path.is_whole and tail.is_whole):
@@ -75,7 +77,7 @@ def judge(
 
 def _is_proven(match: _Match, size: int) -> bool:
     """Whether the answers of a history whose beginning is missing are long enough."""
-    weights = [turn.answer.weight for turn in match.thread.turns[match.start :][:size]]
+    weights = [turn.answer.size for turn in match.thread.turns[match.start :][:size]]
     return max(weights) >= _PROOF or sum([weight >= _PROOF_OF_TWO for weight in weights]) >= 2
 
 

@@ -10,7 +10,7 @@ from gateway.config.models import Memory as Settings
 from gateway.ids import new_id
 from gateway.memory.canonical import Hasher
 from gateway.memory.judgement import Found, Kind, Verdict, judge
-from gateway.memory.thread import History, Thread, Turn, chain, keys_of, read_history, tail
+from gateway.memory.thread import History, Thread, Turn, keys_of, path_of, read_history, tail
 from gateway.protocol.messages import ChatRequest
 
 log = logging.getLogger("gateway")
@@ -71,14 +71,11 @@ class Recall:
     def kind(self) -> Kind:
         return self.verdict.kind
 
-    def applied(self, chat: ChatRequest) -> ChatRequest:
-        """The question, with the conversation that it continues."""
+    def apply(self, chat: ChatRequest) -> None:
+        """Ask in the conversation that the call continues, if it does."""
         thread = self.verdict.thread
-        if self.kind != "continue" or thread is None:
-            return chat
-        return replace(
-            chat, conversation_id=thread.conversation, home=thread.agent, resent=self.resent
-        )
+        if self.kind == "continue" and thread is not None:
+            chat.continue_at(thread.agent, thread.conversation, self.resent)
 
     def kind_at(self, agent: str, conversation: str) -> Kind:
         """What the call has become at the agent that answers: a platform that has forgotten the
@@ -100,13 +97,15 @@ class Recall:
         is_open = texts is not None and not (cut and drops_cut and bool(turn))
         if before is not None and self.kind_at(agent, conversation) == "continue":
             is_open = is_open and before.is_open
-            return replace(before, turns=before.turns + turn, is_open=is_open)
+            path = path_of([each.user for each in turn], self._hasher, before.path)
+            return replace(before, turns=before.turns + turn, path=path, is_open=is_open)
         turns = self._turns + turn
         if not turns:
             return None
         id_ = new_id(16)
         tree = before.tree if before is not None else id_
-        return Thread(id_, tree, agent, conversation, turns, len(self._turns), is_open)
+        path = path_of([each.user for each in turns], self._hasher)
+        return Thread(id_, tree, agent, conversation, turns, path, len(self._turns), is_open)
 
     def keys(self, thread: Thread) -> list[str]:
         return keys_of(thread, self._hasher)
@@ -160,7 +159,7 @@ class Memory:
         users = [exchange.user for exchange in history.exchanges]
         if not users:
             return judge(history, Found(), Found(), hasher)
-        keys = [chain(users, hasher)[-1], tail(users, hasher)]
+        keys = [path_of(users, hasher), tail(users, hasher)]
         path, end = await self._store.find(scope, keys)
         needs_whole = settings.mode == "strict" or settings.window == "client"
         return judge(history, path, end, hasher, needs_whole=needs_whole)

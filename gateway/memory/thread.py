@@ -1,5 +1,6 @@
 """A thread, which is one conversation at a platform with its turns; and a client's history."""
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -29,20 +30,29 @@ class Thread:
     agent: str
     conversation: str
     turns: tuple[Turn, ...]
+    path: str  # stands for all questions, in order
     seeded: int = 0
     is_open: bool = True
 
     def dump(self) -> bytes:
         turns = [[turn.user, *turn.answer] for turn in self.turns]
-        head = [self.id, self.tree, self.agent, self.conversation, self.seeded, self.is_open]
+        head = [
+            self.id,
+            self.tree,
+            self.agent,
+            self.conversation,
+            self.path,
+            self.seeded,
+            self.is_open,
+        ]
         return orjson.dumps([*head, turns])
 
 
 def load(data: bytes) -> Thread:
     *head, turns = orjson.loads(data)
-    id_, tree, agent, conversation, seeded, is_open = head
+    id_, tree, agent, conversation, path, seeded, is_open = head
     read = tuple([Turn(user, Print(*answer)) for user, *answer in turns])
-    return Thread(id_, tree, agent, conversation, read, seeded, is_open)
+    return Thread(id_, tree, agent, conversation, read, path, seeded, is_open)
 
 
 class Exchange(NamedTuple):
@@ -95,16 +105,14 @@ def read_history(messages: tuple[Message, ...], hasher: Hasher) -> History | Non
     return History(tuple(out), question, is_cut, has_past)
 
 
-def chain(users: tuple[str, ...] | list[str], hasher: Hasher) -> list[str]:
-    """For each of the questions a key that stands for all of them up to it."""
-    out, last = [], ""
+def path_of(users: Iterable[str], hasher: Hasher, before: str = "") -> str:
+    """A key for all of these questions in their order, after those of the path `before`."""
     for user in users:
-        last = hasher.text(f"{last}/{user}")
-        out.append(last)
-    return out
+        before = hasher.text(f"{before}/{user}")
+    return before
 
 
-def tail(users: tuple[str, ...] | list[str], hasher: Hasher) -> str:
+def tail(users: Sequence[str], hasher: Hasher) -> str:
     """A key for the last two questions, or the only one."""
     return hasher.text("tail:" + "/".join(users[-2:]))
 
@@ -112,5 +120,5 @@ def tail(users: tuple[str, ...] | list[str], hasher: Hasher) -> str:
 def keys_of(thread: Thread, hasher: Hasher) -> list[str]:
     """The keys under which the thread is found by its newest turn: by its whole path, and by the
     end of a history whose beginning is missing."""
-    users = [turn.user for turn in thread.turns]
-    return [chain(users, hasher)[-1], tail(users, hasher), tail(users[-1:], hasher)]
+    users = [turn.user for turn in thread.turns[-2:]]
+    return [thread.path, tail(users, hasher), tail(users[-1:], hasher)]

@@ -68,7 +68,7 @@ class PassedOn:
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Only `free_question` changes it; `replace` makes a changed copy.
+    """One question to one agent. Only `continue_at` and `free_question` change it; `replace` makes a changed copy.
     (Freezing it would cost as much as all its parsing.)
 
     The last of `messages` is the question. `user` is the end user as the platform
@@ -114,6 +114,10 @@ class ChatRequest:
     @property
     def question(self) -> Message:
         return self.messages[-1]
+
+    def continue_at(self, agent: str, conversation: str, resent: int) -> None:
+        """Ask in a conversation that the gateway has recalled, before anything is sent."""
+        self.home, self.conversation_id, self.resent = agent, conversation, resent
 
     def at(self, agent: str) -> "ChatRequest":
         """The question to that agent: one that does not know the conversation gets all turns."""

@@ -53,7 +53,8 @@ class World:
         chat = ChatRequest("bot", (*messages, question), "u", scope=scope)
         recall = await self.memory.recall(chat, Settings(), 60.0)
         assert recall is not None
-        conversation = recall.applied(chat).conversation_id
+        recall.apply(chat)
+        conversation = chat.conversation_id
         self.joined += conversation is not None
         conversation = conversation or new_id(16)
         assert self.owners.setdefault(conversation, person.name) == person.name

@@ -23,7 +23,7 @@ ANSWER = HASHER.print("an answer")
 
 
 def thread(id_: str = "t1", turns: int = 1) -> Thread:
-    return Thread(id_, id_, "bot", f"c-{id_}", (Turn("u", ANSWER),) * turns)
+    return Thread(id_, id_, "bot", f"c-{id_}", (Turn("u", ANSWER),) * turns, "p")
 
 
 @pytest.fixture(params=["local", "redis", "sqlite", "postgresql"])

@@ -37,7 +37,8 @@ class Replay:
         chat = ChatRequest("bot", messages, "u", scope=scope)
         recall = await self.memory.recall(chat, Settings(), 60.0)
         assert recall is not None
-        conversation = recall.applied(chat).conversation_id or new_id(16)
+        recall.apply(chat)
+        conversation = chat.conversation_id or new_id(16)
         assert self.owners.setdefault(conversation, thread) == thread
         answered = step["answered"]
         if answered["status"] == 200:
