@@ -30,6 +30,7 @@ from gateway.http.context import (
     FORMS,
     IN_FLIGHT,
     MAIN,
+    MEMORY,
     METRICS,
     PARSING,
     RELOAD,
@@ -47,6 +48,10 @@ from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
 from gateway.limits.redis import RedisBuckets
 from gateway.limits.shares import Shares
+from gateway.memory.database import DatabaseStore
+from gateway.memory.local import LocalStore
+from gateway.memory.recall import Memory, Store
+from gateway.memory.redis import RedisStore
 from gateway.middlewares.auth import auth
 from gateway.middlewares.errors import errors
 from gateway.middlewares.ratelimit import ratelimit
@@ -165,10 +170,22 @@ def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]
         buckets = Buckets(RedisBuckets(config.redis) if config.redis.url else None)
         app[BUCKETS] = buckets
         await buckets.open()
+        app[MEMORY] = Memory(_threads(config, app, buckets))
         yield
+        await app[MEMORY].close()
         await buckets.close()
 
     return open_buckets
+
+
+def _threads(config: Config, app: web.Application, buckets: Buckets) -> Store:
+    """Where the memory keeps threads: what all replicas share, as far as there is something."""
+    if config.redis.url:
+        return RedisStore(buckets.evaluate)
+    services = app.get(SERVICES)
+    if services is None:
+        return LocalStore()
+    return DatabaseStore(services.database, is_shared=not config.sqlite_file)
 
 
 def _services(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
@@ -205,7 +222,7 @@ def _services(config: Config) -> Callable[[web.Application], AsyncIterator[None]
                     _cause(directory),
                 )
             await recorder.open()
-            app[SERVICES] = Services(accounts, directory, calls, recorder, passwords)
+            app[SERVICES] = Services(database, accounts, directory, calls, recorder, passwords)
             yield
         finally:
             await recorder.close()

@@ -76,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         if name == "check":
             text = "also ask every platform who the bot is and what is missing, and every store"
             sub.add_argument("--live", action="store_true", help=text)
+    _add_memory_commands(commands)
     _add_admin_commands(commands)
     return parser
 
@@ -86,6 +87,15 @@ _KEY_COLUMNS = (
     " its own: rates, calls in all, agents; last used and expires, in UTC. Piped into another"
     " program, they are separated by tabs."
 )
+
+
+def _add_memory_commands(commands: "_Commands") -> None:
+    text = "explain: what the memory makes of a request"
+    group = commands.add_parser("memory", help=text, description=text)
+    text = "what is compared, and the verdict; several requests follow each other"
+    sub = group.add_subparsers(required=True).add_parser("explain", help=text, description=text)
+    sub.add_argument("files", nargs="+", metavar="REQUEST.json")
+    sub.set_defaults(command=explain)
 
 
 def _add_admin_commands(commands: "_Commands") -> None:
@@ -241,6 +251,19 @@ def schema(args: argparse.Namespace) -> int:
     from gateway.config.schema import config_schema
 
     print(json.dumps(config_schema(), indent=2, ensure_ascii=False))
+    return 0
+
+
+def explain(args: argparse.Namespace) -> int:
+    from gateway.errors import InvalidRequest
+    from gateway.memory.explain import explain as explained
+
+    try:
+        bodies = [json.loads(Path(name).read_text("utf-8")) for name in args.files]
+        print("\n".join(asyncio.run(explained(bodies))))
+    except (OSError, ValueError, InvalidRequest) as error:
+        print(f"{error}: give bodies of POST /v1/chat/completions, as JSON", file=sys.stderr)
+        return 1
     return 0
 
 

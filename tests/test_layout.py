@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"middlewares", "reload"},
     {"http"},
     {"chat"},
-    {"telemetry", "limits", "files"},
+    {"telemetry", "limits", "files", "memory"},
     {"platforms", "accounts", "upstream"},
     {"config"},
     {"protocol", "database"},

@@ -37,6 +37,7 @@ class Signer:
     def __init__(self, secret: Secret, ttl_s: float) -> None:
         self.secret = secret
         self.ttl_s = int(ttl_s)
+        self._memory = self._derived("memory")
 
     def login(self, user_id: str, role: str, version: int, since: int, until: int) -> str:
         """`version` counts the user's passwords: a token of an older version is refused. `since` is
@@ -73,6 +74,12 @@ class Signer:
         if not caller.end_user:
             return None
         return Seal(self._derived("seals"), f"{caller.id}/{caller.end_user}")
+
+    def scope(self, caller: Caller, *parts: str) -> str:
+        """A name, of hexadecimal digits, for what is remembered of the caller's conversations.
+        `parts` separate its users, agents and chats."""
+        text = "\0".join([caller.id, *parts]).encode("utf-8", "surrogatepass")
+        return hmac.digest(self._memory, text, "sha256")[:16].hex()
 
     def _mark(self, key: Caller) -> str:
         """A fingerprint of a static key's value; a reader of the token cannot guess the value from

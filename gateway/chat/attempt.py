@@ -79,6 +79,16 @@ class Question:
         at = self.ends_at if moment is None or moment > self.ends_at else moment
         self.deadline.until(at)
 
+    def lose_conversation(self) -> bool:
+        """The platform has forgotten the conversation that was recalled for this question: ask with
+        all turns instead. False if there is none."""
+        if not self.chat.home:
+            return False
+        self.chat = self.chat.at("")
+        if self.delivery is not None:
+            self.delivery.chat = self.chat
+        return True
+
     def forget(self) -> None:
         """Free the question's text and files; no further attempt can be made."""
         self.chat.free_question()
@@ -94,11 +104,11 @@ class Attempt:
         "_exchange",
         "_grows_from",
         "_idle_s",
-        "_is_last",
         "_question",
         "_wants_whole",
         "decoder",
         "has_slot",
+        "is_last",
         "most",
         "over",
         "read_at",
@@ -115,9 +125,9 @@ class Attempt:
         """`is_last`: no other target remains. `until` is when an answer must have begun, if an
         earlier attempt at the target has set that."""
         self._question = question
-        self._asked = question.chat  # with its files in the form for this target
+        self._asked = question.chat.at(target.name)  # with its files in the form for this target
         self.target = target
-        self._is_last = is_last
+        self.is_last = is_last
         self.until = until
         self.state = State.ASKING
         self.over = False  # the answer has ended: `state` is ENDED or SILENT
@@ -173,7 +183,7 @@ class Attempt:
         permit = target.acquire_now(question.holders)
         if permit is None:
             question.wait_until(None)
-            permit = await target.acquire(None if self._is_last else 0.0, question.holders)
+            permit = await target.acquire(None if self.is_last else 0.0, question.holders)
         self.has_slot = self.was_sent = True
         began = question.loop.time()
         if self.until is None:
@@ -288,8 +298,9 @@ class Attempt:
         try:
             return platform.recover(reply, asked)
         except ConversationNotFound:
-            if not (platform.restarts and asked.conversation_id and len(asked.messages) > 1):
-                raise
+            has_turns = asked.conversation_id and len(asked.messages) > 1
+            if asked.home or not (platform.restarts and has_turns):
+                raise  # a recalled conversation is given up by the run
         self._asked = replace(asked, conversation_id=None)  # so that it begins again once only
         return platform.prepare(self._asked)
 
@@ -298,7 +309,7 @@ class Attempt:
         of it if another agent could use the rest."""
         self._wants_whole = True
         now, ends_at = self._question.loop.time(), self._question.ends_at
-        self._question.wait_until(None if self._is_last else (now + ends_at) / 2)
+        self._question.wait_until(None if self.is_last else (now + ends_at) / 2)
 
     def forget(self) -> None:
         """Free the first deltas, which have been handed over, and the question's text."""

@@ -29,7 +29,7 @@ class Delivery:
         self._hold = hold
         self._upstream = upstream
         self._attachments = attachments
-        self._chat = chat
+        self.chat = chat
         self._uploaded: dict[tuple[str, Media], str] = {}  # ids of files that a target already has
         self._held: dict[Media, Media] = {}  # files embedded in a request
         self._size = 0  # bytes of embedded files; repetitions count again
@@ -41,8 +41,9 @@ class Delivery:
         """
         learn = target.platform.learn_kinds
         await resolve(self._upstream, target, learn(), learn)
-        chat, self._size = self._chat, 0
-        start = 0 if target.platform.sends_turns(chat) else len(chat.messages) - 1
+        chat, self._size = self.chat.at(target.name), 0
+        sends_turns = chat.resent or target.platform.sends_turns(chat)
+        start = 0 if sends_turns else len(chat.messages) - 1
         messages = list(chat.messages)
         for i, message in enumerate(messages[start:], start):
             media = [await self._carried(target, media) for media in message.media]
@@ -52,7 +53,7 @@ class Delivery:
     async def _carried(self, target: Target, media: Media) -> Media:
         platform = target.platform
         if media.uploaded:
-            if not (platform.keeps_files or (self._chat.verbatim and platform.passes_through)):
+            if not (platform.keeps_files or (self.chat.verbatim and platform.passes_through)):
                 raise FileNotFound(
                     say(
                         "Agent {name!r} knows no file {id!r}: ids of another agent's platform mean "
@@ -64,7 +65,7 @@ class Delivery:
                 )
             return media
         require_kind(target, media)
-        how = platform.delivery(media, self._chat)
+        how = platform.delivery(media, self.chat)
         if how == "inline":
             return await self._inside(media)
         if how == "upload":
@@ -75,7 +76,7 @@ class Delivery:
                         say("A question may bring {most} files.", most=MAX_UPLOADED), param="files"
                     )
                 async with self._attachments.open(media) as source:
-                    id_ = await upload_file(self._upstream, target, source, lambda: self._chat.user)
+                    id_ = await upload_file(self._upstream, target, source, lambda: self.chat.user)
                 self._uploaded[target.name, media] = id_
             return Media(media.kind, "", media.name, uploaded=id_)
         return media

@@ -10,6 +10,7 @@ from gateway.chat.attempt import Attempt, Question
 from gateway.chat.routing import Target
 from gateway.errors import (
     CircuitOpen,
+    ConversationNotFound,
     GatewayError,
     Guess,
     UpstreamFailed,
@@ -17,6 +18,7 @@ from gateway.errors import (
     clean,
 )
 from gateway.limits.shares import Holders
+from gateway.memory.recall import Recall
 from gateway.protocol.messages import ChatRequest, Delta
 from gateway.telemetry.traces import NO_TRACE, CallTrace
 from gateway.upstream.client import Upstream
@@ -54,7 +56,7 @@ class Run:
 
     __slots__ = (
         "_earlier", "_question", "_repeats", "_targets", "attempt", "chat", "failures",
-        "fallbacks", "reasons", "retries", "timers",
+        "fallbacks", "reasons", "recall", "retries", "timers",
     )  # fmt: skip
 
     def __init__(
@@ -70,6 +72,7 @@ class Run:
         """For `holders` and `hold` see `Question`; `targets` are never empty."""
         self._question = Question(upstream, attachments, chat, trace, holders, hold)
         self.chat = chat
+        self.recall: Recall | None = None  # what the gateway remembers of the chat's history
         self._targets = targets
         self._earlier = 0  # attempts before the current one
         self._repeats = 0  # of them at the current target
@@ -165,6 +168,10 @@ class Run:
         """Set the attempt that follows a failed one. Returns the seconds to wait before it, or None
         if no other follows. If other targets remain, waits are short."""
         attempt, target = self.attempt, self.attempt.target
+        if isinstance(failure, ConversationNotFound) and self._question.lose_conversation():
+            self._earlier += attempt.was_sent
+            self.attempt = Attempt(self._question, target, attempt.is_last, attempt.until)
+            return 0.0
         has_next = self.fallbacks + 1 < len(self._targets)
         wait_s = _wait_s(failure, self._repeats)
         decision = decide(

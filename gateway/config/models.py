@@ -307,6 +307,30 @@ def _redis_url(value: Any) -> Any:
 AnyRedis = Annotated[Redis, BeforeValidator(_redis_url, json_schema_input_type=str | Redis)]
 
 
+class Memory(Model):
+    """Memory for clients that send their history with every question. `strict` finds a conversation
+    only by its whole history, `auto` also by its end. A conversation is forgotten `keep` after its
+    last question, or after a day if it had only one. `window: client` gives the bot no more than
+    the client shows. With `system: strict` another system text begins another conversation."""
+
+    mode: Literal["auto", "off", "strict"] = "auto"
+    keep: Annotated[Duration, Field(le=30 * 86_400)] = 7 * 86_400.0
+    window: Literal["platform", "client"] = "platform"
+    system: Literal["ignore", "strict"] = "ignore"
+
+
+def _memory_mode(value: Any) -> Any:
+    """Accept the mode alone; YAML reads `off` as false."""
+    if value is False:
+        return {"mode": "off"}
+    return {"mode": value} if isinstance(value, str) else value
+
+
+AnyMemory = Annotated[
+    Memory, BeforeValidator(_memory_mode, json_schema_input_type=str | bool | Memory)
+]
+
+
 class Record(Model):
     """How long call records are kept, and where they wait while the database is unavailable."""
 
@@ -376,7 +400,9 @@ class Agent(Model):
     """Options of every agent, whatever its platform. `proxy` defaults to the proxy in `outgoing`.
     `ca`, `cert` and `key` are PEM files: authorities to trust in addition to the system's, and the
     certificate that the gateway presents. A reload reads them again. `share` is the fraction of
-    `concurrency` and of `queue` that one caller may hold."""
+    `concurrency` and of `queue` that one caller may hold. `memory` replaces the general setting.
+    `system` says whether system texts reach the bot: `auto` drops those that a client has made
+    up."""
 
     platform: str
     base_url: BaseUrl = DEMO
@@ -395,6 +421,8 @@ class Agent(Model):
     max_answer: Size = 64 * 1024 * 1024
     on_disconnect: AnyOnDisconnect = OnDisconnect()
     capture: Literal["off", "errors", "all"] = "off"
+    memory: AnyMemory | None = None
+    system: Literal["forward", "drop", "auto"] = "auto"
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (
         None  # kinds of files; null means the platform's usual kinds
@@ -451,6 +479,7 @@ class Config(Model):
     outgoing: Outgoing = Outgoing()
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
+    memory: AnyMemory = Memory()
     traces: Traces = Traces()
     demo: bool = True  # whether simulators may answer for agents
     agents: Annotated[dict[Name, Agent], Field(min_length=1)]  # see `kinds.config_model`

@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 from gateway import headers as headernames
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
-from gateway.config.models import KeepAliveForm, Server
+from gateway.config.models import KeepAliveForm, Memory, Server
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -34,6 +34,7 @@ from gateway.http.body import hold_more
 from gateway.http.context import (
     ATTACHMENTS,
     CONTEXT,
+    MEMORY,
     METRICS,
     UPSTREAM,
     Context,
@@ -46,6 +47,7 @@ from gateway.http.inflight import forget_cancellation
 from gateway.http.language import choice_of
 from gateway.http.pump import Pump, open_pump
 from gateway.language.sentences import say
+from gateway.memory.recall import MAX_TEXT, Recall
 from gateway.platforms.base import ignored_options
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
 from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -89,7 +91,11 @@ def answering(
         context.body = None  # free it: a stream may last for minutes
         holders = call.caller.holders
         hold = partial(hold_more, request)
+        recall = None
+        if chat.scope:
+            recall, chat, targets = await _recalled(request, state, chat, targets)
         with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
+            run.recall = recall
             try:
                 return await send(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
@@ -100,8 +106,59 @@ def answering(
                 raise
             finally:
                 _note(context, call, run)
+                if recall is not None and not recall.is_over:
+                    app[UPSTREAM].spawn(_remember(request, run, cut=True))
 
     return handler
+
+
+async def _recalled(
+    request: web.Request, state: State, chat: ChatRequest, targets: list[Target]
+) -> tuple[Recall | None, ChatRequest, list[Target]]:
+    """What the memory knows of the chat's history; the chat with the conversation that it
+    continues, and the targets with that conversation's agent first."""
+    lease_s = targets[0].agent.timeouts.total
+    recall = await request.app[MEMORY].recall(chat, _memory_of(state, targets[0]), lease_s)
+    if recall is None:
+        return None, chat, targets
+    recall.apply(chat)
+    if chat.home:
+        targets = sorted(targets, key=lambda target: target.name != chat.home)
+    return recall, chat, targets
+
+
+def _memory_of(state: State, target: Target) -> Memory:
+    """The settings of the memory for that agent."""
+    return state.config.memory if target.agent.memory is None else target.agent.memory
+
+
+async def _remember(
+    request: web.Request,
+    run: Run,
+    renderer: StreamRenderer | WholeRenderer | None = None,
+    *,
+    cut: bool = False,
+) -> None:
+    """Keep the call's turn. `cut`: the client may have received only a part of the answer."""
+    recall, attempt = run.recall, run.attempt
+    if recall is None or recall.is_over:
+        return
+    if renderer is not None:
+        recall.texts = None if attempt.received > MAX_TEXT else renderer.texts
+    platform, decoder = attempt.target.platform, attempt.decoder
+    conversation = ""
+    if decoder is not None and platform.remembers:
+        conversation = decoder.conversation_id
+    context = request[CONTEXT]
+    assert context.state is not None
+    await request.app[MEMORY].remember(
+        recall,
+        _memory_of(context.state, attempt.target),
+        attempt.target.name,
+        conversation,
+        cut=cut,
+        drops_cut=platform.drops_stopped,
+    )
 
 
 def _answer(
@@ -171,6 +228,8 @@ def _note(context: Context, call: Call, run: Run) -> None:
     call.was_asked = context.attempts > 0
     if decoder is not None:
         call.conversation_id = decoder.conversation_id
+    if run.recall is not None:
+        call.memory = run.recall.kind_at(target.name, call.conversation_id)
     call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
     if call.usage is None and decoder is not None:
         call.usage = decoder.usage_so_far()
@@ -179,7 +238,9 @@ def _note(context: Context, call: Call, run: Run) -> None:
         call.capture = None
 
 
-async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) -> bytes:
+async def _whole(
+    request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
+) -> bytes:
     """The JSON of the answer."""
     try:
         deltas = await run.start()
@@ -196,13 +257,14 @@ async def _whole(call: Call, run: Run, chat: ChatRequest, conversational: bool) 
         renderer.feed(more)
     if renderer.finish:
         call.finished(renderer.finish)
+    await _remember(request, run, renderer)
     return renderer.body()
 
 
 async def _answer_whole(
     request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
 ) -> web.StreamResponse:
-    body = await _whole(call, run, chat, conversational)
+    body = await _whole(request, call, run, chat, conversational)
     if call.capture is not None:
         call.capture.add(body)
     return answer_json(request, request[CONTEXT], headers_of(run), body)
@@ -220,7 +282,7 @@ async def _kept_alive(
     complete. A failure after that is the error's JSON under status 200, since the status is already
     sent."""
     response: web.StreamResponse | None = None
-    working = asyncio.ensure_future(_whole(call, run, chat, conversational))
+    working = asyncio.ensure_future(_whole(request, call, run, chat, conversational))
     try:
         while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
             if response is None:
@@ -335,6 +397,7 @@ class _Stream:
     async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
         """Send the last frames, or the error if the answer broke off."""
         assert self._response is not None
+        await _remember(self._request, self._run, self._renderer, cut=error is not None)
         self._run.close()  # free the agent's slot before waiting for a slow caller
         with self._run.until(self._run.timers.now() + END_S):
             # Do not report a stop that arrives just after the answer became complete.
@@ -356,6 +419,8 @@ class _Stream:
             self._chat, run.attempt.target.name, created, self._conversational
         )
         self._renderer = renderer
+        if run.recall is not None:
+            renderer.texts = run.recall.texts
         with run.until(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)
@@ -475,6 +540,11 @@ def headers_of(run: Run) -> dict[str, str]:
     if attempt.decoder is not None and attempt.decoder.conversation_id:
         conversation = public_id(run.chat, agent, attempt.decoder.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)
+    if run.recall is not None:
+        kind = run.recall.kind
+        if attempt.decoder is not None:
+            kind = run.recall.kind_at(agent, attempt.decoder.conversation_id)
+        headers[headernames.MEMORY] = f"{kind}; depth={run.recall.verdict.depth}"
     if run.chat.options or run.chat.ignored:
         names = ignored_options(attempt.target.platform, run.chat, attempt.decoder)
         if names:

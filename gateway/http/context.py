@@ -18,11 +18,13 @@ from gateway.chat.health import HealthCache
 from gateway.chat.routing import Routing
 from gateway.config.models import Config
 from gateway.config.origins import Origins
+from gateway.database import Database
 from gateway.errors import GatewayError, Stopping, why
 from gateway.files.library import Files
 from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
 from gateway.limits.shares import Part, Shares
+from gateway.memory.recall import Memory
 from gateway.telemetry.accesslog import AccessLog
 from gateway.telemetry.call import Call
 from gateway.telemetry.metrics import Metrics
@@ -59,6 +61,7 @@ class StateHolder:
 class Services:
     """The services that need the database; with `database: none` there are none."""
 
+    database: Database
     accounts: Accounts
     directory: Directory
     calls: Calls
@@ -78,6 +81,7 @@ MAIN: web.AppKey[web.Application] = web.AppKey("main", web.Application)
 SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
+MEMORY: web.AppKey[Memory] = web.AppKey("memory", Memory)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 IN_FLIGHT: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)

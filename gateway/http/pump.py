@@ -20,6 +20,7 @@ from orjson import loads
 from gateway.chat.attempt import Attempt
 from gateway.chat.run import Run
 from gateway.http.fastwrite import ClientConnection, Stream, connection_of
+from gateway.memory.recall import MAX_TEXT
 from gateway.protocol.messages import Delta, Raw
 from gateway.protocol.render import StreamRenderer
 from gateway.protocol.sse import one_line
@@ -128,6 +129,8 @@ class Pump:
             failure = attempt.connection.failure
             deltas = attempt.broke(failure) if failure and not chunk else attempt.feed(chunk)
             self._pass_on(deltas)
+            if attempt.received > MAX_TEXT:
+                self._renderer.texts = None
             if not attempt.over:
                 attempt.connection.fast_path = self._fast_path(chunk, deltas)
                 if attempt.is_ending or attempt.read_at < was_read_at:
@@ -172,13 +175,17 @@ class Pump:
         self._left -= 1
         around = None if type(deltas[0]) is Raw else self._renderer.around_text
         room = self._attempt.most - self._attempt.received
-        return FastPath(pattern, around, self._transport.write, self._loop.time, room)
+        keep = None
+        if self._renderer.texts is not None:
+            keep = self._renderer.texts.append
+            room = min(room, MAX_TEXT - self._attempt.received)
+        return FastPath(pattern, around, self._transport.write, self._loop.time, room, keep)
 
     def _sync_fast_path(self) -> None:
         """Account for the bytes that the fast path has forwarded, as the full path does."""
         fast_path = self._attempt.connection.fast_path
         if isinstance(fast_path, FastPath) and fast_path.used_at:
-            self._attempt.received = self._attempt.most - fast_path.room
+            self._attempt.received += fast_path.received
             self._attempt.show_life(fast_path.used_at)
             self.written_at = fast_path.used_at
             fast_path.used_at = 0.0
@@ -233,8 +240,8 @@ class FastPath:
     """
 
     __slots__ = (
-        "_add", "_after", "_before", "_begin", "_end", "_head", "_now", "_size", "_tail",
-        "_verbatim", "_write", "room", "used_at",
+        "_add", "_after", "_before", "_begin", "_end", "_first_room", "_head", "_keep", "_now",
+        "_room", "_size", "_tail", "_verbatim", "_write", "used_at",
     )  # fmt: skip
 
     def __init__(
@@ -244,9 +251,11 @@ class FastPath:
         write: Callable[[bytes], None],
         now: Callable[[], float],
         room: int,
+        keep: Callable[[str], None] | None,
     ) -> None:
         """`around` is what surrounds the string in the caller's event; None if the event passes
-        through. `room` is how many more bytes the upstream may send."""
+        through. `room` is how many more bytes the upstream may send. `keep` receives each
+        string."""
         before, after, add = pattern
         self._before, self._after, self._add = before, after + b"\r\n", add
         self._begin, self._end = len(before), -len(self._after)
@@ -254,8 +263,15 @@ class FastPath:
         self._head, tail = around or (b"", b"")
         self._tail, self._size = tail + b"\r\n", len(self._head) + len(tail)
         self._write, self._now = write, now
-        self.room = room
+        self._room = self._first_room = room
+        self._keep = keep
         self.used_at = 0.0  # loop time
+
+    @property
+    def received(self) -> int:
+        """How many bytes were forwarded since this was asked last."""
+        received, self._first_room = self._first_room - self._room, self._room
+        return received
 
     def __call__(self, data: bytes) -> bool:
         """Forward `data` if it matches the template. Returns whether it did."""
@@ -270,11 +286,13 @@ class FastPath:
             text = loads(literal)
         except ValueError:
             return False
-        if not text or type(text) is not str or size > self.room:
+        if not text or type(text) is not str or size > self._room:
             return False
         if self._add is not None and self._add(text):
             return False
-        self.room -= size
+        self._room -= size
+        if self._keep is not None:
+            self._keep(text)
         if self._verbatim:
             self._write(data)
         else:

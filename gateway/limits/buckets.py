@@ -200,6 +200,16 @@ class Buckets:
                     self._owed.pop(charge.holder, None)
         return decisions
 
+    async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """The result of a script in Redis, within the time limit. Raises if there is none."""
+        if self._redis is None or self.unavailable:
+            raise ConnectionError("Redis does not answer")
+        try:
+            return await self._within(DEADLINE_S, self._redis.evaluate(script, keys, args))
+        except Exception as error:
+            self._mark_unavailable(error)
+            raise
+
     def release(self, charges: Sequence[Charge]) -> None:
         """Release the slots, in the background."""
         for charge in charges:

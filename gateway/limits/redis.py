@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,17 @@ class RedisBuckets:
                 self._command("ZADD", key, until, slot.holder),
                 self._command("PEXPIRE", key, int(slot.lease_ms)),
             )
+
+    async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        """The result of another script, whose keys are all in one slot of a cluster."""
+        from redis.exceptions import NoScriptError
+
+        names = [self._key(key) for key in keys]
+        sha = sha1(script.encode(), usedforsecurity=False).hexdigest()
+        try:
+            return await self._command("EVALSHA", sha, len(names), *names, *args)
+        except NoScriptError:
+            return await self._command("EVAL", script, len(names), *names, *args)
 
     async def ping(self) -> None:
         await self._client.ping()

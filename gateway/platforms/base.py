@@ -106,6 +106,12 @@ class Platform(Protocol):
     restarts: bool  # whether a lost conversation begins again if the request has its turns
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
 
+    drops_stopped: bool  # whether a conversation forgets a question whose answer was stopped
+
+    @property
+    def remembers(self) -> bool:
+        """Whether a conversation can be continued by its id, with the question alone."""
+
     @property
     def models(self) -> Sequence[str] | None:
         """The models listed as `<agent>/<model>`; None if callers cannot choose a model."""
@@ -168,7 +174,12 @@ class BasePlatform:
     keeps_runs = False
     restarts = False
     passes_through = False
+    drops_stopped = False
     app_id: str | None = None
+
+    @property
+    def remembers(self) -> bool:
+        return False
 
     @property
     def models(self) -> Sequence[str] | None:

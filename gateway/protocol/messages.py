@@ -5,7 +5,7 @@ an upstream request and turns the upstream's bytes into deltas. `render` turns d
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -68,7 +68,8 @@ class PassedOn:
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Only `free_question` changes it; `replace` makes a changed copy.
+    """One question to one agent. Only `continue_at` and `free_question` change it; `replace` makes a
+    changed copy.
     (Freezing it would cost as much as all its parsing.)
 
     The last of `messages` is the question. `user` is the end user as the platform
@@ -80,7 +81,9 @@ class ChatRequest:
     kept for upstreams that speak the caller's protocol; `verbatim` allows returning their answer
     unchanged. `options` are the names of its members that only some platforms support, `demands`
     those of them without which an answer is useless, `ignored` the members that the surface does
-    not know.
+    not know. `scope` is that of the caller's memory; "" if its history is not looked up. `home` is
+    the only agent that knows the conversation, and gets the first `resent` messages again, which
+    its platform does not keep.
 
     `call_id` is random and identifies this call in all attempts.
     """
@@ -103,12 +106,25 @@ class ChatRequest:
     demands: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
     route: str = ""  # shown in the agent's place, if the caller may not see its name
+    scope: str = ""
+    home: str = ""
+    resent: int = 0
     passed: PassedOn | None = None  # in place of a question: there are no messages then
     call_id: str = field(default_factory=partial(new_id, 32))
 
     @property
     def question(self) -> Message:
         return self.messages[-1]
+
+    def continue_at(self, agent: str, conversation: str, resent: int) -> None:
+        """Ask in a conversation that the gateway has recalled, before anything is sent."""
+        self.home, self.conversation_id, self.resent = agent, conversation, resent
+
+    def at(self, agent: str) -> "ChatRequest":
+        """The question to that agent: one that does not know the conversation gets all turns."""
+        if self.home in ("", agent):
+            return self
+        return replace(self, conversation_id=None, home="", resent=0)
 
     def free_question(self) -> None:
         """Free the question once its answer has begun: a stream lasts for minutes, and a

@@ -119,7 +119,7 @@ class StreamRenderer:
 
     __slots__ = (
         "_chat", "_conversational", "_created", "_early", "_id", "_notes", "_open", "_reason",
-        "_said", "_size", "_tail", "_text_head", "_verbatim", "finish",
+        "_said", "_size", "_tail", "_text_head", "_verbatim", "finish", "texts",
     )  # fmt: skip
 
     def __init__(self, chat: ChatRequest, agent: str, created: int, conversational: bool) -> None:
@@ -135,6 +135,7 @@ class StreamRenderer:
         self._early: list[bytes] | None = None  # named events that arrived before the first content
         self._reason = ""
         self._text_head = self._tail = b""
+        self.texts: list[str] | None = None  # if set, it receives the pieces of text that are sent
         self._size = 0  # of the common beginning of `_text_head` and all other chunks
 
     def feed(self, deltas: list[Delta]) -> bytes:
@@ -145,6 +146,8 @@ class StreamRenderer:
                 if not self._open:
                     self._start(parts)
                 self._said = True
+                if self.texts is not None:
+                    self.texts.append(delta.text)
                 parts.append(self._text_head + sse.one_line(orjson.dumps(delta.text)) + self._tail)
             elif type(delta) is Raw:
                 self._verbatim = True
@@ -214,6 +217,8 @@ class StreamRenderer:
         if text is None:
             text = f"\n\n{delta.text}" if self._said else delta.text
         if text:
+            if self.texts is not None:
+                self.texts.append(text)
             self._piece({"content": text}, parts)
 
     def _note(self, note: Note, parts: list[bytes]) -> None:
@@ -300,6 +305,11 @@ class WholeRenderer:
         function = call["function"]
         function["name"] = function.get("name") or delta.name
         function["arguments"] += delta.arguments
+
+    @property
+    def texts(self) -> list[str]:
+        """The pieces of the answer's text."""
+        return self._text
 
     def body(self) -> bytes:
         """The JSON of the answer; call it after Finish."""

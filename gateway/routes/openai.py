@@ -7,6 +7,8 @@ from urllib.parse import unquote
 import orjson
 from aiohttp import web
 
+from gateway import headers as headernames
+from gateway.accounts.credentials import Caller
 from gateway.chat.routing import Target, pin, pin_files, pin_results
 from gateway.errors import InvalidRequest
 from gateway.files.library import owner_of
@@ -17,6 +19,7 @@ from gateway.http.context import ATTACHMENTS, SIGNER, State, caller_of, state_of
 from gateway.http.forwarded import client_origin
 from gateway.language.sentences import say
 from gateway.limits.rules import counts_tokens
+from gateway.protocol.client_texts import unwrapped
 from gateway.protocol.messages import ChatRequest, Message, has_media
 from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
 from gateway.telemetry.call import Call
@@ -51,6 +54,9 @@ async def _read_chat(
         )
         if seal is not None:
             targets, messages = pin_files(targets, messages, seal)
+    scope = _scope(request, state, caller, targets, messages, user)
+    if any(target.platform.remembers for target in targets):
+        messages = unwrapped(messages, targets[0].agent.system)
     options = _options(body)
     chat = ChatRequest(
         model=model,
@@ -69,8 +75,31 @@ async def _read_chat(
         verbatim=True,
         options=options,
         demands=_demands(body) if options else (),
+        scope="" if conversation else scope,
     )
     return chat, targets
+
+
+def _scope(
+    request: web.Request,
+    state: State,
+    caller: Caller,
+    targets: list[Target],
+    messages: tuple[Message, ...],
+    user: str,
+) -> str:
+    """The scope in which the history's conversation is looked up: one end user of one key at one
+    agent or route. "" if there is no memory for this call."""
+    first = targets[0]
+    settings = state.config.memory if first.agent.memory is None else first.agent.memory
+    if settings.mode == "off" or not any(target.platform.remembers for target in targets):
+        return ""
+    if request.headers.get(headernames.MEMORY, "").strip().lower() == "off":
+        return ""
+    parts = [caller.named(user), "\n".join(sorted(target.name for target in targets))]
+    if settings.system == "strict":
+        parts += [turn.text for turn in messages if turn.role == "system"]
+    return request.app[SIGNER].scope(caller, *parts)
 
 
 chat_completions = answering(_read_chat, conversational=False)

@@ -71,6 +71,7 @@ class Call:
     was_asked: bool = True  # False if the agent was busy or skipped: that uses no quota
     finish: str = ""  # the finish reason, once the answer is complete
     conversation_id: str = ""
+    memory: str = ""  # what became of the client's history: new, continue, branch, seed
     streamed: bool = False
     usage: Usage | None = None
     is_whole: bool = False  # the answer is complete

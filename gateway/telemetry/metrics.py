@@ -114,6 +114,10 @@ class Metrics:
             "gateway_fallbacks", "Answers of an agent in place of the route's first", ("agent",),
             registry=registry,
         )  # fmt: skip
+        self._memory = Counter(
+            "gateway_memory", "Histories of stateless clients, by what became of them",
+            ("agent", "result"), registry=registry,
+        )  # fmt: skip
         self.loop_lag = Histogram(
             "gateway_event_loop_lag_seconds", "How late the event loop runs what is due",
             buckets=_LAG_S, registry=registry,
@@ -142,6 +146,8 @@ class Metrics:
             self._gone.labels(agent, phase).inc()
         elif error and call.streamed and call.first_delta_at is not None:
             self._truncated.labels(agent, error).inc()
+        if call.memory:
+            self._memory.labels(agent, call.memory).inc()
         for name in call.retries:
             self._retries.labels(name).inc()
         for name, code in call.failures:

@@ -65,6 +65,7 @@ _EXPIRED = {4100, 700012006}
 
 class Coze(BasePlatform):
     kind = "coze"
+    drops_stopped = True
     keeps_files = True
     keeps_runs = True
 
@@ -131,6 +132,10 @@ class Coze(BasePlatform):
         url = f"{self._api}/v3/chat/submit_tool_outputs?{query}"
         body = dump({"tool_outputs": outputs, "stream": True})
         return UpstreamRequest("POST", url, self._headers(), body, stream=True)
+
+    @property
+    def remembers(self) -> bool:
+        return self._agent.mode == "chat"
 
     # Files.
 

@@ -223,6 +223,10 @@ class Dify(BasePlatform):
     def decoder(self, chat: ChatRequest) -> Decoder:
         return DifyDecoder(self._mode or "chat", self._agent.output_variable)
 
+    @property
+    def remembers(self) -> bool:
+        return self._mode in (None, "chat")
+
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """Retry with another mode after a refusal of the mode. Raises any other error."""
         refused = _REFUSED_MODE.get(as_text(reply.object().get("code")))

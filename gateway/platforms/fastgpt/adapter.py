@@ -60,6 +60,10 @@ class FastGPT(BasePlatform):
         self._headers = json_headers(self.token, agent.headers)
         self._pauses = Pauses()
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
         chat_id = _chat_id(chat)
@@ -69,7 +73,7 @@ class FastGPT(BasePlatform):
                 param="chat_id",
             )
         if not chat.conversation_id:
-            return self._ask(chat, chat_id, _turns(chat))
+            return self._ask(chat, chat_id, _turns(chat.messages[:-1], chat.question))
         # With a chatId FastGPT adds its stored history, so the request contains new turns only.
         pause = self._pauses.get(chat_id)
         if pause is None and number_in(chat.question.text) and self._app_id(chat):
@@ -81,7 +85,7 @@ class FastGPT(BasePlatform):
         turn = chat.question
         if pause is not None:
             turn = replace(turn, text=pause.answer(turn.text))
-        return self._ask(chat, chat_id, (turn,))
+        return self._ask(chat, chat_id, _turns(chat.messages[: chat.resent], turn))
 
     def _recall(self, chat: ChatRequest, chat_id: str, place: int = 0) -> Preliminary:
         """Ask FastGPT whether its bot waits for a choice, which another process may have shown."""
@@ -177,12 +181,12 @@ def _judge_key(reply: UpstreamReply) -> str:
     raise explain(reply)
 
 
-def _turns(chat: ChatRequest) -> tuple[Message, ...]:
-    """All turns of a new conversation. Instructions precede the user's first turn: servers up to
-    4.9.7 send a system turn to the model twice, from 4.8.20 on as parts that some models refuse."""
-    earlier = chat.messages[:-1]
+def _turns(earlier: tuple[Message, ...], question: Message) -> tuple[Message, ...]:
+    """The turns to send: `earlier` are those that FastGPT has not stored. Instructions precede the
+    user's first turn: servers up to 4.9.7 send a system turn to the model twice, from 4.8.20 on as
+    parts that some models refuse."""
     system = "\n\n".join(turn.text for turn in earlier if turn.role == "system" and turn.text)
-    turns = [turn for turn in earlier if turn.role != "system"] + [chat.question]
+    turns = [turn for turn in earlier if turn.role != "system"] + [question]
     if system:
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), len(turns) - 1)
         text = f"{system}\n\n{turns[first].text}" if turns[first].text else system

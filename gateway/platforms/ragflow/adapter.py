@@ -60,6 +60,10 @@ class RAGFlow(BasePlatform):
         self._missed: deque[str] = deque(maxlen=1000)  # calls whose endpoint was missing
         self._pauses = Pauses()
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
         if unknown := _RESERVED & chat.variables.keys():

@@ -48,6 +48,10 @@ class Application(Product):
         )
         self._api = base_url(url, *tails, then="/api/llm-application/open")
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
         if chat.conversation_id:

@@ -3,6 +3,7 @@
 from typing import Any
 
 from gateway.errors import (
+    ConversationNotFound,
     GatewayError,
     InternalError,
     InvalidRequest,
@@ -48,6 +49,8 @@ def explain_glms(reply: UpstreamReply) -> GatewayError:
                 message=clean(message),
             )
         )
+    if lost := _lost_conversation(message):
+        return lost
     if any(mark in low for mark in ("assistant", "token", "api_key", "apikey", "auth", "密钥")):
         return UpstreamMisconfigured(
             say(
@@ -70,6 +73,20 @@ def explain_reported(reported: dict[str, Any]) -> GatewayError:
     return explain_code(code, message_of(reported))
 
 
+def _lost_conversation(message: str) -> GatewayError | None:
+    """The error for a message about the conversation; its code differs from product to product."""
+    if not ("conversation" in message.lower() or "会话" in message):
+        return None
+    return ConversationNotFound(
+        say(
+            "Zhipu does not know this conversation; leave conversation_id out to begin one. "
+            "{message}",
+            message=clean(message),
+        ),
+        param="conversation_id",
+    )
+
+
 _CALLER = {"1210", "1213", "1214", "1215"}
 
 
@@ -78,6 +95,8 @@ def explain_code(code: str, message: str, reply: UpstreamReply | None = None) ->
     quoted = say(
         " (Zhipu {code}: {message})", code=code, message=clean(message) or say("no message")
     )
+    if lost := _lost_conversation(message):
+        return lost
     if code == "1231":
         return InternalError(say("The gateway repeated a request id.{quote}", quote=quoted))
     if code in _CALLER:

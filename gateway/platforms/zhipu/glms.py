@@ -67,6 +67,10 @@ class Glms(Product):
             url, "/stream", "/assistant-api/v1", "/chatglm", then="/chatglm/assistant-api/v1"
         )
 
+    @property
+    def remembers(self) -> bool:
+        return True
+
     def prepare(self, chat: ChatRequest) -> Step:
         require_question(chat)
         if self._token.is_over:

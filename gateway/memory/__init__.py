@@ -1,0 +1,1 @@
+"""Memory: finds the platform's conversation for the history that a client sends again."""

@@ -1,0 +1,34 @@
+"""What chat clients add to a conversation by themselves, which no user has written."""
+
+import re
+from dataclasses import replace
+from typing import Literal
+
+from gateway.protocol.messages import Message
+
+# Open WebUI describes the files of a question in its text, in addition to the files themselves.
+_FILES = re.compile(r"<attached_files>.*?</attached_files>\s*", re.DOTALL)
+# NextChat names a vendor, a model and the time. Three of these marks are needed.
+_MADE_UP = ("Knowledge cutoff:", "Current model:", "Current time:", "Latex inline:")
+
+
+def unwrapped(
+    messages: tuple[Message, ...], system: Literal["forward", "drop", "auto"]
+) -> tuple[Message, ...]:
+    """The turns as their users wrote them. `system` says what happens to system texts: `auto` drops
+    those that a client has made up."""
+    out = [_unwrapped(turn) for turn in messages if not _is_dropped(turn, system)]
+    return tuple(out) if out else messages
+
+
+def _unwrapped(turn: Message) -> Message:
+    if turn.role != "user" or "<attached_files>" not in turn.text:
+        return turn
+    text = _FILES.sub("", turn.text)
+    return replace(turn, text=text) if text.strip() or turn.media else turn
+
+
+def _is_dropped(turn: Message, system: str) -> bool:
+    if turn.role != "system" or system == "forward":
+        return False
+    return system == "drop" or sum([mark in turn.text for mark in _MADE_UP]) >= 3
