@@ -68,9 +68,8 @@ class PassedOn:
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Only `continue_at` and `free_question` change it; `replace` makes a
-    changed copy.
-    (Freezing it would cost as much as all its parsing.)
+    """One question to one agent. Only `continue_at` and `free_question` change it; `replace` makes
+    a changed copy. (Freezing it would cost as much as all its parsing.)
 
     The last of `messages` is the question. `user` is the end user as the platform
     sees it. `conversation_id` continues a platform's own conversation. `app_id` chooses among the
