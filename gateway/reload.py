@@ -10,6 +10,7 @@ from typing import Any
 
 from gateway.accounts.credentials import KeyRing
 from gateway.chat.health import HealthCache
+from gateway.chat.profiles import Profiles
 from gateway.chat.routing import Routing
 from gateway.config.conflicts import check_together
 from gateway.config.load import ConfigError
@@ -40,6 +41,7 @@ def make_state(config: Config, demo_urls: Mapping[str, str], before: State | Non
         origins=Origins(config.server.cors_origins),
         routing=Routing(config, demo_urls, before=before.routing if before else None),
         health=HealthCache(),
+        profiles=before.profiles if before else Profiles(),
         since=before.since if before else int(time.time()),
         generation=before.generation + 1 if before else 1,
     )

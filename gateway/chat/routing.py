@@ -329,20 +329,33 @@ class Routing:
             name: [target] for name, target in self.targets.items() if name.lower() == name
         }
 
-    def agent(self, name: str, caller: Caller | None, *, is_hiding: bool = False) -> Target:
-        """The agent of that name; case does not matter. Without `is_hiding` the caller need not be
-        allowed to ask it. Raises AgentNotFound, which names the agents that the caller may ask; of
-        a route that it may ask, the route's own."""
-        found = self._by_name.get(name[:MAX_NAME].strip().lower(), "")
-        if found in self.targets and (
-            not is_hiding or (caller is not None and caller.may_ask(found, [found]))
-        ):
+    def agent(self, name: str, caller: Caller | None) -> Target:
+        """The agent of that name; case does not matter. The caller need not be allowed to ask it.
+        Raises AgentNotFound, which names the agents that the caller may ask; of a route that it may
+        ask, the route's own."""
+        found = self._known_as(name)
+        if found in self.targets:
             return self.targets[found]
+        raise self._no_agent(name, found, caller)
+
+    def first(self, name: str, caller: Caller | None) -> tuple[str, Target]:
+        """The name of an agent or a route as config.yaml writes it, and the agent, or the route's
+        first one. Raises AgentNotFound, also if the caller may not ask it."""
+        found = self._known_as(name)
+        agents = self.behind(found) if found else []
+        if agents and caller is not None and caller.may_ask(found, agents):
+            return found, self.targets[agents[0]]
+        raise self._no_agent(name, found, caller)
+
+    def _known_as(self, name: str) -> str:
+        return self._by_name.get(name[:MAX_NAME].strip().lower(), "")
+
+    def _no_agent(self, name: str, found: str, caller: Caller | None) -> AgentNotFound:
         known = [each for each, _ in self.visible(caller)] if caller else []
         agents = [each for each in known if each in self.targets]
-        if found in known:
-            raise _is_a_route(found, [each for each in agents if each in self.behind(found)])
-        raise _not_found(name, "agent", agents)
+        if found in known and found not in self.targets:
+            return _is_a_route(found, [each for each in agents if each in self.behind(found)])
+        return _not_found(name, "agent", agents)
 
     def allowed(self, caller: Caller, name: str, word: str = "model") -> list[Target]:
         """Like `resolve`, for a caller. Raises Forbidden for a name that the caller may not ask,

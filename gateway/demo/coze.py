@@ -45,6 +45,7 @@ class CozeDemo(Demo):
             ("POST", "/v1/conversation/create", self.create_conversation),
             ("GET", "/v1/bots/{bot}", self.bot),
             ("GET", "/v1/bot/get_online_info", self.bot),
+            ("GET", "/v1/workflows/{workflow}", self.workflow),
             ("POST", "/api/permission/oauth2/token", self.token),
         ]
 
@@ -70,10 +71,27 @@ class CozeDemo(Demo):
             "name": "演示智能体 Demo", "description": "", "icon_url": "", "version": "1",
             "create_time": 0, "update_time": 0, "bot_mode": 0,
             "prompt_info": {"prompt": ""}, "plugin_info_list": [],
-            "onboarding_info": {"prologue": "", "suggested_questions": []},
+            "onboarding_info": {
+                "prologue": "你好，我是演示智能体。", "suggested_questions": ["你会什么？"],
+            },
             "model_info": {"model_id": "demo", "model_name": "demo"},
         }  # fmt: skip
         return json({"code": 0, "msg": "", "data": bot})
+
+    async def workflow(self, request: web.Request) -> web.Response:
+        if not self.knows_key(request):
+            return _envelope(4100, "access token invalid", 401)
+        detail = {
+            "workflow_id": request.match_info["workflow"], "workflow_name": "demo_flow",
+            "description": "演示对话流", "icon_url": "", "app_id": "", "created_at": 0,
+            "updated_at": 0, "creator": {"id": "0", "name": "demo"},
+        }  # fmt: skip
+        own = ("USER_INPUT", "CONVERSATION_NAME")
+        data: dict[str, Any] = {"workflow_detail": detail}
+        if request.query.get("include_input_output") == "true":
+            data["input"] = {"parameters": {name: {"type": "string"} for name in own}}
+            data["output"] = {"parameters": {}, "terminate_plan": "use_answer_content"}
+        return json({"code": 0, "msg": "", "data": data, "detail": {"logid": digits()}})
 
     async def upload(self, request: web.Request) -> web.Response:
         if not self.knows_key(request):

@@ -46,6 +46,7 @@ class DifyDemo(Demo):
         return [
             ("GET", "/v1/info", self.info),
             ("GET", "/v1/parameters", self.parameters),
+            ("GET", "/v1/site", self.site),
             ("POST", "/v1/files/upload", self.upload),
             ("POST", "/v1/chat-messages", self._asking(self.chat)),
             ("POST", "/v1/completion-messages", self._asking(self.completion)),
@@ -66,6 +67,9 @@ class DifyDemo(Demo):
 
     async def parameters(self, request: web.Request) -> web.Response:
         return self._refusal(request) or json(self.settings.parameters())
+
+    async def site(self, request: web.Request) -> web.Response:
+        return self._refusal(request) or json(self.settings.site())
 
     async def upload(self, request: web.Request) -> web.Response:
         if refusal := self._refusal(request):

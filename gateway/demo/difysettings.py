@@ -1,4 +1,4 @@
-"""The settings of a Dify app, and its `/v1/parameters`."""
+"""The settings of a Dify app: its `/v1/parameters` and `/v1/site`."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,13 +25,23 @@ class Settings:
     def parameters(self) -> dict[str, Any]:
         moderation = {"configs": [], **_OFF, "type": ""} if self.is_easy else _OFF
         return {
-            "opening_statement": "", "suggested_questions": [],
+            "opening_statement": "你好，我是演示应用。", "suggested_questions": ["你会什么？"],
             "suggested_questions_after_answer": _OFF, "speech_to_text": _OFF,
             "text_to_speech": {**_OFF, "language": "", "voice": ""},
             "retriever_resource": {"enabled": True}, "annotation_reply": _OFF,
             "more_like_this": _OFF, "user_input_form": self._form(),
             "sensitive_word_avoidance": moderation, "file_upload": self._file_upload(),
             "system_parameters": self._system_parameters(),
+        }  # fmt: skip
+
+    def site(self) -> dict[str, Any]:
+        return {
+            "title": "演示应用 Demo", "chat_color_theme": None,
+            "chat_color_theme_inverted": False, "icon_type": "emoji", "icon": "🤖",
+            "icon_background": "#FFEAD5", "description": None, "copyright": None,
+            "privacy_policy": None, "input_placeholder": None, "custom_disclaimer": "",
+            "default_language": "zh-Hans", "show_workflow_steps": True,
+            "use_icon_as_answer_icon": False, "icon_url": None,
         }  # fmt: skip
 
     def _form(self) -> list[dict[str, Any]]:

@@ -19,6 +19,15 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
     "Cache-Control": "no-cache, no-transform",
 }
+_CHAT_CONFIG = {
+    "questionGuide": {"open": False}, "ttsConfig": {"type": "web"},
+    "whisperConfig": {"open": False, "autoSend": False, "autoTTSResponse": False},
+    "chatInputGuide": {"open": False, "textList": [], "customUrl": ""}, "instruction": "",
+    "autoExecute": {"open": False, "defaultPrompt": ""},
+    "welcomeText": "你好，我是演示应用。", "variables": [],
+    "fileSelectConfig": {"canSelectFile": True, "canSelectImg": True, "maxFiles": 10},
+    "_id": "0" * 24,
+}  # fmt: skip
 _FAILED = "500 The failure you asked for."
 _CUT = "Premature close"
 
@@ -43,8 +52,11 @@ class FastGPTDemo(Demo):
             return json(_error(501, "You don't have an app yet"), 501)
         if not self.knows_key(request):
             return json(_BAD_KEY, 500)
-        app = {"name": "演示应用 Demo", "type": "simple", "chatModels": ["demo"]}
-        data = {"chatId": "", "appId": request.query["appId"], "app": app}
+        app = {
+            "chatConfig": _CHAT_CONFIG, "chatModels": ["demo"], "name": "演示应用 Demo",
+            "avatar": "", "intro": "", "type": "simple", "pluginInputs": [],
+        }  # fmt: skip
+        data = {"appId": request.query["appId"], "app": app}
         return json({"code": 200, "statusText": "", "message": "", "data": data})
 
     async def stop(self, request: web.Request) -> web.Response:

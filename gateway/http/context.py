@@ -15,6 +15,7 @@ from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer
 from gateway.chat.attachments import Attachments
 from gateway.chat.health import HealthCache
+from gateway.chat.profiles import Profiles
 from gateway.chat.routing import Routing
 from gateway.config.models import Config
 from gateway.config.origins import Origins
@@ -44,6 +45,7 @@ class State:
     origins: Origins
     routing: Routing
     health: HealthCache
+    profiles: Profiles
     since: int  # seconds since the epoch; the `created` of models
     generation: int = 1  # counts the configurations since the start
 

@@ -41,6 +41,7 @@ from gateway.protocol.messages import (
     ToolCall,
     Usage,
 )
+from gateway.protocol.profile import FileNeeds, Profile, kinds_in_order
 from gateway.protocol.reported_errors import event_error
 from gateway.protocol.sse import NONE, SHOWN, Life
 from gateway.protocol.template import EventTemplate, find_template
@@ -66,6 +67,7 @@ class Doubt(Sentence):
 
 
 Step = UpstreamRequest | Preliminary
+ProfileStep = Profile | Preliminary  # a Preliminary that leads to a Profile
 UploadStep = UploadRequest | Preliminary  # a Preliminary that leads to an UploadRequest
 Delivery = Literal["url", "inline", "upload"]
 
@@ -165,6 +167,10 @@ class Platform(Protocol):
         """A description of the bot from the probe's reply, or another call that tells more. Raises
         the error that the reply means."""
 
+    def profile(self) -> ProfileStep:
+        """What the bot shows before the first question, or the request that asks for it. A platform
+        that cannot be asked has a profile, too: what its configuration says."""
+
 
 class BasePlatform:
     """Defaults for a platform without files and options; other platforms override them."""
@@ -206,6 +212,15 @@ class BasePlatform:
 
     def as_stream(self, reply: UpstreamReply) -> bytes:
         return as_events(reply)
+
+    def profile(self) -> ProfileStep:
+        return Profile(files=self.file_needs)
+
+    @property
+    def file_needs(self) -> FileNeeds:
+        """The rules for files of a bot that tells none."""
+        kinds = kinds_in_order(self.kinds)
+        return FileNeeds(kinds, transfer=("url", "upload") if kinds else ())
 
 
 def ignored_options(

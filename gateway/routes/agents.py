@@ -1,4 +1,5 @@
-"""GET /api/v1/agents: the agents that can be asked, and whether they are available."""
+"""GET /api/v1/agents: the agents that can be asked, their profiles, and whether they are
+available."""
 
 from typing import Any
 
@@ -25,8 +26,29 @@ async def list_agents(request: web.Request) -> web.Response:
 
 
 async def get_agent(request: web.Request) -> web.Response:
-    """An agent that the caller may not ask is reported as not found."""
-    return envelope(_described(_target(request, is_hiding=True)))
+    """The profile of an agent, or of a route's first agent. One that the caller may not ask is
+    reported as not found."""
+    context, state = request[CONTEXT], state_of(request)
+    name, target = state.routing.first(request.match_info["name"], context.caller)
+    context.hide([target.name], name)
+    known = await state.profiles.of(request.app[UPSTREAM], target)
+    accepts, files = target.agent.accepts, known.data["files"]
+    kinds = files["kinds"] if accepts is None else sorted(accepts)
+    data = {
+        **_described(target),
+        "platform": target.platform.kind,
+        **known.data,
+        "name": name,
+        "title": known.data["title"] or name,
+        "files": {**files, "kinds": kinds},
+        "refreshed": known.refreshed,
+    }
+    if known.problem is None:
+        return envelope(data)
+    problem = known.problem
+    for hidden in context.hidden:
+        problem = problem.renamed(hidden, context.route)
+    return _worded(request, data, problem=problem.message)
 
 
 async def agent_health(request: web.Request) -> web.Response:
@@ -51,9 +73,9 @@ def _worded(request: web.Request, data: dict[str, Any], **sentences: str) -> web
     return response
 
 
-def _target(request: web.Request, *, is_hiding: bool = False) -> Target:
+def _target(request: web.Request) -> Target:
     caller, name = request[CONTEXT].caller, request.match_info["name"]
-    return state_of(request).routing.agent(name, caller, is_hiding=is_hiding)
+    return state_of(request).routing.agent(name, caller)
 
 
 def _may_ask(request: web.Request, target: Target) -> bool:

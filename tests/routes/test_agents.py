@@ -81,11 +81,10 @@ async def test_the_probes_answer_without_a_key(all_five):
     assert (await gw.get("/readyz")).status == 200
 
 
-@pytest.mark.parametrize("path", ["", "/health"])
-async def test_a_route_is_404_that_says_so_and_names_its_agents(gateway, path):
+async def test_the_health_of_a_route_is_404_that_names_its_agents(gateway):
     agents = {name: {"platform": "dify"} for name in ("one", "two", "other")}
     gw = await gateway(agents=agents, routes={"support": ["one", "two"]})
-    answer = await gw.get(f"/api/v1/agents/Support{path}")
+    answer = await gw.get("/api/v1/agents/Support/health")
     assert answer.status == 404
     assert (await answer.json())["msg"] == (
         "'support' is a route; this address is about a single agent. Known: one, two."

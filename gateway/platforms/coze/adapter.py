@@ -23,6 +23,7 @@ from gateway.platforms.base import (
     Decoder,
     Delivery,
     Preliminary,
+    ProfileStep,
     Step,
     Token,
     UploadStep,
@@ -38,6 +39,7 @@ from gateway.platforms.base import (
 from gateway.platforms.coze.decoder import CozeDecoder
 from gateway.platforms.coze.failures import REFUSED, explain
 from gateway.platforms.coze.options import CozeOptions
+from gateway.platforms.coze.profile import bot_profile, workflow_profile
 from gateway.protocol import sse
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (
@@ -272,6 +274,25 @@ class Coze(BasePlatform):
         if not self._agent.bot_id and body and as_count(body.get("code")) not in REFUSED:
             return say("reachable; a workflow cannot be looked up by itself")
         raise error
+
+    def profile(self) -> ProfileStep:
+        if self._token.is_over:
+            return self._renew(self.profile)
+        read = bot_profile
+        path = f"/v1/bots/{quote(self._agent.bot_id or 'demo', safe='')}?is_published=true"
+        if self._agent.mode == "workflow":
+            read = workflow_profile
+            workflow = quote(self._agent.workflow_id or "", safe="")
+            path = f"/v1/workflows/{workflow}?include_input_output=true"
+
+        def learn(reply: UpstreamReply) -> ProfileStep:
+            body = reply.object()
+            data = as_object(body.get("data"))
+            if reply.status != 200 or body.get("code") != 0 or not data:
+                raise explain(reply)
+            return read(data, self.file_needs)
+
+        return Preliminary(UpstreamRequest("GET", self._api + path, self._headers()), learn)
 
 
 def _additional(chat: ChatRequest, most: int) -> list[dict[str, str]]:

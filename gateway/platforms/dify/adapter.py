@@ -20,6 +20,7 @@ from gateway.platforms.base import (
     Decoder,
     Delivery,
     Preliminary,
+    ProfileStep,
     Step,
     UploadStep,
     as_id,
@@ -35,6 +36,7 @@ from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.failures import explain
 from gateway.platforms.dify.filerules import FORM_FILE, FileRules, field, file, file_rules
 from gateway.platforms.dify.options import DifyOptions
+from gateway.platforms.dify.profile import file_needs, read_profile, schema
 from gateway.protocol import sse
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (
@@ -288,6 +290,50 @@ class Dify(BasePlatform):
                 return say("app {name!r}", name=name)
             return say("app {name!r}, mode {mode}", name=name, mode=mode)
         raise explain(reply)
+
+    # The profile. The calls are three, so each reply is kept until the last one has come.
+
+    def profile(self) -> ProfileStep:
+        return Preliminary(self._get("/info"), self._profile_after_info)
+
+    def _profile_after_info(self, reply: UpstreamReply) -> Preliminary:
+        info = _told(reply, 404)
+        if self._mode is None:
+            self._keep_mode(reply)
+
+        def learn(reply: UpstreamReply) -> Preliminary:
+            parameters = _told(reply)
+            self._keep_parameters(reply)
+            return Preliminary(self._get("/site"), lambda site: self._read(info, parameters, site))
+
+        return Preliminary(self._get("/parameters"), learn)
+
+    def _read(
+        self, info: dict[str, Any], parameters: dict[str, Any], reply: UpstreamReply
+    ) -> ProfileStep:
+        site = _told(reply, 403, 404)  # versions up to 0.15 have none, nor do some apps
+        mode, form = self._mode or "chat", self._form or []
+        inputs = schema(form, self._asked_in(mode, form), self._agent.inputs)
+        files = file_needs(parameters, mode, form, self._rules)
+        return read_profile(info, parameters, site, inputs, files)
+
+    def _asked_in(self, mode: str, form: list[dict[str, Any]]) -> tuple[str, ...]:
+        """The inputs that `_ask` fills with the question and its files."""
+        if mode == "workflow":
+            question = self._agent.input_variable or field(form, _FORM_TEXT)
+            return (question, field(form, FORM_FILE, ""))
+        return (self._agent.input_variable or "query",) if mode == "completion" else ()
+
+
+def _told(reply: UpstreamReply, *missing: int) -> dict[str, Any]:
+    """The object in a reply; {} if it has one of the statuses of a call that this version or app
+    does not have. Raises the error in any other."""
+    body = reply.object()
+    if reply.status == 200 and body:
+        return body
+    if reply.status in missing and body.get("code") in (None, "not_found", "forbidden"):
+        return {}
+    raise explain(reply)
 
 
 def _put_files(inputs: dict[str, Any], files: list[Any], form: list[dict[str, Any]]) -> None:

@@ -15,6 +15,7 @@ from gateway.platforms.base import (
     BasePlatform,
     Delivery,
     Preliminary,
+    ProfileStep,
     Step,
     as_list,
     as_object,
@@ -28,6 +29,7 @@ from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.failures import concerns_key, explain
 from gateway.platforms.fastgpt.interactive import stored_pause
 from gateway.platforms.fastgpt.options import FastGPTOptions
+from gateway.platforms.fastgpt.profile import app_profile
 from gateway.platforms.pauses import Pause, Pauses, number_in
 from gateway.protocol import sse
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
@@ -36,6 +38,7 @@ from gateway.protocol.messages import (
     Media,
     Message,
 )
+from gateway.protocol.profile import Profile
 from gateway.protocol.prompt import require_question
 
 MAX_CHAT_ID = 250
@@ -158,8 +161,7 @@ class FastGPT(BasePlatform):
     def probe(self) -> Step:
         """Look up the app. Without an app FastGPT does not check the key, so the default is an id
         that does not exist."""
-        app = self._agent.app_id or _NO_APP
-        return UpstreamRequest("GET", f"{self._api}/core/chat/init?appId={app}", self._headers)
+        return self._look_up()
 
     def describe(self, reply: UpstreamReply) -> str | Step:
         body = reply.object()
@@ -173,6 +175,23 @@ class FastGPT(BasePlatform):
         if not self._agent.app_id and body and not concerns_key(body):
             return say("reachable; set app_id to have the app checked too")
         raise explain(reply)
+
+    def profile(self) -> ProfileStep:
+        """FastGPT tells an app by its id only."""
+        return Preliminary(self._look_up(), self._read) if self._agent.app_id else super().profile()
+
+    def _read(self, reply: UpstreamReply) -> Profile:
+        body = reply.object()
+        app = as_object(as_object(body.get("data")).get("app"))
+        if reply.status == 200 and body.get("code") == 200:
+            return app_profile(app, self.file_needs, self._agent.variables)
+        if reply.status == 200 and body.get("code") == 403:  # up to 4.8.11, for every key
+            return Profile(files=self.file_needs)
+        raise explain(reply)
+
+    def _look_up(self) -> UpstreamRequest:
+        app = self._agent.app_id or _NO_APP
+        return UpstreamRequest("GET", f"{self._api}/core/chat/init?appId={app}", self._headers)
 
 
 def _judge_key(reply: UpstreamReply) -> str:
