@@ -71,6 +71,7 @@ class Caller:
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
+    trusts_headers: bool = False  # whether headers of its client name the end user and the chat
     # bound to what one account may do; false for static keys and administrators
     is_held: bool = False
     key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
@@ -302,6 +303,7 @@ def _static_caller(key: StaticKey) -> Caller:
         permissions,
         agents=agents,
         limits=limits,
+        trusts_headers=key.trust_client_headers,
         key_hash=key.key.digest(),
     )
 

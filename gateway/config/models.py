@@ -141,11 +141,15 @@ class KeyLimits(Model):
 
 
 class StaticKey(Model):
+    """With `trust_client_headers` the key's holder is a server such as Open WebUI, whose headers
+    `X-OpenWebUI-User-Id` and `X-OpenWebUI-Chat-Id` name the end user and the chat."""
+
     name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^/]*$")]
     key: Secret
     permissions: list[Permission] = ["chat"]
     agents: list[str] | None = None
     rate_limits: KeyLimits = KeyLimits()
+    trust_client_headers: bool = False
 
     @field_validator("key")
     @classmethod

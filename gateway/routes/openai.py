@@ -36,7 +36,10 @@ async def _read_chat(
     model = _text(body, "model")
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
-    user = _short(body, "user")
+    user, chat_id = _short(body, "user"), ""
+    if caller.trusts_headers and not caller.end_user:
+        user = user or _header(request, "X-OpenWebUI-User-Id")
+        chat_id = _header(request, "X-OpenWebUI-Chat-Id")
     call.end_user = caller.end_user or user
     targets = state.routing.allowed(caller, model)
     is_routed = len(targets) > 1
@@ -54,7 +57,7 @@ async def _read_chat(
         )
         if seal is not None:
             targets, messages = pin_files(targets, messages, seal)
-    scope = _scope(request, state, caller, targets, messages, user)
+    scope = _scope(request, state, caller, targets, messages, user, chat_id)
     if any(target.platform.remembers for target in targets):
         messages = unwrapped(messages, targets[0].agent.system)
     options = _options(body)
@@ -87,6 +90,7 @@ def _scope(
     targets: list[Target],
     messages: tuple[Message, ...],
     user: str,
+    chat_id: str,
 ) -> str:
     """The scope in which the history's conversation is looked up: one end user of one key at one
     agent or route. "" if there is no memory for this call."""
@@ -96,7 +100,7 @@ def _scope(
         return ""
     if request.headers.get(headernames.MEMORY, "").strip().lower() == "off":
         return ""
-    parts = [caller.named(user), "\n".join(sorted(target.name for target in targets))]
+    parts = [caller.named(user), chat_id, "\n".join(sorted(target.name for target in targets))]
     if settings.system == "strict":
         parts += [turn.text for turn in messages if turn.role == "system"]
     return request.app[SIGNER].scope(caller, *parts)
@@ -178,6 +182,12 @@ def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     if len(id_) > _MAX_ID or not id_.isprintable():
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
     return id_
+
+
+def _header(request: web.Request, name: str) -> str:
+    """An id that the client's server puts into a header."""
+    value = unquote(request.headers.get(name, "").strip())
+    return value if len(value) <= _MAX_ID and value.isprintable() else ""
 
 
 def _short(body: dict[str, Any], name: str) -> str:

@@ -153,6 +153,24 @@ async def test_other_callers_and_users_have_other_conversations(keeper):
     assert conversations(demo) == [["hi", "and then?", "thanks"]] * 4
 
 
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_headers_name_user_and_chat_for_a_key_that_trusts_them(keeper, trusted):
+    key = {"name": "webui", "key": "sk-webui-0123456789", "trust_client_headers": trusted}
+    gw, demo = await keeper("dify", auth={"anonymous": False, "keys": [key]})
+    bearer = {"Authorization": "Bearer sk-webui-0123456789"}
+    clients = [
+        Client(gw, "bot", {**bearer, "X-OpenWebUI-User-Id": user, "X-OpenWebUI-Chat-Id": chat})
+        for user, chat in (("ann", "1"), ("ann", "2"), ("ben", "3"))
+    ]
+    for question in ("hi", "and then?"):
+        for client in clients:
+            await client.ask(question)
+    second = "continue" if trusted else "seed"
+    assert [client.verdicts for client in clients] == [["new", second]] * 3
+    users = {body["user"] for path, body in demo.requests if path == "/v1/chat-messages"}
+    assert users == ({"ann", "ben"} if trusted else {"key-webui"})
+
+
 async def test_two_people_behind_one_key_are_kept_apart(keeper):
     """With the same questions and answers no one can tell whose conversation it is, until they
     differ."""
