@@ -135,16 +135,15 @@ def _memory_of(state: State, target: Target) -> Memory:
 async def _remember(
     request: web.Request,
     run: Run,
-    renderer: StreamRenderer | WholeRenderer | None = None,
     *,
-    cut: bool = False,
+    cut: bool,
 ) -> None:
     """Keep the call's turn. `cut`: the client may have received only a part of the answer."""
     recall, attempt = run.recall, run.attempt
     if recall is None or recall.is_over:
         return
-    if renderer is not None:
-        recall.texts = None if attempt.received > MAX_TEXT else renderer.texts
+    if attempt.received > MAX_TEXT:
+        recall.texts = None
     platform, decoder = attempt.target.platform, attempt.decoder
     conversation = ""
     if decoder is not None and platform.remembers:
@@ -257,7 +256,9 @@ async def _whole(
         renderer.feed(more)
     if renderer.finish:
         call.finished(renderer.finish)
-    await _remember(request, run, renderer)
+    if run.recall is not None:
+        run.recall.texts = renderer.texts
+        await _remember(request, run, cut=False)
     return renderer.body()
 
 
@@ -397,7 +398,7 @@ class _Stream:
     async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
         """Send the last frames, or the error if the answer broke off."""
         assert self._response is not None
-        await _remember(self._request, self._run, self._renderer, cut=error is not None)
+        await _remember(self._request, self._run, cut=error is not None)
         self._run.close()  # free the agent's slot before waiting for a slow caller
         with self._run.until(self._run.timers.now() + END_S):
             # Do not report a stop that arrives just after the answer became complete.

@@ -493,13 +493,13 @@ async def test_a_kind_that_an_app_refuses_is_not_sent(gateway, scripted):
     off = {"enabled": False, "image": {"enabled": False}}
     upstream = await scripted(info("advanced-chat"), parameters(file_upload=off))
     gw = await gateway(agents={"flow": {**AGENTS["dify"], "base_url": upstream.url}})
-    before = (await (await gw.get("/api/v1/agents/flow")).json())["data"]["capabilities"]
+    before = (await (await gw.get("/api/v1/agents")).json())["data"]["agents"][0]["capabilities"]
     assert before["file_upload"] is True
     answer = await ask(gw, "flow", DATA, status=400)
     assert answer["detail"]["error"] == "unsupported_file_kind"
     assert "text only" in answer["msg"]
     assert len(upstream.requests) == 2
-    after = (await (await gw.get("/api/v1/agents/flow")).json())["data"]["capabilities"]
+    after = (await (await gw.get("/api/v1/agents")).json())["data"]["agents"][0]["capabilities"]
     assert after == {"streaming": True, "file_upload": False, "file_kinds": []}
 
 

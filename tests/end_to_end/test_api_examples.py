@@ -59,6 +59,7 @@ async def test_json_examples_have_the_members_of_real_answers(with_accounts, dem
     settings |= {"rate_limits": {"chat": "120/min"}, "max_calls": 10000, "name": "web"}
     key = await post("/api/v1/api-keys", settings)
     _, token = await gateway.api("POST", "/tokens", key["data"]["full_key"], EXAMPLES[8])
+    _, profile = await gateway.api("GET", "/agents/dify", admin)
     _, health = await gateway.api("GET", "/agents/dify/health", admin)
     real = [
         await post("/api/v1/chat", {"query": "Hi"}, Agent="fastgpt"),
@@ -73,6 +74,7 @@ async def test_json_examples_have_the_members_of_real_answers(with_accounts, dem
         token,
         (await gateway.api("GET", "/calls", admin))[1],
         health,
+        profile,
         await post("/api/v1/chat", {"query": "Hi"}, Agent="dfy"),
     ]
     assert [differences(*pair) for pair in zip(EXAMPLES, real, strict=True)] == [[]] * len(real)
