@@ -98,7 +98,9 @@ def marked(kind: Kind, body: Mapping[str, Any]) -> Task:
     turns = _turns(messages, _text(messages[-1]), "")
     key = _KEYS.get(kind, "")
     has_example = key and re.search(rf'\{{\s*"{key}"\s*:', turns.head)
-    return _task(kind, key if has_example else "", turns)
+    task = _task(kind, key if has_example else "", turns)
+    asked = turns.head[:_OPENING]  # where the prompt quotes no conversation
+    return task._replace(first=task.first or asked, last=task.last or asked)
 
 
 _KEYS: dict[Kind, str] = {rule.kind: rule.key for rule in RULES if rule.key}

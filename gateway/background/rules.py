@@ -105,8 +105,12 @@ RULES: tuple[Rule, ...] = (
         "merge",
         "lone",
         (
-            *_has("opening", r"(?:responses|answers|回答|回复)", r"models|模型", r'["“「].+["”」]'),
-            *_has("head", r"synthesi[sz]e|merge|combine|综合|合并", r'[:：]\s*"""'),
+            # the first paragraph ends with the question in quotation marks
+            *_has(
+                "opening", r'\A[^\n]*["“「][^\n]+["”」][。.]?\n\n', r"responses|answers|回答|回复"
+            ),
+            *_has("head", r"synthesi[sz]e|merge|combine|综合|合并"),
+            *_has("head", r'\n\n[^\n"]{0,40}(?:models|模型)[^\n"]{0,10}[:：]\s*"""'),
         ),
         ends=('"""', '"""\n'),
         terms=("models", "模型"),
