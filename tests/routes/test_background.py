@@ -276,6 +276,13 @@ async def test_background_calls_use_no_quota(with_accounts, database_url):
     ]  # fmt: skip
 
 
+async def test_replicas_share_the_limit_of_background_calls(with_accounts, database_url):
+    gw = await with_accounts(database_url, rate_limits={**UNLIMITED, "chat": "2/hour"})
+    _, key = await gw.key(await gw.login())
+    bodies = (TITLE, CHAT, TITLE, CHAT, CHAT, TITLE)
+    assert [(await send(gw, body, key=key))[0] for body in bodies] == [200] * 4 + [429, 200]
+
+
 # What the operator sees.
 
 
