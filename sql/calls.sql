@@ -81,7 +81,7 @@ LIMIT :limit
 ) AS sums LEFT JOIN api_keys k ON k.id = sums.key LEFT JOIN users u ON u.id = sums."user"
 ORDER BY 1, 2, 3, 4, 5;
 
--- name: calls_page(before_id, from_ms, to_ms, request_id, caller, key_id, user_id, agent, end_user, surface, status, only_errors, limit)
+-- name: calls_page(before_id, from_ms, to_ms, request_id, caller, key_id, user_id, agent, end_user, task, surface, status, only_errors, limit)
 -- The newest first, below `before_id`; '' and 0 filter nothing.
 SELECT c.*, coalesce(k.name, '') AS key_name, coalesce(u.username, '') AS user_name
 FROM (
@@ -93,6 +93,7 @@ WHERE id < :before_id AND began_ms >= :from_ms AND began_ms < :to_ms
   AND (CAST(:user_id AS TEXT) = '' OR user_id = :user_id)
   AND (CAST(:agent AS TEXT) = '' OR agent = :agent)
   AND (CAST(:end_user AS TEXT) = '' OR end_user = :end_user)
+  AND (CAST(:task AS TEXT) = '' OR task = :task)
   AND (CAST(:surface AS TEXT) = '' OR surface = :surface)
   AND (:status = 0 OR status = :status)
   AND (:only_errors = 0 OR error <> '')

@@ -95,7 +95,14 @@ async def test_a_step_leaves_what_there_was_before(tmp_path, monkeypatch):
     await database.migrate()
     async with database.transaction() as conn:
         kept = tuple(await database.queries.call_by_id(conn, id="1"))
-        assert kept == (*row, None, None, "", "")  # reason, end user, and the names of ids
+        assert kept == (
+            *row,
+            None,
+            None,
+            None,
+            "",
+            "",
+        )  # reason, end user, task, and the names of ids
         names = await fetch(await conn.execute("PRAGMA index_list (calls)"))
     assert [index["origin"] for index in names] == ["pk"]
     await database.close()
@@ -159,7 +166,7 @@ async def test_both_kinds_have_the_tables_that_the_code_knows(database):
         await database.queries.calls_keep(conn)
         rows = database.queries.calls_page(
             conn, before_id="g", from_ms=0, to_ms=1, request_id="", caller="", key_id="", user_id="",
-            agent="", end_user="", surface="", status=0, only_errors=0, limit=1,
+            agent="", end_user="", task="", surface="", status=0, only_errors=0, limit=1,
         )  # fmt: skip
         assert await fetch(rows) == []
     text = migrations("sqlite")[0][1]

@@ -22,14 +22,14 @@ FLOORS: list[set[str]] = [
     {"telemetry", "limits", "files", "memory"},
     {"platforms", "accounts", "upstream"},
     {"config"},
-    {"protocol", "database"},
+    {"protocol", "database", "background"},
     {"filetypes"},
     {"errors", "secret", "times", "ids", "headers", "private", "shipped", "system", "columns"},
     {"language"},
 ]
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 WEB = {"server", "app", "routes", "middlewares", "http", "demo"}  # may import aiohttp.web
-NO_IO = {"platforms", "protocol"}
+NO_IO = {"platforms", "protocol", "background"}
 IO = {"aiohttp", "asyncio", "socket", "requests", "httpx", "os", "logging", "pathlib"}
 
 
@@ -115,7 +115,7 @@ def test_only_web_rooms_import_aiohttp_web():
             assert room(name) in WEB, name
 
 
-def test_platforms_and_protocol_do_no_io():
+def test_translation_and_recognition_do_no_io():
     for name, tree in MODULES.items():
         if room(name) in NO_IO:
             assert not {i.split(".")[0] for i in imported(name)} & IO, name

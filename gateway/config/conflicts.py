@@ -52,12 +52,22 @@ def check_names(tree: dict[str, Any]) -> Iterator[str]:
             path = f"routes.{route}[{i}]" + (".agent" if weighted else "")
             if isinstance(name, str) and name not in agents:
                 yield f"{path}: there is no agent {name!r}{nearest(name, agents)}"
+    background = tree.get("background")
+    model = background.get("model") if isinstance(background, dict) else None
+    if isinstance(model, str) and model and not _is_known(model, taken):
+        yield f"background.model: there is no agent or route {model!r}{nearest(model, taken)}"
     for name, agent in agents.items():
         if isinstance(agent, dict) and (title := _lacks_simulator(agent)):
             yield f"agents.{name}.base_url: is missing; the gateway has no simulator of {title}"
         if isinstance(agent, dict) and _lacks_key(agent):
             yield f"agents.{name}.api_key: is empty; the platform at base_url will ask for one"
     yield from _check_keys(tree, taken)
+
+
+def _is_known(model: str, known: Mapping[str, str]) -> bool:
+    """Whether a call may name it: an agent or a route, or `agent/model`."""
+    wanted = model.strip().lower()
+    return wanted in known or wanted.partition("/")[0] in known
 
 
 def _check_keys(tree: dict[str, Any], known: Mapping[str, str]) -> Iterator[str]:

@@ -15,8 +15,10 @@ from pydantic import (
     ConfigDict,
     Field,
     field_validator,
+    model_validator,
 )
 
+from gateway.background.tasks import Kind
 from gateway.config.origins import origin_entry
 from gateway.config.proxy import Proxy, is_excepted
 from gateway.config.values import (
@@ -33,6 +35,7 @@ from gateway.config.values import (
     Size,
     empty_is_none,
     public_address,
+    times,
     with_a_port,
 )
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
@@ -129,10 +132,21 @@ class Server(Model):
 Permission = Literal["chat", "upload", "admin"]
 
 
-class KeyLimits(Model):
-    """A key's own limits; `rate_limits` applies to the members left out."""
-
+class _Rates(Model):
     chat: AnyRate | None = None
+    tasks: AnyRate | None = None
+
+    @model_validator(mode="after")
+    def _fill_in_tasks(self) -> "_Rates":
+        if "tasks" not in self.model_fields_set:
+            object.__setattr__(self, "tasks", times(self.chat, 4))  # the model is frozen
+        return self
+
+
+class KeyLimits(_Rates):
+    """A key's own limits; `rate_limits` applies to the members left out, but for `tasks`, which is
+    four times as much as `chat`."""
+
     upload: AnyRate | None = None
     agents: AnyRate | None = None
     accounts: AnyRate | None = None
@@ -268,8 +282,9 @@ class Fetch(Model):
     timeout: Duration = 60.0
 
 
-class RateLimits(Model):
-    """Limits per caller and class; null means no limit. `accounts` covers the routes of accounts,
+class RateLimits(_Rates):
+    """Limits per caller and class; null means no limit. `tasks` covers background calls that no
+    agent answers; the default is four times `chat`. `accounts` covers the routes of accounts,
     keys, pages' tokens and the record. `tokens` counts the usage of answers, `concurrency` counts
     calls in flight. `account` covers all keys and logins of one account together, except
     administrators'; members left out there default to one caller's limits, so that more keys do
@@ -359,6 +374,20 @@ class Traces(Model):
         return public_address(url) if url else url
 
 
+BackgroundMode = Literal["divert", "run", "refuse"]
+
+
+class Background(Model):
+    """What becomes of background calls of chat clients: titles, tags, suggested questions and so
+    on. `divert` answers them without the agent, `run` lets it answer them like chats, `refuse` is
+    400. `model` is the agent or route that answers them; without one the gateway does, and the
+    agent only where a model must. A rule that is false recognises no call of its kind."""
+
+    mode: BackgroundMode = "divert"
+    model: OptionalText = None
+    rules: dict[Kind, bool] = {}
+
+
 class Timeouts(Model):
     """`connect`: until the TCP connection is there. `first_delta`: the longest wait for the answer
     to begin, all attempts together; each step that a workflow reports restarts it. `idle`: the
@@ -406,7 +435,8 @@ class Agent(Model):
     certificate that the gateway presents. A reload reads them again. `share` is the fraction of
     `concurrency` and of `queue` that one caller may hold. `memory` replaces the general setting.
     `system` says whether system texts reach the bot: `auto` drops those that a client has made
-    up."""
+    up. `background` replaces the general mode of background calls,
+    which does not apply to plain models."""
 
     platform: str
     base_url: BaseUrl = DEMO
@@ -427,6 +457,7 @@ class Agent(Model):
     capture: Literal["off", "errors", "all"] = "off"
     memory: AnyMemory | None = None
     system: Literal["forward", "drop", "auto"] = "auto"
+    background: BackgroundMode | None = None
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (
         None  # kinds of files; null means the platform's usual kinds
@@ -484,6 +515,7 @@ class Config(Model):
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     memory: AnyMemory = Memory()
+    background: Background = Background()
     traces: Traces = Traces()
     demo: bool = True  # whether simulators may answer for agents
     agents: Annotated[dict[Name, Agent], Field(min_length=1)]  # see `kinds.config_model`

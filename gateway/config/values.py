@@ -49,6 +49,11 @@ class Rate(NamedTuple):
     per_s: float
 
 
+def times(rate: Rate | None, factor: int) -> Rate | None:
+    """`factor` times as many calls; None stays without a limit."""
+    return None if rate is None else Rate(rate.capacity * factor, rate.per_s * factor)
+
+
 _PERIODS_S = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "hour": 3600, "d": 86_400}
 _PERIODS_S["day"] = _PERIODS_S["d"]
 

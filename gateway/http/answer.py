@@ -45,6 +45,7 @@ from gateway.http.context import (
 from gateway.http.fastwrite import ALREADY_SENT, Stream, answer_json, begin_stream
 from gateway.http.inflight import forget_cancellation
 from gateway.http.language import choice_of
+from gateway.http.local import answer_locally
 from gateway.http.pump import Pump, open_pump
 from gateway.language.sentences import say
 from gateway.memory.recall import MAX_TEXT, Recall
@@ -84,11 +85,15 @@ def answering(
         call.streamed = chat.stream
         call.model = state.routing.known(chat.model)
         hidden = not call.caller.may_ask_all and [target.name for target in targets]
-        if hidden and (route := context.hide(hidden, state.routing.asked(chat.model))):
+        if hidden and (
+            route := context.hide(hidden, state.routing.asked(chat.asked or chat.model))
+        ):
             chat = replace(chat, route=route)
         if any([target.agent.capture != "off" for target in targets]):
             call.capture = Capture(state.config.record.max_body, context.body or b"")
         context.body = None  # free it: a stream may last for minutes
+        if chat.answer is not None:
+            return await answer_locally(request, call, chat, targets)
         holders = call.caller.holders
         hold = partial(hold_more, request)
         recall = None
@@ -538,6 +543,8 @@ def headers_of(run: Run) -> dict[str, str]:
         headernames.AGENT: header_value(run.chat.route or agent),
         headernames.ATTEMPTS: str(run.attempts),
     }
+    if run.chat.task:
+        headers[headernames.TASK] = run.chat.task
     if attempt.decoder is not None and attempt.decoder.conversation_id:
         conversation = public_id(run.chat, agent, attempt.decoder.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)

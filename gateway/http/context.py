@@ -20,7 +20,7 @@ from gateway.chat.routing import Routing
 from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.database import Database
-from gateway.errors import GatewayError, Stopping, why
+from gateway.errors import GatewayError, RateLimited, Stopping, why
 from gateway.files.library import Files
 from gateway.http.inflight import InFlight
 from gateway.limits.buckets import Buckets
@@ -112,6 +112,7 @@ class Context:
     body: bytes | None = None  # once it has been read
     held: Part | None = None  # of `BODIES`, if the body is large
     limits: dict[str, str] | None = None  # rate limit headers
+    over: RateLimited | None = None  # set while a call may pass as a background call only
     call: Call | None = None  # of chats, from `ratelimit` on
     stopped: Stopping | None = None  # set if the request must end because the process stops
     hidden: tuple[str, ...] = ()  # agents that the caller may ask only as `route`

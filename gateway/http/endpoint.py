@@ -14,10 +14,12 @@ Access = Permission | Literal["login", "login-admin"]
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One method of one path. `access` None is public, `limit` None is not limited."""
+    """One method of one path. `access` None is public, `limit` None is not limited. With
+    `has_tasks` a call may turn out to be a background call, which has a limit of its own."""
 
     method: str
     path: str
     handler: Handler
     access: Access | None = None
     limit: Class | None = None
+    has_tasks: bool = False

@@ -230,9 +230,18 @@ class Buckets:
         """Take an answer's usage from the token buckets, in the background."""
         for charge in charges:
             if isinstance(charge, TokenCharge) and tokens:
-                self._local.spend(charge, tokens)
-                if self._redis is not None and not self.unavailable:
-                    self._spawn(self._without_errors(self._redis.spend(charge, tokens)))
+                self._take(charge, tokens)
+
+    def give_back(self, charges: Sequence[Charge]) -> None:
+        """Return the calls that were charged to the rates, in the background."""
+        for charge in charges:
+            if isinstance(charge, RateCharge):
+                self._take(TokenCharge(charge.key, charge.capacity, charge.per_ms), -charge.cost)
+
+    def _take(self, charge: TokenCharge, amount: int) -> None:
+        self._local.spend(charge, amount)
+        if self._redis is not None and not self.unavailable:
+            self._spawn(self._without_errors(self._redis.spend(charge, amount)))
 
     # Charges whose request has gone on or ended, and slots.
 

@@ -22,7 +22,7 @@ from gateway.ids import new_id
 from gateway.language.sentences import say
 from gateway.limits.charges import Charge, QuotaCharge, RateCharge, SlotCharge, TokenCharge
 
-Class = Literal["chat", "upload", "agents", "login", "accounts"]
+Class = Literal["chat", "tasks", "upload", "agents", "login", "accounts"]
 
 
 class Decision(NamedTuple):
@@ -61,7 +61,7 @@ def _all_charges(limits: RateLimits, caller: Caller, class_: Class) -> list[Char
     if caller.end_user and general:
         user = sha256(caller.end_user.encode()).hexdigest()[:16]
         out.append(_rate(f"{name}:{class_}:{user}", general))
-    if class_ != "chat":
+    if class_ not in ("chat", "tasks"):
         return out
     if caller.has_own_limits or limits.tokens:
         each, shared = _both(caller, limits, "tokens")

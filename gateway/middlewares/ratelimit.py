@@ -8,6 +8,7 @@ from aiohttp.typedefs import Handler, Middleware
 
 from gateway.accounts.credentials import Caller, by_address
 from gateway.config.models import RateLimits
+from gateway.errors import RateLimited
 from gateway.http.context import (
     BUCKETS,
     CONTEXT,
@@ -34,7 +35,13 @@ def ratelimit(routes: Mapping[Handler, Route]) -> Middleware:
             return await handler(request)
         app, context = request.app, request[CONTEXT]
         assert context.state is not None
-        held = await _admit(app, context, context.state.config.rate_limits, route.limit)
+        limits = context.state.config.rate_limits
+        try:
+            held = await _admit(app, context, limits, route.limit)
+        except RateLimited as error:
+            if not route.has_tasks:
+                raise
+            held = await _admit_task(app, context, limits, error)
         if route.limit != "chat":
             return await handler(request)
         caller = context.caller
@@ -59,6 +66,40 @@ async def _admit(
     charged = _charges(context, limits, class_)
     _apply(app, context, class_, charged, await app[BUCKETS].charge(charged))
     return tuple([one for one in charged if not isinstance(one, RateCharge)])
+
+
+async def _admit_task(
+    app: web.Application, context: Context, limits: RateLimits, error: RateLimited
+) -> tuple[Charge, ...]:
+    """Admit a call beyond the limit of chats to be read: it may be a background call, and is
+    charged as one. The handler raises `error` if it is not. Raises it if there is no room either.
+    """
+    shown = context.limits
+    try:
+        held = await _admit(app, context, limits, "tasks")
+    except RateLimited:
+        context.limits = shown
+        raise error from None
+    context.over, context.limits = error, shown
+    return held
+
+
+async def charge_as_task(request: web.Request) -> None:
+    """Charge a chat that turned out to be a background call to `tasks`, in place of `chat`. Raises
+    RateLimited; the call then remains charged to `chat`, which limits how many are read."""
+    context = request[CONTEXT]
+    if context.over is not None:  # it was admitted as one
+        context.over = None
+        return
+    assert context.state is not None
+    assert context.caller is not None
+    limits, caller = context.state.config.rate_limits, context.caller
+    await charge(request, _rates(request_charges(limits, caller, "tasks")), "tasks")
+    request.app[BUCKETS].give_back(_rates(request_charges(limits, caller, "chat")))
+
+
+def _rates(charged: Sequence[Charge]) -> list[Charge]:
+    return [one for one in charged if isinstance(one, RateCharge)]
 
 
 def _settle(buckets: Buckets, held: Sequence[Charge], call: Call) -> None:

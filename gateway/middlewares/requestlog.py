@@ -99,6 +99,8 @@ def _line(request: web.Request, context: Context, status: int, level: int) -> di
         line["origin"] = _plain(origin)
     if context.agent:
         line["agent"] = context.agent
+    if context.call is not None and context.call.task:
+        line["task"] = context.call.task
     if context.attempts is not None:
         line["attempts"] = context.attempts
     if context.failures:

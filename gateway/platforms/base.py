@@ -107,6 +107,7 @@ class Platform(Protocol):
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
     restarts: bool  # whether a lost conversation begins again if the request has its turns
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
+    is_model: bool  # whether it is a plain model, which keeps no conversation and runs no bot
 
     drops_stopped: bool  # whether a conversation forgets a question whose answer was stopped
 
@@ -181,6 +182,7 @@ class BasePlatform:
     restarts = False
     passes_through = False
     drops_stopped = False
+    is_model = False
     app_id: str | None = None
 
     @property

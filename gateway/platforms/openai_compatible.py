@@ -110,6 +110,7 @@ class OpenAICompatible(BasePlatform):
     kind = "openai"
     options = None
     passes_through = True
+    is_model = True
     kinds = frozenset(KINDS)  # the upstream decides
 
     def __init__(self, name: str, agent: OpenAIOptions, url: str) -> None:

@@ -83,6 +83,8 @@ class ChatRequest:
     not know. `scope` is that of the caller's memory; "" if its history is not looked up. `home` is
     the only agent that knows the conversation, and gets the first `resent` messages again, which
     its platform does not keep.
+    `task` is the kind of background call; `asked` is then the name that the caller asked
+    if `model` answers in its place, and `answer` the text if the gateway answers by itself.
 
     `call_id` is random and identifies this call in all attempts.
     """
@@ -104,6 +106,9 @@ class ChatRequest:
     options: tuple[str, ...] = ()
     demands: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
+    task: str = ""
+    asked: str = ""
+    answer: str | None = None
     route: str = ""  # shown in the agent's place, if the caller may not see its name
     scope: str = ""
     home: str = ""

@@ -86,7 +86,7 @@ _API = [
 ]
 
 _V1 = [
-    Route("POST", "/v1/chat/completions", openai.chat_completions, "chat", "chat"),
+    Route("POST", "/v1/chat/completions", openai.chat_completions, "chat", "chat", has_tasks=True),
     Route("GET", "/v1/models", openai.models, "chat"),
     Route("GET", "/v1/models/{id:.+}", openai.model, "chat"),
     Route("POST", "/v1/files", files.create, "upload", "upload"),

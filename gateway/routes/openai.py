@@ -22,6 +22,7 @@ from gateway.limits.rules import counts_tokens
 from gateway.protocol.client_texts import unwrapped
 from gateway.protocol.messages import ChatRequest, Message, has_media
 from gateway.protocol.openai_messages import narrowed, plain_turns, read_turns, require_few
+from gateway.routes.background import divert, require_room, task_of
 from gateway.telemetry.call import Call
 
 _MAX_ID = 1024
@@ -42,16 +43,23 @@ async def _read_chat(
         chat_id = _header(request, "X-OpenWebUI-Chat-Id")
     call.end_user = caller.end_user or user
     targets = state.routing.allowed(caller, model)
+    asked, answer = "", None
+    if (task := task_of(request, state, body, targets)) is not None:
+        answer, other = await divert(request, state, call, task, targets[0])
+        if other is not None:
+            asked, model, targets = model, other, state.routing.resolve(other)
+    require_room(request)
     is_routed = len(targets) > 1
     seal = request.app[SIGNER].seal(caller) if caller.end_user else None
-    if conversation := _conversation(request, body):
+    conversation = None if task is not None else _conversation(request, body)
+    if conversation:
         targets, conversation = pin(targets, conversation, state.routing.is_route(model), seal)
     stream_options = body.get("stream_options")
     messages = _turns(body, targets)
     if seal is not None:
         targets, messages = pin_results(targets, messages, seal)
         body = {**body, "messages": narrowed(body["messages"])}
-    if has_media(messages):
+    if has_media(messages) and answer is None:
         messages = await request.app[ATTACHMENTS].resolve(
             messages, owner_of(caller), partial(client_origin, request)
         )
@@ -77,8 +85,11 @@ async def _read_chat(
         raw=body,
         verbatim=True,
         options=options,
-        demands=_demands(body) if options else (),
-        scope="" if conversation else scope,
+        scope="" if conversation or task is not None else scope,
+        demands=_demands(body) if options and task is None else (),
+        task="" if task is None else task.kind,
+        asked=asked,
+        answer=answer,
     )
     return chat, targets
 

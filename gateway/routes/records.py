@@ -15,7 +15,7 @@ from gateway.telemetry.call import kept_user
 from gateway.telemetry.store import MAX_GROUPS
 from gateway.times import iso
 
-_TEXTS = ("request_id", "caller", "key_id", "user_id", "agent", "end_user")
+_TEXTS = ("request_id", "caller", "key_id", "user_id", "agent", "end_user", "task")
 _FILTERS = ("from", "to", "surface", "status", "only_errors", *_TEXTS)
 _GROUPS = ("day", "agent", "caller", "key", "user")
 _PAGE, _LARGEST_PAGE = 50, 200
@@ -56,8 +56,8 @@ async def calls(request: web.Request) -> web.Response:
     """A page of calls, newest first. The answer's `next`, sent as `?before=`, selects the following
     page.
 
-    Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, end_user, surface,
-    status, only_errors=1.
+    Filters: from, to (ISO 8601), request_id, caller, key_id, user_id, agent, end_user, task,
+    surface, status, only_errors=1.
     """
     require_query(request, "limit", "before", *_FILTERS)
     query = request.query
@@ -109,7 +109,7 @@ def _clean(text: str) -> str:
 def _public(row: dict[str, Any]) -> dict[str, Any]:
     flags = {name: bool(row[name]) for name in ("streamed", "client_gone")}
     began = row["began_ms"]
-    texts = {name: row[name] or "" for name in ("reason", "end_user")}  # NULL in older rows
+    texts = {name: row[name] or "" for name in ("reason", "end_user", "task")}  # NULL in older rows
     out = {**row, **flags, **texts, "time": iso(began)}
     del out["day"]
     return out

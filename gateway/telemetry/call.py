@@ -16,18 +16,20 @@ from gateway.protocol.messages import Finish, Usage
 from gateway.telemetry.traces import NO_TRACE, CallTrace
 
 Surface = Literal["chat", "openai", "passthrough"]
+# The gateway itself, `background.model`, the agent that was asked, or none of them.
+AnsweredBy = Literal["gateway", "model", "agent", ""]
 
 # Columns of `calls`, in the order of `Call.row`.
 COLUMNS = (
     "id", "request_id", "began_ms", "day", "caller", "key_id", "user_id", "agent", "surface",
     "status", "streamed", "prompt_tokens", "completion_tokens", "total_tokens", "usage",
-    "first_delta_ms", "total_ms", "client_gone", "error", "reason", "end_user",
+    "first_delta_ms", "total_ms", "client_gone", "error", "reason", "end_user", "task",
 )  # fmt: skip
 _NUMBERS = frozenset((
     "began_ms", "status", "streamed", "prompt_tokens", "completion_tokens", "total_tokens",
     "first_delta_ms", "total_ms", "client_gone",
 ))  # fmt: skip
-_COLUMNS_BEFORE = len(COLUMNS) - 2  # of versions without `reason` and `end_user`
+_COLUMNS_BEFORE = len(COLUMNS) - 1  # of versions without `task`
 _LONGEST_USER = 256  # characters of an end user's name
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
 _LONGEST = 4096  # characters of a column
@@ -72,6 +74,8 @@ class Call:
     finish: str = ""  # the finish reason, once the answer is complete
     conversation_id: str = ""
     memory: str = ""  # what became of the client's history: new, continue, branch, seed
+    task: str = ""  # the kind of background call; "" for a chat
+    answered_by: AnsweredBy = ""  # of a background call
     streamed: bool = False
     usage: Usage | None = None
     is_whole: bool = False  # the answer is complete
@@ -122,6 +126,7 @@ class Call:
             error and _plain(error),
             reason and _plain(shorten(reason)),
             self.end_user and kept_user(self.end_user),
+            self.task,
         )
 
     def bodies(self, row: Row) -> Row | None:
@@ -138,7 +143,7 @@ def read_row(value: Any) -> Row | None:
     if not isinstance(value, list):
         return None
     if len(value) == _COLUMNS_BEFORE:
-        value = [*value, "", ""]
+        value = [*value, ""]
     if len(value) != len(COLUMNS):
         return None
     first_delta = value[_FIRST_DELTA_AT]

@@ -118,6 +118,10 @@ class Metrics:
             "gateway_memory", "Histories of stateless clients, by what became of them",
             ("agent", "result"), registry=registry,
         )  # fmt: skip
+        self._tasks = Counter(
+            "gateway_background_calls", "Background calls of chat clients, and who answered them",
+            ("task", "answered_by"), registry=registry,
+        )  # fmt: skip
         self.loop_lag = Histogram(
             "gateway_event_loop_lag_seconds", "How late the event loop runs what is due",
             buckets=_LAG_S, registry=registry,
@@ -126,6 +130,8 @@ class Metrics:
     def call_ended(self, call: Call, status: int, error: str, seconds: float) -> None:
         """Count a finished call. `error` is the code of its error, or ""."""
         agent = call.agent
+        if call.task:
+            self._tasks.labels(call.task, call.answered_by or "none").inc()
         if not agent:
             return  # refused before an agent was asked; `requests` counts it
         labels = ("invoke_agent", call.provider, call.model or agent, agent)

@@ -108,6 +108,8 @@ async def exposed(gateway, demo, scripted, shared_redis, tmp_path) -> dict[str, 
                 await answer.read()
         async with gw.chat("endless", "hi", stream=True) as answer:
             await answer.content.readany()  # and disconnect
+        async with gw.complete("bot", "ping", max_tokens=5) as answer:  # a background call
+            await answer.read()
         async with gw.chat("bot") as answer:
             assert answer.status == 429
             await answer.read()

@@ -117,6 +117,16 @@ async def test_tokens_are_spent_afterwards_and_may_leave_a_debt(buckets):
     assert (await buckets.charge([budget]))[0].allowed
 
 
+async def test_a_call_that_is_given_back_can_be_made_again(buckets):
+    calls = rate(2, 0.0001)
+    given = TokenCharge(calls.key, calls.capacity, calls.per_ms)
+    await buckets.charge([calls])
+    for _ in range(3):  # a bucket never holds more than its capacity
+        await buckets.spend(given, -1)
+    allowed = [(await buckets.charge([calls]))[0].allowed for _ in range(3)]
+    assert allowed == [True, True, False]
+
+
 async def test_slots_are_held_until_they_are_given_back(buckets):
     assert (await buckets.charge([slots(2, "a")]))[0].allowed
     assert (await buckets.charge([slots(2, "b")]))[0].allowed

@@ -68,7 +68,7 @@ async def test_a_call_is_a_row_with_all_there_is_to_know(gw):
     assert row == {
         "request_id": request_id, "caller": f"key-{id_}", "key_id": id_, "user_id": me,
         "agent": "dify", "surface": "openai", "status": 200, "streamed": True, "usage": "exact",
-        "client_gone": False, "error": "", "reason": "", "end_user": "",
+        "client_gone": False, "error": "", "reason": "", "end_user": "", "task": "",
         "key_name": "test", "user_name": "admin",
     }  # fmt: skip
     status, answer = await gw.api("GET", f"/calls/{row_id}", admin)

@@ -40,7 +40,7 @@ def make(calls, tmp_path):
 
 
 async def all_calls(calls):
-    names = ("request_id", "caller", "key_id", "user_id", "agent", "end_user", "surface")
+    names = ("request_id", "caller", "key_id", "user_id", "agent", "end_user", "task", "surface")
     nothing = dict.fromkeys(names, "")
     return await calls.page(
         100_000, before_id="g", from_ms=0, to_ms=1 << 53, status=0, only_errors=0, **nothing
@@ -327,7 +327,7 @@ async def test_a_file_that_became_a_folder_holds_up_nothing(make, calls, tmp_pat
 
 
 async def test_rows_of_the_version_before_are_taken(make, calls, tmp_path):
-    row = call(request_id="older").row(502, "upstream_failed")[:-2]
+    row = call(request_id="older").row(502, "upstream_failed")[:-1]
     left_behind(tmp_path).write_bytes(orjson.dumps([row, None]) + b"\n")
     assert await written_beside(make, calls) == (["new", "older"], 0)
 

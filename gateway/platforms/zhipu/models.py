@@ -50,6 +50,7 @@ class Models(Product):
 
     options: frozenset[str] | None = _OPTIONS
     kinds = frozenset(KINDS)  # the model decides
+    is_model = True
 
     def __init__(self, agent: ZhipuOptions, url: str) -> None:
         super().__init__(agent)

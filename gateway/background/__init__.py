@@ -1,0 +1,1 @@
+"""Background calls of chat clients: recognised by their structure, answered without a model."""
