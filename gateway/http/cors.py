@@ -16,14 +16,16 @@ from gateway.language.sentences import say
 _EXPOSED = ", ".join(
     (
         "x-request-id", "retry-after", "retry-after-ms", "x-should-retry", "x-conversation-id",
-        "x-gateway-agent", "x-gateway-attempts", "x-gateway-ignored", "x-gateway-task",
+        "x-gateway-agent", "x-gateway-attempts", "x-gateway-ignored", "x-gateway-memory",
+        "x-gateway-task",
         "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests",
         "x-ratelimit-reset-requests",
         "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens",
     )
 )  # fmt: skip
 _ALLOWED = (
-    "authorization, content-type, accept, agent, api-key, x-api-key, x-request-id, x-gateway-task"
+    "authorization, content-type, accept, agent, api-key, x-api-key, x-request-id, x-gateway-task,"
+    " x-gateway-memory"
 )
 
 

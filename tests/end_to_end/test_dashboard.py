@@ -99,7 +99,7 @@ async def exposed(gateway, demo, scripted, shared_redis, tmp_path) -> dict[str, 
             record={"spool": str(tmp_path / "spool")},
             auth={"anonymous": True, "jwt_secret": "0123456789abcdef0123456789abcdef"},
             redis={"url": shared_redis.url, "prefix": f"dashboard-{next(_unique)}"},
-            rate_limits={**UNLIMITED, "chat": "6/hour"},
+            rate_limits={**UNLIMITED, "chat": "7/hour"},
         )
         calls = [("bot", "hi", False), ("bot", "hi", True), ("bot", "#fail", False)]
         calls += [("bot", "#cut", True), ("support", "hi", False)]
@@ -108,6 +108,8 @@ async def exposed(gateway, demo, scripted, shared_redis, tmp_path) -> dict[str, 
                 await answer.read()
         async with gw.chat("endless", "hi", stream=True) as answer:
             await answer.content.readany()  # and disconnect
+        async with gw.complete("bot", "hi") as answer:
+            await answer.read()
         async with gw.complete("bot", "ping", max_tokens=5) as answer:  # a background call
             await answer.read()
         async with gw.chat("bot") as answer:
