@@ -1,10 +1,12 @@
 """Cases of the wire contracts that no sample has: other orders, versions and endings."""
 
+from dataclasses import replace
+
 import orjson
 import pytest
 from decoding import feed, summary
 
-from gateway.errors import GatewayError
+from gateway.errors import ConversationNotFound, GatewayError
 from gateway.platforms.base import base_url
 from gateway.platforms.coze.adapter import Coze
 from gateway.platforms.coze.decoder import CozeDecoder
@@ -170,7 +172,10 @@ def test_a_lost_conversation_restarts_from_its_turns():
     turns = (Message("user", "一"), Message("assistant", "甲"), Message("user", "二"))
     chat = ChatRequest("d", turns, "u", conversation_id="gone")
     gone = UpstreamReply(404, {}, b'{"code":"not_found","message":"Conversation Not Exists."}')
-    body = orjson.loads(platform.recover(gone, chat).body)
+    with pytest.raises(ConversationNotFound):
+        platform.recover(gone, chat)
+    assert platform.restarts  # so the attempt asks again without the id
+    body = orjson.loads(platform.prepare(replace(chat, conversation_id=None)).body)
     assert "conversation_id" not in body
     assert body["query"] == "User: 一\n\nAssistant: 甲\n\nUser: 二"
 
