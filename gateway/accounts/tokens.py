@@ -11,6 +11,7 @@ import re
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ class Signer:
         """A name, of hexadecimal digits, for what is remembered of the caller's conversations.
         `parts` separate its users, agents and chats."""
         text = "\0".join([caller.id, *parts]).encode("utf-8", "surrogatepass")
-        return hmac.digest(self._memory, text, "sha256")[:16].hex()
+        return blake2b(text, digest_size=16, key=self._memory).hexdigest()
 
     def _mark(self, key: Caller) -> str:
         """A fingerprint of a static key's value; a reader of the token cannot guess the value from

@@ -114,10 +114,12 @@ class Metrics:
             "gateway_fallbacks", "Answers of an agent in place of the route's first", ("agent",),
             registry=registry,
         )  # fmt: skip
-        self._memory = Counter(
-            "gateway_memory", "Histories of stateless clients, by what became of them",
-            ("agent", "result"), registry=registry,
-        )  # fmt: skip
+        self._memory = Counts(
+            "gateway_memory",
+            "Histories of stateless clients, by what became of them",
+            ("agent", "result"),
+            registry,
+        )
         self._tasks = Counter(
             "gateway_background_calls", "Background calls of chat clients, and who answered them",
             ("task", "answered_by"), registry=registry,
@@ -153,7 +155,7 @@ class Metrics:
         elif error and call.streamed and call.first_delta_at is not None:
             self._truncated.labels(agent, error).inc()
         if call.memory:
-            self._memory.labels(agent, call.memory).inc()
+            self._memory.add((agent, call.memory))
         for name in call.retries:
             self._retries.labels(name).inc()
         for name, code in call.failures:
