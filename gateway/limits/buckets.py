@@ -201,14 +201,12 @@ class Buckets:
         return decisions
 
     async def evaluate(self, script: str, keys: Sequence[str], args: Sequence[Any]) -> Any:
-        """The result of a script in Redis, within the time limit. Raises if there is none."""
+        """The result of a script in Redis, within the time limit. Raises if there is none: what
+        others keep in Redis must not take it from the limits, so that does not mark it
+        unavailable."""
         if self._redis is None or self.unavailable:
             raise ConnectionError("Redis does not answer")
-        try:
-            return await self._within(DEADLINE_S, self._redis.evaluate(script, keys, args))
-        except Exception as error:
-            self._mark_unavailable(error)
-            raise
+        return await self._within(DEADLINE_S, self._redis.evaluate(script, keys, args))
 
     def release(self, charges: Sequence[Charge]) -> None:
         """Release the slots, in the background."""

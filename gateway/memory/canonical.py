@@ -7,53 +7,61 @@ where its reader pressed stop. So a user's turn has one hash, and an answer has 
 be compared with a part of it.
 """
 
-import re
 import unicodedata
 from functools import partial
 from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
+from gateway.protocol.client_texts import FILES, FILES_END
 from gateway.protocol.messages import Media, Message
 
 VERSION = b"v1"  # of this form; another one finds nothing that was stored before
 HASH = 12  # bytes of a hash
 _EDGE = 65536  # characters of an embedded file that are hashed, at each end
-BLOCK, MAX_BLOCKS = 32, 64  # bytes per block of a print, and blocks
+# The ends of the beginnings of an answer that a print can tell, in bytes.
+ENDS = (*range(4, 32, 4), *range(32, 1056, 32))
+_BLOCK = ENDS.index(32)
 
-# What clients put in front of a question; the question follows the last of them.
-_WRAPPED = re.compile(
-    r"\A.*</(?:attached_files|context|system_reminder)>\s*(?=\S)", re.DOTALL | re.IGNORECASE
-)
-_BARE = re.compile(r"<user_message>(.*)</user_message>", re.DOTALL | re.IGNORECASE)
-_THINKING = re.compile(
-    r"<think>.*?(?:</think>|\Z)|<details[^>]*reasoning[^>]*>.*?(?:</details>|\Z)",
-    re.DOTALL | re.IGNORECASE,
-)
 _MARKS = bytes(code for code in range(128) if not chr(code).isalnum())
-# An error that a client has put into the chat as if it were an answer.
-_ERROR = re.compile(r'\A[\s`]*(?:json)?\s*\{\s*"(?:error|code)"\s*:')
+_NORMALIZED = 2000  # characters; marks that combine cost quadratic time
+_LONGEST_TAG = 300
 
 
 def user_text(text: str) -> str:
-    """The text of a user's turn, without what a client has wrapped around them."""
-    if "</" in text:
-        text = _WRAPPED.sub("", text, count=1)
-        if found := _BARE.search(text):
-            text = found[1]
-    if not text.isascii():
+    """The text of a user's turn, without what a client has wrapped around it."""
+    text = _unwrapped(text)
+    if not text.isascii() and len(text) <= _NORMALIZED:
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.split())
+
+
+def _unwrapped(text: str) -> str:
+    """The question in Open WebUI's and LangBot's forms; another text as it is."""
+    stripped = text.strip()
+    if stripped.endswith("</user_message>"):
+        begin = stripped.rfind("<user_message>")
+        return text if begin < 0 else stripped[begin + 14 : -15]
+    if stripped.startswith("### Task:") and "<context>" in stripped:
+        ends = ("</context>", FILES_END)
+    elif stripped.startswith((FILES, "<system_reminder>")):
+        ends = (FILES_END, "</system_reminder>")
+    else:
+        return text
+    places = [stripped.rfind(end) + len(end) for end in ends if end in stripped]
+    after = max(places, default=0)
+    return stripped[after:] if stripped[after:].strip() else text
 
 
 def letters(text: str) -> bytes:
     """An answer in lower case without ASCII's blanks and marks, in UTF-8; b"" for an error shown as
     an answer."""
-    if "{" in text and _ERROR.match(text):
+    if "{" in text and _is_error(text):
         return b""
+    text = text.casefold()
     if "<" in text:
-        text = _THINKING.sub("", text)
-    return text.casefold().encode("utf-8", "surrogatepass").translate(None, _MARKS)
+        text = _without_thinking(text)
+    return text.encode("utf-8", "surrogatepass").translate(None, _MARKS)
 
 
 def has_letters(text: str) -> bool:
@@ -63,10 +71,45 @@ def has_letters(text: str) -> bool:
     return bool(letters(text[:80]) or letters(text))
 
 
+def _is_error(text: str) -> bool:
+    """Whether a client has put an error into the chat as if it were an answer."""
+    head = text.lstrip("` \t\r\n")[:80].removeprefix("json").lstrip()
+    return head.startswith("{") and head[1:].lstrip().startswith(('"error"', '"code"'))
+
+
+def _without_thinking(text: str) -> str:
+    """The text, in lower case, without blocks of reasoning, also if they do not end."""
+    out, at = [], 0
+    while (begin := text.find("<", at)) >= 0:
+        out.append(text[at:begin])
+        end = _end_of_thinking(text, begin)
+        if end < 0:
+            return "".join(out)
+        if end == begin:
+            out.append("<")
+        at = max(end, begin + 1)
+    return "".join(out) + text[at:]
+
+
+def _end_of_thinking(text: str, begin: int) -> int:
+    """Where the block that begins there ends; `begin` if none does, -1 if it has no end."""
+    if text.startswith("<think>", begin):
+        close = "</think>"
+    elif text.startswith("<details", begin):
+        tag_end = text.find(">", begin, begin + _LONGEST_TAG)
+        if tag_end < 0 or "reasoning" not in text[begin:tag_end]:
+            return begin
+        close = "</details>"
+    else:
+        return begin
+    end = text.find(close, begin)
+    return -1 if end < 0 else end + len(close)
+
+
 class Print(NamedTuple):
     """What is known of an answer: `exact` is a hash of the text as it was sent, `whole` of its
-    letters, `size` their bytes, and `blocks` are checksums of the first blocks of bytes. `cut`: the
-    client may have received less."""
+    letters, `size` their bytes, and `blocks` are checksums of its beginnings, as long as `ENDS`
+    says. `cut`: the client may have received less."""
 
     exact: str
     whole: str
@@ -104,9 +147,16 @@ class Hasher:
         whole = self._hash(found).hexdigest()
         return Print(self.text(text.strip()), whole, len(found), self._blocks(found), cut)
 
+    def same(self, kept: Print, shown: str) -> bool:
+        """Whether the text that a client shows is the whole kept answer."""
+        if self.text(shown.strip()) == kept.exact:
+            return True
+        found = letters(shown)
+        return len(found) == kept.size and self._hash(found).hexdigest() == kept.whole
+
     def fits(self, kept: Print, shown: str) -> bool:
-        """Whether the text that a client shows as the answer is the kept answer, as far as clients
-        change it: a beginning of it, or the whole of it with something around."""
+        """Whether it is the kept answer as far as clients change it: a beginning of it, or the
+        whole of it with something around."""
         if self.text(shown.strip()) == kept.exact:
             return True
         found = letters(shown)
@@ -118,9 +168,11 @@ class Hasher:
         return self._holds(kept, found)
 
     def _begins(self, kept: Print, found: bytes) -> bool:
-        """Whether the kept answer begins with `found`, as far as there are whole blocks of it."""
+        """Whether the kept answer begins with `found`; 32 bytes or more of it, if it was sent
+        whole."""
         blocks = self._blocks(found)
-        return kept.blocks.startswith(blocks) if blocks else kept.cut
+        least = 8 if kept.cut else 8 * (_BLOCK + 1)
+        return len(blocks) >= least and kept.blocks.startswith(blocks)
 
     def _holds(self, kept: Print, found: bytes) -> bool:
         """Whether `found` ends with, begins with or contains the kept answer."""
@@ -128,18 +180,27 @@ class Hasher:
         for part in (found[-size:], found[:size]):
             if self._hash(part).hexdigest() == kept.whole:
                 return True
-        if size < BLOCK or len(found) > BLOCK * MAX_BLOCKS * 4:
+        if size < 32 or len(found) > 8192:
             return False
-        first = int(kept.blocks[:8], 16)
-        return any(
-            crc32(found[at : at + BLOCK], self._salt) == first
-            and self._hash(found[at : at + size]).hexdigest() == kept.whole
-            for at in range(1, len(found) - size)
-        )
+        first = int(kept.blocks[8 * _BLOCK : 8 * _BLOCK + 8], 16)
+        tries = 0
+        for at in range(1, len(found) - size):
+            if crc32(found[at : at + 32], self._salt) == first:
+                tries += 1
+                if self._hash(found[at : at + size]).hexdigest() == kept.whole:
+                    return True
+                if tries == 8:
+                    break
+        return False
 
     def _blocks(self, found: bytes) -> str:
-        salt, end = self._salt, min(len(found) // BLOCK, MAX_BLOCKS) * BLOCK
-        sums = [crc32(found[at : at + BLOCK], salt) for at in range(0, end, BLOCK)]
+        sums, at, last = [], 0, self._salt
+        for end in ENDS:
+            if end > len(found):
+                break
+            last = crc32(found[at:end], last)
+            sums.append(last)
+            at = end
         return ("%08x" * len(sums)) % tuple(sums)
 
 

@@ -10,8 +10,10 @@ from gateway.memory.thread import History, Thread, Turn
 
 Kind = Literal["new", "continue", "branch", "seed"]
 
-_PROOF = 200  # bytes of one answer that prove a history whose beginning is missing
-_PROOF_OF_TWO = 12  # of each of two answers that do
+# What proves a history whose beginning is missing: two whole answers of so many bytes, to questions
+# of so many bytes in all.
+_PROOF, _ASKED = 12, 20
+_MOST_STARTS = 3  # places in one thread that are compared
 
 
 class Found(NamedTuple):
@@ -68,17 +70,24 @@ def judge(
             return Verdict("seed")
         if len({match.thread.tree for match in (*whole, *ends)}) > 1:
             return Verdict("seed")
-        if not whole and (needs_whole or not _is_proven(ends[0], size)):
+        if not whole and (needs_whole or not _is_proven(ends[0], history, hasher)):
             return Verdict("seed")
         return _pick(whole or ends, size)
     thread, depth = max(depths, key=lambda each: each[1], default=(None, 0))
     return Verdict("branch", thread, depth) if depth else Verdict("seed")
 
 
-def _is_proven(match: _Match, size: int) -> bool:
-    """Whether the answers of a history whose beginning is missing are long enough."""
-    weights = [turn.answer.size for turn in match.thread.turns[match.start :][:size]]
-    return max(weights) >= _PROOF or sum([weight >= _PROOF_OF_TWO for weight in weights]) >= 2
+def _is_proven(match: _Match, history: History, hasher: Hasher) -> bool:
+    """Whether a history whose beginning is missing says enough: many people ask a bot the same, and
+    get the same answer."""
+    turns = match.thread.turns[match.start :]
+    pairs = zip(history.exchanges, turns, strict=False)
+    proofs = [
+        exchange.asked
+        for exchange, turn in pairs
+        if turn.answer.size >= _PROOF and hasher.same(turn.answer, exchange.shown)
+    ]
+    return len(proofs) >= 2 and sum(proofs) >= _ASKED
 
 
 def _pick(matches: list[_Match], size: int) -> Verdict:
@@ -101,8 +110,14 @@ def _depth(thread: Thread, start: int, history: History, hasher: Hasher) -> int:
 
 def _start(thread: Thread, history: History, hasher: Hasher) -> int:
     """The last place in the thread that has the whole history; -1 if there is none."""
-    size = len(history.exchanges)
-    for start in range(len(thread.turns) - size, -1, -1):
-        if _depth(thread, start, history, hasher) == size:
-            return start
+    asked = tuple([exchange.user for exchange in history.exchanges])
+    users = tuple([turn.user for turn in thread.turns])
+    size, tries = len(asked), 0
+    for start in range(len(users) - size, -1, -1):
+        if users[start] == asked[0] and users[start : start + size] == asked:
+            tries += 1
+            if _depth(thread, start, history, hasher) == size:
+                return start
+            if tries == _MOST_STARTS:
+                break
     return -1

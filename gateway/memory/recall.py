@@ -93,8 +93,8 @@ class Recall:
         texts, before = self.texts, self.verdict.thread
         answer = None if texts is None else self._hasher.print("".join(texts), cut)
         turn = (Turn(self._question, answer),) if answer else ()
-        # An answer without letters leaves no trace in the client's history either.
-        is_open = texts is not None and not (cut and drops_cut and bool(turn))
+        # Without a turn to keep, the platform may know a question that the client will not show.
+        is_open = bool(turn) and not (cut and drops_cut)
         if before is not None and self.kind_at(agent, conversation) == "continue":
             is_open = is_open and before.is_open
             path = path_of([each.user for each in turn], self._hasher, before.path)

@@ -47,14 +47,15 @@ local now = (redis.call('GET', KEYS[1]) or '0') .. ':'
 if redis.call('GET', KEYS[2]) ~= now .. ARGV[1] then return 0 end
 return redis.call('SET', KEYS[3], ARGV[2], 'NX', 'PX', ARGV[3]) and 1 or 0
 """
-# KEYS: generation, thread, claim, then keys. ARGV: thread, id, now, ms to keep, holder, most ids.
+# KEYS: generation, thread, claim, then keys. ARGV: thread, id, now, ms to keep, holder, most ids,
+# ms to keep keys: longer than any thread, so that a forgotten one leaves a doubt.
 _SAVE = """
 local now = (redis.call('GET', KEYS[1]) or '0') .. ':'
 redis.call('SET', KEYS[2], now .. ARGV[1], 'PX', ARGV[4])
 for i = 4, #KEYS do
   redis.call('ZADD', KEYS[i], ARGV[3], ARGV[2])
   redis.call('ZREMRANGEBYRANK', KEYS[i], 0, -1 - ARGV[6])
-  redis.call('PEXPIRE', KEYS[i], ARGV[4])
+  redis.call('PEXPIRE', KEYS[i], ARGV[7])
 end
 if redis.call('GET', KEYS[3]) == ARGV[5] then redis.call('DEL', KEYS[3]) end
 return 1
@@ -94,6 +95,7 @@ class RedisStore:
         names += [_name(scope, "k", key) for key in keys]
         now_ms, keep_ms = int(self._clock() * 1000), int(keep_s * 1000)
         args = [thread.dump(), thread.id, now_ms, keep_ms, holder, MAX_LISTED + 1]
+        args.append(int(_LONGEST_S * 1000))
         await self._evaluate(_SAVE, names, args)
 
     def missed(self, scope: str) -> None:

@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import orjson
 
-from gateway.memory.canonical import Hasher, Print, has_letters
+from gateway.memory.canonical import Hasher, Print, has_letters, user_text
 from gateway.protocol.messages import Message
 
-MAX_TURNS = 2000  # of a history; a longer one is not looked up
+MAX_TURNS = 500  # of a history; a longer one is not looked up
 
 
 class Turn(NamedTuple):
@@ -57,11 +57,12 @@ def load(data: bytes) -> Thread:
 
 class Exchange(NamedTuple):
     """A question of the client's history with the answer shown to it. `at` is the place of the
-    question among the messages."""
+    question among the messages, `asked` its size in bytes."""
 
     user: str
     shown: str
     at: int
+    asked: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ def read_history(messages: tuple[Message, ...], hasher: Hasher) -> History | Non
 
     def close() -> None:
         if user and has_letters(shown):
-            out.append(Exchange(user, shown, at))
+            asked = len(user_text(messages[at].text).encode("utf-8", "surrogatepass"))
+            out.append(Exchange(user, shown, at, asked))
 
     for place, turn in enumerate(messages[:-1]):
         if turn.role == "user":

@@ -1,13 +1,12 @@
 """What chat clients add to a conversation by themselves, which no user has written."""
 
-import re
 from dataclasses import replace
 from typing import Literal
 
 from gateway.protocol.messages import Message
 
 # Open WebUI describes the files of a question in its text, in addition to the files themselves.
-_FILES = re.compile(r"<attached_files>.*?</attached_files>\s*", re.DOTALL)
+FILES, FILES_END = "<attached_files>", "</attached_files>"
 # NextChat names a vendor, a model and the time. Three of these marks are needed.
 _MADE_UP = ("Knowledge cutoff:", "Current model:", "Current time:", "Latex inline:")
 
@@ -22,9 +21,9 @@ def unwrapped(
 
 
 def _unwrapped(turn: Message) -> Message:
-    if turn.role != "user" or "<attached_files>" not in turn.text:
+    if turn.role != "user" or FILES not in turn.text:
         return turn
-    text = _FILES.sub("", turn.text)
+    text = _without_files(turn.text)
     return replace(turn, text=text) if text.strip() or turn.media else turn
 
 
@@ -32,3 +31,12 @@ def _is_dropped(turn: Message, system: str) -> bool:
     if turn.role != "system" or system == "forward":
         return False
     return system == "drop" or sum([mark in turn.text for mark in _MADE_UP]) >= 3
+
+
+def _without_files(text: str) -> str:
+    """The text without complete blocks that describe files."""
+    out, at = [], 0
+    while (begin := text.find(FILES, at)) >= 0 and (end := text.find(FILES_END, begin)) >= 0:
+        out.append(text[at:begin])
+        at = end + len(FILES_END)
+    return ("".join(out) + text[at:]).strip() if out else text

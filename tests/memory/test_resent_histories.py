@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 from conftest import AGENTS, run_gateway
+from redis.asyncio import Redis
 from test_streaming import until
 
-from gateway.http.context import UPSTREAM
+from gateway.http.context import BUCKETS, UPSTREAM
 
 KEEPERS = ["dify", "fastgpt", "coze", "ragflow", "glms"]
 Turns = list[dict[str, str]]
@@ -216,7 +217,7 @@ async def test_a_model_without_conversations_gets_the_whole_list(all_five):
 async def test_a_window_of_the_history_is_enough_if_its_answers_are(keeper):
     gw, demo = await keeper("dify")
     client = Client(gw, "bot")
-    for question in ("one", "two", "three", "four"):
+    for question in ("the first question", "the second one", "the third one", "the last"):
         await client.ask(question)
         client.shown = client.shown[-4:]
     assert client.verdicts == ["new", "continue", "continue", "continue"]
@@ -304,3 +305,35 @@ async def test_a_restart_forgets_nothing(demo, database_url):
             await client.ask(question)
     assert client.verdicts == ["new", "continue", "continue"]
     assert conversations(served.demo) == [["one", "two", "three"]]
+
+
+async def test_a_call_left_before_any_letter_is_a_branch_next_time(gateway, demo):
+    """The platform knows its question, and the client does not show it."""
+    served = await demo("dify", pace_s=0.02)
+    gw = await gateway(agents={"bot": {**AGENTS["dify"], "base_url": served.url}})
+    client = Client(gw, "bot")
+    await client.ask("hi")
+    body = {"model": "bot", "messages": [*client.shown, {"role": "user", "content": "left"}]}
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):
+            await gw.post("/v1/chat/completions", body)
+    await until(lambda: served.demo.stopped and not gw.app[UPSTREAM]._background)
+    await client.ask("another question")
+    assert client.verdicts == ["new", "branch"]
+
+
+async def test_what_is_odd_in_redis_does_not_end_shared_limits(gateway, demo, redis_server):
+    served = await demo("dify")
+    gw = await gateway(
+        agents={"bot": {**AGENTS["dify"], "base_url": served.url}},
+        redis={"url": redis_server.url, "prefix": "odd"},
+    )
+    client = Client(gw, "bot")
+    await client.ask("hi")
+    async with Redis.from_url(redis_server.url) as redis:
+        for key in await redis.keys("odd:memory:*:k:*"):
+            await redis.delete(key)
+            await redis.set(key, "a string")
+    await client.ask("and now?")
+    assert client.verdicts == ["new", "seed"]
+    assert gw.app[BUCKETS].is_shared
