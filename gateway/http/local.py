@@ -21,7 +21,7 @@ async def answer_locally(
     is healthy; else this raises UpstreamFailed."""
     context, name = request[CONTEXT], targets[0].name
     context.agent, context.attempts = name, 0
-    call.was_asked = False  # so it is in no quota and in nobody's usage
+    call.was_asked = False  # so it counts in no quota and no usage
     if chat.task == "probe":
         await _require_health(request, targets)
     call.first_delta()

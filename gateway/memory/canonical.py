@@ -3,8 +3,8 @@ out, and only keyed hashes are kept.
 
 A user's text comes back as it was sent, except for what some clients wrap around it. An answer
 comes back changed by nearly every client: blanks removed, reasoning quoted in front of it, cut
-where its reader pressed stop. So a user's turn has one hash, and an answer has a `print`, which can
-be compared with a part of it.
+where its reader pressed stop. So a user's turn has one hash, and an answer has a
+fingerprint, which can be compared with a part of it.
 """
 
 import unicodedata
@@ -19,7 +19,7 @@ from gateway.protocol.messages import Media, Message
 VERSION = b"v1"  # of this form; another one finds nothing that was stored before
 HASH = 12  # bytes of a hash
 _EDGE = 65536  # characters of an embedded file that are hashed, at each end
-# The ends of the beginnings of an answer that a print can tell, in bytes.
+# The ends of the beginnings of an answer that a fingerprint can tell, in bytes.
 ENDS = (*range(4, 32, 4), *range(32, 1056, 32))
 _BLOCK = ENDS.index(32)
 
@@ -106,7 +106,7 @@ def _end_of_thinking(text: str, begin: int) -> int:
     return -1 if end < 0 else end + len(close)
 
 
-class Print(NamedTuple):
+class Fingerprint(NamedTuple):
     """What is known of an answer: `exact` is a hash of the text as it was sent, `whole` of its
     letters, `size` their bytes, and `blocks` are checksums of its beginnings, as long as `ENDS`
     says. `cut`: the client may have received less."""
@@ -119,13 +119,14 @@ class Print(NamedTuple):
 
 
 class Hasher:
-    """Hashes with the key of one scope: equal turns of two scopes have different hashes."""
+    """Hashes with the key of one scope, of at most 62 bytes: equal turns of two scopes have
+    different hashes."""
 
     __slots__ = ("_hash", "_salt")
 
     def __init__(self, key: bytes) -> None:
-        self._hash = partial(blake2b, digest_size=HASH, key=key)
-        self._salt = crc32(key)
+        self._hash = partial(blake2b, digest_size=HASH, key=VERSION + key)
+        self._salt = crc32(VERSION + key)
 
     def text(self, text: str) -> str:
         return self._hash(text.encode("utf-8", "surrogatepass")).hexdigest()
@@ -139,22 +140,22 @@ class Hasher:
             text = "\0".join([text, *map(_medium, turn.media)])
         return self.text(text)
 
-    def print(self, text: str, cut: bool = False) -> Print | None:
-        """The print of an answer; None if it has no letters, which means that there was none."""
+    def fingerprint(self, text: str, cut: bool = False) -> Fingerprint | None:
+        """The fingerprint of an answer; None if it has no letters: then there was none."""
         found = letters(text)
         if not found:
             return None
         whole = self._hash(found).hexdigest()
-        return Print(self.text(text.strip()), whole, len(found), self._blocks(found), cut)
+        return Fingerprint(self.text(text.strip()), whole, len(found), self._blocks(found), cut)
 
-    def same(self, kept: Print, shown: str) -> bool:
+    def same(self, kept: Fingerprint, shown: str) -> bool:
         """Whether the text that a client shows is the whole kept answer."""
         if self.text(shown.strip()) == kept.exact:
             return True
         found = letters(shown)
         return len(found) == kept.size and self._hash(found).hexdigest() == kept.whole
 
-    def fits(self, kept: Print, shown: str) -> bool:
+    def fits(self, kept: Fingerprint, shown: str) -> bool:
         """Whether it is the kept answer as far as clients change it: a beginning of it, or the
         whole of it with something around."""
         if self.text(shown.strip()) == kept.exact:
@@ -167,14 +168,14 @@ class Hasher:
             return self._begins(kept, found)
         return self._holds(kept, found)
 
-    def _begins(self, kept: Print, found: bytes) -> bool:
+    def _begins(self, kept: Fingerprint, found: bytes) -> bool:
         """Whether the kept answer begins with `found`; 32 bytes or more of it, if it was sent
         whole."""
         blocks = self._blocks(found)
         least = 8 if kept.cut else 8 * (_BLOCK + 1)
         return len(blocks) >= least and kept.blocks.startswith(blocks)
 
-    def _holds(self, kept: Print, found: bytes) -> bool:
+    def _holds(self, kept: Fingerprint, found: bytes) -> bool:
         """Whether `found` ends with, begins with or contains the kept answer."""
         size = kept.size
         for part in (found[-size:], found[:size]):

@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from gateway.database import Database, fetch
+from gateway.database import Database, Rows, ValueRefused, fetch
 from gateway.errors import DatabaseUnavailable
 from gateway.memory.judgement import Found
 from gateway.memory.local import MAX_LISTED, LocalStore
@@ -104,7 +104,8 @@ class DatabaseStore(LocalStore):
             self._writing = None
 
     async def flush(self) -> None:
-        """Write a batch. Raises DatabaseUnavailable, and then keeps it."""
+        """Write a batch. Raises DatabaseUnavailable, and then keeps it; drops a batch with a value
+        that the database refuses."""
         batch = dict(list(self._pending.items())[:_BATCH])
         threads = [
             {"id": id_, "body": thread.dump().decode(), "until_ms": until_ms}
@@ -115,14 +116,18 @@ class DatabaseStore(LocalStore):
             for id_, (_, names, _) in sorted(batch.items())
             for name, at_ms in sorted(names.items())
         ]
+        with contextlib.suppress(ValueRefused):
+            await self._write_batch(threads, keys)
+        for id_, written in batch.items():
+            if self._pending.get(id_) is written:
+                del self._pending[id_]
+
+    async def _write_batch(self, threads: Rows, keys: Rows) -> None:
         async with self._database.transaction() as conn:
             await self._sql.memory_keep_threads(conn, threads)
             await self._sql.memory_keep_keys(conn, keys)
             if time.monotonic() - self._cleaned > _CLEAN_S:
                 await self._clean(conn)
-        for id_, written in batch.items():
-            if self._pending.get(id_) is written:
-                del self._pending[id_]
 
     async def _clean(self, conn: object) -> None:
         self._cleaned = time.monotonic()

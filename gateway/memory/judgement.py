@@ -5,7 +5,7 @@ conversation."""
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-from gateway.memory.canonical import Hasher
+from gateway.memory.canonical import Hasher, user_text
 from gateway.memory.thread import History, Thread, Turn
 
 Kind = Literal["new", "continue", "branch", "seed"]
@@ -83,7 +83,7 @@ def _is_proven(match: _Match, history: History, hasher: Hasher) -> bool:
     turns = match.thread.turns[match.start :]
     pairs = zip(history.exchanges, turns, strict=False)
     proofs = [
-        exchange.asked
+        len(user_text(exchange.question).encode("utf-8", "surrogatepass"))
         for exchange, turn in pairs
         if turn.answer.size >= _PROOF and hasher.same(turn.answer, exchange.shown)
     ]

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -16,7 +17,8 @@ from gateway.protocol.messages import ChatRequest
 log = logging.getLogger("gateway")
 
 BRIEF_S = 86_400.0  # how long a conversation of one turn is kept
-MAX_TEXT = 1024 * 1024  # bytes of an answer; of a longer one no print is made
+_WARN_S = 60.0
+MAX_TEXT = 1024 * 1024  # bytes of an answer; a longer one gets no fingerprint
 
 
 class Store(Protocol):
@@ -91,7 +93,7 @@ class Recall:
         """The thread with this call's turn; None if there is nothing to keep. `cut`: the client may
         not have received the whole answer."""
         texts, before = self.texts, self.verdict.thread
-        answer = None if texts is None else self._hasher.print("".join(texts), cut)
+        answer = None if texts is None else self._hasher.fingerprint("".join(texts), cut)
         turn = (Turn(self._question, answer),) if answer else ()
         # Without a turn to keep, the platform may know a question that the client will not show.
         is_open = bool(turn) and not (cut and drops_cut)
@@ -115,7 +117,7 @@ def _turns(history: History, verdict: Verdict, hasher: Hasher) -> tuple[Turn, ..
     """The turns of the history, with which a new conversation begins."""
     if verdict.depth == len(history.exchanges):
         return verdict.turns
-    made = [(each.user, hasher.print(each.shown)) for each in history.exchanges]
+    made = [(each.user, hasher.fingerprint(each.shown)) for each in history.exchanges]
     return tuple([Turn(user, answer) for user, answer in made if answer])
 
 
@@ -125,7 +127,7 @@ class Memory:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.failures = 0
+        self._warned = float("-inf")  # when, by the monotonic clock
 
     async def recall(self, chat: ChatRequest, settings: Settings, lease_s: float) -> Recall | None:
         """The verdict on the history in `chat`; None if it cannot have one. `chat.scope` is not
@@ -197,8 +199,12 @@ class Memory:
             self._failed(error)
 
     def _failed(self, error: Exception) -> None:
-        self.failures += 1
-        log.debug("Memory: %s", type(error).__name__)
+        """Say so, at most once a minute: all calls of an outage fail alike."""
+        now = time.monotonic()
+        if now >= self._warned + _WARN_S:
+            self._warned = now
+            why = type(error).__name__
+            log.warning("Memory: the store fails (%s); bots get whole histories instead", why)
 
     async def close(self) -> None:
         await self._store.close()

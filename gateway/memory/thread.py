@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import orjson
 
-from gateway.memory.canonical import Hasher, Print, has_letters, user_text
+from gateway.memory.canonical import Fingerprint, Hasher, has_letters
 from gateway.protocol.messages import Message
 
 MAX_TURNS = 500  # of a history; a longer one is not looked up
@@ -16,7 +16,7 @@ class Turn(NamedTuple):
     """A question with the answer that the platform gave. `user` is the question's hash."""
 
     user: str
-    answer: Print
+    answer: Fingerprint
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,18 +51,18 @@ class Thread:
 def load(data: bytes) -> Thread:
     *head, turns = orjson.loads(data)
     id_, tree, agent, conversation, path, seeded, is_open = head
-    read = tuple([Turn(user, Print(*answer)) for user, *answer in turns])
+    read = tuple([Turn(user, Fingerprint(*answer)) for user, *answer in turns])
     return Thread(id_, tree, agent, conversation, read, path, seeded, is_open)
 
 
 class Exchange(NamedTuple):
     """A question of the client's history with the answer shown to it. `at` is the place of the
-    question among the messages, `asked` its size in bytes."""
+    question among the messages, `question` its text as it was sent."""
 
     user: str
     shown: str
     at: int
-    asked: int
+    question: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,6 @@ class History:
     exchanges: tuple[Exchange, ...]
     question: str
     is_cut: bool
-    has_past: bool  # also if nothing in it was answered
 
 
 def read_history(messages: tuple[Message, ...], hasher: Hasher) -> History | None:
@@ -87,24 +86,21 @@ def read_history(messages: tuple[Message, ...], hasher: Hasher) -> History | Non
         return None
     out: list[Exchange] = []
     user, at, shown, is_cut = "", 0, "", False
-    has_past = False
 
     def close() -> None:
         if user and has_letters(shown):
-            asked = len(user_text(messages[at].text).encode("utf-8", "surrogatepass"))
-            out.append(Exchange(user, shown, at, asked))
+            out.append(Exchange(user, shown, at, messages[at].text))
 
     for place, turn in enumerate(messages[:-1]):
         if turn.role == "user":
             close()
-            user, at, shown, has_past = hasher.user(turn), place, "", True
+            user, at, shown = hasher.user(turn), place, ""
         elif turn.role == "assistant" and turn.text:
-            has_past = True
             if not user:
                 is_cut = True
             shown = f"{shown}\n{turn.text}" if shown else turn.text
     close()
-    return History(tuple(out), question, is_cut, has_past)
+    return History(tuple(out), question, is_cut)
 
 
 def path_of(users: Iterable[str], hasher: Hasher, before: str = "") -> str:

@@ -19,7 +19,7 @@ from gateway.memory.redis import RedisStore
 from gateway.memory.thread import Thread, Turn
 
 HASHER = Hasher(b"key")
-ANSWER = HASHER.print("an answer")
+ANSWER = HASHER.fingerprint("an answer")
 
 
 def thread(id_: str = "t1", turns: int = 1) -> Thread:

@@ -99,7 +99,7 @@ def _kind(control: str, each: dict[str, Any]) -> dict[str, Any] | None:
 def file_needs(
     parameters: dict[str, Any], mode: str, form: list[dict[str, Any]], rules: FileRules
 ) -> FileNeeds:
-    """The limits beside the rules: the number of files and the sizes that the server allows."""
+    """Limits in addition to the rules: the number of files, and the server's sizes."""
     if not rules.kinds:
         return FileNeeds()
     upload = as_object(parameters.get("file_upload"))
