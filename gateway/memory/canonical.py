@@ -125,6 +125,7 @@ class Hasher:
     __slots__ = ("_hash", "_salt")
 
     def __init__(self, key: bytes) -> None:
+        # It lives for a question or an answer: a stream would hold it for minutes.
         self._hash = partial(blake2b, digest_size=HASH, key=VERSION + key)
         self._salt = crc32(VERSION + key)
 

@@ -50,13 +50,12 @@ class Recall:
     """
 
     __slots__ = (
-        "_hasher", "_question", "_turns", "call_id", "is_claimed", "is_over", "resent", "scope",
+        "_question", "_turns", "call_id", "is_claimed", "is_over", "resent", "scope",
         "texts", "verdict",
     )  # fmt: skip
 
     def __init__(self, chat: ChatRequest, history: History, verdict: Verdict, hasher: Hasher):
         self.scope, self.call_id = chat.scope, chat.call_id
-        self._hasher = hasher
         self._question = history.question
         self.verdict = verdict
         self._turns = _turns(history, verdict, hasher)
@@ -92,25 +91,28 @@ class Recall:
     def thread(self, agent: str, conversation: str, *, cut: bool, drops_cut: bool) -> Thread | None:
         """The thread with this call's turn; None if there is nothing to keep. `cut`: the client may
         not have received the whole answer."""
-        texts, before = self.texts, self.verdict.thread
-        answer = None if texts is None else self._hasher.fingerprint("".join(texts), cut)
+        texts, before, hasher = self.texts, self.verdict.thread, self._hasher()
+        answer = None if texts is None else hasher.fingerprint("".join(texts), cut)
         turn = (Turn(self._question, answer),) if answer else ()
         # Without a turn to keep, the platform may know a question that the client will not show.
         is_open = bool(turn) and not (cut and drops_cut)
         if before is not None and self.kind_at(agent, conversation) == "continue":
             is_open = is_open and before.is_open
-            path = path_of([each.user for each in turn], self._hasher, before.path)
+            path = path_of([each.user for each in turn], hasher, before.path)
             return replace(before, turns=before.turns + turn, path=path, is_open=is_open)
         turns = self._turns + turn
         if not turns:
             return None
         id_ = new_id(16)
         tree = before.tree if before is not None else id_
-        path = path_of([each.user for each in turns], self._hasher)
+        path = path_of([each.user for each in turns], hasher)
         return Thread(id_, tree, agent, conversation, turns, path, len(self._turns), is_open)
 
     def keys(self, thread: Thread) -> list[str]:
-        return keys_of(thread, self._hasher)
+        return keys_of(thread, self._hasher())
+
+    def _hasher(self) -> Hasher:
+        return Hasher(self.scope.encode())
 
 
 def _turns(history: History, verdict: Verdict, hasher: Hasher) -> tuple[Turn, ...]:

@@ -2,10 +2,10 @@
 streams, so that no change makes either expensive unnoticed. CPU time instead of wall time: other
 work on the machine does not count.
 
-The CPU test takes six seconds, and twice that if the first try is over a limit: three loads on two
-servers, for half a second each after its streams have begun; with less, single figures would vary
-more than a real regression. The memory test takes seven: its streams are opened one after another
-and have to become idle.
+The CPU test takes six seconds: three loads on two servers, for half a second each after its streams
+have begun; with less, single figures would vary more than a real regression. The memory test takes
+seven: its streams are opened one after another and have to become idle. Each takes twice that if
+the first try is over a limit.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,9 @@ from targets import GatewayFiles, Server, Target
 # Relative to bare aiohttp's cost. Passing an event costs about 0.6 of it, a request about 1.4.
 EVENT_LIMIT = 1.1
 REQUEST_LIMIT = 2.0
-OPEN_STREAMS = 300  # each takes two of the 1,024 files that a process may have open at least
-OPEN_STREAM_LIMIT_KIB = 24  # each takes 19
+OPEN_STREAMS = 450  # each takes two of the 1,024 files that a process may have open at least
+# Each takes 19 to 22: Python takes memory from the system in steps of 1 MiB, 2.3 KiB of each.
+OPEN_STREAM_LIMIT_KIB = 24
 TRIES = 2  # noise only ever adds, so the cheaper of two tries is more accurate
 
 STREAMS = long_streams(100, window_s=0.5, spread_s=0.2)
@@ -79,9 +80,12 @@ def test_the_gateways_cost_relative_to_aiohttp_has_a_limit(rig, bare, gateway):
 
 
 def test_a_stream_that_waits_takes_no_more_memory_than_its_limit(rig):
-    held = standing.hold(rig, OPEN_STREAMS, livez_calls=3)
-    assert held["failed"] == 0
-    assert 1 < held["kib_per_stream"] < OPEN_STREAM_LIMIT_KIB
+    each_kib: list[float] = []
+    while len(each_kib) < TRIES and not any(kib < OPEN_STREAM_LIMIT_KIB for kib in each_kib):
+        held = standing.hold(rig, OPEN_STREAMS, len(each_kib), livez_calls=3)
+        assert held["failed"] == 0
+        each_kib.append(held["kib_per_stream"])
+    assert 1 < min(each_kib) < OPEN_STREAM_LIMIT_KIB, each_kib
 
 
 def measured(rig: Rig, target: Target, server: Server, load: Load) -> Sample:
