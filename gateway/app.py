@@ -15,6 +15,7 @@ from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer, signing_secret
 from gateway.chat.attachments import Attachments
 from gateway.config.models import Config
+from gateway.conversations.register import Register
 from gateway.database import connect, is_locked
 from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartError, describe_fault
 from gateway.files.fetcher import Guard
@@ -26,6 +27,7 @@ from gateway.http.context import (
     ATTACHMENTS,
     BODIES,
     BUCKETS,
+    CONVERSATIONS,
     FILES,
     FORMS,
     IN_FLIGHT,
@@ -171,7 +173,13 @@ def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]
         app[BUCKETS] = buckets
         await buckets.open()
         app[MEMORY] = Memory(_threads(config, app, buckets))
+        services = app.get(SERVICES)
+        app[CONVERSATIONS] = Register(
+            services.database if services else None,
+            lambda: app[STATE].now.config.conversations.keep,
+        )
         yield
+        await app[CONVERSATIONS].close()
         await app[MEMORY].close()
         await buckets.close()
 

@@ -19,7 +19,7 @@ FLOORS: list[set[str]] = [
     {"middlewares", "reload"},
     {"http"},
     {"chat"},
-    {"telemetry", "limits", "files", "memory"},
+    {"telemetry", "limits", "files", "memory", "conversations"},
     {"platforms", "accounts", "upstream"},
     {"config"},
     {"protocol", "database", "background"},

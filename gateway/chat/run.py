@@ -8,6 +8,7 @@ from typing import Literal
 from gateway.chat.attachments import Attachments
 from gateway.chat.attempt import Attempt, Question
 from gateway.chat.routing import Target
+from gateway.conversations.draft import Draft
 from gateway.errors import (
     CircuitOpen,
     ConversationNotFound,
@@ -55,8 +56,20 @@ class Run:
     """
 
     __slots__ = (
-        "_earlier", "_question", "_repeats", "_targets", "attempt", "chat", "failures",
-        "fallbacks", "reasons", "recall", "retries", "timers",
+        "_earlier",
+        "_question",
+        "_repeats",
+        "_targets",
+        "attempt",
+        "chat",
+        "draft",
+        "failures",
+        "fallbacks",
+        "reasons",
+        "recall",
+        "retries",
+        "texts",
+        "timers",
     )  # fmt: skip
 
     def __init__(
@@ -73,6 +86,8 @@ class Run:
         self._question = Question(upstream, attachments, chat, trace, holders, hold)
         self.chat = chat
         self.recall: Recall | None = None  # what the gateway remembers of the chat's history
+        self.draft: Draft | None = None  # what will stay of the call
+        self.texts: list[str] | None = None  # the pieces of the answer, if one of them needs it
         self._targets = targets
         self._earlier = 0  # attempts before the current one
         self._repeats = 0  # of them at the current target
@@ -88,6 +103,12 @@ class Run:
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
+
+    @property
+    def conversation_id(self) -> str:
+        """The conversation, at the platform or else at the gateway; "" if it is not known."""
+        decoder = self.attempt.decoder
+        return (decoder.conversation_id if decoder else "") or self.chat.own_conversation
 
     def close(self) -> None:
         """Release the upstream immediately. May be called more than once."""

@@ -338,7 +338,7 @@ class Memory(Model):
     system: Literal["ignore", "strict"] = "ignore"
 
 
-def _memory_mode(value: Any) -> Any:
+def _mode_alone(value: Any) -> Any:
     """Accept the mode alone; YAML reads `off` as false."""
     if value is False:
         return {"mode": "off"}
@@ -346,7 +346,21 @@ def _memory_mode(value: Any) -> Any:
 
 
 AnyMemory = Annotated[
-    Memory, BeforeValidator(_memory_mode, json_schema_input_type=str | bool | Memory)
+    Memory, BeforeValidator(_mode_alone, json_schema_input_type=str | bool | Memory)
+]
+
+
+class Conversations(Model):
+    """Who keeps the turns of conversations: the platform where it can and the gateway elsewhere,
+    or the `gateway` for every agent. With `off` no words are kept here, and agents whose platform
+    keeps none have no conversations. They are forgotten `keep` after their last question."""
+
+    mode: Literal["platform", "gateway", "off"] = "platform"
+    keep: Age = 90 * 86_400.0
+
+
+AnyConversations = Annotated[
+    Conversations, BeforeValidator(_mode_alone, json_schema_input_type=str | bool | Conversations)
 ]
 
 
@@ -433,7 +447,8 @@ class Agent(Model):
     """Options of every agent, whatever its platform. `proxy` defaults to the proxy in `outgoing`.
     `ca`, `cert` and `key` are PEM files: authorities to trust in addition to the system's, and the
     certificate that the gateway presents. A reload reads them again. `share` is the fraction of
-    `concurrency` and of `queue` that one caller may hold. `memory` replaces the general setting.
+    `concurrency` and of `queue` that one caller may hold. `memory` and `conversations`
+    replace the general settings.
     `system` says whether system texts reach the bot: `auto` drops those that a client has made
     up. `background` replaces the general mode of background calls,
     which does not apply to plain models."""
@@ -456,6 +471,7 @@ class Agent(Model):
     on_disconnect: AnyOnDisconnect = OnDisconnect()
     capture: Literal["off", "errors", "all"] = "off"
     memory: AnyMemory | None = None
+    conversations: AnyConversations | None = None
     system: Literal["forward", "drop", "auto"] = "auto"
     background: BackgroundMode | None = None
     upload: Literal["gateway", "platform"] = "gateway"
@@ -515,6 +531,7 @@ class Config(Model):
     rate_limits: RateLimits = RateLimits()
     record: Record = Record()
     memory: AnyMemory = Memory()
+    conversations: AnyConversations = Conversations()
     background: Background = Background()
     traces: Traces = Traces()
     demo: bool = True  # whether simulators may answer for agents

@@ -21,7 +21,7 @@ from aiohttp.typedefs import Handler
 from gateway import headers as headernames
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
-from gateway.config.models import KeepAliveForm, Memory, Server
+from gateway.config.models import KeepAliveForm, Server
 from gateway.errors import (
     GatewayError,
     InternalError,
@@ -34,7 +34,6 @@ from gateway.http.body import hold_more
 from gateway.http.context import (
     ATTACHMENTS,
     CONTEXT,
-    MEMORY,
     METRICS,
     UPSTREAM,
     Context,
@@ -47,8 +46,9 @@ from gateway.http.inflight import forget_cancellation
 from gateway.http.language import choice_of
 from gateway.http.local import answer_locally
 from gateway.http.pump import Pump, open_pump
+from gateway.http.remember import is_open, keep, look_up, memory_header, recalled
 from gateway.language.sentences import say
-from gateway.memory.recall import MAX_TEXT, Recall
+from gateway.memory.recall import MAX_TEXT
 from gateway.platforms.base import ignored_options
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
 from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
@@ -96,11 +96,15 @@ def answering(
             return await answer_locally(request, call, chat, targets)
         holders = call.caller.holders
         hold = partial(hold_more, request)
+        draft = await look_up(request, state, call, chat, targets, conversational=conversational)
         recall = None
         if chat.scope:
-            recall, chat, targets = await _recalled(request, state, chat, targets)
+            recall, targets = await recalled(request, state, chat, targets)
         with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
-            run.recall = recall
+            run.recall, run.draft = recall, draft
+            if recall is not None or (draft is not None and draft.question is not None):
+                run.texts = []
+            error = ""
             try:
                 return await send(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
@@ -109,60 +113,15 @@ def answering(
                 else:
                     await _drain(request, run, call)
                 raise
+            except GatewayError as failure:
+                error = context.failed(failure).message
+                raise
             finally:
                 _note(context, call, run)
-                if recall is not None and not recall.is_over:
-                    app[UPSTREAM].spawn(_remember(request, run, cut=True))
+                if is_open(run):
+                    app[UPSTREAM].spawn(keep(request, run, call, None, cut=True, error=error))
 
     return handler
-
-
-async def _recalled(
-    request: web.Request, state: State, chat: ChatRequest, targets: list[Target]
-) -> tuple[Recall | None, ChatRequest, list[Target]]:
-    """What the memory knows of the chat's history; the chat with the conversation that it
-    continues, and the targets with that conversation's agent first."""
-    lease_s = targets[0].agent.timeouts.total
-    recall = await request.app[MEMORY].recall(chat, _memory_of(state, targets[0]), lease_s)
-    if recall is None:
-        return None, chat, targets
-    recall.apply(chat)
-    if chat.home:
-        targets = sorted(targets, key=lambda target: target.name != chat.home)
-    return recall, chat, targets
-
-
-def _memory_of(state: State, target: Target) -> Memory:
-    """The settings of the memory for that agent."""
-    return state.config.memory if target.agent.memory is None else target.agent.memory
-
-
-async def _remember(
-    request: web.Request,
-    run: Run,
-    *,
-    cut: bool,
-) -> None:
-    """Keep the call's turn. `cut`: the client may have received only a part of the answer."""
-    recall, attempt = run.recall, run.attempt
-    if recall is None or recall.is_over:
-        return
-    if attempt.received > MAX_TEXT:
-        recall.texts = None
-    platform, decoder = attempt.target.platform, attempt.decoder
-    conversation = ""
-    if decoder is not None and platform.remembers:
-        conversation = decoder.conversation_id
-    context = request[CONTEXT]
-    assert context.state is not None
-    await request.app[MEMORY].remember(
-        recall,
-        _memory_of(context.state, attempt.target),
-        attempt.target.name,
-        conversation,
-        cut=cut,
-        drops_cut=platform.drops_stopped,
-    )
 
 
 def _answer(
@@ -230,8 +189,7 @@ def _note(context: Context, call: Call, run: Run) -> None:
         context.failures = run.reasons[:10]
     call.agent, call.provider = target.name, target.platform.kind
     call.was_asked = context.attempts > 0
-    if decoder is not None:
-        call.conversation_id = decoder.conversation_id
+    call.conversation_id = run.conversation_id
     if run.recall is not None:
         call.memory = run.recall.kind_at(target.name, call.conversation_id)
     call.fallbacks, call.failures, call.retries = run.fallbacks, run.failures, run.retries
@@ -261,9 +219,8 @@ async def _whole(
         renderer.feed(more)
     if renderer.finish:
         call.finished(renderer.finish)
-    if run.recall is not None:
-        run.recall.texts = renderer.texts
-        await _remember(request, run, cut=False)
+    run.texts = renderer.texts
+    await keep(request, run, call, renderer, cut=False)
     return renderer.body()
 
 
@@ -403,7 +360,15 @@ class _Stream:
     async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
         """Send the last frames, or the error if the answer broke off."""
         assert self._response is not None
-        await _remember(self._request, self._run, cut=error is not None)
+        shown = None if error is None else self._request[CONTEXT].failed(error).message
+        await keep(
+            self._request,
+            self._run,
+            self._call,
+            self._renderer,
+            cut=error is not None,
+            error=shown or "",
+        )
         self._run.close()  # free the agent's slot before waiting for a slow caller
         with self._run.until(self._run.timers.now() + END_S):
             # Do not report a stop that arrives just after the answer became complete.
@@ -425,8 +390,9 @@ class _Stream:
             self._chat, run.attempt.target.name, created, self._conversational
         )
         self._renderer = renderer
-        if run.recall is not None:
-            renderer.texts = run.recall.texts
+        renderer.texts = run.texts
+        if run.draft is not None and run.draft.question is not None:
+            renderer.thoughts = []
         with run.until(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)
@@ -460,6 +426,8 @@ class _Stream:
             while not attempt.over:
                 batch = await attempt.read(beat_at)
                 frames = self._comment if batch is None else self._renderer.feed(batch)
+                if attempt.received > MAX_TEXT:
+                    self._renderer.texts = self._renderer.thoughts = None
                 if attempt.over:
                     self._note_end(batch or [], frames)
                 elif frames:
@@ -545,14 +513,11 @@ def headers_of(run: Run) -> dict[str, str]:
     }
     if run.chat.task:
         headers[headernames.TASK] = run.chat.task
-    if attempt.decoder is not None and attempt.decoder.conversation_id:
-        conversation = public_id(run.chat, agent, attempt.decoder.conversation_id)
+    if run.conversation_id:
+        conversation = public_id(run.chat, agent, run.conversation_id)
         headers[headernames.CONVERSATION_ID] = header_value(conversation)
     if run.recall is not None:
-        kind = run.recall.kind
-        if attempt.decoder is not None:
-            kind = run.recall.kind_at(agent, attempt.decoder.conversation_id)
-        headers[headernames.MEMORY] = f"{kind}; depth={run.recall.verdict.depth}"
+        headers[headernames.MEMORY] = memory_header(run)
     if run.chat.options or run.chat.ignored:
         names = ignored_options(attempt.target.platform, run.chat, attempt.decoder)
         if names:

@@ -19,6 +19,7 @@ from gateway.chat.profiles import Profiles
 from gateway.chat.routing import Routing
 from gateway.config.models import Config
 from gateway.config.origins import Origins
+from gateway.conversations.register import Register
 from gateway.database import Database
 from gateway.errors import GatewayError, RateLimited, Stopping, why
 from gateway.files.library import Files
@@ -84,6 +85,7 @@ SERVICES: web.AppKey[Services] = web.AppKey("services", Services)
 BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
 MEMORY: web.AppKey[Memory] = web.AppKey("memory", Memory)
+CONVERSATIONS: web.AppKey[Register] = web.AppKey("conversations", Register)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 IN_FLIGHT: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)

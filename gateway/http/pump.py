@@ -130,7 +130,7 @@ class Pump:
             deltas = attempt.broke(failure) if failure and not chunk else attempt.feed(chunk)
             self._pass_on(deltas)
             if attempt.received > MAX_TEXT:
-                self._renderer.texts = None
+                self._renderer.texts = self._renderer.thoughts = None
             if not attempt.over:
                 attempt.connection.fast_path = self._fast_path(chunk, deltas)
                 if attempt.is_ending or attempt.read_at < was_read_at:

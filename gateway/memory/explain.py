@@ -33,10 +33,11 @@ async def _explain(memory: Memory, turns: tuple[Message, ...], answer: str) -> l
     recall = await memory.recall(chat, Settings(), 1.0)
     if recall is None:
         return ["  not looked up: the last message is no question, or there are too many"]
-    recall.texts = [answer]
     recall.apply(chat)
     conversation = chat.conversation_id or chat.call_id
-    await memory.remember(recall, Settings(), "agent", conversation, cut=True, drops_cut=False)
+    await memory.remember(
+        recall, Settings(), "agent", conversation, [answer], cut=True, drops_cut=False
+    )
     return [*_history(turns), f"  {recall.kind}; depth={recall.verdict.depth}"]
 
 

@@ -44,14 +44,14 @@ class Store(Protocol):
 
 
 class Recall:
-    """What is known of one call: the verdict on its history, and the text of its answer so far.
+    """What is known of one call: the verdict on its history, and its question.
 
     The history itself is not kept: a stream may last for minutes.
     """
 
     __slots__ = (
         "_question", "_turns", "call_id", "is_claimed", "is_over", "resent", "scope",
-        "texts", "verdict",
+        "verdict",
     )  # fmt: skip
 
     def __init__(self, chat: ChatRequest, history: History, verdict: Verdict, hasher: Hasher):
@@ -66,7 +66,6 @@ class Recall:
             self.resent = places[min(seeded, len(places) - 1)] if seeded else 0
         self.is_claimed = False
         self.is_over = False  # the turn is remembered, or there is nothing to remember
-        self.texts: list[str] | None = []  # None if the answer is too long
 
     @property
     def kind(self) -> Kind:
@@ -88,10 +87,19 @@ class Recall:
         )
         return "seed" if self.kind == "continue" and not is_there else self.kind
 
-    def thread(self, agent: str, conversation: str, *, cut: bool, drops_cut: bool) -> Thread | None:
-        """The thread with this call's turn; None if there is nothing to keep. `cut`: the client may
-        not have received the whole answer."""
-        texts, before, hasher = self.texts, self.verdict.thread, self._hasher()
+    def thread(
+        self,
+        agent: str,
+        conversation: str,
+        texts: Sequence[str] | None,
+        *,
+        cut: bool,
+        drops_cut: bool,
+    ) -> Thread | None:
+        """The thread with this call's turn; None if there is nothing to keep. `texts` are the
+        pieces of the answer, None if it is too long. `cut`: the client may not have received all of
+        it."""
+        before, hasher = self.verdict.thread, self._hasher()
         answer = None if texts is None else hasher.fingerprint("".join(texts), cut)
         turn = (Turn(self._question, answer),) if answer else ()
         # Without a turn to keep, the platform may know a question that the client will not show.
@@ -174,6 +182,7 @@ class Memory:
         settings: Settings,
         agent: str,
         conversation: str,
+        texts: Sequence[str] | None,
         *,
         cut: bool,
         drops_cut: bool,
@@ -183,7 +192,7 @@ class Memory:
         recall.is_over = True
         thread = None
         if conversation:
-            thread = recall.thread(agent, conversation, cut=cut, drops_cut=drops_cut)
+            thread = recall.thread(agent, conversation, texts, cut=cut, drops_cut=drops_cut)
         try:
             if thread is not None and thread.turns:
                 keep_s = settings.keep if len(thread.turns) > 1 else min(settings.keep, BRIEF_S)

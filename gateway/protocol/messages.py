@@ -68,8 +68,8 @@ class PassedOn:
 
 @dataclass(slots=True)
 class ChatRequest:
-    """One question to one agent. Only `continue_at` and `free_question` change it; `replace` makes
-    a changed copy. (Freezing it would cost as much as all its parsing.)
+    """One question to one agent. Only its own methods change it; `replace` makes a changed copy.
+    (Freezing it would cost as much as all its parsing.)
 
     The last of `messages` is the question. `user` is the end user as the platform
     sees it. `conversation_id` continues a platform's own conversation. `app_id` chooses among the
@@ -83,6 +83,8 @@ class ChatRequest:
     not know. `scope` is that of the caller's memory; "" if its history is not looked up. `home` is
     the only agent that knows the conversation, and gets the first `resent` messages again, which
     its platform does not keep.
+    `own_conversation` is the gateway's own conversation, for platforms that keep none, and
+    `own_message` the id of the answer there.
     `task` is the kind of background call; `asked` is then the name that the caller asked
     if `model` answers in its place, and `answer` the text if the gateway answers by itself.
 
@@ -113,6 +115,8 @@ class ChatRequest:
     scope: str = ""
     home: str = ""
     resent: int = 0
+    own_conversation: str = ""
+    own_message: str = ""
     passed: PassedOn | None = None  # in place of a question: there are no messages then
     call_id: str = field(default_factory=partial(new_id, 32))
 
@@ -123,6 +127,14 @@ class ChatRequest:
     def continue_at(self, agent: str, conversation: str, resent: int) -> None:
         """Ask in a conversation that the gateway has recalled, before anything is sent."""
         self.home, self.conversation_id, self.resent = agent, conversation, resent
+
+    def continue_own(
+        self, conversation: str, message: str, earlier: tuple[Message, ...] = ()
+    ) -> None:
+        """Ask in a conversation that the gateway itself keeps, after its earlier turns."""
+        self.own_conversation, self.own_message = conversation, message
+        self.conversation_id = None
+        self.messages = (*earlier, *self.messages)
 
     def at(self, agent: str) -> "ChatRequest":
         """The question to that agent: one that does not know the conversation gets all turns."""

@@ -42,20 +42,34 @@ def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
 class Notes:
     """Collects the `gateway` member of the final chunk or the whole answer."""
 
-    __slots__ = ("_agent", "_begun", "_chat", "_members", "id")
+    __slots__ = ("_agent", "_begun", "_chat", "_members", "conversation", "id")
 
     def __init__(self, chat: ChatRequest, agent: str) -> None:
         self._chat = chat
         self._agent = agent
         self._begun: Begin | None = None
         self._members: dict[str, Any] | None = None  # by note; most answers have none
-        self.id = ""
+        self.conversation = public_id(chat, agent, chat.own_conversation)
+        self.id = self.conversation
 
     def begin(self, delta: Begin) -> None:
-        conversation = public_id(self._chat, self._agent, delta.conversation_id)
         self._begun = delta
+        if delta.conversation_id:
+            self.conversation = public_id(self._chat, self._agent, delta.conversation_id)
         # Without a conversation the answer's own id at least names the agent.
-        self.id = conversation or public_id(self._chat, self._agent, delta.message_id)
+        self.id = self.conversation or public_id(self._chat, self._agent, delta.message_id)
+
+    @property
+    def members(self) -> dict[str, Any]:
+        """What the notes say, by their names."""
+        return self._members or {}
+
+    @property
+    def message_id(self) -> str:
+        """The answer's id at whoever keeps the conversation."""
+        if self._chat.own_conversation and not (self._begun and self._begun.conversation_id):
+            return self._chat.own_message
+        return self._begun.message_id if self._begun is not None else ""
 
     def tool_id(self, delta: ToolCall) -> str:
         """A call's id as the caller sees it: sealed like a conversation's, if it can
@@ -84,12 +98,10 @@ class Notes:
 
     def finish(self, usage: Usage | None) -> dict[str, Any]:
         members: dict[str, Any] = {"agent": self._chat.route or self._agent}
-        if self._begun is not None:
-            conversation = public_id(self._chat, self._agent, self._begun.conversation_id)
-            if conversation:
-                members["conversation_id"] = conversation
-            if self._begun.message_id:
-                members["message_id"] = self._begun.message_id
+        if self.conversation:
+            members["conversation_id"] = self.conversation
+        if message := self.message_id:
+            members["message_id"] = message
         members |= self._members or {}
         return {**members, "usage": "exact" if usage and usage.total else "unknown"}
 
@@ -118,16 +130,16 @@ class StreamRenderer:
     """
 
     __slots__ = (
-        "_chat", "_conversational", "_created", "_early", "_id", "_notes", "_open", "_reason",
-        "_said", "_size", "_tail", "_text_head", "_verbatim", "finish", "texts",
+        "_chat", "_conversational", "_created", "_early", "_id", "_open", "_reason", "_said",
+        "_size", "_tail", "_text_head", "_verbatim", "finish", "notes", "texts", "thoughts",
     )  # fmt: skip
 
     def __init__(self, chat: ChatRequest, agent: str, created: int, conversational: bool) -> None:
         self._chat = chat
         self._created = created
         self._conversational = conversational
-        self._notes = Notes(chat, agent)
-        self._id = f"chatcmpl-{chat.call_id}"
+        self.notes = Notes(chat, agent)
+        self._id = (conversational and self.notes.id) or f"chatcmpl-{chat.call_id}"
         self._open = False
         self._said = False
         self._verbatim = False
@@ -135,7 +147,9 @@ class StreamRenderer:
         self._early: list[bytes] | None = None  # named events that arrived before the first content
         self._reason = ""
         self._text_head = self._tail = b""
-        self.texts: list[str] | None = None  # if set, it receives the pieces of text that are sent
+        # If set, they receive the pieces of the answer and of the reasoning that are sent.
+        self.texts: list[str] | None = None
+        self.thoughts: list[str] | None = None
         self._size = 0  # of the common beginning of `_text_head` and all other chunks
 
     def feed(self, deltas: list[Delta]) -> bytes:
@@ -176,9 +190,11 @@ class StreamRenderer:
             if not self._open:
                 self._start(parts)
             if isinstance(delta, Reasoning):
+                if self.thoughts is not None:
+                    self.thoughts.append(delta.text)
                 self._piece({"reasoning_content": delta.text}, parts)
             elif isinstance(delta, ToolCall):
-                piece = _tool_piece(delta, self._notes.tool_id(delta))
+                piece = _tool_piece(delta, self.notes.tool_id(delta))
                 self._piece({"tool_calls": [piece]}, parts)
             elif isinstance(delta, Replace):
                 self._replace(delta, parts)
@@ -186,9 +202,9 @@ class StreamRenderer:
                 self._finish(delta, parts)
 
     def _begin(self, delta: Begin) -> None:
-        self._notes.begin(delta)
+        self.notes.begin(delta)
         if self._conversational and not self._open:
-            self._id = self._notes.id or self._id
+            self._id = self.notes.id or self._id
 
     def _start(self, parts: list[bytes]) -> None:
         """Emit the role chunk, and prepare the bytes that all chunks share."""
@@ -222,7 +238,7 @@ class StreamRenderer:
             self._piece({"content": text}, parts)
 
     def _note(self, note: Note, parts: list[bytes]) -> None:
-        if not self._notes.add(note):
+        if not self.notes.add(note):
             return
         if note.text and not self._conversational:
             text = f"\n\n{note.text}" if self._said else note.text
@@ -240,7 +256,7 @@ class StreamRenderer:
     def _finish(self, delta: Finish, parts: list[bytes]) -> None:
         self.finish = delta
         choice = [{"index": 0, "delta": {}, "finish_reason": delta.reason}]
-        members: dict[str, Any] = {"gateway": self._notes.finish(delta.usage)}
+        members: dict[str, Any] = {"gateway": self.notes.finish(delta.usage)}
         if self._conversational:
             members = {"usage": usage_body(delta.usage or Usage()), **members}
         elif self._chat.include_usage:
@@ -262,10 +278,10 @@ class WholeRenderer:
         self._chat = chat
         self._created = created
         self._conversational = conversational
-        self._notes = Notes(chat, agent)
-        self._id = f"chatcmpl-{chat.call_id}"
-        self._text: list[str] = []
-        self._reasoning: list[str] = []
+        self.notes = Notes(chat, agent)
+        self._id = (conversational and self.notes.id) or f"chatcmpl-{chat.call_id}"
+        self.texts: list[str] = []  # the pieces of the answer
+        self.thoughts: list[str] = []  # and of the reasoning
         self._calls: dict[int, dict[str, Any]] = {}
         self.finish: Finish | None = None
         self._raw = b""
@@ -274,54 +290,49 @@ class WholeRenderer:
         """Add the deltas. Raises the error of a Failed delta: nothing has been sent yet."""
         for delta in deltas:
             if isinstance(delta, Text):  # the most common one first
-                self._text.append(delta.text)
+                self.texts.append(delta.text)
             elif isinstance(delta, Raw):
                 self._raw += delta.data
             elif isinstance(delta, Finish):
                 self.finish = delta
             elif isinstance(delta, Reasoning):
-                self._reasoning.append(delta.text)
+                self.thoughts.append(delta.text)
             elif isinstance(delta, Replace):
-                self._text = [delta.text]
+                self.texts = [delta.text]
             elif isinstance(delta, ToolCall):
                 self._tool_call(delta)
             elif isinstance(delta, Begin):
-                self._notes.begin(delta)
+                self.notes.begin(delta)
                 if self._conversational:
-                    self._id = self._notes.id or self._id
+                    self._id = self.notes.id or self._id
             elif isinstance(delta, Note):
                 self._note(delta)
             elif isinstance(delta, Failed):
                 raise delta.error
 
     def _note(self, note: Note) -> None:
-        if self._notes.add(note) and note.text and not self._conversational:
-            self._text.append(f"\n\n{note.text}" if self._text else note.text)
+        if self.notes.add(note) and note.text and not self._conversational:
+            self.texts.append(f"\n\n{note.text}" if self.texts else note.text)
 
     def _tool_call(self, delta: ToolCall) -> None:
         call = self._calls.setdefault(delta.index, _tool_piece(ToolCall(delta.index), ""))
         call["type"] = "function"
-        call["id"] = call.get("id") or self._notes.tool_id(delta)
+        call["id"] = call.get("id") or self.notes.tool_id(delta)
         function = call["function"]
         function["name"] = function.get("name") or delta.name
         function["arguments"] += delta.arguments
-
-    @property
-    def texts(self) -> list[str]:
-        """The pieces of the answer's text."""
-        return self._text
 
     def body(self) -> bytes:
         """The JSON of the answer; call it after Finish."""
         if self._raw:
             return self._raw
         finish = self.finish or Finish()
-        text = "".join(self._text)
+        text = "".join(self.texts)
         message: dict[str, Any] = {"role": "assistant", "content": text}
         if self._calls and not text:
             message["content"] = None
-        if self._reasoning:
-            message["reasoning_content"] = "".join(self._reasoning)
+        if self.thoughts:
+            message["reasoning_content"] = "".join(self.thoughts)
         if self._calls:
             message["tool_calls"] = [
                 {key: call[key] for key in ("id", "type", "function")}
@@ -336,7 +347,7 @@ class WholeRenderer:
         }
         if finish.usage or self._conversational:
             body["usage"] = usage_body(finish.usage or Usage())
-        body["gateway"] = self._notes.finish(finish.usage)
+        body["gateway"] = self.notes.finish(finish.usage)
         return orjson.dumps(body, option=orjson.OPT_NON_STR_KEYS)
 
 

@@ -37,10 +37,9 @@ class Chat:
         recall = await self.memory.recall(chat, Settings(), 60.0)
         assert recall is not None
         recall.apply(chat)
-        recall.texts = [kept]
         conversation = chat.conversation_id or chat.call_id
         await self.memory.remember(
-            recall, Settings(), "bot", conversation, cut=cut, drops_cut=False
+            recall, Settings(), "bot", conversation, [kept], cut=cut, drops_cut=False
         )
         return recall.kind
 

@@ -60,9 +60,10 @@ class World:
         assert self.owners.setdefault(conversation, person.name) == person.name
         is_cut = action in ("stop", "fail")
         seen = "" if action == "fail" else answer[: len(answer) // 2] if is_cut else answer
-        recall.texts = [answer]
         known = "" if action == "fail" else conversation
-        await self.memory.remember(recall, Settings(), "bot", known, cut=is_cut, drops_cut=False)
+        await self.memory.remember(
+            recall, Settings(), "bot", known, [answer], cut=is_cut, drops_cut=False
+        )
         person.turns.append((words, seen))
 
 

@@ -42,13 +42,18 @@ class Replay:
         assert self.owners.setdefault(conversation, thread) == thread
         answered = step["answered"]
         if answered["status"] == 200:
-            recall.texts = [answered["content"]]
             was_stopped = answered.get("stopped_by_client", False)
             await self.memory.remember(
-                recall, Settings(), "bot", conversation, cut=was_stopped, drops_cut=False
+                recall,
+                Settings(),
+                "bot",
+                conversation,
+                [answered["content"]],
+                cut=was_stopped,
+                drops_cut=False,
             )
         else:
-            await self.memory.remember(recall, Settings(), "bot", "", cut=True, drops_cut=False)
+            await self.memory.remember(recall, Settings(), "bot", "", [], cut=True, drops_cut=False)
         return recall.kind
 
 

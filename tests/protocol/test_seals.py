@@ -105,11 +105,13 @@ async def test_a_conversation_of_one_agent_is_none_of_another(pages):
     assert (await pages.gateway.ask(bob, "glms", conversation_id=conversation))[0] == 404
 
 
-async def test_whoever_has_the_key_goes_on_with_any_conversation(pages):
+async def test_whoever_has_the_key_goes_on_in_any_users_name(pages):
     key = KEYS[0]["key"]
     status, answer = await pages.gateway.ask(key, "coze", user="alice")
     assert (status, "~" in answer["id"]) == (200, False)
     status, _ = await pages.gateway.ask(key, "coze", user="bob", conversation_id=answer["id"])
+    assert status == 404
+    status, _ = await pages.gateway.ask(key, "coze", user="alice", conversation_id=answer["id"])
     assert status == 200
 
 

@@ -1,0 +1,91 @@
+"""What will stay of one call: its conversation in the register, and its turn if no platform keeps
+it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gateway.conversations.register import Owner
+from gateway.protocol.messages import ChatRequest, Message, Usage
+
+MAX_TITLE = 60  # characters
+MAX_QUESTION = 256 * 1024  # characters of a question that are kept
+MAX_TURNS = 200  # of a conversation that a model is given
+MAX_HISTORY = 400_000  # characters of them
+_NOTES = ("citations", "files", "suggestions")
+
+
+@dataclass(slots=True)
+class Draft:
+    """`question` is None if the platform keeps the turns. A stream may last for minutes, so nothing
+    else of the question is kept."""
+
+    owner: Owner
+    title: str
+    question: str | None = None
+    files: Sequence[dict[str, Any]] = ()
+    is_over: bool = False
+
+    def turn(
+        self,
+        texts: Sequence[str],
+        thoughts: Sequence[str],
+        notes: Mapping[str, Any],
+        usage: Usage | None,
+        *,
+        status: str,
+        error: str = "",
+    ) -> dict[str, Any]:
+        """The turn as JSON."""
+        files = [*self.files, *({**file, "from": "answer"} for file in notes.get("files", ()))]
+        counted = None
+        if usage is not None and usage.total:
+            counted = {
+                "prompt_tokens": usage.prompt,
+                "completion_tokens": usage.completion,
+                "total_tokens": usage.total,
+            }
+        return {
+            "question": self.question or "",
+            "answer": "".join(texts),
+            "reasoning": "".join(thoughts),
+            "files": files,
+            "citations": notes.get("citations", []),
+            "status": status,
+            "error": error or None,
+            "usage": counted,
+        }
+
+
+def title_of(messages: Sequence[Message]) -> str:
+    """A title from the first question."""
+    text = next((turn.text for turn in messages if turn.role == "user"), "")
+    text = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
+    return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"
+
+
+def draft_of(owner: Owner, chat: ChatRequest, *, is_titled: bool, is_kept: bool) -> Draft:
+    """`is_titled`: the operator allows words of the question in the database."""
+    draft = Draft(owner, title_of(chat.messages) if is_titled else "")
+    if is_kept:
+        question = chat.question
+        draft.question = question.text[:MAX_QUESTION]
+        draft.files = [
+            {"type": media.kind, "name": media.name, "from": "question"} for media in question.media
+        ]
+    return draft
+
+
+def earlier(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
+    """The latest of these turns as messages, as many as a model is given. One without an answer
+    failed, and is left out."""
+    out: list[Message] = []
+    left = MAX_HISTORY
+    for turn in reversed(turns):
+        question, answer = turn["question"], turn["answer"]
+        left -= len(question) + len(answer)
+        if left < 0:
+            break
+        if answer:
+            out += (Message("assistant", answer), Message("user", question))
+    return tuple(reversed(out))

@@ -1,0 +1,408 @@
+"""The register of conversations: who owns which, their titles, and turns that no platform keeps.
+
+Platforms check only the operator's key, so an id is looked up here before it is sent to one. A call
+waits for the database only if this process does not know the id, and at most `DEADLINE_S`. What a
+call adds is written in batches; only a turn that the gateway keeps is waited for, so that the next
+question finds it at any replica.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeVar
+
+import orjson
+
+from gateway.database import Database, ValueRefused, fetch
+from gateway.errors import ConversationNotFound, DatabaseUnavailable
+from gateway.times import now_ms
+
+log = logging.getLogger("gateway")
+
+_T = TypeVar("_T")
+DEADLINE_S = 0.05
+MAX_KNOWN = 50_000  # owners in memory; about 20 MB
+MAX_PENDING = 10_000  # conversations that wait for the database
+MAX_PENDING_BYTES = 64 << 20  # of their turns
+_EVERY_S = 0.5  # between two batches
+_BATCH = 500
+_CLEAN_S = 600.0
+_LATEST = "~"  # sorts after every id of a turn
+_MAX_FEEDBACK = 1000  # of one conversation that are shown
+
+
+class Owner(NamedTuple):
+    """Who may use a conversation: one end user of one caller; "" is the caller itself."""
+
+    caller: str
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A row. `id` is the platform's, `platform_user` the end user as the platform knows it, `model`
+    the agent or route that was asked for. `title_by` is question, user or bot."""
+
+    agent: str
+    id: str
+    owner: Owner
+    platform_user: str
+    model: str
+    title: str
+    title_by: str
+    is_kept: bool
+    created_ms: int
+    updated_ms: int
+
+
+Place = tuple[str, str]  # agent, id
+
+
+@dataclass(slots=True)
+class _Pending:
+    row: dict[str, Any]
+    turns: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id
+    size: int = 0  # bytes of the turns
+
+
+class Register:
+    """Without a database it knows the latest owners only, and keeps no turns."""
+
+    def __init__(
+        self, database: Database | None, keep_s: Callable[[], float] = lambda: 90 * 86_400.0
+    ) -> None:
+        self.database = database
+        self._sql: Any = database.queries if database else None
+        self._keep_s = keep_s
+        self._owners: OrderedDict[Place, Owner] = OrderedDict()
+        self._pending: OrderedDict[Place, _Pending] = OrderedDict()
+        self._pending_bytes = 0
+        self._writing: asyncio.Task[None] | None = None
+        self._flushing = asyncio.Lock()
+        self._wake = asyncio.Event()
+        self._waiting: set[asyncio.Future[Any]] = set()
+        self._cleaned = 0.0
+        self.lost = 0  # conversations and turns that the database did not take in time
+
+    # Ownership.
+
+    async def require(self, owner: Owner, place: Place, *, adopts: bool) -> None:
+        """Raises ConversationNotFound unless the conversation is the owner's. With `adopts` one
+        that nobody has named yet becomes the owner's: some platforms let callers make up ids.
+        Raises DatabaseUnavailable if that cannot be found out."""
+        known = self._owners.get(place)
+        if known is None and self.database is not None:
+            known = await self._in_time(self._owner(owner, place, adopts))
+        elif known is None and adopts:
+            known = owner
+        if known is not None:
+            self._know(place, known)
+        if known != owner:
+            raise not_found()
+
+    async def _owner(self, owner: Owner, place: Place, adopts: bool) -> Owner | None:
+        agent, id_ = place
+        async with self._open() as conn:
+            found = await self._sql.conversation_owner(conn, agent=agent, id=id_)
+            if found is None and adopts:
+                # Another replica may do the same now: the first one owns it.
+                await self._sql.conversations_save(conn, [_row(owner, place)])
+                found = await self._sql.conversation_owner(conn, agent=agent, id=id_)
+        return Owner(found["caller"], found["end_user"]) if found else None
+
+    def _know(self, place: Place, owner: Owner) -> None:
+        self._owners[place] = owner
+        self._owners.move_to_end(place)
+        while len(self._owners) > MAX_KNOWN:
+            self._owners.popitem(last=False)
+
+    def note(
+        self,
+        owner: Owner,
+        place: Place,
+        *,
+        platform_user: str = "",
+        model: str = "",
+        title: str = "",
+        turn: tuple[str, dict[str, Any]] | None = None,
+    ) -> None:
+        """A call in that conversation has been answered. `turn` is its id and its JSON, if the
+        gateway keeps it."""
+        if self._owners.setdefault(place, owner) != owner:
+            return  # a platform that gives one id to two users: the first one has it
+        self._know(place, owner)
+        if self.database is None:
+            return
+        before = self._pending.pop(place, None)
+        entry = before or _Pending(_row(owner, place, platform_user, model, title))
+        entry.row["at_ms"] = now_ms()
+        self._pending[place] = entry
+        if turn is not None:
+            self._add_turn(entry, place, *turn)
+        while len(self._pending) > MAX_PENDING or self._pending_bytes > MAX_PENDING_BYTES:
+            _, dropped = self._pending.popitem(last=False)
+            self._pending_bytes -= dropped.size
+            self.lost += 1
+        if self._writing is None:
+            self._writing = asyncio.ensure_future(self._write())
+
+    def _add_turn(self, entry: _Pending, place: Place, id_: str, body: dict[str, Any]) -> None:
+        entry.row["is_kept"] = 1
+        text = orjson.dumps(body).decode()
+        entry.turns[id_] = {
+            "agent": place[0],
+            "conversation_id": place[1],
+            "id": id_,
+            "created_ms": now_ms(),
+            "body": text,
+        }
+        entry.size += len(text)
+        self._pending_bytes += len(text)
+
+    # Writing.
+
+    async def settle(self) -> None:
+        """Wait for what is pending to be written, at most `DEADLINE_S`."""
+        self._wake.set()
+        if self._pending:
+            with contextlib.suppress(DatabaseUnavailable):
+                await self._in_time(self.flush())
+
+    async def _write(self) -> None:
+        """Write until nothing is pending."""
+        try:
+            while self._pending:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(_EVERY_S):
+                        await self._wake.wait()
+                self._wake.clear()
+                try:
+                    await self.flush()
+                except DatabaseUnavailable:
+                    await asyncio.sleep(_EVERY_S)
+        finally:
+            self._writing = None
+
+    async def flush(self) -> None:
+        """Write all that is pending. Raises DatabaseUnavailable, and then keeps it; a batch with a
+        value that the database refuses is dropped."""
+        async with self._flushing:
+            while self._pending:
+                batch = dict(list(self._pending.items())[:_BATCH])
+                for place in batch:
+                    del self._pending[place]
+                try:
+                    await self._write_batch(batch)
+                except ValueRefused as error:
+                    self.lost += len(batch)
+                    log.warning("The database refuses %d conversation(s): %s", len(batch), error)
+                except BaseException:
+                    self._keep_pending(batch)
+                    raise
+                self._pending_bytes -= sum(entry.size for entry in batch.values())
+
+    def _keep_pending(self, batch: dict[Place, _Pending]) -> None:
+        """Put back what could not be written, before what has come since."""
+        for place, entry in batch.items():
+            newer = self._pending.pop(place, None)
+            if newer is not None:
+                entry.row |= {"at_ms": newer.row["at_ms"], "is_kept": newer.row["is_kept"]}
+                entry.turns |= newer.turns
+                entry.size += newer.size
+        self._pending = OrderedDict({**batch, **self._pending})
+
+    async def _write_batch(self, batch: dict[Place, _Pending]) -> None:
+        ordered = [entry for _, entry in sorted(batch.items())]
+        async with self._open() as conn:
+            await self._sql.conversations_save(conn, [entry.row for entry in ordered])
+            turns = [turn for entry in ordered for turn in entry.turns.values()]
+            if turns:
+                await self._sql.turns_save(conn, turns)
+            if time.monotonic() - self._cleaned > _CLEAN_S:
+                await self._clean(conn)
+
+    async def _clean(self, conn: Any) -> None:
+        """Delete what is older than `conversations.keep`."""
+        self._cleaned = time.monotonic()
+        before_ms = now_ms() - int(self._keep_s() * 1000)
+        old = await fetch(self._sql.conversations_old(conn, before_ms=before_ms, most=_BATCH))
+        for row in old:
+            await self._delete_rows(conn, (row["agent"], row["id"]))
+
+    # Reading and changing, for the API.
+
+    async def page(
+        self, owner: Owner, agent: str, limit: int, before: tuple[int, str, str]
+    ) -> list[Conversation]:
+        """Up to `limit` conversations after `before` (updated_ms, agent, id), the newest first."""
+        await self.flush()
+        async with self._open() as conn:
+            rows = await fetch(
+                self._sql.conversations_page(
+                    conn,
+                    caller=owner.caller,
+                    end_user=owner.user,
+                    agent=agent,
+                    before_ms=before[0],
+                    before_agent=before[1],
+                    before_id=before[2],
+                    most=limit,
+                )
+            )
+        return [_conversation(row) for row in rows]
+
+    async def named(self, owner: Owner, id_: str) -> list[Conversation]:
+        """The owner's conversations with that id: agents may use the same one."""
+        await self.flush()
+        async with self._open() as conn:
+            rows = await fetch(
+                self._sql.conversations_named(
+                    conn, caller=owner.caller, end_user=owner.user, id=id_
+                )
+            )
+        return [_conversation(row) for row in rows]
+
+    async def rename(self, one: Conversation, title: str, by: str) -> None:
+        async with self._open() as conn:
+            await self._sql.conversation_rename(
+                conn, agent=one.agent, id=one.id, title=title, title_by=by
+            )
+
+    async def delete(self, one: Conversation) -> None:
+        """Delete the conversation with its turns and feedback here; the platform's is another."""
+        place = (one.agent, one.id)
+        await self.flush()
+        async with self._open() as conn:
+            await self._delete_rows(conn, place)
+        self._owners.pop(place, None)
+
+    async def _delete_rows(self, conn: Any, place: Place) -> None:
+        agent, id_ = place
+        await self._sql.conversation_delete(conn, agent=agent, id=id_)
+        await self._sql.turns_delete(conn, agent=agent, conversation_id=id_)
+        await self._sql.feedback_delete(conn, agent=agent, conversation_id=id_)
+
+    async def clear(self, one: Conversation) -> None:
+        """Forget its turns, and keep the conversation."""
+        await self.flush()
+        async with self._open() as conn:
+            await self._sql.turns_delete(conn, agent=one.agent, conversation_id=one.id)
+
+    async def turns(
+        self, place: Place, limit: int, before: str = ""
+    ) -> list[tuple[str, int, dict[str, Any]]]:
+        """Up to `limit` turns before the one with the id `before`, the newest first: each with its
+        id and its time in milliseconds."""
+        await self.flush()
+        async with self._open() as conn:
+            rows = await fetch(
+                self._sql.turns_page(
+                    conn,
+                    agent=place[0],
+                    conversation_id=place[1],
+                    before_id=before or _LATEST,
+                    most=limit,
+                )
+            )
+        return [(row["id"], row["created_ms"], orjson.loads(row["body"])) for row in rows]
+
+    async def history(self, place: Place, limit: int) -> list[dict[str, Any]]:
+        """The latest turns, the oldest first, for a call that waits. Raises DatabaseUnavailable."""
+        found = await self._in_time(self.turns(place, limit))
+        return [body for _, _, body in reversed(found)]
+
+    async def rate(self, one: Conversation, message: str, feedback: dict[str, Any]) -> None:
+        """Keep a person's feedback on an answer; one without a rating takes it back."""
+        place = {"agent": one.agent, "conversation_id": one.id, "message_id": message}
+        async with self._open() as conn:
+            if feedback["rating"] is None:
+                await self._sql.feedback_undo(conn, **place)
+                return
+            await self._sql.feedback_save(
+                conn,
+                **place,
+                rating=feedback["rating"],
+                body=orjson.dumps(feedback).decode(),
+                updated_ms=now_ms(),
+            )
+
+    async def ratings(self, one: Conversation) -> dict[str, dict[str, Any]]:
+        """The feedback in a conversation, by the message's id."""
+        async with self._open() as conn:
+            rows = await fetch(
+                self._sql.feedback_of(
+                    conn, agent=one.agent, conversation_id=one.id, most=_MAX_FEEDBACK
+                )
+            )
+        return {row["message_id"]: orjson.loads(row["body"]) for row in rows}
+
+    def _open(self) -> contextlib.AbstractAsyncContextManager[Any]:
+        assert self.database is not None  # its users have asked
+        return self.database.transaction()
+
+    async def _in_time(self, work: Coroutine[Any, Any, _T]) -> _T:
+        """The result of `work`, which goes on if it takes longer than `DEADLINE_S`: cutting a
+        connection off costs more than its answer. Raises DatabaseUnavailable."""
+        task = asyncio.ensure_future(work)
+        self._waiting.add(task)
+        task.add_done_callback(self._ended)
+        await asyncio.wait({task}, timeout=DEADLINE_S)
+        if not task.done():
+            raise DatabaseUnavailable
+        return task.result()
+
+    def _ended(self, task: asyncio.Future[Any]) -> None:
+        self._waiting.discard(task)
+        if not task.cancelled():
+            task.exception()  # the call may have gone on without it
+
+    async def close(self) -> None:
+        """Write what is pending, if the database takes it."""
+        if self._writing is not None:
+            self._writing.cancel()
+            await asyncio.wait({self._writing})
+        with contextlib.suppress(DatabaseUnavailable):
+            await self.flush()
+
+
+def not_found() -> ConversationNotFound:
+    return ConversationNotFound(
+        "There is no such conversation of this user; leave conversation_id out to begin one.",
+        param="conversation_id",
+    )
+
+
+def _row(
+    owner: Owner, place: Place, platform_user: str = "", model: str = "", title: str = ""
+) -> dict[str, Any]:
+    return {
+        "agent": place[0],
+        "id": place[1],
+        "caller": owner.caller,
+        "end_user": owner.user,
+        "platform_user": platform_user,
+        "model": model,
+        "title": title,
+        "title_by": "question",
+        "is_kept": 0,
+        "at_ms": now_ms(),
+    }
+
+
+def _conversation(row: dict[str, Any]) -> Conversation:
+    return Conversation(
+        row["agent"],
+        row["id"],
+        Owner(row["caller"], row["end_user"]),
+        row["platform_user"],
+        row["model"],
+        row["title"],
+        row["title_by"],
+        bool(row["is_kept"]),
+        row["created_ms"],
+        row["updated_ms"],
+    )

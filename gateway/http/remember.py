@@ -1,0 +1,178 @@
+"""What is looked up before a chat is asked, and kept when it has been answered: whose conversation
+it is, its turn where no platform keeps it, and the thread of a client that resends its history."""
+
+from aiohttp import web
+
+from gateway.chat.routing import Target
+from gateway.chat.run import Run
+from gateway.config.models import Conversations, Memory
+from gateway.conversations.draft import MAX_TURNS, Draft, draft_of, earlier
+from gateway.conversations.register import Owner
+from gateway.http.context import CONTEXT, CONVERSATIONS, MEMORY, State
+from gateway.ids import new_id
+from gateway.memory.recall import MAX_TEXT, Recall
+from gateway.protocol.messages import ChatRequest
+from gateway.protocol.render import StreamRenderer, WholeRenderer
+from gateway.telemetry.call import Call
+from gateway.times import now_ms
+
+
+def owner_of(call: Call) -> Owner:
+    """The owner of the conversations of that call's end user."""
+    caller = call.caller
+    return Owner("anonymous" if caller.is_anonymous else caller.id, call.end_user)
+
+
+async def look_up(
+    request: web.Request,
+    state: State,
+    call: Call,
+    chat: ChatRequest,
+    targets: list[Target],
+    *,
+    conversational: bool,
+) -> Draft | None:
+    """Check whose conversation the call names, and continue one that the gateway keeps. Raises
+    ConversationNotFound, or DatabaseUnavailable if that cannot be found out."""
+    if chat.task or chat.passed is not None:
+        return None
+    register, target, owner = request.app[CONVERSATIONS], targets[0], owner_of(call)
+    settings, platform = conversations_of(state, target), target.platform
+    is_ours = (
+        conversational
+        and settings.mode != "off"
+        and register.database is not None
+        and not platform.remembers
+        and platform.sends_turns(chat)
+    )
+    named = chat.conversation_id
+    if named and (is_ours or (platform.remembers and chat.seal is None)):
+        # A sealed id is its own proof; one of the gateway's own conversations was never made up.
+        await register.require(owner, (target.name, named), adopts=not is_ours)
+    is_kept = is_ours or settings.mode == "gateway"
+    draft = draft_of(owner, chat, is_titled=settings.mode != "off", is_kept=is_kept)
+    if is_kept:
+        turn_id = f"{now_ms():011x}{new_id(13)}"
+        if not is_ours:
+            chat.own_message = turn_id
+        elif named:
+            turns = await register.history((target.name, named), MAX_TURNS)
+            chat.continue_own(named, turn_id, earlier(turns))
+        elif len(chat.messages) == 1:  # else the client keeps its history
+            chat.continue_own(new_id(32), turn_id)
+        else:
+            draft.question = None
+    return draft
+
+
+def conversations_of(state: State, target: Target) -> Conversations:
+    """How conversations of that agent are kept."""
+    own = target.agent.conversations
+    return state.config.conversations if own is None else own
+
+
+async def recalled(
+    request: web.Request, state: State, chat: ChatRequest, targets: list[Target]
+) -> tuple[Recall | None, list[Target]]:
+    """What the memory knows of the chat's history; the chat then continues its conversation, and
+    that conversation's agent is the first target."""
+    lease_s = targets[0].agent.timeouts.total
+    recall = await request.app[MEMORY].recall(chat, _memory_of(state, targets[0]), lease_s)
+    if recall is None:
+        return None, targets
+    recall.apply(chat)
+    if chat.home:
+        targets = sorted(targets, key=lambda target: target.name != chat.home)
+    return recall, targets
+
+
+def _memory_of(state: State, target: Target) -> Memory:
+    """The settings of the memory for that agent."""
+    return state.config.memory if target.agent.memory is None else target.agent.memory
+
+
+async def keep(
+    request: web.Request,
+    run: Run,
+    call: Call,
+    renderer: StreamRenderer | WholeRenderer | None,
+    *,
+    cut: bool,
+    error: str = "",
+) -> None:
+    """Keep the call, before its last bytes are sent. `cut`: the client may have received only a
+    part of the answer, because of `error` if the client itself has not left."""
+    if (draft := run.draft) is not None and not draft.is_over:
+        draft.is_over = True
+        await _keep_conversation(request, run, call, draft, renderer, cut=cut, error=error)
+    if (recall := run.recall) is not None and not recall.is_over:
+        await _keep_thread(request, run, recall, cut=cut)
+
+
+def is_open(run: Run) -> bool:
+    """Whether something of the call is still to be kept."""
+    draft, recall = run.draft, run.recall
+    return (draft is not None and not draft.is_over) or (recall is not None and not recall.is_over)
+
+
+async def _keep_conversation(
+    request: web.Request,
+    run: Run,
+    call: Call,
+    draft: Draft,
+    renderer: StreamRenderer | WholeRenderer | None,
+    *,
+    cut: bool,
+    error: str,
+) -> None:
+    chat, target = run.chat, run.attempt.target
+    conversation = run.conversation_id
+    if not conversation:
+        return
+    register, turn = request.app[CONVERSATIONS], None
+    notes = renderer.notes.members if renderer is not None else {}
+    if draft.question is not None:
+        thoughts = (renderer.thoughts if renderer is not None else None) or ()
+        status = "failed" if error else "stopped" if cut else "completed"
+        body = draft.turn(run.texts or (), thoughts, notes, call.usage, status=status, error=error)
+        turn = (chat.own_message, body)
+    title = notes.get("title")
+    register.note(
+        draft.owner,
+        (target.name, conversation),
+        platform_user=chat.user,
+        model=chat.route or call.model or target.name,
+        title=title if isinstance(title, str) and title else draft.title,
+        turn=turn,
+    )
+    if chat.own_conversation and turn is not None:
+        await register.settle()
+
+
+async def _keep_thread(request: web.Request, run: Run, recall: Recall, *, cut: bool) -> None:
+    attempt = run.attempt
+    texts = None if attempt.received > MAX_TEXT else run.texts
+    platform, decoder = attempt.target.platform, attempt.decoder
+    conversation = ""
+    if decoder is not None and platform.remembers:
+        conversation = decoder.conversation_id
+    state = request[CONTEXT].state
+    assert state is not None
+    await request.app[MEMORY].remember(
+        recall,
+        _memory_of(state, attempt.target),
+        attempt.target.name,
+        conversation,
+        texts,
+        cut=cut,
+        drops_cut=platform.drops_stopped,
+    )
+
+
+def memory_header(run: Run) -> str:
+    """What became of the client's history, for a header."""
+    assert run.recall is not None
+    kind, decoder = run.recall.kind, run.attempt.decoder
+    if decoder is not None:
+        kind = run.recall.kind_at(run.attempt.target.name, decoder.conversation_id)
+    return f"{kind}; depth={run.recall.verdict.depth}"
