@@ -3,8 +3,8 @@
     GatewayError
     ├── the caller's:     InvalidRequest ContextTooLong ContentRefused Unauthorized
     │                     WrongPassword InvalidToken TokenExpired Forbidden
-    │                     NotFound AgentNotFound ConversationNotFound
-    │                     MethodNotAllowed ConversationBusy Conflict BodyTooLarge
+    │                     NotFound AgentNotFound ConversationNotFound MessageNotFound
+    │                     NotOffered MethodNotAllowed ConversationBusy Conflict BodyTooLarge
     │                     UnsupportedMediaType RateLimited TooManyAtOnce ShareTaken CallsUsedUp
     │                     KindNotTaken OptionNotFollowed FileNotFound SenderTooSlow
     │                     UriTooLong HeadersTooLarge
@@ -180,6 +180,15 @@ class ConversationNotFound(NotFound):
     code = "conversation_not_found"
 
 
+class MessageNotFound(NotFound):
+    """The conversation has no such message."""
+
+    code = "message_not_found"
+
+    def __init__(self) -> None:
+        super().__init__("There is no such message in this conversation.")
+
+
 class FileNotFound(NotFound):
     """No such file, or it belongs to another caller."""
 
@@ -200,6 +209,13 @@ class MethodNotAllowed(GatewayError):
                 allowed=self.allowed,
             )
         )
+
+
+class NotOffered(GatewayError):
+    """The agent's platform, or its version or kind of app, cannot do this."""
+
+    status, type, code = 501, "invalid_request_error", "not_offered"
+    should_retry = False
 
 
 class SenderTooSlow(GatewayError):

@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 
 import orjson
 
+from gateway.config.kinds import find
 from gateway.errors import (
     GatewayError,
     InvalidRequest,
+    NotOffered,
     OptionNotFollowed,
     UpstreamCut,
     UpstreamFailed,
@@ -29,6 +31,7 @@ from gateway.platforms.failures import explain_member
 from gateway.protocol import loosejson, ndjson, sse
 from gateway.protocol.completions import as_events
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
+from gateway.protocol.history import Feedback
 from gateway.protocol.messages import (
     CONTENT,
     ChatRequest,
@@ -172,10 +175,39 @@ class Platform(Protocol):
         """What the bot shows before the first question, or the request that asks for it. A platform
         that cannot be asked has a profile, too: what its configuration says."""
 
+    # What can be done with a conversation that the platform keeps. Each method gives a request that
+    # leads to the result, or raises NotOffered. `user` is the end user of its questions. An unknown
+    # conversation is ConversationNotFound, an unknown message MessageNotFound.
+
+    def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
+        """Leads to a Page of at most `limit` turns: the latest, or those before the page whose
+        `before` is given."""
+
+    def rename(self, conversation: str, user: str, title: str) -> Preliminary:
+        """Leads to None. A title that is too long for the platform is shortened."""
+
+    def make_title(self, conversation: str, user: str) -> Preliminary:
+        """Leads to the title that the platform has made and given to the conversation."""
+
+    def delete(self, conversation: str, user: str) -> Preliminary:
+        """Leads to None, also if the platform does not know the conversation."""
+
+    def clear(self, conversation: str, user: str) -> Preliminary:
+        """Leads to None: later questions have no context; the past turns may remain readable."""
+
+    def give_feedback(
+        self, conversation: str, user: str, message_id: str, feedback: Feedback
+    ) -> Preliminary:
+        """Leads to None. `message_id` is the `id` of a PastTurn."""
+
+    def suggest(self, conversation: str, user: str, message_id: str) -> Preliminary:
+        """Leads to a tuple of next questions: () if the bot's author has switched them off."""
+
 
 class BasePlatform:
     """Defaults for a platform without files and options; other platforms override them."""
 
+    kind = ""
     options: frozenset[str] | None = frozenset()
     keeps_files = False
     keeps_runs = False
@@ -223,6 +255,41 @@ class BasePlatform:
         """The rules for files of a bot that tells none."""
         kinds = kinds_in_order(self.kinds)
         return FileNeeds(kinds, transfer=("url", "upload") if kinds else ())
+
+    @property
+    def title(self) -> str:
+        """The platform's name in sentences."""
+        kind = find(self.kind) if self.kind else None
+        return kind.title if kind else say("This agent's platform")
+
+    def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
+        raise NotOffered(
+            say("{platform} does not show the turns of a conversation.", platform=self.title)
+        )
+
+    def rename(self, conversation: str, user: str, title: str) -> Preliminary:
+        raise NotOffered(say("{platform} cannot rename a conversation.", platform=self.title))
+
+    def make_title(self, conversation: str, user: str) -> Preliminary:
+        raise NotOffered(
+            say("{platform} cannot make a title for a conversation.", platform=self.title)
+        )
+
+    def delete(self, conversation: str, user: str) -> Preliminary:
+        raise NotOffered(say("{platform} cannot delete a conversation.", platform=self.title))
+
+    def clear(self, conversation: str, user: str) -> Preliminary:
+        raise NotOffered(
+            say("{platform} cannot clear the context of a conversation.", platform=self.title)
+        )
+
+    def give_feedback(
+        self, conversation: str, user: str, message_id: str, feedback: Feedback
+    ) -> Preliminary:
+        raise NotOffered(say("{platform} takes no feedback.", platform=self.title))
+
+    def suggest(self, conversation: str, user: str, message_id: str) -> Preliminary:
+        raise NotOffered(say("{platform} suggests no questions.", platform=self.title))
 
 
 def ignored_options(
