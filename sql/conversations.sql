@@ -60,6 +60,10 @@ WHERE agent = :agent AND conversation_id = :conversation_id AND id < :before_id
 ORDER BY id DESC
 LIMIT :most;
 
+-- name: turn_by_id(agent, conversation_id, id)^
+SELECT body FROM turns
+WHERE agent = :agent AND conversation_id = :conversation_id AND id = :id;
+
 -- name: feedback_save(agent, conversation_id, message_id, rating, body, updated_ms)!
 INSERT INTO feedback (agent, conversation_id, message_id, rating, body, updated_ms)
 VALUES (:agent, :conversation_id, :message_id, :rating, :body, :updated_ms)

@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.conversations.register import Owner
+from gateway.protocol.history import PastFile, PastTurn, Status, past_file
 from gateway.protocol.messages import ChatRequest, Message, Usage
 
 MAX_TITLE = 60  # characters
 MAX_QUESTION = 256 * 1024  # characters of a question that are kept
 MAX_TURNS = 200  # of a conversation that a model is given
 MAX_HISTORY = 400_000  # characters of them
-_NOTES = ("citations", "files", "suggestions")
+CLEARED = "cleared"  # the status of a mark: what is before it is not given to a model
 
 
 @dataclass(slots=True)
@@ -23,7 +24,7 @@ class Draft:
     owner: Owner
     title: str
     question: str | None = None
-    files: Sequence[dict[str, Any]] = ()
+    files: tuple[PastFile, ...] = ()
     is_over: bool = False
 
     def turn(
@@ -33,28 +34,28 @@ class Draft:
         notes: Mapping[str, Any],
         usage: Usage | None,
         *,
-        status: str,
+        status: Status,
         error: str = "",
     ) -> dict[str, Any]:
         """The turn as JSON."""
-        files = [*self.files, *({**file, "from": "answer"} for file in notes.get("files", ()))]
-        counted = None
-        if usage is not None and usage.total:
-            counted = {
-                "prompt_tokens": usage.prompt,
-                "completion_tokens": usage.completion,
-                "total_tokens": usage.total,
-            }
-        return {
-            "question": self.question or "",
-            "answer": "".join(texts),
-            "reasoning": "".join(thoughts),
-            "files": files,
-            "citations": notes.get("citations", []),
-            "status": status,
-            "error": error or None,
-            "usage": counted,
-        }
+        made = [
+            past_file("answer", file.get("type"), file.get("url"), file.get("name"))
+            for file in notes.get("files", ())
+        ]
+        turn = PastTurn(
+            "",
+            None,
+            self.question or "",
+            "".join(texts),
+            "".join(thoughts),
+            (*self.files, *made),
+            tuple(notes.get("citations", ())),
+            None,
+            status,
+            error,
+            usage if usage is not None and usage.total else None,
+        )
+        return turn.data()
 
 
 def title_of(messages: Sequence[Message]) -> str:
@@ -70,9 +71,9 @@ def draft_of(owner: Owner, chat: ChatRequest, *, is_titled: bool, is_kept: bool)
     if is_kept:
         question = chat.question
         draft.question = question.text[:MAX_QUESTION]
-        draft.files = [
-            {"type": media.kind, "name": media.name, "from": "question"} for media in question.media
-        ]
+        draft.files = tuple(
+            past_file("question", media.kind, media.url, media.name) for media in question.media
+        )
     return draft
 
 
@@ -82,6 +83,8 @@ def earlier(turns: Sequence[Mapping[str, Any]]) -> tuple[Message, ...]:
     out: list[Message] = []
     left = MAX_HISTORY
     for turn in reversed(turns):
+        if turn["status"] == CLEARED:
+            break
         question, answer = turn["question"], turn["answer"]
         left -= len(question) + len(answer)
         if left < 0:

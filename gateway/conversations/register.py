@@ -286,11 +286,17 @@ class Register:
         await self._sql.turns_delete(conn, agent=agent, conversation_id=id_)
         await self._sql.feedback_delete(conn, agent=agent, conversation_id=id_)
 
-    async def clear(self, one: Conversation) -> None:
-        """Forget its turns, and keep the conversation."""
+    async def mark(self, one: Conversation, turn: tuple[str, dict[str, Any]]) -> None:
+        """Add a turn to a conversation that the gateway keeps."""
+        self.note(one.owner, (one.agent, one.id), turn=turn)
+        await self.flush()
+
+    async def turn(self, one: Conversation, id_: str) -> dict[str, Any] | None:
+        """A turn that the gateway keeps."""
         await self.flush()
         async with self._open() as conn:
-            await self._sql.turns_delete(conn, agent=one.agent, conversation_id=one.id)
+            row = await self._sql.turn_by_id(conn, agent=one.agent, conversation_id=one.id, id=id_)
+        return orjson.loads(row["body"]) if row else None
 
     async def turns(
         self, place: Place, limit: int, before: str = ""

@@ -3,6 +3,7 @@ it is, its turn where no platform keeps it, and the thread of a client that rese
 
 from aiohttp import web
 
+from gateway.accounts.credentials import Caller
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
 from gateway.config.models import Conversations, Memory
@@ -11,6 +12,7 @@ from gateway.conversations.register import Owner
 from gateway.http.context import CONTEXT, CONVERSATIONS, MEMORY, State
 from gateway.ids import new_id
 from gateway.memory.recall import MAX_TEXT, Recall
+from gateway.protocol.history import Status
 from gateway.protocol.messages import ChatRequest
 from gateway.protocol.render import StreamRenderer, WholeRenderer
 from gateway.telemetry.call import Call
@@ -19,8 +21,12 @@ from gateway.times import now_ms
 
 def owner_of(call: Call) -> Owner:
     """The owner of the conversations of that call's end user."""
-    caller = call.caller
-    return Owner("anonymous" if caller.is_anonymous else caller.id, call.end_user)
+    return owner_named(call.caller, call.end_user)
+
+
+def owner_named(caller: Caller, user: str) -> Owner:
+    """The owner for an end user of that caller; "" is the caller itself."""
+    return Owner("anonymous" if caller.is_anonymous else caller.id, user)
 
 
 async def look_up(
@@ -133,7 +139,7 @@ async def _keep_conversation(
     notes = renderer.notes.members if renderer is not None else {}
     if draft.question is not None:
         thoughts = (renderer.thoughts if renderer is not None else None) or ()
-        status = "failed" if error else "stopped" if cut else "completed"
+        status: Status = "failed" if error else "stopped" if cut else "completed"
         body = draft.turn(run.texts or (), thoughts, notes, call.usage, status=status, error=error)
         turn = (chat.own_message, body)
     title = notes.get("title")

@@ -15,6 +15,7 @@ from gateway.routes import (
     agents,
     apikeys,
     chat,
+    conversations,
     files,
     health,
     openai,
@@ -44,6 +45,8 @@ OPS = list(
 
 _AUTH = "/api/v1/auth"
 _KEYS = "/api/v1/api-keys"
+_TALKS = "/api/v1/conversations"
+_ANSWER = f"{_TALKS}/{{id}}/messages/{{message}}"
 _LINK = "/files/{name:uploads/.+}"
 
 _API = [
@@ -77,6 +80,16 @@ _API = [
     Route("POST", f"{_KEYS}/{{id}}/revoke", apikeys.revoke_key, "login", "accounts"),
     Route("GET", f"{_KEYS}/{{id}}/usage", apikeys.key_usage, "login", "accounts"),
     Route("POST", "/api/v1/tokens", apikeys.create_token, "chat", "accounts"),
+    Route("GET", _TALKS, conversations.list_conversations, "chat", "accounts"),
+    Route("DELETE", _TALKS, conversations.delete_all, "chat", "accounts"),
+    Route("GET", f"{_TALKS}/{{id}}", conversations.get_conversation, "chat", "accounts"),
+    Route("PUT", f"{_TALKS}/{{id}}", conversations.rename, "chat", "accounts"),
+    Route("DELETE", f"{_TALKS}/{{id}}", conversations.delete, "chat", "accounts"),
+    Route("POST", f"{_TALKS}/{{id}}/title", conversations.make_title, "chat", "tasks"),
+    Route("POST", f"{_TALKS}/{{id}}/clear", conversations.clear, "chat", "accounts"),
+    Route("GET", f"{_TALKS}/{{id}}/messages", conversations.list_messages, "chat", "accounts"),
+    Route("POST", f"{_ANSWER}/feedback", conversations.give_feedback, "chat", "accounts"),
+    Route("GET", f"{_ANSWER}/suggestions", conversations.suggestions, "chat", "tasks"),
     Route("POST", "/api/v1/upload", files.upload, "upload", "upload"),
     Route("GET", "/api/v1/upload/agents", files.agents, "upload", "agents"),
     Route("GET", _LINK, files.served),

@@ -1,0 +1,407 @@
+"""/api/v1/conversations: the conversations of an end user, with their turns, titles and feedback.
+
+Which ones there are, and whose, is the gateway's own register. The turns come from the platform, or
+from the gateway where the platform keeps none. A page's token reaches those of its user alone, and
+anything else is reported as not found.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
+
+import orjson
+from aiohttp import web
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from gateway.chat.routing import Target
+from gateway.chat.steps import resolve
+from gateway.conversations.draft import CLEARED, title_of
+from gateway.conversations.register import Conversation, Owner, Register, not_found
+from gateway.errors import (
+    ConversationNotFound,
+    GatewayError,
+    InvalidRequest,
+    MessageNotFound,
+    NotFound,
+    NotOffered,
+)
+from gateway.http.body import Nothing, envelope, number, read_settings, require_query
+from gateway.http.context import (
+    CONTEXT,
+    CONVERSATIONS,
+    SIGNER,
+    UPSTREAM,
+    caller_of,
+    state_of,
+)
+from gateway.http.remember import owner_named
+from gateway.ids import new_id
+from gateway.language.sentences import say
+from gateway.platforms.base import Preliminary
+from gateway.protocol.history import Feedback, PastTurn
+from gateway.protocol.messages import Message
+from gateway.times import iso, now_ms
+
+_PAGE, _LARGEST_PAGE = 20, 100
+_FETCH_S = 10.0
+_AT_ONCE = 4  # calls to platforms
+MAX_DELETED = 500  # conversations in one call
+_FAR_MS = 1 << 53
+_SCOPE = ("user", "agent")  # the query of every address
+MAX_TITLE = 100  # characters, as Coze allows
+MAX_COMMENT = 2000
+_LONGEST_ID = 1200
+
+
+def _line(value: str) -> str:
+    value = " ".join(value.split())
+    if not value or not value.isprintable():
+        raise ValueError(say("must have text, and no control characters"))
+    return value
+
+
+class Renamed(BaseModel):
+    """The body of a rename."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    title: Annotated[str, Field(max_length=MAX_TITLE), AfterValidator(_line)]
+
+
+class Opinion(BaseModel):
+    """The body of feedback. `rating` null takes it back."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    rating: Literal["like", "dislike"] | None
+    text: Annotated[str, Field(max_length=MAX_COMMENT)] = ""
+    reasons: Annotated[list[Annotated[str, Field(max_length=100)]], Field(max_length=10)] = []
+
+
+# Reading.
+
+
+async def list_conversations(request: web.Request) -> web.Response:
+    """A page of the end user's conversations, the newest first: `?user=&agent=&limit=&before=`."""
+    require_query(request, "user", "agent", "limit", "before")
+    register, owner = _register(request), _owner(request)
+    limit = number(request, "limit", _PAGE, _LARGEST_PAGE)
+    before = _cursor(request.query.get("before", ""))
+    rows = await register.page(owner, _asked_agent(request), limit, before)
+    shown = [_described(request, row) for row in rows if _may_see(request, row)]
+    last = rows[-1] if len(rows) == limit else None
+    return envelope({"conversations": shown, "next": None if last is None else _next(last)})
+
+
+async def get_conversation(request: web.Request) -> web.Response:
+    """One conversation."""
+    return envelope(_described(request, await _find(request)))
+
+
+async def list_messages(request: web.Request) -> web.Response:
+    """A page of its turns, the oldest first; `next`, sent as `?before=`, leads to older ones."""
+    one = await _find(request, "limit", "before")
+    register = _register(request)
+    limit, before = number(request, "limit", _PAGE, _LARGEST_PAGE), request.query.get("before", "")
+    if len(before) > _LONGEST_ID or not before.isprintable():
+        raise InvalidRequest("'before' must be the 'next' of a page.", param="before")
+    if one.is_kept:
+        turns, older = await _kept_turns(register, one, limit, before)
+    else:
+        target = _target(request, one)
+        page = await _ask(
+            request, target, target.platform.past_turns(one.id, one.platform_user, before, limit)
+        )
+        turns, older = [turn.data() for turn in page.turns], page.before
+    ratings = await register.ratings(one)
+    for turn in turns:
+        turn["feedback"] = turn["feedback"] or ratings.get(turn["id"])
+    return envelope({"messages": turns, "next": older or None})
+
+
+async def _kept_turns(
+    register: Register, one: Conversation, limit: int, before: str
+) -> tuple[list[dict[str, Any]], str]:
+    rows = await register.turns((one.agent, one.id), limit, before)
+    turns = [
+        {**body, "id": id_, "created": ms // 1000}
+        for id_, ms, body in reversed(rows)
+        if body["status"] != CLEARED
+    ]
+    return turns, rows[-1][0] if len(rows) == limit else ""
+
+
+# Changing.
+
+
+async def rename(request: web.Request) -> web.Response:
+    """Give it another title, here and at the platform."""
+    one = await _find(request)
+    title = (await read_settings(request, Renamed, query=_SCOPE)).title
+    await _register(request).rename(one, title, "user")
+    done = await _at_platform(
+        request, one, lambda target: target.platform.rename(one.id, one.platform_user, title)
+    )
+    return envelope({"id": request.match_info["id"], "title": title, "platform": done})
+
+
+async def make_title(request: web.Request) -> web.Response:
+    """A title from the platform, else from the first question."""
+    one = await _find(request)
+    await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
+    title, by = one.title, one.title_by
+    if not one.is_kept:
+        target = _target(request, one)
+        try:
+            made = await _ask(
+                request, target, target.platform.make_title(one.id, one.platform_user)
+            )
+            title, by = title_of([Message("user", made)]) or title, "bot"
+        except NotOffered:
+            pass
+    await _register(request).rename(one, title, by)
+    return envelope({"id": request.match_info["id"], "title": title, "title_by": by})
+
+
+async def clear(request: web.Request) -> web.Response:
+    """Let later questions begin without context; the turns remain readable."""
+    one = await _find(request)
+    await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
+    if one.is_kept:
+        mark = PastTurn("").data() | {"status": CLEARED}
+        await _register(request).mark(one, (f"{now_ms():011x}{new_id(13)}", mark))
+    else:
+        target = _target(request, one)
+        await _ask(request, target, target.platform.clear(one.id, one.platform_user))
+    return envelope({"id": request.match_info["id"], "cleared": True})
+
+
+async def delete(request: web.Request) -> web.Response:
+    """Delete it at the platform and here. If the platform fails, it stays, to be tried again."""
+    one = await _find(request)
+    done = await _delete(request, one)
+    return envelope({"id": request.match_info["id"], "deleted": True, "platform": done})
+
+
+async def delete_all(request: web.Request) -> web.Response:
+    """Delete up to `MAX_DELETED` of the end user's conversations: `?user=&agent=`."""
+    require_query(request, "user", "agent")
+    return envelope(await deleted(request, _owner(request), _asked_agent(request)))
+
+
+async def deleted(request: web.Request, owner: Owner, agent: str = "") -> dict[str, Any]:
+    """Delete conversations, and report what each platform has confirmed."""
+    register, limit = _register(request), asyncio.Semaphore(_AT_ONCE)
+    rows = [
+        row
+        for row in await register.page(owner, agent, MAX_DELETED, _cursor(""))
+        if _may_see(request, row)
+    ]
+
+    async def one(row: Conversation) -> dict[str, Any]:
+        async with limit:
+            try:
+                done = await _delete(request, row)
+            except GatewayError as error:
+                shown = request[CONTEXT].failed(error)
+                return {**_named(request, row), "deleted": False, "problem": shown.message}
+        return {**_named(request, row), "deleted": True, "platform": done}
+
+    report = await asyncio.gather(*(one(row) for row in rows))
+    remaining = await register.page(owner, agent, 1, _cursor(""))
+    return {"conversations": list(report), "is_complete": not remaining}
+
+
+async def _delete(request: web.Request, one: Conversation) -> str:
+    done = "not_offered"
+    if not one.is_kept or _keeps_too(request, one):
+        target = state_of(request).routing.targets.get(one.agent)
+        if target is not None:
+            try:
+                await _ask(request, target, target.platform.delete(one.id, one.platform_user))
+                done = "deleted"
+            except NotOffered:
+                pass
+            except ConversationNotFound:
+                done = "deleted"
+    else:
+        done = "deleted"
+    await _register(request).delete(one)
+    return done
+
+
+def _keeps_too(request: web.Request, one: Conversation) -> bool:
+    """Whether the platform keeps a conversation, too, whose turns the gateway keeps."""
+    target = state_of(request).routing.targets.get(one.agent)
+    return target is not None and target.platform.remembers
+
+
+# Answers.
+
+
+async def give_feedback(request: web.Request) -> web.Response:
+    """Keep a person's opinion of an answer, and hand it to the platform."""
+    one, message = await _find(request), _message_id(request)
+    body = await read_settings(request, Opinion, query=_SCOPE)
+    feedback = Feedback(body.rating, body.text.strip(), tuple(body.reasons))
+    if one.is_kept and await _register(request).turn(one, message) is None:
+        raise MessageNotFound
+    done = await _at_platform(
+        request,
+        one,
+        lambda target: target.platform.give_feedback(one.id, one.platform_user, message, feedback),
+    )
+    await _register(request).rate(one, message, feedback.data())
+    return envelope({"id": message, **feedback.data(), "platform": done})
+
+
+async def suggestions(request: web.Request) -> web.Response:
+    """The questions that the bot suggests after an answer."""
+    one, message = await _find(request), _message_id(request)
+    target = _target(request, one)
+    questions = await _ask(
+        request, target, target.platform.suggest(one.id, one.platform_user, message)
+    )
+    return envelope({"id": message, "suggestions": list(questions)})
+
+
+# Helpers.
+
+
+def _register(request: web.Request) -> Register:
+    register = request.app[CONVERSATIONS]
+    if register.database is None:
+        raise NotFound("This gateway has no database (database: none), so it has no conversations.")
+    return register
+
+
+def _owner(request: web.Request) -> Owner:
+    user = request.query.get("user", "")
+    if len(user) > 1024 or not user.isprintable():
+        raise InvalidRequest("'user' cannot be a user.", param="user")
+    caller = caller_of(request)
+    caller.named(user)  # raises if a page's token is for another user
+    return owner_named(caller, caller.end_user or user)
+
+
+def _asked_agent(request: web.Request) -> str:
+    """The agent or route to list, as config.yaml writes it; "" for all."""
+    name = request.query.get("agent", "")
+    if not name:
+        return ""
+    known, _ = state_of(request).routing.first(name, caller_of(request))
+    return known
+
+
+def _may_see(request: web.Request, one: Conversation) -> bool:
+    """Whether the caller may ask the agent, by its own name or as the route that was asked."""
+    caller, routing = caller_of(request), state_of(request).routing
+    is_known = one.agent in routing.targets
+    by_route = one.model in routing.routes and caller.may_ask(one.model, routing.behind(one.model))
+    return by_route or (is_known and caller.may_ask(one.agent, [one.agent]))
+
+
+async def _find(request: web.Request, *query: str) -> Conversation:
+    """The conversation in the address. Raises ConversationNotFound."""
+    require_query(request, *_SCOPE, *query)
+    register, owner, asked = _register(request), _owner(request), _asked_agent(request)
+    id_ = request.match_info["id"]
+    if len(id_) > _LONGEST_ID or not id_.isprintable():
+        raise not_found()
+    if caller_of(request).end_user:
+        id_ = id_.rpartition("~")[0] or id_  # its seal: the owner is known anyway
+    rows = await register.named(owner, id_)
+    agent, colon, rest = id_.partition(":")
+    if colon:
+        rows += [row for row in await register.named(owner, rest) if row.agent == agent]
+    for row in rows:
+        if _may_see(request, row) and asked in ("", row.agent, row.model):
+            request[CONTEXT].agent = row.agent
+            request[CONTEXT].hide([row.agent], row.model)
+            return row
+    raise not_found()
+
+
+def _message_id(request: web.Request) -> str:
+    message = request.match_info["message"]
+    if len(message) > _LONGEST_ID or not message.isprintable():
+        raise MessageNotFound
+    return message
+
+
+def _target(request: web.Request, one: Conversation) -> Target:
+    target = state_of(request).routing.targets.get(one.agent)
+    if target is None:
+        raise NotOffered(
+            say("Agent {name!r} is no longer in config.yaml.", name=one.model or one.agent)
+        )
+    return target
+
+
+async def _ask(request: web.Request, target: Target, step: Preliminary) -> Any:
+    """What the step leads to. Raises the platform's error, without its secrets."""
+    try:
+        return await resolve(request.app[UPSTREAM], target, step, fetch_s=_FETCH_S)
+    except GatewayError as error:
+        raise target.redacted(error) from None
+
+
+async def _at_platform(
+    request: web.Request, one: Conversation, step: Callable[[Target], Preliminary]
+) -> str:
+    """Do at the platform what the gateway has done itself: done, not_offered, or failed."""
+    if one.is_kept and not _keeps_too(request, one):
+        return "not_offered"
+    target = state_of(request).routing.targets.get(one.agent)
+    if target is None:
+        return "not_offered"
+    try:
+        await _ask(request, target, step(target))
+    except NotOffered:
+        return "not_offered"
+    except NotFound:
+        raise
+    except GatewayError as error:
+        request[CONTEXT].failed(error)
+        return "failed"
+    return "done"
+
+
+def _named(request: web.Request, one: Conversation) -> dict[str, Any]:
+    """Its id as chats show it, and the agent or route that was asked."""
+    routing, seal = state_of(request).routing, request.app[SIGNER].seal(caller_of(request))
+    id_ = seal.close(one.agent, one.id) if seal else one.id
+    is_routed = one.model in routing.routes and len(routing.behind(one.model)) > 1
+    return {
+        "id": f"{one.agent}:{id_}" if is_routed else id_,
+        "agent": one.model or one.agent,
+    }
+
+
+def _described(request: web.Request, one: Conversation) -> dict[str, Any]:
+    return {
+        **_named(request, one),
+        "user": one.owner.user,
+        "title": one.title,
+        "title_by": one.title_by,
+        "kept_by": "gateway" if one.is_kept else "platform",
+        "created_at": iso(one.created_ms),
+        "updated_at": iso(one.updated_ms),
+    }
+
+
+def _next(last: Conversation) -> str:
+    return orjson.dumps([last.updated_ms, last.agent, last.id]).hex()
+
+
+def _cursor(text: str) -> tuple[int, str, str]:
+    """The place in a list that `_next` names; before all for ""."""
+    if not text:
+        return _FAR_MS, "", ""
+    try:
+        ms, agent, id_ = orjson.loads(bytes.fromhex(text[:8192]))
+    except (ValueError, TypeError):
+        ms, agent, id_ = None, None, None
+    if type(ms) is not int or not (isinstance(agent, str) and isinstance(id_, str)):
+        raise InvalidRequest("'before' must be the 'next' of a page.", param="before")
+    return min(max(ms, 0), _FAR_MS), agent, id_
