@@ -85,7 +85,7 @@ class Register:
         self._flushing = asyncio.Lock()
         self._wake = asyncio.Event()
         self._waiting: set[asyncio.Future[Any]] = set()
-        self._cleaned = 0.0
+        self._cleaned = float("-inf")
         self.lost = 0  # conversations and turns that the database did not take in time
 
     # Ownership.

@@ -287,8 +287,8 @@ class _Stream:
     """One streamed answer."""
 
     __slots__ = (
-        "_call", "_chat", "_comment", "_conversational", "_keepalive_s", "_last", "_pump",
-        "_renderer", "_request", "_response", "_run",
+        "_call", "_chat", "_comment", "_conversational", "_keepalive_s", "_last", "_problem",
+        "_pump", "_renderer", "_request", "_response", "_run",
     )  # fmt: skip
 
     def __init__(
@@ -308,9 +308,10 @@ class _Stream:
         self._comment = _comment(request, conversational, server.keepalive_form)
         self._call = call
         self._response: Stream | web.StreamResponse | None = None  # set once the head is sent
-        self._renderer: StreamRenderer  # set once the answer has begun
+        self._renderer: StreamRenderer | None = None  # set once the answer has begun
         self._pump: Pump | None = None  # set once the pump forwards the rest
         self._last = b""  # the final frames, sent together with the end of the stream
+        self._problem = ""  # why the answer broke off
 
     async def answer(self) -> web.StreamResponse:
         error: GatewayError | None = None
@@ -360,20 +361,19 @@ class _Stream:
     async def _finish(self, error: GatewayError | None) -> web.StreamResponse:
         """Send the last frames, or the error if the answer broke off."""
         assert self._response is not None
-        shown = None if error is None else self._request[CONTEXT].failed(error).message
+        # Do not report a stop that arrives just after the answer became complete.
+        if error is not None and not self._last:
+            self._last = self._error_frame(error)
         await keep(
             self._request,
             self._run,
             self._call,
             self._renderer,
-            cut=error is not None,
-            error=shown or "",
+            cut=not self._call.is_whole,
+            error=self._problem,
         )
         self._run.close()  # free the agent's slot before waiting for a slow caller
         with self._run.until(self._run.timers.now() + END_S):
-            # Do not report a stop that arrives just after the answer became complete.
-            if error is not None and not self._last:
-                self._last = self._error_frame(self._request[CONTEXT].failed(error))
             if self._call.capture is not None:
                 self._call.capture.add(self._last)
             await self._response.write_eof(self._last)
@@ -405,6 +405,7 @@ class _Stream:
         """Return an awaitable that forwards everything but the last frames. It raises TimeoutError
         when `total` expires."""
         assert self._response is not None
+        assert self._renderer is not None
         capture = self._call.capture
         self._pump = open_pump(
             self._request,
@@ -420,14 +421,16 @@ class _Stream:
 
     async def _copy(self) -> None:
         """Do the pump's work through aiohttp's public interface; every read wakes a task."""
+        renderer = self._renderer
+        assert renderer is not None
         attempt, loop = self._run.attempt, asyncio.get_running_loop()
         beat_at = loop.time() + self._keepalive_s
         async with asyncio.timeout_at(self._run.ends_at):
             while not attempt.over:
                 batch = await attempt.read(beat_at)
-                frames = self._comment if batch is None else self._renderer.feed(batch)
+                frames = self._comment if batch is None else renderer.feed(batch)
                 if attempt.received > MAX_TEXT:
-                    self._renderer.texts = self._renderer.thoughts = None
+                    renderer.texts = renderer.thoughts = None
                 if attempt.over:
                     self._note_end(batch or [], frames)
                 elif frames:
@@ -444,12 +447,14 @@ class _Stream:
         """Note the result for the log and the record, since the status can no longer show a
         failure. The last delta may be a failure, which the renderer leaves out."""
         if deltas and isinstance(deltas[-1], Failed):
-            frames += self._error_frame(self._request[CONTEXT].failed(deltas[-1].error))
+            frames += self._error_frame(deltas[-1].error)
         self._last = frames
-        if self._renderer.finish:
+        if self._renderer is not None and self._renderer.finish:
             self._call.finished(self._renderer.finish)
 
     def _error_frame(self, error: GatewayError) -> bytes:
+        error = self._request[CONTEXT].failed(error)
+        self._problem = error.message
         return error_frame(error, self._conversational, choice_of(self._request).language)
 
     async def _first_deltas(self) -> list[Delta]:

@@ -41,7 +41,7 @@ class DatabaseStore(LocalStore):
         self._pending: OrderedDict[str, tuple[Thread, dict[str, int], int]] = OrderedDict()
         self._writing: asyncio.Task[None] | None = None
         self._loading: set[asyncio.Task[None]] = set()
-        self._cleaned = 0.0
+        self._cleaned = float("-inf")
 
     async def find(self, scope: str, keys: Sequence[str]) -> list[Found]:
         names = [scope + key for key in keys]

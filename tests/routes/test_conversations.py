@@ -1,0 +1,373 @@
+"""/api/v1/conversations, and who may reach a conversation, over HTTP."""
+
+import asyncio
+
+import pytest
+from conftest import AGENTS
+
+from gateway.http.context import CONVERSATIONS
+
+KEYS = [
+    {"name": "app", "key": "sk-app-key-000001", "permissions": ["chat", "upload"]},
+    {"name": "shop", "key": "sk-shop-key-00002", "permissions": ["chat"], "agents": ["gpt"]},
+]
+APP, SHOP = KEYS[0]["key"], KEYS[1]["key"]
+PATH = "/conversations"
+
+
+class House:
+    """A gateway with a database, in front of simulators."""
+
+    def __init__(self, gateway, demos):
+        self.gateway, self.demos, self.api = gateway, demos, gateway.api
+
+    async def ask(self, agent="gpt", query="hi", *, key=APP, user="alice", **body):
+        """The whole answer."""
+        status, answer = await self.gateway.ask(key, agent, query=query, user=user, **body)
+        assert status == 200, answer
+        return answer
+
+    async def begin(self, agent="gpt", query="hi", **body):
+        """The id of a new conversation."""
+        return (await self.ask(agent, query, **body))["id"]
+
+    async def get(self, path="", *, key=APP, user="alice", **query):
+        """The data of a page."""
+        query = {"user": user, **query} if user else query
+        asked = "&".join(f"{name}={value}" for name, value in query.items())
+        status, answer = await self.api("GET", f"{PATH}{path}?{asked}", key)
+        assert status == 200, answer
+        return answer["data"]
+
+    async def error(self, method, path, *, key=APP, user="alice", body=None):
+        """(status, code) of a call that fails."""
+        status, answer = await self.api(method, f"{PATH}{path}?user={user}", key, body)
+        assert status >= 400, answer
+        return status, answer["detail"]["error"]
+
+    def sent(self, agent):
+        """The messages of the latest question that reached the simulator."""
+        return self.demos[agent].requests[-1][1]["messages"]
+
+    async def token(self, user, key=APP):
+        return (await self.api("POST", "/tokens", key, {"user": user}))[1]["data"]["token"]
+
+    async def titles(self, **query):
+        return [one["title"] for one in (await self.get(**query))["conversations"]]
+
+
+@pytest.fixture
+async def house(gateway, demo, tmp_path):
+    async def start(**config):
+        demos, agents = {}, {}
+        for name in AGENTS:
+            served = await demo(name, key=AGENTS[name]["api_key"])
+            demos[name] = served.demo
+            agents["gpt" if name == "openai" else name] = {**AGENTS[name], "base_url": served.url}
+        settings = {
+            "agents": agents,
+            "routes": {"both": ["gpt", "dify"]},
+            "database": f"sqlite:///{tmp_path}/gateway.db",
+            "record": {"spool": str(tmp_path / "spool")},
+            "auth": {"anonymous": False, "keys": KEYS, "jwt_secret": "0123456789abcdef" * 2},
+            **config,
+        }
+        return House(await gateway(**settings), demos)
+
+    return start
+
+
+# Models behind /api/v1/chat have conversations of their own.
+
+
+@pytest.mark.parametrize("agent", ["gpt", "zhipu"])
+async def test_a_model_knows_what_was_said_before(house, agent):
+    house = await house()
+    first = await house.ask(agent, "my name is Ann")
+    assert first["gateway"]["conversation_id"] == first["id"]
+    again = await house.ask(agent, "who am I?", conversation_id=first["id"])
+    assert again["id"] == first["id"]
+    turns = house.sent("openai" if agent == "gpt" else agent)
+    assert [turn["role"] for turn in turns] == ["user", "assistant", "user"]
+    assert turns[0]["content"] == "my name is Ann"
+
+
+async def test_a_stream_is_kept_as_well(house):
+    house = await house()
+    id_ = await house.begin(query="one")
+    headers = {"Agent": "gpt", "Authorization": f"Bearer {APP}"}
+    body = {"query": "two", "user": "alice", "conversation_id": id_, "stream": True}
+    async with house.gateway.post("/api/v1/chat", body, headers=headers) as answer:
+        assert answer.headers["x-conversation-id"] == id_
+        assert f'"id":"{id_}"' in (await answer.text())
+    page = await house.get(f"/{id_}/messages")
+    assert [(turn["question"], turn["status"]) for turn in page["messages"]] == [
+        ("one", "completed"),
+        ("two", "completed"),
+    ]
+    assert "two" in page["messages"][1]["answer"]
+
+
+async def test_a_history_that_the_client_sends_is_its_own(house):
+    house = await house()
+    turns = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
+    answer = await house.ask(query="", messages=turns)
+    assert "conversation_id" not in answer["gateway"]
+    assert await house.titles() == []
+
+
+async def test_off_keeps_no_words(house):
+    house = await house(conversations="off")
+    answer = await house.ask("gpt", "a secret")
+    assert "conversation_id" not in answer["gateway"]
+    await house.ask("dify", "another secret")
+    assert await house.titles() == [""]
+
+
+async def test_a_cleared_conversation_goes_on_without_its_past(house):
+    house = await house()
+    id_ = await house.begin(query="before")
+    status, _ = await house.api("POST", f"{PATH}/{id_}/clear?user=alice", APP)
+    assert status == 200
+    await house.ask(query="after", conversation_id=id_)
+    assert [turn["content"] for turn in house.sent("openai")] == ["after"]
+    page = await house.get(f"/{id_}/messages")
+    assert [turn["question"] for turn in page["messages"]] == ["before", "after"]
+
+
+async def test_a_question_that_failed_is_shown_and_not_sent_again(house):
+    house = await house()
+    id_ = await house.begin(query="one")
+    status, _ = await house.gateway.ask(
+        APP, "gpt", query="#fail", user="alice", conversation_id=id_
+    )
+    assert status >= 500
+    turns = (await house.get(f"/{id_}/messages"))["messages"]
+    assert [turn["status"] for turn in turns] == ["completed", "failed"]
+    assert turns[1]["error"]
+    await house.ask(query="two", conversation_id=id_)
+    sent = house.sent("openai")
+    assert [turn["content"] for turn in sent if turn["role"] == "user"] == ["one", "two"]
+
+
+# Whose conversation is whose.
+
+
+@pytest.mark.parametrize("agent", ["gpt", "dify", "fastgpt", "coze", "zhipu", "both"])
+async def test_only_its_owner_finds_a_conversation(house, agent):
+    house = await house()
+    id_ = await house.begin(agent)
+    for key, user in ((APP, "bob"), (APP, ""), (SHOP, "alice")):
+        if key == SHOP and agent != "gpt":
+            continue
+        body = {"conversation_id": id_, **({"user": user} if user else {})}
+        status, answer = await house.gateway.ask(key, agent, **body)
+        assert (status, answer["detail"]["error"]) == (404, "conversation_not_found")
+        for method, path, body in (
+            ("GET", "", None),
+            ("GET", "/messages", None),
+            ("PUT", "", {"title": "x"}),
+            ("POST", "/title", None),
+            ("POST", "/clear", None),
+            ("POST", "/messages/m/feedback", {"rating": "like"}),
+            ("GET", "/messages/m/suggestions", None),
+            ("DELETE", "", None),
+        ):
+            found = await house.error(method, f"/{id_}{path}", key=key, user=user, body=body)
+            assert found == (404, "conversation_not_found")
+        assert await house.titles(key=key, user=user) == []
+    assert (await house.ask(agent, conversation_id=id_))["id"] == id_
+    assert await house.titles() == ["hi"]
+
+
+async def test_an_id_of_another_agent_is_not_found(house):
+    house = await house()
+    id_ = await house.begin("gpt")
+    status, _ = await house.gateway.ask(APP, "zhipu", user="alice", conversation_id=id_)
+    assert status == 404
+
+
+async def test_the_other_surface_checks_the_owner_too(house):
+    house = await house()
+    id_ = await house.begin("coze")
+    for user, expected in (("bob", 404), ("alice", 200)):
+        body = {
+            "model": "coze",
+            "messages": [{"role": "user", "content": "hi"}],
+            "user": user,
+            "conversation_id": id_,
+        }
+        headers = {"Authorization": f"Bearer {APP}"}
+        async with house.gateway.post("/v1/chat/completions", body, headers=headers) as answer:
+            assert answer.status == expected
+
+
+async def test_a_pages_token_reaches_its_own_users_conversations(house):
+    house = await house()
+    alice, bob = await house.token("alice"), await house.token("bob")
+    for agent in ("gpt", "coze"):
+        status, answer = await house.gateway.ask(alice, agent)
+        assert status == 200
+        id_ = answer["id"]
+        [one] = (await house.get(key=alice, user="", agent=agent))["conversations"]
+        assert one["id"] == id_
+        await house.get(f"/{id_}", key=alice, user="")
+        assert (await house.error("GET", f"/{id_}", key=bob, user=""))[0] == 404
+        status, answer = await house.gateway.ask(alice, agent, conversation_id=id_)
+        assert (status, answer["id"]) == (200, id_)
+    status, answer = await house.api("GET", f"{PATH}?user=bob", alice)
+    assert status == 403
+
+
+# The list.
+
+
+async def test_a_list_has_pages_and_agents(house):
+    house = await house()
+    for number in range(5):
+        await house.begin("gpt", f"q{number}")
+    await house.begin("dify", "d")
+    assert await house.titles() == ["d", "q4", "q3", "q2", "q1", "q0"]
+    assert await house.titles(agent="DIFY") == ["d"]
+    page = await house.get(limit=4)
+    assert [one["title"] for one in page["conversations"]] == ["d", "q4", "q3", "q2"]
+    page = await house.get(limit=4, before=page["next"])
+    assert ([one["title"] for one in page["conversations"]], page["next"]) == (["q1", "q0"], None)
+
+
+async def test_a_route_shows_its_own_name(house):
+    house = await house()
+    id_ = await house.begin("both")
+    [one] = (await house.get())["conversations"]
+    assert (one["id"], one["agent"], id_.partition(":")[0]) == (id_, "both", "gpt")
+    assert (await house.get(f"/{id_}"))["id"] == id_
+    assert await house.titles(agent="both") == ["hi"]
+
+
+@pytest.mark.parametrize(
+    "query", ["before=xyz", "before=5b5d", "limit=0", "agnt=x", "agent=nobody"]
+)
+async def test_a_bad_query_is_refused(house, query):
+    house = await house()
+    status, _ = await house.api("GET", f"{PATH}?{query}", APP)
+    assert status in (400, 404)
+
+
+async def test_without_a_database_there_is_no_list(house):
+    house = await house(database="none")
+    status, answer = await house.api("GET", PATH, APP)
+    assert status == 404
+    assert "database" in answer["msg"]
+
+
+# Changes.
+
+
+async def test_a_title_can_be_given(house):
+    house = await house()
+    id_ = await house.begin()
+    status, answer = await house.api("PUT", f"{PATH}/{id_}?user=alice", APP, {"title": " 新 标题 "})
+    assert (status, answer["data"]["title"]) == (200, "新 标题")
+    await house.ask(conversation_id=id_)
+    assert await house.titles() == ["新 标题"]
+    for body in ({"title": ""}, {"title": "x" * 101}, {"title": "a", "pinned": True}, {}):
+        assert (await house.error("PUT", f"/{id_}", body=body))[0] == 400
+
+
+async def test_feedback_is_shown_with_its_message(house):
+    house = await house()
+    answer = await house.ask()
+    id_, message = answer["id"], answer["gateway"]["message_id"]
+    path = f"{PATH}/{id_}/messages/{message}/feedback?user=alice"
+    for rating in ("like", "dislike"):
+        body = {"rating": rating, "text": "because", "reasons": ["wrong"]}
+        assert (await house.api("POST", path, APP, body))[0] == 200
+        [turn] = (await house.get(f"/{id_}/messages"))["messages"]
+        assert turn["feedback"] == body
+    assert (await house.api("POST", path, APP, {"rating": None}))[0] == 200
+    [turn] = (await house.get(f"/{id_}/messages"))["messages"]
+    assert turn["feedback"] is None
+
+
+async def test_feedback_needs_a_message_and_a_rating(house):
+    house = await house()
+    answer = await house.ask()
+    path = f"/{answer['id']}/messages"
+    assert await house.error("POST", f"{path}/other/feedback", body={"rating": "like"}) == (
+        404,
+        "message_not_found",
+    )
+    own = f"{path}/{answer['gateway']['message_id']}/feedback"
+    for body in ({}, {"rating": "great"}, {"rating": "like", "text": "x" * 2001}):
+        assert (await house.error("POST", own, body=body))[0] == 400
+
+
+async def test_a_model_suggests_nothing(house):
+    house = await house()
+    answer = await house.ask()
+    path = f"/{answer['id']}/messages/{answer['gateway']['message_id']}/suggestions"
+    assert await house.error("GET", path) == (501, "not_offered")
+
+
+async def test_a_deleted_conversation_is_gone(house):
+    house = await house()
+    id_ = await house.begin()
+    status, answer = await house.api("DELETE", f"{PATH}/{id_}?user=alice", APP)
+    assert (status, answer["data"]["platform"]) == (200, "deleted")
+    assert await house.error("GET", f"/{id_}") == (404, "conversation_not_found")
+    status, _ = await house.gateway.ask(APP, "gpt", user="alice", conversation_id=id_)
+    assert status == 404
+
+
+async def test_all_of_a_user_are_deleted_and_no_others(house):
+    house = await house()
+    for agent in ("gpt", "zhipu", "dify"):
+        await house.begin(agent)
+    await house.begin(user="bob")
+    status, answer = await house.api("DELETE", f"{PATH}?user=alice&agent=dify", APP)
+    assert (status, len(answer["data"]["conversations"])) == (200, 1)
+    status, answer = await house.api("DELETE", f"{PATH}?user=alice", APP)
+    assert (len(answer["data"]["conversations"]), answer["data"]["is_complete"]) == (2, True)
+    assert await house.titles() == []
+    assert await house.titles(user="bob") == ["hi"]
+
+
+async def test_those_of_an_agent_that_is_gone_are_not_shown(house):
+    first = await house()
+    await first.begin("zhipu", "of zhipu")
+    await first.begin("gpt", "of gpt")
+    await first.gateway.app[CONVERSATIONS].flush()
+    agents = {"gpt": {**AGENTS["openai"], "base_url": "http://127.0.0.1:9"}}
+    second = await house(agents=agents, routes={})
+    assert await second.titles() == ["of gpt"]
+
+
+async def test_what_came_of_a_stream_that_broke_is_kept(house):
+    house = await house()
+    headers = {"Agent": "gpt", "Authorization": f"Bearer {APP}"}
+    body = {"query": "hello #cut", "user": "alice", "stream": True}
+    async with house.gateway.post("/api/v1/chat", body, headers=headers) as answer:
+        id_ = answer.headers["x-conversation-id"]
+        text = await answer.text()
+    assert '"error"' in text
+    [turn] = (await house.get(f"/{id_}/messages"))["messages"]
+    assert (turn["status"], bool(turn["answer"]), bool(turn["error"])) == ("failed", True, True)
+
+
+async def test_a_turn_whose_reader_left_is_kept(house):
+    house = await house()
+    house.demos["openai"].pace_s = 0.05
+    headers = {"Agent": "gpt", "Authorization": f"Bearer {APP}"}
+    body = {"query": "hello #long", "user": "alice", "stream": True}
+    async with house.gateway.post("/api/v1/chat", body, headers=headers) as answer:
+        id_ = answer.headers["x-conversation-id"]
+        await answer.content.readany()
+    async with asyncio.timeout(5):
+        while not await house.titles():
+            await asyncio.sleep(0.05)
+    turns = (await house.get(f"/{id_}/messages"))["messages"]
+    assert (turns[0]["status"], bool(turns[0]["answer"])) == ("stopped", True)
