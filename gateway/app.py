@@ -47,6 +47,7 @@ from gateway.http.context import (
 from gateway.http.finish import mark_stopped, record
 from gateway.http.gauges import process_gauges
 from gateway.http.inflight import InFlight
+from gateway.http.stops import STOPS, Stops
 from gateway.limits.buckets import Buckets
 from gateway.limits.redis import RedisBuckets
 from gateway.limits.shares import Shares
@@ -169,7 +170,8 @@ def _files(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
 
 def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_buckets(app: web.Application) -> AsyncIterator[None]:
-        buckets = Buckets(RedisBuckets(config.redis) if config.redis.url else None)
+        redis = RedisBuckets(config.redis) if config.redis.url else None
+        buckets = Buckets(redis)
         app[BUCKETS] = buckets
         await buckets.open()
         app[MEMORY] = Memory(_threads(config, app, buckets))
@@ -178,7 +180,10 @@ def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]
             services.database if services else None,
             lambda: app[STATE].now.config.conversations.keep,
         )
+        stops = app[STOPS] = Stops(app[IN_FLIGHT], redis)
+        stops.open()
         yield
+        await stops.close()
         await app[CONVERSATIONS].close()
         await app[MEMORY].close()
         await buckets.close()

@@ -51,7 +51,7 @@ from gateway.language.sentences import say
 from gateway.memory.recall import MAX_TEXT
 from gateway.platforms.base import ignored_options
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
-from gateway.protocol.render import StreamRenderer, WholeRenderer, error_frame, public_id
+from gateway.protocol.render import Notes, StreamRenderer, WholeRenderer, error_frame, public_id
 from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 from gateway.telemetry.call import Call, Capture
 
@@ -101,7 +101,7 @@ def answering(
         if chat.scope:
             recall, targets = await recalled(request, state, chat, targets)
         with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
-            run.recall, run.draft = recall, draft
+            context.run, run.recall, run.draft = run, recall, draft
             if recall is not None or (draft is not None and draft.question is not None):
                 run.texts = []
             error = ""
@@ -117,6 +117,7 @@ def answering(
                 error = context.failed(failure).message
                 raise
             finally:
+                context.run = None
                 _note(context, call, run)
                 if is_open(run):
                     app[UPSTREAM].spawn(keep(request, run, call, None, cut=True, error=error))
@@ -204,23 +205,31 @@ async def _whole(
     request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
 ) -> bytes:
     """The JSON of the answer."""
+    created = int(time.time())
+    renderer = WholeRenderer(chat, run.attempt.target.name, created, conversational)
     try:
         deltas = await run.start()
+        call.first_delta()
+        attempt = run.attempt
+        renderer = WholeRenderer(chat, attempt.target.name, created, conversational)
+        renderer.feed(deltas)
+        while not attempt.over:
+            more = await attempt.read(run.ends_at)
+            if more is None:
+                raise TimeoutError
+            renderer.feed(more)
     except TimeoutError:
         raise too_long(run) from None
-    call.first_delta()
-    attempt = run.attempt
-    renderer = WholeRenderer(chat, attempt.target.name, int(time.time()), conversational)
-    renderer.feed(deltas)
-    while not attempt.over:
-        more = await attempt.read(run.ends_at)
-        if more is None:
-            raise too_long(run)
-        renderer.feed(more)
-    if renderer.finish:
-        call.finished(renderer.finish)
+    except asyncio.CancelledError:
+        if not request[CONTEXT].is_stopped_by_user:
+            raise
+        forget_cancellation()
+        renderer.feed([stopped_by_user(run, renderer.notes)])
+    else:
+        if renderer.finish:
+            call.finished(renderer.finish)
     run.texts = renderer.texts
-    await keep(request, run, call, renderer, cut=False)
+    await keep(request, run, call, renderer, cut=renderer.notes.is_stopped)
     return renderer.body()
 
 
@@ -247,7 +256,7 @@ async def _kept_alive(
     response: web.StreamResponse | None = None
     working = asyncio.ensure_future(_whole(request, call, run, chat, conversational))
     try:
-        while not (await asyncio.wait({working}, timeout=keepalive_s))[0]:
+        while not await _is_done(request, working, keepalive_s):
             if response is None:
                 plain = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache"}
                 response = web.StreamResponse(headers=plain | headers_of(run))
@@ -268,6 +277,19 @@ async def _kept_alive(
         await _end(working)
     await response.write_eof()
     return response
+
+
+async def _is_done(request: web.Request, working: asyncio.Future[bytes], timeout_s: float) -> bool:
+    """Whether the work is done by then. If the answer's user stops it, it ends early."""
+    try:
+        return bool((await asyncio.wait({working}, timeout=timeout_s))[0])
+    except asyncio.CancelledError:
+        if not request[CONTEXT].is_stopped_by_user:
+            raise
+        forget_cancellation()
+        working.cancel()
+        await asyncio.wait({working})
+        return True
 
 
 def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
@@ -327,13 +349,18 @@ class _Stream:
             except GatewayError as caught:
                 error = caught
             except asyncio.CancelledError:
-                stopped = self._request[CONTEXT].stopped
-                if stopped is None or self._response is None:
+                context = self._request[CONTEXT]
+                stopped = context.stopped
+                if context.is_stopped_by_user:
+                    forget_cancellation()
+                    await self._end_early()
+                elif stopped is None or self._response is None:
                     # the caller has disconnected; or nothing was sent, and `middlewares.errors`
                     # answers
                     raise
-                forget_cancellation()
-                error = _stop_of(stopped, self._run)
+                else:
+                    forget_cancellation()
+                    error = _stop_of(stopped, self._run)
             except ConnectionError:
                 raise  # the caller has disconnected
             except Exception:
@@ -350,6 +377,18 @@ class _Stream:
             return await self._finish(error)
         finally:
             metrics.open_streams -= 1
+
+    async def _end_early(self) -> None:
+        """End the answer where its user has stopped it."""
+        if self._renderer is None:
+            self._renderer = self._new_renderer()
+        await self._commit()
+        finish = stopped_by_user(self._run, self._renderer.notes)
+        self._last = self._renderer.feed([finish])
+
+    def _new_renderer(self) -> StreamRenderer:
+        agent, created = self._run.attempt.target.name, int(time.time())
+        return StreamRenderer(self._chat, agent, created, self._conversational)
 
     def _drop_pump(self) -> None:
         """Drop the pump, which refers to this object: a reference cycle would stay in memory for
@@ -385,11 +424,7 @@ class _Stream:
         deltas = await self._first_deltas()
         self._call.first_delta()
         self._request[CONTEXT].free_body()
-        created = int(time.time())
-        renderer = StreamRenderer(
-            self._chat, run.attempt.target.name, created, self._conversational
-        )
-        self._renderer = renderer
+        renderer = self._renderer = self._new_renderer()
         renderer.texts = run.texts
         if run.draft is not None and run.draft.question is not None:
             renderer.thoughts = []
@@ -498,6 +533,13 @@ def _comment(request: web.Request, conversational: bool, form: KeepAliveForm) ->
     """
     is_sdk = not conversational and "x-stainless-lang" in request.headers
     return KEEP_ALIVE_LINE if form == "line" or (form == "auto" and is_sdk) else KEEP_ALIVE
+
+
+def stopped_by_user(run: Run, notes: Notes) -> Finish:
+    """The end of an answer that its user has stopped; the upstream is released."""
+    notes.is_stopped = True
+    decoder = run.attempt.decoder
+    return Finish("stop", decoder.usage_so_far() if decoder is not None else None)
 
 
 async def _end(task: asyncio.Future[Any]) -> None:

@@ -17,6 +17,7 @@ from gateway.chat.attachments import Attachments
 from gateway.chat.health import HealthCache
 from gateway.chat.profiles import Profiles
 from gateway.chat.routing import Routing
+from gateway.chat.run import Run
 from gateway.config.models import Config
 from gateway.config.origins import Origins
 from gateway.conversations.register import Register
@@ -116,6 +117,8 @@ class Context:
     limits: dict[str, str] | None = None  # rate limit headers
     over: RateLimited | None = None  # set while a call may pass as a background call only
     call: Call | None = None  # of chats, from `ratelimit` on
+    run: Run | None = None  # of a chat, once it begins
+    is_stopped_by_user: bool = False
     stopped: Stopping | None = None  # set if the request must end because the process stops
     hidden: tuple[str, ...] = ()  # agents that the caller may ask only as `route`
     route: str = ""

@@ -34,6 +34,10 @@ class InFlight:
         self._tasks[task] = request
         return task
 
+    def running(self) -> list[tuple[asyncio.Task[object], Any]]:
+        """The tasks and requests in flight."""
+        return list(self._tasks.items())
+
     def end(self, task: asyncio.Task[object]) -> None:
         del self._tasks[task]
         if self.stopping:

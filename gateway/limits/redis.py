@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from hashlib import sha1
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from gateway.limits.rules import Decision
 
 SCRIPT = (Path(__file__).parent / "take_token.lua").read_text("utf-8")
 _MAX_CONNECTIONS = 64
+_LISTEN_S = 30.0
 _BATCH = 200  # commands in one round trip
 
 
@@ -69,6 +70,22 @@ class RedisBuckets:
             return await self._command("EVALSHA", sha, len(names), *names, *args)
         except NoScriptError:
             return await self._command("EVAL", script, len(names), *names, *args)
+
+    async def publish(self, channel: str, message: bytes) -> None:
+        """Send a message to all replicas that listen, this one included."""
+        await self._command("PUBLISH", self._key(channel), message)
+
+    async def listen(self, channel: str) -> AsyncIterator[bytes]:
+        """The messages from now on. Raises when the connection breaks."""
+        pubsub = self._client.pubsub(ignore_subscribe_messages=True)
+        try:
+            await pubsub.subscribe(self._key(channel))
+            while True:
+                message = await pubsub.get_message(timeout=_LISTEN_S)
+                if message is not None:
+                    yield message["data"]
+        finally:
+            await pubsub.aclose()
 
     async def ping(self) -> None:
         await self._client.ping()

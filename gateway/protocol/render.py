@@ -42,7 +42,7 @@ def public_id(chat: ChatRequest, agent: str, id_: str) -> str:
 class Notes:
     """Collects the `gateway` member of the final chunk or the whole answer."""
 
-    __slots__ = ("_agent", "_begun", "_chat", "_members", "conversation", "id")
+    __slots__ = ("_agent", "_begun", "_chat", "_members", "conversation", "id", "is_stopped")
 
     def __init__(self, chat: ChatRequest, agent: str) -> None:
         self._chat = chat
@@ -51,6 +51,7 @@ class Notes:
         self._members: dict[str, Any] | None = None  # by note; most answers have none
         self.conversation = public_id(chat, agent, chat.own_conversation)
         self.id = self.conversation
+        self.is_stopped = False  # by its user, before its end
 
     def begin(self, delta: Begin) -> None:
         self._begun = delta
@@ -102,6 +103,8 @@ class Notes:
             members["conversation_id"] = self.conversation
         if message := self.message_id:
             members["message_id"] = message
+        if self.is_stopped:
+            members["stopped"] = True
         members |= self._members or {}
         return {**members, "usage": "exact" if usage and usage.total else "unknown"}
 

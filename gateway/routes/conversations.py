@@ -35,6 +35,7 @@ from gateway.http.context import (
     state_of,
 )
 from gateway.http.remember import owner_named
+from gateway.http.stops import STOPS
 from gateway.ids import new_id
 from gateway.language.sentences import say
 from gateway.platforms.base import Preliminary
@@ -176,6 +177,18 @@ async def clear(request: web.Request) -> web.Response:
     return envelope({"id": request.match_info["id"], "cleared": True})
 
 
+async def stop(request: web.Request) -> web.Response:
+    """Stop the answer under way in it, at whichever replica; `platform` says whether the bot is
+    asked to stop as well. A new conversation is not in the register yet."""
+    owner, id_ = _owner(request), _id(request)
+    await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
+    result = await request.app[STOPS].stop(owner, id_)
+    if result is None:
+        await _find(request)  # raises if it is another's
+    data = {"id": request.match_info["id"], "stopped": result is not None, "platform": result}
+    return envelope(data)
+
+
 async def delete(request: web.Request) -> web.Response:
     """Delete it at the platform and here. If the platform fails, it stays, to be tried again."""
     one = await _find(request)
@@ -305,11 +318,7 @@ async def _find(request: web.Request, *query: str) -> Conversation:
     """The conversation in the address. Raises ConversationNotFound."""
     require_query(request, *_SCOPE, *query)
     register, owner, asked = _register(request), _owner(request), _asked_agent(request)
-    id_ = request.match_info["id"]
-    if len(id_) > _LONGEST_ID or not id_.isprintable():
-        raise not_found()
-    if caller_of(request).end_user:
-        id_ = id_.rpartition("~")[0] or id_  # its seal: the owner is known anyway
+    id_ = _id(request)
     rows = await register.named(owner, id_)
     agent, colon, rest = id_.partition(":")
     if colon:
@@ -320,6 +329,15 @@ async def _find(request: web.Request, *query: str) -> Conversation:
             request[CONTEXT].hide([row.agent], row.model)
             return row
     raise not_found()
+
+
+def _id(request: web.Request) -> str:
+    """The conversation's id in the address, without the seal of a page's user: the owner is known
+    anyway."""
+    id_ = request.match_info["id"]
+    if len(id_) > _LONGEST_ID or not id_.isprintable():
+        raise not_found()
+    return (id_.rpartition("~")[0] or id_) if caller_of(request).end_user else id_
 
 
 def _message_id(request: web.Request) -> str:
