@@ -4,11 +4,11 @@ SELECT caller, end_user FROM conversations WHERE agent = :agent AND id = :id;
 -- name: conversations_save*!
 -- The first one who names a conversation owns it; another one's row stays as it is.
 INSERT INTO conversations (
-    agent, id, caller, end_user, platform_user, model, title, title_by, is_kept, created_ms,
-    updated_ms
+    agent, id, caller, end_user, platform_user, model, title, title_by, is_kept, pause,
+    created_ms, updated_ms
 ) VALUES (
-    :agent, :id, :caller, :end_user, :platform_user, :model, :title, :title_by, :is_kept, :at_ms,
-    :at_ms
+    :agent, :id, :caller, :end_user, :platform_user, :model, :title, :title_by, :is_kept, :pause,
+    :at_ms, :at_ms
 )
 ON CONFLICT (agent, id) DO UPDATE SET
     platform_user = CASE WHEN excluded.platform_user = ''
@@ -16,6 +16,7 @@ ON CONFLICT (agent, id) DO UPDATE SET
     model = CASE WHEN conversations.model = '' THEN excluded.model ELSE conversations.model END,
     is_kept = CASE WHEN conversations.is_kept > excluded.is_kept
         THEN conversations.is_kept ELSE excluded.is_kept END,
+    pause = COALESCE(excluded.pause, conversations.pause),
     title = CASE WHEN conversations.title = '' THEN excluded.title ELSE conversations.title END,
     updated_ms = CASE WHEN conversations.updated_ms > excluded.updated_ms
         THEN conversations.updated_ms ELSE excluded.updated_ms END

@@ -45,7 +45,9 @@ class Owner(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A row. `id` is the platform's, `platform_user` the end user as the platform knows it, `model`
-    the agent or route that was asked for. `title_by` is question, user or bot."""
+    the agent or route that was asked for. `title_by` is question, user or bot.
+    `pause` has what the bot waits for, as it is `shown`, and the platform's `state`; {} if it does
+    not wait."""
 
     agent: str
     id: str
@@ -55,6 +57,7 @@ class Conversation:
     title: str
     title_by: str
     is_kept: bool
+    pause: dict[str, Any]
     created_ms: int
     updated_ms: int
 
@@ -129,9 +132,11 @@ class Register:
         model: str = "",
         title: str = "",
         turn: tuple[str, dict[str, Any]] | None = None,
+        pause: dict[str, Any] | None = None,
     ) -> None:
         """A call in that conversation has been answered. `turn` is its id and its JSON, if the
-        gateway keeps it."""
+        gateway keeps it. `pause` is what the bot waits for now; {} if no longer, None if that is
+        as before."""
         if self._owners.setdefault(place, owner) != owner:
             return  # a platform that gives one id to two users: the first one has it
         self._know(place, owner)
@@ -140,6 +145,8 @@ class Register:
         before = self._pending.pop(place, None)
         entry = before or _Pending(_row(owner, place, platform_user, model, title))
         entry.row["at_ms"] = now_ms()
+        if pause is not None:
+            entry.row["pause"] = orjson.dumps(pause).decode() if pause else ""
         self._pending[place] = entry
         if turn is not None:
             self._add_turn(entry, place, *turn)
@@ -210,7 +217,8 @@ class Register:
         for place, entry in batch.items():
             newer = self._pending.pop(place, None)
             if newer is not None:
-                entry.row |= {"at_ms": newer.row["at_ms"], "is_kept": newer.row["is_kept"]}
+                later = {name: newer.row[name] for name in ("at_ms", "is_kept", "pause")}
+                entry.row |= {name: value for name, value in later.items() if value is not None}
                 entry.turns |= newer.turns
                 entry.size += newer.size
         self._pending = OrderedDict({**batch, **self._pending})
@@ -395,6 +403,7 @@ def _row(
         "title": title,
         "title_by": "question",
         "is_kept": 0,
+        "pause": None,
         "at_ms": now_ms(),
     }
 
@@ -409,6 +418,7 @@ def _conversation(row: dict[str, Any]) -> Conversation:
         row["title"],
         row["title_by"],
         bool(row["is_kept"]),
+        orjson.loads(row["pause"] or "{}"),
         row["created_ms"],
         row["updated_ms"],
     )

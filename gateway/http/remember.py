@@ -142,7 +142,12 @@ async def _keep_conversation(
         status: Status = "failed" if error else "stopped" if cut else "completed"
         body = draft.turn(run.texts or (), thoughts, notes, call.usage, status=status, error=error)
         turn = (chat.own_message, body)
-    title = notes.get("title")
+    title, pause = notes.get("title"), None
+    if shown := notes.get("interaction"):
+        decoder = run.attempt.decoder
+        pause = {"shown": shown, "state": (decoder.pause if decoder else None) or {}}
+    elif chat.resume is not None:
+        pause = {}
     register.note(
         draft.owner,
         (target.name, conversation),
@@ -150,9 +155,10 @@ async def _keep_conversation(
         model=chat.route or call.model or target.name,
         title=title if isinstance(title, str) and title else draft.title,
         turn=turn,
+        pause=pause,
     )
-    if chat.own_conversation and turn is not None:
-        await register.settle()
+    if pause or (chat.own_conversation and turn is not None):
+        await register.settle()  # the next call may come at another replica
 
 
 async def _keep_thread(request: web.Request, run: Run, recall: Recall, *, cut: bool) -> None:

@@ -83,6 +83,9 @@ class Decoder(Protocol):
     conversation_id: str
     life: Life  # the sign of life in the last `feed`
     ends_with_connection: bool  # the answer itself has no mark of its end
+    # What a reply needs to continue the run, as JSON: set if the bot waits for a person, and the
+    # platform needs more than the conversation's id.
+    pause: dict[str, Any] | None
 
     def feed(self, chunk: bytes) -> list[Delta]:
         """The deltas in `chunk`; the last one is Failed if the platform reports a failure."""
@@ -337,6 +340,7 @@ class EventDecoder(ABC):
     framing: ClassVar[type[sse.Parser] | type[ndjson.Parser]] = sse.Parser
     text_members: ClassVar[tuple[bytes, ...]] = ()
     ends_with_connection = False
+    pause: dict[str, Any] | None = None
     repeats: ClassVar[bool] = False  # each event repeats the whole text so far
     changed: tuple[str, ...] = ()  # options sent with another value than requested
 

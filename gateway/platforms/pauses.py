@@ -8,6 +8,7 @@ a wrong answer.
 import re
 import unicodedata
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,10 +62,12 @@ class Field:
 
 @dataclass(frozen=True, slots=True)
 class Pause:
-    """A choice has `options`, a form has `fields`; other pauses have neither."""
+    """A choice has `options`, a form has `fields`; other pauses have neither. `state` is what the
+    platform needs to go on, if it is more than the reply."""
 
     options: tuple[str, ...] = ()
     fields: tuple[Field, ...] = ()
+    state: Mapping[str, Any] | None = None
 
     def answer(self, reply: str) -> str:
         """`reply` in the platform's format; unchanged if it already is, or cannot be read."""

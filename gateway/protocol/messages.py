@@ -66,6 +66,16 @@ class PassedOn:
     describe: DescribeRequest
 
 
+@dataclass(frozen=True, slots=True)
+class Resume:
+    """A person's reply to a bot that waits in the middle of a run. `state` is what its decoder has
+    left in `pause`; `action` names a button, `inputs` are the values of fields."""
+
+    state: Mapping[str, Any]
+    action: str = ""
+    inputs: Mapping[str, Any] = field(default_factory=dict)
+
+
 @dataclass(slots=True)
 class ChatRequest:
     """One question to one agent. Only its own methods change it; `replace` makes a changed copy.
@@ -117,6 +127,7 @@ class ChatRequest:
     resent: int = 0
     own_conversation: str = ""
     own_message: str = ""
+    resume: Resume | None = None  # the question is the same in words
     passed: PassedOn | None = None  # in place of a question: there are no messages then
     call_id: str = field(default_factory=partial(new_id, 32))
 

@@ -1,6 +1,7 @@
 """Answers of any kind that are copied: only the usage near the end is read."""
 
 import re
+from typing import Any
 
 from gateway.protocol.loosejson import object_in
 from gateway.protocol.messages import Delta, Finish, Raw, Usage
@@ -19,6 +20,7 @@ class Verbatim:
     done = ending = False
     life: Life = SHOWN
     ends_with_connection = True
+    pause: dict[str, Any] | None = None
 
     __slots__ = ("_tail",)
 

@@ -33,6 +33,7 @@ class WholeBody:
     upstream that streams without being asked to."""
 
     ends_with_connection = False
+    pause: dict[str, Any] | None = None
 
     def __init__(self, explain: Explain, streamed: Callable[[], Streamed]) -> None:
         """`streamed` makes a decoder for such a stream."""

@@ -87,6 +87,7 @@ _API = [
     Route("DELETE", f"{_TALKS}/{{id}}", conversations.delete, "chat", "accounts"),
     Route("POST", f"{_TALKS}/{{id}}/title", conversations.make_title, "chat", "tasks"),
     Route("POST", f"{_TALKS}/{{id}}/clear", conversations.clear, "chat", "accounts"),
+    Route("POST", f"{_TALKS}/{{id}}/continue", conversations.continue_run, "chat", "chat"),
     Route("POST", f"{_TALKS}/{{id}}/stop", conversations.stop, "chat", "accounts"),
     Route("GET", f"{_TALKS}/{{id}}/messages", conversations.list_messages, "chat", "accounts"),
     Route("POST", f"{_ANSWER}/feedback", conversations.give_feedback, "chat", "accounts"),

@@ -18,6 +18,7 @@ from gateway.chat.steps import resolve
 from gateway.conversations.draft import CLEARED, title_of
 from gateway.conversations.register import Conversation, Owner, Register, not_found
 from gateway.errors import (
+    Conflict,
     ConversationNotFound,
     GatewayError,
     InvalidRequest,
@@ -25,12 +26,22 @@ from gateway.errors import (
     NotFound,
     NotOffered,
 )
-from gateway.http.body import Nothing, envelope, number, read_settings, require_query
+from gateway.http.answer import answering
+from gateway.http.body import (
+    Nothing,
+    check,
+    envelope,
+    number,
+    read_settings,
+    read_small,
+    require_query,
+)
 from gateway.http.context import (
     CONTEXT,
     CONVERSATIONS,
     SIGNER,
     UPSTREAM,
+    State,
     caller_of,
     state_of,
 )
@@ -38,9 +49,10 @@ from gateway.http.remember import owner_named
 from gateway.http.stops import STOPS
 from gateway.ids import new_id
 from gateway.language.sentences import say
-from gateway.platforms.base import Preliminary
+from gateway.platforms.base import Preliminary, json_text
 from gateway.protocol.history import Feedback, PastTurn
-from gateway.protocol.messages import Message
+from gateway.protocol.messages import ChatRequest, Message, Resume
+from gateway.telemetry.call import Call
 from gateway.times import iso, now_ms
 
 _PAGE, _LARGEST_PAGE = 20, 100
@@ -51,6 +63,7 @@ _FAR_MS = 1 << 53
 _SCOPE = ("user", "agent")  # the query of every address
 MAX_TITLE = 100  # characters, as Coze allows
 MAX_COMMENT = 2000
+MAX_REPLY = 20_000  # characters
 _LONGEST_ID = 1200
 
 
@@ -252,6 +265,52 @@ def _keeps_too(request: web.Request, one: Conversation) -> bool:
 # Answers.
 
 
+class Reply(BaseModel):
+    """A person's reply to a bot that waits: the id or title of a button, values for the fields of a
+    form, or words."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    action: Annotated[str, Field(max_length=1000)] = ""
+    inputs: Annotated[dict[str, Any], Field(max_length=100)] = {}
+    text: Annotated[str, Field(max_length=MAX_REPLY)] = ""
+    stream: bool = False
+    detail: bool = False
+
+
+async def _read_reply(
+    request: web.Request, state: State, call: Call
+) -> tuple[ChatRequest, list[Target]]:
+    """The reply in the platform's conversation; the platform continues its run with it."""
+    one = await _find(request)
+    if not one.pause:
+        raise Conflict("The bot waits for no answer in this conversation; ask a question.")
+    target = _target(request, one)
+    body = check(Reply, await read_small(request))
+    words = body.text or body.action or (json_text(body.inputs) if body.inputs else "")
+    if not words.strip():
+        raise InvalidRequest(
+            "The reply is empty: give an 'action', 'inputs' or 'text'.", param="text"
+        )
+    call.end_user = one.owner.user
+    routing = state.routing
+    chat = ChatRequest(
+        model=one.model or one.agent,
+        messages=(Message("user", words),),
+        user=one.platform_user,
+        seal=request.app[SIGNER].seal(call.caller),
+        stream=body.stream,
+        detail=body.detail,
+        conversation_id=one.id,
+        is_routed=one.model in routing.routes and len(routing.behind(one.model)) > 1,
+        resume=Resume(one.pause.get("state", {}), body.action, body.inputs),
+    )
+    return chat, [target]
+
+
+continue_run = answering(_read_reply, conversational=True)
+
+
 async def give_feedback(request: web.Request) -> web.Response:
     """Keep a person's opinion of an answer, and hand it to the platform."""
     one, message = await _find(request), _message_id(request)
@@ -403,6 +462,7 @@ def _described(request: web.Request, one: Conversation) -> dict[str, Any]:
         "title": one.title,
         "title_by": one.title_by,
         "kept_by": "gateway" if one.is_kept else "platform",
+        "waits_for": one.pause.get("shown"),
         "created_at": iso(one.created_ms),
         "updated_at": iso(one.updated_ms),
     }

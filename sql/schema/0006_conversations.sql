@@ -1,5 +1,6 @@
 -- Whose conversation is whose, under the platform's id; `is_kept` if the gateway has its turns.
 -- `platform_user` is the end user as the platform knows it, `model` the agent or route asked for.
+-- `pause` is JSON of what a bot waits for; '' or NULL if it does not wait.
 CREATE TABLE conversations (
     agent TEXT NOT NULL,
     id TEXT NOT NULL,
@@ -10,6 +11,7 @@ CREATE TABLE conversations (
     title TEXT NOT NULL,
     title_by TEXT NOT NULL,
     is_kept INTEGER NOT NULL,
+    pause TEXT,
     created_ms BIGINT NOT NULL,
     updated_ms BIGINT NOT NULL,
     PRIMARY KEY (agent, id)

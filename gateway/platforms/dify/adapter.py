@@ -9,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.errors import (
+    Conflict,
     InvalidRequest,
     KindNotTaken,
     UpstreamMisconfigured,
@@ -35,13 +36,16 @@ from gateway.platforms.base import (
 from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.failures import explain
 from gateway.platforms.dify.filerules import FORM_FILE, FileRules, field, file, file_rules
+from gateway.platforms.dify.forms import read_reply, resume
 from gateway.platforms.dify.options import DifyOptions
 from gateway.platforms.dify.profile import file_needs, read_profile, schema
+from gateway.platforms.pauses import Pauses
 from gateway.protocol import sse
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (
     ChatRequest,
     Media,
+    Resume,
 )
 from gateway.protocol.prompt import as_prompt, require_question
 
@@ -100,12 +104,15 @@ class Dify(BasePlatform):
         self._mode: str | None = None if agent.mode == "auto" else agent.mode
         self._refused_modes: set[str] = set()
         self._form: list[dict[str, Any]] | None = None  # a workflow's input fields, once known
+        self._pauses = Pauses()
         self._rules = FileRules()
         self._rules_at: float | None = None  # when the rules were fetched
 
     # Facts needed before the first question: the app's mode, and a workflow's input fields.
 
     def prepare(self, chat: ChatRequest) -> Step:
+        if reply := self._reply(chat):
+            return resume(reply.state, reply, chat.user, self._api, self._headers)
         require_question(chat)
         if self._mode is None:
             return Preliminary(
@@ -115,6 +122,15 @@ class Dify(BasePlatform):
             request = self._get("/parameters")
             return Preliminary(request, lambda reply: self._learn_form(reply, chat), shared=True)
         return self._ask(chat, self._mode, self._form or [])
+
+    def _reply(self, chat: ChatRequest) -> Resume | None:
+        """The reply to a form that the conversation waits for; None for a question."""
+        if chat.resume is not None:
+            if not chat.resume.state:
+                raise Conflict("Dify sends this form to a person by e-mail; it is answered there.")
+            return chat.resume
+        pause = self._pauses.get(chat.conversation_id or "")
+        return read_reply(pause.state, chat.question.text) if pause and pause.state else None
 
     def _get(self, path: str) -> UpstreamRequest:
         return UpstreamRequest("GET", self._api + path, self._headers)
@@ -223,7 +239,7 @@ class Dify(BasePlatform):
         return UpstreamRequest("POST", url, self._headers, dump(body), stream=True)
 
     def decoder(self, chat: ChatRequest) -> Decoder:
-        return DifyDecoder(self._mode or "chat", self._agent.output_variable)
+        return DifyDecoder(self._mode or "chat", self._agent.output_variable, self._pauses)
 
     @property
     def remembers(self) -> bool:

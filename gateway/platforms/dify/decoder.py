@@ -19,7 +19,8 @@ from gateway.platforms.base import (
     parse_object,
 )
 from gateway.platforms.dify.failures import explain_event, explain_run
-from gateway.platforms.pauses import WAITS
+from gateway.platforms.dify.forms import state_of
+from gateway.platforms.pauses import WAITS, Pause, Pauses
 from gateway.protocol.content import markdown
 from gateway.protocol.messages import (
     Begin,
@@ -54,16 +55,44 @@ class DifyDecoder(EventDecoder):
 
     platform = "Dify"
     __slots__ = (
-        "_begun", "_files", "_filtered", "_finished", "_forms", "_has_reasoning", "_is_agent",
-        "_last_thought", "_message_end", "_nodes_usage", "_output", "_repeats", "_runs_workflow",
-        "_shown", "_speaker", "_split", "_thought", "mode", "task_id",
+        "_begun",
+        "_files",
+        "_filtered",
+        "_finished",
+        "_forms",
+        "_has_reasoning",
+        "_is_agent",
+        "_last_thought",
+        "_message_end",
+        "_nodes_usage",
+        "_output",
+        "_pauses",
+        "_repeats",
+        "_run",
+        "_runs_workflow",
+        "_shown",
+        "_speaker",
+        "_split",
+        "_thought",
+        "mode",
+        "pause",
+        "task_id",
     )  # fmt: skip
 
     text_members = (b"answer", b"text")
 
-    def __init__(self, mode: str = "chat", output_variable: str | None = None) -> None:
+    def __init__(
+        self,
+        mode: str = "chat",
+        output_variable: str | None = None,
+        pauses: Pauses | None = None,
+    ) -> None:
+        """`pauses` remembers what a conversation waits for."""
         super().__init__()
         self.mode = mode
+        self.pause: dict[str, Any] | None = None
+        self._pauses = pauses
+        self._run = ""  # of a workflow that waits
         self.task_id = ""
         self._output = output_variable
         self._begun = False
@@ -128,6 +157,8 @@ class DifyDecoder(EventDecoder):
         self._begun = True
         self.task_id = as_id(event.get("task_id"))
         self.conversation_id = as_id(event.get("conversation_id"))
+        if self._pauses is not None:
+            self._pauses.end(self.conversation_id)
         message_id = as_id(event.get("message_id")) or as_id(event.get("workflow_run_id"))
         out.append(Begin(self.conversation_id, message_id))
 
@@ -280,6 +311,7 @@ class DifyDecoder(EventDecoder):
 
     def _on_form(self, event: dict[str, Any], out: list[Delta]) -> None:
         """Remember a form, which most versions repeat in `workflow_paused`."""
+        self._run = as_id(event.get("workflow_run_id")) or self._run
         self._forms = [*(self._forms or ()), as_object(event.get("data"))]
         out.append(Note("progress", []))
 
@@ -289,6 +321,7 @@ class DifyDecoder(EventDecoder):
 
     def _on_paused(self, event: dict[str, Any], out: list[Delta]) -> None:
         self._flush(out)
+        self._run = as_id(event.get("workflow_run_id")) or self._run
         self._pause(as_list(as_object(event.get("data")).get("reasons")), out)
 
     def _pause(self, reasons: list[Any], out: list[Delta]) -> None:
@@ -302,10 +335,13 @@ class DifyDecoder(EventDecoder):
                 "text": as_text(form.get("form_content")),
                 "inputs": as_list(form.get("inputs")),
                 "actions": as_list(form.get("actions")),
-                "form_token": as_text(form.get("form_token")),
+                "expires": as_count(form.get("expiration_time")) or None,
             }
             for form in asked
         ]
+        self.pause = state_of(self._run, asked)
+        if self._pauses is not None and self.pause is not None:
+            self._pauses.begin(self.conversation_id, Pause(state=self.pause))
         out.append(Note("interaction", {"type": "human_input", "forms": forms}))
         question = "\n\n".join(filter(None, map(_text_of_form, forms)))
         if not (question or self._shown):
