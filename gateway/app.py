@@ -108,6 +108,7 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     app.cleanup_ctx.append(_upstream)
     app.cleanup_ctx.append(_files(config))
     app.cleanup_ctx.append(_state(config))
+    app.cleanup_ctx.append(_conversations)
     app.cleanup_ctx.append(_observed(config))
     return app
 
@@ -170,25 +171,29 @@ def _files(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
 
 def _buckets(config: Config) -> Callable[[web.Application], AsyncIterator[None]]:
     async def open_buckets(app: web.Application) -> AsyncIterator[None]:
-        redis = RedisBuckets(config.redis) if config.redis.url else None
-        buckets = Buckets(redis)
+        buckets = Buckets(RedisBuckets(config.redis) if config.redis.url else None)
         app[BUCKETS] = buckets
         await buckets.open()
         app[MEMORY] = Memory(_threads(config, app, buckets))
-        services = app.get(SERVICES)
-        app[CONVERSATIONS] = Register(
-            services.database if services else None,
-            lambda: app[STATE].now.config.conversations.keep,
-        )
-        stops = app[STOPS] = Stops(app[IN_FLIGHT], redis)
-        stops.open()
         yield
-        await stops.close()
-        await app[CONVERSATIONS].close()
         await app[MEMORY].close()
         await buckets.close()
 
     return open_buckets
+
+
+async def _conversations(app: web.Application) -> AsyncIterator[None]:
+    services = app.get(SERVICES)
+    register = app[CONVERSATIONS] = Register(
+        services.database if services else None,
+        lambda: app[STATE].now.config.conversations.keep,
+    )
+    register.start()
+    stops = app[STOPS] = Stops(app[IN_FLIGHT], app[BUCKETS].redis)
+    stops.start()
+    yield
+    await stops.close()
+    await register.close()
 
 
 def _threads(config: Config, app: web.Application, buckets: Buckets) -> Store:

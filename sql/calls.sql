@@ -119,3 +119,18 @@ RETURNING id;
 DELETE FROM call_bodies
 WHERE call_id IN (SELECT call_id FROM call_bodies WHERE began_ms < :before_ms LIMIT :limit)
 RETURNING call_id;
+
+-- name: calls_of_user(caller, end_user, most)
+SELECT id, began_ms, agent, surface, status, prompt_tokens, completion_tokens, total_tokens
+FROM calls WHERE caller = :caller AND end_user = :end_user
+ORDER BY id DESC
+LIMIT :most;
+
+-- name: call_bodies_forget(caller, end_user, most)!
+DELETE FROM call_bodies WHERE call_id IN
+    (SELECT id FROM calls WHERE caller = :caller AND end_user = :end_user ORDER BY id LIMIT :most);
+
+-- name: calls_forget(caller, end_user, most)
+UPDATE calls SET end_user = '' WHERE id IN
+    (SELECT id FROM calls WHERE caller = :caller AND end_user = :end_user ORDER BY id LIMIT :most)
+RETURNING id;

@@ -9,7 +9,6 @@ question finds it at any replica.
 import asyncio
 import contextlib
 import logging
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -24,13 +23,14 @@ from gateway.times import now_ms
 log = logging.getLogger("gateway")
 
 _T = TypeVar("_T")
-DEADLINE_S = 0.05
+DEADLINE_S = 1.0  # for an answer without which the call fails
+SETTLE_S = 0.05  # for a write that the call can do without
 MAX_KNOWN = 50_000  # owners in memory; about 20 MB
 MAX_PENDING = 10_000  # conversations that wait for the database
 MAX_PENDING_BYTES = 64 << 20  # of their turns
 _EVERY_S = 0.5  # between two batches
 _BATCH = 500
-_CLEAN_S = 600.0
+_SWEEP_S = 600.0
 _LATEST = "~"  # sorts after every id of a turn
 _MAX_FEEDBACK = 1000  # of one conversation that are shown
 
@@ -88,7 +88,7 @@ class Register:
         self._flushing = asyncio.Lock()
         self._wake = asyncio.Event()
         self._waiting: set[asyncio.Future[Any]] = set()
-        self._cleaned = float("-inf")
+        self._sweeping: asyncio.Task[None] | None = None
         self.lost = 0  # conversations and turns that the database did not take in time
 
     # Ownership.
@@ -173,11 +173,11 @@ class Register:
     # Writing.
 
     async def settle(self) -> None:
-        """Wait for what is pending to be written, at most `DEADLINE_S`."""
+        """Wait for what is pending to be written, at most `SETTLE_S`."""
         self._wake.set()
         if self._pending:
             with contextlib.suppress(DatabaseUnavailable):
-                await self._in_time(self.flush())
+                await self._in_time(self.flush(), SETTLE_S)
 
     async def _write(self) -> None:
         """Write until nothing is pending."""
@@ -230,16 +230,30 @@ class Register:
             turns = [turn for entry in ordered for turn in entry.turns.values()]
             if turns:
                 await self._sql.turns_save(conn, turns)
-            if time.monotonic() - self._cleaned > _CLEAN_S:
-                await self._clean(conn)
 
-    async def _clean(self, conn: Any) -> None:
-        """Delete what is older than `conversations.keep`."""
-        self._cleaned = time.monotonic()
+    def start(self) -> None:
+        """Begin to delete what is older than `conversations.keep`, from time to time."""
+        if self.database is not None:
+            self._sweeping = asyncio.ensure_future(self._sweep_loop())
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            with contextlib.suppress(DatabaseUnavailable):
+                await self.sweep()
+            await asyncio.sleep(_SWEEP_S)
+
+    async def sweep(self) -> None:
+        """Delete what is older than `conversations.keep`, in batches."""
         before_ms = now_ms() - int(self._keep_s() * 1000)
-        old = await fetch(self._sql.conversations_old(conn, before_ms=before_ms, most=_BATCH))
-        for row in old:
-            await self._delete_rows(conn, (row["agent"], row["id"]))
+        is_whole = False
+        while not is_whole:
+            async with self._open() as conn:
+                old = await fetch(
+                    self._sql.conversations_old(conn, before_ms=before_ms, most=_BATCH)
+                )
+                for row in old:
+                    await self._delete_rows(conn, (row["agent"], row["id"]))
+            is_whole = len(old) < _BATCH
 
     # Reading and changing, for the API.
 
@@ -358,13 +372,13 @@ class Register:
         assert self.database is not None  # its users have asked
         return self.database.transaction()
 
-    async def _in_time(self, work: Coroutine[Any, Any, _T]) -> _T:
-        """The result of `work`, which goes on if it takes longer than `DEADLINE_S`: cutting a
-        connection off costs more than its answer. Raises DatabaseUnavailable."""
+    async def _in_time(self, work: Coroutine[Any, Any, _T], most_s: float = DEADLINE_S) -> _T:
+        """The result of `work`, which goes on if it takes longer: cutting a connection off costs
+        more than its answer. Raises DatabaseUnavailable."""
         task = asyncio.ensure_future(work)
         self._waiting.add(task)
         task.add_done_callback(self._ended)
-        await asyncio.wait({task}, timeout=DEADLINE_S)
+        await asyncio.wait({task}, timeout=most_s)
         if not task.done():
             raise DatabaseUnavailable
         return task.result()
@@ -376,9 +390,10 @@ class Register:
 
     async def close(self) -> None:
         """Write what is pending, if the database takes it."""
-        if self._writing is not None:
-            self._writing.cancel()
-            await asyncio.wait({self._writing})
+        for task in (self._sweeping, self._writing):
+            if task is not None:
+                task.cancel()
+                await asyncio.wait({task})
         with contextlib.suppress(DatabaseUnavailable):
             await self.flush()
 

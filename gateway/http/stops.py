@@ -46,7 +46,7 @@ class Stops:
         self._replies: dict[str, asyncio.Future[Result]] = {}
         self._listening: asyncio.Task[None] | None = None
 
-    def open(self) -> None:
+    def start(self) -> None:
         if self._bus is not None:
             self._listening = asyncio.ensure_future(self._listen(self._bus))
 

@@ -139,7 +139,7 @@ class Buckets:
 
     def __init__(self, redis: RedisBuckets | None = None) -> None:
         self._local = LocalBuckets()
-        self._redis = redis
+        self.redis = redis
         self._background: set[asyncio.Task[Any]] = set()
         self._held: dict[str, SlotCharge] = {}  # slots of calls in flight, by holder
         self._owed: dict[str, SlotCharge] = {}  # slots that Redis may still count for ended calls
@@ -148,37 +148,37 @@ class Buckets:
 
     @property
     def is_configured(self) -> bool:
-        return self._redis is not None
+        return self.redis is not None
 
     @property
     def is_shared(self) -> bool:
-        return self._redis is not None and not self.unavailable
+        return self.redis is not None and not self.unavailable
 
     async def open(self) -> None:
         """Start with Redis if it answers, else keep trying."""
-        if self._redis is None:
+        if self.redis is None:
             return
         try:
-            await self._within(_PATIENCE_S, self._redis.ping())
+            await self._within(_PATIENCE_S, self.redis.ping())
         except Exception as error:
             self._mark_unavailable(error)
         self._spawn(self._renew_slots())
 
     async def close(self) -> None:
         """Stop. Slots that calls released at the end are also released in Redis."""
-        if self._redis is not None and self._owed and not self.unavailable:
+        if self.redis is not None and self._owed and not self.unavailable:
             with contextlib.suppress(Exception):
                 await self._within(_PATIENCE_S, self._give_back_owed())
         for task in self._background:
             task.cancel()
         if self._background:
             await asyncio.wait(self._background)
-        if self._redis is not None:
-            await self._redis.close()
+        if self.redis is not None:
+            await self.redis.close()
 
     async def charge(self, charges: list[Charge]) -> list[Decision]:
         """Each bucket's answer; nothing is charged unless all of them allow it."""
-        redis = self._redis
+        redis = self.redis
         if redis is None or self.unavailable or not charges:
             decisions = self._local.charge(charges)
         else:
@@ -204,9 +204,9 @@ class Buckets:
         """The result of a script in Redis, within the time limit. Raises if there is none: what
         others keep in Redis must not take it from the limits, so that does not mark it
         unavailable."""
-        if self._redis is None or self.unavailable:
+        if self.redis is None or self.unavailable:
             raise ConnectionError("Redis does not answer")
-        return await self._within(DEADLINE_S, self._redis.evaluate(script, keys, args))
+        return await self._within(DEADLINE_S, self.redis.evaluate(script, keys, args))
 
     def release(self, charges: Sequence[Charge]) -> None:
         """Release the slots, in the background."""
@@ -221,8 +221,8 @@ class Buckets:
         for charge in charges:
             if isinstance(charge, QuotaCharge):
                 charge.quota.pending = max(0, charge.quota.pending - 1)
-                if self._redis is not None and not self.unavailable:
-                    self._spawn(self._without_errors(self._redis.uncount(charge)))
+                if self.redis is not None and not self.unavailable:
+                    self._spawn(self._without_errors(self.redis.uncount(charge)))
 
     def spend(self, charges: Sequence[Charge], tokens: int) -> None:
         """Take an answer's usage from the token buckets, in the background."""
@@ -238,8 +238,8 @@ class Buckets:
 
     def _take(self, charge: TokenCharge, amount: int) -> None:
         self._local.spend(charge, amount)
-        if self._redis is not None and not self.unavailable:
-            self._spawn(self._without_errors(self._redis.spend(charge, amount)))
+        if self.redis is not None and not self.unavailable:
+            self._spawn(self._without_errors(self.redis.spend(charge, amount)))
 
     # Charges whose request has gone on or ended, and slots.
 
@@ -254,11 +254,11 @@ class Buckets:
         if (
             decisions
             and all([decision.allowed for decision in decisions])
-            and self._redis is not None
+            and self.redis is not None
         ):
             for charge in charges:
                 if isinstance(charge, QuotaCharge):
-                    self._spawn(self._without_errors(self._redis.uncount(charge)))
+                    self._spawn(self._without_errors(self.redis.uncount(charge)))
 
     def _owe(self, slot: SlotCharge) -> None:
         if len(self._owed) < _MAX_BACKGROUND:  # beyond that their leases end them
@@ -268,16 +268,16 @@ class Buckets:
 
     async def _give_back_owed(self) -> None:
         """Release owed slots until none is left; a slot that could not be released stays owed."""
-        assert self._redis is not None
+        assert self.redis is not None
         while self._owed:
             slots = list(self._owed.values())
-            await self._redis.release(slots)
+            await self.redis.release(slots)
             for slot in slots:
                 self._owed.pop(slot.holder, None)
 
     async def _renew_slots(self) -> None:
         """Renew the leases of the slots held here, and release what is owed."""
-        assert self._redis is not None
+        assert self.redis is not None
         renewed = 0.0
         while True:
             await asyncio.sleep(_RETRY_S)
@@ -286,7 +286,7 @@ class Buckets:
             if self._owed:
                 await self._without_errors(self._give_back_owed())
             if self._held and time.monotonic() - renewed > _RENEW_S:
-                await self._without_errors(self._redis.hold(list(self._held.values())))
+                await self._without_errors(self.redis.hold(list(self._held.values())))
                 renewed = time.monotonic()
 
     # Failure and recovery of Redis.
@@ -301,14 +301,14 @@ class Buckets:
 
     async def _recover(self) -> None:
         """Wait until Redis runs the script within the deadline; answering a ping is not enough."""
-        assert self._redis is not None
+        assert self.redis is not None
         while True:
             await asyncio.sleep(_RETRY_S)
             with contextlib.suppress(Exception):
-                await self._within(_PATIENCE_S, self._redis.ping())  # this may have to connect
-                await self._within(DEADLINE_S, self._redis.charge([_PROBE]))
+                await self._within(_PATIENCE_S, self.redis.ping())  # this may have to connect
+                await self._within(DEADLINE_S, self.redis.charge([_PROBE]))
                 if self._held:  # Redis may have lost them, or never had them
-                    await self._within(_PATIENCE_S, self._redis.hold(list(self._held.values())))
+                    await self._within(_PATIENCE_S, self.redis.hold(list(self._held.values())))
                 self.unavailable = False
                 log.info("Redis answers again; limits are shared")
                 return

@@ -21,6 +21,7 @@ from gateway.routes import (
     openai,
     passthrough,
     records,
+    userdata,
 )
 
 
@@ -47,6 +48,7 @@ _AUTH = "/api/v1/auth"
 _KEYS = "/api/v1/api-keys"
 _TALKS = "/api/v1/conversations"
 _ANSWER = f"{_TALKS}/{{id}}/messages/{{message}}"
+_DATA = "/api/v1/users/{end_user}/data"
 _LINK = "/files/{name:uploads/.+}"
 
 _API = [
@@ -92,6 +94,8 @@ _API = [
     Route("GET", f"{_TALKS}/{{id}}/messages", conversations.list_messages, "chat", "accounts"),
     Route("POST", f"{_ANSWER}/feedback", conversations.give_feedback, "chat", "accounts"),
     Route("GET", f"{_ANSWER}/suggestions", conversations.suggestions, "chat", "tasks"),
+    Route("GET", _DATA, userdata.export_data, "chat", "tasks"),
+    Route("DELETE", _DATA, userdata.delete_data, "chat", "tasks"),
     Route("POST", "/api/v1/upload", files.upload, "upload", "upload"),
     Route("GET", "/api/v1/upload/agents", files.agents, "upload", "agents"),
     Route("GET", _LINK, files.served),

@@ -6,7 +6,7 @@ anything else is reported as not found.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Annotated, Any, Literal
 
 import orjson
@@ -115,22 +115,43 @@ async def get_conversation(request: web.Request) -> web.Response:
 async def list_messages(request: web.Request) -> web.Response:
     """A page of its turns, the oldest first; `next`, sent as `?before=`, leads to older ones."""
     one = await _find(request, "limit", "before")
-    register = _register(request)
     limit, before = number(request, "limit", _PAGE, _LARGEST_PAGE), request.query.get("before", "")
     if len(before) > _LONGEST_ID or not before.isprintable():
         raise InvalidRequest("'before' must be the 'next' of a page.", param="before")
+    turns, older = await read_messages(request, one, limit, before)
+    return envelope({"messages": turns, "next": older or None})
+
+
+async def read_messages(
+    request: web.Request, one: Conversation, limit: int, before: str
+) -> tuple[list[dict[str, Any]], str]:
+    """The turns before that place, with their feedback; and the place before them, "" if there are
+    no older ones."""
+    register = _register(request)
     if one.is_kept:
         turns, older = await _kept_turns(register, one, limit, before)
     else:
         target = _target(request, one)
-        page = await _ask(
-            request, target, target.platform.past_turns(one.id, one.platform_user, before, limit)
-        )
+        step = target.platform.past_turns(one.id, one.platform_user, before, limit)
+        page = await _ask(request, target, step)
         turns, older = [turn.data() for turn in page.turns], page.before
     ratings = await register.ratings(one)
     for turn in turns:
         turn["feedback"] = turn["feedback"] or ratings.get(turn["id"])
-    return envelope({"messages": turns, "next": older or None})
+    return turns, older
+
+
+async def described_rows(
+    request: web.Request, owner: Owner
+) -> AsyncIterator[tuple[Conversation, dict[str, Any]]]:
+    """All conversations of the owner, each with its description."""
+    register, before = _register(request), _cursor("")
+    while rows := await register.page(owner, "", _LARGEST_PAGE, before):
+        for row in rows:
+            if _may_see(request, row):
+                yield row, _described(request, row)
+        last = rows[-1]
+        before = (last.updated_ms, last.agent, last.id)
 
 
 async def _kept_turns(

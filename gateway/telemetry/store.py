@@ -38,6 +38,26 @@ class Calls:
                 )  # fmt: skip
         return {(row["scope"], row["period"]): row["calls"] for row in totals}
 
+    async def of_user(self, caller: str, end_user: str, most: int) -> list[dict[str, Any]]:
+        """The latest calls of a caller's end user, without their bodies."""
+        async with self._database.transaction() as conn:
+            return await fetch(
+                self._sql.calls_of_user(conn, caller=caller, end_user=end_user, most=most)
+            )
+
+    async def forget(self, caller: str, end_user: str) -> int:
+        """Take the end user's name out of the caller's calls, and delete their bodies. Returns the
+        number of calls. Each batch is a transaction of its own."""
+        count, place = 0, {"caller": caller, "end_user": end_user, "most": _EXPIRE_AT_ONCE}
+        while end_user:
+            async with self._database.transaction() as conn:
+                await self._sql.call_bodies_forget(conn, **place)
+                changed = len(await fetch(self._sql.calls_forget(conn, **place)))
+            count += changed
+            if changed < _EXPIRE_AT_ONCE:
+                break
+        return count
+
     async def usage(self, kind: str, id_: str, today: str) -> dict[str, Any]:
         """The usage of one key or user: in all, today, this month, and this month's days by agent.
 

@@ -160,6 +160,7 @@ async def test_what_is_older_than_keep_is_deleted(opened):
     register = opened(keep_s=lambda: -1.0)
     register.note(ALICE, PLACE, turn=("001", turn("q")))
     await register.flush()
+    await register.sweep()
     assert await register.named(ALICE, "c1") == []
     assert await register.turns(PLACE, 10) == []
 

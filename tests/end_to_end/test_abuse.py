@@ -73,17 +73,17 @@ async def test_disconnects_while_redis_answers_hold_no_slot(with_accounts, redis
     gw = await with_accounts(f"sqlite:///{tmp_path}/g", redis=redis_server.url)
     _, key = await gw.key(await gw.login(), max_calls=40, rate_limits={"concurrency": 2})
     buckets = gw.app[BUCKETS]
-    charge = buckets._redis.charge
+    charge = buckets.redis.charge
 
     async def slow(charges):
         await asyncio.sleep(0.01)
         return await charge(charges)
 
-    buckets._redis.charge = slow
+    buckets.redis.charge = slow
     body = orjson.dumps({"model": "dify", "messages": [{"role": "user", "content": "#fail"}]})
     for _ in range(30):
         await leave(gw, "POST", "/v1/chat/completions", key, body, after_s=0.004)
-    buckets._redis.charge = charge
+    buckets.redis.charge = charge
     await asyncio.sleep(1.2)
     statuses = [(await gw.ask(key, query="#fail"))[0] for _ in range(10)]
     assert statuses == [502] * 10

@@ -12,7 +12,7 @@ SAMPLES = Path(__file__).parents[1] / "platforms" / "samples" / "dify"
 PAUSED = (SAMPLES / "human-input-pause.sse").read_bytes()
 RESUMED = (SAMPLES / "human-input-resume.sse").read_bytes()
 CONVERSATION = "3f6a1c52-7b0e-4d1f-9a34-5c8e2b7d9f01"
-TOKEN = "Qm7xInventedFormToken2f"  # noqa: S105
+TOKEN = "Qm7xInventedFormToken2f"
 JSON = {"Content-Type": "application/json"}
 
 

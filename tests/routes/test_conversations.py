@@ -3,9 +3,10 @@
 import asyncio
 
 import pytest
+from aiohttp import FormData
 from conftest import AGENTS
 
-from gateway.http.context import CONVERSATIONS
+from gateway.http.context import CONVERSATIONS, SERVICES
 
 KEYS = [
     {"name": "app", "key": "sk-app-key-000001", "permissions": ["chat", "upload"]},
@@ -50,7 +51,8 @@ class House:
         return self.demos[agent].requests[-1][1]["messages"]
 
     async def token(self, user, key=APP):
-        return (await self.api("POST", "/tokens", key, {"user": user}))[1]["data"]["token"]
+        body = {"user": user, "permissions": ["chat", "upload"]}
+        return (await self.api("POST", "/tokens", key, body))[1]["data"]["token"]
 
     async def titles(self, **query):
         return [one["title"] for one in (await self.get(**query))["conversations"]]
@@ -371,3 +373,100 @@ async def test_a_turn_whose_reader_left_is_kept(house):
             await asyncio.sleep(0.05)
     turns = (await house.get(f"/{id_}/messages"))["messages"]
     assert (turns[0]["status"], bool(turns[0]["answer"])) == ("stopped", True)
+
+
+# All that is kept of one person.
+
+
+async def upload(house, key, user=""):
+    form = FormData()
+    form.add_field("file", b"words", filename="note.txt", content_type="text/plain")
+    if user:
+        form.add_field("created_by", user)
+    headers = {"Authorization": f"Bearer {key}"}
+    url = f"{house.gateway.url}/api/v1/upload"
+    async with house.gateway.client.post(url, data=form, headers=headers) as answer:
+        assert answer.status == 200, await answer.text()
+
+
+async def calls_of(house, user):
+    services = house.gateway.app[SERVICES]
+    await services.recorder.flush()
+    return await services.calls.of_user("key-app", user, 100)
+
+
+async def test_all_of_a_person_is_shown_and_then_deleted(house):
+    house = await house()
+    token = await house.token("alice")
+    await house.begin("gpt", "a secret")
+    await house.begin("gpt", "of bob", user="bob")
+    await house.gateway.ask(token, "zhipu", query="from a page")
+    await upload(house, APP, "alice")
+    await upload(house, APP, "bob")
+    await upload(house, token)
+    assert len(await calls_of(house, "alice")) == 2
+
+    status, data = await house.api("GET", "/users/alice/data", APP)
+    assert (status, data["user"], len(data["files"]), len(data["calls"])) == (200, "alice", 2, 2)
+    asked = {one["messages"][0]["question"] for one in data["conversations"]}
+    assert asked == {"a secret", "from a page"}
+
+    status, answer = await house.api("DELETE", "/users/alice/data", APP)
+    report = answer["data"]
+    assert (status, len(report["conversations"]), report["files"], report["calls"]) == (
+        200,
+        2,
+        2,
+        2,
+    )
+    assert report["is_complete"] is True
+    status, data = await house.api("GET", "/users/alice/data", APP)
+    assert (data["conversations"], data["files"], data["calls"]) == ([], [], [])
+
+    status, data = await house.api("GET", "/users/bob/data", APP)
+    assert (len(data["conversations"]), len(data["files"]), len(data["calls"])) == (1, 1, 1)
+
+
+async def test_usage_still_counts_the_calls(house):
+    house = await house()
+    await house.begin()
+    services = house.gateway.app[SERVICES]
+    await services.recorder.flush()
+    before = await services.calls.usage_by("2000-01-01", "2999-01-01", ["agent"])
+    await house.api("DELETE", "/users/alice/data", APP)
+    assert await services.calls.usage_by("2000-01-01", "2999-01-01", ["agent"]) == before
+
+
+async def test_a_page_reaches_its_own_user_alone(house):
+    house = await house()
+    await house.begin()
+    alice, bob = await house.token("alice"), await house.token("bob")
+    for method in ("GET", "DELETE"):
+        assert (await house.api(method, "/users/alice/data", bob))[0] == 403
+    status, data = await house.api("GET", "/users/alice/data", alice)
+    assert (status, len(data["conversations"])) == (200, 1)
+    status, answer = await house.api("DELETE", "/users/alice/data", alice)
+    assert (status, answer["data"]["is_complete"]) == (200, True)
+
+
+async def test_another_key_has_other_users(house):
+    house = await house()
+    await house.begin()
+    status, data = await house.api("GET", "/users/alice/data", SHOP)
+    assert (status, data["conversations"], data["calls"]) == (200, [], [])
+    await house.api("DELETE", "/users/alice/data", SHOP)
+    assert await house.titles() == ["hi"]
+
+
+async def test_a_misspelt_wish_deletes_nothing(house):
+    house = await house()
+    await house.begin()
+    status, _ = await house.api("DELETE", "/users/alice/data?dry_run=1", APP)
+    assert (status, await house.titles()) == (400, ["hi"])
+
+
+@pytest.mark.parametrize("user", ["%00", "a%0Ab", "x" * 1100])
+async def test_a_name_that_cannot_be_one_is_refused(house, user):
+    house = await house()
+    status, _ = await house.api("GET", f"/users/{user}/data", APP)
+    assert status in (400, 404)
