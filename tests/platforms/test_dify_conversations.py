@@ -11,6 +11,7 @@ from test_dify_captures import FOLDER, read_capture
 from gateway.errors import (
     ConversationNotFound,
     GatewayError,
+    InvalidRequest,
     MessageNotFound,
     NotOffered,
     UpstreamMisconfigured,
@@ -272,9 +273,11 @@ def test_a_message_that_went_meanwhile_is_404(call):
         carried(calls(dify())[call](TALK), FOUND, reply(gone, 404))
 
 
-def test_a_cursor_that_is_unknown_is_404():
-    with pytest.raises(MessageNotFound):
-        dify().past_turns(TALK, "u", MESSAGE, 5).learn(MISSING)
+@pytest.mark.parametrize("before", [MESSAGE, "x", "../"])
+def test_an_unknown_cursor_is_400(before):
+    with pytest.raises(InvalidRequest) as raised:
+        dify().past_turns(TALK, "u", before, 5).learn(MISSING)
+    assert raised.value.param == "before"
 
 
 @pytest.mark.parametrize("mode", ["completion", "workflow"])

@@ -5,7 +5,8 @@ unknown conversation and one of another user are the same 404.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import urlencode
 
@@ -45,8 +46,9 @@ class DifyConversations(BasePlatform):
     _mode: str | None
 
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
-        request = self._messages(conversation, user, before, limit)
-        return Preliminary(request, lambda reply: read_page(_good(reply)))
+        with _as_cursor():
+            request = self._messages(conversation, user, before, limit)
+        return Preliminary(request, _as_cursor()(lambda reply: read_page(_good(reply))))
 
     def rename(self, conversation: str, user: str, title: str) -> Preliminary:
         return self._name(conversation, {"name": title[:_MAX_NAME], "user": user}, lambda _: None)
@@ -120,6 +122,15 @@ class DifyConversations(BasePlatform):
             raise _keeps_none()
         data = b"" if body is None else dump(body)
         return UpstreamRequest(method, self._api + path, self._headers, data)
+
+
+@contextmanager
+def _as_cursor() -> Iterator[None]:
+    """The message that does not exist is the `before` of a page."""
+    try:
+        yield
+    except MessageNotFound:
+        raise history.bad_cursor() from None
 
 
 def _keeps_none() -> NotOffered:
