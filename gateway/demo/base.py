@@ -137,6 +137,10 @@ class Demo:
             self._conversations.popitem(last=False)
         return earlier
 
+    def clear_context(self, id_: str) -> None:
+        """Forget the questions of a conversation, which goes on."""
+        self._conversations[id_] = []
+
     def forget(self, id_: str) -> bool:
         """Delete a conversation. False if it is unknown."""
         self.talks.pop(id_)

@@ -18,10 +18,12 @@ class Turn:
     id: str
     question: str
     question_id: str = ""
+    run: str = ""  # the id of the whole turn, if it has one
     answer: str = ""
     reasoning: str = ""
     status: str = "running"  # then completed, failed or stopped
     error: str = ""
+    more: list[tuple[str, str]] = field(default_factory=list)  # (id, text) of further answers
     files: list[Any] = field(default_factory=list)  # the question's, in the platform's own form
     feedback: dict[str, Any] | None = None
     created: float = field(default_factory=time.time)

@@ -23,6 +23,8 @@ def id_of(item: Item) -> str:
 
 def older_than(items: list[Item], oldest: str) -> list[Item]:
     """The items before the one with the id `oldest`, which new turns may have moved."""
+    if not oldest:
+        return items
     ids = [id_of(item) for item in items]
     if oldest in ids:
         return items[: ids.index(oldest)]
