@@ -1,14 +1,11 @@
 """The conversations of a Coze bot: messages, names, sections, feedback."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from aiohttp import web
 
-from gateway.demo.base import digits, json
+from gateway.demo.base import Demo, digits, json
 from gateway.demo.talks import Talk, Turn
-
-if TYPE_CHECKING:
-    from gateway.demo.coze import CozeDemo
 
 _BOT = "7553210987654300001"
 
@@ -16,7 +13,7 @@ _BOT = "7553210987654300001"
 class Histories:
     """The calls on conversations. Coze checks the token only."""
 
-    def __init__(self, demo: "CozeDemo", pages_by: Literal["time", "list"]) -> None:
+    def __init__(self, demo: Demo, pages_by: Literal["time", "list"]) -> None:
         self._demo = demo
         self._pages_by = pages_by
 

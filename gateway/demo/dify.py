@@ -45,7 +45,7 @@ class DifyDemo(Demo):
         self.mode = mode
         sizes = {**LIMITS_MB, **(limits_mb or {})}
         self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests)
-        self._histories = Histories(self)
+        self._histories = Histories(self, self.settings, self.refusal)
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [

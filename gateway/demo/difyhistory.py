@@ -1,15 +1,14 @@
 """The conversations of a Dify app: messages, names, feedback, next questions."""
 
 import uuid
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from aiohttp import web
 
-from gateway.demo.base import json
+from gateway.demo.base import Demo, json
+from gateway.demo.difysettings import Settings
 from gateway.demo.talks import Talk, Turn
-
-if TYPE_CHECKING:
-    from gateway.demo.dify import DifyDemo
 
 _NO_PARENT = "00000000-0000-0000-0000-000000000000"
 _STATUS = {"failed": "error"}
@@ -19,8 +18,15 @@ _NEXT = ["还能做什么？", "怎么接入我的智能体？"]
 class Histories:
     """The calls on conversations. Each knows an end user's own ones only."""
 
-    def __init__(self, demo: "DifyDemo") -> None:
+    def __init__(
+        self,
+        demo: Demo,
+        settings: Settings,
+        refusal: Callable[[web.Request], web.Response | None],
+    ) -> None:
         self._demo = demo
+        self._settings = settings
+        self._refusal = refusal
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [
@@ -37,11 +43,11 @@ class Histories:
         async def handle(request: web.Request) -> web.Response:
             body = await self._demo.body(request)
             values = dict(request.query) if request.method == "GET" else body
-            if refusal := self._demo.refusal(request):
+            if refusal := self._refusal(request):
                 return refusal
             if not values.get("user"):
                 return error(400, "invalid_param", "Arg user must be provided.")
-            if self._demo.mode in ("completion", "workflow"):
+            if self._settings.mode in ("completion", "workflow"):
                 message = "Please check if your app mode matches the right API route."
                 return error(400, "not_chat_app", message)
             answer: web.Response = handler(request, values)
@@ -109,7 +115,7 @@ class Histories:
     def suggested(self, request: web.Request, query: dict[str, Any]) -> web.Response:
         if self._message(request, query["user"]) is None:
             return error(404, "not_found", "Message Not Exists.")
-        if not self._demo.settings.suggests:
+        if not self._settings.suggests:
             return error(400, "bad_request", "Suggested Questions Is Disabled.")
         return json({"result": "success", "data": _NEXT})
 

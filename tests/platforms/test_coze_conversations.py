@@ -190,7 +190,7 @@ def test_feedback_is_for_an_answer_of_text():
         (None, "failed", ""),
     ],
 )
-def test_the_latest_question_without_an_answer_has_its_chats_status(chat, status, error):
+def test_a_question_without_an_answer_has_its_chats_status(chat, status, error):
     step = coze().past_turns("75", "u", "", 20)
     page, requests = carried(step, listing(QUESTION), good(chat))
     assert (page.turns[0].status, page.turns[0].error) == (status, error)
