@@ -14,6 +14,7 @@ from aiohttp import BodyPartReader, web
 from aiohttp.http import HttpProcessingError
 
 from gateway.demo.script import Speech
+from gateway.demo.talks import Talks, Turn
 
 MAX_CONVERSATIONS = 1000
 MAX_TURNS = 50
@@ -65,6 +66,7 @@ class Demo:
         self.aborted_uploads = 0  # uploads whose sender disconnected before their end
         self._files: OrderedDict[str, Upload] = OrderedDict()
         self._conversations: OrderedDict[str, list[str]] = OrderedDict()
+        self.talks = Talks()
 
     def app(self) -> web.Application:
         app = web.Application(client_max_size=32 << 20, middlewares=[_leavers_are_no_error])
@@ -135,8 +137,34 @@ class Demo:
             self._conversations.popitem(last=False)
         return earlier
 
-    async def pieces(self, speech: Speech, stream: "Stream") -> AsyncIterator[tuple[str, str]]:
-        """("think" or "say", piece) at a human pace; faults in the middle happen here."""
+    def clear_context(self, id_: str) -> None:
+        """Forget the questions of a conversation, which goes on."""
+        self._conversations[id_] = []
+
+    def forget(self, id_: str) -> bool:
+        """Delete a conversation. False if it is unknown."""
+        self.talks.pop(id_)
+        return self._conversations.pop(id_, None) is not None
+
+    async def pieces(
+        self, speech: Speech, stream: "Stream", turn: Turn | None = None
+    ) -> AsyncIterator[tuple[str, str]]:
+        """("think" or "say", piece) at a human pace; faults in the middle happen here. `turn` keeps
+        what was said."""
+        turn = turn or Turn("", "")
+        try:
+            async for kind, piece in self._pieces(speech, stream):
+                turn.say(kind, piece)
+                yield kind, piece
+            turn.finish(speech)
+        except Broken:
+            turn.fail("the failure you asked for")
+            raise
+        finally:
+            if turn.status == "running":  # the caller has left
+                turn.status = "stopped"
+
+    async def _pieces(self, speech: Speech, stream: "Stream") -> AsyncIterator[tuple[str, str]]:
         if speech.fault == "slow":
             await asyncio.sleep(self.silence_s)
         for piece in speech.reasoning:

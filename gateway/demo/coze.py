@@ -1,20 +1,26 @@
 """A Coze server of one bot: /v3/chat streamed and polled, chatflows, conversations, OAuth."""
 
 import asyncio
+import itertools
 import time
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from aiohttp import web
 
 from gateway.demo.base import Broken, Demo, Form, Stream, Upload, digits, dumps, json
+from gateway.demo.cozehistory import Histories, envelope
 from gateway.demo.script import Speech, file_name, speak
+from gateway.demo.talks import Turn
 
 _BOT = "7553210987654300001"
 
 
 class CozeDemo(Demo):
+    """`pages_by`: whether `before_id` and `after_id` count by time or by the order of the list.
+    `#two` makes two answers."""
+
     platform = "Coze"
 
     def __init__(
@@ -22,6 +28,7 @@ class CozeDemo(Demo):
         key: str = "",
         max_file_mb: int = 512,
         refused_extensions: Collection[str] = ("exe",),
+        pages_by: Literal["time", "list"] = "time",
         **kwargs: Any,
     ) -> None:
         super().__init__(key, **kwargs)
@@ -30,6 +37,8 @@ class CozeDemo(Demo):
         self.tokens: set[str] = set()  # issued for a signed claim
         self._chats: dict[str, dict[str, Any]] = {}  # finished chats, for polling
         self._messages: dict[str, list[dict[str, Any]]] = {}
+        self._ids = itertools.count(time.time_ns())
+        self._histories = Histories(self, pages_by)
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [
@@ -47,7 +56,12 @@ class CozeDemo(Demo):
             ("GET", "/v1/bot/get_online_info", self.bot),
             ("GET", "/v1/workflows/{workflow}", self.workflow),
             ("POST", "/api/permission/oauth2/token", self.token),
+            *self._histories.routes(),
         ]
+
+    def next_id(self) -> str:
+        """A later id is a larger number, as with Coze."""
+        return f"7{str(next(self._ids))[-18:]}"
 
     def knows_key(self, request: web.Request) -> bool:
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
@@ -65,7 +79,7 @@ class CozeDemo(Demo):
 
     async def bot(self, request: web.Request) -> web.Response:
         if not self.knows_key(request):
-            return _envelope(4100, "access token invalid", 401)
+            return envelope(4100, "access token invalid", 401)
         bot: dict[str, Any] = {
             "bot_id": request.match_info.get("bot") or request.query.get("bot_id"),
             "name": "演示智能体 Demo", "description": "", "icon_url": "", "version": "1",
@@ -80,7 +94,7 @@ class CozeDemo(Demo):
 
     async def workflow(self, request: web.Request) -> web.Response:
         if not self.knows_key(request):
-            return _envelope(4100, "access token invalid", 401)
+            return envelope(4100, "access token invalid", 401)
         detail = {
             "workflow_id": request.match_info["workflow"], "workflow_name": "demo_flow",
             "description": "演示对话流", "icon_url": "", "app_id": "", "created_at": 0,
@@ -95,10 +109,10 @@ class CozeDemo(Demo):
 
     async def upload(self, request: web.Request) -> web.Response:
         if not self.knows_key(request):
-            return _envelope(4100, "access token invalid", 401)
+            return envelope(4100, "access token invalid", 401)
         form = await self.form(request, digits)
         if problem := self._upload_problem(form):
-            return _envelope(*problem)
+            return envelope(*problem)
         return _uploaded(self.take(form.files[0][1]))
 
     def _upload_problem(self, form: Form) -> tuple[int, str] | None:
@@ -117,14 +131,14 @@ class CozeDemo(Demo):
 
     async def retrieve_file(self, request: web.Request) -> web.Response:
         if not self.knows_key(request):
-            return _envelope(4100, "access token invalid", 401)
+            return envelope(4100, "access token invalid", 401)
         file = self.file(request.query.get("file_id"))
-        return _uploaded(file) if file else _envelope(4000, "file not found")
+        return _uploaded(file) if file else envelope(4000, "file not found")
 
     async def create_conversation(self, request: web.Request) -> web.Response:
         body = await self.body(request)
         if not self.knows_key(request):
-            return _envelope(4100, "access token invalid", 401)
+            return envelope(4100, "access token invalid", 401)
         conversation = digits()
         self._conversations[conversation] = []
         data = {
@@ -137,17 +151,17 @@ class CozeDemo(Demo):
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)
         if not self.knows_key(request):
-            return _envelope(4101, "The token you entered is incorrect.")
+            return envelope(4101, "The token you entered is incorrect.")
         if not body.get("bot_id") or not body.get("user_id"):
-            return _envelope(4000, "bot_id and user_id are required")
+            return envelope(4000, "bot_id and user_id are required")
         return await self._begin(request, body, request.query.get("conversation_id", ""), ":")
 
     async def workflow_chat(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)
         if not self.knows_key(request):
-            return _envelope(4100, "access token invalid", 401)
+            return envelope(4100, "access token invalid", 401)
         if not body.get("workflow_id") or "parameters" not in body:
-            return _envelope(4000, "workflow_id and parameters are required")
+            return envelope(4000, "workflow_id and parameters are required")
         conversation_id = str(body.get("conversation_id") or "")
         return await self._begin(request, {**body, "stream": True}, conversation_id, ": ")
 
@@ -155,48 +169,60 @@ class CozeDemo(Demo):
         self, request: web.Request, body: dict[str, Any], conversation_id: str, colon: str
     ) -> web.StreamResponse:
         if conversation_id and self.conversation(conversation_id) is None:
-            return _envelope(4002, "conversation not found")
+            return envelope(4002, "conversation not found")
         conversation = conversation_id or digits()
         try:
             question, files = _question(body.get("additional_messages") or [], self.file)
         except _BadContent as problem:
-            return _envelope(4000, f"invalid content: {problem}")
+            return envelope(4000, f"invalid content: {problem}")
         speech = speak("Coze", question, self.remember(conversation, question), files)
         ids = {"conversation_id": conversation, "bot_id": str(body.get("bot_id") or _BOT)}
+        asked = _asked(body.get("additional_messages") or [])
+        for message in asked:
+            message["id"] = self.next_id()
+        turn = Turn(self.next_id(), question, run=self.next_id(), files=asked)
+        if "#two" in question:
+            turn.more = [(self.next_id(), "再补充一句。")]
+        self.talks.add(conversation, turn)
         if speech.fault == "limit":
-            return _envelope(4020, "model requests per minute exceeded")
-        run = _Run(self, ids, speech)
+            return envelope(4020, "model requests per minute exceeded")
+        run = _Run(self, ids, speech, turn)
         if body.get("stream") is True:
             tool = "get_weather" if "#tool" in question else ""
             return await run.stream(request, colon, tool)
-        self._chats[run.id] = run.chat("completed")
-        self._messages[run.id] = run.completed()
+        turn.finish(speech)
+        self.keep(run.id, run.chat("completed"), run.completed())
+        return json({"code": 0, "msg": "", "data": run.chat("in_progress")})
+
+    def keep(self, chat_id: str, chat: dict[str, Any], messages: list[dict[str, Any]]) -> None:
+        """Keep a chat's record, and the messages of its answer, for those who ask for them."""
+        self._chats[chat_id], self._messages[chat_id] = chat, messages
         while len(self._chats) > 1000:
             self._messages.pop(next(iter(self._chats)))
             self._chats.pop(next(iter(self._chats)))
-        return json({"code": 0, "msg": "", "data": run.chat("in_progress")})
 
     async def submit(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)
         outputs = body.get("tool_outputs") or [{}]
         ids = {"conversation_id": request.query.get("conversation_id", ""), "bot_id": _BOT}
         speech = speak("Coze", f"工具结果：{outputs[0].get('output')}", [])
-        return await _Run(self, ids, speech).stream(request, ":", "")
+        turn = Turn(self.next_id(), "", run=request.query.get("chat_id", ""))
+        return await _Run(self, ids, speech, turn).stream(request, ":", "")
 
     async def retrieve(self, request: web.Request) -> web.Response:
         chat = self._chats.get(request.query.get("chat_id", ""))
-        return json({"code": 0, "msg": "", "data": chat}) if chat else _envelope(4001, "not found")
+        return json({"code": 0, "msg": "", "data": chat}) if chat else envelope(4001, "not found")
 
     async def messages(self, request: web.Request) -> web.Response:
         found = self._messages.get(request.query.get("chat_id", ""))
-        return (
-            json({"code": 0, "msg": "", "data": found}) if found else _envelope(4001, "not found")
-        )
+        return json({"code": 0, "msg": "", "data": found}) if found else envelope(4001, "not found")
 
     async def cancel(self, request: web.Request) -> web.Response:
         body = await self.body(request)
         chat_id = str(body.get("chat_id"))
         self.stopped.append(chat_id)
+        if chat := self._chats.get(chat_id):
+            chat["status"] = "canceled"
         data = {"id": chat_id, "conversation_id": body.get("conversation_id"), "status": "canceled"}
         return json({"code": 0, "msg": "", "data": data})
 
@@ -204,12 +230,12 @@ class CozeDemo(Demo):
 class _Run:
     """One chat: its objects, and its events in Coze's order."""
 
-    def __init__(self, demo: CozeDemo, ids: dict[str, str], speech: Speech) -> None:
+    def __init__(self, demo: CozeDemo, ids: dict[str, str], speech: Speech, turn: Turn) -> None:
         self._demo = demo
         self._ids = ids
         self._speech = speech
-        self.id = digits()
-        self._answer_id = digits()
+        self._turn = turn
+        self.id = turn.run
 
     def chat(self, status: str, **more: Any) -> dict[str, Any]:
         counts = (self._speech.prompt_tokens, self._speech.completion_tokens)
@@ -227,7 +253,7 @@ class _Run:
 
     def message(self, kind: str, content: str, id_: str = "", **more: Any) -> dict[str, Any]:
         return {
-            "id": id_ or digits(), **self._ids, "role": "assistant", "type": kind,
+            "id": id_ or self._demo.next_id(), **self._ids, "role": "assistant", "type": kind,
             "content": content, "content_type": "text", "chat_id": self.id,
             "section_id": self._ids["conversation_id"], **more,
         }  # fmt: skip
@@ -236,7 +262,8 @@ class _Run:
         finished = {"msg_type": "generate_answer_finish", "data": "", "from_module": None}
         asks = ("还能做什么？", "怎么接入我的智能体？")
         return [
-            self.message("answer", self._speech.text, self._answer_id),
+            self.message("answer", self._speech.text, self._turn.id),
+            *(self.message("answer", text, id_) for id_, text in self._turn.more),
             self.message("verbose", orjson.dumps(finished).decode()),
             *(self.message("follow_up", ask) for ask in asks),
         ]
@@ -247,6 +274,7 @@ class _Run:
         async def send(name: str, data: Any) -> None:
             await stream.write(f"event{colon}{name}\ndata{colon}".encode() + dumps(data) + b"\n\n")
 
+        self._demo.keep(self.id, self.chat("in_progress"), [])
         await send("conversation.chat.created", self.chat("created"))
         await send("conversation.chat.in_progress", self.chat("in_progress"))
         try:
@@ -260,7 +288,10 @@ class _Run:
         except Broken:
             if not stream.is_cut:
                 error = {"code": 5000, "msg": "the failure you asked for"}
-                await send("conversation.chat.failed", self.chat("failed", last_error=error))
+                failed = self.chat("failed", last_error=error)
+                self._turn.fail("the failure you asked for")
+                self._demo.keep(self.id, failed, [])
+                await send("conversation.chat.failed", failed)
         return await stream.close()
 
     async def _ask_for_tool(self, send: Any, tool: str) -> None:
@@ -271,17 +302,22 @@ class _Run:
         }
         action = {"type": "submit_tool_outputs", "submit_tool_outputs": {"tool_calls": [call]}}
         chat = self.chat("requires_action", required_action=action)
+        self._demo.keep(self.id, chat, [])
         await send("conversation.chat.requires_action", chat)
 
     async def _say(self, send: Any, stream: Stream) -> None:
-        async for kind, piece in self._demo.pieces(self._speech, stream):
+        async for kind, piece in self._demo.pieces(self._speech, stream, self._turn):
             if self.id in self._demo.stopped:
                 break
             content = piece if kind == "say" else ""
             more = {"reasoning_content": piece} if kind == "think" else {}
-            delta = self.message("answer", content, self._answer_id, **more)
+            delta = self.message("answer", content, self._turn.id, **more)
             await send("conversation.message.delta", delta)
-        for message in self.completed():
+        for id_, text in self._turn.more:
+            await send("conversation.message.delta", self.message("answer", text, id_))
+        messages = self.completed()
+        self._demo.keep(self.id, self.chat("completed"), messages)
+        for message in messages:
             await asyncio.sleep(0)
             await send("conversation.message.completed", message)
         await send("conversation.chat.completed", self.chat("completed"))
@@ -307,6 +343,18 @@ def _question(messages: list[Any], find: Callable[[Any], Upload | None]) -> tupl
         if message.get("role") == "user" and content:
             text = content
     return text, files
+
+
+def _asked(messages: list[Any]) -> list[dict[str, Any]]:
+    """The messages of the user at the end, which Coze stores."""
+    out: list[dict[str, Any]] = []
+    for message in reversed([message for message in messages if isinstance(message, dict)]):
+        if message.get("role") != "user":
+            break
+        kind = message.get("content_type", "text")
+        content = str(message.get("content") or "")
+        out.insert(0, {"content": content, "content_type": kind})
+    return out
 
 
 def _items(content: str) -> list[dict[str, Any]]:
@@ -355,8 +403,3 @@ def _uploaded(file: Upload) -> web.Response:
         "id": file.id, "bytes": file.size, "created_at": file.created_at, "file_name": file.name,
     }  # fmt: skip
     return json({"code": 0, "msg": "", "data": data, "detail": {"logid": digits()}})
-
-
-def _envelope(code: int, message: str, status: int = 200) -> web.Response:
-    body = {"code": code, "msg": message, "detail": {"logid": digits()}}
-    return json(body, status, **{"x-tt-logid": digits()})

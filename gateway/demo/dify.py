@@ -14,8 +14,10 @@ from gateway.demo.difyfiles import (
     upload_answer,
     upload_problem,
 )
+from gateway.demo.difyhistory import Histories, error, with_thought
 from gateway.demo.difysettings import FILE_TYPES, LIMITS_MB, Settings
 from gateway.demo.script import Speech, speak
+from gateway.demo.talks import Turn
 
 _KIND = "text/event-stream; charset=utf-8"
 
@@ -30,17 +32,20 @@ class DifyDemo(Demo):
         file_types: Sequence[str] = FILE_TYPES,
         file_limit: int = 3,
         limits_mb: Mapping[str, int] | None = None,
+        suggests: bool = False,
         **kwargs: Any,
     ) -> None:
         """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow.
 
         Without `file_types` the app takes no files; otherwise at most `file_limit` per question.
-        `limits_mb` overrides some of the size limits of: image, video, audio, other.
+        `limits_mb` overrides some of the size limits of: image, video, audio, other. `suggests`:
+        the app suggests next questions.
         """
         super().__init__(key, **kwargs)
         self.mode = mode
         sizes = {**LIMITS_MB, **(limits_mb or {})}
-        self.settings = Settings(mode, list(file_types), file_limit, sizes)
+        self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests)
+        self._histories = Histories(self, self.settings, self.refusal)
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [
@@ -54,36 +59,37 @@ class DifyDemo(Demo):
             ("POST", "/v1/chat-messages/{task}/stop", self.stop),
             ("POST", "/v1/completion-messages/{task}/stop", self.stop),
             ("POST", "/v1/workflows/tasks/{task}/stop", self.stop),
+            *self._histories.routes(),
         ]
 
-    def _refusal(self, request: web.Request) -> web.Response | None:
+    def refusal(self, request: web.Request) -> web.Response | None:
         if self.knows_key(request):
             return None
-        return _error(401, "unauthorized", "Access token is invalid")
+        return error(401, "unauthorized", "Access token is invalid")
 
     async def info(self, request: web.Request) -> web.Response:
         about = {"name": "演示应用 Demo", "description": "demo", "tags": [], "mode": self.mode}
-        return self._refusal(request) or json({**about, "author_name": "AI Gateway"})
+        return self.refusal(request) or json({**about, "author_name": "AI Gateway"})
 
     async def parameters(self, request: web.Request) -> web.Response:
-        return self._refusal(request) or json(self.settings.parameters())
+        return self.refusal(request) or json(self.settings.parameters())
 
     async def site(self, request: web.Request) -> web.Response:
-        return self._refusal(request) or json(self.settings.site())
+        return self.refusal(request) or json(self.settings.site())
 
     async def upload(self, request: web.Request) -> web.Response:
-        if refusal := self._refusal(request):
+        if refusal := self.refusal(request):
             return refusal
         form = await self.form(request, new_id)
         if problem := upload_problem(form, self.settings.limits_mb):
-            return _error(*problem)
+            return error(*problem)
         file = next(file for name, file in form.files if name == "file")
         return json(upload_answer(self.take(file), _origin(request)), 201)
 
     async def stop(self, request: web.Request) -> web.Response:
         body = await self.body(request)
         if not body.get("user"):
-            return _error(400, "invalid_param", "Arg user must be provided.")
+            return error(400, "invalid_param", "Arg user must be provided.")
         self.stopped.append(request.match_info["task"])
         return json({"result": "success"})
 
@@ -93,7 +99,7 @@ class DifyDemo(Demo):
 
         async def handle(request: web.Request) -> web.StreamResponse:
             body = await self.body(request)
-            if refusal := self._refusal(request):
+            if refusal := self.refusal(request):
                 return refusal
             try:
                 return cast(web.StreamResponse, await handler(request, body))
@@ -105,33 +111,36 @@ class DifyDemo(Demo):
     async def chat(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode in ("completion", "workflow"):
             message = "Please check if your app mode matches the right API route."
-            return _error(400, "not_chat_app", message)
+            return error(400, "not_chat_app", message)
         if problem := _missing(body, "query"):
             return problem
         conversation = body.get("conversation_id") or new_id()
         owner = f"{body['user']}/{conversation}"
         if body.get("conversation_id") and self.conversation(owner) is None:
-            return _error(404, "not_found", "Conversation Not Exists.")
+            return error(404, "not_found", "Conversation Not Exists.")
         files = self._files_of(body)
         earlier = self.remember(owner, body["query"])
         speech = speak("Dify", body["query"], earlier, [file.name for file in files])
-        return await self._answer(request, body, speech, {"conversation_id": conversation}, files)
+        turn = self.talks.add(owner, Turn(new_id(), body["query"], files=list(files)))
+        ids = {"conversation_id": conversation}
+        return await self._answer(request, body, speech, ids, turn)
 
     async def completion(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode != "completion":
             message = "App unavailable, please check your app configurations."
-            return _error(400, "app_unavailable", message)
+            return error(400, "app_unavailable", message)
         if problem := _missing(body):
             return problem
         files = self._files_of(body)
         question = str(body["inputs"].get("query") or "")
         speech = speak("Dify", question, [], [file.name for file in files])
-        return await self._answer(request, body, speech, {}, files)
+        turn = Turn(new_id(), question, files=list(files))
+        return await self._answer(request, body, speech, {}, turn)
 
     async def workflow(self, request: web.Request, body: dict[str, Any]) -> web.StreamResponse:
         if self.mode != "workflow":
             message = "Please check if your app mode matches the right API route."
-            return _error(400, "not_workflow_app", message)
+            return error(400, "not_workflow_app", message)
         if problem := _missing(body):
             return problem
         if not body["inputs"].get("query"):
@@ -158,7 +167,7 @@ class DifyDemo(Demo):
     ) -> web.StreamResponse:
         """A streaming chatflow or workflow has answered 200 before it checks its inputs."""
         if self.settings.is_easy or body.get("response_mode") != "streaming":
-            return _error(400, "invalid_param", message)
+            return error(400, "invalid_param", message)
         run, workflow, now = new_id(), new_id(), int(time.time())
         ids = {"task_id": run, "workflow_run_id": run}
         started = {"id": run, "workflow_id": workflow, "inputs": {}, "created_at": now}
@@ -181,12 +190,13 @@ class DifyDemo(Demo):
         body: dict[str, Any],
         speech: Speech,
         ids: dict[str, str],
-        files: list[GivenFile],
+        turn: Turn,
     ) -> web.StreamResponse:
         """An easy app: message deltas, then `message_end`."""
         if speech.fault == "limit":
-            return _error(429, "too_many_requests", "Too many requests. Please try again later.")
-        message, task = new_id(), new_id()
+            turn.fail("Too many requests.")
+            return error(429, "too_many_requests", "Too many requests. Please try again later.")
+        message, task = turn.id, new_id()
         envelope = {**ids, "message_id": message, "created_at": int(time.time()), "task_id": task}
         usage = _usage(speech)
         metadata: dict[str, Any] = {
@@ -196,9 +206,10 @@ class DifyDemo(Demo):
         }
         if body.get("response_mode") != "streaming":
             if self.mode == "agent-chat":
-                return _error(400, "invalid_param", "Agent Chat App does not support blocking mode")
+                return error(400, "invalid_param", "Agent Chat App does not support blocking mode")
+            turn.finish(speech)
             answer: dict[str, Any] = {
-                "answer": _with_thought(speech),
+                "answer": with_thought(speech.thought, speech.text),
                 "metadata": metadata,
                 "mode": self.mode,
             }
@@ -209,7 +220,7 @@ class DifyDemo(Demo):
             if speech.fault == "fail":
                 raise Broken
             thinking = False
-            async for kind, piece in self.pieces(speech, stream):
+            async for kind, piece in self.pieces(speech, stream, turn):
                 if (kind == "think") != thinking:
                     thinking = not thinking
                     piece = f"<think>\n{piece}" if thinking else f"\n</think>\n{piece}"
@@ -218,13 +229,16 @@ class DifyDemo(Demo):
             end = {"event": "message_end", **envelope, "id": message, "metadata": metadata}
             # An easy app lists its caller's own files here; a chatflow only those that it made.
             shown = (
-                [file.shown(_origin(request)) for file in files] if self.settings.is_easy else []
+                [file.shown(_origin(request)) for file in turn.files]
+                if self.settings.is_easy
+                else []
             )
             await stream.write(_frame({**end, "files": shown}))
         except Broken:
             if not stream.is_cut:
                 fault: dict[str, Any] = {"code": "completion_request_error", "status": 400}
                 fault["message"] = "[demo] Error: the failure you asked for"
+                turn.fail(fault["message"])
                 await stream.write(_frame({"event": "error", **ids, **fault}))
         return await stream.close()
 
@@ -276,22 +290,13 @@ def _frame(value: dict[str, Any]) -> bytes:
 
 def _missing(body: dict[str, Any], *names: str) -> web.Response | None:
     if not isinstance(body.get("inputs"), dict):
-        return _error(400, "invalid_param", "inputs: Field required")
+        return error(400, "invalid_param", "inputs: Field required")
     for name in names:
         if not body.get(name):
-            return _error(400, "invalid_param", f"{name} is required")
+            return error(400, "invalid_param", f"{name} is required")
     if not body.get("user"):
-        return _error(400, "invalid_param", "Arg user must be provided.")
+        return error(400, "invalid_param", "Arg user must be provided.")
     return None
-
-
-def _error(status: int, code: str, message: str) -> web.Response:
-    return json({"code": code, "message": message, "status": status}, status)
-
-
-def _with_thought(speech: Speech) -> str:
-    thought = f"<think>\n{speech.thought}\n</think>\n" if speech.reasoning else ""
-    return thought + speech.text
 
 
 def _usage(speech: Speech) -> dict[str, Any]:

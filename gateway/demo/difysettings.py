@@ -16,6 +16,7 @@ class Settings:
     file_types: list[str]
     file_limit: int
     limits_mb: Mapping[str, int]
+    suggests: bool = False
 
     @property
     def is_easy(self) -> bool:
@@ -26,7 +27,8 @@ class Settings:
         moderation = {"configs": [], **_OFF, "type": ""} if self.is_easy else _OFF
         return {
             "opening_statement": "你好，我是演示应用。", "suggested_questions": ["你会什么？"],
-            "suggested_questions_after_answer": _OFF, "speech_to_text": _OFF,
+            "suggested_questions_after_answer": {"enabled": self.suggests},
+            "speech_to_text": _OFF,
             "text_to_speech": {**_OFF, "language": "", "voice": ""},
             "retriever_resource": {"enabled": True}, "annotation_reply": _OFF,
             "more_like_this": _OFF, "user_input_form": self._form(),

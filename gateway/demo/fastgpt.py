@@ -9,8 +9,10 @@ from typing import Any
 from aiohttp import web
 
 from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
+from gateway.demo.fastgpthistory import BAD_KEY, Histories, error, good, object_id
 from gateway.demo.openai import files, text
 from gateway.demo.script import Speech, speak
+from gateway.demo.talks import Turn
 
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 1}  # FastGPT's constants
 _STREAM = "text/event-stream;charset=utf-8"
@@ -33,7 +35,17 @@ _CUT = "Premature close"
 
 
 class FastGPTDemo(Demo):
+    """`has_moved`: the calls on conversations are where 4.14.5 has them. `suggests`: the app
+    suggests next questions."""
+
     platform = "FastGPT"
+
+    def __init__(
+        self, key: str = "", has_moved: bool = False, suggests: bool = False, **kwargs: Any
+    ) -> None:
+        super().__init__(key, **kwargs)
+        self.suggests = suggests
+        self._histories = Histories(self, has_moved)
 
     def app(self) -> web.Application:
         app = super().app()
@@ -45,49 +57,58 @@ class FastGPTDemo(Demo):
             ("POST", "/api/v1/chat/completions", self.completions),
             ("GET", "/api/core/chat/init", self.init),
             ("POST", "/api/v2/chat/stop", self.stop),
+            *self._histories.routes(),
         ]
 
     async def init(self, request: web.Request) -> web.Response:
         if "appId" not in request.query:
-            return json(_error(501, "You don't have an app yet"), 501)
+            return json(error(501, "You don't have an app yet"), 501)
         if not self.knows_key(request):
-            return json(_BAD_KEY, 500)
+            return json(BAD_KEY, 500)
+        config = {**_CHAT_CONFIG, "questionGuide": {"open": self.suggests}}
         app = {
-            "chatConfig": _CHAT_CONFIG, "chatModels": ["demo"], "name": "演示应用 Demo",
+            "chatConfig": config, "chatModels": ["demo"], "name": "演示应用 Demo",
             "avatar": "", "intro": "", "type": "simple", "pluginInputs": [],
         }  # fmt: skip
         data = {"appId": request.query["appId"], "app": app}
-        return json({"code": 200, "statusText": "", "message": "", "data": data})
+        return good(data)
 
     async def stop(self, request: web.Request) -> web.Response:
         self.stopped.append(str((await self.body(request)).get("chatId")))
-        return json({"code": 200, "statusText": "", "message": "", "data": {"success": True}})
+        return good({"success": True})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)
         streamed, detail = body.get("stream") is True, body.get("detail") is True
         if not self.knows_key(request):
-            return await _refuse(request, _BAD_KEY) if streamed else json(_BAD_KEY, 500)
+            return await _refuse(request, BAD_KEY) if streamed else json(BAD_KEY, 500)
         messages = body.get("messages")
         if not isinstance(messages, list) or not messages:
             message = "messages is empty"
             if streamed:
                 return await _refuse(request, {"message": message})
-            return json(_error(500, message), 500)
+            return json(error(500, message), 500)
         asked = messages[-1] if isinstance(messages[-1], dict) else {}
         question = text(asked)
         chat_id = str(body.get("chatId") or new_id())
         earlier = self.remember(chat_id, question)
         speech = speak("FastGPT", question, earlier, files(asked))
+        turn = Turn(
+            str(body.get("responseChatItemId") or object_id()), question, object_id(),
+            files=_stored_files(asked),
+        )  # fmt: skip
+        self.talks.add(chat_id, turn)
         if speech.fault == "limit":
+            turn.fail("")
             message = "Rate limit exceeded. Please try again in 1 seconds."
             return json({"code": 429, "statusText": "error", "message": message, "data": None}, 429)
         if streamed:
-            return await self._stream(request, speech, detail, question)
+            return await self._stream(request, speech, detail, turn)
+        turn.finish(speech)
         return json(_whole(speech, detail, question, chat_id))
 
     async def _stream(
-        self, request: web.Request, speech: Speech, detail: bool, question: str
+        self, request: web.Request, speech: Speech, detail: bool, turn: Turn
     ) -> web.StreamResponse:
         stream = await Stream.open(request, _STREAM, _HEADERS)
 
@@ -101,8 +122,9 @@ class FastGPTDemo(Demo):
             await send("flowNodeStatus", dumps({"status": "running", "name": "AI 对话"}))
         try:
             if speech.fault == "fail":
+                turn.fail("")
                 raise Broken
-            async for kind, piece in self.pieces(speech, stream):
+            async for kind, piece in self.pieces(speech, stream, turn):
                 member = "reasoning_content" if kind == "think" else "content"
                 await send("answer", _chunk({"role": "assistant", member: piece}))
             error = ""
@@ -115,7 +137,7 @@ class FastGPTDemo(Demo):
         await send("answer", _chunk({"role": "assistant", "content": None}, "stop"))
         await send("answer", b"[DONE]")
         if detail:
-            await send("flowResponses", dumps(_nodes(speech, question, error)))
+            await send("flowResponses", dumps(_nodes(speech, turn.question, error)))
         return await stream.close()
 
 
@@ -125,16 +147,19 @@ async def _leave_out_no_type(request: web.Request, response: web.StreamResponse)
         del response.headers["Content-Type"]
 
 
-def _error(code: int, message: str) -> dict[str, Any]:
-    return {"code": code, "statusText": "", "message": message, "data": None}
-
-
-_BAD_KEY = {
-    "code": 514,
-    "statusText": "unAuthApiKey",
-    "message": "common:code_error.error_message.514",
-    "data": None,
-}
+def _stored_files(asked: dict[str, Any]) -> list[dict[str, str]]:
+    """The files of a question as FastGPT stores them."""
+    out = []
+    for part in asked.get("content") or ():
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind == "image_url":
+            image = part.get("image_url")
+            url = image.get("url") if isinstance(image, dict) else image
+            out.append({"type": "image", "name": "", "url": str(url)[:2000]})
+        elif kind == "file_url":
+            name, url = str(part.get("name", "")), str(part.get("url", ""))
+            out.append({"type": "file", "name": name, "url": url})
+    return out
 
 
 async def _refuse(request: web.Request, error: dict[str, Any]) -> web.StreamResponse:

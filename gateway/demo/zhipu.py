@@ -32,6 +32,7 @@ class ZhipuDemo(OpenAIDemo):
             ("POST", f"{_APPS}/v2/application/{{app}}/conversation", self.new_conversation),
             ("GET", f"{_APPS}/v2/application/{{app}}/variables", self.variables),
             ("POST", f"{_APPS}/v3/application/invoke", self.ask_application),
+            ("GET", f"{_APPS}/history_session_record/{{app}}/{{conversation}}", self.problems),
         ]
 
     def refusal(self, request: web.Request) -> web.Response | None:
@@ -152,6 +153,16 @@ class ZhipuDemo(OpenAIDemo):
 
     async def variables(self, request: web.Request) -> web.Response:
         return self.refusal(request) or json({"data": [], "code": 200, "message": "请求成功"})
+
+    async def problems(self, request: web.Request) -> web.Response:
+        """Questions that may follow: the path's name is misleading."""
+        if refusal := self.refusal(request):
+            return refusal
+        if self.conversation(request.match_info["conversation"]) is None:
+            return json({"code": 10404, "message": "conversation not found"})
+        data = {"problems": ["还能做什么？", "怎么接入我的智能体？"]}
+        now = int(time.time() * 1000)
+        return json({"data": data, "code": 200, "message": "SUCCESS", "timestamp": now})
 
     async def ask_application(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)

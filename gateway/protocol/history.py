@@ -11,8 +11,9 @@ from datetime import UTC, datetime
 from itertools import islice
 from typing import Any, Literal
 
-from gateway.errors import clean
+from gateway.errors import InvalidRequest, clean
 from gateway.filetypes import MediaKind
+from gateway.language.sentences import say
 from gateway.protocol.messages import Reasoning, Text, Usage
 from gateway.protocol.profile import MAX_OPTION, icon_link, suggestions, words
 from gateway.protocol.thinking import ThinkingSplitter
@@ -115,6 +116,14 @@ class Page:
     def data(self) -> dict[str, Any]:
         """As JSON."""
         return {"turns": [turn.data() for turn in self.turns], "before": self.before}
+
+
+def bad_cursor() -> InvalidRequest:
+    """The error for a `before` that no page of the conversation gave, or whose turn is gone."""
+    return InvalidRequest(
+        say("This place in the conversation does not exist: begin with the latest page again."),
+        param="before",
+    )
 
 
 # Readers of a platform's values, which may be of any type.

@@ -19,7 +19,6 @@ from gateway.errors import (
 from gateway.filetypes import KINDS, MediaKind
 from gateway.language.sentences import say
 from gateway.platforms.base import (
-    BasePlatform,
     Decoder,
     Delivery,
     Preliminary,
@@ -36,8 +35,9 @@ from gateway.platforms.base import (
     form_headers,
     json_headers,
 )
+from gateway.platforms.coze.conversations import CozeConversations
 from gateway.platforms.coze.decoder import CozeDecoder
-from gateway.platforms.coze.failures import REFUSED, explain
+from gateway.platforms.coze.failures import EXPIRED, REFUSED, explain
 from gateway.platforms.coze.options import CozeOptions
 from gateway.platforms.coze.profile import bot_profile, workflow_profile
 from gateway.protocol import sse
@@ -62,10 +62,7 @@ _TOKEN_LIFE_S = 3600
 _TOKEN_MARGIN_S = 60
 
 
-_EXPIRED = {4100, 700012006}
-
-
-class Coze(BasePlatform):
+class Coze(CozeConversations):
     kind = "coze"
     drops_stopped = True
     keeps_files = True
@@ -229,7 +226,7 @@ class Coze(BasePlatform):
 
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         code = as_count(reply.object().get("code"))
-        if self._agent.oauth and code in _EXPIRED and self._token.renew_for(chat.call_id):
+        if self._agent.oauth and code in EXPIRED and self._token.renew_for(chat.call_id):
             return self.prepare(chat)
         raise explain(reply)
 

@@ -152,7 +152,7 @@ class CozeDecoder(EventDecoder):
                     self._say_parts(answer, content, out)
                 else:
                     self._say(answer, content, out)
-            self._read_meta_usage(as_object(event.get("meta_data")))
+            self._meta_usage = answer_usage(as_object(event.get("meta_data"))) or self._meta_usage
         elif kind == "follow_up" and content:
             out.append(Note("suggestions", [content]))
         elif kind == "function_call":
@@ -160,16 +160,6 @@ class CozeDecoder(EventDecoder):
             out.append(Note("tools", [{"name": name, "status": "running"}] if name else []))
         else:
             out.append(Note("progress", []))  # verbose, knowledge, tool_response: signs of life
-
-    def _read_meta_usage(self, meta: dict[str, Any]) -> None:
-        """Read the usage that Coze Studio sends in the answer's metadata instead of at the end."""
-        total = as_count(meta.get("token"))
-        if total:
-            prompt, completion = (
-                as_count(meta.get("input_tokens")),
-                as_count(meta.get("output_tokens")),
-            )
-            self._meta_usage = Usage(prompt, completion, total)
 
     def _on_chat_completed(self, event: dict[str, Any], out: list[Delta]) -> None:
         if not self._begun:
@@ -339,6 +329,13 @@ def _field(data: dict[str, Any]) -> list[str]:
 
 def _named(option: Any) -> Any:
     return as_object(option).get("name") or as_object(option).get("content") or option
+
+
+def answer_usage(meta: dict[str, Any]) -> Usage | None:
+    """The usage that Coze Studio sends in an answer's `meta_data`."""
+    prompt, completion = as_count(meta.get("input_tokens")), as_count(meta.get("output_tokens"))
+    total = as_count(meta.get("token"))
+    return Usage(prompt, completion, total) if total else None
 
 
 def _usage(usage: dict[str, Any]) -> Usage | None:

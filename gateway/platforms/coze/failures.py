@@ -30,7 +30,10 @@ def explain(reply: UpstreamReply) -> GatewayError:
     return explain_http("Coze", reply)
 
 
-REFUSED = {4100, 4101, 700012006}
+EXPIRED = {4100, 700012006}  # codes for a token that was valid
+
+
+REFUSED = {4101, *EXPIRED}
 
 
 _OPERATOR = {

@@ -17,7 +17,6 @@ from gateway.errors import (
 from gateway.filetypes import MediaKind
 from gateway.language.sentences import say
 from gateway.platforms.base import (
-    BasePlatform,
     Decoder,
     Delivery,
     Preliminary,
@@ -33,6 +32,7 @@ from gateway.platforms.base import (
     form_headers,
     json_headers,
 )
+from gateway.platforms.dify.conversations import DifyConversations
 from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.failures import explain
 from gateway.platforms.dify.filerules import FORM_FILE, FileRules, field, file, file_rules
@@ -88,7 +88,7 @@ _FORM_TEXT = ("paragraph", "text-input")
 _FRESH_S = 300.0  # how long an app's rules for files are cached
 
 
-class Dify(BasePlatform):
+class Dify(DifyConversations):
     kind = "dify"
     keeps_files = True
     restarts = True

@@ -280,7 +280,7 @@ class DifyDecoder(EventDecoder):
         self._message_end = event
         metadata = as_object(event.get("metadata"))
         if sources := as_list(metadata.get("retriever_resources")):
-            out.append(Note("citations", [_citation(as_object(source)) for source in sources]))
+            out.append(Note("citations", [citation(as_object(source)) for source in sources]))
         files = as_list(event.get("files"))
         if not self._runs_workflow:  # from 1.13 on easy apps also list the user's files
             files = [f for f in files if as_object(f).get("transfer_method") not in _USERS]
@@ -501,7 +501,8 @@ def _made_file(file: dict[str, Any], url: str) -> dict[str, str]:
     return {"type": as_text(file.get("type")) or "file", "url": url, "name": name}
 
 
-def _citation(source: dict[str, Any]) -> dict[str, Any]:
+def citation(source: dict[str, Any]) -> dict[str, Any]:
+    """One of `retriever_resources` as an entry of the note `citations`."""
     score = source.get("score")
     return {
         "title": as_text(source.get("document_name")) or as_text(source.get("title")),

@@ -7,6 +7,7 @@ from gateway.errors import (
     ConversationNotFound,
     GatewayError,
     InvalidRequest,
+    MessageNotFound,
     QuotaExhausted,
     RateLimited,
     UnsupportedMediaType,
@@ -74,7 +75,7 @@ def explain_run(data: dict[str, Any]) -> GatewayError:
     message = _plain(message_of(data.get("error"), data))
     error = explain_message("Dify", message)
     if "conversation not exists" in message.lower():
-        return ConversationNotFound(_NO_CONVERSATION)
+        return ConversationNotFound(NO_CONVERSATION)
     if data.get("total_steps") == 0 and message and type(error) is UpstreamFailed:
         return InvalidRequest(
             say("Dify does not accept the request: {message}", message=clean(message))
@@ -82,7 +83,7 @@ def explain_run(data: dict[str, Any]) -> GatewayError:
     return error
 
 
-_NO_CONVERSATION = say(
+NO_CONVERSATION = say(
     "Dify does not know this conversation for this user. Leave conversation_id out to begin a new"
     " one; a conversation belongs to the `user` who began it."
 )
@@ -130,7 +131,9 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
             retryable=True,
         )
     if code == "not_found" and low.startswith("conversation not exists"):
-        return ConversationNotFound(_NO_CONVERSATION)
+        return ConversationNotFound(NO_CONVERSATION)
+    if code == "not_found" and low.startswith(("message not exists", "first message not exists")):
+        return MessageNotFound()
     if code == "invalid_param" and low.startswith("workflow not published"):
         return UpstreamMisconfigured(
             say(

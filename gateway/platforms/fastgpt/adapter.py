@@ -12,7 +12,6 @@ from gateway.errors import (
 )
 from gateway.language.sentences import say
 from gateway.platforms.base import (
-    BasePlatform,
     Delivery,
     Preliminary,
     ProfileStep,
@@ -25,6 +24,7 @@ from gateway.platforms.base import (
     json_headers,
     link_or_inline,
 )
+from gateway.platforms.fastgpt.conversations import FastGPTConversations
 from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.failures import concerns_key, explain
 from gateway.platforms.fastgpt.interactive import stored_pause
@@ -47,7 +47,7 @@ _RECORDS = ("/core/chat/getPaginationRecords", "/core/chat/record/getPaginationR
 _NO_APP = "0" * 24  # an id that no app has
 
 
-class FastGPT(BasePlatform):
+class FastGPT(FastGPTConversations):
     kind = "fastgpt"
     # Only bots of 4.15 and later receive audio and video; `accepts` allows them there.
     kinds = frozenset(("image", "file"))

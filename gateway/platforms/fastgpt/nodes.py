@@ -65,14 +65,18 @@ def quotes(nodes: list[Any]) -> list[dict[str, Any]]:
     out = []
     for node in walk(nodes):
         for quote in map(as_object, as_list(node.get("quoteList"))):
-            scores = [as_object(score).get("value") for score in as_list(quote.get("score"))]
-            text = filter(None, (as_text(quote.get("q")), as_text(quote.get("a"))))
-            score = next((s for s in scores if isinstance(s, int | float)), None)
-            title = as_text(quote.get("sourceName"))
-            out.append({"title": title, "text": "\n".join(text), "score": score})
+            out.append(citation(quote))
             if len(out) == MAX_QUOTES:
                 return out
     return out
+
+
+def citation(quote: dict[str, Any]) -> dict[str, Any]:
+    """A quotation from a knowledge base as an entry of the note `citations`."""
+    scores = [as_object(score).get("value") for score in as_list(quote.get("score"))]
+    text = filter(None, (as_text(quote.get("q")), as_text(quote.get("a"))))
+    score = next((s for s in scores if isinstance(s, int | float)), None)
+    return {"title": as_text(quote.get("sourceName")), "text": "\n".join(text), "score": score}
 
 
 def what_plugin_gave(nodes: list[Any]) -> str:

@@ -1,6 +1,7 @@
 """The applications of Zhipu's platform."""
 
 from typing import Any
+from urllib.parse import quote
 
 from gateway.errors import (
     EmptyAnswer,
@@ -27,6 +28,7 @@ from gateway.platforms.zhipu.product import Product
 from gateway.protocol import sse
 from gateway.protocol.content import files_note, read_content
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
+from gateway.protocol.history import next_questions
 from gateway.protocol.messages import Begin, ChatRequest, Delta, Finish, Note, Text, Usage
 from gateway.protocol.prompt import as_prompt, require_question
 from gateway.protocol.reported_errors import reported_error
@@ -97,6 +99,19 @@ class Application(Product):
     def probe(self) -> Step:
         url = f"{self._api}/v2/application/{self._agent.app_id or 'demo'}/variables"
         return UpstreamRequest("GET", url, self._headers)
+
+    def suggest(self, conversation: str, user: str, message_id: str) -> Preliminary:
+        """Zhipu has questions for the latest answer only, and knows no messages."""
+        app, conversation = self._agent.app_id or "demo", quote(conversation, safe="")
+        url = f"{self._api}/history_session_record/{app}/{conversation}"
+        return Preliminary(UpstreamRequest("GET", url, self._headers), _problems)
+
+
+def _problems(reply: UpstreamReply) -> tuple[str, ...]:
+    body = reply.object()
+    if reply.status != 200 or as_count(body.get("code")) != 200:
+        raise explain(reply)
+    return next_questions(as_object(body.get("data")).get("problems"))
 
 
 def _application_events(body: dict[str, Any]) -> bytes:
