@@ -51,19 +51,20 @@ DELETE FROM turns WHERE agent = :agent AND conversation_id = :conversation_id;
 DELETE FROM feedback WHERE agent = :agent AND conversation_id = :conversation_id;
 
 -- name: turns_save*!
-INSERT INTO turns (agent, conversation_id, id, created_ms, body)
-VALUES (:agent, :conversation_id, :id, :created_ms, :body)
-ON CONFLICT (agent, conversation_id, id) DO UPDATE SET body = excluded.body;
+INSERT INTO turns (agent, conversation_id, place, id, created_ms, body)
+VALUES (:agent, :conversation_id, :place, :id, :created_ms, :body)
+ON CONFLICT (agent, conversation_id, place) DO UPDATE SET body = excluded.body;
 
--- name: turns_page(agent, conversation_id, before_id, most)
-SELECT id, created_ms, body FROM turns
-WHERE agent = :agent AND conversation_id = :conversation_id AND id < :before_id
-ORDER BY id DESC
+-- name: turns_page(agent, conversation_id, before, most)
+SELECT place, id, created_ms, body FROM turns
+WHERE agent = :agent AND conversation_id = :conversation_id AND place < :before
+ORDER BY place DESC
 LIMIT :most;
 
 -- name: turn_by_id(agent, conversation_id, id)^
-SELECT body FROM turns
-WHERE agent = :agent AND conversation_id = :conversation_id AND id = :id;
+SELECT place FROM turns
+WHERE agent = :agent AND conversation_id = :conversation_id AND id = :id
+LIMIT 1;
 
 -- name: feedback_save(agent, conversation_id, message_id, rating, body, updated_ms)!
 INSERT INTO feedback (agent, conversation_id, message_id, rating, body, updated_ms)

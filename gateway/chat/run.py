@@ -21,6 +21,7 @@ from gateway.errors import (
 from gateway.limits.shares import Holders
 from gateway.memory.recall import Recall
 from gateway.protocol.messages import ChatRequest, Delta
+from gateway.protocol.render import StreamRenderer, WholeRenderer
 from gateway.telemetry.traces import NO_TRACE, CallTrace
 from gateway.upstream.client import Upstream
 from gateway.upstream.deadline import Deadline
@@ -87,7 +88,10 @@ class Run:
         self.chat = chat
         self.recall: Recall | None = None  # what the gateway remembers of the chat's history
         self.draft: Draft | None = None  # what will stay of the call
-        self.texts: list[str] | None = None  # the pieces of the answer, if one of them needs it
+        # The pieces of the answer and of its reasoning, if one of them needs it.
+        self.texts: list[str] | None = None
+        self.thoughts: list[str] | None = None
+        self.renderer: StreamRenderer | WholeRenderer | None = None  # once the answer has begun
         self._targets = targets
         self._earlier = 0  # attempts before the current one
         self._repeats = 0  # of them at the current target

@@ -18,6 +18,7 @@ import orjson
 
 from gateway.database import Database, ValueRefused, fetch
 from gateway.errors import ConversationNotFound, DatabaseUnavailable
+from gateway.ids import new_id
 from gateway.times import now_ms
 
 log = logging.getLogger("gateway")
@@ -31,7 +32,7 @@ MAX_PENDING_BYTES = 64 << 20  # of their turns
 _EVERY_S = 0.5  # between two batches
 _BATCH = 500
 _SWEEP_S = 600.0
-_LATEST = "~"  # sorts after every id of a turn
+_LATEST = "~"  # sorts after every place of a turn
 _MAX_FEEDBACK = 1000  # of one conversation that are shown
 
 
@@ -65,10 +66,23 @@ class Conversation:
 Place = tuple[str, str]  # agent, id
 
 
+class Turn(NamedTuple):
+    """A turn that the gateway keeps. `place` sorts by time; `id` is the answer's, `body` is JSON."""
+
+    place: str
+    id: str
+    body: dict[str, Any]
+    created_ms: int = 0
+
+
+def new_place() -> str:
+    return f"{now_ms():011x}{new_id(13)}"
+
+
 @dataclass(slots=True)
 class _Pending:
     row: dict[str, Any]
-    turns: dict[str, dict[str, Any]] = field(default_factory=dict)  # by id
+    turns: dict[str, dict[str, Any]] = field(default_factory=dict)  # by place
     size: int = 0  # bytes of the turns
 
 
@@ -131,11 +145,11 @@ class Register:
         platform_user: str = "",
         model: str = "",
         title: str = "",
-        turn: tuple[str, dict[str, Any]] | None = None,
+        turn: Turn | None = None,
         pause: dict[str, Any] | None = None,
     ) -> None:
-        """A call in that conversation has been answered. `turn` is its id and its JSON, if the
-        gateway keeps it. `pause` is what the bot waits for now; {} if no longer, None if that is
+        """A call in that conversation has been answered. `turn` is there if the gateway
+        keeps it. `pause` is what the bot waits for now; {} if no longer, None if that is
         as before."""
         if self._owners.setdefault(place, owner) != owner:
             return  # a platform that gives one id to two users: the first one has it
@@ -149,7 +163,7 @@ class Register:
             entry.row["pause"] = orjson.dumps(pause).decode() if pause else ""
         self._pending[place] = entry
         if turn is not None:
-            self._add_turn(entry, place, *turn)
+            self._add_turn(entry, place, turn)
         while len(self._pending) > MAX_PENDING or self._pending_bytes > MAX_PENDING_BYTES:
             _, dropped = self._pending.popitem(last=False)
             self._pending_bytes -= dropped.size
@@ -157,13 +171,14 @@ class Register:
         if self._writing is None:
             self._writing = asyncio.ensure_future(self._write())
 
-    def _add_turn(self, entry: _Pending, place: Place, id_: str, body: dict[str, Any]) -> None:
+    def _add_turn(self, entry: _Pending, place: Place, turn: Turn) -> None:
         entry.row["is_kept"] = 1
-        text = orjson.dumps(body).decode()
-        entry.turns[id_] = {
+        text = orjson.dumps(turn.body).decode()
+        entry.turns[turn.place] = {
             "agent": place[0],
             "conversation_id": place[1],
-            "id": id_,
+            "place": turn.place,
+            "id": turn.id,
             "created_ms": now_ms(),
             "body": text,
         }
@@ -308,23 +323,22 @@ class Register:
         await self._sql.turns_delete(conn, agent=agent, conversation_id=id_)
         await self._sql.feedback_delete(conn, agent=agent, conversation_id=id_)
 
-    async def mark(self, one: Conversation, turn: tuple[str, dict[str, Any]]) -> None:
+    async def mark(self, one: Conversation, turn: Turn) -> None:
         """Add a turn to a conversation that the gateway keeps."""
         self.note(one.owner, (one.agent, one.id), turn=turn)
         await self.flush()
 
-    async def turn(self, one: Conversation, id_: str) -> dict[str, Any] | None:
-        """A turn that the gateway keeps."""
+    async def has_turn(self, one: Conversation, id_: str) -> bool:
+        """Whether the gateway keeps an answer with that id there."""
         await self.flush()
         async with self._open() as conn:
-            row = await self._sql.turn_by_id(conn, agent=one.agent, conversation_id=one.id, id=id_)
-        return orjson.loads(row["body"]) if row else None
+            found = await self._sql.turn_by_id(
+                conn, agent=one.agent, conversation_id=one.id, id=id_
+            )
+        return found is not None
 
-    async def turns(
-        self, place: Place, limit: int, before: str = ""
-    ) -> list[tuple[str, int, dict[str, Any]]]:
-        """Up to `limit` turns before the one with the id `before`, the newest first: each with its
-        id and its time in milliseconds."""
+    async def turns(self, place: Place, limit: int, before: str = "") -> list[Turn]:
+        """Up to `limit` turns before the place `before`, the newest first."""
         await self.flush()
         async with self._open() as conn:
             rows = await fetch(
@@ -332,16 +346,19 @@ class Register:
                     conn,
                     agent=place[0],
                     conversation_id=place[1],
-                    before_id=before or _LATEST,
+                    before=before or _LATEST,
                     most=limit,
                 )
             )
-        return [(row["id"], row["created_ms"], orjson.loads(row["body"])) for row in rows]
+        return [
+            Turn(row["place"], row["id"], orjson.loads(row["body"]), row["created_ms"])
+            for row in rows
+        ]
 
     async def history(self, place: Place, limit: int) -> list[dict[str, Any]]:
         """The latest turns, the oldest first, for a call that waits. Raises DatabaseUnavailable."""
         found = await self._in_time(self.turns(place, limit))
-        return [body for _, _, body in reversed(found)]
+        return [turn.body for turn in reversed(found)]
 
     async def rate(self, one: Conversation, message: str, feedback: dict[str, Any]) -> None:
         """Keep a person's feedback on an answer; one without a rating takes it back."""

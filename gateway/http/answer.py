@@ -104,6 +104,7 @@ def answering(
             context.run, run.recall, run.draft = run, recall, draft
             if recall is not None or (draft is not None and draft.question is not None):
                 run.texts = []
+                run.thoughts = [] if draft is not None and draft.question is not None else None
             error = ""
             try:
                 return await send(request, call, run, chat, conversational, state.config.server)
@@ -120,7 +121,7 @@ def answering(
                 context.run = None
                 _note(context, call, run)
                 if is_open(run):
-                    app[UPSTREAM].spawn(keep(request, run, call, None, cut=True, error=error))
+                    app[UPSTREAM].spawn(keep(request, run, call, cut=True, error=error))
 
     return handler
 
@@ -228,8 +229,8 @@ async def _whole(
     else:
         if renderer.finish:
             call.finished(renderer.finish)
-    run.texts = renderer.texts
-    await keep(request, run, call, renderer, cut=renderer.notes.is_stopped)
+    run.texts, run.thoughts, run.renderer = renderer.texts, renderer.thoughts, renderer
+    await keep(request, run, call, cut=renderer.notes.is_stopped)
     return renderer.body()
 
 
@@ -407,7 +408,6 @@ class _Stream:
             self._request,
             self._run,
             self._call,
-            self._renderer,
             cut=not self._call.is_whole,
             error=self._problem,
         )
@@ -425,9 +425,7 @@ class _Stream:
         self._call.first_delta()
         self._request[CONTEXT].free_body()
         renderer = self._renderer = self._new_renderer()
-        renderer.texts = run.texts
-        if run.draft is not None and run.draft.question is not None:
-            renderer.thoughts = []
+        renderer.texts, renderer.thoughts, run.renderer = run.texts, run.thoughts, renderer
         with run.until(run.ends_at):
             await self._commit()
             frames = renderer.feed(deltas)

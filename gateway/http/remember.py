@@ -8,15 +8,13 @@ from gateway.chat.routing import Target
 from gateway.chat.run import Run
 from gateway.config.models import Conversations, Memory
 from gateway.conversations.draft import MAX_TURNS, Draft, draft_of, earlier
-from gateway.conversations.register import Owner
+from gateway.conversations.register import Owner, Turn, new_place
 from gateway.http.context import CONTEXT, CONVERSATIONS, MEMORY, State
 from gateway.ids import new_id
 from gateway.memory.recall import MAX_TEXT, Recall
 from gateway.protocol.history import Status
 from gateway.protocol.messages import ChatRequest
-from gateway.protocol.render import StreamRenderer, WholeRenderer
 from gateway.telemetry.call import Call
-from gateway.times import now_ms
 
 
 def owner_of(call: Call) -> Owner:
@@ -55,19 +53,22 @@ async def look_up(
     if named and (is_ours or (platform.remembers and chat.seal is None)):
         # A sealed id is its own proof; one of the gateway's own conversations was never made up.
         await register.require(owner, (target.name, named), adopts=not is_ours)
-    is_kept = is_ours or settings.mode == "gateway"
+    is_kept = is_ours or (
+        settings.mode != "off"
+        and platform.remembers
+        and register.database is not None
+        and (settings.mode == "gateway" or not platform.shows_turns)
+    )
     draft = draft_of(owner, chat, is_titled=settings.mode != "off", is_kept=is_kept)
     if is_kept:
-        turn_id = f"{now_ms():011x}{new_id(13)}"
-        if not is_ours:
-            chat.own_message = turn_id
-        elif named:
-            turns = await register.history((target.name, named), MAX_TURNS)
-            chat.continue_own(named, turn_id, earlier(turns))
-        elif len(chat.messages) == 1:  # else the client keeps its history
-            chat.continue_own(new_id(32), turn_id)
-        else:
-            draft.question = None
+        chat.own_message = new_place()
+    if is_ours and named:
+        turns = await register.history((target.name, named), MAX_TURNS)
+        chat.continue_own(named, earlier(turns))
+    elif is_ours and len(chat.messages) == 1:
+        chat.continue_own(new_id(32))
+    elif is_ours:  # the client keeps its history
+        draft.question = None
     return draft
 
 
@@ -101,7 +102,6 @@ async def keep(
     request: web.Request,
     run: Run,
     call: Call,
-    renderer: StreamRenderer | WholeRenderer | None,
     *,
     cut: bool,
     error: str = "",
@@ -110,7 +110,7 @@ async def keep(
     part of the answer, because of `error` if the client itself has not left."""
     if (draft := run.draft) is not None and not draft.is_over:
         draft.is_over = True
-        await _keep_conversation(request, run, call, draft, renderer, cut=cut, error=error)
+        await _keep_conversation(request, run, call, draft, cut=cut, error=error)
     if (recall := run.recall) is not None and not recall.is_over:
         await _keep_thread(request, run, recall, cut=cut)
 
@@ -126,22 +126,22 @@ async def _keep_conversation(
     run: Run,
     call: Call,
     draft: Draft,
-    renderer: StreamRenderer | WholeRenderer | None,
     *,
     cut: bool,
     error: str,
 ) -> None:
-    chat, target = run.chat, run.attempt.target
+    chat, target, renderer = run.chat, run.attempt.target, run.renderer
     conversation = run.conversation_id
     if not conversation:
         return
     register, turn = request.app[CONVERSATIONS], None
     notes = renderer.notes.members if renderer is not None else {}
     if draft.question is not None:
-        thoughts = (renderer.thoughts if renderer is not None else None) or ()
+        thoughts = run.thoughts or ()
         status: Status = "failed" if error else "stopped" if cut else "completed"
         body = draft.turn(run.texts or (), thoughts, notes, call.usage, status=status, error=error)
-        turn = (chat.own_message, body)
+        id_ = renderer.notes.message_id if renderer is not None else ""
+        turn = Turn(chat.own_message, id_ or chat.own_message, body)
     title, pause = notes.get("title"), None
     if shown := notes.get("interaction"):
         decoder = run.attempt.decoder

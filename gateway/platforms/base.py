@@ -182,6 +182,10 @@ class Platform(Protocol):
     # leads to the result, or raises NotOffered. `user` is the end user of its questions. An unknown
     # conversation is ConversationNotFound, an unknown message MessageNotFound.
 
+    @property
+    def shows_turns(self) -> bool:
+        """Whether `past_turns` is offered; else the gateway keeps them itself."""
+
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         """Leads to a Page of at most `limit` turns: the latest, or those before the page whose
         `before` is given."""
@@ -264,6 +268,10 @@ class BasePlatform:
         """The platform's name in sentences."""
         kind = find(self.kind) if self.kind else None
         return kind.title if kind else say("This agent's platform")
+
+    @property
+    def shows_turns(self) -> bool:
+        return False
 
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         raise NotOffered(

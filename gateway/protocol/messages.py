@@ -94,7 +94,7 @@ class ChatRequest:
     the only agent that knows the conversation, and gets the first `resent` messages again, which
     its platform does not keep.
     `own_conversation` is the gateway's own conversation, for platforms that keep none, and
-    `own_message` the id of the answer there.
+    `own_message` the id of an answer that the gateway keeps, if the platform gives it none.
     `task` is the kind of background call; `asked` is then the name that the caller asked
     if `model` answers in its place, and `answer` the text if the gateway answers by itself.
 
@@ -139,11 +139,9 @@ class ChatRequest:
         """Ask in a conversation that the gateway has recalled, before anything is sent."""
         self.home, self.conversation_id, self.resent = agent, conversation, resent
 
-    def continue_own(
-        self, conversation: str, message: str, earlier: tuple[Message, ...] = ()
-    ) -> None:
+    def continue_own(self, conversation: str, earlier: tuple[Message, ...] = ()) -> None:
         """Ask in a conversation that the gateway itself keeps, after its earlier turns."""
-        self.own_conversation, self.own_message = conversation, message
+        self.own_conversation = conversation
         self.conversation_id = None
         self.messages = (*earlier, *self.messages)
 

@@ -68,9 +68,10 @@ class Notes:
     @property
     def message_id(self) -> str:
         """The answer's id at whoever keeps the conversation."""
-        if self._chat.own_conversation and not (self._begun and self._begun.conversation_id):
-            return self._chat.own_message
-        return self._begun.message_id if self._begun is not None else ""
+        begun, chat = self._begun, self._chat
+        if chat.own_conversation and not (begun is not None and begun.conversation_id):
+            return chat.own_message
+        return (begun.message_id if begun is not None else "") or chat.own_message
 
     def tool_id(self, delta: ToolCall) -> str:
         """A call's id as the caller sees it: sealed like a conversation's, if it can

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from gateway.chat.routing import Target
 from gateway.chat.steps import resolve
 from gateway.conversations.draft import CLEARED, title_of
-from gateway.conversations.register import Conversation, Owner, Register, not_found
+from gateway.conversations.register import Conversation, Owner, Register, Turn, new_place, not_found
 from gateway.errors import (
     Conflict,
     ConversationNotFound,
@@ -159,11 +159,11 @@ async def _kept_turns(
 ) -> tuple[list[dict[str, Any]], str]:
     rows = await register.turns((one.agent, one.id), limit, before)
     turns = [
-        {**body, "id": id_, "created": ms // 1000}
-        for id_, ms, body in reversed(rows)
-        if body["status"] != CLEARED
+        {**row.body, "id": row.id, "created": row.created_ms // 1000}
+        for row in reversed(rows)
+        if row.body["status"] != CLEARED
     ]
-    return turns, rows[-1][0] if len(rows) == limit else ""
+    return turns, rows[-1].place if len(rows) == limit else ""
 
 
 # Changing.
@@ -204,7 +204,7 @@ async def clear(request: web.Request) -> web.Response:
     await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
     if one.is_kept:
         mark = PastTurn("").data() | {"status": CLEARED}
-        await _register(request).mark(one, (f"{now_ms():011x}{new_id(13)}", mark))
+        await _register(request).mark(one, Turn(new_place(), "", mark))
     else:
         target = _target(request, one)
         await _ask(request, target, target.platform.clear(one.id, one.platform_user))
@@ -337,7 +337,7 @@ async def give_feedback(request: web.Request) -> web.Response:
     one, message = await _find(request), _message_id(request)
     body = await read_settings(request, Opinion, query=_SCOPE)
     feedback = Feedback(body.rating, body.text.strip(), tuple(body.reasons))
-    if one.is_kept and await _register(request).turn(one, message) is None:
+    if one.is_kept and not await _register(request).has_turn(one, message):
         raise MessageNotFound
     done = await _at_platform(
         request,

@@ -18,15 +18,16 @@ CREATE TABLE conversations (
 );
 CREATE INDEX conversations_owned ON conversations (caller, end_user, updated_ms);
 CREATE INDEX conversations_updated ON conversations (updated_ms);
--- Turns of conversations that the gateway keeps itself. Ids sort by time; `body` is JSON: see
--- gateway/protocol/history.py.
+-- Turns of conversations that the gateway keeps itself, in the order of `place`. `id` is the
+-- answer's as the caller sees it; `body` is JSON: see gateway/protocol/history.py.
 CREATE TABLE turns (
     agent TEXT NOT NULL,
     conversation_id TEXT NOT NULL,
+    place TEXT NOT NULL,
     id TEXT NOT NULL,
     created_ms BIGINT NOT NULL,
     body TEXT NOT NULL,
-    PRIMARY KEY (agent, conversation_id, id)
+    PRIMARY KEY (agent, conversation_id, place)
 );
 -- What people think of answers, whoever keeps the turns. `rating` is like or dislike.
 CREATE TABLE feedback (

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from gateway.conversations import register as module
-from gateway.conversations.register import Owner, Register
+from gateway.conversations.register import Owner, Register, Turn
 from gateway.database import connect
 from gateway.errors import ConversationNotFound, DatabaseUnavailable
 
@@ -30,8 +30,12 @@ async def opened(database_url, stack):
     return open_one
 
 
-def turn(question: str) -> dict[str, str]:
+def said(question: str) -> dict[str, str]:
     return {"question": question, "answer": "yes", "status": "completed"}
+
+
+def turn(place: str, question: str) -> Turn:
+    return Turn(place, f"m{place}", said(question))
 
 
 async def is_refused(register: Register, owner: Owner, place=PLACE, *, adopts=True) -> bool:
@@ -124,18 +128,18 @@ async def test_pages_follow_each_other_without_gaps(opened):
 async def test_a_kept_turn_is_there_for_the_next_question(opened):
     register = opened()
     for number in range(3):
-        register.note(ALICE, PLACE, turn=(f"00{number}", turn(f"q{number}")))
+        register.note(ALICE, PLACE, turn=turn(f"00{number}", f"q{number}"))
     await register.settle()
     other = opened()
     assert [each["question"] for each in await other.history(PLACE, 10)] == ["q0", "q1", "q2"]
     assert [each["question"] for each in await other.history(PLACE, 2)] == ["q1", "q2"]
-    [(id_, _, body)] = await other.turns(PLACE, 1, before="002")
-    assert (id_, body["question"]) == ("001", "q1")
+    [found] = await other.turns(PLACE, 1, before="002")
+    assert (found.place, found.id, found.body["question"]) == ("001", "m001", "q1")
 
 
 async def test_deleting_takes_turns_and_feedback_along(opened):
     register = opened()
-    register.note(ALICE, PLACE, turn=("001", turn("q")))
+    register.note(ALICE, PLACE, turn=turn("001", "q"))
     [row] = await register.named(ALICE, "c1")
     await register.rate(row, "001", {"rating": "like", "text": "", "reasons": []})
     assert (await register.ratings(row))["001"]["rating"] == "like"
@@ -158,7 +162,7 @@ async def test_feedback_is_replaced_and_taken_back(opened):
 
 async def test_what_is_older_than_keep_is_deleted(opened):
     register = opened(keep_s=lambda: -1.0)
-    register.note(ALICE, PLACE, turn=("001", turn("q")))
+    register.note(ALICE, PLACE, turn=turn("001", "q"))
     await register.flush()
     await register.sweep()
     assert await register.named(ALICE, "c1") == []
@@ -203,22 +207,22 @@ async def test_a_slow_database_holds_a_call_up_for_a_moment_only(broken):
     began = asyncio.get_running_loop().time()
     with pytest.raises(DatabaseUnavailable):
         await register.require(ALICE, PLACE, adopts=True)
-    register.note(ALICE, PLACE, turn=("001", turn("q")))
+    register.note(ALICE, PLACE, turn=turn("001", "q"))
     await register.settle()
     assert asyncio.get_running_loop().time() - began < 2
     broken.hold.set()
     await register.flush()
-    assert await register.history(PLACE, 10) == [turn("q")]
+    assert await register.history(PLACE, 10) == [said("q")]
     await register.close()
 
 
 async def test_what_the_database_missed_is_written_later(broken):
     register = Register(broken)
     broken.is_down = True
-    register.note(ALICE, PLACE, title="kept", turn=("001", turn("q1")))
+    register.note(ALICE, PLACE, title="kept", turn=turn("001", "q1"))
     with pytest.raises(DatabaseUnavailable):
         await register.flush()
-    register.note(ALICE, PLACE, turn=("002", turn("q2")))
+    register.note(ALICE, PLACE, turn=turn("002", "q2"))
     broken.is_down = False
     await register.flush()
     assert [each["question"] for each in await register.history(PLACE, 10)] == ["q1", "q2"]
@@ -235,9 +239,9 @@ async def test_what_waits_for_the_database_has_a_bound(broken, monkeypatch):
     for number in range(30):
         register.note(ALICE, ("dify", f"c{number}"))
     assert register.lost == 20
-    register.note(ALICE, ("dify", "long"), turn=("001", turn("q" * 6000)))
+    register.note(ALICE, ("dify", "long"), turn=turn("001", "q" * 6000))
     assert register.lost == 31
-    register.note(ALICE, ("dify", "next"), turn=("001", turn("q")))
+    register.note(ALICE, ("dify", "next"), turn=turn("001", "q"))
     broken.is_down = False
     assert [row.id for row in await register.page(ALICE, "", 100, FIRST)] == ["next"]
     await register.close()
