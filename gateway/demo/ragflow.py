@@ -9,6 +9,7 @@ from aiohttp import web
 
 from gateway.demo.base import Broken, Demo, Stream, dumps, json
 from gateway.demo.script import Speech, speak
+from gateway.demo.talks import Talk, Turn
 
 _KIND = "text/event-stream; charset=utf-8"
 _CHUNK: dict[str, Any] = {
@@ -42,13 +43,21 @@ class RAGFlowDemo(Demo):
             ("POST", "/api/v1/chat/completions", self.chat),
             ("POST", "/api/v1/agents/chat/completions", self.agent),
             ("GET", "/api/v1/chats/{bot}", self.about),
+            ("PATCH", "/api/v1/chats/{bot}/sessions/{session}", self.rename),
+            (
+                "PUT",
+                "/api/v1/chats/{bot}/sessions/{session}/messages/{message}/feedback",
+                self.rate,
+            ),
         ]
+        older = [("PUT", "/api/v1/chats/{bot}/sessions/{session}", self.rename)]
         return [
-            *(newer if self.version == "delta" else ()),
+            *(newer if self.version == "delta" else older),
             ("GET", "/api/v1/chats", self.chats),
             ("POST", "/api/v1/chats/{bot}/sessions", self.create_session),
             ("POST", "/api/v1/agents/{bot}/sessions", self.create_session),
-            ("GET", "/api/v1/agents/{bot}/sessions", self.sessions),
+            ("GET", "/api/v1/{bots:chats|agents}/{bot}/sessions", self.sessions),
+            ("DELETE", "/api/v1/{bots:chats|agents}/{bot}/sessions", self.delete),
             ("POST", "/api/v1/chats/{bot}/completions", self.chat),
             ("POST", "/api/v1/agents/{bot}/completions", self.agent),
         ]
@@ -72,10 +81,50 @@ class RAGFlowDemo(Demo):
             return refusal
         session = _new_id()
         self._conversations[session] = []
+        self.talks[session].title = str(body.get("name"))
         return _good({"id": session, "name": body.get("name"), "messages": []})
 
     async def sessions(self, request: web.Request) -> web.Response:
-        return self._refusal(request) or _good([])
+        """The session with the query's `id`, whole; no others are listed."""
+        id_ = request.query.get("id", "")
+        talk = self._talk(id_)
+        shown = [_session(id_, talk, self.version == "delta")] if talk else []
+        return self._refusal(request) or _good(shown)
+
+    def _talk(self, session: str) -> Talk | None:
+        return None if self.conversation(session) is None else self.talks[session]
+
+    async def rename(self, request: web.Request) -> web.Response:
+        body, id_ = await self.body(request), request.match_info["session"]
+        talk = self._talk(id_)
+        if refusal := self._refusal(request):
+            return refusal
+        if talk is None:
+            return _error(102, "Session not found!")
+        talk.title = str(body.get("name"))
+        return _good(_session(id_, talk, True))
+
+    async def delete(self, request: web.Request) -> web.Response:
+        body = await self.body(request)
+        if refusal := self._refusal(request):
+            return refusal
+        for id_ in body.get("ids") or list(self._conversations):  # as some versions do
+            if not self.forget(str(id_)):
+                return _error(102, f"The chat doesn't own the session {id_}")
+        return _good(True)
+
+    async def rate(self, request: web.Request) -> web.Response:
+        """An unknown message is no error."""
+        body, talk = await self.body(request), self._talk(request.match_info["session"])
+        if refusal := self._refusal(request):
+            return refusal
+        if talk is None:
+            return _error(102, "Session not found!")
+        if not isinstance(body.get("thumbup"), bool):
+            return _error(102, "thumbup must be a boolean")
+        if turn := talk.turn(request.match_info["message"]):
+            turn.feedback = {name: body[name] for name in ("thumbup", "feedback") if name in body}
+        return _good(_session(request.match_info["session"], talk, True))
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)
@@ -88,12 +137,13 @@ class RAGFlowDemo(Demo):
         if not question:
             return _error(102, "Please input your question.")
         session = body.get("session_id")
-        earlier = asked[:-1]
+        earlier, turn = asked[:-1], Turn(_new_id(), question)
         if body.get("store_history_messages") is not False:
             session = session or _new_id()
             earlier = self.remember(session, question)
+            self.talks.add(session, turn)
         speech = speak("RAGFlow", question, earlier)
-        run = _Chat(self, speech, {"session_id": session, "chat_id": bot, "id": _new_id()})
+        run = _Chat(self, speech, {"session_id": session, "chat_id": bot, "id": turn.id}, turn)
         if body.get("stream", True) is False:
             return run.whole()
         return await run.stream(request)
@@ -105,7 +155,8 @@ class RAGFlowDemo(Demo):
         question = str(body.get("query") or body.get("question") or "")
         session = body.get("session_id") or _new_id()
         speech = speak("RAGFlow", question, self.remember(session, question))
-        run = _Agent(self, speech, session, "#form" in question)
+        turn = self.talks.add(session, Turn(_new_id(), question))
+        run = _Agent(self, speech, session, "#form" in question, turn)
         if body.get("stream") is not True:
             return run.whole()
         return await run.stream(request)
@@ -120,14 +171,17 @@ class RAGFlowDemo(Demo):
 class _Chat:
     """One answer of an assistant: frames of new text, or of all the text so far."""
 
-    def __init__(self, demo: RAGFlowDemo, speech: Speech, ids: dict[str, Any]) -> None:
+    def __init__(self, demo: RAGFlowDemo, speech: Speech, ids: dict[str, Any], turn: Turn) -> None:
         self._demo = demo
+        self._turn = turn
         self._speech = speech
         self._ids = ids
 
     def whole(self) -> web.Response:
         if failure := _failure(self._speech):
+            self._turn.fail(failure)
             return _error(100, failure)
+        self._turn.finish(self._speech)
         thought = f"<think>{self._speech.thought}</think>" if self._speech.reasoning else ""
         return _good(self._frame(f"{thought}{self._speech.text} [ID:0]", _reference()))
 
@@ -140,6 +194,7 @@ class _Chat:
 
         try:
             if failure := _failure(self._speech):  # which is an ordinary answer
+                self._turn.fail(failure)
                 await send(self._frame(failure, {}, **self._flags(final=False)))
             elif self._demo.version == "delta":
                 await self._deltas(send, stream)
@@ -159,7 +214,7 @@ class _Chat:
 
     async def _deltas(self, send: Send, stream: Stream) -> None:
         thinks = False
-        async for kind, piece in self._demo.pieces(self._speech, stream):
+        async for kind, piece in self._demo.pieces(self._speech, stream, self._turn):
             if (kind == "think") != thinks:
                 thinks = not thinks
                 flag = {"start_to_think": True} if thinks else {"end_to_think": True}
@@ -169,7 +224,7 @@ class _Chat:
 
     async def _repeats(self, send: Send, stream: Stream) -> None:
         so_far, thinks = "", False
-        async for kind, piece in self._demo.pieces(self._speech, stream):
+        async for kind, piece in self._demo.pieces(self._speech, stream, self._turn):
             so_far = so_far.removesuffix("</think>") if kind == "think" else so_far
             so_far += f"<think>{piece}" if kind == "think" and not thinks else piece
             thinks = thinks or kind == "think"
@@ -188,11 +243,14 @@ class _Chat:
 class _Agent:
     """One run of an agent, and its events."""
 
-    def __init__(self, demo: RAGFlowDemo, speech: Speech, session: str, asks: bool) -> None:
+    def __init__(
+        self, demo: RAGFlowDemo, speech: Speech, session: str, asks: bool, turn: Turn
+    ) -> None:
         self._demo = demo
+        self._turn = turn
         self._speech = speech
         self._asks = asks
-        self._ids = {"message_id": _new_id(), "task_id": _new_id(), "session_id": session}
+        self._ids = {"message_id": turn.id, "task_id": _new_id(), "session_id": session}
         self._begun = int(time.time())
 
     @property
@@ -203,7 +261,9 @@ class _Agent:
 
     def whole(self) -> web.Response:
         if failure := _failure(self._speech):
+            self._turn.fail(failure)
             return _error(100, failure)
+        self._turn.finish(self._speech)
         run = {"content": f"{self._speech.text} [ID:{_CHUNK_KEY}]", "reference": _agent_reference()}
         return _good({"data": {**run, "trace": [], "usage": self._usage}, **self._ids})
 
@@ -224,6 +284,7 @@ class _Agent:
         await send("node_started", {"inputs": {}, **node, "thoughts": ""})
         try:
             if failure := _failure(self._speech):
+                self._turn.fail(failure)
                 await send("node_finished", {"outputs": {}, **node, "error": failure})
             elif self._asks:
                 choice = {"name": "城市", "type": "options", "options": ["杭州", "上海"]}
@@ -244,7 +305,7 @@ class _Agent:
 
     async def _say(self, send: Any, stream: Stream) -> None:
         thinks = False
-        async for kind, piece in self._demo.pieces(self._speech, stream):
+        async for kind, piece in self._demo.pieces(self._speech, stream, self._turn):
             if (kind == "think") != thinks:
                 thinks = not thinks
                 flag = "start_to_think" if thinks else "end_to_think"
@@ -252,6 +313,26 @@ class _Agent:
             await send("message", {"content": piece})
         await send("message", {"content": f" [ID:{_CHUNK_KEY}]"})
         await send("message_end", {"reference": _agent_reference()})
+
+
+def _session(id_: str, talk: Talk, is_newer: bool) -> dict[str, Any]:
+    """A session with its messages: newer servers list references by answer, older ones put the
+    chunks into the message."""
+    messages: list[dict[str, Any]] = [{"role": "assistant", "content": "你好"}]
+    references: list[dict[str, Any]] = []
+    for turn in talk.turns:
+        thought = f"<think>{turn.reasoning}</think>" if turn.reasoning else ""
+        mark = " [ID:0]" if is_newer else " ##0$$"
+        said = f"{thought}{turn.answer}{mark}" if turn.answer else turn.error
+        answer = {"role": "assistant", "content": said, **(turn.feedback or {})}
+        if is_newer:
+            answer |= {"id": turn.id, "created_at": turn.created}
+            references.append(_reference())
+        else:
+            answer["reference"] = _reference()["chunks"]
+        messages += [{"role": "user", "content": turn.question, "id": turn.id}, answer]
+    more = {"reference": references} if is_newer else {}
+    return {"id": id_, "name": talk.title, "messages": messages, "user_id": "", **more}
 
 
 def _failure(speech: Speech) -> str:

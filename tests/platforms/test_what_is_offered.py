@@ -25,7 +25,8 @@ OFFERED = {
     "zhipu application": {"suggest"},
     "zhipu glms": set(),
     "zhipu models": set(),
-    "ragflow": set(),
+    "ragflow": {"past_turns", "rename", "delete", "give_feedback"},
+    "ragflow agent": {"past_turns", "delete"},
     "n8n": set(),
     "openai": set(),
 }
@@ -33,6 +34,7 @@ OPTIONS = {
     "fastgpt": {"app_id": "66f0a1b2c3d4e5f6071829ff"},
     "coze": {"bot_id": "7"},
     "ragflow": {"chat_id": "c"},
+    "ragflow agent": {"agent_id": "a"},
     "zhipu glms": {"api": "glms", "assistant_id": "a"},
     "zhipu application": {"api": "application", "app_id": "a"},
     "openai": {"model": "m"},

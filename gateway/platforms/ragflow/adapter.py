@@ -10,10 +10,9 @@ from collections import deque
 from typing import Any
 from urllib.parse import quote
 
-from gateway.errors import ConversationNotFound, InvalidRequest
+from gateway.errors import InvalidRequest
 from gateway.language.sentences import say
 from gateway.platforms.base import (
-    BasePlatform,
     Decoder,
     Preliminary,
     Step,
@@ -26,8 +25,9 @@ from gateway.platforms.base import (
     json_headers,
 )
 from gateway.platforms.pauses import Pause, Pauses
+from gateway.platforms.ragflow.conversations import RAGFlowConversations
 from gateway.platforms.ragflow.decoder import RAGFlowDecoder
-from gateway.platforms.ragflow.failures import explain
+from gateway.platforms.ragflow.failures import explain, lacks_path
 from gateway.platforms.ragflow.options import ENDPOINTS, RAGFlowOptions
 from gateway.protocol import loosejson, sse
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
@@ -44,7 +44,7 @@ _RESERVED = frozenset((
 ))  # fmt: skip
 
 
-class RAGFlow(BasePlatform):
+class RAGFlow(RAGFlowConversations):
     kind = "ragflow"
     restarts = True
 
@@ -131,7 +131,7 @@ class RAGFlow(BasePlatform):
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         """Retry with the older endpoint the first time that one is missing. Raises any other
         error."""
-        if _lacks_path(reply):
+        if lacks_path(reply):
             if chat.call_id not in self._missed:
                 self._missed.append(chat.call_id)
                 self._is_old = True
@@ -174,7 +174,7 @@ class RAGFlow(BasePlatform):
         return self._get(self._path)
 
     def describe(self, reply: UpstreamReply) -> str | Step:
-        if _lacks_path(reply) and not self._agent.agent_id:
+        if lacks_path(reply) and not self._agent.agent_id:
             return Preliminary(self._get(f"/chats?id={quote(self._bot, safe='')}"), self._found)
         return self._found(reply)
 
@@ -188,14 +188,6 @@ class RAGFlow(BasePlatform):
         if self._agent.agent_id:
             return say("agent {name!r}", name=self._bot)
         return say("chat {name!r}", name=as_text(found.get("name")) or self._bot)
-
-
-def _lacks_path(reply: UpstreamReply) -> bool:
-    """Whether the server lacks the endpoint; other codes prove that it exists, and so does a
-    message about the conversation."""
-    code = as_count(reply.object().get("code"))
-    is_lost = isinstance(explain(reply), ConversationNotFound)
-    return not is_lost and (code in (404, 405) or (not code and reply.status in (404, 405)))
 
 
 # RAGFlow drops turns of other roles.

@@ -52,6 +52,14 @@ def explain(reply: UpstreamReply) -> GatewayError:
     return explain_http("RAGFlow", reply)
 
 
+def lacks_path(reply: UpstreamReply) -> bool:
+    """Whether the server lacks the endpoint; other codes prove that it exists, and so does a
+    message about the conversation."""
+    code = as_count(reply.object().get("code"))
+    is_lost = isinstance(explain(reply), ConversationNotFound)
+    return not is_lost and (code in (404, 405) or (not code and reply.status in (404, 405)))
+
+
 def explain_code(code: int, message: str) -> GatewayError:
     """The error for one of RAGFlow's codes. `message` may be a model's failure."""
     message = _bare(message)
