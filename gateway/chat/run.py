@@ -57,20 +57,8 @@ class Run:
     """
 
     __slots__ = (
-        "_earlier",
-        "_question",
-        "_repeats",
-        "_targets",
-        "attempt",
-        "chat",
-        "draft",
-        "failures",
-        "fallbacks",
-        "reasons",
-        "recall",
-        "retries",
-        "texts",
-        "timers",
+        "_earlier", "_question", "_repeats", "_targets", "attempt", "chat", "draft", "failures",
+        "fallbacks", "reasons", "recall", "renderer", "retries", "texts", "thoughts", "timers",
     )  # fmt: skip
 
     def __init__(

@@ -67,7 +67,7 @@ Place = tuple[str, str]  # agent, id
 
 
 class Turn(NamedTuple):
-    """A turn that the gateway keeps. `place` sorts by time; `id` is the answer's, `body` is JSON."""
+    """A turn that the gateway keeps: `place` sorts by time, `id` is the answer's."""
 
     place: str
     id: str

@@ -184,7 +184,7 @@ class Platform(Protocol):
 
     @property
     def shows_turns(self) -> bool:
-        """Whether `past_turns` is offered; else the gateway keeps them itself."""
+        """Whether `past_turns` is offered. If not, the gateway keeps them itself."""
 
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         """Leads to a Page of at most `limit` turns: the latest, or those before the page whose
@@ -229,6 +229,10 @@ class BasePlatform:
         return False
 
     @property
+    def shows_turns(self) -> bool:
+        return False
+
+    @property
     def models(self) -> Sequence[str] | None:
         return None
 
@@ -268,10 +272,6 @@ class BasePlatform:
         """The platform's name in sentences."""
         kind = find(self.kind) if self.kind else None
         return kind.title if kind else say("This agent's platform")
-
-    @property
-    def shows_turns(self) -> bool:
-        return False
 
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         raise NotOffered(

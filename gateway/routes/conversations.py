@@ -47,13 +47,12 @@ from gateway.http.context import (
 )
 from gateway.http.remember import owner_named
 from gateway.http.stops import STOPS
-from gateway.ids import new_id
 from gateway.language.sentences import say
 from gateway.platforms.base import Preliminary, json_text
 from gateway.protocol.history import Feedback, PastTurn
 from gateway.protocol.messages import ChatRequest, Message, Resume
 from gateway.telemetry.call import Call
-from gateway.times import iso, now_ms
+from gateway.times import iso
 
 _PAGE, _LARGEST_PAGE = 20, 100
 _FETCH_S = 10.0

@@ -26,6 +26,13 @@ def thread(id_: str = "t1", turns: int = 1) -> Thread:
     return Thread(id_, id_, "bot", f"c-{id_}", (Turn("u", ANSWER),) * turns, "p")
 
 
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """A busy machine may take longer than a call would wait."""
+    for module in ("gateway.limits.buckets", "gateway.memory.database"):
+        monkeypatch.setattr(f"{module}.DEADLINE_S", 5.0)
+
+
 @pytest.fixture(params=["local", "redis", "sqlite", "postgresql"])
 async def opened(request, tmp_path, stack):
     """A function that opens the store, as another process would."""

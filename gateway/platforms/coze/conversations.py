@@ -67,6 +67,10 @@ class CozeConversations(BasePlatform):
     def _renew(self, then: Callable[[], Any]) -> Preliminary:
         """Fetch a token, then continue with `then`."""
 
+    @property
+    def shows_turns(self) -> bool:
+        return True
+
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         """`before` is the list's position and the oldest message before which turns are wanted, as
         `<position>.<id>`: pages cut turns, whose messages belong together."""

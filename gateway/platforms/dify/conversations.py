@@ -45,6 +45,10 @@ class DifyConversations(BasePlatform):
     _headers: dict[str, str]
     _mode: str | None
 
+    @property
+    def shows_turns(self) -> bool:
+        return True
+
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         with _as_cursor():
             request = self._messages(conversation, user, before, limit)

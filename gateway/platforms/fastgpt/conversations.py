@@ -43,6 +43,10 @@ class FastGPTConversations(BasePlatform):
     _headers: dict[str, str]
     _generation = 0  # which of the two paths the server has
 
+    @property
+    def shows_turns(self) -> bool:
+        return bool(self.app_id)
+
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         """`before` is the number of newer items and the oldest of them, as `<number>.<id>`: the
         number grows while the conversation goes on."""

@@ -42,6 +42,10 @@ class RAGFlowConversations(BasePlatform):
     _bots: str
     _path: str
 
+    @property
+    def shows_turns(self) -> bool:
+        return True
+
     def past_turns(self, conversation: str, user: str, before: str, limit: int) -> Preliminary:
         """`before` is the number of older turns."""
         if before and not (before.isascii() and before.isdigit() and len(before) < 10):
