@@ -15,6 +15,7 @@ from gateway.accounts.store import Accounts
 from gateway.accounts.tokens import Signer, signing_secret
 from gateway.chat.attachments import Attachments
 from gateway.config.models import Config
+from gateway.conversations.latest import Latest
 from gateway.conversations.register import Register
 from gateway.database import connect, is_locked
 from gateway.errors import Conflict, DatabaseUnavailable, InvalidRequest, StartError, describe_fault
@@ -31,6 +32,7 @@ from gateway.http.context import (
     FILES,
     FORMS,
     IN_FLIGHT,
+    LATEST,
     MAIN,
     MEMORY,
     METRICS,
@@ -100,6 +102,7 @@ def build(config: Config, access_log: AccessLog | None = None) -> web.Applicatio
     app[ACCESS_LOG], app[IN_FLIGHT], app[METRICS] = access_log, in_flight, metrics
     app[PARSING], app[BODIES] = asyncio.Lock(), Shares(config.server.max_bodies, BODIES_SHARE)
     app[FORMS] = Shares(config.server.max_forms, BODIES_SHARE)
+    app[LATEST] = Latest()
     app[SIGNER] = Signer(secret, config.auth.token_ttl)
     add_to(app, routes)
     app.on_response_prepare.append(_complete_headers(in_flight))

@@ -1,7 +1,7 @@
 """The answers to background calls that need no model, in the form that the client reads."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -33,12 +33,13 @@ _SCRIPTS = (
 )
 
 
-def answer(task: Task) -> str | None:
-    """The text of the answer; None if only a model can answer, or a platform (a probe)."""
+def answer(task: Task, suggestions: Sequence[str] = ()) -> str | None:
+    """The text of the answer; None if only a model can answer, or a platform (a probe).
+    `suggestions` are the next questions, as the platform suggests them."""
     make = _LOCAL.get(task.kind)
     if make is None:
         return None
-    value = make(task)
+    value = list(suggestions) if task.kind == "follow_ups" else make(task)
     if task.key:
         return orjson.dumps({task.key: value}).decode()
     return "\n".join(value) if isinstance(value, list) else str(value)

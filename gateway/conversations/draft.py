@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gateway.conversations.latest import head
 from gateway.conversations.register import Owner
 from gateway.protocol.history import PastFile, PastTurn, Status, past_file
 from gateway.protocol.messages import ChatRequest, Message, Usage
@@ -18,11 +19,13 @@ CLEARED = "cleared"  # the status of a mark: what is before it is not given to a
 
 @dataclass(slots=True)
 class Draft:
-    """`question` is None if the platform keeps the turns. A stream may last for minutes, so nothing
-    else of the question is kept."""
+    """`question` is None if the platform keeps the turns, `head` is its beginning if the client may
+    ask for the next questions. A stream may last for minutes, so nothing else of the question is
+    kept."""
 
     owner: Owner
     title: str
+    head: str = ""
     question: str | None = None
     files: tuple[PastFile, ...] = ()
     is_over: bool = False
@@ -65,9 +68,14 @@ def title_of(messages: Sequence[Message]) -> str:
     return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"
 
 
-def draft_of(owner: Owner, chat: ChatRequest, *, is_titled: bool, is_kept: bool) -> Draft:
-    """`is_titled`: the operator allows words of the question in the database."""
+def draft_of(
+    owner: Owner, chat: ChatRequest, *, is_titled: bool, is_kept: bool, has_tasks: bool
+) -> Draft:
+    """`is_titled`: the operator allows words of the question in the database. `has_tasks`: the
+    client may send background calls about the answer."""
     draft = Draft(owner, title_of(chat.messages) if is_titled else "")
+    if has_tasks:
+        draft.head = head(chat.question.text)
     if is_kept:
         question = chat.question
         draft.question = question.text[:MAX_QUESTION]

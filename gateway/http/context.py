@@ -20,6 +20,7 @@ from gateway.chat.routing import Routing
 from gateway.chat.run import Run
 from gateway.config.models import Config
 from gateway.config.origins import Origins
+from gateway.conversations.latest import Latest
 from gateway.conversations.register import Register
 from gateway.database import Database
 from gateway.errors import GatewayError, RateLimited, Stopping, why
@@ -87,6 +88,7 @@ BUCKETS: web.AppKey[Buckets] = web.AppKey("buckets", Buckets)
 ACCESS_LOG: web.AppKey[AccessLog] = web.AppKey("access_log", AccessLog)
 MEMORY: web.AppKey[Memory] = web.AppKey("memory", Memory)
 CONVERSATIONS: web.AppKey[Register] = web.AppKey("conversations", Register)
+LATEST: web.AppKey[Latest] = web.AppKey("latest", Latest)
 METRICS: web.AppKey[Metrics] = web.AppKey("metrics", Metrics)
 TRACER: web.AppKey[Tracer] = web.AppKey("tracer")
 IN_FLIGHT: web.AppKey[InFlight] = web.AppKey("in_flight", InFlight)

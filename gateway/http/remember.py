@@ -8,8 +8,9 @@ from gateway.chat.routing import Target
 from gateway.chat.run import Run
 from gateway.config.models import Conversations, Memory
 from gateway.conversations.draft import MAX_TURNS, Draft, draft_of, earlier
+from gateway.conversations.latest import Answered
 from gateway.conversations.register import Owner, Turn, new_place
-from gateway.http.context import CONTEXT, CONVERSATIONS, MEMORY, State
+from gateway.http.context import CONTEXT, CONVERSATIONS, LATEST, MEMORY, State
 from gateway.ids import new_id
 from gateway.memory.recall import MAX_TEXT, Recall
 from gateway.protocol.history import Status
@@ -59,7 +60,13 @@ async def look_up(
         and register.database is not None
         and (settings.mode == "gateway" or not platform.shows_turns)
     )
-    draft = draft_of(owner, chat, is_titled=settings.mode != "off", is_kept=is_kept)
+    draft = draft_of(
+        owner,
+        chat,
+        is_titled=settings.mode != "off",
+        is_kept=is_kept,
+        has_tasks=not conversational and platform.remembers,
+    )
     if is_kept:
         chat.own_message = new_place()
     if is_ours and named:
@@ -142,6 +149,16 @@ async def _keep_conversation(
         body = draft.turn(run.texts or (), thoughts, notes, call.usage, status=status, error=error)
         id_ = renderer.notes.message_id if renderer is not None else ""
         turn = Turn(chat.own_message, id_ or chat.own_message, body)
+    if draft.head and renderer is not None:
+        answered = Answered(
+            draft.head,
+            target.name,
+            conversation,
+            chat.user,
+            renderer.notes.message_id,
+            tuple(notes.get("suggestions", ())),
+        )
+        request.app[LATEST].note(draft.owner, answered)
     title, pause = notes.get("title"), None
     if shown := notes.get("interaction"):
         decoder = run.attempt.decoder

@@ -10,13 +10,16 @@ from gateway.background.answers import answer
 from gateway.background.recognise import marked, recognise
 from gateway.background.tasks import KINDS, Kind, Task
 from gateway.chat.routing import Target
+from gateway.chat.steps import resolve
 from gateway.config.models import BackgroundMode, Config
-from gateway.errors import InvalidRequest
-from gateway.http.context import CONTEXT, State
+from gateway.errors import GatewayError, InvalidRequest
+from gateway.http.context import CONTEXT, LATEST, UPSTREAM, State
+from gateway.http.remember import owner_of
 from gateway.language.sentences import say
 from gateway.middlewares.ratelimit import charge_as_task
 from gateway.telemetry.call import Call
 
+_SUGGEST_S = 10.0
 _NO_TASK = "chat"  # the header's value for a call that must run like any other
 
 
@@ -64,7 +67,7 @@ def _declared(value: str) -> Kind | None:
 
 
 async def divert(
-    request: web.Request, state: State, call: Call, task: Task, target: Target
+    request: web.Request, state: State, call: Call, task: Task, targets: list[Target]
 ) -> tuple[str | None, str | None]:
     """(the text of the answer, None) or (None, the model that answers): the agent itself if both
     are None.
@@ -73,7 +76,7 @@ async def divert(
     RateLimited. Raises InvalidRequest if the agent refuses background calls.
     """
     call.task = task.kind
-    if _mode(state.config, target) == "refuse":
+    if _mode(state.config, targets[0]) == "refuse":
         await charge_as_task(request)
         raise InvalidRequest(
             say(
@@ -86,13 +89,35 @@ async def divert(
     text = "ok" if task.kind == "probe" else None
     model = state.config.background.model
     if text is None and model is None:
-        text = answer(task)
+        suggestions: tuple[str, ...] = ()
+        if task.kind == "follow_ups":
+            suggestions = await _suggested(request, call, task, targets)
+        text = answer(task, suggestions)
     if text is None and model is None:
         call.answered_by = "agent"
         return None, None
     await charge_as_task(request)
     call.answered_by = "model" if text is None else "gateway"
     return text, model if text is None else None
+
+
+async def _suggested(
+    request: web.Request, call: Call, task: Task, targets: list[Target]
+) -> tuple[str, ...]:
+    """The next questions that the bot itself suggests after the user's last one."""
+    by_name = {target.name: target for target in targets}
+    answered = request.app[LATEST].find(owner_of(call), by_name, task.last)
+    if answered is None or answered.suggestions or not answered.message_id:
+        return answered.suggestions if answered is not None else ()
+    target = by_name[answered.agent]
+    try:
+        step = target.platform.suggest(
+            answered.conversation, answered.platform_user, answered.message_id
+        )
+        found = await resolve(request.app[UPSTREAM], target, step, fetch_s=_SUGGEST_S)
+    except GatewayError:  # none is an answer, too
+        return ()
+    return tuple(found)
 
 
 def require_room(request: web.Request) -> None:

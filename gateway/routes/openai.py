@@ -45,7 +45,7 @@ async def _read_chat(
     targets = state.routing.allowed(caller, model)
     asked, answer = "", None
     if (task := task_of(request, state, body, targets)) is not None:
-        answer, other = await divert(request, state, call, task, targets[0])
+        answer, other = await divert(request, state, call, task, targets)
         if other is not None:
             asked, model, targets = model, other, state.routing.resolve(other)
     require_room(request)

@@ -326,3 +326,35 @@ async def test_16_questions_of_open_webui_make_16_runs(one_bot):
         for action in ("title", "follow-ups", "file-query-generation"):
             assert (await send(gw, BODIES["open-webui", action]))[0] == 200
     assert len([path for path, _ in dify.requests if "chat-messages" in path]) == 16
+
+
+FOLLOW_UPS = BODIES["open-webui", "follow-ups"]
+
+
+def asked(question: str):
+    """A call for the next questions after that one, as Open WebUI sends it."""
+    history = f"<chat_history>\nUSER: {question}\nASSISTANT: yes\n</chat_history>"
+    text = FOLLOW_UPS["messages"][0]["content"].partition("<chat_history>")[0] + history
+    return {**FOLLOW_UPS, "messages": [{"role": "user", "content": text}]}
+
+
+async def test_follow_ups_are_those_that_the_bot_suggests(all_five):
+    gw, demos = all_five
+    chat = {"messages": [{"role": "user", "content": "How do I clean a bicycle?"}]}
+    for name in ("coze", "dify"):
+        status, _, _ = await send(gw, chat, name)
+        assert status == 200
+    paths = [path for path, _ in demos["dify"].requests]
+    status, answer, headers = await send(gw, asked("How do I clean a bicycle?"), "coze")
+    shown = json.loads(text_of(answer))["follow_ups"]
+    assert (status, bool(shown), headers["x-gateway-task"]) == (200, True, "follow_ups")
+    status, answer, _ = await send(gw, asked("How do I clean a bicycle?"), "dify")
+    assert status == 200
+    later = [path for path, _ in demos["dify"].requests][len(paths) :]
+    assert not any("chat-messages" in path for path in later)
+
+
+async def test_follow_ups_of_an_unknown_question_are_none(all_five):
+    gw, _ = all_five
+    status, answer, _ = await send(gw, asked("Who was that?"), "coze")
+    assert (status, json.loads(text_of(answer))) == (200, {"follow_ups": []})
