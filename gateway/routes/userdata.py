@@ -66,6 +66,8 @@ async def export_data(request: web.Request) -> web.StreamResponse:
         headers={"Content-Disposition": 'attachment; filename="data.json"'}
     )
     response.content_type = "application/json"
+    if request.method == "HEAD":
+        return response
     pieces = _exported(request, owner)
     first = await anext(pieces)  # a failure of the database has its own status
     await response.prepare(request)
