@@ -221,7 +221,8 @@ class PostgreSQL(Server):
 
     def remove(self) -> None:
         self.stop(signal.SIGQUIT)  # immediately: its data is not needed again
-        shutil.rmtree(self._folder, ignore_errors=True)
+        # A hundred thousand files: Python's rmtree takes a minute for them on a busy machine.
+        subprocess.run(["rm", "-rf", self._folder], check=False)
 
     def database(self) -> str:
         """The URL of a new, empty database."""

@@ -285,6 +285,9 @@ async def test_init_beside_a_running_gateway_takes_effect(tmp_path):
     """And a file that vanishes afterwards leaves its own agents in effect, not the demos."""
     config = tmp_path / "config.yaml"
     async with serving(cwd=tmp_path) as (_, port, log), aiohttp.ClientSession() as client:
+        async with asyncio.timeout(20):
+            while not any("the built-in routing table is used" in line for line in log):
+                await asyncio.sleep(0.02)
         (hint,) = (line for line in log if "the built-in routing table is used" in line)
         assert str(config) in hint
         assert "run.py init" in hint
