@@ -76,7 +76,7 @@ class Server:
         self.older = "before_id" if pages_by == "time" else "after_id"
         self.asked = 0
 
-    def answer(self, step: object) -> object:
+    def answer(self, step: Any) -> Any:
         while isinstance(step, Preliminary):
             self.asked += 1
             body = told(step.request)[3]
