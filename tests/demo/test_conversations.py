@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from conftest import AGENTS
+from conftest import AGENTS, Script
 from test_dify_captures import FOLDER, read_capture
 from test_fastgpt_captures import capture
 
@@ -298,3 +298,16 @@ async def test_fastgpts_calls_have_the_form_of_4_12_2(demo):
         assert list(mine["data"]) == list(real.json["data"])
         for one, other in zip(ours, theirs[:2], strict=True):
             assert {**shape(one), "durationSeconds": 0} == {**shape(other), "durationSeconds": 0}
+
+
+async def test_a_page_of_turns_may_be_larger_than_other_replies(gateway, scripted):
+    picture = {"type": "file", "file": {"type": "image", "url": "data:," + "A" * (5 << 20)}}
+    item = {"_id": "1", "dataId": "h", "obj": "Human", "value": [picture]}
+    body = {"code": 200, "data": {"list": [item], "total": 1}}
+    headers = {"Content-Type": "application/json"}
+    upstream = await scripted(Script([orjson.dumps(body)], headers=headers))
+    gw = await gateway(agents={"bot": {**ALL_AGENTS["fastgpt"], "base_url": upstream.url}})
+    target = gw.app[STATE].now.routing.targets["bot"]
+    step = target.platform.past_turns("c", "u", "", 5)
+    page = await resolve(gw.app[UPSTREAM], target, step)
+    assert [file.url for file in page.turns[0].files] == [""]

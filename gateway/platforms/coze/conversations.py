@@ -229,7 +229,12 @@ class CozeConversations(BasePlatform):
         if self._token.is_over:
             return self._renew(lambda: ask(is_renewed))
         data = b"" if body is None else dump(body)
-        return Preliminary(UpstreamRequest(method, self._api + path, self._headers(), data), read)
+        return Preliminary(
+            UpstreamRequest(
+                method, self._api + path, self._headers(), data, max_reply=history.MAX_REPLY
+            ),
+            read,
+        )
 
 
 def _ids(listed: list[Message]) -> frozenset[str]:
