@@ -40,12 +40,14 @@ class Talk:
 
     def __init__(self, gw: Any, served: Any, name: str) -> None:
         self.gw, self.demo, self.name, self.id = gw, served.demo, name, ""
+        self.message_id = ""  # as the latest answer has it
 
     async def ask(self, question: str, **body: Any) -> dict[str, Any]:
         """The `message` of the answer, with `reasoning_content` if there is one."""
         more = {"conversation_id": self.id} if self.id else {}
         answer = await self.gw.chat(self.name, question, user="u-1", **more, **body)
         whole = await answer.json()
+        self.message_id = whole.get("gateway", {}).get("message_id", "")
         self.id = whole.get("gateway", {}).get("conversation_id") or self.id
         return whole["choices"][0]["message"] if "choices" in whole else whole
 
@@ -182,6 +184,14 @@ async def test_coze_clears_the_context_and_keeps_the_turns(talk_with):
     answer = await talk.ask("and now?")
     assert "my first question" not in answer["content"]
     assert len((await talk.page()).turns) == 2
+
+
+@pytest.mark.parametrize("name", ["dify", "coze", "ragflow"])
+async def test_an_answer_comes_with_an_id_to_rate_it_by(talk_with, name):
+    talk = await talk_with(name)
+    await talk.ask("你好")
+    assert await talk.call("give_feedback", talk.message_id, Feedback("like")) is None
+    assert talk.demo.talks.items()[0][1].turns[0].feedback
 
 
 async def test_two_answers_of_coze_are_one_turn(talk_with):

@@ -350,6 +350,14 @@ def test_feedback_is_that_of_the_contract():
     }  # fmt: skip
 
 
+def test_the_id_of_a_chat_means_its_latest_answer_of_text():
+    second = {**ANSWER, "id": "7553288800000000013"}
+    picture = {**ANSWER, "id": "7553288800000000014", "content_type": "object_string"}
+    step = coze().give_feedback("75", "u", ANSWER["chat_id"], Feedback("like"))
+    _, requests = carried(step, listing(picture, second, ANSWER, QUESTION), good())
+    assert told(requests[1])[1] == "/v1/conversations/75/messages/7553288800000000013/feedback"
+
+
 def test_feedback_is_cut_to_cozes_limits():
     opinion = Feedback("like", "字" * 300, tuple(f"{n}" + "因" * 40 for n in range(12)))
     step = coze().give_feedback("75", "u", ANSWER["id"], opinion)
