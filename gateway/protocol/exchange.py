@@ -22,6 +22,7 @@ class UpstreamRequest:
         None  # the rest of the body, `rest_size` bytes, sent as they are received
     )
     rest_size: int = 0
+    max_reply: int = 0  # bytes of a whole answer; 0: the limit for all
     takes_pages: bool = False  # a 200 with HTML is an answer, too
 
 

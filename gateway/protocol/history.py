@@ -23,6 +23,9 @@ MAX_TEXT = 200_000  # characters of a question, an answer or its reasoning
 MAX_FILES = 100  # of one turn
 MAX_CITATIONS = 200
 MAX_NEXT = 10  # next questions
+# Bytes of a platform's page of turns: RAGFlow sends a session whole, with all that it quotes, and
+# FastGPT keeps pictures as `data:` URLs. Parsing them blocks the loop for about 50 ms.
+MAX_REPLY = 16 << 20
 _LAST_S = 1e11  # later times are in milliseconds
 
 Status = Literal["completed", "failed", "stopped", "running", "waiting"]

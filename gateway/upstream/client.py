@@ -163,7 +163,7 @@ class Upstream:
             async with asyncio.timeout(total_s):
                 exchange = await self.send(request, way)
                 try:
-                    return await exchange.reply()
+                    return await exchange.reply(request.max_reply or MAX_REPLY)
                 finally:
                     exchange.close()
         except TimeoutError:

@@ -5,7 +5,7 @@ from typing import Any
 import aiohttp
 import orjson
 import pytest
-from conftest import AGENTS
+from conftest import AGENTS, Script
 from test_dify_captures import FOLDER, read_capture
 from test_fastgpt_captures import capture
 
@@ -40,12 +40,14 @@ class Talk:
 
     def __init__(self, gw: Any, served: Any, name: str) -> None:
         self.gw, self.demo, self.name, self.id = gw, served.demo, name, ""
+        self.message_id = ""  # as the latest answer has it
 
     async def ask(self, question: str, **body: Any) -> dict[str, Any]:
         """The `message` of the answer, with `reasoning_content` if there is one."""
         more = {"conversation_id": self.id} if self.id else {}
         answer = await self.gw.chat(self.name, question, user="u-1", **more, **body)
         whole = await answer.json()
+        self.message_id = whole.get("gateway", {}).get("message_id", "")
         self.id = whole.get("gateway", {}).get("conversation_id") or self.id
         return whole["choices"][0]["message"] if "choices" in whole else whole
 
@@ -184,6 +186,14 @@ async def test_coze_clears_the_context_and_keeps_the_turns(talk_with):
     assert len((await talk.page()).turns) == 2
 
 
+@pytest.mark.parametrize("name", ["dify", "coze", "ragflow"])
+async def test_an_answer_comes_with_an_id_to_rate_it_by(talk_with, name):
+    talk = await talk_with(name)
+    await talk.ask("你好")
+    assert await talk.call("give_feedback", talk.message_id, Feedback("like")) is None
+    assert talk.demo.talks.items()[0][1].turns[0].feedback
+
+
 async def test_two_answers_of_coze_are_one_turn(talk_with):
     talk = await talk_with("coze")
     answer = await talk.ask("你好 #two")
@@ -298,3 +308,16 @@ async def test_fastgpts_calls_have_the_form_of_4_12_2(demo):
         assert list(mine["data"]) == list(real.json["data"])
         for one, other in zip(ours, theirs[:2], strict=True):
             assert {**shape(one), "durationSeconds": 0} == {**shape(other), "durationSeconds": 0}
+
+
+async def test_a_page_of_turns_may_be_larger_than_other_replies(gateway, scripted):
+    picture = {"type": "file", "file": {"type": "image", "url": "data:," + "A" * (5 << 20)}}
+    item = {"_id": "1", "dataId": "h", "obj": "Human", "value": [picture]}
+    body = {"code": 200, "data": {"list": [item], "total": 1}}
+    headers = {"Content-Type": "application/json"}
+    upstream = await scripted(Script([orjson.dumps(body)], headers=headers))
+    gw = await gateway(agents={"bot": {**ALL_AGENTS["fastgpt"], "base_url": upstream.url}})
+    target = gw.app[STATE].now.routing.targets["bot"]
+    step = target.platform.past_turns("c", "u", "", 5)
+    page = await resolve(gw.app[UPSTREAM], target, step)
+    assert [file.url for file in page.turns[0].files] == [""]

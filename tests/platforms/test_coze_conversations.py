@@ -76,7 +76,7 @@ class Server:
         self.older = "before_id" if pages_by == "time" else "after_id"
         self.asked = 0
 
-    def answer(self, step: object) -> object:
+    def answer(self, step: Any) -> Any:
         while isinstance(step, Preliminary):
             self.asked += 1
             body = told(step.request)[3]
@@ -348,6 +348,14 @@ def test_feedback_is_that_of_the_contract():
     assert body == {
         "feedback_type": "unlike", "reason_types": ["不够详细"], "comment": "没有写病假。",
     }  # fmt: skip
+
+
+def test_the_id_of_a_chat_means_its_latest_answer_of_text():
+    second = {**ANSWER, "id": "7553288800000000013"}
+    picture = {**ANSWER, "id": "7553288800000000014", "content_type": "object_string"}
+    step = coze().give_feedback("75", "u", ANSWER["chat_id"], Feedback("like"))
+    _, requests = carried(step, listing(picture, second, ANSWER, QUESTION), good())
+    assert told(requests[1])[1] == "/v1/conversations/75/messages/7553288800000000013/feedback"
 
 
 def test_feedback_is_cut_to_cozes_limits():

@@ -1,6 +1,7 @@
 """Conversations of a FastGPT app, from the answers of real servers."""
 
 import json
+from typing import Any
 
 import pytest
 from conversing import carried, reply, told
@@ -69,7 +70,7 @@ class Server:
         self.items = items
         self.asked = 0
 
-    def answer(self, step: object) -> object:
+    def answer(self, step: Any) -> Any:
         while isinstance(step, Preliminary):
             self.asked += 1
             body = told(step.request)[3]

@@ -157,7 +157,6 @@ class CozeConversations(BasePlatform):
         self, conversation: str, user: str, message_id: str, feedback: Feedback
     ) -> Preliminary:
         """Longer reasons and texts than Coze takes are cut."""
-        path = f"{_path(conversation)}/messages/{quote(message_id, safe='')}/feedback"
         body: dict[str, Any] = {"feedback_type": "like" if feedback.rating == "like" else "unlike"}
         if feedback.reasons:
             body["reason_types"] = [each[:_MAX_REASON] for each in feedback.reasons[:_MAX_REASONS]]
@@ -165,6 +164,8 @@ class CozeConversations(BasePlatform):
             body["comment"] = feedback.text[:_MAX_COMMENT]
 
         def then(message: Message) -> Preliminary:
+            own = quote(as_id(message.get("id")), safe="")
+            path = f"{_path(conversation)}/messages/{own}/feedback"
             if not feedback.rating:
                 return self._ask("DELETE", path, None, _done)
             return self._ask("POST", path, body, _done)
@@ -192,12 +193,13 @@ class CozeConversations(BasePlatform):
         seen: frozenset[str] = frozenset(),
         left: int = _MAX_PAGES,
     ) -> Preliminary:
-        """What `then` makes of the conversation's answer with that id."""
+        """What `then` makes of the conversation's answer with that id, or of the latest one of the
+        chat with that id, which is the id that comes with an answer's stream."""
 
         def learn(listed: list[Message], older: str) -> Any:
-            for message in listed:
-                if as_id(message.get("id")) == message_id and messages.is_answer(message):
-                    return then(message)
+            found = [each for each in listed if messages.has_id(each, message_id)]
+            if found:
+                return then(messages.rated(found))
             if not older or left <= 1:
                 raise MessageNotFound
             return self._with_message(conversation, message_id, then, older, _ids(listed), left - 1)
@@ -229,7 +231,12 @@ class CozeConversations(BasePlatform):
         if self._token.is_over:
             return self._renew(lambda: ask(is_renewed))
         data = b"" if body is None else dump(body)
-        return Preliminary(UpstreamRequest(method, self._api + path, self._headers(), data), read)
+        return Preliminary(
+            UpstreamRequest(
+                method, self._api + path, self._headers(), data, max_reply=history.MAX_REPLY
+            ),
+            read,
+        )
 
 
 def _ids(listed: list[Message]) -> frozenset[str]:

@@ -23,6 +23,17 @@ def is_answer(message: Message) -> bool:
     return kind == "answer" or (not kind and message.get("role") == "assistant")
 
 
+def has_id(message: Message, id_: str) -> bool:
+    """Whether it is an answer with that id, or of the chat with that id."""
+    return is_answer(message) and id_ in (as_id(message.get("id")), as_id(message.get("chat_id")))
+
+
+def rated(answers: list[Message]) -> Message:
+    """The answer that feedback is for: Coze takes it only for text."""
+    texts = [message for message in answers if message.get("content_type") != "object_string"]
+    return (texts or answers)[-1]
+
+
 def _is_question(message: Message) -> bool:
     kind = message.get("type")
     return kind == "question" or (not kind and message.get("role") == "user")
@@ -68,9 +79,8 @@ def read_turn(turn: list[Message]) -> PastTurn:
     text, thinking = history.answer_and_reasoning("\n\n".join(filter(None, answer)))
     thoughts = [as_text(message.get("reasoning_content")) for message in said]
     files = [*_files(asked, "question"), *_files(said, "answer")]
-    rated = [message for message in said if message.get("content_type") != "object_string"] or said
     return PastTurn(
-        as_id(rated[-1].get("id")) if rated else "",
+        as_id(rated(said).get("id")) if said else "",
         history.seconds(turn[0].get("created_at")),
         history.passage("\n".join(filter(None, question))),
         text,

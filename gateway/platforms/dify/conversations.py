@@ -125,7 +125,9 @@ class DifyConversations(BasePlatform):
         if self._mode not in (None, "chat"):
             raise _keeps_none()
         data = b"" if body is None else dump(body)
-        return UpstreamRequest(method, self._api + path, self._headers, data)
+        return UpstreamRequest(
+            method, self._api + path, self._headers, data, max_reply=history.MAX_REPLY
+        )
 
 
 @contextmanager

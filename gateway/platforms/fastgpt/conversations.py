@@ -190,7 +190,9 @@ class FastGPTConversations(BasePlatform):
 
     def _call(self, method: str, path: str, body: dict[str, Any] | None = None) -> UpstreamRequest:
         data = b"" if body is None else dump(body)
-        return UpstreamRequest(method, self._api + path, self._headers, data)
+        return UpstreamRequest(
+            method, self._api + path, self._headers, data, max_reply=history.MAX_REPLY
+        )
 
 
 def _good(reply: UpstreamReply) -> Any:
