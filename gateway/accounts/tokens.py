@@ -76,6 +76,11 @@ class Signer:
             return None
         return Seal(self._derived("seals"), f"{caller.id}/{caller.end_user}")
 
+    def run_seal(self, caller: Caller, user: str) -> Seal:
+        """The seal for ids of runs that wait for the caller's end user: any holder of such an id
+        could continue the run."""
+        return Seal(self._derived("seals"), f"{caller.id}/{user}")
+
     def scope(self, caller: Caller, *parts: str) -> str:
         """A name, of hexadecimal digits, for what is remembered of the caller's conversations.
         `parts` separate its users, agents and chats."""

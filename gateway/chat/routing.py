@@ -264,7 +264,7 @@ def pin_results(
     others = [target for target in targets if not target.platform.keeps_runs]
     if not others:
         raise ConversationNotFound(
-            "These tool results belong to no call that this token's user was given.",
+            "These tool results belong to no call that this user was given.",
             param="messages",
         )
     return others, messages

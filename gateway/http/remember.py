@@ -47,16 +47,15 @@ async def look_up(
         conversational
         and settings.mode != "off"
         and register.database is not None
-        and not platform.remembers
-        and platform.sends_turns(chat)
+        and platform.is_model
     )
     named = chat.conversation_id
-    if named and (is_ours or (platform.remembers and chat.seal is None)):
+    if named and (is_ours or (not platform.is_model and chat.seal is None)):
         # A sealed id is its own proof; one of the gateway's own conversations was never made up.
         await register.require(owner, (target.name, named), adopts=not is_ours)
     is_kept = is_ours or (
         settings.mode != "off"
-        and platform.remembers
+        and not platform.is_model
         and register.database is not None
         and (settings.mode == "gateway" or not platform.shows_turns)
     )

@@ -110,6 +110,7 @@ class ChatRequest:
     app_id: str | None = None
     is_routed: bool = False
     seal: Seal | None = None
+    run_seal: Seal | None = None  # of every caller, for the ids of runs that wait
     variables: dict[str, Any] = field(default_factory=dict)
     include_usage: bool = False
     count_tokens: bool = False

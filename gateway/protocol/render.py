@@ -76,7 +76,7 @@ class Notes:
     def tool_id(self, delta: ToolCall) -> str:
         """A call's id as the caller sees it: sealed like a conversation's, if it can
         continue one."""
-        seal = self._chat.seal
+        seal = self._chat.run_seal
         if seal is None or not (delta.is_kept and delta.id):
             return delta.id
         return seal.close(self._agent, delta.id)

@@ -158,8 +158,10 @@ async def _read(request: web.Request, state: State, call: Call) -> tuple[ChatReq
         caller.user_of(user)  # raises if the token is for another user
     seal = request.app[SIGNER].seal(caller)
     targets, conversation = pin(targets, conversation_id, state.routing.is_route(name), seal)
-    if seal is not None:
-        targets, messages = pin_results(targets, messages, seal)
+    run_seal = None
+    if any([target.platform.keeps_runs for target in targets]):
+        run_seal = request.app[SIGNER].run_seal(caller, call.end_user)
+        targets, messages = pin_results(targets, messages, run_seal)
     if has_media(messages):
         messages = await attachments.resolve(
             messages, owner_of(caller), partial(client_origin, request)
@@ -171,6 +173,7 @@ async def _read(request: web.Request, state: State, call: Call) -> tuple[ChatReq
         messages=messages,
         user=caller.user_of(body.user or body.uid),
         seal=seal,
+        run_seal=run_seal,
         stream=body.stream,
         detail=body.detail,
         conversation_id=conversation,

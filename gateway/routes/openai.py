@@ -56,8 +56,11 @@ async def _read_chat(
         targets, conversation = pin(targets, conversation, state.routing.is_route(model), seal)
     stream_options = body.get("stream_options")
     messages = _turns(body, targets)
+    run_seal = None
+    if any([target.platform.keeps_runs for target in targets]):
+        run_seal = request.app[SIGNER].run_seal(caller, call.end_user)
+        targets, messages = pin_results(targets, messages, run_seal)
     if seal is not None:
-        targets, messages = pin_results(targets, messages, seal)
         body = {**body, "messages": narrowed(body["messages"])}
     if has_media(messages) and answer is None:
         messages = await request.app[ATTACHMENTS].resolve(
@@ -74,6 +77,7 @@ async def _read_chat(
         messages=messages,
         user=caller.user_of(user),
         seal=seal,
+        run_seal=run_seal,
         count_tokens=counts_tokens(state.config.rate_limits, caller),
         stream=_flag(body, "stream"),
         detail=_flag(body, "detail"),

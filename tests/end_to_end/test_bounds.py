@@ -152,7 +152,7 @@ WORST = {
 async def test_no_body_of_a_chat_holds_up_the_loop(gateway, name, bot):
     gw = await gateway(agents={"bot": BOTS[bot]})
     longest, status = await costs(gw, "POST", "/v1/chat/completions", WORST[name])
-    assert status in (400, 413, 502)
+    assert status in (400, 404, 413, 502)
     assert longest < AT_ONCE_S
 
 

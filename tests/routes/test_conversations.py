@@ -71,9 +71,10 @@ async def house(gateway, demo, tmp_path):
             "routes": {"both": ["gpt", "dify"]},
             "database": f"sqlite:///{tmp_path}/gateway.db",
             "record": {"spool": str(tmp_path / "spool")},
-            "auth": {"anonymous": False, "keys": KEYS, "jwt_secret": "0123456789abcdef" * 2},
             **config,
         }
+        auth = {"anonymous": False, "keys": KEYS, "jwt_secret": "0123456789abcdef" * 2}
+        settings["auth"] = auth | config.get("auth", {})
         return House(await gateway(**settings), demos)
 
     return start
@@ -206,6 +207,40 @@ async def test_the_other_surface_checks_the_owner_too(house):
         headers = {"Authorization": f"Bearer {APP}"}
         async with house.gateway.post("/v1/chat/completions", body, headers=headers) as answer:
             assert answer.status == expected
+
+
+async def test_another_user_cannot_answer_a_run_that_waits(house):
+    house = await house()
+    headers = {"Authorization": f"Bearer {APP}"}
+    turns = [{"role": "user", "content": "weather? #tool"}]
+
+    async def complete(user, messages):
+        body = {"model": "coze", "user": user, "messages": messages}
+        async with house.gateway.post("/v1/chat/completions", body, headers=headers) as answer:
+            return answer.status, await answer.json()
+
+    status, answer = await complete("alice", turns)
+    asked = answer["choices"][0]["message"]
+    [call] = asked["tool_calls"]
+    results = [*turns, asked, {"role": "tool", "tool_call_id": call["id"], "content": "sunny"}]
+    status, answer = await complete("bob", results)
+    assert (status, answer["error"]["code"]) == (404, "conversation_not_found")
+    results[-1]["tool_call_id"] = call["id"].partition("~")[0]
+    assert (await complete("alice", results))[0] == 404
+    results[-1]["tool_call_id"] = call["id"]
+    assert (await complete("alice", results))[0] == 200
+
+
+async def test_an_id_made_up_for_n8n_belongs_to_one_user(house, demo):
+    n8n = await demo("n8n")
+    agents = {"n8n": {"platform": "n8n", "base_url": n8n.url + "/webhook/demo/chat"}}
+    house = await house(agents=agents, routes={}, auth={"anonymous": False, "keys": KEYS[:1]})
+    id_ = (await house.ask("n8n", "a secret", conversation_id="session-1"))["id"]
+    assert id_ == "session-1"
+    status, _ = await house.gateway.ask(APP, "n8n", user="bob", conversation_id="session-1")
+    assert status == 404
+    [turn] = (await house.get(f"/{id_}/messages"))["messages"]
+    assert turn["question"] == "a secret"
 
 
 async def test_a_pages_token_reaches_its_own_users_conversations(house):
