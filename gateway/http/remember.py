@@ -137,11 +137,11 @@ async def _keep_conversation(
     error: str,
 ) -> None:
     chat, target, renderer = run.chat, run.attempt.target, run.renderer
-    conversation = run.conversation_id
+    notes = renderer.notes.members if renderer is not None else {}
+    conversation = run.conversation_id or (chat.call_id if "interaction" in notes else "")
     if not conversation:
         return
     register, turn = request.app[CONVERSATIONS], None
-    notes = renderer.notes.members if renderer is not None else {}
     if draft.question is not None:
         thoughts = run.thoughts or ()
         status: Status = "failed" if error else "stopped" if cut else "completed"

@@ -89,6 +89,9 @@ class Notes:
             return False
         if size > MAX_NOTE and note.name != "files":
             return False
+        if note.name == "interaction" and not self.conversation:
+            # A run without a conversation is continued by the call's own id.
+            self.conversation = public_id(self._chat, self._agent, self._chat.call_id)
         if self._members is None:
             self._members = {}
         if isinstance(note.data, list):

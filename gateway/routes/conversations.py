@@ -313,7 +313,8 @@ async def _read_reply(
             "The reply is empty: give an 'action', 'inputs' or 'text'.", param="text"
         )
     call.end_user = one.owner.user
-    routing = state.routing
+    routing, run = state.routing, one.pause.get("state", {})
+    has_none = bool(run) and not target.platform.remembers  # the run itself is what goes on
     chat = ChatRequest(
         model=one.model or one.agent,
         messages=(Message("user", words),),
@@ -321,9 +322,10 @@ async def _read_reply(
         seal=request.app[SIGNER].seal(call.caller),
         stream=body.stream,
         detail=body.detail,
-        conversation_id=one.id,
+        conversation_id=None if has_none else one.id,
+        own_conversation=one.id if has_none else "",
         is_routed=one.model in routing.routes and len(routing.behind(one.model)) > 1,
-        resume=Resume(one.pause.get("state", {}), body.action, body.inputs),
+        resume=Resume(run, body.action, body.inputs),
     )
     return chat, [target]
 

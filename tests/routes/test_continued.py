@@ -148,3 +148,26 @@ async def test_another_message_is_a_question(waiting):
     it = await waiting(Script([PAUSED]))
     await it.ask("what is this about?", conversation_id=CONVERSATION)
     assert it.upstream.bodies("/v1/chat-messages")[-1]["query"] == "what is this about?"
+
+
+async def test_a_workflow_without_a_conversation_is_continued_too(gateway, scripted, tmp_path):
+    info = reply(name="bot", mode="workflow")
+    paused = PAUSED.replace(f'"conversation_id":"{CONVERSATION}",'.encode(), b"")
+    resumed = RESUMED.replace(f'"conversation_id":"{CONVERSATION}",'.encode(), b"")
+    upstream = await scripted(info, Script([paused]), reply(), Script([resumed]))
+    gw = await gateway(
+        agents={"bot": {**AGENTS["dify"], "base_url": upstream.url, "input_variable": "q"}},
+        auth=AUTH,
+        database=f"sqlite:///{tmp_path}/gateway.db",
+        record={"spool": str(tmp_path / "spool")},
+    )
+    status, answer = await gw.ask(KEY, "bot", user="alice")
+    assert status == 200, answer
+    id_ = answer["gateway"]["conversation_id"]
+    path = f"/conversations/{id_}/continue"
+    assert (await gw.api("POST", f"{path}?user=bob", KEY, {"action": "approve"}))[0] == 404
+    status, answer = await gw.api("POST", f"{path}?user=alice", KEY, {"action": "approve"})
+    assert (status, answer["gateway"]["conversation_id"]) == (200, id_), answer
+    assert upstream.bodies(f"/v1/form/human_input/{TOKEN}")
+    status, answer = await gw.api("POST", f"{path}?user=alice", KEY, {"action": "approve"})
+    assert status == 409
