@@ -12,7 +12,7 @@ from weakref import WeakKeyDictionary
 from gateway.chat.routing import Target
 from gateway.chat.steps import resolve
 from gateway.errors import GatewayError
-from gateway.protocol.redaction import masked
+from gateway.protocol.redaction import masked_in
 from gateway.upstream.client import Upstream
 
 log = logging.getLogger("gateway")
@@ -72,16 +72,5 @@ class Profiles:
                 entry.known = Known(entry.known.data, entry.known.refreshed, problem)
             return
         asked = datetime.now(UTC).isoformat(timespec="seconds")
-        entry.known = Known(_masked(profile.data(), target.secrets), asked)
+        entry.known = Known(masked_in(profile.data(), target.secrets), asked)
         entry.problem, entry.until = None, self.now() + FRESH_S
-
-
-def _masked(value: Any, secrets: set[str]) -> Any:
-    """The JSON value with each secret in its texts masked."""
-    if isinstance(value, str):
-        return masked(value, secrets)
-    if isinstance(value, dict):
-        return {masked(key, secrets): _masked(each, secrets) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_masked(each, secrets) for each in value]
-    return value

@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 from urllib.parse import quote
 
 _MASK = b"***"
@@ -116,3 +117,14 @@ def _begun(secret: bytes, data: bytes) -> int:
             return len(data) - start
         start += 1
     return 0
+
+
+def masked_in(value: Any, secrets: set[str]) -> Any:
+    """The JSON value with each secret in its texts masked."""
+    if isinstance(value, str):
+        return masked(value, secrets)
+    if isinstance(value, dict):
+        return {masked(key, secrets): masked_in(each, secrets) for key, each in value.items()}
+    if isinstance(value, list):
+        return [masked_in(each, secrets) for each in value]
+    return value

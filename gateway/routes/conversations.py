@@ -51,6 +51,7 @@ from gateway.language.sentences import say
 from gateway.platforms.base import Preliminary, json_text
 from gateway.protocol.history import Feedback, PastTurn
 from gateway.protocol.messages import ChatRequest, Message, Resume
+from gateway.protocol.redaction import masked_in
 from gateway.telemetry.call import Call
 from gateway.times import iso
 
@@ -133,7 +134,8 @@ async def read_messages(
         target = _target(request, one)
         step = target.platform.past_turns(one.id, one.platform_user, before, limit)
         page = await _ask(request, target, step)
-        turns, older = [turn.data() for turn in page.turns], page.before
+        turns = masked_in([turn.data() for turn in page.turns], target.secrets)
+        older = page.before
     ratings = await register.ratings(one)
     for turn in turns:
         turn["feedback"] = turn["feedback"] or ratings.get(turn["id"])
