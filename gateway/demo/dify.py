@@ -14,6 +14,7 @@ from gateway.demo.difyfiles import (
     upload_answer,
     upload_problem,
 )
+from gateway.demo.difyforms import MARK, Forms
 from gateway.demo.difyhistory import Histories, error, with_thought
 from gateway.demo.difysettings import FILE_TYPES, LIMITS_MB, Settings
 from gateway.demo.script import Speech, speak
@@ -46,6 +47,7 @@ class DifyDemo(Demo):
         sizes = {**LIMITS_MB, **(limits_mb or {})}
         self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests)
         self._histories = Histories(self, self.settings, self.refusal)
+        self._forms = Forms(self, self.refusal)
 
     def routes(self) -> list[tuple[str, str, Any]]:
         return [
@@ -60,6 +62,7 @@ class DifyDemo(Demo):
             ("POST", "/v1/completion-messages/{task}/stop", self.stop),
             ("POST", "/v1/workflows/tasks/{task}/stop", self.stop),
             *self._histories.routes(),
+            *self._forms.routes(),
         ]
 
     def refusal(self, request: web.Request) -> web.Response | None:
@@ -122,6 +125,8 @@ class DifyDemo(Demo):
         earlier = self.remember(owner, body["query"])
         speech = speak("Dify", body["query"], earlier, [file.name for file in files])
         turn = self.talks.add(owner, Turn(new_id(), body["query"], files=list(files)))
+        if MARK in body["query"] and body.get("response_mode") == "streaming":
+            return await self._forms.pause(request, str(body["user"]), conversation, turn)
         ids = {"conversation_id": conversation}
         return await self._answer(request, body, speech, ids, turn)
 

@@ -171,3 +171,23 @@ async def test_a_workflow_without_a_conversation_is_continued_too(gateway, scrip
     assert upstream.bodies(f"/v1/form/human_input/{TOKEN}")
     status, answer = await gw.api("POST", f"{path}?user=alice", KEY, {"action": "approve"})
     assert status == 409
+
+
+async def test_the_simulator_waits_like_a_real_dify(gateway, demo, tmp_path):
+    served = await demo("dify", key=AGENTS["dify"]["api_key"])
+    gw = await gateway(
+        agents={"bot": {**AGENTS["dify"], "base_url": served.url}},
+        auth=AUTH,
+        database=f"sqlite:///{tmp_path}/gateway.db",
+        record={"spool": str(tmp_path / "spool")},
+    )
+    status, answer = await gw.ask(KEY, "bot", query="a refund #form", user="alice")
+    assert (status, "interaction" in answer["gateway"]) == (200, True)
+    path = f"/conversations/{answer['id']}/continue?user=alice"
+    body = {"action": "驳回", "inputs": {"comment": "too late"}}
+    status, answer = await gw.api("POST", path, KEY, body)
+    assert status == 200
+    assert answer["choices"][0]["message"]["content"] == "“驳回”已收到 🎊。too late"
+    path = path.replace("/continue", "/messages")
+    status, page = await gw.api("GET", path, KEY)
+    assert [turn["status"] for turn in page["data"]["messages"]] == ["completed"]
