@@ -1,0 +1,252 @@
+"""Audio: texts spoken and recordings transcribed, in OpenAI's form and under `/api/v1`.
+
+OpenAI-compatible agents get the calls of `/v1` as they are. For other platforms the gateway reads
+the call, and their endpoints describe the requests.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
+from typing import Any, Literal
+
+from aiohttp import web
+
+from gateway.chat.routing import MAX_KNOWN, Target, listed
+from gateway.config import kinds
+from gateway.errors import InvalidRequest
+from gateway.http.answer import answering
+from gateway.http.body import agent_name, read_object, text_member
+from gateway.http.context import State, caller_of, is_api
+from gateway.http.formcopy import FormCopy
+from gateway.http.relay import relay, transcript
+from gateway.language.sentences import say
+from gateway.platforms.audio import require_text
+from gateway.protocol.audio import FORMATS, Recording, Speech
+from gateway.protocol.messages import ChatRequest, PassedOn
+from gateway.routes.passthrough import held_form, with_form, with_json
+from gateway.telemetry.call import Call
+
+_SPEECH, _TRANSCRIPTION = "audio/speech", "audio/transcriptions"
+_SPEEDS = (0.25, 4.0)  # as at OpenAI
+# The members that the gateway's own API knows, and that web pages' tokens may send: OpenAI's own.
+_MEMBERS = frozenset(
+    ("model", "input", "voice", "instructions", "response_format", "speed", "stream_format")
+)
+_FIELDS = frozenset(
+    (
+        "file", "language", "prompt", "response_format", "temperature", "stream", "include[]",
+        "timestamp_granularities[]", "chunking_strategy",
+    )
+)  # fmt: skip
+Read = tuple[ChatRequest, list[Target]]
+
+
+async def _read_speech(request: web.Request, state: State, call: Call) -> Read:
+    body = await read_object(request)
+    user = text_member(body, "user")
+    asked, targets = _targets(request, state, call, text_member(body, "model"), "speech")
+    call.end_user = call.caller.end_user or user
+    ignored: list[str] = []
+    if is_api(request.path) or call.caller.end_user:
+        ignored = [name for name in body if name not in _MEMBERS and name != "user"]
+        body = {name: value for name, value in body.items() if name in _MEMBERS}
+    is_read = is_api(request.path) or not _all_pass_through(targets)
+    chat = ChatRequest(
+        asked,
+        (),
+        call.caller.user_of(user),
+        audio=_speech(body) if is_read else None,
+        passed=PassedOn(_SPEECH, request.rel_url.raw_query_string, partial(with_json, body)),
+        options=_set(body, ("model", "input", "user"), {"stream_format": "audio"}),
+        demands=("stream_format",) if body.get("stream_format") == "sse" else (),
+        ignored=tuple(sorted(ignored)),
+    )
+    return chat, targets
+
+
+def _speech(body: dict[str, Any]) -> Speech:
+    text, voice = body.get("input"), body.get("voice")
+    if isinstance(voice, dict):  # OpenAI's form of a voice that the account has made
+        voice = voice.get("id")
+    for name, value in (("input", text), ("voice", voice)):
+        if not isinstance(value, str | None):
+            raise InvalidRequest(say("'{name}' must be a string.", name=name), param=name)
+    format_, speed = text_member(body, "response_format"), body.get("speed")
+    if format_ and format_ not in FORMATS:
+        raise InvalidRequest(
+            say(
+                "{name!r} must be one of {allowed}.",
+                name="response_format",
+                allowed=", ".join(FORMATS),
+            ),
+            param="response_format",
+        )
+    if speed is not None and not (
+        isinstance(speed, int | float)
+        and not isinstance(speed, bool)
+        and _SPEEDS[0] <= speed <= _SPEEDS[1]
+    ):
+        raise InvalidRequest(
+            say(
+                "'speed' must be a number from {least} to {most}.",
+                least=_SPEEDS[0],
+                most=_SPEEDS[1],
+            ),
+            param="speed",
+        )
+    speech = Speech(text or "", (voice or "").strip(), format_, speed)
+    require_text(speech)
+    return speech
+
+
+speak = answering(_read_speech, answer=relay)
+api_speak = answering(_read_speech, answer=relay)
+
+
+def _transcribing() -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        if not request.content_type.startswith("multipart/"):
+            raise InvalidRequest(
+                "Send the file as multipart/form-data, in a part named 'file'.", param="file"
+            )
+        async with held_form(request, _FIELDS if caller_of(request).end_user else None) as form:
+            return await answering(partial(_read_recording, form), answer=transcript)(request)
+
+    return handler
+
+
+transcribe = _transcribing()
+api_transcribe = _transcribing()
+
+
+async def _read_recording(form: FormCopy, request: web.Request, state: State, call: Call) -> Read:
+    model = await form.keep()
+    asked, targets = _targets(request, state, call, model, "transcription")
+    fields, of_api = form.fields, is_api(request.path)
+    user = fields.get("user", "").strip()
+    call.end_user = call.caller.end_user or user
+    is_read = of_api or not _all_pass_through(targets)
+    if is_read:
+        _require_file(form)
+    described = partial(with_form, form)
+    demands, plain = [], {"response_format": ("json", "text"), "stream": "false"}
+    if fields.get("response_format", "json") not in plain["response_format"]:
+        demands.append("response_format")
+    if fields.get("stream", "false").lower() not in ("false", "0", ""):
+        demands.append("stream")
+    chat = ChatRequest(
+        asked,
+        (),
+        call.caller.user_of(user),
+        audio=Recording(form.extension, form.file_size, fields, form.as_form) if is_read else None,
+        passed=None
+        if of_api
+        else PassedOn(_TRANSCRIPTION, request.rel_url.raw_query_string, described),
+        options=_set(fields, ("user",), plain),
+        demands=tuple(demands),
+    )
+    return chat, targets
+
+
+def _require_file(form: FormCopy) -> None:
+    """Raises InvalidRequest unless the form has one file that is not empty."""
+    if form.files > 1:
+        raise InvalidRequest("Send one file per upload.", param="file")
+    if not form.files:
+        names = ", ".join(map(repr, form.fields))
+        came = say(" (it has {fields})", fields=names) if names else ""
+        raise InvalidRequest(
+            say("The form has no part named 'file'{fields}.", fields=came), param="file"
+        )
+    if not form.file_size:
+        raise InvalidRequest("The file is empty.", param="file")
+
+
+def _set(members: dict[str, Any], known: Iterable[str], plain: dict[str, Any]) -> tuple[str, ...]:
+    """The names of the options that the caller sets to a value that is not the plain one."""
+    return tuple(
+        sorted(
+            name
+            for name, value in members.items()
+            if name not in known
+            and value not in (None, "", [], {})
+            and value != plain.get(name)
+            and not (isinstance(plain.get(name), tuple) and value in plain[name])
+        )
+    )
+
+
+def _all_pass_through(targets: list[Target]) -> bool:
+    return all(target.platform.passes_through for target in targets)
+
+
+Offer = Literal["speech", "transcription"]
+
+
+def _targets(
+    request: web.Request, state: State, call: Call, model: str, offer: Offer
+) -> tuple[str, list[Target]]:
+    """The name that the caller asks, and those of its agents that offer speech or transcription.
+    Raises InvalidRequest if none does."""
+    call.surface = "audio"
+    asked, word, param = model, "model", "model"
+    if is_api(request.path):
+        name = agent_name(request)
+        asked, word, param = (
+            state.routing.asked(name, model or None) if name else "",
+            "agent",
+            "Agent",
+        )
+        if not name:
+            known = [name for name, _ in state.routing.visible(call.caller)][:MAX_KNOWN]
+            raise InvalidRequest(
+                say("Say which agent to ask in the header 'Agent'.{known}", known=listed(known)),
+                param="Agent",
+                detail={"known": known},
+            )
+    if not asked:
+        raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
+    allowed = state.routing.allowed(call.caller, asked, word)
+    targets = [target for target in allowed if _offers(target, offer)]
+    if not targets:
+        raise _no_offer(state, call, asked, allowed[0], offer, param)
+    return asked, targets
+
+
+def _no_offer(
+    state: State, call: Call, asked: str, target: Target, offer: Offer, param: str
+) -> InvalidRequest:
+    """The refusal of a call that none of the agents asked can answer."""
+    routing = state.routing
+    able = [
+        each.name
+        for each in routing.targets.values()
+        if _offers(each, offer) and call.caller.may_ask(each.name, [each.name])
+    ]
+    if routing.is_route(asked):
+        reason: str = say("none of the route's agents has it")
+    else:
+        kind = kinds.find(target.platform.kind)
+        title = kind.title if kind else target.platform.kind
+        own = getattr(target.platform, f"no_{offer}", "")
+        reason = own or say("{platform} has no API for it", platform=title)
+    advice = (
+        say("Ask one of these: {agents}.", agents=", ".join(able[:MAX_KNOWN]))
+        if able
+        else say(
+            "Agents of Dify, Coze, Zhipu's models and OpenAI-compatible services can: have the "
+            "operator add one."
+        )
+    )
+    return InvalidRequest(
+        say(_NO_OFFER[offer], name=asked[:100], reason=reason, advice=advice), param=param
+    )
+
+
+def _offers(target: Target, offer: Offer) -> bool:
+    return getattr(target.platform, offer, None) is not None
+
+
+_NO_OFFER = {
+    "speech": say("Agent {name!r} speaks no texts: {reason}. {advice}"),
+    "transcription": say("Agent {name!r} transcribes no recordings: {reason}. {advice}"),
+}
