@@ -4,7 +4,7 @@ OpenAI-compatible agents get the calls of `/v1` as they are. For other platforms
 the call, and their endpoints describe the requests.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ _FIELDS = frozenset(
         "timestamp_granularities[]", "chunking_strategy",
     )
 )  # fmt: skip
+_FORMS = ("response_format", "stream")  # that decide how the client reads the answer
 Read = tuple[ChatRequest, list[Target]]
 
 
@@ -56,7 +57,7 @@ async def _read_speech(request: web.Request, state: State, call: Call) -> Read:
         call.caller.user_of(user),
         audio=_speech(body) if is_read else None,
         passed=PassedOn(_SPEECH, request.rel_url.raw_query_string, partial(with_json, body)),
-        options=_set(body, ("model", "input", "user"), {"stream_format": "audio"}),
+        options=_set(body, ("model", "input", "user"), {"stream_format": ("audio",)}),
         demands=("stream_format",) if body.get("stream_format") == "sse" else (),
         ignored=tuple(sorted(ignored)),
     )
@@ -128,11 +129,8 @@ async def _read_recording(form: FormCopy, request: web.Request, state: State, ca
     if is_read:
         _require_file(form)
     described = partial(with_form, form)
-    demands, plain = [], {"response_format": ("json", "text"), "stream": "false"}
-    if fields.get("response_format", "json") not in plain["response_format"]:
-        demands.append("response_format")
-    if fields.get("stream", "false").lower() not in ("false", "0", ""):
-        demands.append("stream")
+    options = _set(fields, ("user",), {"response_format": ("json", "text"), "stream": ("false",)})
+    demands = () if of_api else tuple(name for name in _FORMS if name in options)
     chat = ChatRequest(
         asked,
         (),
@@ -141,8 +139,8 @@ async def _read_recording(form: FormCopy, request: web.Request, state: State, ca
         passed=None
         if of_api
         else PassedOn(_TRANSCRIPTION, request.rel_url.raw_query_string, described),
-        options=_set(fields, ("user",), plain),
-        demands=tuple(demands),
+        options=options,
+        demands=demands,
     )
     return chat, targets
 
@@ -161,18 +159,18 @@ def _require_file(form: FormCopy) -> None:
         raise InvalidRequest("The file is empty.", param="file")
 
 
-def _set(members: dict[str, Any], known: Iterable[str], plain: dict[str, Any]) -> tuple[str, ...]:
-    """The names of the options that the caller sets to a value that is not the plain one."""
-    return tuple(
-        sorted(
-            name
-            for name, value in members.items()
-            if name not in known
-            and value not in (None, "", [], {})
-            and value != plain.get(name)
-            and not (isinstance(plain.get(name), tuple) and value in plain[name])
-        )
-    )
+def _set(
+    members: Mapping[str, Any], known: tuple[str, ...], plain: Mapping[str, tuple[str, ...]]
+) -> tuple[str, ...]:
+    """The names of the options that the caller sets, but not to a value that is `plain`."""
+    names = [
+        name
+        for name, value in members.items()
+        if name not in known
+        and value not in (None, False, "", [], {})
+        and value not in plain.get(name, ())
+    ]
+    return tuple(sorted(names))
 
 
 def _all_pass_through(targets: list[Target]) -> bool:
