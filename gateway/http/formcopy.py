@@ -66,7 +66,8 @@ class FormCopy(UploadForm):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            await asyncio.to_thread(self._kept.close)
+            # A caller who leaves now cancels the wait, but not the closing.
+            await asyncio.shield(asyncio.to_thread(self._kept.close))
         finally:
             self._held.give_back()
 

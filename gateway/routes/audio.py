@@ -33,8 +33,8 @@ _MEMBERS = frozenset(
 )
 _FIELDS = frozenset(
     (
-        "file", "language", "prompt", "response_format", "temperature", "stream", "include[]",
-        "timestamp_granularities[]", "chunking_strategy",
+        "file", "user", "language", "prompt", "response_format", "temperature", "stream",
+        "include[]", "timestamp_granularities[]", "chunking_strategy",
     )
 )  # fmt: skip
 _FORMS = ("response_format", "stream")  # that decide how the client reads the answer
