@@ -1,11 +1,12 @@
 """What the audio endpoints of platforms share: parts of long texts, voices, formats and limits."""
 
+import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from pydantic import Field
 
@@ -26,6 +27,9 @@ from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish, Raw, Text, Usage
 from gateway.protocol.sse import SHOWN, Life
 from gateway.protocol.wav import WavJoiner
+
+FRESH_S = 300.0
+T = TypeVar("T")
 
 
 class VoiceOptions(Agent):
@@ -224,7 +228,11 @@ class TranscriptionEndpoint(ABC):
                 ),
                 param="file",
             )
-        if recording.size > self.most_mb * 1024 * 1024:
+        self.require_size(recording.size)
+
+    def require_size(self, size: int) -> None:
+        """Raises AudioTooLarge for a recording of so many bytes."""
+        if size > self.most_mb << 20:
             raise AudioTooLarge(
                 say(
                     "The audio file is larger than {most} MB, which is the most that {platform} "
@@ -285,6 +293,21 @@ class TranscriptDecoder:
 
     def pattern(self, chunk: bytes, delta: Delta) -> None:
         return None
+
+
+class Remembered(Generic[T]):
+    """What a platform has told, for FRESH_S seconds; None before and after."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = clock
+        self._value: T | None = None
+        self._until = 0.0
+
+    def get(self) -> T | None:
+        return self._value if self.now() < self._until else None
+
+    def keep(self, value: T | None) -> None:
+        self._value, self._until = value, self.now() + FRESH_S
 
 
 def require_text(speech: Speech) -> None:

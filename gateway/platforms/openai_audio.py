@@ -39,6 +39,9 @@ class OpenAITranscription(TranscriptionEndpoint):
     def require_limits(self, recording: Recording) -> None:
         pass
 
+    def require_size(self, size: int) -> None:
+        pass
+
     def declared(self, recording: Recording) -> str:
         return mime_of(recording.extension)
 

@@ -12,14 +12,14 @@ from aiohttp import web
 
 from gateway.chat.routing import MAX_KNOWN, Target, listed
 from gateway.config import kinds
-from gateway.errors import InvalidRequest
+from gateway.errors import AudioTooLarge, InvalidRequest
 from gateway.http.answer import answering
 from gateway.http.body import agent_name, read_object, text_member
 from gateway.http.context import State, caller_of, is_api
 from gateway.http.formcopy import FormCopy
 from gateway.http.relay import relay, transcript
 from gateway.language.sentences import say
-from gateway.platforms.audio import require_text
+from gateway.platforms.audio import TranscriptionEndpoint, require_text
 from gateway.protocol.audio import FORMATS, Recording, Speech
 from gateway.protocol.messages import ChatRequest, PassedOn
 from gateway.routes.passthrough import held_form, with_form, with_json
@@ -37,6 +37,8 @@ _FIELDS = frozenset(
         "include[]", "timestamp_granularities[]", "chunking_strategy",
     )
 )  # fmt: skip
+_FRAME = 1 << 20  # bytes that a form may have in addition to its recording
+_MAX_NAME = 1024  # characters of a user's or a voice's name
 _FORMS = ("response_format", "stream")  # that decide how the client reads the answer
 Read = tuple[ChatRequest, list[Target]]
 
@@ -44,6 +46,7 @@ Read = tuple[ChatRequest, list[Target]]
 async def _read_speech(request: web.Request, state: State, call: Call) -> Read:
     body = await read_object(request)
     user = text_member(body, "user")
+    _require_short("user", user)
     asked, targets = _targets(request, state, call, text_member(body, "model"), "speech")
     call.end_user = call.caller.end_user or user
     ignored: list[str] = []
@@ -71,6 +74,7 @@ def _speech(body: dict[str, Any]) -> Speech:
     for name, value in (("input", text), ("voice", voice)):
         if not isinstance(value, str | None):
             raise InvalidRequest(say("'{name}' must be a string.", name=name), param=name)
+    _require_short("voice", voice or "")
     format_, speed = text_member(body, "response_format"), body.get("speed")
     if format_ and format_ not in FORMATS:
         raise InvalidRequest(
@@ -120,10 +124,13 @@ api_transcribe = _transcribing()
 
 
 async def _read_recording(form: FormCopy, request: web.Request, state: State, call: Call) -> Read:
+    if is_api(request.path):  # the agents are known before the form is read
+        _refuse_early(_targets(request, state, call, "", "transcription")[1], request)
     model = await form.keep()
     asked, targets = _targets(request, state, call, model, "transcription")
     fields, of_api = form.fields, is_api(request.path)
     user = fields.get("user", "").strip()
+    _require_short("user", user)
     call.end_user = call.caller.end_user or user
     is_read = of_api or not _all_pass_through(targets)
     if is_read:
@@ -145,6 +152,22 @@ async def _read_recording(form: FormCopy, request: web.Request, state: State, ca
     return chat, targets
 
 
+def _refuse_early(targets: list[Target], request: web.Request) -> None:
+    """Raises AudioTooLarge if the form is larger than any recording that the agents take."""
+    refusal: AudioTooLarge | None = None
+    for target in targets:
+        endpoint = target.platform.transcription
+        if not isinstance(endpoint, TranscriptionEndpoint):
+            return
+        try:
+            endpoint.require_size((request.content_length or 0) - _FRAME)
+            return
+        except AudioTooLarge as error:
+            refusal = error
+    if refusal is not None:
+        raise refusal
+
+
 def _require_file(form: FormCopy) -> None:
     """Raises InvalidRequest unless the form has one file that is not empty."""
     if form.files > 1:
@@ -157,6 +180,13 @@ def _require_file(form: FormCopy) -> None:
         )
     if not form.file_size:
         raise InvalidRequest("The file is empty.", param="file")
+
+
+def _require_short(name: str, value: str) -> None:
+    if len(value) > _MAX_NAME:
+        raise InvalidRequest(
+            say("'{name}' is longer than {most} characters.", name=name, most=_MAX_NAME), param=name
+        )
 
 
 def _set(

@@ -48,7 +48,7 @@ def test_a_long_text_is_not_divided_early():
     ("mime", "extension"),
     [("audio/webm;codecs=opus", "webm"), ("Audio/X-M4A", "m4a"), ("text/plain", ""), ("", "")],
 )
-def test_a_recording_without_a_name_has_the_extension_of_its_type(mime, extension):
+def test_a_nameless_recording_has_the_extension_of_its_type(mime, extension):
     assert extension_for(mime) == extension
 
 

@@ -304,7 +304,8 @@ async def test_speech_as_events_is_refused(audio):
     ("body", "param"),
     [
         ({"input": ""}, "input"), ({"input": "x" * 4097}, "input"), ({"input": 1}, "input"),
-        ({"voice": 1}, "voice"), ({"response_format": "ogg"}, "response_format"),
+        ({"voice": 1}, "voice"), ({"voice": "v" * 1025}, "voice"), ({"user": "u" * 1025}, "user"),
+        ({"response_format": "ogg"}, "response_format"),
         ({"speed": 5}, "speed"), ({"speed": "fast"}, "speed"), ({"speed": True}, "speed"),
     ],
 )  # fmt: skip
@@ -432,10 +433,25 @@ async def test_a_sound_as_json_is_400(audio):
 
 @pytest.mark.parametrize(("agent", "most"), [("coze", 10), ("zhipu", 25), ("dify", 30)])
 async def test_a_sound_over_the_platforms_limit_is_413(audio, agent, most):
-    answer = await audio.transcribe("api", agent, bytes((most << 20) + 1))
-    assert answer.status == 413
-    assert f"larger than {most} MB" in await told(answer)
+    for form in FORMS:
+        answer = await audio.transcribe(form, agent, bytes((most << 20) + 1))
+        assert answer.status == 413
+        assert f"larger than {most} MB" in await told(answer)
     assert audio.demos[agent].uploads == []
+
+
+async def test_what_no_agent_would_take_is_not_read(audio):
+    """The agents of `/api/v1` are known before the form: the refusal comes before its first byte."""
+    host, port = audio.gw.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(
+        b"POST /api/v1/audio/transcriptions HTTP/1.1\r\nHost: localhost\r\nAgent: coze\r\n"
+        b"Content-Type: multipart/form-data; boundary=b\r\nContent-Length: 12000000\r\n\r\n"
+    )
+    async with asyncio.timeout(20):
+        assert b" 413 " in await reader.readline()
+    writer.close()
+    await writer.wait_closed()
 
 
 @pytest.mark.parametrize(("agent", "name"), [("zhipu", "a.ogg"), ("dify", "a.flac"), ("coze", "a")])

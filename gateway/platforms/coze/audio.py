@@ -5,7 +5,7 @@ from typing import Any
 from urllib.parse import quote
 
 from gateway.errors import InvalidRequest
-from gateway.platforms.audio import Manner, SpeechEndpoint, TranscriptionEndpoint
+from gateway.platforms.audio import Manner, Remembered, SpeechEndpoint, TranscriptionEndpoint
 from gateway.platforms.base import Preliminary, Step, as_id, as_list, as_object, as_text, dump
 from gateway.platforms.coze.failures import explain
 from gateway.platforms.coze.options import CozeOptions
@@ -37,13 +37,13 @@ class CozeSpeech(SpeechEndpoint):
         self._url = f"{api}/v1/audio/speech"
         bot = quote(agent.bot_id or "", safe="")
         self._bot = f"{api}/v1/bots/{bot}?is_published=true" if bot else ""
-        self._own = ""  # the bot's voice, once known
+        self._own = Remembered[str]()  # the bot's voice
         self._headers = headers
         self._authorize = authorize
         self._retry = retry
 
     def request(self, text: str, manner: Manner, chat: ChatRequest) -> Step:
-        voice = manner.voice or self._own
+        voice = manner.voice or self._own.get()
         if not voice and self._bot:
             return self._authorize(lambda: self._learn_voice(text, manner, chat))
         if not voice:
@@ -70,9 +70,10 @@ class CozeSpeech(SpeechEndpoint):
             if reply.status != 200 or body.get("code") != 0:
                 raise explain(reply)
             voices = as_list(as_object(body.get("data")).get("voice_info_list"))
-            self._own = as_id(as_object(voices[0]).get("voice_id")) if voices else ""
-            if not self._own:
+            voice = as_id(as_object(voices[0]).get("voice_id")) if voices else ""
+            if not voice:
                 raise _no_voice()
+            self._own.keep(voice)
             return self.request(text, manner, chat)
 
         request = UpstreamRequest("GET", self._bot, self._headers())

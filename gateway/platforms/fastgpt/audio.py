@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from gateway.errors import InvalidRequest
-from gateway.platforms.audio import Manner, SpeechEndpoint
+from gateway.platforms.audio import Manner, Remembered, SpeechEndpoint
 from gateway.platforms.base import Preliminary, Step, as_object, dump
 from gateway.platforms.fastgpt.failures import explain
 from gateway.platforms.fastgpt.options import FastGPTOptions
@@ -16,7 +16,7 @@ _PATHS = ("/core/chat/record/getSpeech", "/core/chat/item/getSpeech")
 
 
 class FastGPTSpeech(SpeechEndpoint):
-    """The app's settings name the model, which the call must repeat; they are asked once."""
+    """The app's settings name the model, which the call must repeat."""
 
     platform = "FastGPT"
     speeds = (0.25, 4.0)
@@ -30,7 +30,7 @@ class FastGPTSpeech(SpeechEndpoint):
         self._api = api
         self._headers = {**headers, "Accept": "audio/*, application/json"}
         self._look_up = look_up
-        self._settings: dict[str, Any] = {}
+        self._settings = Remembered[dict[str, Any]]()
         self._path = ""
 
     def request(self, text: str, manner: Manner, chat: ChatRequest) -> Step:
@@ -48,12 +48,13 @@ class FastGPTSpeech(SpeechEndpoint):
 
             return go_on
 
-        if not self._settings:
+        settings = self._settings.get()
+        if settings is None:
             return Preliminary(self._look_up, then(self._learn_settings), shared=True)
         if not self._path:
             empty = UpstreamRequest("POST", self._api + _PATHS[0], self._headers, b"{}")
             return Preliminary(empty, then(self._learn_path), shared=True)
-        return self._speak(text, manner)
+        return self._speak(text, manner, settings)
 
     def _learn_settings(self, reply: UpstreamReply) -> None:
         body = reply.object()
@@ -67,15 +68,15 @@ class FastGPTSpeech(SpeechEndpoint):
                 " app's settings, and publish it.",
                 param="model",
             )
-        self._settings = settings
+        self._settings.keep(settings)
 
     def _learn_path(self, reply: UpstreamReply) -> None:
         """A server that has the path refuses the empty request, without a cost."""
         is_missing = reply.status == 404 and not reply.object().get("code")
         self._path = _PATHS[is_missing]
 
-    def _speak(self, text: str, manner: Manner) -> UpstreamRequest:
-        settings = dict(self._settings)
+    def _speak(self, text: str, manner: Manner, settings: dict[str, Any]) -> UpstreamRequest:
+        settings = dict(settings)
         if manner.voice:
             settings["voice"] = manner.voice
         if manner.speed is not None:
@@ -91,5 +92,6 @@ class FastGPTSpeech(SpeechEndpoint):
         return UpstreamRequest("POST", url, self._headers, dump(body), judges_json=True)
 
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        self._settings, self._path = {}, ""  # the app or the server may have changed
+        self._settings.keep(None)  # the app or the server may have changed
+        self._path = ""
         raise explain(reply)
