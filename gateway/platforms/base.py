@@ -147,6 +147,10 @@ class Platform(Endpoint, Protocol):
     no_transcription: str
 
     @property
+    def title(self) -> str:
+        """The platform's name in sentences."""
+
+    @property
     def remembers(self) -> bool:
         """Whether a conversation can be continued by its id, with the question alone."""
 

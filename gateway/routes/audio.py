@@ -11,8 +11,7 @@ from typing import Any, Literal
 from aiohttp import web
 
 from gateway.chat.routing import MAX_KNOWN, Target, listed
-from gateway.config import kinds
-from gateway.errors import AudioTooLarge, InvalidRequest
+from gateway.errors import AudioTooLarge, InvalidRequest, NotOffered
 from gateway.http.answer import answering
 from gateway.http.body import agent_name, read_object, text_member
 from gateway.http.context import State, caller_of, is_api
@@ -214,7 +213,7 @@ def _targets(
     request: web.Request, state: State, call: Call, model: str, offer: Offer
 ) -> tuple[str, list[Target]]:
     """The name that the caller asks, and those of its agents that offer speech or transcription.
-    Raises InvalidRequest if none does."""
+    Raises NotOffered if none does."""
     call.surface = "audio"
     asked, word, param = model, "model", "model"
     if is_api(request.path):
@@ -242,7 +241,7 @@ def _targets(
 
 def _no_offer(
     state: State, call: Call, asked: str, target: Target, offer: Offer, param: str
-) -> InvalidRequest:
+) -> NotOffered:
     """The refusal of a call that none of the agents asked can answer."""
     routing = state.routing
     able = [
@@ -253,10 +252,8 @@ def _no_offer(
     if routing.is_route(asked):
         reason: str = say("none of the route's agents has it")
     else:
-        kind = kinds.find(target.platform.kind)
-        title = kind.title if kind else target.platform.kind
-        own = getattr(target.platform, f"no_{offer}", "")
-        reason = own or say("{platform} has no API for it", platform=title)
+        own: str = getattr(target.platform, f"no_{offer}", "")
+        reason = own or say("{platform} has no API for it", platform=target.platform.title)
     advice = (
         say("Ask one of these: {agents}.", agents=", ".join(able[:MAX_KNOWN]))
         if able
@@ -265,7 +262,7 @@ def _no_offer(
             "operator add one."
         )
     )
-    return InvalidRequest(
+    return NotOffered(
         say(_NO_OFFER[offer], name=asked[:100], reason=reason, advice=advice), param=param
     )
 

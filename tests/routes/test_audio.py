@@ -369,7 +369,7 @@ async def test_other_platforms_are_refused_by_name(without_audio, form, agent, r
         (await without_audio.speak(form, agent), "fastgpt, dify"),
         (await without_audio.transcribe(form, agent), "dify"),
     ):
-        assert answer.status == 400
+        assert answer.status == 501
         message = await told(answer)
         assert f"Agent {agent!r}" in message
         assert f"{reason}. Ask one of these: {able}." in message
@@ -378,7 +378,7 @@ async def test_other_platforms_are_refused_by_name(without_audio, form, agent, r
 @pytest.mark.parametrize("form", FORMS)
 async def test_fastgpt_transcribes_for_nobody(without_audio, form):
     answer = await without_audio.transcribe(form, "fastgpt")
-    assert answer.status == 400
+    assert answer.status == 501
     assert "for its own pages only" in await told(answer)
 
 
