@@ -785,7 +785,7 @@ async def test_a_call_is_recorded_with_unknown_usage(with_accounts, tmp_path):
     _, key = await gw.key(admin)
     audio = Audio(gw, {})
     assert (await audio.speak("v1", "dify", key=key, user="ada")).status == 200
-    assert (await audio.transcribe("v1", "dify", key=key)).status == 200
+    assert (await audio.transcribe("api", "dify", key=key)).status == 200
 
     async def rows():
         return (await gw.api("GET", "/calls?surface=audio", admin))[1]["data"]["calls"]
