@@ -58,7 +58,7 @@ async def _read_speech(request: web.Request, state: State, call: Call) -> Read:
         (),
         call.caller.user_of(user),
         audio=_speech(body) if is_read else None,
-        passed=PassedOn(_SPEECH, request.rel_url.raw_query_string, partial(with_json, body)),
+        passed=PassedOn(_SPEECH, _query(request), partial(with_json, body)),
         options=_set(body, ("model", "input", "user"), {"stream_format": ("audio",)}),
         demands=("stream_format",) if body.get("stream_format") == "sse" else (),
         ignored=tuple(sorted(ignored)),
@@ -142,9 +142,7 @@ async def _read_recording(form: FormCopy, request: web.Request, state: State, ca
         (),
         call.caller.user_of(user),
         audio=Recording(form.extension, form.file_size, fields, form.as_form) if is_read else None,
-        passed=None
-        if of_api
-        else PassedOn(_TRANSCRIPTION, request.rel_url.raw_query_string, described),
+        passed=None if of_api else PassedOn(_TRANSCRIPTION, _query(request), described),
         options=options,
         demands=demands,
     )
@@ -200,6 +198,12 @@ def _set(
         and value not in plain.get(name, ())
     ]
     return tuple(sorted(names))
+
+
+def _query(request: web.Request) -> str:
+    """The query to pass on: none of the gateway's own API, and none of web pages."""
+    is_free = not (is_api(request.path) or caller_of(request).end_user)
+    return request.rel_url.raw_query_string if is_free else ""
 
 
 def _all_pass_through(targets: list[Target]) -> bool:

@@ -774,6 +774,10 @@ async def test_a_pages_token_sends_openais_own_members_only(page):
     answer = await audio.speak("v1", "openai", key=token, voice="v", account="boss")
     assert answer.headers["x-gateway-ignored"] == "account"
     assert "account" not in audio.demos["openai"].requests[-1][1]
+    body = {"model": "openai", "input": "hi", "voice": "v"}
+    headers = {"Authorization": f"Bearer {token}"}
+    answer = await audio.gw.post("/v1/audio/speech?account=boss", body, headers=headers)
+    assert audio.demos["openai"].requests[-1][0] == "/v1/audio/speech"
     answer = await audio.transcribe("v1", "openai", key=token, account="boss", language="zh")
     assert answer.status == 200
     assert audio.demos["openai"].uploads[-1].fields == {"model": "tts-1", "language": "zh"}
