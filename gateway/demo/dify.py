@@ -48,7 +48,7 @@ class DifyDemo(Demo):
         self.mode = mode
         self.has_audio = has_audio
         sizes = {**LIMITS_MB, **(limits_mb or {})}
-        self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests)
+        self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests, has_audio)
         self._histories = Histories(self, self.settings, self.refusal)
 
     def routes(self) -> list[tuple[str, str, Any]]:

@@ -14,7 +14,7 @@ from gateway.chat.routing import MAX_KNOWN, Target, listed
 from gateway.errors import AudioTooLarge, InvalidRequest, NotOffered
 from gateway.http.answer import answering
 from gateway.http.body import agent_name, read_object, text_member
-from gateway.http.context import State, caller_of, is_api
+from gateway.http.context import CONTEXT, State, caller_of, is_api
 from gateway.http.formcopy import FormCopy
 from gateway.http.relay import relay, transcript
 from gateway.language.sentences import say
@@ -126,6 +126,7 @@ async def _read_recording(form: FormCopy, request: web.Request, state: State, ca
     if is_api(request.path):  # the agents are known before the form is read
         _refuse_early(_targets(request, state, call, "", "transcription")[1], request)
     model = await form.keep()
+    request[CONTEXT].file_bytes = form.file_size
     asked, targets = _targets(request, state, call, model, "transcription")
     fields, of_api = form.fields, is_api(request.path)
     user = fields.get("user", "").strip()

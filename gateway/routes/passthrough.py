@@ -30,7 +30,7 @@ _PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Pass any other POST under /v1 to the OpenAI-compatible agents of the name in `model`."""
     if caller_of(request).end_user:
-        raise Forbidden("A web page's token opens chats only.")
+        raise Forbidden("A web page's token opens chats and audio only.")
     if request.content_type.startswith("multipart/"):
         return await _pass_form_on(request)
     return await _pass_json_on(request)

@@ -814,3 +814,12 @@ async def test_agents_say_whether_they_offer_audio(audio):
 async def test_forms_give_back_their_space(audio):
     assert (await audio.transcribe("v1", "dify", bytes(2_000_000), "a.wav")).status == 200
     await until(lambda: audio.gw.app[FORMS_SPACE].total == 0)
+
+
+async def test_an_app_of_dify_without_audio_says_so(gateway, demo):
+    dify = await demo("dify", key="app-test-key", has_audio=False)
+    bot = {**BOTS["dify"], "base_url": dify.url}
+    audio = Audio(await gateway(agents={"bot": bot}), {})
+    for answer in (await audio.speak("v1", "bot"), await audio.transcribe("api", "bot")):
+        assert answer.status == 502
+        assert "in the app's features" in await told(answer)
