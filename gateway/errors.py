@@ -242,6 +242,12 @@ class BodyTooLarge(GatewayError):
     status, type, code = 413, "invalid_request_error", "request_too_large"
 
 
+class AudioTooLarge(BodyTooLarge):
+    """The recording is over the platform's limit; another target of the route may take it."""
+
+    elsewhere = True
+
+
 class UriTooLong(GatewayError):
     """The request's path or query is longer than any valid one."""
 
@@ -258,6 +264,12 @@ class UnsupportedMediaType(GatewayError):
     """The gateway does not accept this type of body or file."""
 
     status, type, code = 415, "invalid_request_error", "unsupported_media_type"
+
+
+class AudioTypeNotTaken(UnsupportedMediaType):
+    """The platform does not transcribe files of this type; another target of the route may."""
+
+    elsewhere = True
 
 
 class RateLimited(GatewayError):

@@ -5,6 +5,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from email import message_from_bytes, policy
 from typing import Any
 
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -149,3 +150,17 @@ class Wire:
             await to.drain()
         if near in self._dead:
             await asyncio.sleep(3600)
+
+
+def parts_of(headers: dict[str, str], body: bytes) -> list[tuple[Any, Any, Any]]:
+    """(name, filename, bytes) of each part of a form."""
+    whole = b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body
+    parts = message_from_bytes(whole, policy=policy.HTTP).iter_parts()
+    return [
+        (
+            part.get_param("name", header="content-disposition"),
+            part.get_filename(),
+            part.get_payload(decode=True),
+        )
+        for part in parts
+    ]

@@ -18,7 +18,8 @@ from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
 from gateway.errors import ConversationNotFound, GatewayError, UpstreamFailed, UpstreamTimeout
 from gateway.language.sentences import say
 from gateway.limits.shares import Holders
-from gateway.platforms.base import Decoder, Preliminary, Step, require_options
+from gateway.platforms.audio import SpeechDecoder
+from gateway.platforms.base import Decoder, Preliminary, Step, endpoint_of, require_options
 from gateway.protocol.completions import lines_as_events
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import CONTENT, ChatRequest, Delta, Failed, Note, has_media
@@ -107,6 +108,7 @@ class Attempt:
         "_question",
         "_wants_whole",
         "decoder",
+        "endpoint",
         "has_slot",
         "is_last",
         "most",
@@ -127,6 +129,7 @@ class Attempt:
         self._question = question
         self._asked = question.chat.at(target.name)  # with its files in the form for this target
         self.target = target
+        self.endpoint = endpoint_of(target.platform, question.chat)
         self.is_last = is_last
         self.until = until
         self.state = State.ASKING
@@ -259,17 +262,17 @@ class Attempt:
 
     async def _ask(self) -> Exchange:
         """Send the requests that the platform describes until the answer itself begins."""
-        question, target = self._question, self.target
+        question, target, endpoint = self._question, self.target, self.endpoint
         trace = question.trace.attempt(target.name, target.platform.kind, target.url)
-        require_options(target.platform, question.chat)
+        require_options(endpoint, question.chat)
         if question.delivery is not None:
             question.wait_until(None)  # large files are limited by `total` only
             self._asked = await question.delivery.prepare(target)
             question.wait_until(question.loop.time() + target.agent.timeouts.first_delta)
-        request: Step = target.platform.prepare(self._asked)
+        request: Step = endpoint.prepare(self._asked)
         for _ in range(MAX_STEPS):
             if isinstance(request, Preliminary):
-                again = partial(target.platform.prepare, self._asked)
+                again = partial(endpoint.prepare, self._asked)
                 request = cast(
                     UpstreamRequest, await resolve(question.upstream, target, request, again)
                 )
@@ -279,12 +282,12 @@ class Attempt:
             self._exchange = exchange
             self.show_life(question.loop.time())
             if exchange.status == 200:  # before the first bytes, so that it can be drained
-                self.state, self.decoder = State.ANSWERING, target.platform.decoder(self._asked)
+                self.state, self.decoder = State.ANSWERING, endpoint.decoder(self._asked)
             is_answer = exchange.status == 200 and (request.takes_pages or not exchange.is_page)
-            if is_answer and (not request.stream or await _is_stream(exchange)):
+            if is_answer and await _is_as_asked(request, exchange):
                 return exchange
             reply = await exchange.reply(target.agent.max_answer if is_answer else MAX_REPLY)
-            if is_answer and (stream := lines_as_events(reply) or target.platform.as_stream(reply)):
+            if is_answer and (stream := lines_as_events(reply) or endpoint.as_stream(reply)):
                 exchange.first = stream
                 return exchange
             exchange.close()
@@ -294,15 +297,15 @@ class Attempt:
 
     def _recover(self, reply: UpstreamReply) -> Step:
         """The request that follows a reply that is not the answer. Raises the reply's error."""
-        asked, platform = self._asked, self.target.platform
+        asked, endpoint = self._asked, self.endpoint
         try:
-            return platform.recover(reply, asked)
+            return endpoint.recover(reply, asked)
         except ConversationNotFound:
             has_turns = asked.conversation_id and len(asked.messages) > 1
-            if asked.home or not (platform.restarts and has_turns):
+            if asked.home or not (endpoint.restarts and has_turns):
                 raise  # a recalled conversation is given up by the run
         self._asked = replace(asked, conversation_id=None)  # so that it begins again once only
-        return platform.prepare(self._asked)
+        return endpoint.prepare(self._asked)
 
     def _wait_for_whole(self) -> None:
         """A whole answer begins when it is complete: it may use all of the remaining time, or half
@@ -335,7 +338,36 @@ class Attempt:
             return None if ends == until else self.silence()
         except Exception as error:
             return self.broke(error)
+        if not chunk and isinstance(self.decoder, SpeechDecoder):
+            return await self._read_on(self.decoder)
         return self.feed(chunk)
+
+    async def _read_on(self, decoder: SpeechDecoder) -> list[Delta]:
+        """One of several requests for a long text is answered: send the next one, or end."""
+        question, target = self._question, self.target
+        try:
+            step = decoder.next_part()
+            if step is None:
+                return self.feed(b"")
+            assert self._exchange is not None
+            self._exchange.let_end()
+            wait_s = target.agent.timeouts.first_delta
+            with question.deadline.until(min(question.ends_at, question.loop.time() + wait_s)):
+                request = cast(UpstreamRequest, await resolve(question.upstream, target, step))
+                self._exchange = exchange = await question.upstream.send(request, target.way)
+                if exchange.status != 200 or not await _is_as_asked(request, exchange):
+                    self.endpoint.recover(await exchange.reply(MAX_REPLY), self._asked)
+                    raise UpstreamFailed("The upstream refused to speak the rest of the text.")
+        except TimeoutError:
+            if question.loop.time() >= question.ends_at:
+                raise
+            return self.silence()
+        except GatewayError as error:
+            deltas: list[Delta] = [Failed(error)]
+            self._end(deltas)
+            return deltas
+        self.show_life(question.loop.time())
+        return []
 
     @property
     def silent_at(self) -> float:
@@ -441,13 +473,20 @@ class Attempt:
         exchange.close()
         if self.decoder is None:
             return
-        if stop := self.target.platform.stop(self._asked, self.decoder):
+        if stop := self.endpoint.stop(self._asked, self.decoder):
             self._question.upstream.spawn(_stop(self._question.upstream, self.target, stop))
 
 
 async def _stop(upstream: Upstream, target: Target, request: UpstreamRequest) -> None:
     with contextlib.suppress(GatewayError):  # the run ends by itself; no client waits
         await upstream.fetch(request, target.way, _STOP_S)
+
+
+async def _is_as_asked(request: UpstreamRequest, exchange: Exchange) -> bool:
+    """Whether a 200 has the form of the answer that was asked for, so that the decoder reads it."""
+    if request.stream:
+        return await _is_stream(exchange)
+    return not (request.judges_json and exchange.is_json)
 
 
 async def _is_stream(exchange: Exchange) -> bool:

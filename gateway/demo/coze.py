@@ -9,6 +9,7 @@ from typing import Any, Literal
 import orjson
 from aiohttp import web
 
+from gateway.demo.audio import fault_in, spoken, transcript
 from gateway.demo.base import Broken, Demo, Form, Stream, Upload, digits, dumps, json
 from gateway.demo.cozehistory import Histories, envelope
 from gateway.demo.script import Speech, file_name, speak
@@ -51,6 +52,8 @@ class CozeDemo(Demo):
             ("POST", "/v1/workflows/chat", self.workflow_chat),
             ("POST", "/v1/files/upload", self.upload),
             ("GET", "/v1/files/retrieve", self.retrieve_file),
+            ("POST", "/v1/audio/speech", self.speech),
+            ("POST", "/v1/audio/transcriptions", self.transcription),
             ("POST", "/v1/conversation/create", self.create_conversation),
             ("GET", "/v1/bots/{bot}", self.bot),
             ("GET", "/v1/bot/get_online_info", self.bot),
@@ -89,6 +92,7 @@ class CozeDemo(Demo):
                 "prologue": "你好，我是演示智能体。", "suggested_questions": ["你会什么？"],
             },
             "model_info": {"model_id": "demo", "model_name": "demo"},
+            "voice_info_list": [{"language_code": "zh", "voice_id": "7426720361733046281"}],
         }  # fmt: skip
         return json({"code": 0, "msg": "", "data": bot})
 
@@ -128,6 +132,28 @@ class CozeDemo(Demo):
         if file.name.rpartition(".")[2].lower() in self.refused_extensions:
             return 4303, "the file type is not supported"
         return None
+
+    async def speech(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if not self.knows_key(request):
+            return envelope(4100, "access token invalid", 401)
+        text, form = body.get("input"), body.get("response_format", "mp3")
+        if not isinstance(text, str) or not text or len(text.encode()) > 1024:
+            return envelope(4000, "input must have 1 to 1024 bytes")
+        if not body.get("voice_id") or form not in ("mp3", "wav", "pcm", "ogg_opus"):
+            return envelope(4000, "invalid voice_id or response_format")
+        if fault_in(text) == "fail":
+            return envelope(5000, "internal error")
+        return await spoken(self, request, text, form)
+
+    async def transcription(self, request: web.Request) -> web.Response:
+        if not self.knows_key(request):
+            return envelope(4100, "access token invalid", 401)
+        form = await self.form(request, digits)
+        if problem := self._upload_problem(form):
+            return envelope(*problem)
+        text = transcript(self, self.take(form.files[0][1]))
+        return json({"code": 0, "msg": "", "data": {"text": text}, "detail": {"logid": digits()}})
 
     async def retrieve_file(self, request: web.Request) -> web.Response:
         if not self.knows_key(request):

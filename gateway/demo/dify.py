@@ -6,6 +6,7 @@ from typing import Any, cast
 
 from aiohttp import web
 
+from gateway.demo.audio import fault_in, spoken, transcript
 from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
 from gateway.demo.difyfiles import (
     FileCheck,
@@ -21,6 +22,7 @@ from gateway.demo.script import Speech, speak
 from gateway.demo.talks import Turn
 
 _KIND = "text/event-stream; charset=utf-8"
+_AUDIO = ("mp3", "m4a", "wav", "amr", "mpga")  # as of 1.16
 
 
 class DifyDemo(Demo):
@@ -34,18 +36,20 @@ class DifyDemo(Demo):
         file_limit: int = 3,
         limits_mb: Mapping[str, int] | None = None,
         suggests: bool = False,
+        has_audio: bool = True,
         **kwargs: Any,
     ) -> None:
         """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow.
 
         Without `file_types` the app takes no files; otherwise at most `file_limit` per question.
         `limits_mb` overrides some of the size limits of: image, video, audio, other. `suggests`:
-        the app suggests next questions.
+        the app suggests next questions. With `has_audio` the app speaks and transcribes.
         """
         super().__init__(key, **kwargs)
         self.mode = mode
+        self.has_audio = has_audio
         sizes = {**LIMITS_MB, **(limits_mb or {})}
-        self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests)
+        self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests, has_audio)
         self._histories = Histories(self, self.settings, self.refusal)
         self._forms = Forms(self, self.refusal)
 
@@ -55,6 +59,8 @@ class DifyDemo(Demo):
             ("GET", "/v1/parameters", self.parameters),
             ("GET", "/v1/site", self.site),
             ("POST", "/v1/files/upload", self.upload),
+            ("POST", "/v1/text-to-audio", self.text_to_audio),
+            ("POST", "/v1/audio-to-text", self.audio_to_text),
             ("POST", "/v1/chat-messages", self._asking(self.chat)),
             ("POST", "/v1/completion-messages", self._asking(self.completion)),
             ("POST", "/v1/workflows/run", self._asking(self.workflow)),
@@ -88,6 +94,36 @@ class DifyDemo(Demo):
             return error(*problem)
         file = next(file for name, file in form.files if name == "file")
         return json(upload_answer(self.take(file), _origin(request)), 201)
+
+    async def text_to_audio(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        if not self.has_audio:
+            return error(400, "invalid_param", "TTS is not enabled")
+        if not body.get("user"):
+            return error(400, "invalid_param", "Arg user must be provided.")
+        text = str(body.get("text") or "")
+        if fault_in(text) == "fail":
+            return error(400, "completion_request_error", "[demo] Error: the failure you asked for")
+        return await spoken(self, request, text)
+
+    async def audio_to_text(self, request: web.Request) -> web.Response:
+        if refusal := self.refusal(request):
+            return refusal
+        form = await self.form(request, new_id)
+        if not self.has_audio:
+            return error(400, "speech_to_text_disabled", "Speech to text is disabled.")
+        file = next((file for name, file in form.files if name == "file"), None)
+        if not form.fields.get("user"):
+            return error(400, "invalid_param", "Arg user must be provided.")
+        if file is None:
+            return error(400, "no_audio_uploaded", "Please upload your audio.")
+        if file.mime.removeprefix("audio/") not in _AUDIO:
+            return error(415, "unsupported_audio_type", "Audio type not allowed.")
+        if file.size > 30 << 20:
+            return error(413, "audio_too_large", "Audio size larger than 30 mb")
+        return json({"text": transcript(self, self.take(file))})
 
     async def stop(self, request: web.Request) -> web.Response:
         body = await self.body(request)

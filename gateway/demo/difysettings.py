@@ -17,6 +17,7 @@ class Settings:
     file_limit: int
     limits_mb: Mapping[str, int]
     suggests: bool = False
+    has_audio: bool = True
 
     @property
     def is_easy(self) -> bool:
@@ -28,8 +29,8 @@ class Settings:
         return {
             "opening_statement": "你好，我是演示应用。", "suggested_questions": ["你会什么？"],
             "suggested_questions_after_answer": {"enabled": self.suggests},
-            "speech_to_text": _OFF,
-            "text_to_speech": {**_OFF, "language": "", "voice": ""},
+            "speech_to_text": {"enabled": self.has_audio},
+            "text_to_speech": {"enabled": self.has_audio, "language": "", "voice": ""},
             "retriever_resource": {"enabled": True}, "annotation_reply": _OFF,
             "more_like_this": _OFF, "user_input_form": self._form(),
             "sensitive_word_avoidance": moderation, "file_upload": self._file_upload(),

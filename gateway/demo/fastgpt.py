@@ -8,6 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.demo.audio import fault_in, spoken
 from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
 from gateway.demo.fastgpthistory import BAD_KEY, Histories, error, good, object_id
 from gateway.demo.openai import files, text
@@ -21,8 +22,9 @@ _HEADERS = {
     "X-Accel-Buffering": "no",
     "Cache-Control": "no-cache, no-transform",
 }
+_SPEECH = {"type": "model", "model": "demo-tts", "voice": "alloy", "speed": 1}
 _CHAT_CONFIG = {
-    "questionGuide": {"open": False}, "ttsConfig": {"type": "web"},
+    "questionGuide": {"open": False}, "ttsConfig": _SPEECH,
     "whisperConfig": {"open": False, "autoSend": False, "autoTTSResponse": False},
     "chatInputGuide": {"open": False, "textList": [], "customUrl": ""}, "instruction": "",
     "autoExecute": {"open": False, "defaultPrompt": ""},
@@ -58,6 +60,7 @@ class FastGPTDemo(Demo):
             ("GET", "/api/core/chat/init", self.init),
             ("POST", "/api/v2/chat/stop", self.stop),
             *self._histories.routes(),
+            ("POST", "/api/core/chat/item/getSpeech", self.speech),
         ]
 
     async def init(self, request: web.Request) -> web.Response:
@@ -76,6 +79,18 @@ class FastGPTDemo(Demo):
     async def stop(self, request: web.Request) -> web.Response:
         self.stopped.append(str((await self.body(request)).get("chatId")))
         return good({"success": True})
+
+    async def speech(self, request: web.Request) -> web.StreamResponse:
+        """The sound has no `Content-Type`."""
+        body = await self.body(request)
+        if not self.knows_key(request):
+            return json(BAD_KEY, 500)
+        config, text = body.get("ttsConfig"), str(body.get("input") or "")
+        if not isinstance(config, dict) or config.get("model") != "demo-tts" or not text:
+            return json(error(500, "model or voice not found"), 500)
+        if fault_in(text) == "fail":
+            return json(error(500, "the failure you asked for"), 500)
+        return await spoken(self, request, text, declared="application/octet-stream")
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)

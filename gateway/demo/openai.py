@@ -7,6 +7,7 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.demo.audio import fault_in, spoken, transcript
 from gateway.demo.base import Broken, Demo, Stream, dumps, json, new_id
 from gateway.demo.script import Speech, data_name, file_name, speak
 
@@ -21,6 +22,8 @@ class OpenAIDemo(Demo):
         return [
             ("POST", f"{self.prefix}/chat/completions", self.completions),
             ("POST", f"{self.prefix}/embeddings", self.embeddings),
+            ("POST", f"{self.prefix}/audio/speech", self.speech),
+            ("POST", f"{self.prefix}/audio/transcriptions", self.transcription),
             ("GET", f"{self.prefix}/models", self.models),
         ]
 
@@ -49,6 +52,30 @@ class OpenAIDemo(Demo):
         ]
         usage = {"prompt_tokens": len(inputs), "total_tokens": len(inputs)}
         return json({"object": "list", "data": data, "model": body.get("model"), "usage": usage})
+
+    async def speech(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        text, form = body.get("input"), body.get("response_format", "mp3")
+        if not isinstance(text, str) or not text or len(text) > 4096 or not body.get("voice"):
+            message = "'input' must have 1 to 4096 characters, and 'voice' is required."
+            return error(400, message, "invalid_request_error", "invalid_value")
+        if fault_in(text) == "fail":
+            return error(500, "The failure you asked for.", "server_error", None)
+        return await spoken(self, request, text, "mp3" if form not in ("wav", "pcm") else form)
+
+    async def transcription(self, request: web.Request) -> web.Response:
+        if refusal := self.refusal(request):
+            return refusal
+        form = await self.form(request, new_id)
+        if not form.files or not form.fields.get("model"):
+            message = "'file' and 'model' are required."
+            return error(400, message, "invalid_request_error", "invalid_value")
+        said = transcript(self, self.take(form.files[0][1]))
+        if form.fields.get("response_format") == "text":
+            return web.Response(text=f"{said}\n")
+        return json({"text": said})
 
     async def completions(self, request: web.Request) -> web.StreamResponse:
         body = await self.body(request)

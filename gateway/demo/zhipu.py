@@ -5,6 +5,7 @@ from typing import Any
 
 from aiohttp import web
 
+from gateway.demo.audio import fault_in, spoken, transcript
 from gateway.demo.base import Broken, Stream, Upload, digits, dumps, json, new_id
 from gateway.demo.openai import OpenAIDemo, files, text, usage
 from gateway.demo.script import Speech, speak
@@ -26,6 +27,8 @@ class ZhipuDemo(OpenAIDemo):
         return [
             ("POST", f"{self.prefix}/chat/completions", self.ask_model),
             ("GET", f"{self.prefix}/models", self.models),
+            ("POST", f"{self.prefix}/audio/speech", self.speech),
+            ("POST", f"{self.prefix}/audio/transcriptions", self.transcription),
             ("POST", f"{_GLMS}/get_token", self.get_token),
             ("POST", f"{_GLMS}/file_upload", self.upload),
             ("POST", f"{_GLMS}/stream", self.ask_assistant),
@@ -74,6 +77,28 @@ class ZhipuDemo(OpenAIDemo):
                 fault = dumps({"error": {"code": "1234", "message": "网络错误"}})
                 await stream.write(b"data: " + fault + b"\n\n")
         return await stream.close()
+
+    async def speech(self, request: web.Request) -> web.StreamResponse:
+        body = await self.body(request)
+        if refusal := self.refusal(request):
+            return refusal
+        text, form = body.get("input"), body.get("response_format", "pcm")
+        is_good = isinstance(text, str) and 0 < len(text) <= 1024 and form in ("wav", "pcm")
+        if body.get("model") != "glm-tts" or not is_good:
+            return _error(400, "1214", "input 或 response_format 参数非法。请检查文档。")
+        if fault_in(str(text)) == "fail":
+            return _error(500, "500", "内部错误。")
+        return await spoken(self, request, str(text), form)
+
+    async def transcription(self, request: web.Request) -> web.Response:
+        if refusal := self.refusal(request):
+            return refusal
+        form = await self.form(request, digits)
+        if not form.files or not form.fields.get("model", "").startswith("glm-asr"):
+            return _error(400, "1214", "file 或 model 参数非法。请检查文档。")
+        text = transcript(self, self.take(form.files[0][1]))
+        ids = {"id": digits(), "created": int(time.time()), "request_id": digits()}
+        return json({**ids, "model": form.fields["model"], "text": text})
 
     # 智谱清言
 

@@ -18,6 +18,7 @@ _OPENAIS = frozenset(
 _OURS = frozenset(
     ("chat", "agents", "login", "auth", "api-keys", "tokens", "upload", "usage", "calls")
 )
+_BOTH = (["audio", "speech"], ["audio", "transcriptions"])  # that both surfaces have
 _PREFIX = frozenset(("v1", "api", "openai"))
 _PLAIN = _PREFIX | _OPENAIS | {"chat", "health", "livez", "readyz", "metrics"}
 
@@ -41,6 +42,8 @@ def _with_prefix(steps: list[str]) -> list[str]:
     prefix, rest = steps[:at], steps[at:]
     if rest[:2] == ["files", "uploads"] and not prefix:  # the link to an upload
         return steps
+    if rest in _BOTH and "api" in prefix and "v1" in prefix:
+        return ["api", "v1", *rest]
     if rest[:2] == ["chat", "completions"] or (rest and rest[0] in _OPENAIS):
         return ["v1", *rest]
     if rest and rest[0] in _OURS and "api" in prefix and "v1" in prefix:

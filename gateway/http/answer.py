@@ -564,7 +564,7 @@ def headers_of(run: Run) -> dict[str, str]:
     if run.recall is not None:
         headers[headernames.MEMORY] = memory_header(run)
     if run.chat.options or run.chat.ignored:
-        names = ignored_options(attempt.target.platform, run.chat, attempt.decoder)
+        names = ignored_options(attempt.endpoint, run.chat, attempt.decoder)
         if names:
             headers[headernames.IGNORED] = _listed(names)
     return headers

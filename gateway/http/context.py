@@ -111,7 +111,7 @@ class Context:
     failures: Sequence[str] = ()  # why each failed attempt failed, if not only the last one did
     error_code: str = ""  # the error's name, if it failed
     reason: str = ""  # and what was said, without keys
-    file_bytes: int | None = None  # of an upload
+    file_bytes: int | None = None  # of an upload or a recording
     account: str = ""  # that has just logged in
     caller: Caller | None = None  # set by `auth` where the route requires an identity
     body: bytes | None = None  # once it has been read

@@ -9,7 +9,12 @@ from gateway import headers as headernames
 from gateway.chat.run import Run
 from gateway.config.models import Server
 from gateway.http.answer import headers_of, too_long
-from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish, Raw
+from gateway.http.body import envelope
+from gateway.http.context import is_api
+from gateway.platforms.audio import SpeechDecoder
+from gateway.platforms.base import dump
+from gateway.protocol.audio import Recording
+from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish, Raw, Text
 from gateway.protocol.redaction import Scrubber, masked
 from gateway.telemetry.call import Call
 
@@ -34,12 +39,60 @@ async def relay(
         raise too_long(run) from None
 
 
+async def transcript(
+    request: web.Request,
+    call: Call,
+    run: Run,
+    chat: ChatRequest,
+    conversational: bool,
+    server: Server,
+) -> web.StreamResponse:
+    """For `answering`: a transcript, drawn by the gateway or as the upstream wrote it."""
+    try:
+        deltas = await run.start()
+        async with asyncio.timeout_at(run.ends_at):
+            if isinstance(deltas[0], Raw):
+                return await _copy(request, call, run, deltas)
+            while not run.attempt.over:
+                deltas += await run.attempt.read() or []
+    except TimeoutError:
+        raise too_long(run) from None
+    last = deltas[-1]
+    if isinstance(last, Failed):
+        raise last.error
+    assert isinstance(last, Finish)
+    call.first_delta()
+    call.finished(last)
+    text = "".join([delta.text for delta in deltas if isinstance(delta, Text)])
+    return _drawn(request, call, run, chat, text)
+
+
+def _drawn(
+    request: web.Request, call: Call, run: Run, chat: ChatRequest, text: str
+) -> web.StreamResponse:
+    headers: dict[str, str] = headers_of(run)
+    assert isinstance(chat.audio, Recording)
+    if is_api(request.path):
+        response = envelope({"text": text})
+    elif chat.audio.fields.get("response_format") == "text":
+        response = web.Response(text=f"{text}\n")  # OpenAI ends it so, too
+    else:
+        response = web.json_response({"text": text}, dumps=lambda value: dump(value).decode())
+    response.headers.update(headers)
+    if call.capture is not None and isinstance(response.body, bytes):
+        call.capture.add(response.body)
+    return response
+
+
 async def _copy(
     request: web.Request, call: Call, run: Run, deltas: list[Delta]
 ) -> web.StreamResponse:
     attempt = run.attempt
     credentials = attempt.target.credentials
-    kind = masked(attempt.connection.headers.get("Content-Type", ""), credentials)
+    kind = attempt.connection.headers.get("Content-Type", "")
+    if isinstance(attempt.decoder, SpeechDecoder):
+        kind = attempt.decoder.media_type(kind)
+    kind = masked(kind, credentials)
     if not (kind and kind.isprintable()):  # aiohttp would fail once it has begun the answer
         kind = _ANY
     call.first_delta()

@@ -39,7 +39,7 @@ async def look_up(
 ) -> Draft | None:
     """Check whose conversation the call names, and continue one that the gateway keeps. Raises
     ConversationNotFound, or DatabaseUnavailable if that cannot be found out."""
-    if chat.task or chat.passed is not None:
+    if chat.task or not chat.messages:  # no question, but a call that is passed on, or audio
         return None
     register, target, owner = request.app[CONVERSATIONS], targets[0], owner_of(call)
     settings, platform = conversations_of(state, target), target.platform

@@ -29,6 +29,7 @@ from gateway.filetypes import MediaKind
 from gateway.language.sentences import Sentence, say
 from gateway.platforms.failures import explain_member
 from gateway.protocol import loosejson, ndjson, sse
+from gateway.protocol.audio import Speech
 from gateway.protocol.completions import as_events
 from gateway.protocol.exchange import UploadRequest, UpstreamReply, UpstreamRequest
 from gateway.protocol.history import Feedback
@@ -86,6 +87,7 @@ class Decoder(Protocol):
     # What a reply needs to continue the run, as JSON: set if the bot waits for a person, and the
     # platform needs more than the conversation's id.
     pause: dict[str, Any] | None
+    changed: tuple[str, ...]  # options that were sent with another value than requested
 
     def feed(self, chunk: bytes) -> list[Delta]:
         """The deltas in `chunk`; the last one is Failed if the platform reports a failure."""
@@ -102,20 +104,51 @@ class Decoder(Protocol):
         None if an event that differs only in its text might decode to something else."""
 
 
-class Platform(Protocol):
-    """Adapts one configured agent to its kind of upstream."""
+class Endpoint(Protocol):
+    """One endpoint of an upstream: describes its requests and decodes its answers."""
+
+    # The members of OpenAI's body that it follows, apart from the question; None means all.
+    options: frozenset[str] | None
+    restarts: bool  # whether a lost conversation begins again if the request has its turns
+
+    def prepare(self, chat: ChatRequest) -> Step:
+        """The request that asks the question. Raises InvalidRequest if the platform cannot express
+        the question."""
+
+    def decoder(self, chat: ChatRequest) -> Decoder:
+        """A new decoder for the answer to `chat`."""
+
+    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        """Handle a reply that is not the answer: return another step to try, or raise the error
+        that the reply means."""
+
+    def as_stream(self, reply: UpstreamReply) -> bytes:
+        """A whole answer in place of the one that was asked for, converted to what the decoder
+        expects; b"" if it is not an answer."""
+
+    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
+        """The call that stops a run whose client has disconnected, if the platform has one."""
+
+
+class Platform(Endpoint, Protocol):
+    """Adapts one configured agent to its kind of upstream. It is the endpoint for chats itself."""
 
     kind: str
-    # The members of OpenAI's body that it follows, apart from the turns; None means all.
-    options: frozenset[str] | None
     keeps_files: bool  # whether it has `upload`, and gives files its own ids
     keeps_runs: bool  # whether tool results continue a run that waits at the platform
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
-    restarts: bool  # whether a lost conversation begins again if the request has its turns
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
     is_model: bool  # whether it is a plain model, which keeps no conversation and runs no bot
 
     drops_stopped: bool  # whether a conversation forgets a question whose answer was stopped
+    speech: Endpoint | None  # speaks texts; None if the platform cannot
+    transcription: Endpoint | None  # transcribes recordings; likewise
+    no_speech: str  # why it cannot, if not for want of an API; no full stop
+    no_transcription: str
+
+    @property
+    def title(self) -> str:
+        """The platform's name in sentences."""
 
     @property
     def remembers(self) -> bool:
@@ -148,24 +181,6 @@ class Platform(Protocol):
     @property
     def token(self) -> str:
         """The current bearer token; errors redact it."""
-
-    def prepare(self, chat: ChatRequest) -> Step:
-        """The request that asks the question. Raises InvalidRequest if the platform cannot express
-        the question."""
-
-    def decoder(self, chat: ChatRequest) -> Decoder:
-        """A new decoder for the answer to `chat`."""
-
-    def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
-        """Handle a reply that is not the answer: return another step to try, or raise the error
-        that the reply means."""
-
-    def as_stream(self, reply: UpstreamReply) -> bytes:
-        """A whole answer to a request for a stream, converted to the stream that the platform would
-        have sent; b"" if it is not an answer."""
-
-    def stop(self, chat: ChatRequest, decoder: Decoder) -> UpstreamRequest | None:
-        """The call that stops a run whose client has disconnected, if the platform has one."""
 
     def probe(self) -> Step:
         """A cheap call that verifies the address, the key and the app."""
@@ -223,6 +238,10 @@ class BasePlatform:
     drops_stopped = False
     is_model = False
     app_id: str | None = None
+    speech: Endpoint | None = None
+    transcription: Endpoint | None = None
+    no_speech: str = ""
+    no_transcription: str = ""
 
     @property
     def remembers(self) -> bool:
@@ -303,22 +322,31 @@ class BasePlatform:
         raise NotOffered(say("{platform} suggests no questions.", platform=self.title))
 
 
+def endpoint_of(platform: Platform, chat: ChatRequest) -> Endpoint:
+    """The platform's endpoint for the request. It has one: others are not asked."""
+    if chat.audio is None or (chat.passed is not None and platform.passes_through):
+        return platform
+    endpoint = platform.speech if isinstance(chat.audio, Speech) else platform.transcription
+    assert endpoint is not None
+    return endpoint
+
+
 def ignored_options(
-    platform: Platform, chat: ChatRequest, decoder: Decoder | None
+    endpoint: Endpoint, chat: ChatRequest, decoder: Decoder | None
 ) -> tuple[str, ...]:
-    """The names of the caller's options that have no effect on the platform, or another effect."""
-    if platform.options is None:
+    """The names of the caller's options that have no effect at the endpoint, or another effect."""
+    if endpoint.options is None:
         return chat.ignored
-    known = platform.options
-    if isinstance(decoder, EventDecoder):
+    known = endpoint.options
+    if decoder is not None:
         known = known.difference(decoder.changed)
     return chat.ignored + tuple([name for name in chat.options if name not in known])
 
 
-def require_options(platform: Platform, chat: ChatRequest) -> None:
-    """Raises OptionNotFollowed if the platform does not follow an option that the caller needs."""
+def require_options(endpoint: Endpoint, chat: ChatRequest) -> None:
+    """Raises OptionNotFollowed if the endpoint does not follow an option that the caller needs."""
     for name in chat.demands:
-        if platform.options is not None and name not in platform.options:
+        if endpoint.options is not None and name not in endpoint.options:
             raise OptionNotFollowed(
                 say(
                     "This agent cannot follow {name!r}: its bot answers in its own way. Leave it "
@@ -350,7 +378,7 @@ class EventDecoder(ABC):
     ends_with_connection = False
     pause: dict[str, Any] | None = None
     repeats: ClassVar[bool] = False  # each event repeats the whole text so far
-    changed: tuple[str, ...] = ()  # options sent with another value than requested
+    changed: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.done = False

@@ -42,6 +42,7 @@ from gateway.platforms.base import (
     parse_object,
 )
 from gateway.platforms.failures import explain_http, explain_member
+from gateway.platforms.openai_audio import OpenAITranscription
 from gateway.protocol.content import message_of, read_message, read_pictures
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import (
@@ -108,7 +109,7 @@ class OpenAIOptions(Agent):
 
 class OpenAICompatible(BasePlatform):
     kind = "openai"
-    options = None
+    options: frozenset[str] | None = None
     passes_through = True
     is_model = True
     kinds = frozenset(KINDS)  # the upstream decides
@@ -120,6 +121,8 @@ class OpenAICompatible(BasePlatform):
         url, _, self._query = url.partition("?")  # Azure's api-version
         self.api = _api(url)
         self.headers = json_headers(self.token, agent.headers)
+        self.speech = self  # which passes the call on
+        self.transcription = OpenAITranscription(self.address, self.headers, self.model)
 
     def prepare(self, chat: ChatRequest) -> Step:
         if chat.passed is not None:

@@ -24,6 +24,7 @@ class UpstreamRequest:
     rest_size: int = 0
     max_reply: int = 0  # bytes of a whole answer; 0: the limit for all
     takes_pages: bool = False  # a 200 with HTML is an answer, too
+    judges_json: bool = False  # a 200 with JSON is an answer only if `as_stream` takes it for one
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from gateway.errors import GatewayError
 from gateway.filetypes import MediaKind
 from gateway.ids import new_id
+from gateway.protocol.audio import Recording, Speech
 from gateway.protocol.exchange import UpstreamRequest
 from gateway.protocol.seals import Seal
 
@@ -129,7 +130,8 @@ class ChatRequest:
     own_conversation: str = ""
     own_message: str = ""
     resume: Resume | None = None  # the question is the same in words
-    passed: PassedOn | None = None  # in place of a question: there are no messages then
+    audio: Speech | Recording | None = None  # in place of a question: there are no messages then
+    passed: PassedOn | None = None  # the same, for platforms that pass through
     call_id: str = field(default_factory=partial(new_id, 32))
 
     @property

@@ -53,6 +53,7 @@ class PassThrough:
 
     ends_with_connection = False
     pause: dict[str, Any] | None = None
+    changed: tuple[str, ...] = ()
 
     def __init__(self, explain: Explain, hides_usage: bool = False) -> None:
         """`hides_usage`: do not forward the event that has only the usage."""

@@ -21,6 +21,7 @@ class Verbatim:
     life: Life = SHOWN
     ends_with_connection = True
     pause: dict[str, Any] | None = None
+    changed: tuple[str, ...] = ()
 
     __slots__ = ("_tail",)
 

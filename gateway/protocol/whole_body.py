@@ -34,6 +34,7 @@ class WholeBody:
 
     ends_with_connection = False
     pause: dict[str, Any] | None = None
+    changed: tuple[str, ...] = ()
 
     def __init__(self, explain: Explain, streamed: Callable[[], Streamed]) -> None:
         """`streamed` makes a decoder for such a stream."""

@@ -14,6 +14,7 @@ from gateway.routes import (
     accounts,
     agents,
     apikeys,
+    audio,
     chat,
     conversations,
     files,
@@ -54,6 +55,8 @@ _LINK = "/files/{name:uploads/.+}"
 _API = [
     Route("GET", "/", health.root),
     Route("POST", "/api/v1/chat", chat.chat, "chat", "chat"),
+    Route("POST", "/api/v1/audio/speech", audio.api_speak, "chat", "chat"),
+    Route("POST", "/api/v1/audio/transcriptions", audio.api_transcribe, "chat", "chat"),
     Route("GET", "/api/v1/agents", agents.list_agents, None, "agents"),
     Route("GET", "/api/v1/agents/{name}", agents.get_agent, None, "agents"),
     Route("GET", "/api/v1/agents/{name}/health", agents.agent_health, None, "agents"),
@@ -113,6 +116,8 @@ _V1 = [
     Route("GET", "/v1/files/{id}", files.retrieve, "upload"),
     Route("DELETE", "/v1/files/{id}", files.delete, "upload"),
     Route("GET", "/v1/files/{id}/content", files.content, "upload"),
+    Route("POST", "/v1/audio/speech", audio.speak, "chat", "chat"),
+    Route("POST", "/v1/audio/transcriptions", audio.transcribe, "chat", "chat"),
     Route("POST", "/v1/{path:.+}", passthrough.pass_on, "chat", "chat"),
     Route("*", "/v1/{path:.+}", passthrough.nothing),
 ]

@@ -95,6 +95,13 @@ def _described(target: Target) -> dict[str, Any]:
 
 
 def _capabilities(target: Target) -> dict[str, Any]:
-    """`file_kinds` are the kinds of files that a question may contain."""
-    kinds = sorted(target.kinds)
-    return {"streaming": True, "file_upload": bool(kinds), "file_kinds": kinds}
+    """`file_kinds` are the kinds of files that a question may contain; `speech` and `transcription`
+    say whether the calls under `/api/v1/audio` are possible."""
+    kinds, platform = sorted(target.kinds), target.platform
+    return {
+        "streaming": True,
+        "file_upload": bool(kinds),
+        "file_kinds": kinds,
+        "speech": getattr(platform, "speech", None) is not None,
+        "transcription": getattr(platform, "transcription", None) is not None,
+    }

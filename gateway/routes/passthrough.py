@@ -1,7 +1,8 @@
 """Whatever else OpenAI-compatible agents offer under /v1, such as embeddings: passed on to them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -29,26 +30,34 @@ _PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Pass any other POST under /v1 to the OpenAI-compatible agents of the name in `model`."""
     if caller_of(request).end_user:
-        raise Forbidden("A web page's token opens chats only.")
+        raise Forbidden("A web page's token opens chats and audio only.")
     if request.content_type.startswith("multipart/"):
         return await _pass_form_on(request)
     return await _pass_json_on(request)
 
 
-async def _pass_form_on(request: web.Request) -> web.StreamResponse:
-    """Pass a form through. It is stored like an upload and may arrive as slowly, so it takes an
-    upload slot."""
+@asynccontextmanager
+async def held_form(
+    request: web.Request, only: frozenset[str] | None = None
+) -> AsyncIterator[FormCopy]:
+    """The request's form, for as long as it is passed on. It is stored like an upload and may
+    arrive as slowly, so it takes an upload slot. For `only` see `FormCopy`."""
     files, caller = request.app[FILES], caller_of(request)
     with files.slot(owner_of(caller)):
         held = Part(request.app[FORMS], caller.holders)
-        async with FormCopy(request, state_of(request).config.storage, held) as form:
-            return await answering(partial(_read_form, form), answer=relay)(request)
+        async with FormCopy(request, state_of(request).config.storage, held, only) as form:
+            yield form
+
+
+async def _pass_form_on(request: web.Request) -> web.StreamResponse:
+    async with held_form(request) as form:
+        return await answering(partial(_read_form, form), answer=relay)(request)
 
 
 async def _read_form(
     form: FormCopy, request: web.Request, state: State, call: Call
 ) -> tuple[ChatRequest, list[Target]]:
-    return _question(request, state, call, await form.keep(), partial(_with_form, form))
+    return _question(request, state, call, await form.keep(), partial(with_form, form))
 
 
 async def _read_json(
@@ -56,7 +65,7 @@ async def _read_json(
 ) -> tuple[ChatRequest, list[Target]]:
     body = await read_object(request)
     call.end_user = text_member(body, "user")
-    return _question(request, state, call, text_member(body, "model"), partial(_with_json, body))
+    return _question(request, state, call, text_member(body, "model"), partial(with_json, body))
 
 
 _pass_json_on = answering(_read_json, answer=relay)
@@ -91,13 +100,13 @@ def _question(
 # Called for each attempt, so that a form is read again from its beginning.
 
 
-def _with_json(
+def with_json(
     body: dict[str, Any], url: str, headers: Mapping[str, str], model: str
 ) -> UpstreamRequest:
     return UpstreamRequest("POST", url, headers, dump({**body, "model": model}))
 
 
-def _with_form(form: FormCopy, url: str, headers: Mapping[str, str], model: str) -> UpstreamRequest:
+def with_form(form: FormCopy, url: str, headers: Mapping[str, str], model: str) -> UpstreamRequest:
     """The upstream request for a form: audio to transcribe, images to edit."""
     others = {name: headers[name] for name in headers if name.lower() != "content-type"}
     return UpstreamRequest(

@@ -66,7 +66,7 @@ async def calls(request: web.Request) -> web.Response:
         "before_id": _text(request, "before") or _LAST,
         "from_ms": moment_ms(query["from"], "from") if query.get("from") else 0,
         "to_ms": moment_ms(query["to"], "to") if query.get("to") else _FAR_MS,
-        "surface": choice(request, "surface", ("chat", "openai", "passthrough")),
+        "surface": choice(request, "surface", ("chat", "openai", "passthrough", "audio")),
         "status": number(request, "status", 0, 999),
         "only_errors": int(
             choice(request, "only_errors", ("1", "true", "0", "false")) in ("1", "true")

@@ -15,7 +15,7 @@ from gateway.ids import new_id
 from gateway.protocol.messages import Finish, Usage
 from gateway.telemetry.traces import NO_TRACE, CallTrace
 
-Surface = Literal["chat", "openai", "passthrough"]
+Surface = Literal["chat", "openai", "passthrough", "audio"]
 # The gateway itself, `background.model`, the agent that was asked, or none of them.
 AnsweredBy = Literal["gateway", "model", "agent", ""]
 

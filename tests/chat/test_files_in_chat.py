@@ -500,7 +500,7 @@ async def test_a_kind_that_an_app_refuses_is_not_sent(gateway, scripted):
     assert "text only" in answer["msg"]
     assert len(upstream.requests) == 2
     after = (await (await gw.get("/api/v1/agents")).json())["data"]["agents"][0]["capabilities"]
-    assert after == {"streaming": True, "file_upload": False, "file_kinds": []}
+    assert (after["file_upload"], after["file_kinds"]) == (False, [])
 
 
 async def test_what_an_app_takes_by_link_alone_is_not_uploaded(gateway, scripted):

@@ -55,6 +55,36 @@ async def test_openai_stream_with_usage(sdk, agent):
     assert len(usage) == 1
 
 
+SPEAKERS = [name for name in AGENTS if name != "fastgpt"]  # whose agent here has no app_id
+
+
+@pytest.mark.parametrize("agent", SPEAKERS)
+async def test_openai_speaks(sdk, agent):
+    format_ = "wav" if agent == "zhipu" else "mp3"
+    async with sdk.audio.speech.with_streaming_response.create(
+        model=agent, voice="alloy", input="你好", response_format=format_, speed=1.2
+    ) as answer:
+        pieces = [piece async for piece in answer.iter_bytes()]
+    assert answer.headers["content-type"] == {"wav": "audio/wav", "mp3": "audio/mpeg"}[format_]
+    assert b"".join(pieces).startswith(b"RIFF" if format_ == "wav" else b"\xff\xfb")
+
+
+@pytest.mark.parametrize("agent", SPEAKERS)
+async def test_openai_transcribes(sdk, agent):
+    sound = ("speech.wav", b"RIFF" + bytes(2_000_000))
+    answer = await sdk.audio.transcriptions.create(model=agent, file=sound, language="zh")
+    assert "2000004 bytes" in answer.text
+    text = await sdk.audio.transcriptions.create(model=agent, file=sound, response_format="text")
+    assert "2000004 bytes" in text
+
+
+async def test_openai_hears_why_there_is_no_audio(sdk):
+    with pytest.raises(
+        openai.InternalServerError, match="FastGPT transcribes for its own pages only"
+    ):
+        await sdk.audio.transcriptions.create(model="fastgpt", file=("a.wav", b"RIFF"))
+
+
 async def test_openai_reads_a_stream_with_ids_that_is_kept_alive(gateway, scripted):
     """The SDK takes a blank line without data for an event, once an event has had an id."""
     choices = ({"delta": {"content": text}, "index": 0} for text in ("你", "好"))

@@ -15,6 +15,8 @@ ADDRESSES = {
     "/v1/models/a%2Fb": ["/models/a%2Fb", "/v1/v1/models/a%2Fb/"],
     "/v1/files/file-1/content": ["/files/file-1/content", "/v1//files/file-1//content"],
     "/v1/audio/transcriptions": ["/audio/transcriptions", "/v1/v1/audio/transcriptions/"],
+    "/api/v1/audio/speech": ["/api/v1//audio/speech/", "/v1/api/v1/audio/speech"],
+    "/v1/audio/translations": ["/api/v1/audio/translations"],
     "/v1/other": ["/v1//other", "/v1/v1/other", "/v1/other/", "/openai/v1/other"],
     "/openai/deployments/x/chat/completions": ["/openai/deployments/x/chat/completions"],
     "/api/v1/chat": ["/api/v1/chat/", "//api/v1/chat", "/api//v1/chat", "/v1/api/v1/chat", "/api/v1/api/v1/chat"],

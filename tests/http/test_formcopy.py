@@ -3,12 +3,12 @@
 import asyncio
 import tempfile
 from contextlib import suppress
-from email import message_from_bytes, policy
 
 import orjson
 import pytest
 from conftest import AGENTS, Script
 from test_streaming import until
+from wire import parts_of
 
 from gateway.http import formcopy
 from gateway.http.context import FORMS
@@ -21,20 +21,6 @@ MODEL = FIELD % (b"model", b"bot")
 
 def form(*parts: bytes) -> bytes:
     return b"".join(b"--b\r\n" + part + b"\r\n" for part in parts) + b"--b--\r\n"
-
-
-def parts_of(headers, body):
-    """{name: (filename, bytes)} of a form."""
-    whole = b"Content-Type: " + headers["content-type"].encode() + b"\r\n\r\n" + body
-    parts = message_from_bytes(whole, policy=policy.HTTP).iter_parts()
-    return [
-        (
-            part.get_param("name", header="content-disposition"),
-            part.get_filename(),
-            part.get_payload(decode=True),
-        )
-        for part in parts
-    ]
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ class Carried:
         timeouts = SimpleNamespace(total=600.0, idle=60.0, first_delta=60.0)
         target = SimpleNamespace(
             name="m",
+            platform=None,
             agent=SimpleNamespace(timeouts=timeouts, max_answer=max_answer),
             redacted=lambda error: error,
         )

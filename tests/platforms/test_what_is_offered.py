@@ -30,6 +30,8 @@ OFFERED = {
     "n8n": set(),
     "openai": set(),
 }
+SPEAK = {"dify", "fastgpt", "coze", "zhipu models", "openai"}
+TRANSCRIBE = SPEAK - {"fastgpt"}
 OPTIONS = {
     "fastgpt": {"app_id": "66f0a1b2c3d4e5f6071829ff"},
     "coze": {"bot_id": "7"},
@@ -66,6 +68,14 @@ def test_a_call_works_or_is_refused_by_name(name, call):
         501, "not_offered", False, False,
     )  # fmt: skip
     assert api_body(error, "zh")["msg"] != error.message
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_audio_is_offered_by_some(name):
+    one = platform(name)
+    assert (one.speech is not None, one.transcription is not None) == (
+        name in SPEAK, name in TRANSCRIBE,
+    )  # fmt: skip
 
 
 def test_a_platform_of_another_package_may_have_no_name():

@@ -14,7 +14,9 @@ async def test_the_list_is_public_and_has_the_designs_members(all_five):
     for agent in body["data"]["agents"]:
         assert agent["type"] == agent["name"]
         assert agent["module"].startswith("gateway.platforms.")
-        assert set(agent["capabilities"]) == {"streaming", "file_upload", "file_kinds"}
+        assert set(agent["capabilities"]) == {
+            "streaming", "file_upload", "file_kinds", "speech", "transcription",
+        }  # fmt: skip
         assert agent["capabilities"]["file_upload"] is True
         assert "image" in agent["capabilities"]["file_kinds"]
 

@@ -35,6 +35,7 @@ from gateway.platforms.base import (
     form_headers,
     json_headers,
 )
+from gateway.platforms.coze.audio import CozeSpeech, CozeTranscription
 from gateway.platforms.coze.conversations import CozeConversations
 from gateway.platforms.coze.decoder import CozeDecoder
 from gateway.platforms.coze.failures import EXPIRED, REFUSED, explain
@@ -78,6 +79,10 @@ class Coze(CozeConversations):
             import jwt  # noqa: F401 - load it now, so that no question waits for it
         until = 0.0 if agent.oauth else float("inf")
         self._token = Token(agent.api_key.reveal(), until, _TOKEN_MARGIN_S, clock)
+        self.speech = CozeSpeech(agent, self._api, self._headers, self._authorized, self._retried)
+        self.transcription = CozeTranscription(
+            self._api, self._headers, self._authorized, self._retried
+        )
 
     @property
     def token(self) -> str:
@@ -85,6 +90,10 @@ class Coze(CozeConversations):
 
     def _headers(self) -> dict[str, str]:
         return json_headers(self.token, self._agent.headers)
+
+    def _authorized(self, then: Callable[[], Step]) -> Step:
+        """The step `then`, with a token that has not expired."""
+        return self._renew(then) if self._token.is_over else then()
 
     def prepare(self, chat: ChatRequest) -> Step:
         results = _tool_results(chat.messages)
@@ -225,9 +234,15 @@ class Coze(CozeConversations):
         return CozeDecoder()
 
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
+        return self._retried(reply, chat, self.prepare)
+
+    def _retried(
+        self, reply: UpstreamReply, chat: ChatRequest, prepare: Callable[[ChatRequest], Step]
+    ) -> Step:
+        """`prepare` with a new token if the old one was revoked. Raises any other error."""
         code = as_count(reply.object().get("code"))
         if self._agent.oauth and code in EXPIRED and self._token.renew_for(chat.call_id):
-            return self.prepare(chat)
+            return prepare(chat)
         raise explain(reply)
 
     def as_stream(self, reply: UpstreamReply) -> bytes:

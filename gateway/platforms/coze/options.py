@@ -4,8 +4,9 @@ from typing import ClassVar, Literal
 
 from pydantic import model_validator
 
-from gateway.config.models import Agent, Model
+from gateway.config.models import Model
 from gateway.config.values import OptionalText
+from gateway.platforms.audio import VoiceOptions
 from gateway.secret import Secret
 
 
@@ -17,7 +18,7 @@ class CozeOAuth(Model):
     private_key: Secret
 
 
-class CozeOptions(Agent):
+class CozeOptions(VoiceOptions):
     platform: Literal["coze"]
     bot_id: OptionalText = None
     mode: Literal["chat", "workflow"] = "chat"

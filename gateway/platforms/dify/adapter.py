@@ -32,6 +32,7 @@ from gateway.platforms.base import (
     form_headers,
     json_headers,
 )
+from gateway.platforms.dify.audio import DifySpeech, DifyTranscription
 from gateway.platforms.dify.conversations import DifyConversations
 from gateway.platforms.dify.decoder import DifyDecoder
 from gateway.platforms.dify.failures import explain
@@ -107,6 +108,8 @@ class Dify(DifyConversations):
         self._pauses = Pauses()
         self._rules = FileRules()
         self._rules_at: float | None = None  # when the rules were fetched
+        self.speech = DifySpeech(agent, self._api, self._headers)
+        self.transcription = DifyTranscription(self._api, self._headers)
 
     # Facts needed before the first question: the app's mode, and a workflow's input fields.
 

@@ -3,6 +3,8 @@
 from typing import Any
 
 from gateway.errors import (
+    AudioTooLarge,
+    AudioTypeNotTaken,
     BodyTooLarge,
     ConversationNotFound,
     GatewayError,
@@ -104,6 +106,12 @@ _OPERATOR = {
     "provider_not_initialize": say(
         "The Dify app has no working model: set its credentials in Dify."
     ),
+    "speech_to_text_disabled": say(
+        "The Dify app does not transcribe: switch speech to text on in the app's features."
+    ),
+    "provider_not_support_speech_to_text": say(
+        "Dify has no model that transcribes: set a default one for speech to text in Dify."
+    ),
     "model_currently_not_support": say(
         "Dify's plan does not allow the app's model: choose another."
     ),
@@ -141,6 +149,14 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
                 message=quoted,
             )
         )
+    if low.startswith("tts is not enabled"):
+        return UpstreamMisconfigured(
+            say(
+                "The Dify app does not speak: switch text to speech on in the app's features. "
+                "(Dify: {message})",
+                message=quoted,
+            )
+        )
     if code == "invalid_param" and low.startswith("run failed"):
         return explain_message("Dify", message)
     if code == "completion_request_error":
@@ -153,11 +169,22 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
     return _explain_file(code, quoted)
 
 
+_BAD_FILE = (
+    "no_file_uploaded", "no_audio_uploaded", "too_many_files", "filename_not_exists_error",
+)  # fmt: skip
+
+
 def _explain_file(code: str, quoted: str) -> GatewayError | None:
-    if code in ("no_file_uploaded", "too_many_files", "filename_not_exists_error"):
+    if code in _BAD_FILE:
         return InvalidRequest(
             say("Dify does not accept the file: {message}", message=quoted), param="file"
         )
+    if code == "unsupported_audio_type":
+        return AudioTypeNotTaken(
+            say("Dify does not transcribe a file of this type. {message}", message=quoted)
+        )
+    if code == "audio_too_large":
+        return AudioTooLarge(say("The recording is too large for Dify. {message}", message=quoted))
     if code in ("unsupported_media_type", "unsupported_file_type"):
         return UnsupportedMediaType(
             say("Dify does not take a file of this type. {message}", message=quoted)

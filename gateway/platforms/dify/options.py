@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gateway.config.models import Agent
 from gateway.config.values import OptionalText
+from gateway.platforms.audio import VoiceOptions
 from gateway.secret import Secret
 
 
-class DifyOptions(Agent):
+class DifyOptions(VoiceOptions):
     platform: Literal["dify"]
     mode: Literal["auto", "chat", "completion", "workflow"] = "auto"
     inputs: dict[str, Any] = Field({})

@@ -24,6 +24,7 @@ from gateway.platforms.base import (
     json_headers,
     link_or_inline,
 )
+from gateway.platforms.fastgpt.audio import FastGPTSpeech
 from gateway.platforms.fastgpt.conversations import FastGPTConversations
 from gateway.platforms.fastgpt.decoder import FastGPTDecoder
 from gateway.platforms.fastgpt.failures import concerns_key, explain
@@ -51,6 +52,7 @@ class FastGPT(FastGPTConversations):
     kind = "fastgpt"
     # Only bots of 4.15 and later receive audio and video; `accepts` allows them there.
     kinds = frozenset(("image", "file"))
+    no_transcription = say("FastGPT transcribes for its own pages only, not by an API key")
 
     def __init__(self, name: str, agent: FastGPTOptions, url: str) -> None:
         self._name = name
@@ -62,6 +64,7 @@ class FastGPT(FastGPTConversations):
         )
         self._headers = json_headers(self.token, agent.headers)
         self._pauses = Pauses()
+        self.speech = FastGPTSpeech(agent, self._api, self._headers, self._look_up())
 
     @property
     def remembers(self) -> bool:

@@ -4,11 +4,11 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from gateway.config.models import Agent
 from gateway.config.values import OptionalText
+from gateway.platforms.audio import VoiceOptions
 
 
-class FastGPTOptions(Agent):
+class FastGPTOptions(VoiceOptions):
     platform: Literal["fastgpt"]
     app_id: OptionalText = None
     variables: dict[str, Any] = Field({})

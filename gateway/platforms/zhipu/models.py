@@ -28,6 +28,7 @@ from gateway.platforms.failures import (
     message_of,
 )
 from gateway.platforms.openai_compatible import ChunkDecoder, message, raw_messages
+from gateway.platforms.zhipu.audio import ZhipuSpeech, ZhipuTranscription
 from gateway.platforms.zhipu.failures import explain_code
 from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.platforms.zhipu.product import Product
@@ -57,6 +58,8 @@ class Models(Product):
         url = base_url(url, "/chat/completions")
         # `/api/coding/paas/v4` is the address of the coding plan, which has its own keys.
         self._api = url if url.endswith("/v4") else base_url(url, "/paas", "/api") + "/api/paas/v4"
+        self.speech = ZhipuSpeech(agent, self._api, self._headers)
+        self.transcription = ZhipuTranscription(agent, self._api, self._headers)
 
     def prepare(self, chat: ChatRequest) -> Step:
         if chat.question.role == "user":

@@ -6,17 +6,19 @@ from urllib.parse import urlsplit
 
 from pydantic import model_validator
 
-from gateway.config.models import Agent
 from gateway.config.values import OptionalText
+from gateway.platforms.audio import VoiceOptions
 from gateway.secret import Secret
 
 
-class ZhipuOptions(Agent):
+class ZhipuOptions(VoiceOptions):
     platform: Literal["zhipu"]
     api: Literal["models", "glms", "application"] = "models"
     model: OptionalText = None
     assistant_id: OptionalText = None
     app_id: OptionalText = None
+    speech_model: str = "glm-tts"
+    transcription_model: str = "glm-asr-2512"
 
     @model_validator(mode="after")
     def _complete(self) -> "ZhipuOptions":

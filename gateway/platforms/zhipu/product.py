@@ -18,6 +18,8 @@ class Product(BasePlatform):
     """The code that Zhipu's three products share."""
 
     kind = "zhipu"
+    no_speech: str = say("of Zhipu only agents with api: models can")
+    no_transcription = no_speech
 
     def __init__(self, agent: ZhipuOptions) -> None:
         self._agent = agent
