@@ -114,6 +114,7 @@ class Platform(Protocol):
     restarts: bool  # whether a lost conversation begins again if the request has its turns
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
     is_model: bool  # whether it is a plain model, which keeps no conversation and runs no bot
+    checks_inputs: bool  # whether its server refuses missing variables, and texts of another type
 
     drops_stopped: bool  # whether a conversation forgets a question whose answer was stopped
 
@@ -222,6 +223,7 @@ class BasePlatform:
     passes_through = False
     drops_stopped = False
     is_model = False
+    checks_inputs = False
     app_id: str | None = None
 
     @property
