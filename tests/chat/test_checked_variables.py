@@ -131,7 +131,7 @@ async def test_a_known_form_is_checked_for_calls_without_variables(bot):
     assert len(demo.requests) == before
 
 
-async def test_an_unknown_form_is_dify_s_to_judge(bot):
+async def test_dify_judges_while_its_form_is_unknown(bot):
     """A call without variables looks nothing up; Dify's own refusal names the variable, too."""
     gw, demo = await bot()
     status, body = await answer(gw.chat("bot"))
@@ -139,7 +139,7 @@ async def test_an_unknown_form_is_dify_s_to_judge(bot):
     assert len(asked(demo)) == 1
 
 
-async def test_a_platform_that_does_not_insist_serves_callers_without_variables(gateway, demo):
+async def test_without_variables_only_dify_insists(gateway, demo):
     variables = [{"key": "name", "label": "姓名", "type": "input", "required": True}]
     served = await demo("fastgpt", variables=variables)
     agent = {**AGENTS["fastgpt"], "app_id": "66f0", "base_url": served.url}
@@ -303,7 +303,7 @@ async def test_a_caller_that_leaves_keeps_the_look_up_for_others(flow):
     assert bot.looked_up == 1
 
 
-async def test_an_agent_whose_circuit_is_open_is_not_asked_for_its_form(gateway):
+async def test_an_open_circuit_prevents_the_look_up(gateway):
     agent = {**AGENTS["coze"], "base_url": "http://127.0.0.1:9", "retries": 0}
     gw = await gateway(agents={"bot": {**agent, "breaker": {"failures": 1, "cooldown": "1h"}}})
     await answer(gw.chat("bot"))
@@ -356,7 +356,7 @@ async def test_a_fallback_whose_form_does_not_fit_is_passed_over(route):
     assert asked(free)[0]["inputs"] == WRONG
 
 
-async def test_the_first_agents_failure_is_reported_if_no_fallback_fits(route):
+async def test_no_fallback_that_fits_leaves_the_first_failure(route):
     gw, strict, _ = await route(DEAD)
     status, body = await answer(gw.chat("t", variables=WRONG))
     assert (status, body["detail"]["param"]) == (502, None)
