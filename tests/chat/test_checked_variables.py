@@ -378,6 +378,54 @@ async def test_a_hidden_agent_is_not_named(gateway, demo):
 # Other platforms and files.
 
 
+LINE = {"key": "dept", "type": "options", "options": ["研发"], "optional": False}
+OTHERS = {
+    "fastgpt": (
+        {"app_id": "66f0"},
+        {"variables": [{"key": "dept", "type": "select", "list": [{"value": "研发"}]}]},
+    ),
+    "fastgpt plugin": (
+        {"app_id": "66f0"},
+        {"plugin_inputs": [{"key": "dept", "renderTypeList": ["select"], "list": [{"value": "研发"}]}]},
+    ),
+    "coze workflow": (
+        {"mode": "workflow", "workflow_id": "7"},
+        {"parameters": {"dept": {"type": "integer"}}},
+    ),
+    "ragflow": ({"agent_id": "a", "api_key": "ragflow-k"}, {"inputs": {"dept": LINE}}),
+    "ragflow old": (
+        {"agent_id": "a", "api_key": "ragflow-k"},
+        {"inputs": {"dept": LINE}, "version": "cumulative"},
+    ),
+    "zhipu": (
+        {"api": "application", "app_id": "18"},
+        {"variables": [{"name": "dept", "type": "selection_list", "allowed_values": ["研发"]}]},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", OTHERS)
+async def test_every_platform_with_a_form_has_it_checked(gateway, demo, name, stream):
+    options, settings = OTHERS[name]
+    platform = name.split()[0]
+    served = await demo(platform, **settings)
+    agent = {"platform": platform, **AGENTS.get(platform, {}), "base_url": served.url, **options}
+    gw = await gateway(agents={"bot": agent})
+    for call in (gw.chat, gw.complete):
+        async with call("bot", variables={"dept": "销售"}, stream=stream) as response:
+            body = await response.json()
+            assert response.status == 400
+        assert (body.get("detail") or body["error"])["param"] == "variables.dept"
+    assert served.demo.requests == []  # no question has reached it
+    good = "5" if name == "coze workflow" else "研发"
+    for call in (gw.chat, gw.complete):
+        async with call("bot", variables={"dept": good}, stream=stream) as response:
+            assert response.status == 200
+            await response.read()
+    assert good in str(served.demo.requests[-1])
+
+
 async def test_a_file_variable_of_dify_works(gateway, demo):
     doc = {"variable": "doc", "label": "文档", "required": True}
     served = await demo("dify", form=[{"file": doc}])
