@@ -189,11 +189,12 @@ WORD = {"count": "many"}  # no integer
 async def flow(gateway, stack):
     """A gateway in front of a `Flow`, the flow, and a clock to set."""
 
-    async def start(*replies):
+    async def start(*replies, **options):
         served = Flow()
         served.replies = list(replies)
         url = await stack.enter_async_context(serve_demo(served))
         agent = {**AGENTS["coze"], "mode": "workflow", "workflow_id": "7", "retries": 0}
+        agent |= options
         gw = await gateway(agents={"bot": {**agent, "base_url": url}})
         clock = [0.0]
         gw.app[STATE].now.profiles.now = lambda: clock[0]
@@ -287,6 +288,21 @@ async def test_a_silent_look_up_delays_only_the_first_questions(flow, monkeypatc
         assert await statuses(gw, 1, **WORD) == {200}
     assert asyncio.get_running_loop().time() - began < 1.5
     assert bot.looked_up == 1
+    gate.set()
+
+
+async def test_a_look_up_takes_no_time_from_the_answer(flow):
+    gate = asyncio.Event()
+    gw, bot, _ = await flow(gate, timeouts={"first_delta": "300ms"})
+    asyncio.get_running_loop().call_later(0.5, gate.set)
+    assert await statuses(gw, 1, **WORD) == {200}
+
+
+async def test_a_look_up_ends_with_the_time_of_the_call(flow):
+    gate = asyncio.Event()
+    gw, bot, _ = await flow(gate, timeouts={"total": "300ms"})
+    assert await statuses(gw, 2, **WORD) == {504}
+    assert bot.asked == 0
     gate.set()
 
 
