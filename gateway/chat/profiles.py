@@ -95,8 +95,8 @@ class Profiles:
         if entry.learning is None or entry.learning.done():
             if entry.problem is None:
                 entry.until = float("-inf")
-            elif self.now() < entry.until:
-                return None
+            elif self.now() < entry.until + FRESH_S - RETRY_S:
+                return None  # many keys may ask a bot, but not look it up
             entry.learning = upstream.spawn(self._learn(upstream, target))
             entry.patience = now + PATIENCE_S
         if entry.learning is not None and entry.problem is None and now < entry.patience:

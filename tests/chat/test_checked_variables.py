@@ -7,7 +7,7 @@ from aiohttp import web
 from conftest import AGENTS
 
 from gateway.chat import profiles
-from gateway.chat.profiles import PATIENCE_S, RECENT_S, RETRY_S
+from gateway.chat.profiles import FRESH_S, PATIENCE_S, RECENT_S
 from gateway.demo import serve_demo
 from gateway.demo.coze import CozeDemo
 from gateway.http.context import STATE
@@ -271,8 +271,10 @@ async def test_a_huge_form_is_checked_up_to_its_limit(flow):
 async def test_after_a_failure_nothing_waits_for_the_next_look_up(flow):
     gate = asyncio.Event()
     gw, bot, clock = await flow(DOWN, gate)
-    assert await statuses(gw, 1, **WORD) == {200}
-    clock[0] = RETRY_S
+    for clock[0] in (0.0, FRESH_S - 1):
+        assert await statuses(gw, 1, **WORD) == {200}
+        assert bot.looked_up == 1
+    clock[0] = FRESH_S
     async with asyncio.timeout(PATIENCE_S / 2):
         assert await statuses(gw, 3, **WORD) == {200}
     assert bot.looked_up == 2
