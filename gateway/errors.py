@@ -117,6 +117,10 @@ class ContentRefused(InvalidRequest):
     code = "content_filter"
 
 
+class InvalidVariable(InvalidRequest):
+    """A variable does not fit the form of the agent."""
+
+
 class KindNotTaken(InvalidRequest):
     """The agent cannot take a file of that kind; another target of the route may."""
 

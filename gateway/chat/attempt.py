@@ -13,6 +13,7 @@ from typing import cast
 from gateway.chat.attachments import Attachments
 from gateway.chat.breaker import Permit
 from gateway.chat.delivery import Delivery
+from gateway.chat.profiles import Profiles
 from gateway.chat.routing import Target
 from gateway.chat.steps import MAX_STEPS, keeps_asking, resolve
 from gateway.errors import ConversationNotFound, GatewayError, UpstreamFailed, UpstreamTimeout
@@ -51,7 +52,10 @@ class State(enum.Enum):
 class Question:
     """What all attempts of one call share: the question with its files, and the time it has."""
 
-    __slots__ = ("chat", "deadline", "delivery", "ends_at", "holders", "loop", "trace", "upstream")
+    __slots__ = (
+        "chat", "deadline", "delivery", "ends_at", "holders", "loop", "profiles", "trace",
+        "upstream",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class Question:
         trace: CallTrace,
         holders: Holders,
         hold: Callable[[int], None],
+        profiles: Profiles,
     ) -> None:
         """`holders` are the owners of its slots at the targets; `hold` reserves memory for
         files."""
@@ -69,6 +74,7 @@ class Question:
         self.chat = chat
         self.trace = trace
         self.holders = holders
+        self.profiles = profiles
         self.delivery = (
             Delivery(upstream, attachments, chat, hold) if has_media(chat.messages) else None
         )
@@ -183,6 +189,10 @@ class Attempt:
         A wait for a slot is not the upstream's fault, so `first_delta` starts after it.
         """
         question, target = self._question, self.target
+        profiles = question.profiles
+        if profiles.doubts(target, self._asked) and target.breaker.state != "open":
+            question.wait_until(None)
+            await profiles.require_fit(question.upstream, target, self._asked)
         permit = target.acquire_now(question.holders)
         if permit is None:
             question.wait_until(None)

@@ -7,6 +7,7 @@ from typing import Literal
 
 from gateway.chat.attachments import Attachments
 from gateway.chat.attempt import Attempt, Question
+from gateway.chat.profiles import Profiles
 from gateway.chat.routing import Target
 from gateway.conversations.draft import Draft
 from gateway.errors import (
@@ -14,6 +15,7 @@ from gateway.errors import (
     ConversationNotFound,
     GatewayError,
     Guess,
+    InvalidVariable,
     UpstreamFailed,
     UpstreamTimeout,
     clean,
@@ -70,9 +72,11 @@ class Run:
         trace: CallTrace = NO_TRACE,
         holders: Holders = (),
         hold: Callable[[int], None] = lambda size: None,
+        profiles: Profiles | None = None,
     ) -> None:
         """For `holders` and `hold` see `Question`; `targets` are never empty."""
-        self._question = Question(upstream, attachments, chat, trace, holders, hold)
+        profiles = profiles or Profiles()
+        self._question = Question(upstream, attachments, chat, trace, holders, hold, profiles)
         self.chat = chat
         self.recall: Recall | None = None  # what the gateway remembers of the chat's history
         self.draft: Draft | None = None  # what will stay of the call
@@ -170,6 +174,8 @@ class Run:
         attempt.release()
         if isinstance(error, CircuitOpen) and self._repeats and before is not None:
             return before  # our attempts opened it
+        if isinstance(error, InvalidVariable) and self.fallbacks and before is not None:
+            return before  # the caller's variables are those of the first target
         failure = attempt.explained(error.with_traceback(None))  # its frames refer to it: a cycle
         self.reasons += (clean(failure.message, 200),)
         if attempt.was_sent:

@@ -443,6 +443,48 @@ AnyOnDisconnect = Annotated[
 ]
 
 
+class Icon(Model):
+    """A bot's icon: the link to a picture, or an emoji on a background such as `#FFEAD5`."""
+
+    url: Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s/@]+(/\S*)?$")] | None = None
+    emoji: Annotated[str, Field(min_length=1, max_length=20)] | None = None
+    background: Annotated[str, Field(min_length=1, max_length=20)] | None = None
+
+    @model_validator(mode="after")
+    def _one_picture(self) -> "Icon":
+        if (self.url is None) == (self.emoji is None):
+            raise ValueError("give url or emoji, one of them")
+        return self
+
+
+def _icon(value: Any) -> Any:
+    """Accept the link or the emoji alone."""
+    if not isinstance(value, str):
+        return value
+    return {"url": value} if "://" in value else {"emoji": value}
+
+
+AnyIcon = Annotated[Icon, BeforeValidator(_icon, json_schema_input_type=str | Icon)]
+
+
+class BotProfile(Model):
+    """What a front end shows of the bot, in place of what its platform tells."""
+
+    title: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    description: Annotated[str, Field(max_length=8000)] | None = None
+    icon: AnyIcon | None = None
+    opening: Annotated[str, Field(max_length=8000)] | None = None
+    suggestions: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=500)]], Field(max_length=50)]
+        | None
+    ) = None
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The members that the file sets, as JSON."""
+        return self.model_dump(exclude_none=True)
+
+
 class Agent(Model):
     """Options of every agent, whatever its platform. `proxy` defaults to the proxy in `outgoing`.
     `ca`, `cert` and `key` are PEM files: authorities to trust in addition to the system's, and the
@@ -474,6 +516,7 @@ class Agent(Model):
     conversations: AnyConversations | None = None
     system: Literal["forward", "drop", "auto"] = "auto"
     background: BackgroundMode | None = None
+    profile: BotProfile = BotProfile()
     upload: Literal["gateway", "platform"] = "gateway"
     accepts: list[Annotated[MediaKind, BeforeValidator(_kind_name)]] | None = (
         None  # kinds of files; null means the platform's usual kinds

@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Literal
 
 import orjson
@@ -20,7 +20,8 @@ _BOT = "7553210987654300001"
 
 class CozeDemo(Demo):
     """`pages_by`: whether `before_id` and `after_id` count by time or by the order of the list.
-    `#two` makes two answers."""
+    `variables` are those of its bot; `parameters` are those of its workflow, by name. `#two` makes
+    two answers."""
 
     platform = "Coze"
 
@@ -30,9 +31,13 @@ class CozeDemo(Demo):
         max_file_mb: int = 512,
         refused_extensions: Collection[str] = ("exe",),
         pages_by: Literal["time", "list"] = "time",
+        variables: Sequence[dict[str, Any]] = (),
+        parameters: Mapping[str, dict[str, Any]] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(key, **kwargs)
+        self.variables = list(variables)
+        self.parameters = dict(parameters or {})
         self.max_file_mb = max_file_mb
         self.refused_extensions = refused_extensions
         self.tokens: set[str] = set()  # issued for a signed claim
@@ -91,7 +96,7 @@ class CozeDemo(Demo):
             "onboarding_info": {
                 "prologue": "你好，我是演示智能体。", "suggested_questions": ["你会什么？"],
             },
-            "model_info": {"model_id": "demo", "model_name": "demo"},
+            "model_info": {"model_id": "demo", "model_name": "demo"}, "variables": self.variables,
             "voice_info_list": [{"language_code": "zh", "voice_id": "7426720361733046281"}],
         }  # fmt: skip
         return json({"code": 0, "msg": "", "data": bot})
@@ -107,7 +112,8 @@ class CozeDemo(Demo):
         own = ("USER_INPUT", "CONVERSATION_NAME")
         data: dict[str, Any] = {"workflow_detail": detail}
         if request.query.get("include_input_output") == "true":
-            data["input"] = {"parameters": {name: {"type": "string"} for name in own}}
+            own_parameters = {name: {"type": "string", "required": False} for name in own}
+            data["input"] = {"parameters": {**own_parameters, **self.parameters}}
             data["output"] = {"parameters": {}, "terminate_plan": "use_answer_content"}
         return json({"code": 0, "msg": "", "data": data, "detail": {"logid": digits()}})
 

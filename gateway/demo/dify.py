@@ -17,6 +17,7 @@ from gateway.demo.difyfiles import (
 )
 from gateway.demo.difyforms import MARK, Forms
 from gateway.demo.difyhistory import Histories, error, with_thought
+from gateway.demo.difyinputs import check_inputs
 from gateway.demo.difysettings import FILE_TYPES, LIMITS_MB, Settings
 from gateway.demo.script import Speech, speak
 from gateway.demo.talks import Turn
@@ -37,6 +38,7 @@ class DifyDemo(Demo):
         limits_mb: Mapping[str, int] | None = None,
         suggests: bool = False,
         has_audio: bool = True,
+        form: Sequence[dict[str, Any]] = (),
         **kwargs: Any,
     ) -> None:
         """`mode` is the app's: chat, agent-chat, advanced-chat, completion or workflow.
@@ -44,12 +46,15 @@ class DifyDemo(Demo):
         Without `file_types` the app takes no files; otherwise at most `file_limit` per question.
         `limits_mb` overrides some of the size limits of: image, video, audio, other. `suggests`:
         the app suggests next questions. With `has_audio` the app speaks and transcribes.
+        `form` are more entries of its `user_input_form`.
         """
         super().__init__(key, **kwargs)
         self.mode = mode
         self.has_audio = has_audio
         sizes = {**LIMITS_MB, **(limits_mb or {})}
-        self.settings = Settings(mode, list(file_types), file_limit, sizes, suggests, has_audio)
+        self.settings = Settings(
+            mode, list(file_types), file_limit, sizes, suggests, has_audio, tuple(form)
+        )
         self._histories = Histories(self, self.settings, self.refusal)
         self._forms = Forms(self, self.refusal)
 
@@ -153,6 +158,7 @@ class DifyDemo(Demo):
             return error(400, "not_chat_app", message)
         if problem := _missing(body, "query"):
             return problem
+        check_inputs(list(self.settings.form), body["inputs"])
         conversation = body.get("conversation_id") or new_id()
         owner = f"{body['user']}/{conversation}"
         if body.get("conversation_id") and self.conversation(owner) is None:
@@ -172,6 +178,7 @@ class DifyDemo(Demo):
             return error(400, "app_unavailable", message)
         if problem := _missing(body):
             return problem
+        check_inputs(self.settings.inputs(), body["inputs"])
         files = self._files_of(body)
         question = str(body["inputs"].get("query") or "")
         speech = speak("Dify", question, [], [file.name for file in files])
@@ -184,8 +191,7 @@ class DifyDemo(Demo):
             return error(400, "not_workflow_app", message)
         if problem := _missing(body):
             return problem
-        if not body["inputs"].get("query"):
-            raise RefusedInput("query is required in input form")
+        check_inputs(self.settings.inputs(), body["inputs"])
         files = self._files_of(body)
         names = [file.name for file in files]
         speech = speak("Dify", str(body["inputs"]["query"]), [], names)

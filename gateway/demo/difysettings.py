@@ -18,6 +18,7 @@ class Settings:
     limits_mb: Mapping[str, int]
     suggests: bool = False
     has_audio: bool = True
+    form: tuple[dict[str, Any], ...] = ()  # of the author, in addition to the question's own
 
     @property
     def is_easy(self) -> bool:
@@ -32,7 +33,7 @@ class Settings:
             "speech_to_text": {"enabled": self.has_audio},
             "text_to_speech": {"enabled": self.has_audio, "language": "", "voice": ""},
             "retriever_resource": {"enabled": True}, "annotation_reply": _OFF,
-            "more_like_this": _OFF, "user_input_form": self._form(),
+            "more_like_this": _OFF, "user_input_form": self.inputs(),
             "sensitive_word_avoidance": moderation, "file_upload": self._file_upload(),
             "system_parameters": self._system_parameters(),
         }  # fmt: skip
@@ -47,8 +48,11 @@ class Settings:
             "use_icon_as_answer_icon": False, "icon_url": None,
         }  # fmt: skip
 
-    def _form(self) -> list[dict[str, Any]]:
+    def inputs(self) -> list[dict[str, Any]]:
         """The app's input variables."""
+        return [*self._own(), *self.form]
+
+    def _own(self) -> list[dict[str, Any]]:
         if self.mode == "completion":
             field = {"default": "", "label": "问题", "required": True, "variable": "query"}
             return [{"paragraph": field}]

@@ -4,6 +4,7 @@
 limit and `stop` are those of 4.14.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -38,15 +39,24 @@ _CUT = "Premature close"
 
 class FastGPTDemo(Demo):
     """`has_moved`: the calls on conversations are where 4.14.5 has them. `suggests`: the app
-    suggests next questions."""
+    suggests next questions. `variables` are those of the app, and `plugin_inputs` make it a plugin
+    with these."""
 
     platform = "FastGPT"
 
     def __init__(
-        self, key: str = "", has_moved: bool = False, suggests: bool = False, **kwargs: Any
+        self,
+        key: str = "",
+        has_moved: bool = False,
+        suggests: bool = False,
+        variables: Sequence[dict[str, Any]] = (),
+        plugin_inputs: Sequence[dict[str, Any]] = (),
+        **kwargs: Any,
     ) -> None:
         super().__init__(key, **kwargs)
         self.suggests = suggests
+        self.variables = list(variables)
+        self.plugin_inputs = list(plugin_inputs)
         self._histories = Histories(self, has_moved)
 
     def app(self) -> web.Application:
@@ -68,10 +78,13 @@ class FastGPTDemo(Demo):
             return json(error(501, "You don't have an app yet"), 501)
         if not self.knows_key(request):
             return json(BAD_KEY, 500)
-        config = {**_CHAT_CONFIG, "questionGuide": {"open": self.suggests}}
+        config = {
+            **_CHAT_CONFIG, "questionGuide": {"open": self.suggests}, "variables": self.variables,
+        }  # fmt: skip
         app = {
             "chatConfig": config, "chatModels": ["demo"], "name": "演示应用 Demo",
-            "avatar": "", "intro": "", "type": "simple", "pluginInputs": [],
+            "avatar": "", "intro": "", "type": "plugin" if self.plugin_inputs else "simple",
+            "pluginInputs": self.plugin_inputs,
         }  # fmt: skip
         data = {"appId": request.query["appId"], "app": app}
         return good(data)

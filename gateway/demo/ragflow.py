@@ -2,7 +2,7 @@
 
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from aiohttp import web
@@ -21,22 +21,36 @@ _CHUNK: dict[str, Any] = {
 _DOCUMENT = {"doc_name": "AI Gateway.md", "doc_id": "8e1f0a2a7b1f11f0", "count": 1}
 _CHUNK_KEY = "347"  # agents know chunks by a hash
 
+# A picture of one pixel: RAGFlow stores icons in this form.
+ICON = (
+    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQAB"
+    "h6FO1AAAAABJRU5ErkJggg=="
+)
+
 Send = Callable[[Any], Awaitable[None]]
 
 
 class RAGFlowDemo(Demo):
     """`version`: `delta` is that of 0.26, `cumulative` of 0.23 with the endpoints of its time.
 
-    `#form` makes an agent wait for a choice.
+    `parameters` are variables of the assistant, `inputs` of the agent by name. `#form` makes an
+    agent wait for a choice.
     """
 
     platform = "RAGFlow"
 
     def __init__(
-        self, key: str = "", version: Literal["delta", "cumulative"] = "delta", **kwargs: Any
+        self,
+        key: str = "",
+        version: Literal["delta", "cumulative"] = "delta",
+        parameters: Sequence[dict[str, Any]] = (),
+        inputs: Mapping[str, dict[str, Any]] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(key, **kwargs)
         self.version = version
+        self.parameters = [{"key": "knowledge", "optional": False}, *parameters]
+        self.inputs = dict(inputs or {})
 
     def routes(self) -> list[tuple[str, str, Any]]:
         newer = [
@@ -49,11 +63,13 @@ class RAGFlowDemo(Demo):
                 "/api/v1/chats/{bot}/sessions/{session}/messages/{message}/feedback",
                 self.rate,
             ),
+            ("GET", "/api/v1/agents/{bot}", self.about_agent),
         ]
         older = [("PUT", "/api/v1/chats/{bot}/sessions/{session}", self.rename)]
         return [
             *(newer if self.version == "delta" else older),
             ("GET", "/api/v1/chats", self.chats),
+            ("GET", "/api/v1/agents", self.agents),
             ("POST", "/api/v1/chats/{bot}/sessions", self.create_session),
             ("POST", "/api/v1/agents/{bot}/sessions", self.create_session),
             ("GET", "/api/v1/{bots:chats|agents}/{bot}/sessions", self.sessions),
@@ -68,12 +84,61 @@ class RAGFlowDemo(Demo):
         return _error(109, "Authentication error: API key is invalid!")
 
     async def about(self, request: web.Request) -> web.Response:
-        bot = {"id": request.match_info["bot"], "name": "演示助手 Demo", "description": "demo"}
-        return self._refusal(request) or _good({**bot, "prompt": {"opener": "你好"}})
+        bot = {
+            "create_time": 1795312801000, "dataset_ids": ["3d0c9b117b1f11f0"],
+            "description": "演示助手", "do_refer": "1", "icon": ICON,
+            "id": request.match_info["bot"],
+            "kb_names": ["手册"], "language": "Chinese", "llm_id": "demo", "llm_setting": {},
+            "name": "演示助手 Demo", "prompt_config": {
+                "empty_response": "", "parameters": self.parameters,
+                "prologue": "你好，我是演示助手。", "quote": True, "refine_multiturn": True,
+                "system": "The prompt. {knowledge}", "tts": False,
+            }, "prompt_type": "simple", "status": "1",
+        }  # fmt: skip
+        return self._refusal(request) or _good(bot)
 
     async def chats(self, request: web.Request) -> web.Response:
-        bot = {"id": request.query.get("id"), "name": "演示助手 Demo"}
+        bot: dict[str, Any] = {
+            "avatar": ICON, "datasets": [], "description": "演示助手", "do_refer": "1",
+            "id": request.query.get("id"), "language": "Chinese", "llm": {"model_name": "demo"},
+            "name": "演示助手 Demo", "prompt": {
+                "empty_response": "", "opener": "你好，我是演示助手。",
+                "prompt": "The prompt. {knowledge}", "show_quote": True, "tts": False,
+                "variables": self.parameters,
+            }, "prompt_type": "simple", "status": "1",
+        }  # fmt: skip
         return self._refusal(request) or _good([bot])
+
+    async def about_agent(self, request: web.Request) -> web.Response:
+        return self._refusal(request) or _good(self._agent(request.match_info["bot"]))
+
+    async def agents(self, request: web.Request) -> web.Response:
+        return self._refusal(request) or _good([self._agent(request.query.get("id", ""))])
+
+    def _agent(self, bot: str) -> dict[str, Any]:
+        """With its graph, as servers have it since 0.20; before, `query` was in place of
+        `inputs`."""
+        params: dict[str, Any] = {
+            "enablePrologue": True, "mode": "conversational", "prologue": "你好，我是演示智能体。",
+        }  # fmt: skip
+        if self.version == "delta":
+            params["inputs"] = {name: {**each, "name": name} for name, each in self.inputs.items()}
+        else:
+            params["query"] = [{**each, "key": name} for name, each in self.inputs.items()]
+        begin = {"component_name": "Begin", "params": params}
+        components = {
+            "Agent:Demo": {
+                "obj": {"component_name": "Agent", "params": {"sys_prompt": "The prompt."}},
+                "downstream": [], "upstream": ["begin"],
+            },
+            "begin": {"obj": begin, "downstream": ["Agent:Demo"], "upstream": []},
+        }  # fmt: skip
+        dsl = {"components": components, "globals": {}, "graph": {}, "history": [], "path": []}
+        return {
+            "avatar": ICON, "canvas_category": "agent_canvas", "canvas_type": None,
+            "description": "演示智能体", "dsl": dsl, "id": bot, "permission": "me",
+            "title": "演示智能体 Demo", "user_id": "1",
+        }  # fmt: skip
 
     async def create_session(self, request: web.Request) -> web.Response:
         body = await self.body(request)

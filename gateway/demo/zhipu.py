@@ -1,6 +1,7 @@
 """Zhipu's three interfaces: the model API, 智谱清言 assistants, and applications."""
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from aiohttp import web
@@ -14,12 +15,24 @@ _GLMS = "/chatglm/assistant-api/v1"
 _APPS = "/api/llm-application/open"
 
 
+_VARIABLES: tuple[dict[str, Any], ...] = (
+    {"name": "语言", "type": "selection_list", "tips": "", "allowed_values": ["中文", "English"],
+     "input_template": {"options": ["中文", "English"]}},
+    {"name": "附件", "type": "upload_file", "tips": "PDF", "allowed_values": []},
+)  # fmt: skip
+
+
 class ZhipuDemo(OpenAIDemo):
+    """`variables` are those of its application."""
+
     platform = "Zhipu"
     prefix = "/api/paas/v4"
 
-    def __init__(self, key: str = "", **kwargs: Any) -> None:
+    def __init__(
+        self, key: str = "", variables: Sequence[dict[str, Any]] = _VARIABLES, **kwargs: Any
+    ) -> None:
         super().__init__(key, **kwargs)
+        self.listed = [{"id": digits(), **each} for each in variables]
         self.tokens: set[str] = set()
         self.token_life_s = 864_000
 
@@ -177,7 +190,9 @@ class ZhipuDemo(OpenAIDemo):
         return json({"data": {"conversation_id": conversation}, "code": 200, "message": "请求成功"})
 
     async def variables(self, request: web.Request) -> web.Response:
-        return self.refusal(request) or json({"data": [], "code": 200, "message": "请求成功"})
+        now = int(time.time() * 1000)
+        answer = {"data": self.listed, "code": 200, "message": "SUCCESS", "timestamp": now}
+        return self.refusal(request) or json(answer)
 
     async def problems(self, request: web.Request) -> web.Response:
         """Questions that may follow: the path's name is misleading."""

@@ -100,7 +100,8 @@ def answering(
         recall = None
         if chat.scope:
             recall, targets = await recalled(request, state, chat, targets)
-        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, call.trace, holders, hold) as run:
+        shared = (call.trace, holders, hold, state.profiles)
+        with Run(app[UPSTREAM], app[ATTACHMENTS], chat, targets, *shared) as run:
             context.run, run.recall, run.draft = run, recall, draft
             if recall is not None or (draft is not None and draft.question is not None):
                 run.texts = []

@@ -139,6 +139,7 @@ class Platform(Endpoint, Protocol):
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
     is_model: bool  # whether it is a plain model, which keeps no conversation and runs no bot
+    checks_inputs: bool  # whether its server refuses missing variables, and texts of another type
 
     drops_stopped: bool  # whether a conversation forgets a question whose answer was stopped
     speech: Endpoint | None  # speaks texts; None if the platform cannot
@@ -237,6 +238,7 @@ class BasePlatform:
     passes_through = False
     drops_stopped = False
     is_model = False
+    checks_inputs = False
     app_id: str | None = None
     speech: Endpoint | None = None
     transcription: Endpoint | None = None

@@ -3,10 +3,13 @@
 Texts of a platform are the bot's author's: they are cleaned and bounded here.
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
+
+import orjson
 
 from gateway.filetypes import KINDS, MediaKind
 
@@ -17,9 +20,15 @@ MAX_LINK = 2000
 MAX_SUGGESTIONS = 50
 MAX_INPUTS = 100
 MAX_OPTIONS = 500
+MAX_PICTURE = 100_000  # characters of an icon that is embedded
+MAX_SCHEMA = 20_000  # bytes of the schema of an object
+MAX_DEPTH = 8  # levels of it
 _MAX_LIMIT = 10**12
 
 FEATURES = ("suggestions", "citations", "speech_to_text", "text_to_speech")
+_PICTURE = re.compile(r"data:image/(?:png|jpeg|gif|webp);base64,[A-Za-z0-9+/]+=*")
+_TYPES = frozenset(("string", "number", "integer", "boolean", "object", "array", "null"))
+_BOUNDS = ("minimum", "maximum", "minLength", "maxLength", "minItems", "maxItems")
 _JOINER = "\u200d"  # in emoji; not printable by itself
 
 
@@ -142,9 +151,65 @@ def suggestions(value: Any) -> tuple[str, ...]:
 def options(values: Iterable[Any]) -> dict[str, Any]:
     """`enum` for a schema; {} if the values cannot be listed as they are, since a caller could not
     choose those that are missing."""
-    listed = list(dict.fromkeys(value for value in values if isinstance(value, str)))
-    is_whole = all(words(value, MAX_OPTION) == value for value in listed)
+    listed = list(dict.fromkeys(value for value in values if not isinstance(value, dict | list)))
+    is_whole = all(isinstance(value, str) and words(value, MAX_OPTION) == value for value in listed)
     return {"enum": listed} if 0 < len(listed) <= MAX_OPTIONS and is_whole else {}
+
+
+def file_control(
+    control: str = "file",
+    *,
+    kinds: Iterable[MediaKind] = (),
+    extensions: Iterable[str] = (),
+    max_files: int | None = None,
+    transfer: Iterable[str] = (),
+) -> dict[str, Any]:
+    """`x-control` and `x-file` of an input for files; `x-file` has what is known of them."""
+    about = {
+        "kinds": sorted(kinds),
+        "extensions": sorted(words(each, 20) for each in extensions)[:MAX_OPTIONS],
+        "max_files": max_files,
+        "transfer": list(transfer),
+    }
+    known = {name: value for name, value in about.items() if value}
+    return {"x-control": control, **({"x-file": known} if known else {})}
+
+
+def object_schema(value: Any) -> dict[str, Any]:
+    """What a JSON Schema says of an object's members, as far as a form can show it. `value` may be
+    JSON text; {} if it is too large, or none."""
+    try:
+        text = value.encode() if isinstance(value, str) else orjson.dumps(value)
+        schema = orjson.loads(text) if len(text) <= MAX_SCHEMA else {}
+    except (ValueError, TypeError):  # orjson's errors, and text that is no UTF-8
+        return {}
+    out = _cleaned(schema, 0) if isinstance(schema, dict) else {}
+    return {name: out[name] for name in ("properties", "required") if name in out}
+
+
+def _cleaned(schema: Mapping[str, Any], depth: int) -> dict[str, Any]:
+    """The schema's known keywords, with their texts cleaned."""
+    if depth > MAX_DEPTH:
+        return {}
+    texts = {name: words(schema.get(name), MAX_OPTION) for name in ("title", "description")}
+    out: dict[str, Any] = {name: text for name, text in texts.items() if text}
+    kind, required, properties = (schema.get(n) for n in ("type", "required", "properties"))
+    if isinstance(kind, str) and kind in _TYPES:
+        out["type"] = kind
+    if isinstance(required, list):
+        out["required"] = [each for each in required if isinstance(each, str) and words(each)]
+    if isinstance(properties, dict):
+        out["properties"] = {
+            name: _cleaned(each, depth + 1)
+            for name, each in properties.items()
+            if isinstance(each, dict) and words(name) == name
+        }
+    if isinstance(schema.get("items"), dict):
+        out["items"] = _cleaned(schema["items"], depth + 1)
+    if isinstance(schema.get("enum"), list):
+        out |= options(schema["enum"])
+    out |= {name: value for name in _BOUNDS if (value := number(schema.get(name))) is not None}
+    return out
 
 
 def text_schema(max_length: Any = None) -> dict[str, Any]:
@@ -171,6 +236,12 @@ def icon_link(value: Any) -> dict[str, str] | None:
     except ValueError:
         return None
     return {"url": value} if is_link and not parts.username and " " not in value else None
+
+
+def picture(value: Any) -> dict[str, str] | None:
+    """{"url"} of a link, or of a small picture that is embedded as a `data:` URL."""
+    is_embedded = isinstance(value, str) and len(value) <= MAX_PICTURE
+    return {"url": value} if is_embedded and _PICTURE.fullmatch(value) else icon_link(value)
 
 
 def kinds_in_order(kinds: Iterable[MediaKind]) -> tuple[MediaKind, ...]:

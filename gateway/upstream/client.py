@@ -234,14 +234,15 @@ class Upstream:
             else:
                 connection.close()
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` in the background. Beyond MAX_BACKGROUND it is dropped."""
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None] | None:
+        """Run `work` in the background. Beyond MAX_BACKGROUND it is dropped, which is None."""
         if len(self._background) >= MAX_BACKGROUND:
             work.close()
-            return
+            return None
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
     async def close(self) -> None:
         """Wait briefly for background calls; called once, at the end."""

@@ -41,3 +41,28 @@ async def test_coze_describes_a_workflow_as_its_contract_says(demo):
     full = (await told(f"{url}?include_input_output=true"))["data"]
     assert set(full) == {"workflow_detail", "input", "output"}
     assert full["workflow_detail"]["workflow_id"] == "75"
+
+
+async def test_zhipu_lists_variables_as_its_contract_says(demo):
+    served = await demo("zhipu")
+    answer = await told(f"{served.url}/api/llm-application/open/v2/application/18/variables")
+    assert list(answer) == ["data", "code", "message", "timestamp"]
+    members = {"id", "name", "type", "tips", "allowed_values"}
+    assert all(members <= set(each) <= members | {"input_template"} for each in answer["data"])
+
+
+@pytest.mark.parametrize(
+    ("version", "path", "members"),
+    [
+        ("delta", "chats/1", {"icon", "prompt_config", "dataset_ids", "llm_setting"}),
+        ("cumulative", "chats?id=1", {"avatar", "prompt", "datasets", "llm"}),
+        ("delta", "agents/1", {"avatar", "title", "description", "dsl"}),
+        ("cumulative", "agents?id=1", {"avatar", "title", "description", "dsl"}),
+    ],
+)
+async def test_ragflow_describes_bots_as_its_versions_do(demo, version, path, members):
+    served = await demo("ragflow", version=version)
+    answer = await told(f"{served.url}/api/v1/{path}")
+    assert (answer["code"], answer["message"]) == (0, "")
+    bot = answer["data"][0] if "?" in path else answer["data"]
+    assert members | {"id", "description"} <= set(bot)

@@ -27,11 +27,15 @@ def differences(example: Any, real: Any, path: str = "") -> list[str]:
     return [] if same else [path]
 
 
+CITY = {"variable": "city", "label": "城市", "required": False, "max_length": 48, "default": ""}
+
+
 async def test_json_examples_have_the_members_of_real_answers(with_accounts, demo, tmp_path):
     names = ("fastgpt", "dify", "coze")
     agents = {}
     for name in names:
-        simulator = await demo(name, key=AGENTS[name]["api_key"])
+        inputs = {"form": [{"text-input": CITY}]} if name == "dify" else {}
+        simulator = await demo(name, key=AGENTS[name]["api_key"], **inputs)
         agents[name] = {**AGENTS[name], "base_url": simulator.url}
     gateway = await with_accounts(f"sqlite:///{tmp_path}/gateway.db", agents=agents)
     admin = await gateway.login()
@@ -78,6 +82,7 @@ async def test_json_examples_have_the_members_of_real_answers(with_accounts, dem
         (await gateway.api("GET", "/calls", admin))[1],
         health,
         profile,
+        await post("/api/v1/chat", {"query": "Hi", "variables": {"city": 5}}, Agent="dify"),
         await post("/api/v1/chat", {"query": "Hi"}, Agent="dfy"),
     ]
     assert [differences(*pair) for pair in zip(EXAMPLES, real, strict=True)] == [[]] * len(real)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from decoding import feed, summary
 from gateway.errors import GatewayError
 from gateway.platforms.dify.adapter import Dify
 from gateway.platforms.dify.decoder import DifyDecoder
+from gateway.platforms.dify.failures import explain
 from gateway.platforms.dify.options import DifyOptions
 from gateway.protocol.exchange import UpstreamReply
 from gateway.protocol.messages import ChatRequest, Message
@@ -154,3 +156,24 @@ def test_a_model_that_is_limited_makes_429_and_its_key_502():
         assert (got["error"], got["status"]) == ("RateLimited", 429)
     _, _, body = read_capture(FOLDER / "0.15.3" / "chat_streaming_provider_401.http")
     assert summary(feed(decoder(Path("chat")), body))["error"] == "UpstreamMisconfigured"
+
+
+REFUSED_INPUTS = [path for path in FILES if b" in input form" in read_capture(path)[2]]
+
+
+@pytest.mark.parametrize("path", REFUSED_INPUTS, ids=named)
+def test_a_refused_input_is_named(path):
+    """In a refusal, and in a run that fails before its first step."""
+    status, _, body = read_capture(path)
+    if status == 200:
+        error = feed(decoder(path), body)[-1].error
+    else:
+        error = explain(UpstreamReply(status, {}, body))
+    name = re.search(rb"(\w+) (?:is required )?in input form", body)[1].decode()
+    assert (error.status, error.param) == (400, f"variables.{name}")
+
+
+@pytest.mark.parametrize("message", ["query is required", "it is in input form, they say", "a: b"])
+def test_another_refusal_names_no_input(message):
+    body = json.dumps({"code": "invalid_param", "message": message, "status": 400}).encode()
+    assert explain(UpstreamReply(400, {}, body)).param is None

@@ -14,7 +14,13 @@ from gateway.platforms.dify.adapter import Dify
 from gateway.platforms.dify.options import DifyOptions
 from gateway.platforms.fastgpt.adapter import FastGPT
 from gateway.platforms.fastgpt.options import FastGPTOptions
+from gateway.platforms.ragflow.adapter import RAGFlow
+from gateway.platforms.ragflow.options import RAGFlowOptions
+from gateway.platforms.zhipu.adapter import zhipu
+from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.protocol.exchange import UpstreamReply
+from gateway.protocol.messages import ChatRequest, Message
+from gateway.protocol.profile import MAX_DEPTH, object_schema
 
 FOLDER = Path(__file__).parent / "captures" / "dify"
 MB = 1 << 20
@@ -142,15 +148,27 @@ CONTROLS = [
     ({"text-input": {"default": "too long", "max_length": 3}}, {"type": "string", "maxLength": 3}),
     ({"paragraph": {"max_length": 0}}, {"type": "string", "x-control": "textarea"}),
     ({"select": {"options": ["a", "b"], "default": "c"}}, {"type": "string", "enum": ["a", "b"]}),
-    ({"select": {"options": ["a", "a", 5]}}, {"type": "string", "enum": ["a"]}),
+    ({"select": {"options": ["a", "a"]}}, {"type": "string", "enum": ["a"]}),
+    ({"select": {"options": ["a", 5]}}, {"type": "string"}),  # no caller could choose 5
     ({"select": {"options": [f"{n}" for n in range(501)]}}, {"type": "string"}),
     ({"number": {"default": "5"}}, {"type": "number", "default": 5}),
     ({"number": {"default": ""}}, {"type": "number"}),
     ({"checkbox": {"default": True}}, {"type": "boolean", "default": True}),
     ({"json_object": {}}, {"type": "object", "x-control": "json_object"}),
-    ({"file": {}}, {"type": "object", "x-control": "file"}),
-    ({"file-list": {"max_length": 4}},
-     {"type": "array", "items": {"type": "object"}, "maxItems": 4, "x-control": "file-list"}),
+    ({"json_object": {"json_schema": '{"type": "object", "required": ["a"], "properties": {'
+                                     '"a": {"type": "integer", "minimum": 1, "x": 5}}}'}},
+     {"type": "object", "properties": {"a": {"type": "integer", "minimum": 1}},
+      "required": ["a"], "x-control": "json_object"}),
+    ({"json_object": {"json_schema": "{"}}, {"type": "object", "x-control": "json_object"}),
+    ({"file": {}}, {"type": "object", "x-control": "file", "x-file": {"max_files": 1}}),
+    ({"file": {"allowed_file_types": ["document", "custom"], "allowed_file_extensions": [".PSD"],
+               "allowed_file_upload_methods": ["local_file"]}},
+     {"type": "object", "x-control": "file", "x-file": {
+         "kinds": ["file"], "extensions": ["psd"], "max_files": 1, "transfer": ["upload"]}}),
+    ({"file-list": {"max_length": 4, "allowed_file_types": ["image"]}},
+     {"type": "array", "items": {"type": "object"}, "maxItems": 4, "x-control": "file-list",
+      "x-file": {"kinds": ["image"], "max_files": 4}}),
+    ({"text-input": {"hide": True}}, {"type": "string", "x-hidden": True}),
     ({"hologram": {}}, {"x-control": "hologram"}),
     ({"external_data_tool": {}}, None),
 ]  # fmt: skip
@@ -264,6 +282,9 @@ def test_a_coze_workflow_tells_its_parameters():
         "language": {"type": "string", "required": True, "default_value": "en"},
         "count": {"type": "integer", "required": False},
         "doc": {"type": "file", "required": True},
+        "photo": {"type": "image"},
+        "size": {"type": "object", "properties": {"width": {"type": "number", "required": True}}},
+        "any": {"type": "object"},
         "tags": {"type": "array", "items": {"type": "string"}},
     }
     detail = {"workflow_name": "translate_file", "description": "翻译文件"}
@@ -278,6 +299,13 @@ def test_a_coze_workflow_tells_its_parameters():
             "language": {"type": "string", "default": "en"},
             "count": {"type": "integer"},
             "doc": {"type": "string", "x-control": "file"},
+            "photo": {"type": "string", "x-control": "image", "x-file": {"kinds": ["image"]}},
+            "size": {
+                "type": "object",
+                "properties": {"width": {"type": "number"}},
+                "required": ["width"],
+            },
+            "any": {"type": "object"},
             "tags": {"type": "array", "items": {"type": "string"}},
         },
         "required": ["language", "doc"],
@@ -357,6 +385,9 @@ def test_fastgpt_without_an_app_is_not_asked():
         ({"type": "password", "maxLength": 20},
          {"type": "string", "maxLength": 20, "writeOnly": True}),
         ({"type": "timePointSelect"}, {"type": "string", "format": "date-time"}),
+        ({"type": "file", "canSelectImg": True, "maxFiles": 3},
+         {"type": "array", "items": {"type": "string"}, "x-control": "file",
+          "x-file": {"kinds": ["image"], "max_files": 3, "transfer": ["url"]}}),
         ({"type": "custom"}, None),
         ({"type": "internal"}, None),
         ({"type": "unheard"}, {"x-control": "unheard"}),
@@ -366,6 +397,37 @@ def test_each_variable_of_fastgpt_has_its_schema(about, expected):
     app = {"name": "a", "chatConfig": {"variables": [{"key": "x", **about}]}}
     profile, _ = answered(fastgpt(), reply({"code": 200, "data": {"app": app}}))
     assert profile["inputs"]["properties"].get("x") == expected
+
+
+@pytest.mark.parametrize(
+    ("about", "expected"),
+    [
+        ({"renderTypeList": ["input", "reference"]}, {"type": "string"}),
+        ({"renderTypeList": ["reference", "numberInput"], "selectedTypeIndex": 1, "max": 9},
+         {"type": "number", "maximum": 9}),
+        ({"renderTypeList": ["reference"], "valueType": "boolean"},
+         {"type": "boolean", "x-control": "reference"}),
+        ({"renderTypeList": ["JSONEditor"], "valueType": "arrayString"},
+         {"type": "array", "x-control": "JSONEditor"}),
+        ({"renderTypeList": ["fileSelect"], "canSelectFile": True},
+         {"type": "array", "items": {"type": "string"}, "x-control": "file",
+          "x-file": {"kinds": ["file"], "transfer": ["url"]}}),
+        ({"renderTypeList": ["hidden"]}, None),
+        ({"renderTypeList": 5, "selectedTypeIndex": -7}, {"x-control": ""}),
+    ],
+)  # fmt: skip
+def test_each_input_of_a_plugin_of_fastgpt_has_its_schema(about, expected):
+    app = {"name": "a", "type": "plugin", "pluginInputs": [{"key": "x", **about}]}
+    profile, _ = answered(fastgpt(), reply({"code": 200, "data": {"app": app}}))
+    assert profile["inputs"]["properties"].get("x") == expected
+
+
+def test_the_buttons_in_fastgpts_opening_words_are_questions():
+    text = "你好 [1]\n- [年假几天？]\n[怎么请假？]\n[手册](https://x.test)\n"
+    app = {"name": "a", "chatConfig": {"welcomeText": text}}
+    profile, _ = answered(fastgpt(), reply({"code": 200, "data": {"app": app}}))
+    assert profile["suggestions"] == ["年假几天？", "怎么请假？"]
+    assert profile["opening"] == "你好 [1]\n[手册](https://x.test)"
 
 
 def test_fastgpts_switches_are_its_features():
@@ -379,3 +441,247 @@ def test_fastgpts_switches_are_its_features():
     profile, _ = answered(fastgpt(), reply({"code": 200, "data": {"app": app}}))
     assert profile["features"] == dict.fromkeys(ON, True)
     assert (profile["files"]["kinds"], profile["files"]["max_files"]) == (["image"], 4)
+
+
+# RAGFlow.
+
+
+def ragflow(**options) -> RAGFlow:
+    given = {"platform": "ragflow", "api_key": "ragflow-k", **(options or {"chat_id": "c1"})}
+    return RAGFlow("r", RAGFlowOptions(**given), "https://r.test")
+
+
+ICON = "data:image/png;base64,iVBORw0KGgo="
+NO_PATH = [
+    ({"code": 404, "message": "Not Found: /api/v1/chats/c1", "data": None}, 404),
+    ({"code": 100, "message": "<MethodNotAllowed '405: Method Not Allowed'>"}, 200),
+    ("<html>not here</html>", 405),
+]
+PARAMETERS = [
+    {"key": "knowledge", "optional": False},
+    {"key": "dept", "optional": False},
+    {"key": "tone", "optional": True},
+]
+ASSISTANT = {
+    "title": "人事助手",
+    "description": "回答问题",
+    "icon": {"url": ICON},
+    "opening": "你好 👋",
+    "suggestions": [],
+    "inputs": {
+        "type": "object",
+        "properties": {"dept": {"type": "string"}, "tone": {"type": "string"}},
+        "required": ["dept"],
+    },
+    "files": {"kinds": [], "max_files": None, "max_bytes": {}, "transfer": []},
+    "features": {**ON, "suggestions": False},
+}
+
+
+def test_a_ragflow_assistant_tells_all_but_its_prompt():
+    prompt = {"prologue": "你好 👋", "parameters": PARAMETERS, "quote": True, "system": "secret"}
+    bot = {"name": "人事助手", "description": "回答问题", "icon": ICON, "prompt_config": prompt}
+    profile, asked = answered(ragflow(), reply({"code": 0, "data": bot}))
+    assert (profile, asked) == (ASSISTANT, ["/api/v1/chats/c1"])
+
+
+@pytest.mark.parametrize(("body", "status"), NO_PATH)
+def test_an_older_ragflow_lists_its_assistant(body, status):
+    prompt = {"opener": "你好 👋", "variables": PARAMETERS, "show_quote": True, "prompt": "secret"}
+    bot = {"name": "人事助手", "description": "回答问题", "avatar": ICON, "prompt": prompt}
+    profile, asked = answered(ragflow(), reply(body, status), reply({"code": 0, "data": [bot]}))
+    assert (profile, asked) == (ASSISTANT, ["/api/v1/chats/c1", "/api/v1/chats?id=c1"])
+
+
+BEGIN = {
+    "dept": {"name": "部门", "type": "options", "options": ["研发", "销售"], "optional": False},
+    "note": {"name": "note", "type": "paragraph", "optional": True},
+    "years": {"type": "integer", "optional": True, "value": 3},
+    "full": {"type": "boolean", "optional": True},
+    "doc": {"type": "file", "optional": True},
+    "odd": {"type": ["line"]},
+}
+FIELDS = {
+    "dept": {"type": "string", "enum": ["研发", "销售"], "title": "部门"},
+    "note": {"type": "string", "x-control": "textarea"},
+    "years": {"type": "number", "default": 3},
+    "full": {"type": "boolean"},
+    "doc": {"x-control": "file"},
+    "odd": {"x-control": ""},
+}
+
+
+def graph(**params) -> dict:
+    begin = {"obj": {"component_name": "Begin", "params": params}}
+    return {"components": {"Agent:1": {"obj": {"component_name": "Agent"}}, "begin": begin}}
+
+
+@pytest.mark.parametrize("is_text", [False, True])
+def test_a_ragflow_agent_tells_the_inputs_of_its_begin(is_text):
+    dsl = graph(prologue="你好", enablePrologue=True, inputs=BEGIN)
+    bot = {"title": "流程", "avatar": "", "dsl": json.dumps(dsl) if is_text else dsl}
+    profile, asked = answered(ragflow(agent_id="a1"), reply({"code": 0, "data": bot}))
+    assert asked == ["/api/v1/agents/a1"]
+    assert (profile["title"], profile["opening"], profile["icon"]) == ("流程", "你好", None)
+    assert profile["inputs"]["properties"] == FIELDS
+    assert profile["inputs"]["required"] == ["dept"]
+
+
+def test_an_older_ragflow_agent_lists_its_inputs():
+    query = [{**BEGIN[name], "key": name} for name in ("dept", "note")]
+    canvas = {"title": "流程", "dsl": graph(prologue="你好", query=query, enablePrologue=False)}
+    replies = [
+        reply({"code": 405, "message": ""}),
+        reply({"code": 0, "data": {"canvas": [canvas]}}),
+    ]
+    profile, asked = answered(ragflow(agent_id="a1"), *replies)
+    assert asked[1] == "/api/v1/agents?id=a1"
+    assert list(profile["inputs"]["properties"]) == ["dept", "note"]
+    assert profile["opening"] == ""
+
+
+def test_a_variable_that_the_configuration_fills_is_optional():
+    bot = {"prompt_config": {"parameters": PARAMETERS}}
+    filled = ragflow(chat_id="c1", variables={"dept": "研发"})
+    profile, _ = answered(filled, reply({"code": 0, "data": bot}))
+    assert profile["inputs"]["required"] == []
+
+
+@pytest.mark.parametrize(
+    ("icon", "shown"),
+    [
+        (ICON, True),
+        ("https://x.test/a.png", True),
+        ("data:image/svg+xml;base64,AAAA", False),
+        ("data:text/html;base64,AAAA", False),
+        ("data:image/png;base64,<b>", False),
+        ("data:image/png;base64," + "A" * 100_000, False),
+        ({}, False),
+    ],
+)
+def test_an_embedded_icon_is_a_small_picture(icon, shown):
+    profile, _ = answered(ragflow(), reply({"code": 0, "data": {"icon": icon}}))
+    assert profile["icon"] == ({"url": icon} if shown else None)
+
+
+@pytest.mark.parametrize("body", [{"code": 109, "message": "no authorization"}, {"code": 102}])
+def test_a_refusal_of_ragflow_is_its_error(body):
+    with pytest.raises(GatewayError):
+        ragflow().profile().learn(reply(body))
+
+
+ODD_BOTS = [
+    [], True, "x", 5, [5], {"chats": 5}, {"canvas": []}, {"dsl": "{"}, {"dsl": {"components": 5}},
+    {"dsl": {"components": {"a": 5, "b": {"obj": {"component_name": "begin", "params": []}}}}},
+    {"prompt_config": {"parameters": [5, {"key": 5}, {"key": "k", "optional": "no"}], "quote": 5}},
+    {"dsl": graph(inputs={f"n{n}": {"type": "line", "value": "v" * 9999} for n in range(999)})},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("data", ODD_BOTS)
+@pytest.mark.parametrize("kind", ["chat_id", "agent_id"])
+def test_odd_answers_of_ragflow_are_bounded(data, kind):
+    profile, _ = answered(ragflow(**{kind: "b"}), reply({"code": 0, "data": data}))
+    assert len(json.dumps(profile)) < 900_000
+    assert len(profile["inputs"]["properties"]) <= 100
+
+
+# Zhipu.
+
+
+def zhipu_app():
+    options = {"platform": "zhipu", "api": "application", "api_key": "id.secret", "app_id": "18"}
+    return zhipu("z", ZhipuOptions(**options), "https://z.test")
+
+
+VARIABLES = [
+    {"id": "1", "name": "问题", "type": "Input", "tips": "请输入问题", "allowed_values": []},
+    {"id": "2", "name": "语言", "type": "selection_list", "tips": "",
+     "allowed_values": ["中文", "English"]},
+    {"id": "3", "name": "语气", "type": "selection_list", "allowed_values": None,
+     "input_template": {"options": ["正式"]}},
+    {"id": "4", "name": "附件", "type": "upload_file", "tips": "PDF", "allowed_values": []},
+    {"id": "5", "name": "奇怪", "type": "hologram"},
+]  # fmt: skip
+
+
+def test_a_zhipu_application_tells_its_variables():
+    answer = {"data": VARIABLES, "code": 200, "message": "SUCCESS"}
+    profile, asked = answered(zhipu_app(), reply(answer))
+    assert asked == ["/api/llm-application/open/v2/application/18/variables"]
+    assert profile["inputs"] == {
+        "type": "object",
+        "properties": {
+            "问题": {"type": "string", "description": "请输入问题"},
+            "语言": {"type": "string", "enum": ["中文", "English"]},
+            "语气": {"type": "string", "enum": ["正式"]},
+            "附件": {
+                "type": "array",
+                "items": {"type": "string"},
+                "x-control": "file",
+                "x-file": {"kinds": ["file"]},
+                "description": "PDF",
+            },
+            "奇怪": {"x-control": "hologram"},
+        },
+        "required": [],
+    }
+    assert (profile["title"], profile["opening"]) == ("", "")
+
+
+def test_a_known_variable_of_zhipu_is_sent_with_its_type():
+    app = zhipu_app()
+    app.profile().learn(reply({"data": VARIABLES, "code": 200}))
+    chat = ChatRequest(
+        "z", (Message("user", "hi"),), "u", conversation_id="9",
+        variables={"语言": "中文", "other": 5},
+    )  # fmt: skip
+    content = json.loads(app.prepare(chat).body)["messages"][0]["content"]
+    assert content[1:] == [
+        {"type": "selection_list", "key": "语言", "value": "中文"},
+        {"type": "input", "key": "other", "value": "5"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"error": {"code": "1000", "message": "身份验证失败。"}}, 401),
+        ({"code": 10404, "message": "no app"}, 200),
+        ({"code": 200, "data": {}}, 200),
+        ("<html>", 404),
+    ],
+)
+def test_a_refusal_of_zhipu_is_its_error(body, status):
+    with pytest.raises(GatewayError):
+        zhipu_app().profile().learn(reply(body, status))
+
+
+def test_odd_variables_of_zhipu_are_left_out():
+    odd = [5, {}, {"name": []}, {"name": "a", "type": 5}, {"name": "b", "type": "selection_list"}]
+    profile, _ = answered(zhipu_app(), reply({"code": 200, "data": odd}))
+    assert profile["inputs"]["properties"] == {"a": {"x-control": ""}, "b": {"type": "string"}}
+
+
+# The schema of an object.
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        None, 5, "", "[]", "{", "\ud800", [], {"properties": 5, "required": "a"},
+        {"properties": {"a": 5}}, '{"items":' * 500 + "{}" + "}" * 500,
+        {"properties": {f"n{n}": {"title": "t" * 999} for n in range(999)}},
+    ],
+)  # fmt: skip
+def test_an_odd_schema_of_an_object_is_left_out(schema):
+    shown = object_schema(schema)
+    assert not shown.get("properties")
+    assert not shown.get("required")
+
+
+def test_a_deep_schema_ends_at_a_level():
+    schema = {"type": "string"}
+    for _ in range(50):
+        schema = {"type": "object", "properties": {"a": schema}}
+    assert json.dumps(object_schema(schema)).count('"a"') == MAX_DEPTH + 1

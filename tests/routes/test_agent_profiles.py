@@ -89,6 +89,62 @@ async def test_a_fastgpt_app_is_described_end_to_end(gateway, demo):
     assert (data["opening"], data["files"]["max_files"]) == ("你好，我是演示应用。", 10)
 
 
+@pytest.mark.parametrize("version", ["delta", "cumulative"])
+@pytest.mark.parametrize("kind", ["chat_id", "agent_id"])
+async def test_a_ragflow_bot_is_described_end_to_end(gateway, demo, version, kind):
+    field = {"key": "dept", "type": "line", "name": "dept", "optional": False}
+    forms = {"parameters": [field], "inputs": {"dept": field}}
+    served = await demo("ragflow", version=version, **forms)
+    agent = {"platform": "ragflow", "api_key": "ragflow-test", kind: "b1", "base_url": served.url}
+    gw = await gateway(agents={"bot": agent})
+    data = (await profile(gw))[1]["data"]
+    names = {"chat_id": ("演示助手 Demo", "你好，我是演示助手。")}
+    assert (data["title"], data["opening"]) == names.get(
+        kind, ("演示智能体 Demo", "你好，我是演示智能体。")
+    )
+    assert data["icon"]["url"].startswith("data:image/png;base64,")
+    assert data["inputs"]["required"] == ["dept"]
+    assert "The prompt" not in json.dumps(data)
+
+
+async def test_a_zhipu_application_is_described_end_to_end(gateway, demo):
+    served = await demo("zhipu")
+    agent = {**AGENTS["zhipu"], "api": "application", "app_id": "18", "base_url": served.url}
+    gw = await gateway(agents={"bot": {**agent, "profile": {"title": "问答"}}})
+    data = (await profile(gw))[1]["data"]
+    assert data["title"] == "问答"
+    assert data["inputs"]["properties"]["语言"]["enum"] == ["中文", "English"]
+
+
+SHOWN = {
+    "title": "人事",
+    "description": "假期",
+    "icon": {"emoji": "🌴"},
+    "opening": "你好",
+    "suggestions": ["几天？"],
+}
+
+
+async def test_the_configuration_overrides_each_member(gateway, scripted):
+    upstream = await scripted(whole(BOT))
+    coze = {**AGENTS["coze"], "base_url": upstream.url}
+    n8n = {"platform": "n8n", "base_url": "http://127.0.0.1:9/webhook/x"}
+    agents = {"n8n": {**n8n, "profile": SHOWN}, "plain": {**coze, "profile": {"opening": ""}}}
+    agents |= {name: {**coze, "profile": {name: SHOWN[name]}} for name in SHOWN}
+    gw = await gateway(agents=agents)
+    plain = (await profile(gw, "plain"))[1]["data"]
+    assert (plain["title"], plain["opening"]) == ("天气", "")
+    for name, value in SHOWN.items():
+        data = (await profile(gw, name))[1]["data"]
+        assert data[name] == value
+        others = ["title", "description", "icon", "suggestions"]
+        assert [data[each] for each in others if each != name] == [
+            plain[each] for each in others if each != name
+        ]
+    data = (await profile(gw, "n8n"))[1]["data"]
+    assert {name: data[name] for name in SHOWN} == SHOWN
+
+
 async def test_accepts_in_the_configuration_wins(gateway, scripted):
     upstream = await scripted(whole(BOT))
     bot = {**AGENTS["coze"], "base_url": upstream.url, "accepts": ["image"]}

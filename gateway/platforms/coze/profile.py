@@ -2,11 +2,18 @@
 
 from typing import Any
 
+from gateway.filetypes import MediaKind
 from gateway.platforms.base import as_list, as_object, as_text
 from gateway.protocol import profile as neutral
 from gateway.protocol.profile import FileNeeds, Form, Profile, words
 
 _TYPES = frozenset(("string", "integer", "number", "boolean", "object", "array"))
+_FILES: dict[str, tuple[MediaKind, ...]] = {
+    "file": (), "image": ("image",), "svg": ("image",), "audio": ("audio",), "voice": ("audio",),
+    "video": ("video",), "doc": ("file",), "txt": ("file",), "excel": ("file",), "ppt": ("file",),
+    "code": ("file",), "zip": ("file",),
+}  # fmt: skip
+_MAX_DEPTH = 3
 _OWN = ("USER_INPUT", "CONVERSATION_NAME")  # Coze fills them with the question
 
 
@@ -45,7 +52,7 @@ def _variables(variables: list[Any]) -> dict[str, Any]:
 
 
 def workflow_profile(data: dict[str, Any], files: FileNeeds) -> Profile:
-    """From the data of `/v1/workflows/{id}`. Coze Studio tells a `role` and no inputs."""
+    """From the data of `/v1/workflows/{id}`. Coze Studio has a `role` and no inputs."""
     detail, role = as_object(data.get("workflow_detail")), as_object(data.get("role"))
     onboarding = as_object(role.get("onboarding_info"))
     form = Form()
@@ -72,10 +79,27 @@ def workflow_profile(data: dict[str, Any], files: FileNeeds) -> Profile:
 
 
 def _schema(about: dict[str, Any], depth: int) -> dict[str, Any]:
-    """Coze names types as JSON Schema does; files go as a string with their id."""
+    """Coze names types as JSON Schema does; a file goes as a string with its id."""
     kind = as_text(about.get("type"))
-    if kind == "array" and depth < 3 and (items := as_object(about.get("items"))):
+    if depth < _MAX_DEPTH and kind == "array" and (items := as_object(about.get("items"))):
         return {"type": "array", "items": _schema(items, depth + 1)}
+    if depth < _MAX_DEPTH and kind == "object":
+        return _object(as_object(about.get("properties")), depth)
     if kind in _TYPES:
         return {"type": kind}
+    if kind in _FILES:
+        return {"type": "string", **neutral.file_control(words(kind, 50), kinds=_FILES[kind])}
     return {"type": "string", "x-control": words(kind, 50)}
+
+
+def _object(properties: dict[str, Any], depth: int) -> dict[str, Any]:
+    form = Form()
+    for name, each in properties.items():
+        about = as_object(each)
+        form.add(
+            name,
+            _schema(about, depth + 1),
+            description=about.get("description"),
+            required=about.get("required"),
+        )
+    return form.schema() if properties else {"type": "object"}

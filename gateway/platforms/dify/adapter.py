@@ -93,6 +93,7 @@ class Dify(DifyConversations):
     kind = "dify"
     keeps_files = True
     restarts = True
+    checks_inputs = True
 
     def __init__(
         self, name: str, agent: DifyOptions, url: str, clock: Callable[[], float] = time.monotonic

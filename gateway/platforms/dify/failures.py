@@ -1,5 +1,6 @@
 """Maps Dify's refusals to the gateway's errors."""
 
+import re
 from typing import Any
 
 from gateway.errors import (
@@ -79,10 +80,21 @@ def explain_run(data: dict[str, Any]) -> GatewayError:
     if "conversation not exists" in message.lower():
         return ConversationNotFound(NO_CONVERSATION)
     if data.get("total_steps") == 0 and message and type(error) is UpstreamFailed:
-        return InvalidRequest(
-            say("Dify does not accept the request: {message}", message=clean(message))
-        )
+        return _refused(message)
     return error
+
+
+# Such as "city is required in input form", "(type 'select') tone in input form must be a string".
+_INPUT = re.compile(r"(?:\(type '[\w-]+'\) )?(\w{1,100}) (?:is required )?in input form\b")
+
+
+def _refused(message: str) -> InvalidRequest:
+    """The error for a request that Dify does not accept; it names the input that is wrong."""
+    found = _INPUT.match(message)
+    return InvalidRequest(
+        say("Dify does not accept the request: {message}", message=clean(message)),
+        param=f"variables.{found[1]}" if found else None,
+    )
 
 
 NO_CONVERSATION = say(
@@ -165,7 +177,7 @@ def _explain_code(code: str, message: str) -> GatewayError | None:
         error = explain_message("Dify", message)
         if "invokeerror" in low or type(error) is not UpstreamFailed:
             return error  # the message is more precise than the code
-        return InvalidRequest(say("Dify does not accept the request: {message}", message=quoted))
+        return _refused(message)
     return _explain_file(code, quoted)
 
 

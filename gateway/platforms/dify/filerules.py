@@ -1,6 +1,6 @@
 """Which files a Dify app accepts, and how to send them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from gateway.filetypes import KINDS, MediaKind, extension_of, kind_of, mime_of
@@ -80,6 +80,11 @@ def file_rules(
             is_on = True
     if "file_upload" not in parameters and mode != "workflow":
         return FileRules()  # unknown
+    return read_rules(rules) if is_on else replace(read_rules(rules), kinds=frozenset())
+
+
+def read_rules(rules: dict[str, Any]) -> FileRules:
+    """The rules in a field for files, or in `file_upload`."""
     types = [t for t in as_list(rules.get("allowed_file_types")) if isinstance(t, str)]
     kinds = frozenset(_TYPES[t] for t in types if t in _TYPES) if types else frozenset(KINDS)
     listed = map(as_text, as_list(rules.get("allowed_file_extensions")))
@@ -88,7 +93,7 @@ def file_rules(
         kinds |= {kind_of(mime_of(ending)) for ending in endings}
     methods = as_list(rules.get("allowed_file_upload_methods")) or ["remote_url", "local_file"]
     return FileRules(
-        kinds if is_on else frozenset(),
+        kinds,
         "remote_url" in methods,
         "local_file" in methods,
         frozenset(types),

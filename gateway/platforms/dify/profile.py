@@ -5,7 +5,7 @@ from typing import Any
 
 from gateway.filetypes import MediaKind
 from gateway.platforms.base import as_list, as_object, as_text
-from gateway.platforms.dify.filerules import FORM_FILE, FileRules, field
+from gateway.platforms.dify.filerules import FORM_FILE, FileRules, field, read_rules
 from gateway.protocol import profile as neutral
 from gateway.protocol.profile import FileNeeds, Form, Profile, words
 
@@ -65,9 +65,10 @@ def schema(
         kind = _kind(control, each)
         if name in asked_in or kind is None:
             continue
+        is_hidden = {"x-hidden": True} if each.get("hide") is True else {}
         out.add(
             name,
-            kind,
+            kind | is_hidden,
             title=each.get("label"),
             description=each.get("description") or each.get("hint"),
             default=each.get("default"),
@@ -85,15 +86,34 @@ def _kind(control: str, each: dict[str, Any]) -> dict[str, Any] | None:
         return {**neutral.text_schema(most), "x-control": "textarea"}
     if control == "select":
         return {"type": "string", **neutral.options(as_list(each.get("options")))}
-    if control == "file-list":
-        limit = {"maxItems": most} if most else {}
-        return {"type": "array", "items": {"type": "object"}, **limit, "x-control": control}
+    if control in FORM_FILE:
+        return _file_kind(control, each, most)
+    if control == "json_object":
+        members = neutral.object_schema(each.get("json_schema"))
+        return {"type": "object", **members, "x-control": control}
     if control == "external_data_tool":
         return None
-    simple = {"number": "number", "checkbox": "boolean", "json_object": "object", "file": "object"}
-    type_ = {"type": simple[control]} if control in simple else {}
-    is_plain = control in ("number", "checkbox")
-    return type_ if is_plain else {**type_, "x-control": words(control, 50)}
+    plain = {"number": "number", "checkbox": "boolean"}
+    if control in plain:
+        return {"type": plain[control]}
+    return {"x-control": words(control, 50)}
+
+
+def _file_kind(control: str, each: dict[str, Any], most: int | None) -> dict[str, Any]:
+    rules, is_list = read_rules(each), control == "file-list"
+    ways = (("url", rules.takes_links), ("upload", rules.takes_uploads))
+    has_ways = bool(as_list(each.get("allowed_file_upload_methods")))
+    about = neutral.file_control(
+        control,
+        kinds=rules.kinds if rules.types else (),
+        extensions=rules.endings,
+        max_files=most if is_list else 1,
+        transfer=(way for way, is_open in ways if is_open and has_ways),
+    )
+    if not is_list:
+        return {"type": "object", **about}
+    limit = {"maxItems": most} if most else {}
+    return {"type": "array", "items": {"type": "object"}, **limit, **about}
 
 
 def file_needs(

@@ -15,6 +15,7 @@ from gateway.language.sentences import say
 from gateway.platforms.base import (
     Decoder,
     Preliminary,
+    ProfileStep,
     Step,
     as_id,
     as_list,
@@ -29,9 +30,11 @@ from gateway.platforms.ragflow.conversations import RAGFlowConversations
 from gateway.platforms.ragflow.decoder import RAGFlowDecoder
 from gateway.platforms.ragflow.failures import explain, lacks_path
 from gateway.platforms.ragflow.options import ENDPOINTS, RAGFlowOptions
+from gateway.platforms.ragflow.profile import agent_profile, chat_profile
 from gateway.protocol import loosejson, sse
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import ChatRequest
+from gateway.protocol.profile import Profile
 from gateway.protocol.prompt import as_prompt, require_question
 from gateway.protocol.usage import as_count
 
@@ -180,14 +183,37 @@ class RAGFlow(RAGFlowConversations):
 
     def _found(self, reply: UpstreamReply) -> str:
         """The verdict on a lookup or a list: a chat's name, or an agent's id."""
-        body = reply.object()
-        if reply.status != 200 or body.get("code") != 0:
-            raise explain(reply)
-        data = body.get("data")
-        found = as_object(data) or as_object(next(iter(as_list(data)), None))
+        found = _bot_in(reply)
         if self._agent.agent_id:
             return say("agent {name!r}", name=self._bot)
         return say("chat {name!r}", name=as_text(found.get("name")) or self._bot)
+
+    def profile(self) -> ProfileStep:
+        """Older servers look a bot up in the list only."""
+
+        def learn(reply: UpstreamReply) -> ProfileStep:
+            if lacks_path(reply):
+                path = f"/{self._bots}?id={quote(self._bot, safe='')}"
+                return Preliminary(self._get(path), self._read)
+            return self._read(reply)
+
+        return Preliminary(self._get(self._path), learn)
+
+    def _read(self, reply: UpstreamReply) -> Profile:
+        read = agent_profile if self._agent.agent_id else chat_profile
+        return read(_bot_in(reply), self.file_needs, self._agent.variables)
+
+
+def _bot_in(reply: UpstreamReply) -> dict[str, Any]:
+    """The bot in the answer to a look-up, or the first in a list. Raises the error in any other."""
+    body = reply.object()
+    if reply.status != 200 or body.get("code") != 0:
+        raise explain(reply)
+    data = body.get("data")
+    listed = as_object(data).get("chats", as_object(data).get("canvas"))
+    if listed is None:
+        listed = [data] if isinstance(data, dict) else data
+    return as_object(next(iter(as_list(listed)), None))
 
 
 # RAGFlow drops turns of other roles.

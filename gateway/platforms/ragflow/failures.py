@@ -55,7 +55,10 @@ def explain(reply: UpstreamReply) -> GatewayError:
 def lacks_path(reply: UpstreamReply) -> bool:
     """Whether the server lacks the endpoint; other codes prove that it exists, and so does a
     message about the conversation."""
-    code = as_count(reply.object().get("code"))
+    body = reply.object()
+    code = as_count(body.get("code"))
+    if code == 100 and "MethodNotAllowed" in message_of(body):
+        return True
     is_lost = isinstance(explain(reply), ConversationNotFound)
     return not is_lost and (code in (404, 405) or (not code and reply.status in (404, 405)))
 

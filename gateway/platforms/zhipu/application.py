@@ -12,6 +12,7 @@ from gateway.platforms.base import (
     Decoder,
     EventDecoder,
     Preliminary,
+    ProfileStep,
     Step,
     as_id,
     as_list,
@@ -25,11 +26,13 @@ from gateway.platforms.zhipu.failures import explain, explain_reported
 from gateway.platforms.zhipu.models import ModelDecoder
 from gateway.platforms.zhipu.options import ZhipuOptions
 from gateway.platforms.zhipu.product import Product
+from gateway.platforms.zhipu.profile import application_profile, item_types
 from gateway.protocol import sse
 from gateway.protocol.content import files_note, read_content
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.history import next_questions
 from gateway.protocol.messages import Begin, ChatRequest, Delta, Finish, Note, Text, Usage
+from gateway.protocol.profile import Profile
 from gateway.protocol.prompt import as_prompt, require_question
 from gateway.protocol.reported_errors import reported_error
 from gateway.protocol.usage import as_count
@@ -49,6 +52,7 @@ class Application(Product):
             "/api",
         )
         self._api = base_url(url, *tails, then="/api/llm-application/open")
+        self._item_types: dict[str, str] = {}  # of variables, once the form is known
 
     @property
     def remembers(self) -> bool:
@@ -74,7 +78,7 @@ class Application(Product):
         content = [{"type": "input", "value": as_prompt(chat)}]
         content += [
             {
-                "type": "input",
+                "type": self._item_types.get(key, "input"),
                 "key": key,
                 "value": value if isinstance(value, str) else dump(value).decode(),
             }
@@ -97,6 +101,20 @@ class Application(Product):
         return _application_events(reply.object())
 
     def probe(self) -> Step:
+        return self._variables()
+
+    def profile(self) -> ProfileStep:
+        return Preliminary(self._variables(), self._read)
+
+    def _read(self, reply: UpstreamReply) -> Profile:
+        data = reply.object().get("data")
+        self.describe(reply)  # raises the error in a refusal
+        if not isinstance(data, list):
+            raise explain(reply)
+        self._item_types = item_types(data)
+        return application_profile(data, self.file_needs)
+
+    def _variables(self) -> UpstreamRequest:
         url = f"{self._api}/v2/application/{self._agent.app_id or 'demo'}/variables"
         return UpstreamRequest("GET", url, self._headers)
 
