@@ -3,6 +3,7 @@
 A platform sees the conversations that a person would expect, and no background call.
 """
 
+import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator
@@ -18,6 +19,16 @@ SECRET = "0123456789abcdef0123456789abcdef"
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
+# Open WebUI's environment and the key of the gateway, if it signs the users that it names.
+SIGNED = {
+    "environ": {
+        "ENABLE_FORWARD_USER_INFO_HEADERS": "true", "FORWARD_USER_INFO_HEADER_JWT_SECRET": SECRET,
+    },
+    "key": {"trust_client_headers": True, "client_headers_secret": SECRET},
+}  # fmt: skip
+PLAIN = {
+    "environ": {"ENABLE_FORWARD_USER_INFO_HEADERS": "true"}, "key": {"trust_client_headers": True},
+}  # fmt: skip
 NOTES = b"Workshop notes. The blue bench opens at nine. The gauge is in drawer four."
 
 
@@ -61,7 +72,7 @@ def runs(demo: Any) -> list[dict[str, Any]]:
 
 
 def conversations(demo: Any) -> list[list[str]]:
-    """The questions of each of the bot's conversations, oldest first."""
+    """The questions of each of the bot's conversations; the last one is that asked last."""
     return [list(questions) for questions in demo._conversations.values()]
 
 
@@ -86,8 +97,66 @@ async def test_branches_of_a_chat_are_conversations(start):
     ]
 
 
-async def test_a_question_about_a_file_is_no_background_call(start):
+def hang(demo: Any, pieces: int) -> list[str]:
+    """Let the bot say so many pieces and no more; returns the list into which they go."""
+    said: list[str] = []
+    speak = demo.pieces
+
+    async def spoken(speech: Any, stream: Any) -> AsyncIterator[tuple[str, str]]:
+        async for kind, piece in speak(speech, stream):
+            if len(said) == pieces:
+                await asyncio.sleep(60)
+            said.append(piece)
+            yield kind, piece
+
+    demo.pieces = spoken
+    return said
+
+
+async def test_a_stopped_answer_stays_in_its_conversation(start):
     person, dify = await start()
+    chat = Chat(person, "bot")
+    await chat.ask("one?")
+    said = hang(dify, 30)
+    dify.pace_s = 0.02
+    answer = await chat.stop("two?", lambda: len(said) == 30)
+    del dify.pieces
+    assert answer
+    assert "".join(said).startswith(answer)
+    await chat.ask("three?")
+    assert conversations(dify) == [["one?", "two?", "three?"]]
+
+
+async def test_a_failed_question_stays_in_its_conversation(start):
+    person, dify = await start()
+    chat = Chat(person, "bot")
+    await chat.ask("Please think about it: one?")
+    assert (await chat.ask("#fail two?")).startswith("error: Agent 'bot': Dify could not finish")
+    await chat.ask("three?")
+    assert conversations(dify) == [["Please think about it: one?", "#fail two?", "three?"]]
+
+
+async def test_a_fork_and_a_corrected_answer_are_branches(start):
+    person, dify = await start()
+    chat = Chat(person, "bot")
+    await chat.ask("one?")
+    fork = await chat.fork()
+    await chat.ask("two?")
+    await fork.ask("two of the fork?")
+    await chat.correct("The chain gauge is in drawer five, as Robin says.")
+    await chat.ask("three?")
+    await fork.ask("three of the fork?")
+    first, corrected, forked = conversations(dify)
+    assert first == ["one?", "two?"]
+    assert [question.rpartition("User: ")[2] for question in corrected] == ["three?"]
+    assert "drawer five" in corrected[0]
+    assert [question.rpartition("User: ")[2] for question in forked] == [
+        "two of the fork?", "three of the fork?",
+    ]  # fmt: skip
+
+
+async def test_a_question_about_a_file_is_no_background_call(start):
+    person, dify = await start(**SIGNED)  # embeddings and searches for queries, too
     chat = Chat(person, "bot")
     await chat.ask("Where is the gauge?", await person.upload("notes.txt", NOTES, "text/plain"))
     await chat.ask("And the pump?")
@@ -152,19 +221,15 @@ async def test_sixteen_questions_make_sixteen_runs(start, small):
     assert {name: asked.count(name) for name in asked} == {"title": 4, "tags": 4, "follow_ups": 16}
 
 
-@pytest.mark.parametrize("secret", ["", SECRET], ids=["plain", "signed"])
-async def test_people_with_equal_words_stay_apart(start, secret):
-    environ = {"ENABLE_FORWARD_USER_INFO_HEADERS": "true"}
-    key: dict[str, Any] = {"trust_client_headers": True}
-    if secret:
-        environ["FORWARD_USER_INFO_HEADER_JWT_SECRET"] = secret
-        key["client_headers_secret"] = secret
-    person, dify = await start(environ=environ, key=key)
+@pytest.mark.parametrize("headers", [PLAIN, SIGNED], ids=["plain", "signed"])
+async def test_chats_with_equal_words_stay_apart(start, headers):
+    person, dify = await start(**headers)
     people = [person, await person.add("ann"), await person.add("ben")]
-    chats = [Chat(each, "bot") for each in people]
+    chats = [Chat(each, "bot") for each in people for _ in range(2)]
     for question in ("hi", "and then?", "thanks"):
         for chat in chats:
             await chat.ask(question)
-    assert conversations(dify) == [["hi", "and then?", "thanks"]] * 3
-    prefix = "key-webui/" if secret else ""
-    assert [body["user"] for body in runs(dify)] == [f"{prefix}{each.id}" for each in people] * 3
+    assert conversations(dify) == [["hi", "and then?", "thanks"]] * 6
+    prefix = "key-webui/" if headers is SIGNED else ""
+    users = [f"{prefix}{each.id}" for each in people for _ in range(2)]
+    assert [body["user"] for body in runs(dify)] == users * 3

@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -132,13 +133,16 @@ class Chat:
 
     async def ask(self, question: str, *files: dict[str, Any]) -> str:
         """Ask below the answer shown last; returns the answer."""
-        parent = self._shown[-1]["id"] if self._shown else None
-        message = {
-            "id": str(uuid4()), "parentId": parent, "childrenIds": [], "role": "user",
-            "content": question, "models": [self._model],
-        }  # fmt: skip
         self._files += files
+        message = self._question(question)
         return await self._send({**message, "files": list(files)} if files else message)
+
+    def _question(self, text: str) -> dict[str, Any]:
+        parent = self._shown[-1]["id"] if self._shown else None
+        return {
+            "id": str(uuid4()), "parentId": parent, "childrenIds": [], "role": "user",
+            "content": text, "models": [self._model],
+        }  # fmt: skip
 
     async def regenerate(self) -> str:
         self._shown.pop()
@@ -149,7 +153,42 @@ class Chat:
         del self._shown[2 * place :]
         return await self.ask(question)
 
+    async def stop(self, question: str, is_time: Callable[[], bool]) -> str:
+        """Ask, and press stop once `is_time`; returns what has come until then."""
+        id_ = await self._begin(self._question(question))
+        async with asyncio.timeout(PATIENCE_S):
+            while not is_time():
+                await asyncio.sleep(0.01)
+        await self._person.post(f"/api/tasks/chat/{self.id}/stop", {})
+        return await self._end(id_)
+
+    async def correct(self, answer: str) -> None:
+        """Edit the answer shown last, as its pencil does."""
+        chat = await self.stored()
+        message = chat["history"]["messages"][self._shown[-1]["id"]]
+        message["content"] = answer
+        for item in message.get("output", []):
+            item["content"] = [{"type": "output_text", "text": answer}]
+        await self._person.post(f"/api/v1/chats/{self.id}", {"chat": chat})
+
+    async def fork(self) -> "Chat":
+        """Another chat that begins like this one."""
+        id_ = self._shown[-1]["id"]
+        answer = await self._person.post(f"/api/v1/chats/{self.id}/fork", {"message_id": id_})
+        other = Chat(self._person, self._model)
+        other.id, other._files = answer["id"], list(self._files)
+        messages = answer["chat"]["history"]["messages"]
+        message = messages[answer["chat"]["history"]["currentId"]]
+        while message:
+            other._shown.insert(0, message)
+            message = messages.get(message["parentId"])
+        return other
+
     async def _send(self, question: dict[str, Any]) -> str:
+        return await self._end(await self._begin(question))
+
+    async def _begin(self, question: dict[str, Any]) -> str:
+        """Send the question; returns the id of the answer to come."""
         id_ = str(uuid4())
         self._shown.append(question)
         tasks = {"follow_up_generation": True}
@@ -162,12 +201,15 @@ class Chat:
             "parent_id": question["parentId"], "files": self._files or None,
             "background_tasks": tasks,
         }  # fmt: skip
-        answer = await self._person.post("/api/chat/completions", body)
-        self.id = answer["chat_id"]
+        self.id = (await self._person.post("/api/chat/completions", body))["chat_id"]
+        return id_
+
+    async def _end(self, id_: str) -> str:
+        """The answer, or the error shown in place of it."""
         message = await self._finished(id_)
         self._shown.append({"id": id_, "role": "assistant", "content": message["content"]})
-        assert not message.get("error"), message
-        return message["content"]
+        error = message.get("error")
+        return f"error: {error['content']}" if error else message["content"]
 
     async def _finished(self, id_: str) -> dict[str, Any]:
         """The answer, once neither it nor a background call runs any more."""
