@@ -12,7 +12,7 @@ BRIEF  := awk '/^(Collecting|Processing) / { n = split($$2, part, "/"); print " 
                 /^Installing collected/ { print "Installing them …"; fflush() }'
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test coverage lint bench soak format schema wheel image release-files lock lock-bench lock-docs docs docs-site clean
+.PHONY: help install run test test-clients coverage lint bench soak format schema wheel image release-files lock lock-bench lock-docs lock-clients docs docs-site clean
 
 help:  ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,20 @@ run: $(RUN)  ## install what running needs, then start the gateway
 
 test: $(STAMP)  ## run every test
 	$(BIN)/python -m pytest
+
+# Chat clients, each the program itself, in an environment of their own: they pin hundreds of packages,
+# and Open WebUI runs on Python 3.11 and 3.12 only. 1.3 GB. Without --no-deps pip would ask for
+# what tests/clients/excluded.txt leaves out.
+CLIENTS := $(VENV)/clients
+$(CLIENTS)/.installed: tests/clients/requirements.lock | $(VENV)/bin/python
+	@echo "Installing the chat clients ($$(grep -c '^[a-z0-9].*==' $<) packages, 1.3 GB on disk); it takes a minute …"
+	@rm -f $@
+	@$(PYTHON) -m venv --clear $(CLIENTS)
+	@$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $<
+	@touch $@
+
+test-clients: $(STAMP) $(CLIENTS)/.installed  ## run real chat clients, such as Open WebUI, against the gateway
+	$(BIN)/python -m pytest -o timeout=300 tests/clients/open_webui.py
 
 # tests/benchmarks hold what the gateway costs, and measuring costs more.
 coverage: $(STAMP)  ## run the tests and measure which lines of gateway/ they reach
@@ -106,11 +120,17 @@ lock:  ## choose new versions of all packages
 	$(COMPILE) --extra test --output-file requirements.lock
 	$(COMPILE) --constraint requirements.lock --output-file requirements-run.lock
 	$(COMPILE) --extra traces --constraint requirements.lock --output-file requirements-traces.lock
-	@$(MAKE) lock-bench lock-docs
+	@$(MAKE) lock-bench lock-docs lock-clients
 
 # What `make bench` adds: the plot's library, beside the versions that everything else has.
 lock-bench:
 	$(COMPILE) --extra bench --constraint requirements.lock --output-file requirements-bench.lock
+
+# For Linux and Python 3.11, on which they run here.
+lock-clients:
+	uv pip compile --quiet --python-platform linux --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-annotate --custom-compile-command "make lock-clients" \
+	  --excludes tests/clients/excluded.txt --output-file tests/clients/requirements.lock tests/clients/requirements.in
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info .coverage*

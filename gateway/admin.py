@@ -50,7 +50,9 @@ def run(args: argparse.Namespace, config: Config) -> int:
         elif missing := unmounted(config, home(args.config)):
             raise StartError(missing)
         if args.administer in _WITH_PASSWORD:  # before the event loop starts, so that Ctrl-C works
-            args.password = _read_password()
+            args.password = _read_secret("password", "of 8 to 256 characters")
+        elif getattr(args, "client_headers_secret", False):
+            args.client_headers_secret = _read_secret("secret", "of 32 characters or more")
         asyncio.run(_run(args, config))
     except (KeyboardInterrupt, EOFError):
         print("Nothing was changed.", file=sys.stderr)
@@ -109,19 +111,19 @@ def _check_agents(config: Config, names: str | None) -> None:
             raise InvalidRequest(f"--agents: there is no {name.strip()!r}; there are: {shown}.")
 
 
-def _read_password() -> Secret:
-    """Read the password: twice from a prompt, or the first line of piped input."""
+def _read_secret(what: str, size: str) -> Secret:
+    """Read it: twice from a prompt, or the first line of piped input. Raises InvalidRequest."""
     if not sys.stdin.isatty():
         if not (line := sys.stdin.readline().rstrip("\r\n")):
             raise InvalidRequest(
-                "There is no password on standard input. Run this at a terminal, which asks for it,"
-                " or pipe in one line of 8 to 256 characters."
+                f"There is no {what} on standard input. Run this at a terminal, which asks for it,"
+                f" or pipe in one line {size}."
             )
         return Secret(line)
-    password = getpass.getpass("Password: ")
-    if getpass.getpass("Once more: ") != password:
+    secret = getpass.getpass(f"{what.capitalize()}: ")
+    if getpass.getpass("Once more: ") != secret:
         raise InvalidRequest("The two are not the same.")
-    return Secret(password)
+    return Secret(secret)
 
 
 async def _named(accounts: Accounts, name: str) -> User:
@@ -199,6 +201,8 @@ async def _create_key(args: argparse.Namespace, accounts: Accounts, passwords: P
         "agents": agents or None,
         "max_calls": args.max_calls,
         "rate_limits": limits,
+        "trust_client_headers": args.trust_client_headers or bool(args.client_headers_secret),
+        "client_headers_secret": args.client_headers_secret or None,
     }
     _check_settings(settings)
     settings["expires_ms"] = _expiry(args.expires) if args.expires else None
@@ -248,6 +252,7 @@ def _expiry(text: str) -> int:
 # The help of `keys list` explains them.
 _COLUMNS = (
     "id", "owner", "name", "permissions", "state", "calls", "limits", "last used", "expires",
+    "client headers",
 )  # fmt: skip
 
 
@@ -270,6 +275,7 @@ def _cells(key: ApiKey) -> tuple[str, ...]:
         key.id, key.created_by, key.name, ",".join(key.permissions),
         key.state, str(key.calls), "; ".join(limits) or "-",
         public["last_used_at"] or "never", public["expires_at"] or "never",
+        "signed" if key.client_headers_secret else "plain" if key.trust_client_headers else "no",
     )  # fmt: skip
 
 

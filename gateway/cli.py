@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
 _KEY_COLUMNS = (
     "Columns: id, which `keys revoke` takes; owner, the account; name, what the key is for;"
     " permissions; state, which is active, expired or revoked; calls so far; limits of"
-    " its own: rates, calls in all, agents; last used and expires, in UTC. Piped into another"
+    " its own: rates, calls in all, agents; last used and expires, in UTC; client headers,"
+    " which is no, plain or signed. Piped into another"
     " program, they are separated by tabs."
 )
 
@@ -139,6 +140,10 @@ def _add_admin_commands(commands: "_Commands") -> None:
     sub.add_argument("--agents", metavar="A,B", help="only these agents or routes")
     sub.add_argument("--max-calls", type=int, metavar="N", help="so many calls in all")
     sub.add_argument("--chat", metavar="RATE", help="its own rate of calls, such as 120/min")
+    text = "its client's server names users and chats in headers, as Open WebUI can"
+    sub.add_argument("--trust-client-headers", action="store_true", help=text)
+    text = "only signed ones: the secret is read from standard input, or asked for"
+    sub.add_argument("--client-headers-secret", action="store_true", help=text)
     text = "when it ends: after so long (30d, 12h), or at a moment (2026-12-31, ISO 8601, UTC)"
     sub.add_argument("--expires", metavar="WHEN", help=text)
     sub = add(keys, "keys list", "every key, without its secret", _KEY_COLUMNS)

@@ -1,6 +1,6 @@
--- name: api_key_insert(id, owner_id, name, description, secret_sha256, permissions, agents, rate_limits, max_calls, now_ms, expires_ms)$
-INSERT INTO api_keys (id, owner_id, name, description, secret_sha256, permissions, agents, rate_limits, max_calls, created_ms, expires_ms)
-VALUES (:id, :owner_id, :name, :description, :secret_sha256, :permissions, :agents, :rate_limits, :max_calls, :now_ms, :expires_ms)
+-- name: api_key_insert(id, owner_id, name, description, secret_sha256, permissions, agents, rate_limits, max_calls, now_ms, expires_ms, trust_client_headers, client_headers_secret)$
+INSERT INTO api_keys (id, owner_id, name, description, secret_sha256, permissions, agents, rate_limits, max_calls, created_ms, expires_ms, trust_client_headers, client_headers_secret)
+VALUES (:id, :owner_id, :name, :description, :secret_sha256, :permissions, :agents, :rate_limits, :max_calls, :now_ms, :expires_ms, :trust_client_headers, :client_headers_secret)
 RETURNING id;
 
 -- name: api_key_by_id(id)^
@@ -25,10 +25,11 @@ SELECT count(*) FROM api_keys WHERE CAST(:owner_id AS TEXT) = '' OR owner_id = :
 -- How many keys somebody has that are not over.
 SELECT count(*) FROM api_keys WHERE owner_id = :owner_id AND revoked_ms IS NULL;
 
--- name: api_key_update(id, name, description, permissions, agents, rate_limits, max_calls, expires_ms)$
+-- name: api_key_update(id, name, description, permissions, agents, rate_limits, max_calls, expires_ms, trust_client_headers, client_headers_secret)$
 UPDATE api_keys
 SET name = :name, description = :description, permissions = :permissions, agents = :agents,
-    rate_limits = :rate_limits, max_calls = :max_calls, expires_ms = :expires_ms
+    rate_limits = :rate_limits, max_calls = :max_calls, expires_ms = :expires_ms,
+    trust_client_headers = :trust_client_headers, client_headers_secret = :client_headers_secret
 WHERE id = :id
 RETURNING id;
 
@@ -44,9 +45,11 @@ DELETE FROM api_keys WHERE revoked_ms < :before_ms OR expires_ms < :before_ms RE
 
 -- name: api_keys_known()
 -- What every replica keeps in memory.
-SELECT id, owner_id, secret_sha256, permissions, agents, rate_limits, max_calls, expires_ms, revoked_ms
+SELECT id, owner_id, secret_sha256, permissions, agents, rate_limits, max_calls, expires_ms, revoked_ms,
+    trust_client_headers, client_headers_secret
 FROM api_keys;
 
 -- name: api_key_known(id)^
-SELECT id, owner_id, secret_sha256, permissions, agents, rate_limits, max_calls, expires_ms, revoked_ms
+SELECT id, owner_id, secret_sha256, permissions, agents, rate_limits, max_calls, expires_ms, revoked_ms,
+    trust_client_headers, client_headers_secret
 FROM api_keys WHERE id = :id;

@@ -138,6 +138,7 @@ def test_keys_end_and_the_list_shows_limits_and_last_use(ready):
         "limits",
         "last used",
         "expires",
+        "client headers",
     ]
     by_name = {row[2]: dict(zip(head, row, strict=True)) for row in rows}
     assert by_name["web"]["limits"] == "chat 9/min; max 7 calls; agents dify"
@@ -152,6 +153,24 @@ def test_keys_end_and_the_list_shows_limits_and_last_use(ready):
         assert status == 1
         assert "--max-calls must be" in told
     assert len(ready("keys", "list")[1].splitlines()) == 3
+
+
+def test_a_key_trusts_client_headers_plain_or_signed(ready):
+    ready("users", "add", "li", "--role", "premium", given="good enough password")
+    ready("keys", "create", "plain", "--user", "li", "--trust-client-headers")
+    signed = ("keys", "create", "signed", "--user", "li", "--client-headers-secret")
+    secret = "x" * 32
+    assert secret not in str(ready(*signed, given=secret))
+    ready("keys", "create", "neither", "--user", "li")
+    rows = [line.split("\t") for line in ready("keys", "list")[1].splitlines()[1:]]
+    assert {row[2]: row[-1] for row in rows} == {
+        "plain": "plain", "signed": "signed", "neither": "no",
+    }  # fmt: skip
+    assert secret not in str(rows)
+    for given, words in (("short", "--client-headers-secret must have 32"), ("", "no secret on")):
+        status, _, told = ready(*signed, given=given)
+        assert status == 1
+        assert words in told
 
 
 def test_the_list_distinguishes_revoked_and_expired_keys(ready, database_url):

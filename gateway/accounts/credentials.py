@@ -55,9 +55,10 @@ class Caller:
     opens account routes. `agents` are the lower-case names that may be asked; None is all. A web
     page's token is bound to its own `agents` and to those of its key, `within`.
 
-    `end_user` binds a web page's token to one user of the platform. `tag` is shared by all buckets
-    of one owner, so that a Redis Cluster stores them together; `holders` are charged for a call's
-    share of memory and disk (`gateway.limits.shares`): the owner, and for a page also its user.
+    `end_user` binds the caller to one user of the platform: a web page by its token, a chat
+    client's server by its signed header. `tag` is shared by all buckets of one owner, so that a
+    Redis Cluster stores them together; `holders` are charged for a call's share of memory and disk
+    (`gateway.limits.shares`): the owner, and also the user if bound.
     """
 
     id: str
@@ -71,7 +72,9 @@ class Caller:
     end_user: str = ""
     limits: KeyLimits = NO_LIMITS
     quotas: tuple[Quota, ...] = ()
-    trusts_headers: bool = False  # whether headers of its client name the end user and the chat
+    # whether headers of its client name the end user and the chat, and what signs them
+    trusts_headers: bool = False
+    headers_secret: Secret | None = None
     # bound to what one account may do; false for static keys and administrators
     is_held: bool = False
     key_hash: bytes = field(default=b"", repr=False)  # of a static key's value
@@ -149,9 +152,9 @@ class Caller:
     def user_of(self, user: str | None) -> str:
         """The end user as the platform sees it; `user` is the body's user.
 
-        Users of web pages are prefixed with their key's id: users of two keys may have the same
-        name, and platforms remember a user across conversations. A caller with a key may act for
-        any user.
+        Users of bound callers are prefixed with their key's id: users of two keys may have the same
+        name, and platforms remember a user across conversations. Other callers with a key may act
+        for any user.
         """
         name = self.named(user)
         return f"{self.id}/{name}" if self.end_user else name
@@ -304,6 +307,7 @@ def _static_caller(key: StaticKey) -> Caller:
         agents=agents,
         limits=limits,
         trusts_headers=key.trust_client_headers,
+        headers_secret=key.client_headers_secret,
         key_hash=key.key.digest(),
     )
 

@@ -12,7 +12,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,6 +23,7 @@ from gateway.config.models import KeyLimits, Permission
 from gateway.database import Database, fetch
 from gateway.errors import DatabaseUnavailable, InvalidToken, StartError, Unauthorized, why
 from gateway.language.sentences import say
+from gateway.secret import Secret
 
 log = logging.getLogger("gateway")
 
@@ -57,6 +58,8 @@ class KnownKey:
     max_calls: int | None
     expires_ms: int | None
     revoked_ms: int | None
+    trust_client_headers: int
+    client_headers_secret: str = field(repr=False)
     caller: Caller | None = None  # made at its first use
     made_in: int = -1  # the directory's generation at that time
 
@@ -294,6 +297,8 @@ class Directory:
             limits=KeyLimits.model_validate(orjson.loads(key.rate_limits or b"{}") or {}),
             quotas=quotas,
             is_held=owner.role != "admin",
+            trusts_headers=bool(key.trust_client_headers),
+            headers_secret=Secret(key.client_headers_secret) if key.client_headers_secret else None,
         )
 
     def login_caller(self, user_id: str, token_version: int) -> Caller:

@@ -71,6 +71,8 @@ class ApiKey:
     created_ms: int
     expires_ms: int | None
     revoked_ms: int | None
+    trust_client_headers: bool
+    client_headers_secret: Secret | None
     last_used_ms: int | None
     calls: int
 
@@ -88,6 +90,8 @@ class ApiKey:
             "agents": self.agents,
             "rate_limits": self.rate_limits,
             "max_calls": self.max_calls,
+            "trust_client_headers": self.trust_client_headers,
+            "has_client_headers_secret": self.client_headers_secret is not None,
             "calls": self.calls,
             "is_active": self.state == "active",
             "created_by": self.created_by,
@@ -292,13 +296,21 @@ _SETTINGS: dict[str, Any] = {
     "rate_limits": {},
     "max_calls": None,
     "expires_ms": None,
+    "trust_client_headers": False,
+    "client_headers_secret": None,
 }
 
 
 def _as_columns(settings: dict[str, Any]) -> dict[str, Any]:
     lists = ("permissions", "agents", "rate_limits")
     text = {name: orjson.dumps(settings[name]).decode() for name in lists}
-    return {**settings, **text}
+    secret = settings["client_headers_secret"]
+    return {
+        **settings,
+        **text,
+        "trust_client_headers": int(settings["trust_client_headers"]),
+        "client_headers_secret": "" if secret is None else secret.reveal(),
+    }
 
 
 def _user(row: Any) -> User:
@@ -316,6 +328,9 @@ def _key(row: Any) -> ApiKey:
     for name in ("permissions", "agents", "rate_limits"):
         values[name] = orjson.loads(values[name] or b"null")
     values["rate_limits"] = values["rate_limits"] or {}
+    values["trust_client_headers"] = bool(values["trust_client_headers"])
+    secret = values["client_headers_secret"]
+    values["client_headers_secret"] = Secret(secret) if secret else None
     return ApiKey(**{name: values[name] for name in ApiKey.__slots__})
 
 

@@ -19,6 +19,12 @@ def check_access(config: Config) -> Iterator[str]:
             "auth.jwt_secret: is needed with PostgreSQL, so that all replicas sign with the same"
             " one; set JWT_SECRET (openssl rand -hex 32)"
         )
+    for i, key in enumerate(auth.keys):
+        if auth.jwt_secret and key.client_headers_secret == auth.jwt_secret:
+            yield (
+                f"auth.keys[{i}].client_headers_secret: must not be auth.jwt_secret, with which its"
+                " holder could sign logins"
+            )
     digests = [key.key.digest() for key in auth.keys]
     for i, digest in enumerate(digests):
         if digest in digests[:i]:

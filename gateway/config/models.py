@@ -14,6 +14,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    ValidationInfo,
     field_validator,
     model_validator,
 )
@@ -39,7 +40,7 @@ from gateway.config.values import (
     with_a_port,
 )
 from gateway.filetypes import DEFAULT_EXTENSIONS, MediaKind
-from gateway.language.sentences import Language
+from gateway.language.sentences import Language, say
 from gateway.secret import Secret
 
 DEMO = "demo:"
@@ -154,9 +155,20 @@ class KeyLimits(_Rates):
     concurrency: Annotated[int, Field(ge=1, le=100_000)] | None = None
 
 
+def _long_enough(secret: Secret) -> Secret:
+    if len(secret) < SHORTEST_SECRET:
+        raise ValueError(say("must have 32 characters or more; make one with openssl rand -hex 32"))
+    return secret
+
+
+HeadersSecret = Annotated[Secret, AfterValidator(_long_enough)]
+
+
 class StaticKey(Model):
     """With `trust_client_headers` the key's holder is a server such as Open WebUI, whose headers
-    `X-OpenWebUI-User-Id` and `X-OpenWebUI-Chat-Id` name the end user and the chat."""
+    `X-OpenWebUI-User-Id` and `X-OpenWebUI-Chat-Id` name the end user and the chat. With
+    `client_headers_secret` only the signed header `X-OpenWebUI-User-Jwt` names the user, and every
+    call must have it."""
 
     name: Annotated[str, Field(min_length=1, max_length=64, pattern="^[^/]*$")]
     key: Secret
@@ -164,6 +176,7 @@ class StaticKey(Model):
     agents: list[str] | None = None
     rate_limits: KeyLimits = KeyLimits()
     trust_client_headers: bool = False
+    client_headers_secret: HeadersSecret | None = None
 
     @field_validator("key")
     @classmethod
@@ -171,6 +184,13 @@ class StaticKey(Model):
         if len(key) < 8:
             raise ValueError("must have 8 characters or more")
         return key
+
+    @field_validator("client_headers_secret")
+    @classmethod
+    def _of_trusted_headers(cls, secret: Secret | None, info: ValidationInfo) -> Secret | None:
+        if secret is not None and not info.data.get("trust_client_headers"):
+            raise ValueError("needs trust_client_headers: true")
+        return secret
 
 
 def _host_name(value: str) -> str:
@@ -198,9 +218,7 @@ class Auth(Model):
     @field_validator("jwt_secret")
     @classmethod
     def _hard_to_guess(cls, secret: Secret) -> Secret:
-        if secret and len(secret) < SHORTEST_SECRET:
-            raise ValueError("must have 32 characters or more; make one with openssl rand -hex 32")
-        return secret
+        return _long_enough(secret) if secret else secret
 
 
 Extension = Annotated[str, BeforeValidator(_lower), Field(pattern=r"^[a-z0-9]{1,10}$")]

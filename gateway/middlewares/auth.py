@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import sys
 import warnings
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from typing import Any
 
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
+from gateway.accounts.clientheaders import signed_user
 from gateway.accounts.credentials import Caller, bare_key, presented_key
 from gateway.accounts.tokens import ALGORITHM, BROWSER, LOGIN, is_token
 from gateway.errors import Forbidden, GatewayError, InvalidToken, TokenExpired, Unauthorized
@@ -67,12 +70,22 @@ async def _admit(request: web.Request, access: Access, verify: Verify) -> None:
         return
     state = context.state
     assert state is not None
-    credential = presented_key(request.headers, state.keyring.static)
-    caller = state.keyring.static(credential) or await _identify(request, state, credential, verify)
-    context.caller = caller
+    caller = context.caller = await _identified(request, state, verify)
     if caller.is_anonymous and access == "admin":
         raise Unauthorized(_LOG_IN)
     caller.require(access)
+
+
+async def _identified(request: web.Request, state: State, verify: Verify) -> Caller:
+    """The caller, bound to the user of its signed header if its key wants one. Raises Unauthorized,
+    Forbidden."""
+    credential = presented_key(request.headers, state.keyring.static)
+    caller = state.keyring.static(credential) or await _identify(request, state, credential, verify)
+    if caller.headers_secret is None:
+        return caller
+    if "jwt" not in sys.modules:  # loading it takes some time
+        await asyncio.to_thread(import_module, "jwt")
+    return replace(caller, end_user=signed_user(request.headers, caller.headers_secret))
 
 
 async def _identify(request: web.Request, state: State, credential: str, verify: Verify) -> Caller:
@@ -94,12 +107,8 @@ async def _identify(request: web.Request, state: State, credential: str, verify:
 
 async def _recognise(request: web.Request, verify: Verify) -> None:
     """On a public route a bad key is no error; the caller just stays unidentified."""
-    state = state_of(request)
-    credential = presented_key(request.headers, state.keyring.static)
     with suppress(GatewayError):
-        request[CONTEXT].caller = state.keyring.static(credential) or await _identify(
-            request, state, credential, verify
-        )
+        request[CONTEXT].caller = await _identified(request, state_of(request), verify)
 
 
 async def _logged_in(request: web.Request, verify: Verify) -> Caller:
@@ -137,6 +146,8 @@ def _of_token(request: web.Request, state: State, claims: dict[str, Any]) -> Cal
         agents=None if claims["agents"] is None else frozenset(claims["agents"]),
         within=key.agents,
         end_user=claims["user"],
+        trusts_headers=False,  # a page writes its own
+        headers_secret=None,
     )
 
 

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
+from gateway.accounts.store import ApiKey
 from gateway.chat.routing import Routing
-from gateway.config.models import KeyLimits, Permission, RateLimits
+from gateway.config.models import HeadersSecret, KeyLimits, Permission, RateLimits
 from gateway.config.values import Rate
 from gateway.errors import AgentNotFound, Forbidden, InvalidRequest
 from gateway.http.body import (
@@ -55,6 +56,8 @@ class KeySettings(BaseModel):
     agents: AgentNames | None = None
     rate_limits: dict[str, Any] | None = None
     max_calls: Annotated[int | None, Field(strict=True, ge=1, le=1_000_000_000)] = None
+    trust_client_headers: Annotated[bool, Field(strict=True)] = False
+    client_headers_secret: HeadersSecret | None = None
 
     @field_validator("rate_limits")
     @classmethod
@@ -76,9 +79,14 @@ class KeyChanges(KeySettings):
     is_active: Annotated[bool | None, Field(strict=True)] = None
 
 
-def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> dict[str, Any]:
-    """The settings in the form of the accounts store. Raises InvalidRequest, Forbidden."""
-    out = body.model_dump(exclude_unset=only_given, exclude={"is_active"})
+def _settings(
+    request: web.Request, body: KeySettings, current: ApiKey | None = None
+) -> dict[str, Any]:
+    """The settings in the form of the accounts store: all of a new key, else those that the body
+    has. Raises InvalidRequest, Forbidden."""
+    out = body.model_dump(exclude_unset=current is not None, exclude={"is_active"})
+    if "client_headers_secret" in out:  # a dump masks it
+        out["client_headers_secret"] = body.client_headers_secret
     seconds = out.pop("expires_in", None)
     if seconds is not None and out.get("expires_at") is not None:
         raise InvalidRequest("Give 'expires_at' or 'expires_in', not both.", param="expires_in")
@@ -97,10 +105,31 @@ def _settings(request: web.Request, body: KeySettings, *, only_given: bool) -> d
         out["rate_limits"] = out["rate_limits"] or {}
         if caller_of(request).role != "admin":
             _check_limits(state_of(request).config.rate_limits, out["rate_limits"])
+    _check_headers(request, out, current)
     if out.get("agents") is not None:
         out["agents"] = [name.strip() for name in out["agents"]]
         _check_agents(state_of(request).routing, out["agents"])
     return out
+
+
+def _check_headers(request: web.Request, given: dict[str, Any], current: ApiKey | None) -> None:
+    """Check the secret that the key will have. Raises InvalidRequest."""
+    secret, trusts = (
+        given[name] if name in given else getattr(current, name)
+        for name in ("client_headers_secret", "trust_client_headers")
+    )
+    if secret is None:
+        return
+    name = "client_headers_secret"
+    if not trusts:
+        raise InvalidRequest(
+            "'client_headers_secret' needs 'trust_client_headers': true; null removes it.",
+            param=name,
+        )
+    if secret == request.app[SIGNER].secret:
+        raise InvalidRequest(
+            "'client_headers_secret' must not be the secret that signs logins.", param=name
+        )
 
 
 def _check_limits(general: RateLimits, wanted: dict[str, Any]) -> None:
@@ -141,7 +170,7 @@ async def create_key(request: web.Request) -> web.Response:
         raise Forbidden("Only administrators and premium users may make keys.")
     services = services_of(request)
     body = await read_settings(request, KeySettings)
-    settings = _settings(request, body, only_given=False)
+    settings = _settings(request, body)
     key, full = await services.accounts.add_key(caller.user_id, settings)
     await services.directory.refresh()
     return envelope({**key.public(), "full_key": full.reveal()})
@@ -171,15 +200,16 @@ async def get_key(request: web.Request) -> web.Response:
 async def update_key(request: web.Request) -> web.Response:
     """Omitted members keep their values."""
     services, id_, owner = services_of(request), request.match_info["id"], _owner(request)
-    current = (await services.accounts.key(id_, owner)).public()
-    body = await read_settings(request, KeyChanges, current)
-    if body.is_active is not None and body.is_active != current["is_active"]:
+    current = await services.accounts.key(id_, owner)
+    shown = current.public()
+    body = await read_settings(request, KeyChanges, shown)
+    if body.is_active is not None and body.is_active != shown["is_active"]:
         raise InvalidRequest(
             "'is_active' cannot be set: POST …/revoke ends a key for good, and a later 'expires_at'"
             " revives one that ran out.",
             param="is_active",
         )
-    settings = _settings(request, body, only_given=True)
+    settings = _settings(request, body, current)
     key = await services.accounts.update_key(id_, owner, settings)
     await services.directory.refresh()
     return envelope(key.public())

@@ -8,6 +8,7 @@ import orjson
 from aiohttp import web
 
 from gateway import headers as headernames
+from gateway.accounts.clientheaders import CHAT, USER, plain
 from gateway.accounts.credentials import Caller
 from gateway.chat.routing import Target, pin, pin_files, pin_results
 from gateway.errors import InvalidRequest
@@ -38,9 +39,10 @@ async def _read_chat(
     if not model:
         raise InvalidRequest("'model' is missing: put the agent's name there.", param="model")
     user, chat_id = _short(body, "user"), ""
-    if caller.trusts_headers and not caller.end_user:
-        user = user or _header(request, "X-OpenWebUI-User-Id")
-        chat_id = _header(request, "X-OpenWebUI-Chat-Id")
+    if caller.trusts_headers:
+        chat_id = plain(request.headers, CHAT)
+        if not caller.end_user:  # users of the client can put another name into the body
+            user = plain(request.headers, USER) or user
     call.end_user = caller.end_user or user
     targets = state.routing.allowed(caller, model)
     asked, answer = "", None
@@ -197,12 +199,6 @@ def _conversation(request: web.Request, body: dict[str, Any]) -> str | None:
     if len(id_) > _MAX_ID or not id_.isprintable():
         raise InvalidRequest("The conversation id cannot be one.", param="conversation_id")
     return id_
-
-
-def _header(request: web.Request, name: str) -> str:
-    """An id that the client's server puts into a header."""
-    value = unquote(request.headers.get(name, "").strip())
-    return value if len(value) <= _MAX_ID and value.isprintable() else ""
 
 
 def _short(body: dict[str, Any], name: str) -> str:

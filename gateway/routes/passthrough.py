@@ -29,7 +29,8 @@ _PATH = re.compile(r"[A-Za-z0-9_\-]+(?:/[A-Za-z0-9_\-][A-Za-z0-9._\-]*)*")
 
 async def pass_on(request: web.Request) -> web.StreamResponse:
     """Pass any other POST under /v1 to the OpenAI-compatible agents of the name in `model`."""
-    if caller_of(request).end_user:
+    caller = caller_of(request)
+    if caller.end_user and not caller.trusts_headers:  # a page, which writes its own bodies
         raise Forbidden("A web page's token opens chats and audio only.")
     if request.content_type.startswith("multipart/"):
         return await _pass_form_on(request)
@@ -64,7 +65,7 @@ async def _read_json(
     request: web.Request, state: State, call: Call
 ) -> tuple[ChatRequest, list[Target]]:
     body = await read_object(request)
-    call.end_user = text_member(body, "user")
+    call.end_user = call.caller.end_user or text_member(body, "user")
     return _question(request, state, call, text_member(body, "model"), partial(with_json, body))
 
 

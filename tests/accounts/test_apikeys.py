@@ -1,8 +1,10 @@
 """API keys and the tokens of web pages through the API, on SQLite and on PostgreSQL."""
 
 import asyncio
+import time
 from datetime import UTC, datetime, timedelta
 
+import jwt
 import pytest
 import time_machine
 import yaml
@@ -11,7 +13,7 @@ from conftest import AGENTS, UNLIMITED
 from gateway.accounts.credentials import new_key, split_key
 from gateway.config.load import parse
 from gateway.database import connect
-from gateway.http.context import RELOAD, SERVICES
+from gateway.http.context import RELOAD, SERVICES, SIGNER
 
 
 @pytest.fixture
@@ -50,7 +52,7 @@ async def test_the_whole_key_is_shown_once_and_not_kept(gw, admin):
         "id": id_, "name": "网页", "description": "for the site", "key_prefix": f"sk-gw-{id_}",
         "created_at": key["created_at"], "expires_at": None, "last_used_at": None,
         "permissions": ["chat", "upload"], "agents": None, "rate_limits": {}, "max_calls": None,
-        "calls": 0, "is_active": True, "created_by": "admin",
+        "trust_client_headers": False, "has_client_headers_secret": False, "calls": 0, "is_active": True, "created_by": "admin",
     }  # fmt: skip
     for path in (f"/api-keys/{id_}", "/api-keys", "/api-keys/my", "/api-keys/admin/all"):
         status, again = await gw.api("GET", path, admin)
@@ -107,7 +109,8 @@ async def test_only_admins_and_premium_users_make_keys(gw, admin):
      {"max_calls": "many"}, {"agents": "dify"}, {"agents": []}, {"agent": ["dify"]}, {"rate_limits": {"chat": "often"}},
      {"rate_limits": {"chatt": "1/min"}}, {"rate_limits": {"concurrency": 0}}, {"rate_limits": []},
      {"expires_at": ""}, {"expires_at": " "}, {"expires_in": True}, {"expires_in": "60"}, {"max_calls": True},
-     {"rate_limits": {"concurrency": True}}],
+     {"rate_limits": {"concurrency": True}}, {"trust_client_headers": "yes"}, {"client_headers_secret": "x" * 32},
+     {"client_headers_secret": "x" * 31, "trust_client_headers": True}, {"client_headers_secret": ""}],
 )  # fmt: skip
 async def test_settings_that_cannot_be_are_400(gw, admin, wrong):
     status, answer = await gw.api("POST", "/api-keys", admin, {"name": "k", **wrong})
@@ -196,6 +199,59 @@ async def test_a_wrong_secrets_error_reveals_nothing_of_the_key(gw, admin):
     status, answer = await gw.ask(key[:-4] + "AAAA")
     assert status == 401
     assert "revoked" not in answer["msg"]
+
+
+# Headers of a chat client that name its users; what they do: test_clientheaders.py.
+
+HEADERS_SECRET = "0123456789-0123456789-0123456789"
+
+
+def signature(secret=HEADERS_SECRET):
+    claims = {"sub": "ann", "iss": "open-webui", "exp": int(time.time()) + 60}
+    return {"X-OpenWebUI-User-Jwt": jwt.encode(claims, secret, algorithm="HS256")}
+
+
+async def models(gw, key, headers):
+    return (await gw.get("/v1/models", headers={"x-api-key": key, **headers})).status
+
+
+async def test_the_owner_sets_the_secret_that_signs_headers(gw, admin):
+    premium = await user(gw, admin, "li")
+    id_, key = await gw.key(premium, trust_client_headers=True)
+    assert await models(gw, key, {}) == 200
+    change = {"client_headers_secret": HEADERS_SECRET}
+    status, answer = await gw.api("PUT", f"/api-keys/{id_}", premium, change)
+    assert status == 200
+    shown = answer["data"]
+    assert (shown["trust_client_headers"], shown["has_client_headers_secret"]) == (True, True)
+    assert HEADERS_SECRET not in str(answer)
+    assert await models(gw, key, {}) == 401
+    assert await models(gw, key, signature("another-secret-of-32-characters!")) == 401
+    assert await models(gw, key, signature()) == 200
+    editable = {
+        name: value for name, value in shown.items() if name not in ("calls", "last_used_at")
+    }
+    assert (await gw.api("PUT", f"/api-keys/{id_}", premium, editable))[0] == 200
+    assert await models(gw, key, {}) == 401  # what was read and sent back changes nothing
+    services = gw.app[SERVICES]
+    assert HEADERS_SECRET not in repr(await services.accounts.key(id_))
+    assert HEADERS_SECRET not in repr(services.directory._keys)
+    off = {"trust_client_headers": False, "client_headers_secret": None}
+    assert (await gw.api("PUT", f"/api-keys/{id_}", premium, off))[0] == 200
+    assert await models(gw, key, {}) == 200
+
+
+async def test_a_secret_belongs_to_trusted_headers_and_signs_no_logins(gw, admin):
+    signs = {"trust_client_headers": True, "client_headers_secret": HEADERS_SECRET}
+    id_, _ = await gw.key(admin, **signs)
+    status, answer = await gw.api("PUT", f"/api-keys/{id_}", admin, {"trust_client_headers": False})
+    assert status == 400
+    assert answer["detail"]["param"] == "client_headers_secret"
+    secret = gw.app[SIGNER].secret.reveal()
+    change = {"client_headers_secret": secret}
+    status, answer = await gw.api("PUT", f"/api-keys/{id_}", admin, change)
+    assert status == 400
+    assert secret not in str(answer)
 
 
 async def test_a_revocation_is_seen_by_every_replica_within_a_second(with_accounts, database_url):

@@ -22,3 +22,19 @@ def test_postgresql_demands_a_secret_that_all_replicas_share():
     assert "32 characters" in problems(text, JWT_SECRET="short")[0]
     assert parse(text, {"JWT_SECRET": "s" * 32})
     assert parse(AGENT + "database: none", {}).database.reveal() == ""
+
+
+def test_the_secret_of_client_headers_signs_nothing_else():
+    secret = "s" * 32
+    text = AGENT + (
+        "auth: {jwt_secret: '%s', keys: [{name: w, key: 12345678, trust_client_headers: %s,"
+        " client_headers_secret: '%s'}]}"
+    )
+    path = "auth.keys[0].client_headers_secret"
+    assert problems(text % (secret, "false", "o" * 32)) == [
+        f"{path}: needs trust_client_headers: true"
+    ]
+    assert problems(text % (secret, "true", secret))[0].startswith(f"{path}: must not be auth.jwt")
+    assert problems(text % (secret, "true", ""))[0].startswith(f"{path}: must have 32 characters")
+    (key,) = parse(text % (secret, "true", "o" * 32), {}).auth.keys
+    assert "o" * 32 not in repr(key)
