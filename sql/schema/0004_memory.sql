@@ -13,3 +13,5 @@ CREATE TABLE memory_keys (
     PRIMARY KEY (name, thread_id)
 );
 CREATE INDEX memory_keys_at ON memory_keys (at_ms);
+-- Without it PostgreSQL walks through `memory_keys_at` as long as it has no statistics.
+CREATE INDEX memory_keys_newest ON memory_keys (name, at_ms);

@@ -17,6 +17,7 @@ CREATE TABLE conversations (
     PRIMARY KEY (agent, id)
 );
 CREATE INDEX conversations_owned ON conversations (caller, end_user, updated_ms);
+CREATE INDEX conversations_by_id ON conversations (id);
 CREATE INDEX conversations_updated ON conversations (updated_ms);
 -- Turns of conversations that the gateway keeps itself, in the order of `place`. `id` is the
 -- answer's as the caller sees it; `body` is JSON: see gateway/protocol/history.py.
