@@ -108,7 +108,7 @@ async def measure(
     await fill(filler, conversations)
     del filler
     print(f"{name}: {conversations * TURNS_EACH:,} turns in {time.monotonic() - began:.0f} s")
-    choose = random.Random(1)  # noqa: S311 - the same histories each time
+    choose = random.Random(1)
     memory = Memory(await open_store())
     times, found, before_mb = [], 0, 0.0
     await look_up(memory, 0)  # connects
