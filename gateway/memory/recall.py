@@ -137,6 +137,7 @@ class Memory:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._releasing: set[asyncio.Task[None]] = set()
         self._warned = float("-inf")  # when, by the monotonic clock
 
     async def recall(self, chat: ChatRequest, settings: Settings, lease_s: float) -> Recall | None:
@@ -163,7 +164,22 @@ class Memory:
         thread = verdict.thread
         if verdict.kind != "continue" or thread is None:
             return False
-        return await self._store.claim(chat.scope, thread, chat.call_id, lease_s)
+        try:
+            return await self._store.claim(chat.scope, thread, chat.call_id, lease_s)
+        except BaseException:  # the client has left, or no answer came: it may be claimed
+            self._release_later(chat.scope, thread.id, chat.call_id)
+            raise
+
+    def _release_later(self, scope: str, id_: str, holder: str) -> None:
+        """Release what may be claimed; if that fails, the claim ends with its lease."""
+        task = asyncio.ensure_future(self._store.release(scope, id_, holder))
+        self._releasing.add(task)
+        task.add_done_callback(self._released)
+
+    def _released(self, task: asyncio.Task[None]) -> None:
+        self._releasing.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.debug("A claim could not be released: %s", error)
 
     async def _verdict(
         self, scope: str, history: History, hasher: Hasher, settings: Settings
@@ -218,4 +234,6 @@ class Memory:
             log.warning("Memory: the store fails (%s); bots get whole histories instead", why)
 
     async def close(self) -> None:
+        if self._releasing:
+            await asyncio.wait(self._releasing, timeout=1.0)
         await self._store.close()

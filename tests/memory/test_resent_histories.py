@@ -5,10 +5,11 @@ import json
 from typing import Any
 
 import pytest
-from conftest import AGENTS, run_gateway
+from conftest import AGENTS, Script, run_gateway
 from redis.asyncio import Redis
 from test_streaming import until
 
+from gateway.database import connect
 from gateway.http.context import BUCKETS, UPSTREAM
 
 KEEPERS = ["dify", "fastgpt", "coze", "ragflow", "glms"]
@@ -337,3 +338,63 @@ async def test_what_is_odd_in_redis_does_not_end_shared_limits(gateway, demo, re
     await client.ask("and now?")
     assert client.verdicts == ["new", "seed"]
     assert gw.app[BUCKETS].is_shared
+
+
+async def test_two_users_of_web_pages_have_other_conversations(keeper):
+    key = "sk-app-0123456789abcdef"
+    auth = {"anonymous": False, "keys": [{"name": "app", "key": key}]}
+    gw, demo = await keeper("dify", auth=auth)
+    clients = []
+    for user in ("ann", "ben"):
+        _, answer = await gw.api("POST", "/tokens", key, {"user": user})
+        clients.append(Client(gw, "bot", {"Authorization": f"Bearer {answer['data']['token']}"}))
+    for question in ("hi", "and then?"):
+        for client in clients:
+            await client.ask(question)
+    assert [client.verdicts for client in clients] == [["new", "continue"]] * 2
+    assert conversations(demo) == [["hi", "and then?"]] * 2
+
+
+@pytest.mark.parametrize(("system", "second"), [("ignore", "continue"), ("strict", "seed")])
+async def test_another_system_text_is_another_conversation_if_strict(keeper, system, second):
+    gw, _ = await keeper("dify", memory={"system": system})
+    client = Client(gw, "bot")
+    client.shown = [{"role": "system", "content": "Speak French."}]
+    await client.ask("hi")
+    client.shown[0] = {"role": "system", "content": "Speak German."}
+    await client.ask("and then?")
+    assert client.verdicts == ["new", second]
+
+
+async def test_rows_that_cannot_be_read_cost_a_seed_only(demo, database_url):
+    served = await demo("dify")
+    config = {
+        "agents": {"bot": {**AGENTS["dify"], "base_url": served.url}},
+        "database": database_url,
+        "auth": {"jwt_secret": "0123456789abcdef0123456789abcdef", "anonymous": True},
+    }
+    client = Client(None, "bot")
+    async with run_gateway(config) as client.gw:
+        await client.ask("one")
+    database = connect(database_url)
+    async with database.transaction() as conn:
+        await conn.execute("UPDATE memory_threads SET body = '[1, 2'")
+    await database.close()
+    async with run_gateway(config) as client.gw:
+        await client.ask("two")
+        await client.ask("three")
+    assert client.verdicts == ["new", "seed", "continue"]
+
+
+async def test_a_long_answer_is_no_proof_and_no_burden(gateway, scripted):
+    """Its text is not kept beyond a megabyte, so the next question brings the whole history."""
+    text = b"word " * 50_000
+    chunk = b'data: {"event":"message","conversation_id":"c","answer":"%b"}\n\n' % text
+    end = b'data: {"event":"message_end","conversation_id":"c","metadata":{}}\n\n'
+    info = Script([b'{"mode":"chat"}'], headers={"Content-Type": "application/json"})
+    upstream = await scripted(info, Script([chunk] * 6 + [end]), Script([chunk, end]))
+    gw = await gateway(agents={"bot": {**AGENTS["dify"], "base_url": upstream.url}})
+    client = Client(gw, "bot", stream=True)
+    assert len(await client.ask("tell me all")) == 6 * len(text)
+    await client.ask("and more")
+    assert client.verdicts == ["new", "seed"]

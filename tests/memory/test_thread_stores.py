@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from redis.exceptions import RedisError
 from test_ownership import STEPS, World, act, people
 
+from gateway.config.models import Memory as Settings
 from gateway.config.models import Redis
 from gateway.database import connect
 from gateway.ids import new_id
@@ -15,8 +16,10 @@ from gateway.limits.redis import RedisBuckets
 from gateway.memory.canonical import Hasher
 from gateway.memory.database import DatabaseStore
 from gateway.memory.local import MAX_LISTED, LocalStore
+from gateway.memory.recall import Memory
 from gateway.memory.redis import RedisStore
 from gateway.memory.thread import Thread, Turn
+from gateway.protocol.messages import ChatRequest, Message
 
 HASHER = Hasher(b"key")
 ANSWER = HASHER.fingerprint("an answer")
@@ -172,3 +175,35 @@ async def test_redis_that_goes_away_costs_seeds_only(redis_server, stack):
     redis_server.stop()
     with pytest.raises((OSError, ConnectionError, RedisError)):
         await store.find("aa", ["k2", "x"])
+
+
+class Slow(LocalStore):
+    """A store whose claims take effect, and are confirmed late."""
+
+    def __init__(self):
+        super().__init__()
+        self.confirmed = asyncio.Event()
+
+    async def claim(self, scope, thread, holder, lease_s):
+        is_claimed = await super().claim(scope, thread, holder, lease_s)
+        await self.confirmed.wait()
+        return is_claimed
+
+
+async def test_a_call_that_ends_while_it_claims_leaves_no_claim():
+    store = Slow()
+    memory = Memory(store)
+    first = ChatRequest("bot", (Message("user", "hi"),), "u", scope="aa")
+    recall = await memory.recall(first, Settings(), 60.0)
+    await memory.remember(recall, Settings(), "bot", "c1", ["hello"], cut=False, drops_cut=False)
+    turns = (*first.messages, Message("assistant", "hello"), Message("user", "and then?"))
+    left = asyncio.ensure_future(
+        memory.recall(ChatRequest("bot", turns, "u", scope="aa"), Settings(), 60.0)
+    )
+    await asyncio.sleep(0)
+    left.cancel()
+    await asyncio.wait({left})
+    await asyncio.sleep(0)
+    store.confirmed.set()
+    recall = await memory.recall(ChatRequest("bot", turns, "u", scope="aa"), Settings(), 60.0)
+    assert recall.kind == "continue"
