@@ -112,6 +112,7 @@ class FastGPT(FastGPTConversations):
             "messages": [_message(turn) for turn in turns if turn.text or turn.media],
             "variables": {**self._agent.variables, **chat.variables},
             "customUid": chat.user,
+            "responseChatItemId": _answer_id(chat),
         }
         if app_id := self._app_id(chat):
             body["appId"] = app_id
@@ -144,7 +145,7 @@ class FastGPT(FastGPTConversations):
         return "url"
 
     def decoder(self, chat: ChatRequest) -> FastGPTDecoder:
-        return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses)
+        return FastGPTDecoder(_chat_id(chat), chat.detail, self._pauses, _answer_id(chat))
 
     def recover(self, reply: UpstreamReply, chat: ChatRequest) -> Step:
         raise explain(reply)
@@ -214,6 +215,11 @@ def _turns(earlier: tuple[Message, ...], question: Message) -> tuple[Message, ..
         text = f"{system}\n\n{turns[first].text}" if turns[first].text else system
         turns[first] = replace(turns[first], text=text)
     return tuple(turns)
+
+
+def _answer_id(chat: ChatRequest) -> str:
+    """The id under which FastGPT keeps the answer; its stream has none."""
+    return f"gw{chat.call_id[:22]}"
 
 
 def _chat_id(chat: ChatRequest) -> str:

@@ -61,15 +61,18 @@ class FastGPTDecoder(EventDecoder):
 
     platform = "FastGPT"
     __slots__ = (
-        "_begun", "_detail", "_has_more", "_has_text", "_is_paused", "_knows_nodes", "_marks",
-        "_nodes", "_pauses", "_reason", "_said_done",
+        "_answer_id", "_begun", "_detail", "_has_more", "_has_text", "_is_paused", "_knows_nodes",
+        "_marks", "_nodes", "_pauses", "_reason", "_said_done",
     )  # fmt: skip
 
     text_members = (b"content",)
 
-    def __init__(self, chat_id: str, detail: bool, pauses: Pauses | None = None) -> None:
+    def __init__(
+        self, chat_id: str, detail: bool, pauses: Pauses | None = None, answer_id: str = ""
+    ) -> None:
         super().__init__()
         self.conversation_id = chat_id
+        self._answer_id = answer_id
         self._detail = detail
         self._pauses = pauses if pauses is not None else Pauses()
         self._begun = False
@@ -112,7 +115,7 @@ class FastGPTDecoder(EventDecoder):
     def _begin(self, out: list[Delta]) -> None:
         if not self._begun:
             self._begun = True
-            out.append(Begin(self.conversation_id))
+            out.append(Begin(self.conversation_id, self._answer_id))
 
     def _chunk(self, chunk: dict[str, Any], out: list[Delta]) -> bool | None:
         choices = as_list(chunk.get("choices"))
