@@ -139,6 +139,6 @@ def _misfit(known: Known, target: Target, chat: ChatRequest) -> InvalidVariable 
     if not inputs["properties"]:
         return None
     insists = target.platform.checks_inputs
-    is_first = not chat.conversation_id
+    is_first = not chat.conversation_id and chat.resume is None  # a workflow's run may have none
     needs_all = is_first and (insists or bool(variables.keys() - _OURS))
     return check_variables(inputs, variables, needs_all=needs_all, is_strict=insists)

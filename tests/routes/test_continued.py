@@ -173,6 +173,28 @@ async def test_a_workflow_without_a_conversation_is_continued_too(gateway, scrip
     assert status == 409
 
 
+async def test_a_reply_needs_no_variables(gateway, scripted, tmp_path):
+    """The run of a workflow has no conversation, and its first question had what is required."""
+    city = {"text-input": {"variable": "city", "label": "City", "required": True}}
+    form = [reply(name="bot"), reply(user_input_form=[city]), reply("404 Not Found")]
+    paused = PAUSED.replace(f'"conversation_id":"{CONVERSATION}",'.encode(), b"")
+    upstream = await scripted(*form, Script([paused]), reply(), Script([RESUMED]))
+    options = {"mode": "workflow", "input_variable": "q", "base_url": upstream.url}
+    gw = await gateway(
+        agents={"bot": {**AGENTS["dify"], **options}},
+        auth=AUTH,
+        database=f"sqlite:///{tmp_path}/gateway.db",
+        record={"spool": str(tmp_path / "spool")},
+    )
+    asked = {"user": "alice", "variables": {"city": "x"}}
+    status, answer = await gw.ask(KEY, "bot", **asked)
+    assert status == 200, answer
+    assert (await gw.ask(KEY, "bot", user="alice"))[0] == 400  # the form is known
+    path = f"/conversations/{answer['gateway']['conversation_id']}/continue?user=alice"
+    status, answer = await gw.api("POST", path, KEY, {"action": "approve"})
+    assert status == 200, answer
+
+
 async def test_the_simulator_waits_like_a_real_dify(gateway, demo, tmp_path):
     served = await demo("dify", key=AGENTS["dify"]["api_key"])
     gw = await gateway(
