@@ -1,16 +1,23 @@
 -- name: conversation_owner(agent, id)^
 SELECT caller, end_user FROM conversations WHERE agent = :agent AND id = :id;
 
--- name: conversations_save*!
+-- name: conversation_adopt(agent, id, caller, end_user, at_ms)!
+INSERT INTO conversations (
+    agent, id, caller, end_user, platform_user, model, title, title_by, is_kept, pause,
+    created_ms, updated_ms
+) VALUES (:agent, :id, :caller, :end_user, '', '', '', 'question', 0, NULL, :at_ms, :at_ms)
+ON CONFLICT (id, agent) DO NOTHING;
+
+-- name: conversations_merge()!
 -- The first one who names a conversation owns it; another one's row stays as it is.
 INSERT INTO conversations (
     agent, id, caller, end_user, platform_user, model, title, title_by, is_kept, pause,
     created_ms, updated_ms
-) VALUES (
-    :agent, :id, :caller, :end_user, :platform_user, :model, :title, :title_by, :is_kept, :pause,
-    :at_ms, :at_ms
 )
-ON CONFLICT (agent, id) DO UPDATE SET
+SELECT agent, id, caller, end_user, platform_user, model, title, title_by, is_kept, pause,
+    created_ms, updated_ms
+FROM conversations_incoming WHERE true
+ON CONFLICT (id, agent) DO UPDATE SET
     platform_user = CASE WHEN excluded.platform_user = ''
         THEN conversations.platform_user ELSE excluded.platform_user END,
     model = CASE WHEN conversations.model = '' THEN excluded.model ELSE conversations.model END,

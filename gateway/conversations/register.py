@@ -63,6 +63,10 @@ class Conversation:
     updated_ms: int
 
 
+_COLUMNS = (
+    "agent", "id", "caller", "end_user", "platform_user", "model", "title", "title_by", "is_kept",
+    "pause", "created_ms", "updated_ms",
+)  # fmt: skip
 Place = tuple[str, str]  # agent, id
 
 
@@ -127,7 +131,14 @@ class Register:
             found = await self._sql.conversation_owner(conn, agent=agent, id=id_)
             if found is None and adopts:
                 # Another replica may do the same now: the first one owns it.
-                await self._sql.conversations_save(conn, [_row(owner, place)])
+                await self._sql.conversation_adopt(
+                    conn,
+                    agent=agent,
+                    id=id_,
+                    caller=owner.caller,
+                    end_user=owner.user,
+                    at_ms=now_ms(),
+                )
                 found = await self._sql.conversation_owner(conn, agent=agent, id=id_)
         return Owner(found["caller"], found["end_user"]) if found else None
 
@@ -158,7 +169,7 @@ class Register:
             return
         before = self._pending.pop(place, None)
         entry = before or _Pending(_row(owner, place, platform_user, model, title))
-        entry.row["at_ms"] = now_ms()
+        entry.row["updated_ms"] = now_ms()
         if pause is not None:
             entry.row["pause"] = orjson.dumps(pause).decode() if pause else ""
         self._pending[place] = entry
@@ -232,16 +243,19 @@ class Register:
         for place, entry in batch.items():
             newer = self._pending.pop(place, None)
             if newer is not None:
-                later = {name: newer.row[name] for name in ("at_ms", "is_kept", "pause")}
+                later = {name: newer.row[name] for name in ("updated_ms", "is_kept", "pause")}
                 entry.row |= {name: value for name, value in later.items() if value is not None}
                 entry.turns |= newer.turns
                 entry.size += newer.size
         self._pending = OrderedDict({**batch, **self._pending})
 
     async def _write_batch(self, batch: dict[Place, _Pending]) -> None:
+        assert self.database is not None
         ordered = [entry for _, entry in sorted(batch.items())]
         async with self._open() as conn:
-            await self._sql.conversations_save(conn, [entry.row for entry in ordered])
+            rows = [tuple([entry.row[name] for name in _COLUMNS]) for entry in ordered]
+            await self.database.load(conn, "conversations", _COLUMNS, rows)
+            await self._sql.conversations_merge(conn)
             turns = [turn for entry in ordered for turn in entry.turns.values()]
             if turns:
                 await self._sql.turns_save(conn, turns)
@@ -422,9 +436,8 @@ def not_found() -> ConversationNotFound:
     )
 
 
-def _row(
-    owner: Owner, place: Place, platform_user: str = "", model: str = "", title: str = ""
-) -> dict[str, Any]:
+def _row(owner: Owner, place: Place, platform_user: str, model: str, title: str) -> dict[str, Any]:
+    now = now_ms()
     return {
         "agent": place[0],
         "id": place[1],
@@ -436,7 +449,8 @@ def _row(
         "title_by": "question",
         "is_kept": 0,
         "pause": None,
-        "at_ms": now_ms(),
+        "created_ms": now,
+        "updated_ms": now,
     }
 
 

@@ -14,10 +14,9 @@ CREATE TABLE conversations (
     pause TEXT,
     created_ms BIGINT NOT NULL,
     updated_ms BIGINT NOT NULL,
-    PRIMARY KEY (agent, id)
+    PRIMARY KEY (id, agent)
 );
 CREATE INDEX conversations_owned ON conversations (caller, end_user, updated_ms);
-CREATE INDEX conversations_by_id ON conversations (id);
 CREATE INDEX conversations_updated ON conversations (updated_ms);
 -- Turns of conversations that the gateway keeps itself, in the order of `place`. `id` is the
 -- answer's as the caller sees it; `body` is JSON: see gateway/protocol/history.py.

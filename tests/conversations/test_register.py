@@ -173,7 +173,8 @@ class Broken:
     """A database that can be switched off, or made slow."""
 
     def __init__(self, database):
-        self.queries, self._database = database.queries, database
+        self.queries, self.load = database.queries, database.load
+        self._database = database
         self.is_down, self.hold = False, asyncio.Event()
         self.hold.set()
 
