@@ -12,6 +12,7 @@ from gateway.protocol.messages import ChatRequest, Message, Usage
 
 MAX_TITLE = 60  # characters
 MAX_QUESTION = 256 * 1024  # characters of a question that are kept
+MAX_ANSWER = 1024 * 1024  # and of its answer, and of the reasoning
 MAX_TURNS = 200  # of a conversation that a model is given
 MAX_HISTORY = 400_000  # characters of them
 CLEARED = "cleared"  # the status of a mark: what is before it is not given to a model
@@ -49,8 +50,8 @@ class Draft:
             "",
             None,
             self.question or "",
-            "".join(texts),
-            "".join(thoughts),
+            "".join(texts)[:MAX_ANSWER],
+            "".join(thoughts)[:MAX_ANSWER],
             (*self.files, *made),
             tuple(notes.get("citations", ())),
             None,

@@ -9,6 +9,7 @@ question finds it at any replica.
 import asyncio
 import contextlib
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -32,6 +33,7 @@ MAX_PENDING_BYTES = 64 << 20  # of their turns
 _EVERY_S = 0.5  # between two batches
 _BATCH = 500
 _SWEEP_S = 600.0
+_WARN_S = 60.0
 _LATEST = "~"  # sorts after every place of a turn
 _MAX_FEEDBACK = 1000  # of one conversation that are shown
 
@@ -107,6 +109,7 @@ class Register:
         self._wake = asyncio.Event()
         self._waiting: set[asyncio.Future[Any]] = set()
         self._sweeping: asyncio.Task[None] | None = None
+        self._warned = float("-inf")  # when, by the monotonic clock
         self.lost = 0  # conversations and turns that the database did not take in time
 
     # Ownership.
@@ -178,7 +181,7 @@ class Register:
         while len(self._pending) > MAX_PENDING or self._pending_bytes > MAX_PENDING_BYTES:
             _, dropped = self._pending.popitem(last=False)
             self._pending_bytes -= dropped.size
-            self.lost += 1
+            self._lose(1, "the database does not answer")
         if self._writing is None:
             self._writing = asyncio.ensure_future(self._write())
 
@@ -231,12 +234,19 @@ class Register:
                 try:
                     await self._write_batch(batch)
                 except ValueRefused as error:
-                    self.lost += len(batch)
-                    log.warning("The database refuses %d conversation(s): %s", len(batch), error)
+                    self._lose(len(batch), str(error))
                 except BaseException:
                     self._keep_pending(batch)
                     raise
                 self._pending_bytes -= sum(entry.size for entry in batch.values())
+
+    def _lose(self, count: int, why: str) -> None:
+        """Count what is lost, and say so at most once a minute."""
+        self.lost += count
+        now = time.monotonic()
+        if now >= self._warned + _WARN_S:
+            self._warned = now
+            log.warning("%d conversations could not be kept: %s", self.lost, why)
 
     def _keep_pending(self, batch: dict[Place, _Pending]) -> None:
         """Put back what could not be written, before what has come since."""
