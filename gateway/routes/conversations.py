@@ -215,9 +215,9 @@ async def clear(request: web.Request) -> web.Response:
 async def stop(request: web.Request) -> web.Response:
     """Stop the answer under way in it, at whichever replica; `platform` says whether the bot is
     asked to stop as well. A new conversation is not in the register yet."""
-    owner, id_ = _owner(request), _id(request)
+    owner, id_, agents = _owner(request), _id(request), _asked_agents(request)
     await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
-    result = await request.app[STOPS].stop(owner, id_)
+    result = await request.app[STOPS].stop(owner, id_, agents)
     if result is None:
         await _find(request)  # raises if it is another's
     data = {"id": request.match_info["id"], "stopped": result is not None, "platform": result}
@@ -387,6 +387,16 @@ def _asked_agent(request: web.Request) -> str:
         return ""
     known, _ = state_of(request).routing.first(name, caller_of(request))
     return known
+
+
+def _asked_agents(request: web.Request) -> list[str] | None:
+    """The agents and routes that the call may be about; None is all."""
+    if name := _asked_agent(request):
+        return [name]
+    caller = caller_of(request)
+    if caller.may_ask_all:
+        return None
+    return [name for name, _ in state_of(request).routing.visible(caller)]
 
 
 def _may_see(request: web.Request, one: Conversation) -> bool:
