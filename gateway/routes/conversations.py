@@ -158,13 +158,13 @@ async def described_rows(
 async def _kept_turns(
     register: Register, one: Conversation, limit: int, before: str
 ) -> tuple[list[dict[str, Any]], str]:
-    rows = await register.turns((one.agent, one.id), limit, before)
+    rows, older = await register.turns((one.agent, one.id), limit, before)
     turns = [
         {**row.body, "id": row.id, "created": row.created_ms // 1000}
         for row in reversed(rows)
         if row.body["status"] != CLEARED
     ]
-    return turns, rows[-1].place if len(rows) == limit else ""
+    return turns, older
 
 
 # Changing.

@@ -14,7 +14,7 @@ CREATE TABLE conversations (
     pause TEXT,
     created_ms BIGINT NOT NULL,
     updated_ms BIGINT NOT NULL,
-    PRIMARY KEY (agent, id)
+    PRIMARY KEY (id, agent)
 );
 CREATE INDEX conversations_owned ON conversations (caller, end_user, updated_ms);
 CREATE INDEX conversations_updated ON conversations (updated_ms);
