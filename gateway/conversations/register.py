@@ -376,9 +376,7 @@ class Register:
             )
         return found is not None
 
-    async def turns(
-        self, place: Place, limit: int, before: str = ""
-    ) -> tuple[list[Turn], str]:
+    async def turns(self, place: Place, limit: int, before: str = "") -> tuple[list[Turn], str]:
         """Up to `limit` turns before the place `before`, the newest first, and the place before
         which there may be more, or "". Beyond `MAX_READ` no more are read: one may be long."""
         await self.flush()

@@ -326,6 +326,7 @@ async def _read_reply(
         detail=body.detail,
         conversation_id=None if has_none else one.id,
         own_conversation=one.id if has_none else "",
+        own_agents=(target.name,),
         is_routed=one.model in routing.routes and len(routing.behind(one.model)) > 1,
         resume=Resume(run, body.action, body.inputs),
     )

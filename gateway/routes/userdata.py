@@ -19,7 +19,7 @@ from gateway.conversations.register import Owner
 from gateway.errors import DatabaseUnavailable, GatewayError, InvalidRequest, StorageUnavailable
 from gateway.files.library import Files, StoredFile, owner_of
 from gateway.http.body import Nothing, envelope, read_settings, require_query
-from gateway.http.context import CONTEXT, FILES, caller_of
+from gateway.http.context import CONTEXT, CONVERSATIONS, FILES, caller_of
 from gateway.http.remember import owner_named
 from gateway.http.services import services_of
 from gateway.routes.conversations import deleted, described_rows, read_messages
@@ -42,6 +42,7 @@ async def delete_data(request: web.Request) -> web.Response:
     services, caller = services_of(request), caller_of(request)
     with contextlib.suppress(DatabaseUnavailable):
         await services.recorder.flush()
+    request.app[CONVERSATIONS].drop_earlier(owner)
     report = await deleted(request, owner)
     files, has_more = await _delete_files(request.app[FILES], caller, owner.user)
     calls = await services.calls.forget(owner.caller, kept_user(owner.user))

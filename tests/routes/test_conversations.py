@@ -123,6 +123,42 @@ async def test_a_history_that_the_client_sends_is_its_own(house):
     assert await house.titles() == []
 
 
+async def test_a_history_with_an_id_is_the_clients_as_well(house):
+    house = await house()
+    id_ = await house.begin(query="one")
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "shorter"},
+        {"role": "user", "content": "two"},
+    ]
+    answer = await house.ask(query="", conversation_id=id_, messages=turns)
+    assert answer["id"] == id_
+    assert [turn["content"] for turn in house.sent("openai")] == ["one", "shorter", "two"]
+    page = await house.get(f"/{id_}/messages")
+    assert [turn["question"] for turn in page["messages"]] == ["one", "two"]
+
+
+DEAD = {"base_url": "http://127.0.0.1:9", "retries": 0}
+
+
+@pytest.mark.parametrize("fallback", ["openai", "dify"])
+async def test_a_conversation_goes_on_where_the_route_began_it(house, demo, fallback):
+    """The first agent of the route is down: whoever answers decides who keeps the conversation."""
+    served = await demo(fallback, key=AGENTS[fallback]["api_key"])
+    first = "dify" if fallback == "openai" else "openai"
+    agents = {
+        "gpt": {**AGENTS[first], **DEAD},
+        "other": {**AGENTS[fallback], "base_url": served.url},
+    }
+    house = await house(agents=agents, routes={"both": ["gpt", "other"]})
+    id_ = await house.begin("both", "one")
+    assert (await house.ask("both", "two", conversation_id=id_))["id"] == id_
+    page = await house.get(f"/{id_}/messages")
+    assert [turn["question"] for turn in page["messages"]] == ["one", "two"]
+    kept_by = "gateway" if fallback == "openai" else "platform"
+    assert (await house.get(f"/{id_}"))["kept_by"] == kept_by
+
+
 async def test_off_keeps_no_words(house):
     house = await house(conversations="off")
     answer = await house.ask("gpt", "a secret")
@@ -358,6 +394,22 @@ async def test_a_deleted_conversation_is_gone(house):
     assert await house.error("GET", f"/{id_}") == (404, "conversation_not_found")
     status, _ = await house.gateway.ask(APP, "gpt", user="alice", conversation_id=id_)
     assert status == 404
+
+
+async def test_what_is_deleted_while_it_is_answered_stays_deleted(house):
+    house = await house()
+    id_ = await house.begin()
+    house.demos["openai"].pace_s = 0.02
+    headers = {"Agent": "gpt", "Authorization": f"Bearer {APP}"}
+    body = {"query": "two", "user": "alice", "stream": True}
+    for named in ({"conversation_id": id_}, {}):
+        async with house.gateway.post("/api/v1/chat", {**body, **named}, headers=headers) as answer:
+            await answer.content.readany()
+            path = f"{PATH}/{id_}" if named else "/users/alice/data"
+            status, _ = await house.api("DELETE", f"{path}?user=alice" if named else path, APP)
+            assert status == 200
+            assert "[DONE]" in await answer.text()
+        assert await house.titles() == []
 
 
 async def test_all_of_a_user_are_deleted_and_no_others(house):

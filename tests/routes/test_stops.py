@@ -190,9 +190,7 @@ async def test_a_page_stops_answers_of_its_own_agents_alone(stopping):
     for _ in range(3):
         status, _ = await it.gateway.api("POST", "/conversations/77/stop", token)
         assert status == 404
-    status, _ = await it.gateway.api(
-        "POST", "/conversations/77/stop?user=alice&agent=other", KEY
-    )
+    status, _ = await it.gateway.api("POST", "/conversations/77/stop?user=alice&agent=other", KEY)
     assert status == 404
     assert not asking.done()
     await it.until_stopped()
