@@ -24,8 +24,10 @@ def owner_of(call: Call) -> Owner:
 
 
 def owner_named(caller: Caller, user: str) -> Owner:
-    """The owner for an end user of that caller; "" is the caller itself."""
-    return Owner("anonymous" if caller.is_anonymous else caller.id, user)
+    """The owner for an end user of that caller; "" is the caller itself. PostgreSQL stores no
+    NUL."""
+    name = user.replace("\0", "\ufffd")
+    return Owner("anonymous" if caller.is_anonymous else caller.id, name)
 
 
 async def look_up(
