@@ -103,8 +103,9 @@ class Run:
     @property
     def conversation_id(self) -> str:
         """The conversation, at the platform or else at the gateway; "" if it is not known."""
-        decoder = self.attempt.decoder
-        return (decoder.conversation_id if decoder else "") or self.chat.own_conversation
+        attempt = self.attempt
+        known = attempt.decoder.conversation_id if attempt.decoder else ""
+        return known or self.chat.own_at(attempt.target.name)
 
     def close(self) -> None:
         """Release the upstream immediately. May be called more than once."""

@@ -368,12 +368,15 @@ AnyMemory = Annotated[
 ]
 
 
+ConversationMode = Literal["platform", "gateway", "off"]
+
+
 class Conversations(Model):
     """Who keeps the turns of conversations: the platform where it can and the gateway elsewhere,
     or the `gateway` for every agent. With `off` no words are kept here, and agents whose platform
     keeps none have no conversations. They are forgotten `keep` after their last question."""
 
-    mode: Literal["platform", "gateway", "off"] = "platform"
+    mode: ConversationMode = "platform"
     keep: Age = 90 * 86_400.0
 
 

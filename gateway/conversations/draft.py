@@ -20,14 +20,15 @@ CLEARED = "cleared"  # the status of a mark: what is before it is not given to a
 
 @dataclass(slots=True)
 class Draft:
-    """`question` is None if the platform keeps the turns, `head` is its beginning if the client may
-    ask for the next questions. A stream may last for minutes, so nothing else of the question is
-    kept."""
+    """`question` is there if the gateway keeps the turn at one of the agents, `kept_at`. `head` is
+    its beginning, if the client may ask for the next questions. A stream may last for minutes, so
+    nothing else of the question is kept."""
 
     owner: Owner
     title: str
     head: str = ""
     question: str | None = None
+    kept_at: tuple[str, ...] = ()
     files: tuple[PastFile, ...] = ()
     is_over: bool = False
 
@@ -70,14 +71,15 @@ def title_of(messages: Sequence[Message]) -> str:
 
 
 def draft_of(
-    owner: Owner, chat: ChatRequest, *, is_titled: bool, is_kept: bool, has_tasks: bool
+    owner: Owner, chat: ChatRequest, *, is_titled: bool, kept_at: tuple[str, ...], has_tasks: bool
 ) -> Draft:
-    """`is_titled`: the operator allows words of the question in the database. `has_tasks`: the
-    client may send background calls about the answer."""
-    draft = Draft(owner, title_of(chat.messages) if is_titled else "")
+    """`is_titled`: the operator allows words of the question in the database. `kept_at`: the agents
+    whose turns the gateway keeps. `has_tasks`: the client may send background calls about the
+    answer."""
+    draft = Draft(owner, title_of(chat.messages) if is_titled else "", kept_at=kept_at)
     if has_tasks:
         draft.head = head(chat.question.text)
-    if is_kept:
+    if kept_at:
         question = chat.question
         draft.question = question.text[:MAX_QUESTION]
         draft.files = tuple(

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import orjson
 
 from gateway.database import Database, ValueRefused, fetch
-from gateway.errors import ConversationNotFound, DatabaseUnavailable
+from gateway.errors import ConversationNotFound, DatabaseUnavailable, describe_fault
 from gateway.ids import new_id
 from gateway.times import now_ms
 
@@ -32,8 +32,12 @@ MAX_PENDING = 10_000  # conversations that wait for the database
 MAX_PENDING_BYTES = 64 << 20  # of their turns
 _EVERY_S = 0.5  # between two batches
 _BATCH = 500
+_FAULT_S = 5.0  # after a failure that time may not mend
 _SWEEP_S = 600.0
 _WARN_S = 60.0
+_FIRST_TURNS = 5  # half of those that are read first
+MAX_READ = 4 << 20  # characters of the turns that are read together, save for the last ones
+MAX_DELETED = 10_000  # that are remembered
 _LATEST = "~"  # sorts after every place of a turn
 _MAX_FEEDBACK = 1000  # of one conversation that are shown
 
@@ -104,6 +108,7 @@ class Register:
         self._owners: OrderedDict[Place, Owner] = OrderedDict()
         self._pending: OrderedDict[Place, _Pending] = OrderedDict()
         self._pending_bytes = 0
+        self._deleted: OrderedDict[tuple[str, ...], int] = OrderedDict()  # when, in ms
         self._writing: asyncio.Task[None] | None = None
         self._flushing = asyncio.Lock()
         self._wake = asyncio.Event()
@@ -161,10 +166,13 @@ class Register:
         title: str = "",
         turn: Turn | None = None,
         pause: dict[str, Any] | None = None,
+        began_ms: int | None = None,
     ) -> None:
         """A call in that conversation has been answered. `turn` is there if the gateway
         keeps it. `pause` is what the bot waits for now; {} if no longer, None if that is
-        as before."""
+        as before. Of a call that began before its conversation was deleted nothing is kept."""
+        if began_ms is not None and self._deleted and began_ms <= self._deleted_ms(owner, place):
+            return
         if self._owners.setdefault(place, owner) != owner:
             return  # a platform that gives one id to two users: the first one has it
         self._know(place, owner)
@@ -184,6 +192,17 @@ class Register:
             self._lose(1, "the database does not answer")
         if self._writing is None:
             self._writing = asyncio.ensure_future(self._write())
+
+    def _deleted_ms(self, owner: Owner, place: Place) -> int:
+        return max(self._deleted.get((*owner, *key), -1) for key in (place, ()))
+
+    def drop_earlier(self, owner: Owner, place: Place | tuple[()] = ()) -> None:
+        """Keep nothing of the owner's calls under way, in that conversation or in any."""
+        key = (*owner, *place)
+        self._deleted[key] = now_ms()
+        self._deleted.move_to_end(key)
+        while len(self._deleted) > MAX_DELETED:
+            self._deleted.popitem(last=False)
 
     def _add_turn(self, entry: _Pending, place: Place, turn: Turn) -> None:
         entry.row["is_kept"] = 1
@@ -205,7 +224,7 @@ class Register:
         """Wait for what is pending to be written, at most `SETTLE_S`."""
         self._wake.set()
         if self._pending:
-            with contextlib.suppress(DatabaseUnavailable):
+            with contextlib.suppress(Exception):  # the answer comes in any case; `_write` reports
                 await self._in_time(self.flush(), SETTLE_S)
 
     async def _write(self) -> None:
@@ -220,21 +239,22 @@ class Register:
                     await self.flush()
                 except DatabaseUnavailable:
                     await asyncio.sleep(_EVERY_S)
+                except Exception as error:
+                    log.warning("Conversations cannot be written: %s", describe_fault(error))
+                    await asyncio.sleep(_FAULT_S)
         finally:
             self._writing = None
 
     async def flush(self) -> None:
-        """Write all that is pending. Raises DatabaseUnavailable, and then keeps it; a batch with a
-        value that the database refuses is dropped."""
+        """Write all that is pending. Raises DatabaseUnavailable, and then keeps it; a conversation
+        with a value that the database refuses is dropped."""
         async with self._flushing:
             while self._pending:
                 batch = dict(list(self._pending.items())[:_BATCH])
                 for place in batch:
                     del self._pending[place]
                 try:
-                    await self._write_batch(batch)
-                except ValueRefused as error:
-                    self._lose(len(batch), str(error))
+                    await self._write_all(batch)
                 except BaseException:
                     self._keep_pending(batch)
                     raise
@@ -259,6 +279,20 @@ class Register:
                 entry.size += newer.size
         self._pending = OrderedDict({**batch, **self._pending})
 
+    async def _write_all(self, batch: dict[Place, _Pending]) -> None:
+        """Write the batch; if the database refuses a value, one conversation after the other: those
+        of other callers must not be lost with it."""
+        try:
+            await self._write_batch(batch)
+            return
+        except ValueRefused:
+            pass
+        for place, entry in batch.items():
+            try:
+                await self._write_batch({place: entry})
+            except ValueRefused as error:
+                self._lose(1, str(error))
+
     async def _write_batch(self, batch: dict[Place, _Pending]) -> None:
         assert self.database is not None
         ordered = [entry for _, entry in sorted(batch.items())]
@@ -277,8 +311,12 @@ class Register:
 
     async def _sweep_loop(self) -> None:
         while True:
-            with contextlib.suppress(DatabaseUnavailable):
+            try:
                 await self.sweep()
+            except DatabaseUnavailable:
+                pass
+            except Exception as error:
+                log.warning("Old conversations cannot be deleted: %s", describe_fault(error))
             await asyncio.sleep(_SWEEP_S)
 
     async def sweep(self) -> None:
@@ -336,6 +374,7 @@ class Register:
     async def delete(self, one: Conversation) -> None:
         """Delete the conversation with its turns and feedback here; the platform's is another."""
         place = (one.agent, one.id)
+        self.drop_earlier(one.owner, place)
         await self.flush()
         async with self._open() as conn:
             await self._delete_rows(conn, place)
@@ -361,27 +400,31 @@ class Register:
             )
         return found is not None
 
-    async def turns(self, place: Place, limit: int, before: str = "") -> list[Turn]:
-        """Up to `limit` turns before the place `before`, the newest first."""
+    async def turns(self, place: Place, limit: int, before: str = "") -> tuple[list[Turn], str]:
+        """Up to `limit` turns before the place `before`, the newest first, and the place before
+        which there may be more, or "". Beyond `MAX_READ` no more are read: one may be long."""
         await self.flush()
+        found: list[Turn] = []
+        size, at_once, older = 0, _FIRST_TURNS, before or _LATEST
         async with self._open() as conn:
-            rows = await fetch(
-                self._sql.turns_page(
-                    conn,
-                    agent=place[0],
-                    conversation_id=place[1],
-                    before=before or _LATEST,
-                    most=limit,
+            while older and len(found) < limit and size < MAX_READ:
+                at_once = min(at_once * 2, limit - len(found))
+                rows = await fetch(
+                    self._sql.turns_page(
+                        conn, agent=place[0], conversation_id=place[1], before=older, most=at_once
+                    )
                 )
-            )
-        return [
-            Turn(row["place"], row["id"], orjson.loads(row["body"]), row["created_ms"])
-            for row in rows
-        ]
+                older = rows[-1]["place"] if len(rows) == at_once else ""
+                size += sum(len(row["body"]) for row in rows)
+                found += [
+                    Turn(row["place"], row["id"], orjson.loads(row["body"]), row["created_ms"])
+                    for row in rows
+                ]
+        return found, older
 
     async def history(self, place: Place, limit: int) -> list[dict[str, Any]]:
         """The latest turns, the oldest first, for a call that waits. Raises DatabaseUnavailable."""
-        found = await self._in_time(self.turns(place, limit))
+        found, _ = await self._in_time(self.turns(place, limit))
         return [turn.body for turn in reversed(found)]
 
     async def rate(self, one: Conversation, message: str, feedback: dict[str, Any]) -> None:
@@ -435,7 +478,7 @@ class Register:
             if task is not None:
                 task.cancel()
                 await asyncio.wait({task})
-        with contextlib.suppress(DatabaseUnavailable):
+        with contextlib.suppress(Exception):
             await self.flush()
 
 

@@ -223,7 +223,7 @@ async def _whole(
     except TimeoutError:
         raise too_long(run) from None
     except asyncio.CancelledError:
-        if not request[CONTEXT].is_stopped_by_user:
+        if not request[CONTEXT].stopped_by_user:
             raise
         forget_cancellation()
         renderer.feed([stopped_by_user(run, renderer.notes)])
@@ -283,13 +283,15 @@ async def _kept_alive(
 
 async def _is_done(request: web.Request, working: asyncio.Future[bytes], timeout_s: float) -> bool:
     """Whether the work is done by then. If the answer's user stops it, it ends early."""
+    run = request[CONTEXT].run
     try:
         return bool((await asyncio.wait({working}, timeout=timeout_s))[0])
     except asyncio.CancelledError:
-        if not request[CONTEXT].is_stopped_by_user:
+        if not request[CONTEXT].stopped_by_user:
             raise
         forget_cancellation()
-        working.cancel()
+        if run is not None and run.draft is not None and not run.draft.is_over:
+            working.cancel()
         await asyncio.wait({working})
         return True
 
@@ -353,7 +355,7 @@ class _Stream:
             except asyncio.CancelledError:
                 context = self._request[CONTEXT]
                 stopped = context.stopped
-                if context.is_stopped_by_user:
+                if context.stopped_by_user:
                     forget_cancellation()
                     await self._end_early()
                 elif stopped is None or self._response is None:
@@ -381,7 +383,9 @@ class _Stream:
             metrics.open_streams -= 1
 
     async def _end_early(self) -> None:
-        """End the answer where its user has stopped it."""
+        """End the answer where its user has stopped it, unless it has just become complete."""
+        if self._last:
+            return
         if self._renderer is None:
             self._renderer = self._new_renderer()
         await self._commit()

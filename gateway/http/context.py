@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from aiohttp import web
 
@@ -120,7 +121,8 @@ class Context:
     over: RateLimited | None = None  # set while a call may pass as a background call only
     call: Call | None = None  # of chats, from `ratelimit` on
     run: Run | None = None  # of a chat, once it begins
-    is_stopped_by_user: bool = False
+    # by its user: whether the platform is asked to stop, too
+    stopped_by_user: Literal["", "asked", "not_offered"] = ""
     stopped: Stopping | None = None  # set if the request must end because the process stops
     hidden: tuple[str, ...] = ()  # agents that the caller may ask only as `route`
     route: str = ""

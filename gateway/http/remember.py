@@ -6,7 +6,7 @@ from aiohttp import web
 from gateway.accounts.credentials import Caller
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
-from gateway.config.models import Conversations, Memory
+from gateway.config.models import ConversationMode, Conversations, Memory
 from gateway.conversations.draft import MAX_TURNS, Draft, draft_of, earlier
 from gateway.conversations.latest import Answered
 from gateway.conversations.register import Owner, Turn, new_place
@@ -24,8 +24,10 @@ def owner_of(call: Call) -> Owner:
 
 
 def owner_named(caller: Caller, user: str) -> Owner:
-    """The owner for an end user of that caller; "" is the caller itself."""
-    return Owner("anonymous" if caller.is_anonymous else caller.id, user)
+    """The owner for an end user of that caller; "" is the caller itself. PostgreSQL stores no
+    NUL."""
+    name = user.replace("\0", "\ufffd")
+    return Owner("anonymous" if caller.is_anonymous else caller.id, name)
 
 
 async def look_up(
@@ -42,40 +44,46 @@ async def look_up(
     if chat.task or not chat.messages:  # no question, but a call that is passed on, or audio
         return None
     register, target, owner = request.app[CONVERSATIONS], targets[0], owner_of(call)
-    settings, platform = conversations_of(state, target), target.platform
-    is_ours = (
-        conversational
-        and settings.mode != "off"
-        and register.database is not None
-        and platform.is_model
-    )
-    named = chat.conversation_id
+    # Any of a route's agents may answer in the end. A named conversation has one agent.
+    keeping = [each for each in targets if _mode(state, each) != "off"]
+    named, is_alone, platform = chat.conversation_id, len(chat.messages) == 1, target.platform
+    ours: tuple[str, ...] = ()
+    if conversational and register.database is not None:
+        ours = tuple([each.name for each in keeping if each.platform.is_model])
+    is_ours = target.name in ours
     if named and (is_ours or (not platform.is_model and chat.seal is None)):
         # A sealed id is its own proof; one of the gateway's own conversations was never made up.
         await register.require(owner, (target.name, named), adopts=not is_ours)
-    is_kept = is_ours or (
-        settings.mode != "off"
-        and not platform.is_model
-        and register.database is not None
-        and (settings.mode == "gateway" or not platform.shows_turns)
-    )
+    if not (is_alone or named):
+        ours = ()  # the client keeps its history
+    kept_at = ours
+    if register.database is not None:
+        kept_at += tuple([each.name for each in keeping if _is_copied(state, each)])
     draft = draft_of(
         owner,
         chat,
-        is_titled=settings.mode != "off",
-        is_kept=is_kept,
+        is_titled=bool(keeping),
+        kept_at=kept_at,
         has_tasks=not conversational and platform.remembers,
     )
-    if is_kept:
+    if kept_at:
         chat.own_message = new_place()
-    if is_ours and named:
-        turns = await register.history((target.name, named), MAX_TURNS)
-        chat.continue_own(named, earlier(turns))
-    elif is_ours and len(chat.messages) == 1:
-        chat.continue_own(new_id(32))
-    elif is_ours:  # the client keeps its history
-        draft.question = None
+    if named and is_ours:
+        turns = await register.history((target.name, named), MAX_TURNS) if is_alone else ()
+        chat.continue_own(named, ours, earlier(turns))
+    elif ours:
+        chat.continue_own(new_id(32), ours)
     return draft
+
+
+def _is_copied(state: State, target: Target) -> bool:
+    """Whether the gateway keeps the turns of a bot."""
+    platform = target.platform
+    return not platform.is_model and (_mode(state, target) == "gateway" or not platform.shows_turns)
+
+
+def _mode(state: State, target: Target) -> ConversationMode:
+    return conversations_of(state, target).mode
 
 
 def conversations_of(state: State, target: Target) -> Conversations:
@@ -142,7 +150,7 @@ async def _keep_conversation(
     if not conversation:
         return
     register, turn = request.app[CONVERSATIONS], None
-    if draft.question is not None:
+    if draft.question is not None and target.name in draft.kept_at:
         thoughts = run.thoughts or ()
         status: Status = "failed" if error else "stopped" if cut else "completed"
         body = draft.turn(run.texts or (), thoughts, notes, call.usage, status=status, error=error)
@@ -162,8 +170,12 @@ async def _keep_conversation(
     if shown := notes.get("interaction"):
         decoder = run.attempt.decoder
         pause = {"shown": shown, "state": (decoder.pause if decoder else None) or {}}
-    elif chat.resume is not None:
-        pause = {}
+    elif not (cut or error) and (chat.resume is not None or not target.platform.keeps_forms):
+        pause = {}  # until then a reply can be sent again
+    state = request[CONTEXT].state
+    assert state is not None
+    if _mode(state, target) == "off":
+        title = draft.title = ""
     register.note(
         draft.owner,
         (target.name, conversation),
@@ -172,6 +184,7 @@ async def _keep_conversation(
         title=title if isinstance(title, str) and title else draft.title,
         turn=turn,
         pause=pause,
+        began_ms=call.began_ns // 1_000_000,
     )
     if pause or (chat.own_conversation and turn is not None):
         await register.settle()  # the next call may come at another replica

@@ -7,8 +7,8 @@ the answer replies with that number. Without Redis a process knows its own answe
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Iterator
-from typing import Literal, Protocol
+from collections.abc import AsyncIterator, Collection, Iterator
+from typing import Any, Literal, Protocol
 
 import orjson
 from aiohttp import web
@@ -50,43 +50,56 @@ class Stops:
         if self._bus is not None:
             self._listening = asyncio.ensure_future(self._listen(self._bus))
 
-    async def stop(self, owner: Owner, conversation: str) -> Result | None:
+    async def stop(
+        self, owner: Owner, conversation: str, agents: Collection[str] | None = None
+    ) -> Result | None:
         """Stop the owner's answers in that conversation, whose id may have the agent's name in
-        front; None if none is under way."""
-        result = self._stop_here(owner, conversation)
+        front; None if none is under way. `agents` are the agents and routes whose answers may be
+        stopped; None is all."""
+        result = self._stop_here(owner, conversation, agents)
         if result is None and self._bus is not None and len(self._replies) < _MOST_WAITING:
-            result = await self._stop_elsewhere(self._bus, owner, conversation)
+            names = None if agents is None else list(agents)
+            wish = ["stop", new_id(16), *owner, conversation, names]
+            result = await self._stop_elsewhere(self._bus, wish)
         return result
 
-    def _stop_here(self, owner: Owner, conversation: str) -> Result | None:
+    def _stop_here(
+        self, owner: Owner, conversation: str, agents: Collection[str] | None
+    ) -> Result | None:
         result: Result | None = None
-        for task, run in list(self._running(owner, conversation)):
-            attempt, decoder = run.attempt, run.attempt.decoder
-            is_asked = decoder is not None and attempt.target.platform.stop(run.chat, decoder)
-            result = "asked" if is_asked or result == "asked" else "not_offered"
-            task.cancel()
+        for task, request, run in list(self._running(owner, conversation, agents)):
+            context = request[CONTEXT]
+            if not context.stopped_by_user:
+                attempt, decoder = run.attempt, run.attempt.decoder
+                is_asked = decoder is not None and attempt.target.platform.stop(run.chat, decoder)
+                context.stopped_by_user = "asked" if is_asked else "not_offered"
+                task.cancel()
+            result = "asked" if result == "asked" else context.stopped_by_user
         return result
 
     def _running(
-        self, owner: Owner, conversation: str
-    ) -> Iterator[tuple[asyncio.Task[object], Run]]:
+        self, owner: Owner, conversation: str, agents: Collection[str] | None
+    ) -> Iterator[tuple[asyncio.Task[object], web.Request, Run]]:
+        """Answers to stop. One whose end is being sent is left alone: it would break off."""
         for task, request in self._in_flight.running():
             context = request.get(CONTEXT)
             run = context.run if context is not None else None
             if run is None or run.draft is None or run.draft.owner != owner:
                 continue
-            id_ = run.conversation_id
-            if id_ and conversation in (id_, f"{run.attempt.target.name}:{id_}"):
-                context.is_stopped_by_user = True
-                yield task, run
+            if run.draft.is_over and not context.stopped_by_user:
+                continue
+            id_, name = run.conversation_id, run.attempt.target.name
+            may_stop = agents is None or name in agents or context.call.model in agents
+            if id_ and may_stop and conversation in (id_, f"{name}:{id_}"):
+                yield task, request, run
 
-    async def _stop_elsewhere(self, bus: Bus, owner: Owner, conversation: str) -> Result | None:
-        number = new_id(16)
+    async def _stop_elsewhere(self, bus: Bus, wish: list[Any]) -> Result | None:
+        number = wish[1]
         reply: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._replies[number] = reply
         try:
             async with asyncio.timeout(_REPLY_S):
-                await bus.publish(CHANNEL, orjson.dumps(["stop", number, *owner, conversation]))
+                await bus.publish(CHANNEL, orjson.dumps(wish))
                 return await reply
         except TimeoutError:
             return None
@@ -106,14 +119,14 @@ class Stops:
                 log.debug("The channel for stops is closed: %s", error)
             await asyncio.sleep(_AGAIN_S)
 
-    async def _receive(self, bus: Bus, kind: str, number: str, *rest: str) -> None:
+    async def _receive(self, bus: Bus, kind: str, number: str, *rest: Any) -> None:
         if kind == "stopped":
             reply = self._replies.get(number)
             if reply is not None and not reply.done():
                 reply.set_result("asked" if rest == ("asked",) else "not_offered")
         elif kind == "stop" and number not in self._replies:
-            caller, user, conversation = rest
-            if result := self._stop_here(Owner(caller, user), conversation):
+            caller, user, conversation, agents = rest
+            if result := self._stop_here(Owner(caller, user), conversation, agents):
                 await bus.publish(CHANNEL, orjson.dumps(["stopped", number, result]))
 
     async def close(self) -> None:

@@ -136,6 +136,7 @@ class Platform(Endpoint, Protocol):
     kind: str
     keeps_files: bool  # whether it has `upload`, and gives files its own ids
     keeps_runs: bool  # whether tool results continue a run that waits at the platform
+    keeps_forms: bool  # whether a form can be answered after other questions
     app_id: str | None  # the only app that callers may ask if its key opens several; None: any
     passes_through: bool  # whether it speaks the client's own protocol: it takes `chat.passed`
     is_model: bool  # whether it is a plain model, which keeps no conversation and runs no bot
@@ -234,6 +235,7 @@ class BasePlatform:
     options: frozenset[str] | None = frozenset()
     keeps_files = False
     keeps_runs = False
+    keeps_forms = False
     restarts = False
     passes_through = False
     drops_stopped = False

@@ -94,8 +94,9 @@ class ChatRequest:
     not know. `scope` is that of the caller's memory; "" if its history is not looked up. `home` is
     the only agent that knows the conversation, and gets the first `resent` messages again, which
     its platform does not keep.
-    `own_conversation` is the gateway's own conversation, for platforms that keep none, and
-    `own_message` the id of an answer that the gateway keeps, if the platform gives it none.
+    `own_conversation` is the gateway's own conversation at those of the agents that keep none,
+    `own_agents`, and `own_message` the id of an answer that the gateway keeps, if the platform
+    gives it none.
     `task` is the kind of background call; `asked` is then the name that the caller asked
     if `model` answers in its place, and `answer` the text if the gateway answers by itself.
 
@@ -128,6 +129,7 @@ class ChatRequest:
     home: str = ""
     resent: int = 0
     own_conversation: str = ""
+    own_agents: tuple[str, ...] = ()
     own_message: str = ""
     resume: Resume | None = None  # the question is the same in words
     audio: Speech | Recording | None = None  # in place of a question: there are no messages then
@@ -142,9 +144,20 @@ class ChatRequest:
         """Ask in a conversation that the gateway has recalled, before anything is sent."""
         self.home, self.conversation_id, self.resent = agent, conversation, resent
 
-    def continue_own(self, conversation: str, earlier: tuple[Message, ...] = ()) -> None:
-        """Ask in a conversation that the gateway itself keeps, after its earlier turns."""
-        self.own_conversation = conversation
+    def reply_with(self, reply: Resume) -> None:
+        """The question is a reply to a bot that waits."""
+        self.resume = reply
+
+    def own_at(self, agent: str) -> str:
+        """The gateway's own conversation at that agent, or ""."""
+        return self.own_conversation if agent in self.own_agents else ""
+
+    def continue_own(
+        self, conversation: str, agents: tuple[str, ...], earlier: tuple[Message, ...] = ()
+    ) -> None:
+        """Ask in a conversation that the gateway itself keeps for those agents, after its earlier
+        turns."""
+        self.own_conversation, self.own_agents = conversation, agents
         self.conversation_id = None
         self.messages = (*earlier, *self.messages)
 

@@ -49,7 +49,7 @@ class Notes:
         self._agent = agent
         self._begun: Begin | None = None
         self._members: dict[str, Any] | None = None  # by note; most answers have none
-        self.conversation = public_id(chat, agent, chat.own_conversation)
+        self.conversation = public_id(chat, agent, chat.own_at(agent))
         self.id = self.conversation
         self.is_stopped = False  # by its user, before its end
 
@@ -69,7 +69,7 @@ class Notes:
     def message_id(self) -> str:
         """The answer's id at whoever keeps the conversation."""
         begun, chat = self._begun, self._chat
-        if chat.own_conversation and not (begun is not None and begun.conversation_id):
+        if chat.own_at(self._agent) and not (begun is not None and begun.conversation_id):
             return chat.own_message
         return (begun.message_id if begun is not None else "") or chat.own_message
 

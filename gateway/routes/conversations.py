@@ -25,6 +25,7 @@ from gateway.errors import (
     MessageNotFound,
     NotFound,
     NotOffered,
+    UpstreamTimeout,
 )
 from gateway.http.answer import answering
 from gateway.http.body import (
@@ -58,6 +59,7 @@ from gateway.times import iso
 _PAGE, _LARGEST_PAGE = 20, 100
 _FETCH_S = 10.0
 _AT_ONCE = 4  # calls to platforms
+_DELETE_S = 60.0  # for all of a call that deletes many, if platforms hang
 MAX_DELETED = 500  # conversations in one call
 _FAR_MS = 1 << 53
 _SCOPE = ("user", "agent")  # the query of every address
@@ -65,6 +67,7 @@ MAX_TITLE = 100  # characters, as Coze allows
 MAX_COMMENT = 2000
 MAX_REPLY = 20_000  # characters
 _LONGEST_ID = 1200
+_LONGEST_USER = 1024
 
 
 def _line(value: str) -> str:
@@ -146,11 +149,19 @@ async def described_rows(
     request: web.Request, owner: Owner
 ) -> AsyncIterator[tuple[Conversation, dict[str, Any]]]:
     """All conversations of the owner, each with its description."""
+    async for row in _all_rows(request, owner):
+        yield row, _described(request, row)
+
+
+async def _all_rows(
+    request: web.Request, owner: Owner, agent: str = ""
+) -> AsyncIterator[Conversation]:
+    """All conversations of the owner, those of agents that are gone included."""
     register, before = _register(request), _cursor("")
-    while rows := await register.page(owner, "", _LARGEST_PAGE, before):
+    while rows := await register.page(owner, agent, _LARGEST_PAGE, before):
         for row in rows:
-            if _may_see(request, row):
-                yield row, _described(request, row)
+            if _may_see(request, row, with_gone=True):
+                yield row
         last = rows[-1]
         before = (last.updated_ms, last.agent, last.id)
 
@@ -158,13 +169,13 @@ async def described_rows(
 async def _kept_turns(
     register: Register, one: Conversation, limit: int, before: str
 ) -> tuple[list[dict[str, Any]], str]:
-    rows = await register.turns((one.agent, one.id), limit, before)
+    rows, older = await register.turns((one.agent, one.id), limit, before)
     turns = [
         {**row.body, "id": row.id, "created": row.created_ms // 1000}
         for row in reversed(rows)
         if row.body["status"] != CLEARED
     ]
-    return turns, rows[-1].place if len(rows) == limit else ""
+    return turns, older
 
 
 # Changing.
@@ -215,9 +226,9 @@ async def clear(request: web.Request) -> web.Response:
 async def stop(request: web.Request) -> web.Response:
     """Stop the answer under way in it, at whichever replica; `platform` says whether the bot is
     asked to stop as well. A new conversation is not in the register yet."""
-    owner, id_ = _owner(request), _id(request)
+    owner, id_, agents = _owner(request), _id(request), _asked_agents(request)
     await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
-    result = await request.app[STOPS].stop(owner, id_)
+    result = await request.app[STOPS].stop(owner, id_, agents)
     if result is None:
         await _find(request)  # raises if it is another's
     data = {"id": request.match_info["id"], "stopped": result is not None, "platform": result}
@@ -239,25 +250,27 @@ async def delete_all(request: web.Request) -> web.Response:
 
 async def deleted(request: web.Request, owner: Owner, agent: str = "") -> dict[str, Any]:
     """Delete conversations, and report what each platform has confirmed."""
-    register, limit = _register(request), asyncio.Semaphore(_AT_ONCE)
-    rows = [
-        row
-        for row in await register.page(owner, agent, MAX_DELETED, _cursor(""))
-        if _may_see(request, row)
-    ]
+    limit, loop = asyncio.Semaphore(_AT_ONCE), asyncio.get_running_loop()
+    rows, is_whole, ends_at = list[Conversation](), True, loop.time() + _DELETE_S
+    async for row in _all_rows(request, owner, agent):
+        if not (is_whole := len(rows) < MAX_DELETED):
+            break
+        rows.append(row)
 
     async def one(row: Conversation) -> dict[str, Any]:
         async with limit:
             try:
+                if loop.time() > ends_at:
+                    raise UpstreamTimeout("The others took too long; send the call again.")
                 done = await _delete(request, row)
             except GatewayError as error:
                 shown = request[CONTEXT].failed(error)
                 return {**_named(request, row), "deleted": False, "problem": shown.message}
         return {**_named(request, row), "deleted": True, "platform": done}
 
-    report = await asyncio.gather(*(one(row) for row in rows))
-    remaining = await register.page(owner, agent, 1, _cursor(""))
-    return {"conversations": list(report), "is_complete": not remaining}
+    report = await asyncio.gather(*map(one, rows))
+    is_complete = is_whole and all(row["deleted"] for row in report)
+    return {"conversations": list(report), "is_complete": is_complete}
 
 
 async def _delete(request: web.Request, one: Conversation) -> str:
@@ -326,6 +339,7 @@ async def _read_reply(
         detail=body.detail,
         conversation_id=None if has_none else one.id,
         own_conversation=one.id if has_none else "",
+        own_agents=(target.name,),
         is_routed=one.model in routing.routes and len(routing.behind(one.model)) > 1,
         resume=Resume(run, body.action, body.inputs),
     )
@@ -372,9 +386,16 @@ def _register(request: web.Request) -> Register:
 
 
 def _owner(request: web.Request) -> Owner:
-    user = request.query.get("user", "")
-    if len(user) > 1024 or not user.isprintable():
-        raise InvalidRequest("'user' cannot be a user.", param="user")
+    return owner_in(request, request.query.get("user", ""))
+
+
+def owner_in(request: web.Request, user: str) -> Owner:
+    """The owner that an address names. Chats take any name of up to 1024 characters."""
+    if len(user) > _LONGEST_USER:
+        raise InvalidRequest(
+            say("'{name}' is longer than {most} characters.", name="user", most=_LONGEST_USER),
+            param="user",
+        )
     caller = caller_of(request)
     caller.named(user)  # raises if a page's token is for another user
     return owner_named(caller, caller.end_user or user)
@@ -389,10 +410,20 @@ def _asked_agent(request: web.Request) -> str:
     return known
 
 
-def _may_see(request: web.Request, one: Conversation) -> bool:
+def _asked_agents(request: web.Request) -> list[str] | None:
+    """The agents and routes that the call may be about; None is all."""
+    if name := _asked_agent(request):
+        return [name]
+    caller = caller_of(request)
+    if caller.may_ask_all:
+        return None
+    return [name for name, _ in state_of(request).routing.visible(caller)]
+
+
+def _may_see(request: web.Request, one: Conversation, *, with_gone: bool = False) -> bool:
     """Whether the caller may ask the agent, by its own name or as the route that was asked."""
     caller, routing = caller_of(request), state_of(request).routing
-    is_known = one.agent in routing.targets
+    is_known = with_gone or one.agent in routing.targets
     by_route = one.model in routing.routes and caller.may_ask(one.model, routing.behind(one.model))
     return by_route or (is_known and caller.may_ask(one.agent, [one.agent]))
 

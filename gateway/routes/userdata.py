@@ -19,10 +19,10 @@ from gateway.conversations.register import Owner
 from gateway.errors import DatabaseUnavailable, GatewayError, InvalidRequest, StorageUnavailable
 from gateway.files.library import Files, StoredFile, owner_of
 from gateway.http.body import Nothing, envelope, read_settings, require_query
-from gateway.http.context import CONTEXT, FILES, caller_of
-from gateway.http.remember import owner_named
+from gateway.http.context import CONTEXT, CONVERSATIONS, FILES, caller_of
 from gateway.http.services import services_of
-from gateway.routes.conversations import deleted, described_rows, read_messages
+from gateway.language.sentences import say
+from gateway.routes.conversations import deleted, described_rows, owner_in, read_messages
 from gateway.telemetry.call import kept_user
 from gateway.times import iso
 
@@ -30,8 +30,7 @@ _STALLED_S = 60.0
 _FILES_AT_ONCE = 100
 MAX_FILES = 2000  # that are deleted in one call
 MAX_CALLS = 10_000  # that an export lists
-_LONGEST_USER = 1024
-_MOST_MESSAGES = 5000  # of one conversation in an export
+_MOST_MESSAGES, _MOST_CHARACTERS = 5000, 8 << 20  # of one conversation in an export
 
 
 async def delete_data(request: web.Request) -> web.Response:
@@ -42,6 +41,7 @@ async def delete_data(request: web.Request) -> web.Response:
     services, caller = services_of(request), caller_of(request)
     with contextlib.suppress(DatabaseUnavailable):
         await services.recorder.flush()
+    request.app[CONVERSATIONS].drop_earlier(owner)
     report = await deleted(request, owner)
     files, has_more = await _delete_files(request.app[FILES], caller, owner.user)
     calls = await services.calls.forget(owner.caller, kept_user(owner.user))
@@ -92,13 +92,16 @@ async def _exported(request: web.Request, owner: Owner) -> AsyncIterator[bytes]:
     while row is not None:
         one, shown = row
         messages: list[dict[str, Any]] = []
-        before, problem = "", None
+        before, problem, size = "", None, 0
         try:
             while True:
                 page, before = await read_messages(request, one, 100, before)
                 messages[:0] = page
-                if not before or len(messages) >= _MOST_MESSAGES:
+                size += sum(len(turn["question"]) + len(turn["answer"]) for turn in page)
+                if not before:
                     break
+                if len(messages) >= _MOST_MESSAGES or size >= _MOST_CHARACTERS:
+                    raise _too_many(before)
         except GatewayError as error:
             problem = request[CONTEXT].failed(error).message
         yield comma + orjson.dumps({**shown, "messages": messages, "problem": problem})
@@ -112,12 +115,17 @@ async def _exported(request: web.Request, owner: Owner) -> AsyncIterator[bytes]:
     yield b'],"files":' + orjson.dumps(files) + b',"calls":' + orjson.dumps(calls) + b"}"
 
 
+def _too_many(before: str) -> GatewayError:
+    return InvalidRequest(
+        say(
+            "There are older turns: read them at …/messages?before={before} of this conversation.",
+            before=before,
+        )
+    )
+
+
 def _owner(request: web.Request) -> Owner:
-    user, caller = request.match_info["end_user"], caller_of(request)
-    if len(user) > _LONGEST_USER or not user.isprintable():
-        raise InvalidRequest("'user' cannot be a user.", param="user")
-    caller.named(user)  # raises if a page's token is for another user
-    return owner_named(caller, user)
+    return owner_in(request, request.match_info["end_user"])
 
 
 async def _files_of(files: Files, caller: Caller, user: str) -> AsyncIterator[StoredFile]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
+from hashlib import blake2b
 from operator import itemgetter
 from typing import Any, Literal
 
@@ -177,10 +178,14 @@ def first_id(began_ns: int) -> str:
 
 
 def kept_user(name: str) -> str:
-    """An end user's name in the form that the record stores."""
+    """An end user's name in the form that the record stores: other users have other forms."""
     if len(name) <= _LONGEST_USER and name.isprintable():
         return name
-    return _plain(shorten(name, _LONGEST_USER))
+    name = _plain(name)
+    if len(name) > _LONGEST_USER:
+        mark = blake2b(name.encode("utf-8", "replace"), digest_size=8).hexdigest()
+        name = f"{name[: _LONGEST_USER - 17]}…{mark}"
+    return name
 
 
 def _plain(text: str) -> str:

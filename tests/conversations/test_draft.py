@@ -12,7 +12,7 @@ OWNER = Owner("key-app", "alice")
 
 def kept(question: str, **options) -> module.Draft:
     chat = ChatRequest("gpt", (Message("user", question, **options),), "alice")
-    return draft_of(OWNER, chat, is_titled=True, is_kept=True, has_tasks=False)
+    return draft_of(OWNER, chat, is_titled=True, kept_at=("gpt",), has_tasks=False)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from gateway.conversations import register as module
 from gateway.conversations.register import Owner, Register, Turn
 from gateway.database import connect
 from gateway.errors import ConversationNotFound, DatabaseUnavailable
+from gateway.times import now_ms
 
 ALICE, BOB = Owner("key-app", "alice"), Owner("key-app", "bob")
 PLACE = ("dify", "c1")
@@ -133,7 +134,7 @@ async def test_a_kept_turn_is_there_for_the_next_question(opened):
     other = opened()
     assert [each["question"] for each in await other.history(PLACE, 10)] == ["q0", "q1", "q2"]
     assert [each["question"] for each in await other.history(PLACE, 2)] == ["q1", "q2"]
-    [found] = await other.turns(PLACE, 1, before="002")
+    [found], _ = await other.turns(PLACE, 1, before="002")
     assert (found.place, found.id, found.body["question"]) == ("001", "m001", "q1")
 
 
@@ -145,7 +146,7 @@ async def test_deleting_takes_turns_and_feedback_along(opened):
     assert (await register.ratings(row))["001"]["rating"] == "like"
     await register.delete(row)
     assert await register.named(ALICE, "c1") == []
-    assert await register.turns(PLACE, 10) == []
+    assert await register.turns(PLACE, 10) == ([], "")
     assert await register.ratings(row) == {}
 
 
@@ -166,7 +167,7 @@ async def test_what_is_older_than_keep_is_deleted(opened):
     await register.flush()
     await register.sweep()
     assert await register.named(ALICE, "c1") == []
-    assert await register.turns(PLACE, 10) == []
+    assert await register.turns(PLACE, 10) == ([], "")
 
 
 class Broken:
@@ -175,7 +176,7 @@ class Broken:
     def __init__(self, database):
         self.queries, self.load = database.queries, database.load
         self._database = database
-        self.is_down, self.hold = False, asyncio.Event()
+        self.is_down, self.fault, self.hold = False, None, asyncio.Event()
         self.hold.set()
 
     @asynccontextmanager
@@ -183,6 +184,8 @@ class Broken:
         await self.hold.wait()
         if self.is_down:
             raise DatabaseUnavailable
+        if self.fault:
+            raise self.fault
         async with self._database.transaction() as conn:
             yield conn
 
@@ -262,3 +265,58 @@ async def test_owners_in_memory_have_a_bound(monkeypatch):
         register.note(ALICE, ("dify", f"c{number}"))
     assert await is_refused(register, BOB, ("dify", "c49"))
     assert not await is_refused(register, BOB, ("dify", "c1"))
+
+
+async def test_long_turns_are_read_in_parts(opened, monkeypatch):
+    monkeypatch.setattr(module, "MAX_READ", 5000)
+    register = opened()
+    for number in range(40):
+        register.note(ALICE, PLACE, turn=turn(f"{number:03}", f"{number:03}" + "q" * 1000))
+    seen, before, pages = [], "", 0
+    while before or not pages:
+        found, before = await register.turns(PLACE, 100, before)
+        assert len(found) <= 10
+        seen += [each.place for each in found]
+        pages += 1
+    assert seen == [f"{number:03}" for number in reversed(range(40))]
+    assert len(await register.history(PLACE, 100)) == 10
+
+
+async def test_a_call_that_was_deleted_meanwhile_is_not_kept(opened):
+    register = opened()
+    register.note(ALICE, PLACE)
+    [one] = await register.named(ALICE, "c1")
+    began_ms = now_ms()
+    await register.delete(one)
+    register.note(ALICE, PLACE, turn=turn("001", "q"), began_ms=began_ms)
+    assert await register.named(ALICE, "c1") == []
+    register.drop_earlier(ALICE)
+    register.note(ALICE, ("dify", "new"), began_ms=began_ms)
+    register.note(BOB, ("dify", "other"), began_ms=began_ms)
+    register.note(ALICE, PLACE, began_ms=now_ms() + 1)
+    assert [row.id for row in await register.page(ALICE, "", 9, FIRST)] == ["c1"]
+    assert [row.id for row in await register.page(BOB, "", 9, FIRST)] == ["other"]
+
+
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+async def test_what_one_caller_sends_loses_nothing_of_others(opened):
+    """PostgreSQL refuses a NUL."""
+    register = opened()
+    register.note(ALICE, PLACE)
+    register.note(Owner("key-other", "a\0b"), ("dify", "c2"))
+    register.note(BOB, ("dify", "c3"))
+    await register.flush()
+    assert register.lost == 1
+    assert [row.id for row in await register.named(ALICE, "c1")] == ["c1"]
+    assert [row.id for row in await register.named(BOB, "c3")] == ["c3"]
+
+
+async def test_an_unforeseen_failure_does_not_reach_the_call(broken):
+    """Such as a table that somebody has removed."""
+    register = Register(broken)
+    broken.fault = RuntimeError("no such table")
+    register.note(ALICE, PLACE, turn=turn("001", "q"))
+    await register.settle()
+    broken.fault = None
+    assert await register.history(PLACE, 10) == [said("q")]
+    await register.close()

@@ -144,6 +144,25 @@ async def test_a_message_of_an_openai_client_is_a_reply_too(waiting, text):
     assert form["inputs"] == ({"comment": "没问题"} if "comment" in text else {})
 
 
+async def test_a_message_that_was_a_reply_ends_the_wait(waiting):
+    it = await waiting(reply(), Script([RESUMED]))
+    await it.ask("1", conversation_id=CONVERSATION)
+    assert await it.waits_for() is None
+
+
+CUT = Script([RESUMED[: len(RESUMED) // 3]], end="reset")
+
+
+async def test_a_rest_that_was_cut_can_be_asked_for_again(waiting):
+    sent = reply("412 Precondition Failed", code="human_input_form_submitted")
+    it = await waiting(reply(), CUT, sent, Script([RESUMED]))
+    status, _ = await it.reply(action="approve")
+    assert status == 502
+    status, answer = await it.reply(action="approve")
+    assert (status, bool(answer["choices"][0]["message"]["content"])) == (200, True)
+    assert await it.waits_for() is None
+
+
 async def test_another_message_is_a_question(waiting):
     it = await waiting(Script([PAUSED]))
     await it.ask("what is this about?", conversation_id=CONVERSATION)

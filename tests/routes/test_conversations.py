@@ -1,12 +1,16 @@
 """/api/v1/conversations, and who may reach a conversation, over HTTP."""
 
 import asyncio
+from urllib.parse import quote
 
 import pytest
 from aiohttp import FormData
 from conftest import AGENTS
 
+from gateway.conversations import register
 from gateway.http.context import CONVERSATIONS, SERVICES
+from gateway.routes import conversations as routes
+from gateway.routes import userdata
 
 KEYS = [
     {"name": "app", "key": "sk-app-key-000001", "permissions": ["chat", "upload"]},
@@ -121,6 +125,42 @@ async def test_a_history_that_the_client_sends_is_its_own(house):
     answer = await house.ask(query="", messages=turns)
     assert "conversation_id" not in answer["gateway"]
     assert await house.titles() == []
+
+
+async def test_a_history_with_an_id_is_the_clients_as_well(house):
+    house = await house()
+    id_ = await house.begin(query="one")
+    turns = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": "shorter"},
+        {"role": "user", "content": "two"},
+    ]
+    answer = await house.ask(query="", conversation_id=id_, messages=turns)
+    assert answer["id"] == id_
+    assert [turn["content"] for turn in house.sent("openai")] == ["one", "shorter", "two"]
+    page = await house.get(f"/{id_}/messages")
+    assert [turn["question"] for turn in page["messages"]] == ["one", "two"]
+
+
+DEAD = {"base_url": "http://127.0.0.1:9", "retries": 0}
+
+
+@pytest.mark.parametrize("fallback", ["openai", "dify"])
+async def test_a_conversation_goes_on_where_the_route_began_it(house, demo, fallback):
+    """The first agent of the route is down: whoever answers decides who keeps the conversation."""
+    served = await demo(fallback, key=AGENTS[fallback]["api_key"])
+    first = "dify" if fallback == "openai" else "openai"
+    agents = {
+        "gpt": {**AGENTS[first], **DEAD},
+        "other": {**AGENTS[fallback], "base_url": served.url},
+    }
+    house = await house(agents=agents, routes={"both": ["gpt", "other"]})
+    id_ = await house.begin("both", "one")
+    assert (await house.ask("both", "two", conversation_id=id_))["id"] == id_
+    page = await house.get(f"/{id_}/messages")
+    assert [turn["question"] for turn in page["messages"]] == ["one", "two"]
+    kept_by = "gateway" if fallback == "openai" else "platform"
+    assert (await house.get(f"/{id_}"))["kept_by"] == kept_by
 
 
 async def test_off_keeps_no_words(house):
@@ -360,6 +400,22 @@ async def test_a_deleted_conversation_is_gone(house):
     assert status == 404
 
 
+async def test_what_is_deleted_while_it_is_answered_stays_deleted(house):
+    house = await house()
+    id_ = await house.begin()
+    house.demos["openai"].pace_s = 0.02
+    headers = {"Agent": "gpt", "Authorization": f"Bearer {APP}"}
+    body = {"query": "two", "user": "alice", "stream": True}
+    for named in ({"conversation_id": id_}, {}):
+        async with house.gateway.post("/api/v1/chat", {**body, **named}, headers=headers) as answer:
+            await answer.content.readany()
+            path = f"{PATH}/{id_}" if named else "/users/alice/data"
+            status, _ = await house.api("DELETE", f"{path}?user=alice" if named else path, APP)
+            assert status == 200
+            assert "[DONE]" in await answer.text()
+        assert await house.titles() == []
+
+
 async def test_all_of_a_user_are_deleted_and_no_others(house):
     house = await house()
     for agent in ("gpt", "zhipu", "dify"):
@@ -500,8 +556,88 @@ async def test_a_misspelt_wish_deletes_nothing(house):
     assert (status, await house.titles()) == (400, ["hi"])
 
 
-@pytest.mark.parametrize("user", ["%00", "a%0Ab", "x" * 1100])
-async def test_a_name_that_cannot_be_one_is_refused(house, user):
+async def test_two_long_names_are_two_users(house):
     house = await house()
-    status, _ = await house.api("GET", f"/users/{user}/data", APP)
-    assert status in (400, 404)
+    long = "x" * 1000
+    await house.begin(user=f"{long}-alice")
+    await house.gateway.app[SERVICES].recorder.flush()
+    for name, count in ((f"{long}-bob", 0), (f"{long}-alice", 1)):
+        status, data = await house.api("GET", f"/users/{name}/data", APP)
+        assert (status, len(data["calls"])) == (200, count)
+        status, answer = await house.api("DELETE", f"/users/{name}/data", APP)
+        assert (status, answer["data"]["calls"]) == (200, count)
+
+
+@pytest.mark.parametrize("user", ["王\u3000小明", "👩\u200d💻", "a\nb", "a\0b", "a/b", "%00"])
+async def test_who_may_ask_has_a_list_and_can_be_deleted(house, user):
+    house = await house()
+    await house.begin(user=user)
+    named = quote(user, safe="")
+    assert len((await house.get(user=named))["conversations"]) == 1
+    await house.gateway.app[SERVICES].recorder.flush()
+    status, data = await house.api("GET", f"/users/{named}/data", APP)
+    assert (status, len(data["conversations"]), len(data["calls"])) == (200, 1, 1)
+    status, answer = await house.api("DELETE", f"/users/{named}/data", APP)
+    assert (status, len(answer["data"]["conversations"]), answer["data"]["calls"]) == (200, 1, 1)
+
+
+@pytest.mark.parametrize("user", ["%FF", "%ED%A0%80", "x" * 1100])
+async def test_a_name_that_no_chat_has_finds_nothing(house, user):
+    house = await house()
+    for path in (f"/users/{user}/data", f"{PATH}?user={user}"):
+        status, answer = await house.api("GET", path, APP)
+        assert status in (200, 400), answer
+
+
+async def test_those_of_an_agent_that_is_gone_are_exported_and_deleted(house):
+    first = await house()
+    await first.begin("zhipu", "kept here")
+    await first.begin("dify", "kept there")
+    await first.gateway.app[CONVERSATIONS].flush()
+    second = await house(
+        agents={"gpt": {**AGENTS["openai"], "base_url": "http://127.0.0.1:9"}}, routes={}
+    )
+    status, data = await second.api("GET", "/users/alice/data", APP)
+    there, here = data["conversations"]
+    assert (here["messages"][0]["question"], there["messages"]) == ("kept here", [])
+    assert "no longer in config.yaml" in there["problem"]
+    status, answer = await second.api("DELETE", "/users/alice/data", APP)
+    assert [one["deleted"] for one in answer["data"]["conversations"]] == [True, True]
+    assert answer["data"]["is_complete"] is True
+    status, data = await second.api("GET", "/users/alice/data", APP)
+    assert data["conversations"] == []
+
+
+async def test_a_page_of_few_agents_can_be_complete(house):
+    house = await house()
+    await house.begin("gpt")
+    body = {"user": "alice", "permissions": ["chat"], "agents": ["dify"]}
+    token = (await house.api("POST", "/tokens", APP, body))[1]["data"]["token"]
+    await house.gateway.ask(token, "dify")
+    status, answer = await house.api("DELETE", PATH, token)
+    assert (len(answer["data"]["conversations"]), answer["data"]["is_complete"]) == (1, True)
+    assert await house.titles() == ["hi"]
+
+
+async def test_a_platform_that_hangs_ends_a_deletion_in_time(house, monkeypatch):
+    monkeypatch.setattr(routes, "_DELETE_S", -1.0)
+    house = await house()
+    await house.begin("gpt")
+    status, answer = await house.api("DELETE", f"{PATH}?user=alice", APP)
+    [one] = answer["data"]["conversations"]
+    assert (one["deleted"], answer["data"]["is_complete"]) == (False, False)
+    assert "again" in one["problem"]
+    assert await house.titles() == ["hi"]
+
+
+async def test_an_export_says_what_it_leaves_out(house, monkeypatch):
+    monkeypatch.setattr(userdata, "_MOST_CHARACTERS", 2000)
+    monkeypatch.setattr(register, "MAX_READ", 1000)
+    house = await house()
+    id_ = await house.begin(query="q0" + "q" * 500)
+    for number in range(1, 14):
+        await house.ask(query=f"q{number}" + "q" * 500, conversation_id=id_)
+    status, data = await house.api("GET", "/users/alice/data", APP)
+    [one] = data["conversations"]
+    assert (len(one["messages"]), "before=" in one["problem"]) == (10, True)
+    assert one["messages"][-1]["question"].startswith("q13")

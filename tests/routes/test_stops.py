@@ -6,12 +6,16 @@ import json
 import pytest
 from conftest import AGENTS, Script, streamed
 
+from gateway.conversations.register import Register
+from gateway.http import remember
+
 KEY = "sk-app-key-000001"
 AUTH = {
     "anonymous": False,
     "jwt_secret": "0123456789abcdef" * 2,
     "keys": [{"name": "app", "key": KEY, "permissions": ["chat"]}],
 }
+WORD = b'data: {"id":"m","choices":[{"index":0,"delta":{"content":"one "}}]}\n\n'
 CREATED = b'event: conversation.chat.created\ndata: {"id":"r1","conversation_id":"77"}\n\n'
 
 
@@ -54,6 +58,7 @@ async def stopping(gateway, scripted, tmp_path):
             Script([CREATED, *pieces], end="hang"), Script([b'{"code":0}'], headers={})
         )
         agents = {"bot": {**AGENTS["coze"], "base_url": upstream.url, "retries": 0}}
+        agents["other"] = {**AGENTS["coze"], "base_url": upstream.url}
         settings = {"agents": agents, "auth": AUTH, **config}
         settings.setdefault("database", f"sqlite:///{tmp_path}/gateway.db")
         settings["record"] = {"spool": str(tmp_path / "spool")}
@@ -138,3 +143,55 @@ async def test_another_replica_can_be_asked(stopping, gateway, redis_server, pos
     assert (status, b'"stopped":true' in raw) == (200, True)
     status, _ = await it.stop(user="bob", gateway=other)
     assert status == 404
+
+
+ENDS = [{"stream": True}, {"stream": False}, {"stream": False, "keepalive": 0.05}]
+
+
+@pytest.mark.parametrize("mode", ENDS)
+async def test_a_second_stop_finds_the_end_on_its_way(
+    gateway, scripted, tmp_path, monkeypatch, mode
+):
+    """The end waits for the turn to be kept; a stop in this moment must not break it off."""
+    upstream = await scripted(Script([WORD], end="hang"))
+    stream, keepalive = mode["stream"], mode.get("keepalive")
+    gw = await gateway(
+        agents={"bot": {**AGENTS["openai"], "base_url": upstream.url, "retries": 0}},
+        auth=AUTH,
+        database=f"sqlite:///{tmp_path}/gateway.db",
+        record={"spool": str(tmp_path / "spool")},
+        server={"keepalive_whole": True, "keepalive": keepalive} if keepalive else {},
+    )
+    it, settling, is_settled = Stopping(gw, upstream), asyncio.Event(), asyncio.Event()
+    monkeypatch.setattr(remember, "new_id", lambda digits: "a1b2")
+
+    async def settle(register):
+        settling.set()
+        await is_settled.wait()
+
+    monkeypatch.setattr(Register, "settle", settle)
+    asking = asyncio.create_task(it.ask(stream=stream))
+    data = await it.until_stopped(conversation="a1b2")
+    await settling.wait()
+    assert (await it.stop("a1b2"))[1]["data"] == data
+    is_settled.set()
+    status, raw = await asking
+    assert (status, b'"stopped":true' in raw) == (200, True)
+
+
+async def test_a_page_stops_answers_of_its_own_agents_alone(stopping):
+    it = await stopping(delta("one "))
+    body = {"user": "alice", "agents": ["other"]}
+    token = (await it.gateway.api("POST", "/tokens", KEY, body))[1]["data"]["token"]
+    asking = asyncio.create_task(it.ask(stream=True))
+    async with asyncio.timeout(5):
+        while not it.upstream.bodies("/v3/chat"):
+            await asyncio.sleep(0.01)
+    for _ in range(3):
+        status, _ = await it.gateway.api("POST", "/conversations/77/stop", token)
+        assert status == 404
+    status, _ = await it.gateway.api("POST", "/conversations/77/stop?user=alice&agent=other", KEY)
+    assert status == 404
+    assert not asking.done()
+    await it.until_stopped()
+    await asking

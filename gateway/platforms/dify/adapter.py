@@ -92,6 +92,7 @@ _FRESH_S = 300.0  # how long an app's rules for files are cached
 class Dify(DifyConversations):
     kind = "dify"
     keeps_files = True
+    keeps_forms = True
     restarts = True
     checks_inputs = True
 
@@ -116,6 +117,7 @@ class Dify(DifyConversations):
 
     def prepare(self, chat: ChatRequest) -> Step:
         if reply := self._reply(chat):
+            chat.reply_with(reply)
             return resume(reply.state, reply, chat.user, self._api, self._headers)
         require_question(chat)
         if self._mode is None:
