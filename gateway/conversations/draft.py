@@ -7,6 +7,7 @@ from typing import Any
 
 from gateway.conversations.latest import head
 from gateway.conversations.register import Owner
+from gateway.protocol.client_texts import question_of
 from gateway.protocol.history import PastFile, PastTurn, Status, past_file
 from gateway.protocol.messages import ChatRequest, Message, Usage
 
@@ -66,7 +67,8 @@ class Draft:
 def title_of(messages: Sequence[Message]) -> str:
     """A title from the first question."""
     text = next((turn.text for turn in messages if turn.role == "user"), "")
-    text = " ".join("".join(c if c.isprintable() else " " for c in text[:1000]).split())
+    text = question_of(text)[:1000]
+    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"
 
 

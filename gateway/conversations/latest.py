@@ -8,6 +8,7 @@ from collections.abc import Container
 from typing import NamedTuple
 
 from gateway.conversations.register import Owner
+from gateway.protocol.client_texts import question_of
 
 MAX_OWNERS = 5000
 _EACH = 16
@@ -49,4 +50,5 @@ class Latest:
 
 
 def head(question: str) -> str:
-    return " ".join(question[: 4 * _HEAD].split())[:_HEAD]
+    """Its beginning, the same for a question with its files and without them."""
+    return " ".join(question_of(question)[: 4 * _HEAD].split())[:_HEAD]

@@ -13,7 +13,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 from zlib import crc32
 
-from gateway.protocol.client_texts import FILES, FILES_END
+from gateway.protocol.client_texts import question_of
 from gateway.protocol.messages import Media, Message
 
 VERSION = b"v1"  # of this form; another one finds nothing that was stored before
@@ -30,27 +30,10 @@ _LONGEST_TAG = 300
 
 def user_text(text: str) -> str:
     """The text of a user's turn, without what a client has wrapped around it."""
-    text = _unwrapped(text)
+    text = question_of(text)
     if not text.isascii() and len(text) <= _NORMALIZED:
         text = unicodedata.normalize("NFKC", text)
     return " ".join(text.split())
-
-
-def _unwrapped(text: str) -> str:
-    """The question in Open WebUI's and LangBot's forms; another text as it is."""
-    stripped = text.strip()
-    if stripped.endswith("</user_message>"):
-        begin = stripped.rfind("<user_message>")
-        return text if begin < 0 else stripped[begin + 14 : -15]
-    if stripped.startswith("### Task:") and "<context>" in stripped:
-        ends = ("</context>", FILES_END)
-    elif stripped.startswith((FILES, "<system_reminder>")):
-        ends = (FILES_END, "</system_reminder>")
-    else:
-        return text
-    places = [stripped.rfind(end) + len(end) for end in ends if end in stripped]
-    after = max(places, default=0)
-    return stripped[after:] if stripped[after:].strip() else text
 
 
 def letters(text: str) -> bytes:

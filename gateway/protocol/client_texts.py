@@ -20,6 +20,24 @@ def unwrapped(
     return tuple(out) if out else messages
 
 
+def question_of(text: str) -> str:
+    """The question in the forms in which Open WebUI and LangBot send it with the files or the
+    knowledge for it; another text as it is."""
+    stripped = text.strip()
+    if stripped.endswith("</user_message>"):
+        begin = stripped.rfind("<user_message>")
+        return text if begin < 0 else stripped[begin + 14 : -15]
+    if stripped.startswith("### Task:") and "<context>" in stripped:
+        ends = ("</context>", FILES_END)
+    elif stripped.startswith((FILES, "<system_reminder>")):
+        ends = (FILES_END, "</system_reminder>")
+    else:
+        return text
+    places = [stripped.rfind(end) + len(end) for end in ends if end in stripped]
+    after = max(places, default=0)
+    return stripped[after:] if stripped[after:].strip() else text
+
+
 def _unwrapped(turn: Message) -> Message:
     if turn.role != "user" or FILES not in turn.text:
         return turn

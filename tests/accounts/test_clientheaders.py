@@ -93,7 +93,7 @@ def test_no_error_holds_the_secret_or_the_token():
 
 
 @pytest.fixture
-async def signed(gateway, demo):
+async def signed(gateway, demo, tmp_path):
     """A gateway whose key wants the signed header, the demo Dify and the demo OpenAI behind it."""
     dify, openai = await demo("dify"), await demo("openai", key="sk-upstream-key")
     agents = {
@@ -104,13 +104,21 @@ async def signed(gateway, demo):
         "name": "webui", "key": KEY, "permissions": ["chat", "upload"],
         "trust_client_headers": True, "client_headers_secret": SECRET,
     }  # fmt: skip
-    gw = await gateway(agents=agents, auth={"anonymous": False, "keys": [key]})
+    auth = {"anonymous": False, "keys": [key], "jwt_secret": SECRET[::-1]}
+    gw = await gateway(agents=agents, auth=auth, database=f"sqlite:///{tmp_path}/g.db")
     return gw, dify.demo, openai.demo
 
 
 async def complete(gw: Any, headers: dict[str, str], **members: Any) -> Any:
     body = {"model": "bot", "messages": [{"role": "user", "content": "hi"}], **members}
-    return await gw.post("/v1/chat/completions", body, headers={**BEARER, **headers})
+    answer = await gw.post("/v1/chat/completions", body, headers={**BEARER, **headers})
+    await answer.read()
+    return answer
+
+
+async def got(gw: Any, path: str, headers: dict[str, str]) -> tuple[int, Any]:
+    async with gw.get(path, headers=headers) as answer:
+        return answer.status, await answer.json()
 
 
 def users(demo: Any) -> list[str]:
@@ -136,9 +144,11 @@ async def test_without_a_valid_signature_the_key_opens_nothing(signed, headers):
     body, agent = {"query": "hi", "user": "ann"}, {"Agent": "bot"}
     own = await gw.post("/api/v1/chat", body, headers={**everything, **agent})
     token_ = await gw.post("/api/v1/tokens", {"user": "ann"}, headers=everything)
-    models = await gw.get("/v1/models", headers=everything)
-    assert [answer.status for answer in (own, token_, models)] == [401, 401, 401]
-    assert (await models.json())["error"]["code"] == "invalid_token"
+    for answer in (own, token_):
+        assert answer.status == 401
+        await answer.read()
+    status, models = await got(gw, "/v1/models", everything)
+    assert (status, models["error"]["code"]) == (401, "invalid_token")
     assert not users(dify)
 
 
@@ -149,8 +159,21 @@ async def test_a_body_cannot_name_another_user_than_the_signature(signed):
     plain = {SIGNED: token("ann"), "X-OpenWebUI-User-Id": "ben"}
     assert (await complete(gw, plain)).status == 200
     headers = {**BEARER, SIGNED: token("ann")}
-    assert (await gw.post("/api/v1/tokens", {"user": "ben"}, headers=headers)).status == 403
+    async with gw.post("/api/v1/tokens", {"user": "ben"}, headers=headers) as answer:
+        assert answer.status == 403
     assert users(dify) == ["key-webui/ann"] * 2
+
+
+async def test_conversations_and_data_are_the_signed_users_own(signed):
+    gw, _, _ = signed
+    for user in ("ann", "ben"):
+        assert (await complete(gw, {SIGNED: token(user)})).status == 200
+    ann = {**BEARER, SIGNED: token("ann")}
+    _, page = await got(gw, "/api/v1/conversations", ann)
+    assert len(page["data"]["conversations"]) == 1
+    for path in ("/api/v1/conversations?user=ben", "/api/v1/users/ben/data"):
+        assert (await got(gw, path, ann))[0] == 403
+    assert (await got(gw, "/api/v1/users/ann/data", ann))[0] == 200
 
 
 async def test_a_history_is_joined_for_its_own_user_alone(signed):
@@ -171,8 +194,9 @@ async def test_a_history_is_joined_for_its_own_user_alone(signed):
 async def test_a_signed_key_has_all_of_v1_unlike_a_page(signed):
     gw, _, openai = signed
     body = {"model": "model/embedder", "input": "text"}
-    answer = await gw.post("/v1/embeddings", body, headers={**BEARER, SIGNED: token("ann")})
-    assert answer.status == 200
+    headers = {**BEARER, SIGNED: token("ann")}
+    async with gw.post("/v1/embeddings", body, headers=headers) as answer:
+        assert answer.status == 200
     assert openai.requests[-1][0] == "/v1/embeddings"
 
 

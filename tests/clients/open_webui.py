@@ -29,6 +29,7 @@ SIGNED = {
 PLAIN = {
     "environ": {"ENABLE_FORWARD_USER_INFO_HEADERS": "true"}, "key": {"trust_client_headers": True},
 }  # fmt: skip
+SUGGESTED = ["还能做什么？", "怎么接入我的智能体？"]  # by the demo Dify, after any answer
 NOTES = b"Workshop notes. The blue bench opens at nine. The gauge is in drawer four."
 
 
@@ -50,7 +51,10 @@ async def start(tmp_path, demo, http):
         return process.url
 
     async def begin(agents: Any = None, key: Any = None, environ: Any = None, **config: Any):
-        dify, model = await demo("dify", key="app-key"), await demo("openai", key="sk-model")
+        dify, model = (
+            await demo("dify", key="app-key", suggests=True),
+            await demo("openai", key="sk-model"),
+        )
         config["agents"] = {
             "bot": {"platform": "dify", "api_key": "app-key", "base_url": dify.url},
             "model": {"platform": "openai", "api_key": "sk-model", "base_url": model.url},
@@ -83,6 +87,7 @@ async def test_branches_of_a_chat_are_conversations(start):
     first = await chat.ask("Where is the chain gauge?")
     assert "Your previous question was" in await chat.ask("And the pump?")
     assert (await chat.stored())["title"] == "Where is the chain gauge"
+    assert await chat.follow_ups() == SUGGESTED
     await chat.regenerate()
     await chat.ask("Who has it?")
     await chat.edit(1, "And the oil?")
@@ -102,8 +107,8 @@ def hang(demo: Any, pieces: int) -> list[str]:
     said: list[str] = []
     speak = demo.pieces
 
-    async def spoken(speech: Any, stream: Any) -> AsyncIterator[tuple[str, str]]:
-        async for kind, piece in speak(speech, stream):
+    async def spoken(*args: Any) -> AsyncIterator[tuple[str, str]]:
+        async for kind, piece in speak(*args):
             if len(said) == pieces:
                 await asyncio.sleep(60)
             said.append(piece)
@@ -159,7 +164,9 @@ async def test_a_question_about_a_file_is_no_background_call(start):
     person, dify = await start(**SIGNED)  # embeddings and searches for queries, too
     chat = Chat(person, "bot")
     await chat.ask("Where is the gauge?", await person.upload("notes.txt", NOTES, "text/plain"))
+    assert await chat.follow_ups() == SUGGESTED
     await chat.ask("And the pump?")
+    assert await chat.follow_ups() == SUGGESTED
     await chat.regenerate()
     one, two = conversations(dify)
     assert [question.rpartition("\n\n")[2] for question in one] == [
@@ -176,6 +183,7 @@ async def test_a_picture_reaches_the_bot_once_as_a_file(start):
     chat = Chat(person, "bot")
     await chat.ask("What colour is it?", await person.upload("pic.png", PNG, "image/png"))
     await chat.ask("Why?")
+    assert await chat.follow_ups() == SUGGESTED
     assert conversations(dify) == [["What colour is it?", "Why?"]]
     first, second = runs(dify)
     assert [file["type"] for file in first["files"]] == ["image"]

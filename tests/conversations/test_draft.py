@@ -65,3 +65,13 @@ def test_a_turn_without_an_answer_is_left_out():
 def test_nothing_before_a_mark_is_given_to_a_model():
     turns = [said("one"), said("", "", CLEARED), said("two")]
     assert [turn.text for turn in earlier(turns)] == ["two", "yes"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["### Task:\nAnswer.\n<context>\n<source>notes</source>\n</context>\n\n\n\nWhere is it?",
+     "<attached_files>\n<file id='1'/>\n</attached_files>\n\nWhere is it?",
+     "<context>notes</context>\n<user_message>\nWhere is it?\n</user_message>", " Where\nis it? "],
+)  # fmt: skip
+def test_a_title_is_the_question_without_its_clients_prompt(text):
+    assert title_of([Message("system", "x"), Message("user", text)]) == "Where is it?"

@@ -358,3 +358,14 @@ async def test_follow_ups_of_an_unknown_question_are_none(all_five):
     gw, _ = all_five
     status, answer, _ = await send(gw, asked("Who was that?"), "coze")
     assert (status, json.loads(text_of(answer))) == (200, {"follow_ups": []})
+
+
+async def test_follow_ups_after_a_question_about_a_file(all_five):
+    """Its question comes in a prompt of the client, and bare in the call for follow-ups."""
+    gw, _ = all_five
+    chat = {**BODIES["open-webui", "file-1"], "stream": False}
+    assert (await send(gw, chat, "coze"))[0] == 200
+    wrapped = '<attached_files>\n<file type="file" id="1"/>\n</attached_files>\n\n'
+    for before in ("", wrapped):
+        _, answer, _ = await send(gw, asked(f"{before}Where is the chain gauge?"), "coze")
+        assert json.loads(text_of(answer))["follow_ups"]
