@@ -15,7 +15,8 @@ export function say(item, text) {
 /** Adds the files and the sources of an answer. */
 export function showNotes(item, { files = [], citations = [] }) {
   if (files.length) {
-    item.append(make('p', { className: 'files' }, ...files.map(({ url, name, type }) => link(url, name || type || 'File'))))
+    const links = files.map(({ url, name, type }) => link(url, name || type || 'File'))
+    item.append(make('p', { className: 'files' }, ...links))
   }
   if (citations.length) {
     const sources = citations.map(({ title, text, url }) => make('li', {}, link(url, title), make('p', {}, text ?? '')))

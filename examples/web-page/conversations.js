@@ -8,9 +8,10 @@ export class Conversations {
 
   /** `choose(id)` opens a conversation, null a new one; `attempt(work)` tells the user of an error. */
   constructor(place, gateway, choose, attempt) {
-    this.list = place.appendChild(make('ul'))
-    this.more = place.appendChild(button('More', () => this.attempt(() => this.#load(this.#next)), { name: 'more', hidden: true }))
     Object.assign(this, { place, gateway, choose, attempt })
+    this.list = make('ul')
+    this.more = button('More', () => attempt(() => this.#load(this.#next)), { name: 'more', hidden: true })
+    place.append(this.list, this.more)
   }
 
   /** Shows the latest page; `open` is the id of the conversation that is open. */

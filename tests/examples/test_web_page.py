@@ -7,7 +7,17 @@ import orjson
 import pytest
 from conftest import AGENTS, Script
 from playwright.async_api import Page, Route, expect
-from toolbox import END, EXAMPLES, KEY, TokenServer, chromium, copied, edit, message, with_an_ended_token
+from toolbox import (
+    END,
+    EXAMPLES,
+    KEY,
+    TokenServer,
+    chromium,
+    copied,
+    edit,
+    message,
+    with_an_ended_token,
+)
 
 SAMPLES = EXAMPLES.parent / "tests/platforms/samples/fastgpt"
 DONE = b"event: answer\ndata: [DONE]\n\n"
