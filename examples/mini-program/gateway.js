@@ -1,6 +1,7 @@
 /**
- * Chats and uploads of a WeChat mini-program. It holds no key: your server hands out tokens for the
- * user of `wx.login`. Needs base library 2.20.1 or newer, for `enableChunked`.
+ * Chats, earlier conversations and uploads of a WeChat mini-program. It holds no key: your server
+ * hands out tokens for the user of `wx.login`. Needs base library 2.20.1 or newer, for
+ * `enableChunked`.
  */
 class Gateway {
   /** @param {{gateway: string, agent: string, tokens: string}} options */
@@ -15,13 +16,20 @@ class Gateway {
 
   /**
    * Ask; `onText` gets the answer's text as it arrives. `done` becomes true at the answer's end and
-   * false after `stop()`; it is rejected with an Error whose message is for the user.
+   * false after `stop()`; it is rejected with an Error whose message is for the user. `notes` is then
+   * what the gateway says of the answer, such as its `message_id`.
    * @param {string} query
    * @param {{onText: (text: string) => void, files?: object[]}} options
    */
   ask(query, { onText, files = [] }) {
     let stopped = false
     let abort = () => {}
+    const answer = { notes: null, done: Promise.resolve(false), stop: async () => {
+      stopped = true
+      const asked = this.conversation && this.call('POST', `${place(this.conversation)}/stop`, {}, STOP_MS)
+      const data = await Promise.resolve(asked).catch(() => null)
+      if (!(data && data.stopped)) abort() // the gateway then stops the bot
+    } }
     const attempt = async () => {
       const header = await this.headers()
       return stopped ? { status: 0, error: '' } : stream({
@@ -31,6 +39,7 @@ class Gateway {
         onChunk: (chunk) => {
           if (stopped) return
           this.conversation = chunk.id
+          answer.notes = chunk.gateway || null
           const choice = chunk.choices[0]
           if (choice && choice.delta.content) onText(choice.delta.content)
         },
@@ -52,7 +61,64 @@ class Gateway {
         throw error
       }
     }
-    return { done: run(), stop: () => { stopped = true; abort() } }
+    answer.done = run()
+    return answer
+  }
+
+  /**
+   * A page of the user's conversations, the newest first; `next` is the `before` of the next page.
+   * @param {string} [before]
+   * @returns {Promise<{conversations: {id: string, title: string}[], next: string | null}>}
+   */
+  conversations(before) {
+    const query = before ? `&before=${encodeURIComponent(before)}` : ''
+    return this.call('GET', `/conversations?agent=${encodeURIComponent(this.agent)}${query}`)
+  }
+
+  /**
+   * A page of a conversation's turns, the oldest first; later questions continue it. `next` is the
+   * `before` of older turns.
+   * @param {string} id
+   * @param {string} [before]
+   * @returns {Promise<{messages: object[], next: string | null}>}
+   */
+  async open(id, before) {
+    const query = before ? `?before=${encodeURIComponent(before)}` : ''
+    const page = await this.call('GET', `${place(id)}/messages${query}`)
+    this.conversation = id
+    return page
+  }
+
+  /**
+   * Keep the user's opinion of an answer of the open conversation; null takes it back.
+   * @param {string} message
+   * @param {'like' | 'dislike' | null} rating
+   */
+  rate(message, rating) {
+    return this.call('POST', `${place(this.conversation)}/messages/${encodeURIComponent(message)}/feedback`, { rating })
+  }
+
+  /** The `data` of a call. It is rejected with an Error whose message is for the user. */
+  async call(method, path, data, timeout) {
+    const attempt = async () => {
+      const header = await this.headers()
+      return new Promise((resolve, reject) => wx.request({
+        url: `${this.gateway}/api/v1${path}`,
+        method,
+        header,
+        data,
+        timeout,
+        success: resolve,
+        fail: ({ errMsg }) => reject(new Error(errMsg)),
+      }))
+    }
+    let answer = await attempt()
+    if (answer.statusCode === 401) { // the token or its key has ended: try a new token once
+      this.refreshAt = 0
+      answer = await attempt()
+    }
+    if (answer.statusCode !== 200) throw new Error(sentence(answer.statusCode, answer.data))
+    return answer.data.data
   }
 
   /**
@@ -89,6 +155,12 @@ class Gateway {
     }
     return { Authorization: `Bearer ${this.token}`, Agent: encodeURIComponent(this.agent) }
   }
+}
+
+const STOP_MS = 3000
+
+function place(id) {
+  return `/conversations/${encodeURIComponent(id)}`
 }
 
 /**

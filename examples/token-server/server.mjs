@@ -1,6 +1,6 @@
 // Serves ../web-page and hands out its tokens: GATEWAY_KEY=sk-gw-… node server.mjs
 import { randomUUID } from 'node:crypto'
-import { readFile } from 'node:fs/promises'
+import { readFile, readdir } from 'node:fs/promises'
 import { createServer } from 'node:http'
 
 const { GATEWAY = 'http://localhost:3000', GATEWAY_KEY, PORT = '8000' } = process.env
@@ -9,11 +9,9 @@ if (!GATEWAY_KEY) {
   process.exit(1)
 }
 const WISH = { agents: ['dify'], expires_in: 900, permissions: ['chat'] }
-const FILES = {
-  '/': ['index.html', 'text/html'],
-  '/chat.js': ['chat.js', 'text/javascript'],
-  '/page.js': ['page.js', 'text/javascript'],
-}
+const PAGE = new URL('../web-page/', import.meta.url)
+const FILES = await readdir(PAGE)
+const TYPES = { html: 'text/html', css: 'text/css', js: 'text/javascript' }
 
 /** Who asks. Take your own session's user here: a random cookie only tells browsers apart. */
 function visitor(request) {
@@ -39,10 +37,10 @@ async function token(request, response) {
 createServer(async (request, response) => {
   try {
     if (request.method === 'POST' && request.url === '/token') return await token(request, response)
-    const [name, type] = FILES[request.url] ?? []
-    if (!name) return response.writeHead(404).end()
-    response.writeHead(200, { 'Content-Type': type })
-    response.end(await readFile(new URL(`../web-page/${name}`, import.meta.url)))
+    const name = request.url === '/' ? 'index.html' : request.url.slice(1)
+    if (!FILES.includes(name)) return response.writeHead(404).end()
+    const text = await readFile(new URL(name, PAGE))
+    response.writeHead(200, { 'Content-Type': TYPES[name.split('.').pop()] }).end(text)
   } catch (error) {
     console.error(error)
     response.writeHead(502, { 'Content-Type': 'application/json' }).end('{"msg": "The gateway cannot be reached."}')

@@ -1,71 +1,86 @@
-/** A conversation with one agent of the gateway. It holds no key: your server hands out tokens. */
+const STOP_MS = 3000
+
+/** One conversation: a new one, or an earlier one by its `id`. */
 export class Chat {
-  conversation = null
-  #token = null
-  #refreshAt = 0
+  #gateway
+  #running = null
 
-  constructor({ gateway, agent, tokens }) {
-    Object.assign(this, { gateway, agent, tokens })
+  constructor(gateway, id = null) {
+    this.#gateway = gateway
+    this.id = id
   }
 
-  /** Yields the answer's text as it arrives. Throws an Error whose message is for the user. */
-  async *ask(query, signal) {
-    let response = await this.#post(query, signal)
-    if (response.status === 401) { // the token or its key has ended: try a new token once
-      this.#refreshAt = 0
-      response = await this.#post(query, signal)
+  /** Yields {text, notes}: the answer's text as it arrives; `notes` is the gateway's part of the last chunk. */
+  async *ask(query) {
+    yield* this.#answer('/chat', { query, conversation_id: this.id ?? undefined })
+  }
+
+  /** The same, for the reply to a bot that waits: {action}, {inputs} or {text}. */
+  async *reply(reply) {
+    yield* this.#answer(`${this.#path}/continue`, reply)
+  }
+
+  async *#answer(path, body) {
+    const running = this.#running = new AbortController()
+    try {
+      for await (const chunk of this.#gateway.stream(path, body, running.signal)) {
+        this.id = chunk.id
+        yield { text: chunk.choices[0]?.delta.content ?? '', notes: chunk.gateway }
+      }
+    } catch (error) {
+      if (!running.signal.aborted) throw error
+    } finally {
+      if (this.#running === running) this.#running = null
     }
-    if (!response.ok) throw new Error(await sentence(response))
-    for await (const data of events(response.body)) {
-      if (data === '[DONE]') return
-      const chunk = JSON.parse(data)
-      if (chunk.error) throw new Error(chunk.error.message)
-      this.conversation = chunk.id
-      yield chunk.choices[0]?.delta.content ?? ''
-    }
-    throw new Error('The connection ended before the answer did.')
   }
 
-  async #post(query, signal) {
-    if (Date.now() >= this.#refreshAt) await this.#newToken(signal)
-    return fetch(`${this.gateway}/api/v1/chat`, {
-      method: 'POST',
-      headers: {
-        Authorization: `Bearer ${this.#token}`,
-        Agent: encodeURIComponent(this.agent),
-        'Content-Type': 'application/json',
-      },
-      body: JSON.stringify({ query, stream: true, conversation_id: this.conversation ?? undefined }),
-      signal,
-    })
+  /** Ends the answer under way: its stream then ends as a whole one does. If that fails, it is cut. */
+  async stop() {
+    const running = this.#running
+    const asked = this.id && this.#call('POST', '/stop', undefined, AbortSignal.timeout(STOP_MS))
+    const { stopped } = (await asked?.catch(() => null)) ?? {}
+    if (!stopped) running?.abort()
   }
 
-  async #newToken(signal) {
-    const response = await fetch(this.tokens, { method: 'POST', signal })
-    if (!response.ok) throw new Error(await sentence(response))
-    const { data } = await response.json()
-    this.#token = data.token
-    this.#refreshAt = Date.now() + (data.expires_in - 30) * 1000
+  /** Leaves the conversation; the gateway then stops the bot. */
+  close() {
+    this.#running?.abort()
   }
-}
 
-/** The gateway's own sentence about an error. */
-async function sentence(response) {
-  const body = await response.json().catch(() => null)
-  return body?.msg ?? `${response.status} ${response.statusText}`
-}
+  /** {title, waits_for, …} */
+  about() {
+    return this.#call('GET', '')
+  }
 
-/** The data of each event of a stream. Comments, which keep the connection alive, have none. */
-async function* events(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader()
-  let text = ''
-  for (;;) {
-    const { value, done } = await reader.read()
-    if (done) return
-    const blocks = (text + value).split('\n\n')
-    text = blocks.pop()
-    for (const block of blocks) {
-      if (block.startsWith('data: ')) yield block.slice(6)
-    }
+  /** {messages, next}: a page of turns, the oldest first; `next` leads to older ones. */
+  turns(before) {
+    return this.#call('GET', before ? `/messages?before=${encodeURIComponent(before)}` : '/messages')
+  }
+
+  rename(title) {
+    return this.#call('PUT', '', { title })
+  }
+
+  delete() {
+    return this.#call('DELETE', '')
+  }
+
+  /** `rating` is like, dislike, or null to take it back. */
+  rate(message, rating) {
+    return this.#call('POST', `/messages/${encodeURIComponent(message)}/feedback`, { rating })
+  }
+
+  /** Questions that the user may want to ask next; none if the bot suggests none. */
+  async suggestions(message) {
+    const asked = this.#call('GET', `/messages/${encodeURIComponent(message)}/suggestions`)
+    return (await asked.catch(() => ({ suggestions: [] }))).suggestions
+  }
+
+  get #path() {
+    return `/conversations/${encodeURIComponent(this.id)}`
+  }
+
+  #call(method, path, body, signal) {
+    return this.#gateway.call(method, this.#path + path, body, signal)
   }
 }

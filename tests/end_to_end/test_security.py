@@ -209,6 +209,31 @@ async def test_listed_pages_and_pages_of_this_machine_may_call(listing, origin):
         assert "Access-Control-Allow-Credentials" not in answer.headers
 
 
+@pytest.mark.parametrize("method", ["PUT", "DELETE"])
+async def test_pages_may_rename_and_delete_conversations(listing, method):
+    asks = {
+        "Origin": PAGE,
+        "Access-Control-Request-Method": method,
+        "Access-Control-Request-Headers": "agent,authorization,content-type",
+    }
+    path = f"{listing.url}/api/v1/conversations/c"
+    async with listing.client.options(path, headers=asks) as answer:
+        assert answer.status == 204
+        assert answer.headers["Access-Control-Allow-Origin"] == PAGE
+        assert method in answer.headers["Access-Control-Allow-Methods"].split(", ")
+        assert answer.headers["Access-Control-Allow-Headers"] == "agent,authorization,content-type"
+
+
+async def test_pages_may_read_what_answers_say_of_themselves(listing):
+    headers = {"Origin": PAGE, "Agent": "dify", "Authorization": f"Bearer {KEY}"}
+    async with listing.post("/api/v1/chat", {"query": "hi"}, headers=headers) as answer:
+        exposed = answer.headers["Access-Control-Expose-Headers"].split(", ")
+        own = {name.lower() for name in answer.headers if name.lower().startswith("x-")}
+        assert {"x-conversation-id", "x-gateway-agent", "x-request-id"} <= own <= {
+            *exposed, "x-content-type-options"
+        }  # fmt: skip
+
+
 @pytest.mark.parametrize("origin", ["https://evil.example", "null", f"{PAGE}.evil.example"])
 async def test_other_pages_are_refused_with_the_setting_to_change(listing, origin):
     answer = await preflight(listing, "/v1/chat/completions", origin)

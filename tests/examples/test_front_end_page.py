@@ -25,6 +25,21 @@ ask('token', 'hi', undefined, (more) => { said += more }).then(
   (error) => console.log(JSON.stringify([said, error.message])))
 """
 
+# The gateway answers SENT in turn.
+CALLS = """
+const called = [], answers = SENT
+globalThis.fetch = async (url, {method}) => {
+  called.push(`${method} ${url}`)
+  const {status, ...body} = answers[called.length - 1]
+  return new Response(JSON.stringify(body), {status})
+}
+PROGRAM
+const shown = []
+openLatest('token', (question, answer) => shown.push([question, answer])).then(
+  (conversation) => console.log(JSON.stringify([called, shown, conversation])),
+  (error) => console.log(JSON.stringify([called, shown, error.message])))
+"""
+
 # WeChat's calls, each answered as the gateway and the token server answer.
 WECHAT = """
 const sent = []
@@ -60,7 +75,7 @@ WHOLE = HALF + "data: [DONE]\n\n"
 CUT = ["你好🚲", "The connection ended before the answer did."]
 
 
-def outcome(page, which: int, around: str, sent: str) -> list[object]:
+def outcome(page, which: int, around: str, sent: object) -> list[object]:
     snippet = re.findall(r"```js\n(.*?)```", page.read_text("utf-8"), re.DOTALL)[which]
     program = around.replace("SENT", json.dumps(sent)).replace("PROGRAM", snippet)
     folder = EXAMPLES / "mini-program"  # where './gateway' is
@@ -80,9 +95,25 @@ def test_an_error_in_the_stream_is_thrown(page):
     assert outcome(page, 0, BROWSER, failed) == ["你好🚲", "Dify failed."]
 
 
+def test_the_latest_conversation_is_opened(page):
+    latest = {"conversations": [{"id": "dify:1/a"}], "next": None}
+    turns = {"messages": [{"question": "hi", "answer": "你好"}], "next": None}
+    answers = [{"status": 200, "data": latest}, {"status": 200, "data": turns}]
+    called, shown, conversation = outcome(page, 1, CALLS, answers)
+    address = "https://gw.example.com/api/v1/conversations"
+    assert called == [f"GET {address}?agent=dify&limit=1", f"GET {address}/dify%3A1%2Fa/messages"]
+    assert shown == [["hi", "你好"]]
+    assert conversation == "dify:1/a"
+
+
+def test_a_call_that_fails_is_thrown(page):
+    answers = [{"status": 404, "msg": "This gateway has no database."}]
+    assert outcome(page, 1, CALLS, answers)[2] == "This gateway has no database."
+
+
 def test_a_mini_program_uploads_a_file_and_asks_about_it(page):
-    assert outcome(page, 1, WECHAT, WHOLE) == ["你好🚲", [{"id": "file-1"}]]
+    assert outcome(page, 2, WECHAT, WHOLE) == ["你好🚲", [{"id": "file-1"}]]
 
 
 def test_a_mini_programs_stream_without_its_end_is_an_error(page):
-    assert outcome(page, 1, WECHAT, HALF) == CUT
+    assert outcome(page, 2, WECHAT, HALF) == CUT

@@ -74,7 +74,8 @@ async def play(gateway, stack, tmp_path):
             "keys": [{"name": "wx", "key": KEY, "permissions": ["chat", "upload"]}],
         }
         agents = {"dify": {**AGENTS["dify"], "base_url": upstream, **agent}}
-        gw = await gateway(agents=agents, auth=auth)
+        database, record = f"sqlite:///{tmp_path}/gateway.db", {"spool": str(tmp_path / "spool")}
+        gw = await gateway(agents=agents, auth=auth, database=database, record=record)
         play.codes = []
 
         async def token(request: web.Request) -> web.Response:
@@ -207,3 +208,56 @@ async def test_the_page_shows_questions_answers_and_errors(play, demo, tmp_path)
     assert shown["messages"][4]["text"] == "第三个"
     assert shown["busy"] is False
     assert shown["toasts"] == []
+
+
+async def test_earlier_conversations_are_listed_and_continued(play, demo):
+    _, before, turns, _, after = await play(
+        (await demo("dify")).url,
+        ["ask", "one"],
+        ["conversations"],
+        ["open", 0],
+        ["ask", "two"],
+        ["conversations"],
+    )
+    assert [one["title"] for one in before["conversations"]] == ["one"]
+    assert [turn["question"] for turn in turns["messages"]] == ["one"]
+    assert len(after["conversations"]) == 1
+
+
+async def test_an_opinion_is_kept(play, demo):
+    served = await demo("dify")
+    _, kept, turns = await play(served.url, ["ask", "one"], ["rate", 0, "like"], ["open", 0])
+    assert kept["rating"] == "like"
+    assert turns["messages"][0]["feedback"]["rating"] == "like"
+
+
+async def test_calls_that_fail_say_why(play, demo):
+    _, refused = await play((await demo("dify")).url, ["ask", "one"], ["open", 0, "nowhere"])
+    assert isinstance(refused, str)
+    assert "place" in refused
+
+
+async def test_stop_is_asked_of_the_gateway_first(play, demo):
+    stop = {"stopAt": "text"}
+    served = await demo("dify", pace_s=0.05)
+    outcome, turns = await play(served.url, ["ask", "#long", stop], ["open", 0], size=100_000)
+    assert (outcome["done"], outcome["pieces"]) == (False, 1)
+    assert [turn["question"] for turn in turns["messages"]] == ["#long"]
+    assert served.demo.stopped  # Dify is asked to stop its run, not only left
+
+
+async def test_the_page_opens_rates_and_begins(play, demo):
+    sent, opened, rated, back, begun = await play(
+        (await demo("dify")).url,
+        ["send", "one"],
+        ["first", "open"],
+        ["tap", "rate", {"index": 1, "value": "like"}],
+        ["tap", "rate", {"index": 1, "value": "like"}],
+        ["tap", "begin", {}],
+        page=True,
+    )
+    assert [one["title"] for one in sent["conversations"]] == ["one"]
+    assert opened["messages"][1]["id"] == sent["messages"][1]["id"]
+    assert [each["messages"][1].get("rating") for each in (rated, back)] == ["like", None]
+    assert begun["messages"] == []
+    assert begun["toasts"] == []

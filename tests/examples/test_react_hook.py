@@ -30,6 +30,7 @@ import { useChat, type Message, type Status } from './useChat'
 
 const shown: Status[] = []
 const of = ({ role }: Message) => role
+const about = ({ id, rating }: Message) => JSON.stringify([Boolean(id), rating])
 
 function App({ gateway }: { gateway: string }) {
   const chat = useChat({ gateway, agent: 'dify', tokens: '/token' })
@@ -39,7 +40,8 @@ function App({ gateway }: { gateway: string }) {
     <main>
       <output>{chat.status}</output>
       <p>{chat.error}</p>
-      {chat.messages.map((one, i) => <div key={i} className={of(one)}>{one.text}</div>)}
+      {chat.messages.map((one, i) => <div key={i} className={of(one)} title={about(one)}>{one.text}</div>)}
+      <pre>{JSON.stringify(chat.waitsFor)}</pre>
     </main>
   )
 }
@@ -89,7 +91,8 @@ def visit(page, gateway, project, tmp_path):
     async def visit(upstream: str, **agent: str) -> Page:
         auth = {"anonymous": False, "keys": [{"name": "web", "key": KEY}]}
         agents = {"dify": {**AGENTS["dify"], "base_url": upstream, **agent}}
-        gw = await gateway(agents=agents, auth=auth)
+        database, record = f"sqlite:///{tmp_path}/gateway.db", {"spool": str(tmp_path / "spool")}
+        gw = await gateway(agents=agents, auth=auth, database=database, record=record)
         copied("token-server", tmp_path)
         site = tmp_path / "web-page"
         site.mkdir()
@@ -187,6 +190,99 @@ async def test_a_token_that_has_ended_is_replaced(visit, demo, page):
         await expect(page.locator(".assistant").last).to_contain_text(f'"{query}"')
         await expect(status(page)).to_have_text("idle")
     assert len(tokens) == 2  # and kept while it is valid
+
+
+async def listed(page: Page) -> list[str]:
+    return await page.evaluate(
+        "chat.list().then((page) => page.conversations.map((one) => one.title))"
+    )
+
+
+async def opened(page: Page, index: int) -> None:
+    await page.evaluate(
+        "at => chat.list().then((page) => chat.open(page.conversations[at].id))", index
+    )
+
+
+async def begin(page: Page, query: str) -> None:
+    """A new conversation with a whole answer."""
+    await page.evaluate("chat.reset()")
+    await ask(page, query)
+    await expect(page.locator(".assistant")).to_contain_text(query)
+    await expect(status(page)).to_have_text("idle")
+
+
+async def test_earlier_conversations_are_listed_and_opened(visit, demo):
+    page = await visit((await demo("dify")).url)
+    for query in ("one", "two"):
+        await begin(page, query)
+    assert await listed(page) == ["two", "one"]
+    await opened(page, 1)
+    await expect(page.locator(".user")).to_have_text(["one"])
+    await ask(page, "three")
+    await expect(page.locator(".assistant").last).to_contain_text('previous question was "one"')
+    assert await listed(page) == ["one", "two"]
+
+
+async def test_older_turns_and_further_conversations_have_pages(visit, demo):
+    page = await visit((await demo("dify")).url)
+    await page.route(
+        "**/messages", lambda route: route.continue_(url=f"{route.request.url}?limit=1")
+    )
+    await begin(page, "one")
+    await ask(page, "two")
+    await expect(page.locator(".assistant").last).to_contain_text('"two"')
+    await opened(page, 0)
+    await expect(page.locator(".user")).to_have_text(["two"])
+    await page.evaluate("chat.showOlder()")
+    await expect(page.locator(".user")).to_have_text(["one", "two"])
+    assert await page.evaluate("chat.showOlder") is None
+    first = await page.evaluate("chat.list().then((page) => page.next)")
+    assert first is None
+
+
+async def test_a_conversation_is_renamed_and_removed(visit, demo):
+    page = await visit((await demo("dify")).url)
+    await begin(page, "one")
+    first = "chat.list().then((page) => page.conversations[0].id)"
+    await page.evaluate(f"{first}.then((id) => chat.rename(id, '标题'))")
+    assert await listed(page) == ["标题"]
+    await page.evaluate(f"{first}.then((id) => chat.remove(id))")
+    assert await listed(page) == []
+
+
+async def test_an_opinion_is_kept_and_taken_back(visit, demo):
+    page = await visit((await demo("dify")).url)
+    await begin(page, "one")
+    for rating, shown in (("like", '[true,"like"]'), (None, "[true,null]")):
+        await page.evaluate("rating => chat.rate(chat.messages[1].id, rating)", rating)
+        await expect(page.locator(".assistant")).to_have_attribute("title", shown)
+        await opened(page, 0)
+        await expect(page.locator(".assistant")).to_have_attribute("title", shown)
+
+
+async def test_stop_is_asked_of_the_gateway(visit, demo):
+    page = await visit((await demo("dify", pace_s=0.05)).url)
+    await ask(page, "#long")
+    await expect(page.locator(".assistant")).not_to_be_empty()
+    async with page.expect_response("**/stop") as asked:
+        await page.evaluate("chat.stop()")
+    assert (await (await asked.value).json())["data"]["stopped"] is True
+    await expect(status(page)).to_have_text("aborted")
+    await expect(page.locator("p")).to_be_empty()
+
+
+@pytest.mark.parametrize("again", [False, True])
+async def test_a_bot_that_waits_gets_its_reply(visit, demo, again):
+    page = await visit((await demo("dify")).url)
+    await ask(page, "a refund #form")
+    await expect(page.locator("pre")).to_contain_text("approve")
+    if again:
+        await opened(page, 0)
+        await expect(page.locator("pre")).to_contain_text("approve")
+    await page.evaluate("chat.reply({ action: 'reject', inputs: { comment: 'no' } })")
+    await expect(page.locator(".assistant").last).to_have_text("“驳回”已收到 🎊。no")
+    await expect(page.locator("pre")).to_have_text("null")
 
 
 def test_the_hook_writes_no_markup():

@@ -71,7 +71,7 @@ function open() {
       else page.data[name][index] = value
     }
   }
-  page.onLoad()
+  page.loaded = page.onLoad()
   return page
 }
 
@@ -104,6 +104,27 @@ async function main() {
       const uploaded = await gateway.upload(file).catch((error) => error.message)
       files = typeof uploaded === 'string' ? [] : [uploaded]
       return uploaded
+    },
+    async conversations(before) {
+      return gateway.conversations(before).catch((error) => error.message)
+    },
+    async open(index, before) { // the conversation at that place of the list
+      const { conversations } = await gateway.conversations()
+      return gateway.open(conversations[index].id, before).catch((error) => error.message)
+    },
+    async rate(index, rating) { // the turn at that place of the latest conversation
+      const { conversations } = await gateway.conversations()
+      const { messages } = await gateway.open(conversations[0].id)
+      return gateway.rate(messages[index].id, rating).catch((error) => error.message)
+    },
+    async tap(name, dataset) {
+      await page.loaded
+      await page[name]({ currentTarget: { dataset } })
+      return { ...page.data, toasts: [...toasts], messages: [...page.data.messages] }
+    },
+    async first(name) { // a tap on the first conversation of the list
+      await page.loaded
+      return actions.tap(name, { id: page.data.conversations[0].id })
     },
     async send(query, { file } = {}) {
       if (file) {

@@ -4,10 +4,50 @@ const { Gateway } = require('../../gateway')
 const options = { gateway: 'https://gateway.example.com', agent: 'dify', tokens: 'https://www.example.com/token' }
 
 Page({
-  data: { messages: [], query: '', file: null, busy: false },
+  data: { conversations: [], messages: [], query: '', file: null, busy: false },
 
   onLoad() {
     this.gateway = new Gateway(options)
+    return this.list()
+  },
+
+  async list() {
+    try {
+      this.setData(await this.gateway.conversations())
+    } catch {
+      this.setData({ conversations: [] }) // a gateway without a database has none
+    }
+  },
+
+  async open({ currentTarget }) {
+    if (this.data.busy) return
+    try {
+      const { messages } = await this.gateway.open(currentTarget.dataset.id)
+      this.setData({ messages: messages.flatMap(({ id, question, answer, feedback }) => [
+        { role: 'user', text: question },
+        { role: 'assistant', text: answer, id, rating: feedback && feedback.rating },
+      ]) })
+    } catch (error) {
+      wx.showToast({ title: error.message, icon: 'none' })
+    }
+  },
+
+  begin() {
+    if (this.data.busy) return
+    this.gateway.conversation = undefined
+    this.setData({ messages: [] })
+  },
+
+  async rate({ currentTarget }) {
+    const { index, value } = currentTarget.dataset
+    const message = this.data.messages[index]
+    const rating = message.rating === value ? null : value
+    try {
+      await this.gateway.rate(message.id, rating)
+      this.setData({ [`messages[${index}]`]: { ...message, rating } })
+    } catch (error) {
+      wx.showToast({ title: error.message, icon: 'none' })
+    }
   },
 
   onUnload() {
@@ -31,11 +71,14 @@ Page({
     })
     try {
       await this.running.done
+      const { notes } = this.running
+      if (notes) this.setData({ [`messages[${at}]`]: { role: 'assistant', text, id: notes.message_id } })
     } catch (error) {
       text = `${text}\n${error.message}`.trim()
       show('error')
     }
     this.setData({ busy: false })
+    await this.list()
   },
 
   stop() {
