@@ -14,44 +14,26 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-import orjson
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from gateway import headers as headernames
 from gateway.chat.routing import Target
 from gateway.chat.run import Run
 from gateway.config.models import KeepAliveForm, Server
-from gateway.errors import (
-    GatewayError,
-    InternalError,
-    Stopping,
-    UpstreamTimeout,
-    api_body,
-    openai_body,
-)
+from gateway.errors import GatewayError, InternalError
 from gateway.http.body import hold_more
-from gateway.http.context import (
-    ATTACHMENTS,
-    CONTEXT,
-    METRICS,
-    UPSTREAM,
-    Context,
-    State,
-    header_value,
-    is_api,
-)
-from gateway.http.fastwrite import ALREADY_SENT, Stream, answer_json, begin_stream
+from gateway.http.context import ATTACHMENTS, CONTEXT, METRICS, UPSTREAM, Context, State
+from gateway.http.fastwrite import ALREADY_SENT, Stream, begin_stream
 from gateway.http.inflight import forget_cancellation
 from gateway.http.language import choice_of
 from gateway.http.local import answer_locally
+from gateway.http.outcome import end, headers_of, stop_of, stopped_by_user, too_long
 from gateway.http.pump import Pump, open_pump
-from gateway.http.remember import is_open, keep, look_up, memory_header, recalled
-from gateway.language.sentences import say
+from gateway.http.remember import is_open, keep, look_up, recalled
+from gateway.http.whole import answer_kept_alive, answer_whole
 from gateway.memory.recall import MAX_TEXT
-from gateway.platforms.base import ignored_options
 from gateway.protocol.messages import ChatRequest, Delta, Failed, Finish
-from gateway.protocol.render import Notes, StreamRenderer, WholeRenderer, error_frame, public_id
+from gateway.protocol.render import StreamRenderer, error_frame
 from gateway.protocol.sse import KEEP_ALIVE, KEEP_ALIVE_LINE
 from gateway.telemetry.call import Call, Capture
 
@@ -65,7 +47,6 @@ Answer = Callable[
     [web.Request, Call, Run, ChatRequest, bool, Server], Coroutine[Any, Any, web.StreamResponse]
 ]
 
-_LONGEST_NAME, _MOST_NAMES = 40, 20  # of ignored members in a header
 END_S = 10.0  # to send the end of a stream to a caller that reads slowly
 
 
@@ -111,7 +92,7 @@ def answering(
                 return await send(request, call, run, chat, conversational, state.config.server)
             except (asyncio.CancelledError, ConnectionError):
                 if context.stopped is not None:
-                    context.stopped = _stop_of(context.stopped, run)
+                    context.stopped = stop_of(context.stopped, run)
                 else:
                     await _drain(request, run, call)
                 raise
@@ -140,18 +121,8 @@ def _answer(
     if chat.stream:
         return _Stream(request, call, run, chat, conversational, server).answer()
     if server.keepalive_whole:
-        return _kept_alive(request, call, run, chat, conversational, server.keepalive)
-    return _answer_whole(request, call, run, chat, conversational)
-
-
-def _stop_of(stopped: Stopping, run: Run) -> Stopping:
-    """The error for a call that the end of the process cuts short."""
-    if not run.attempt.has_accepted:
-        return stopped
-    return Stopping(
-        "The gateway is being restarted, which cut this answer short; ask again.",
-        should_retry=False,
-    )
+        return answer_kept_alive(request, call, run, chat, conversational, server.keepalive)
+    return answer_whole(request, call, run, chat, conversational)
 
 
 async def _drain(request: web.Request, run: Run, call: Call) -> None:
@@ -201,112 +172,6 @@ def _note(context: Context, call: Call, run: Run) -> None:
     call.capture_always = target.agent.capture == "all"
     if target.agent.capture == "off":
         call.capture = None
-
-
-async def _whole(
-    request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
-) -> bytes:
-    """The JSON of the answer."""
-    created = int(time.time())
-    renderer = WholeRenderer(chat, run.attempt.target.name, created, conversational)
-    try:
-        deltas = await run.start()
-        call.first_delta()
-        attempt = run.attempt
-        renderer = WholeRenderer(chat, attempt.target.name, created, conversational)
-        renderer.feed(deltas)
-        while not attempt.over:
-            more = await attempt.read(run.ends_at)
-            if more is None:
-                raise TimeoutError
-            renderer.feed(more)
-    except TimeoutError:
-        raise too_long(run) from None
-    except asyncio.CancelledError:
-        if not request[CONTEXT].stopped_by_user:
-            raise
-        forget_cancellation()
-        renderer.feed([stopped_by_user(run, renderer.notes)])
-    else:
-        if renderer.finish:
-            call.finished(renderer.finish)
-    run.texts, run.thoughts, run.renderer = renderer.texts, renderer.thoughts, renderer
-    await keep(request, run, call, cut=renderer.notes.is_stopped)
-    return renderer.body()
-
-
-async def _answer_whole(
-    request: web.Request, call: Call, run: Run, chat: ChatRequest, conversational: bool
-) -> web.StreamResponse:
-    body = await _whole(request, call, run, chat, conversational)
-    if call.capture is not None:
-        call.capture.add(body)
-    return answer_json(request, request[CONTEXT], headers_of(run), body)
-
-
-async def _kept_alive(
-    request: web.Request,
-    call: Call,
-    run: Run,
-    chat: ChatRequest,
-    conversational: bool,
-    keepalive_s: float,
-) -> web.StreamResponse:
-    """A whole answer whose head is sent after `keepalive_s`, followed by spaces until the JSON is
-    complete. A failure after that is the error's JSON under status 200, since the status is already
-    sent."""
-    response: web.StreamResponse | None = None
-    working = asyncio.ensure_future(_whole(request, call, run, chat, conversational))
-    try:
-        while not await _is_done(request, working, keepalive_s):
-            if response is None:
-                plain = {"X-Accel-Buffering": "no", "Cache-Control": "no-cache"}
-                response = web.StreamResponse(headers=plain | headers_of(run))
-                response.content_type = "application/json"
-                await response.prepare(request)
-            await response.write(b" ")
-        if response is None:
-            body, headers = working.result(), headers_of(run)
-            return web.Response(body=body, content_type="application/json", headers=headers)
-        run.close()  # free the agent's slot before waiting for a slow caller
-        await response.write(_or_error(request, working))
-    except asyncio.CancelledError:
-        if response is None or (stopped := request[CONTEXT].stopped) is None:
-            raise
-        forget_cancellation()
-        await response.write(_error_json(request, _stop_of(stopped, run)))
-    finally:
-        await _end(working)
-    await response.write_eof()
-    return response
-
-
-async def _is_done(request: web.Request, working: asyncio.Future[bytes], timeout_s: float) -> bool:
-    """Whether the work is done by then. If the answer's user stops it, it ends early."""
-    run = request[CONTEXT].run
-    try:
-        return bool((await asyncio.wait({working}, timeout=timeout_s))[0])
-    except asyncio.CancelledError:
-        if not request[CONTEXT].stopped_by_user:
-            raise
-        forget_cancellation()
-        if run is not None and run.draft is not None and not run.draft.is_over:
-            working.cancel()
-        await asyncio.wait({working})
-        return True
-
-
-def _or_error(request: web.Request, working: asyncio.Future[bytes]) -> bytes:
-    try:
-        return working.result()
-    except GatewayError as error:
-        return _error_json(request, error)
-
-
-def _error_json(request: web.Request, error: GatewayError) -> bytes:
-    shown = request[CONTEXT].failed(error)
-    render = api_body if is_api(request.path) else openai_body
-    return orjson.dumps(render(shown, choice_of(request).language))
 
 
 class _Stream:
@@ -364,7 +229,7 @@ class _Stream:
                     raise
                 else:
                     forget_cancellation()
-                    error = _stop_of(stopped, self._run)
+                    error = stop_of(stopped, self._run)
             except ConnectionError:
                 raise  # the caller has disconnected
             except Exception:
@@ -510,7 +375,7 @@ class _Stream:
         finally:
             timers.forget(timer)
             for beat in beats:
-                await _end(beat)
+                await end(beat)
 
     async def _beat(self) -> None:
         """Send keep-alive comments until cancelled."""
@@ -536,54 +401,3 @@ def _comment(request: web.Request, conversational: bool, form: KeepAliveForm) ->
     """
     is_sdk = not conversational and "x-stainless-lang" in request.headers
     return KEEP_ALIVE_LINE if form == "line" or (form == "auto" and is_sdk) else KEEP_ALIVE
-
-
-def stopped_by_user(run: Run, notes: Notes) -> Finish:
-    """The end of an answer that its user has stopped; the upstream is released."""
-    notes.is_stopped = True
-    decoder = run.attempt.decoder
-    return Finish("stop", decoder.usage_so_far() if decoder is not None else None)
-
-
-async def _end(task: asyncio.Future[Any]) -> None:
-    """Cancel the task if it still runs, and retrieve its exception so that asyncio does
-    not log it."""
-    if not task.done():
-        task.cancel()
-        await asyncio.wait({task})
-    if not task.cancelled():
-        task.exception()
-
-
-def headers_of(run: Run) -> dict[str, str]:
-    attempt, agent = run.attempt, run.attempt.target.name
-    headers: dict[str, str] = {
-        headernames.AGENT: header_value(run.chat.route or agent),
-        headernames.ATTEMPTS: str(run.attempts),
-    }
-    if run.chat.task:
-        headers[headernames.TASK] = run.chat.task
-    if run.conversation_id:
-        conversation = public_id(run.chat, agent, run.conversation_id)
-        headers[headernames.CONVERSATION_ID] = header_value(conversation)
-    if run.recall is not None:
-        headers[headernames.MEMORY] = memory_header(run)
-    if run.chat.options or run.chat.ignored:
-        names = ignored_options(attempt.endpoint, run.chat, attempt.decoder)
-        if names:
-            headers[headernames.IGNORED] = _listed(names)
-    return headers
-
-
-def _listed(names: tuple[str, ...]) -> str:
-    shown = [header_value(name[:_LONGEST_NAME]).replace(",", "%2C") for name in names[:_MOST_NAMES]]
-    return ", ".join([*shown, "..."] if len(names) > _MOST_NAMES else shown)
-
-
-def too_long(run: Run) -> UpstreamTimeout:
-    message = say(
-        "Agent {name!r}: the answer took longer than {seconds:g} s.",
-        name=run.attempt.target.name,
-        seconds=run.total_s,
-    )
-    return UpstreamTimeout(message, should_retry=False)

@@ -8,9 +8,9 @@ from aiohttp import web
 from gateway import headers as headernames
 from gateway.chat.run import Run
 from gateway.config.models import Server
-from gateway.http.answer import headers_of, too_long
 from gateway.http.body import envelope
 from gateway.http.context import is_api
+from gateway.http.outcome import headers_of, too_long
 from gateway.platforms.audio import SpeechDecoder
 from gateway.platforms.base import dump
 from gateway.protocol.audio import Recording

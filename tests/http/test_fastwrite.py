@@ -79,7 +79,7 @@ def sent(monkeypatch) -> list[bool]:
         out.append(answer is direct.ALREADY_SENT)
         return answer
 
-    monkeypatch.setattr("gateway.http.answer.answer_json", spy)
+    monkeypatch.setattr("gateway.http.whole.answer_json", spy)
     return out
 
 
@@ -163,7 +163,7 @@ async def test_connections_close_while_the_process_stops(agents, gateway, sent, 
         in_flight.stopping = True
         return answer_json(*args)
 
-    monkeypatch.setattr("gateway.http.answer.answer_json", stop)
+    monkeypatch.setattr("gateway.http.whole.answer_json", stop)
     ((_, headers, _),) = await asked(gw, question())
     assert headers["connection"] == "close"
 
