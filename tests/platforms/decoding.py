@@ -35,7 +35,8 @@ def decoder_for(platform: str, name: str) -> Decoder:
     options = kind.options(platform=platform, **by_beginning.get(beginning, {}))
     adapter = kind.adapter(platform, options, "http://upstream.example.com")
     question = (Message("user", "hi"),)
-    chat = ChatRequest(platform, question, "u", stream=True, detail=True, conversation_id="chat-1")
+    ids = {"conversation_id": "chat-1", "call_id": "c" * 32}
+    chat = ChatRequest(platform, question, "u", stream=True, detail=True, **ids)
     decoder: Decoder = adapter.decoder(chat)
     return decoder
 
