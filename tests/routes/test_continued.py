@@ -232,3 +232,33 @@ async def test_the_simulator_waits_like_a_real_dify(gateway, demo, tmp_path):
     path = path.replace("/continue", "/messages")
     status, page = await gw.api("GET", path, KEY)
     assert [turn["status"] for turn in page["data"]["messages"]] == ["completed"]
+
+
+async def test_a_coze_workflow_is_continued_by_its_event(gateway, scripted, tmp_path):
+    interrupted = (SAMPLES.parent / "coze" / "workflow-stream-run-interrupt.sse").read_bytes()
+    rest = (
+        b'id: 0\nevent: Message\ndata: {"content":"\xe6\x99\xb4","node_title":"End"}\n\n'
+        b"id: 1\nevent: Done\ndata: {}\n\n"
+    )
+    upstream = await scripted(Script([interrupted]), Script([rest]))
+    agent = {"platform": "coze", "api_key": "pat_k", "mode": "workflow", "workflow_id": "w1"}
+    gw = await gateway(
+        agents={"bot": {**agent, "base_url": upstream.url}},
+        auth=AUTH,
+        database=f"sqlite:///{tmp_path}/gateway.db",
+        record={"spool": str(tmp_path / "spool")},
+    )
+    status, answer = await gw.ask(KEY, "bot", user="alice")
+    assert status == 200, answer
+    id_ = answer["gateway"]["conversation_id"]
+    path = f"/conversations/{id_}/continue?user=alice"
+    status, answer = await gw.api("POST", path, KEY, {"text": "杭州"})
+    assert (status, answer["choices"][0]["message"]["content"]) == (200, "晴"), answer
+    assert upstream.bodies("/v1/workflow/stream_resume") == [
+        {
+            "workflow_id": "w1",
+            "event_id": "7553299955667788901/4821000000000000077",
+            "interrupt_type": 2,
+            "resume_data": "杭州",
+        }
+    ]

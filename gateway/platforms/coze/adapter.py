@@ -6,7 +6,7 @@ with a `code`, so the code decides and the status rarely does.
 
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -103,6 +103,8 @@ class Coze(CozeConversations):
             return self._renew(lambda: self.prepare(chat))
         if results:
             return self._submit(*results)
+        if chat.resume is not None and chat.resume.state:
+            return self._resume(chat.resume.state, chat.question.text)
         return self._workflow(chat) if self._agent.mode == "workflow" else self._chat(chat)
 
     def _chat(self, chat: ChatRequest) -> UpstreamRequest:
@@ -132,6 +134,17 @@ class Coze(CozeConversations):
         if chat.conversation_id:  # in the body here, unlike /v3/chat
             body["conversation_id"] = chat.conversation_id
         url = f"{self._api}/v1/workflows/chat"
+        return UpstreamRequest("POST", url, self._headers(), dump(body), stream=True)
+
+    def _resume(self, state: Mapping[str, Any], reply: str) -> UpstreamRequest:
+        """Continue a workflow's run that waits for a reply."""
+        body = {
+            "workflow_id": self._agent.workflow_id,
+            "event_id": state["event_id"],
+            "interrupt_type": state["type"],
+            "resume_data": reply,
+        }
+        url = f"{self._api}/v1/workflow/stream_resume"
         return UpstreamRequest("POST", url, self._headers(), dump(body), stream=True)
 
     def _submit(self, chat_id: str, conversation: str, outputs: list[dict[str, str]]) -> Step:

@@ -48,13 +48,14 @@ class CozeDecoder(EventDecoder):
     platform = "Coze"
     __slots__ = (
         "_answer", "_answers", "_begun", "_finish", "_has_reasoning", "_has_text", "_last_said",
-        "_meta_usage", "_node", "_run_usage", "_title", "chat_id",
+        "_meta_usage", "_node", "_run_usage", "_title", "chat_id", "pause",
     )  # fmt: skip
 
     text_members = (b"content",)
 
     def __init__(self) -> None:
         super().__init__()
+        self.pause: dict[str, Any] | None = None
         self.chat_id = ""
         self._begun = False
         self._answers: set[str] = set()  # ids of answers already emitted
@@ -225,6 +226,9 @@ class CozeDecoder(EventDecoder):
 
     def _on_interrupt(self, event: dict[str, Any], out: list[Delta]) -> None:
         asked = as_object(event.get("interrupt_data"))
+        event_id = as_id(asked.get("event_id"))
+        if event_id and not self.conversation_id:  # in one, the next message is the answer
+            self.pause = {"event_id": event_id, "type": as_count(asked.get("type"))}
         out.append(Note("interaction", asked))
         question = _question(asked)
         asks = as_text(event.get("node_title")) or self._title
