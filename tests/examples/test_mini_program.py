@@ -240,10 +240,19 @@ async def test_calls_that_fail_say_why(play, demo):
 async def test_stop_is_asked_of_the_gateway_first(play, demo):
     stop = {"stopAt": "text"}
     served = await demo("dify", pace_s=0.05)
-    outcome, turns = await play(served.url, ["ask", "#long", stop], ["open", 0], size=100_000)
+    outcome, sent = await play(served.url, ["ask", "#long", stop], ["sent"], size=100_000)
     assert (outcome["done"], outcome["pieces"]) == (False, 1)
-    assert [turn["question"] for turn in turns["messages"]] == ["#long"]
-    assert served.demo.stopped  # Dify is asked to stop its run, not only left
+    assert sent[-1].endswith("/stop")
+    assert "abort" not in sent  # the stream has ended as a whole one does
+
+
+async def test_stop_cuts_the_stream_where_nothing_is_stopped(play, demo):
+    """The second answer is the platform's still: its first bytes have not come."""
+    stop = {"stopAt": "start"}
+    served = await demo("dify")
+    _, outcome, sent = await play(served.url, ["ask", "one"], ["ask", "#slow", stop], ["sent"])
+    assert (outcome["done"], outcome["pieces"]) == (False, 0)
+    assert sent[-1].endswith("/stop")
 
 
 async def test_the_page_opens_rates_and_begins(play, demo):

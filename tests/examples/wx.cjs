@@ -11,8 +11,11 @@ const path = require('node:path')
 const [folder, given] = process.argv.slice(2)
 const { size, errors, steps, ...options } = JSON.parse(given)
 
+const sent = []
+
 function request({ url, method = 'GET', header = {}, data, enableChunked, timeout = 60000, success, fail }) {
   const listeners = []
+  sent.push(`${method} ${new URL(url).pathname}`)
   const body = data === undefined ? undefined : JSON.stringify(data)
   const headers = { 'content-type': 'application/json', ...header }
   const call = http.request(url, { method, headers, timeout }, (response) => {
@@ -35,7 +38,7 @@ function request({ url, method = 'GET', header = {}, data, enableChunked, timeou
   })
   call.on('error', () => fail({ errMsg: 'request:fail abort' }))
   call.end(body)
-  return { abort: () => call.destroy(), onChunkReceived: (listener) => listeners.push(listener) }
+  return { abort: () => { sent.push('abort'); call.destroy() }, onChunkReceived: (listener) => listeners.push(listener) }
 }
 
 async function uploadFile({ url, filePath, name, header, success, fail }) {
@@ -105,6 +108,7 @@ async function main() {
       files = typeof uploaded === 'string' ? [] : [uploaded]
       return uploaded
     },
+    sent: () => sent,
     async conversations(before) {
       return gateway.conversations(before).catch((error) => error.message)
     },
