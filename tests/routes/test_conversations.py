@@ -376,10 +376,11 @@ async def test_a_turn_is_rated_by_the_id_that_its_answer_had(house, agent):
     answer = await house.ask(agent)
     path = f"{PATH}/{answer['id']}/messages/{answer['gateway']['message_id']}/feedback?user=alice"
     for rating in ("like", "dislike"):
-        assert (await house.api("POST", path, APP, {"rating": rating}))[0] == 200
+        body = {"rating": rating, "text": "because", "reasons": ["wrong"]}
+        assert (await house.api("POST", path, APP, body))[0] == 200
         [turn] = (await house.get(f"/{answer['id']}/messages"))["messages"]
         assert turn["id"] == answer["gateway"]["message_id"]
-        assert turn["feedback"]["rating"] == rating
+        assert turn["feedback"] == body
 
 
 async def test_feedback_needs_a_message_and_a_rating(house):
