@@ -28,7 +28,7 @@ export interface Conversation {
   updated_at: string
 }
 
-/** For a bot that waits: the id or the title of a button, the values of a form, or words. */
+/** For a bot that waits: the id or the title of a button, the values of a form, or a text. */
 export interface Reply {
   action?: string
   inputs?: Record<string, unknown>

@@ -246,13 +246,13 @@ async def test_stop_is_asked_of_the_gateway_first(play, demo):
     assert "abort" not in sent  # the stream has ended as a whole one does
 
 
-async def test_stop_cuts_the_stream_where_nothing_is_stopped(play, demo):
-    """The second answer is the platform's still: its first bytes have not come."""
-    stop = {"stopAt": "start"}
-    served = await demo("dify")
-    _, outcome, sent = await play(served.url, ["ask", "one"], ["ask", "#slow", stop], ["sent"])
-    assert (outcome["done"], outcome["pieces"]) == (False, 0)
-    assert sent[-1].endswith("/stop")
+async def test_stop_cuts_the_stream_of_an_answer_without_an_id(play, scripted):
+    """Nothing has come of it, so there is no conversation to name."""
+    upstream = await scripted(Script([message("Hello")], end="hang", before_headers_s=3600))
+    steps = ["ask", "hi", {"stopAt": "sent"}], ["sent"]
+    outcome, sent = await play(upstream.url, *steps, mode="chat")
+    assert outcome == {"text": "", "pieces": 0, "done": False}
+    assert sent[-2:] == ["POST /api/v1/chat", "abort"]
 
 
 async def test_the_page_opens_rates_and_begins(play, demo):

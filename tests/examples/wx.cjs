@@ -12,6 +12,7 @@ const [folder, given] = process.argv.slice(2)
 const { size, errors, steps, ...options } = JSON.parse(given)
 
 const sent = []
+let whenSent = () => {}
 
 function request({ url, method = 'GET', header = {}, data, enableChunked, timeout = 60000, success, fail }) {
   const listeners = []
@@ -37,7 +38,7 @@ function request({ url, method = 'GET', header = {}, data, enableChunked, timeou
     })
   })
   call.on('error', () => fail({ errMsg: 'request:fail abort' }))
-  call.end(body)
+  call.end(body, () => { if (enableChunked) whenSent() })
   return { abort: () => { sent.push('abort'); call.destroy() }, onChunkReceived: (listener) => listeners.push(listener) }
 }
 
@@ -100,6 +101,7 @@ async function main() {
         if (stopAt === 'text') answer.stop()
       } })
       if (stopAt === 'start') answer.stop()
+      whenSent = () => { if (stopAt === 'sent') answer.stop() }
       const done = await answer.done.catch((error) => error.message)
       return { text: texts.join(''), pieces: texts.length, done }
     },
