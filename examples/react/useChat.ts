@@ -28,7 +28,7 @@ export interface Conversation {
   updated_at: string
 }
 
-/** For a bot that waits: the id or the title of a button, the values of a form, or words. */
+/** For a bot that waits: the id or the title of a button, the values of a form, or a text. */
 export interface Reply {
   action?: string
   inputs?: Record<string, unknown>
@@ -57,6 +57,7 @@ export function useChat({ gateway, agent, tokens }: ChatOptions) {
   const [waitsFor, setWaitsFor] = useState<object | null>(null)
   const [older, setOlder] = useState<string | null>(null)
   const running = useRef<AbortController | null>(null)
+  const isLoading = useRef(false)
   const conversation = useRef<string | undefined>(undefined)
   const client = useMemo(() => new Client({ gateway, agent, tokens }), [gateway, agent, tokens])
 
@@ -143,7 +144,7 @@ export function useChat({ gateway, agent, tokens }: ChatOptions) {
     [client, agent],
   )
 
-  /** Puts the page of turns before those that are shown, of the conversation that is open. */
+  /** Puts a page of turns before those that are shown, unless another conversation is open by then. */
   const load = useCallback(
     async (id: string, before: string | null) => {
       const query = before ? `?before=${encodeURIComponent(before)}` : ''
@@ -169,10 +170,14 @@ export function useChat({ gateway, agent, tokens }: ChatOptions) {
   )
 
   /** Shows older turns; null if there are none. */
-  const showOlder = useMemo(
-    () => (older ? () => load(conversation.current ?? '', older) : null),
-    [load, older],
-  )
+  const showOlder = useMemo(() => {
+    if (!older) return null
+    return async () => {
+      if (isLoading.current) return // a second click
+      isLoading.current = true
+      await load(conversation.current ?? '', older).finally(() => { isLoading.current = false })
+    }
+  }, [load, older])
 
   /** Keeps the user's opinion of an answer; null takes it back. */
   const rate = useCallback(

@@ -5,8 +5,19 @@ export function make(tag, properties = {}, ...children) {
   return element
 }
 
-export function button(text, onclick, properties = {}) {
-  return make('button', { type: 'button', onclick, ...properties }, text)
+export function button(text, work, properties = {}) {
+  return make('button', { type: 'button', onclick: single(work), ...properties }, text)
+}
+
+/** A listener for which a second click does nothing until the first is done. */
+export function single(work) {
+  let isRunning = false
+  return async () => {
+    if (isRunning) return
+    isRunning = true
+    await work()
+    isRunning = false
+  }
 }
 
 /** A link that opens in a new tab; only the text if the address is not of the web. */

@@ -1,7 +1,7 @@
 import { line, say, showNotes, showThumbs } from './answer.js'
 import { Chat } from './chat.js'
 import { Conversations } from './conversations.js'
-import { button } from './elements.js'
+import { button, single } from './elements.js'
 import { Gateway } from './gateway.js'
 import { replyForm } from './reply.js'
 
@@ -24,7 +24,7 @@ form.stop.addEventListener('click', () => {
   chat.stop()
 })
 form.again.addEventListener('click', () => open(null))
-older.addEventListener('click', () => attempt(showOlder))
+older.addEventListener('click', single(() => attempt(showOlder)))
 
 /** Opens a conversation by its id, or a new one. */
 async function open(id) {

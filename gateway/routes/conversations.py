@@ -141,7 +141,8 @@ async def read_messages(
         older = page.before
     ratings = await register.ratings(one)
     for turn in turns:
-        turn["feedback"] = turn["feedback"] or ratings.get(turn["id"])
+        # Platforms keep less of it than was said here.
+        turn["feedback"] = ratings.get(turn["id"]) or turn["feedback"]
     return turns, older
 
 

@@ -240,10 +240,19 @@ async def test_calls_that_fail_say_why(play, demo):
 async def test_stop_is_asked_of_the_gateway_first(play, demo):
     stop = {"stopAt": "text"}
     served = await demo("dify", pace_s=0.05)
-    outcome, turns = await play(served.url, ["ask", "#long", stop], ["open", 0], size=100_000)
+    outcome, sent = await play(served.url, ["ask", "#long", stop], ["sent"], size=100_000)
     assert (outcome["done"], outcome["pieces"]) == (False, 1)
-    assert [turn["question"] for turn in turns["messages"]] == ["#long"]
-    assert served.demo.stopped  # Dify is asked to stop its run, not only left
+    assert sent[-1].endswith("/stop")
+    assert "abort" not in sent  # the stream has ended as a whole one does
+
+
+async def test_stop_cuts_the_stream_of_an_answer_without_an_id(play, scripted):
+    """Nothing has come of it, so there is no conversation to name."""
+    upstream = await scripted(Script([message("Hello")], end="hang", before_headers_s=3600))
+    steps = ["ask", "hi", {"stopAt": "sent"}], ["sent"]
+    outcome, sent = await play(upstream.url, *steps, mode="chat")
+    assert outcome == {"text": "", "pieces": 0, "done": False}
+    assert sent[-2:] == ["POST /api/v1/chat", "abort"]
 
 
 async def test_the_page_opens_rates_and_begins(play, demo):

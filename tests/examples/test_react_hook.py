@@ -234,7 +234,7 @@ async def test_older_turns_and_further_conversations_have_pages(visit, demo):
     await expect(page.locator(".assistant").last).to_contain_text('"two"')
     await opened(page, 0)
     await expect(page.locator(".user")).to_have_text(["two"])
-    await page.evaluate("chat.showOlder()")
+    await page.evaluate("Promise.all([chat.showOlder(), chat.showOlder()])")
     await expect(page.locator(".user")).to_have_text(["one", "two"])
     assert await page.evaluate("chat.showOlder") is None
     first = await page.evaluate("chat.list().then((page) => page.next)")

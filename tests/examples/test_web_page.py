@@ -211,7 +211,7 @@ async def test_long_lists_and_long_conversations_have_pages(visit, demo, page):
     await expect(titles(page)).to_have_text(["b", "a"])
     await titles(page).first.click()
     await expect(page.locator("li.user")).to_have_text(["c"])
-    await page.click("[name=older]")
+    await page.locator("[name=older]").evaluate("older => { older.click(); older.click() }")
     await expect(page.locator("li.user")).to_have_text(["b", "c"])
     await expect(page.locator("[name=older]")).to_be_hidden()
 
@@ -247,8 +247,10 @@ async def test_a_title_that_is_refused_says_why(visit, demo):
     await expect(titles(page)).to_have_text(["hi"])
 
 
-async def test_thumbs_are_kept_changed_and_taken_back(visit, demo):
-    page = await visit((await demo("dify")).url, keeps=True)
+@pytest.mark.parametrize("platform", ["dify", "openai", "coze"])
+async def test_thumbs_are_kept_changed_and_taken_back(visit, demo, platform):
+    served = await demo(platform, key=AGENTS[platform]["api_key"])
+    page = await visit(served.url, platform, keeps=True)
     await ask(page, "hi")
     good, bad = page.get_by_role("button", name="Good answer"), page.get_by_title("Bad answer")
     for click, pressed in ((good, ("true", "false")), (bad, ("false", "true"))):
@@ -293,6 +295,18 @@ async def test_stop_cuts_the_stream_if_the_call_fails(visit, scripted, page):
     assert await answered(page) == "Hello"
     async with asyncio.timeout(10):
         await upstream.gone.wait()
+
+
+async def test_another_conversation_ends_the_answer(visit, scripted):
+    upstream = await scripted(Script([message("Hello")], end="hang"))
+    page = await visit(upstream.url, mode="chat")
+    await ask(page, "hi")
+    await expect(said(page, "assistant")).to_have_text("Hello")
+    await page.click("[name=again]")
+    async with asyncio.timeout(10):
+        await upstream.gone.wait()
+    await expect(page.locator(".chat li")).to_have_count(0)
+    await expect(page.locator("[name=send]")).to_be_enabled()
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -11,8 +11,12 @@ const path = require('node:path')
 const [folder, given] = process.argv.slice(2)
 const { size, errors, steps, ...options } = JSON.parse(given)
 
+const sent = []
+let whenSent = () => {}
+
 function request({ url, method = 'GET', header = {}, data, enableChunked, timeout = 60000, success, fail }) {
   const listeners = []
+  sent.push(`${method} ${new URL(url).pathname}`)
   const body = data === undefined ? undefined : JSON.stringify(data)
   const headers = { 'content-type': 'application/json', ...header }
   const call = http.request(url, { method, headers, timeout }, (response) => {
@@ -34,8 +38,8 @@ function request({ url, method = 'GET', header = {}, data, enableChunked, timeou
     })
   })
   call.on('error', () => fail({ errMsg: 'request:fail abort' }))
-  call.end(body)
-  return { abort: () => call.destroy(), onChunkReceived: (listener) => listeners.push(listener) }
+  call.end(body, () => { if (enableChunked) whenSent() })
+  return { abort: () => { sent.push('abort'); call.destroy() }, onChunkReceived: (listener) => listeners.push(listener) }
 }
 
 async function uploadFile({ url, filePath, name, header, success, fail }) {
@@ -97,6 +101,7 @@ async function main() {
         if (stopAt === 'text') answer.stop()
       } })
       if (stopAt === 'start') answer.stop()
+      whenSent = () => { if (stopAt === 'sent') answer.stop() }
       const done = await answer.done.catch((error) => error.message)
       return { text: texts.join(''), pieces: texts.length, done }
     },
@@ -105,6 +110,7 @@ async function main() {
       files = typeof uploaded === 'string' ? [] : [uploaded]
       return uploaded
     },
+    sent: () => sent,
     async conversations(before) {
       return gateway.conversations(before).catch((error) => error.message)
     },

@@ -109,7 +109,7 @@ def test_the_messages_of_a_chat_are_a_turn():
         {"order": "desc", "limit": 50},
     )
     picture, turn = (turn.data() for turn in page.turns)
-    assert (turn["id"], turn["created"]) == ("7553288800000000012", 1795312801)
+    assert (turn["id"], turn["created"]) == (ANSWER["chat_id"], 1795312801)
     assert (turn["question"], turn["answer"]) == ("年假几天？", "每年 10 天 🏖️。")
     assert (turn["status"], turn["usage"], turn["feedback"]) == ("completed", None, None)
     assert (picture["id"], picture["question"]) == ("", "看看这张图")
@@ -125,7 +125,7 @@ def test_several_answers_of_a_chat_are_joined():
     turns = into_turns([QUESTION, verbose, ANSWER, second, follow_up])
     assert len(turns) == 1
     turn = read_turn(turns[0])
-    assert (turn.id, turn.answer) == ("7553288800000000013", "每年 10 天 🏖️。\n\n还有病假。")
+    assert (turn.id, turn.answer) == (ANSWER["chat_id"], "每年 10 天 🏖️。\n\n还有病假。")
 
 
 def test_messages_written_by_hand_are_paired_by_role():
@@ -166,9 +166,14 @@ def test_files_of_a_question_and_an_answer():
     ]
 
 
-def test_feedback_is_for_an_answer_of_text():
-    made = {**ANSWER, "id": "9", "content_type": "object_string", "content": "[]"}
-    assert read_turn([QUESTION, ANSWER, made]).id == ANSWER["id"]
+def test_a_turn_has_the_id_that_its_stream_had():
+    assert read_turn([QUESTION, ANSWER]).id == ANSWER["chat_id"]
+
+
+def test_without_a_chat_a_turn_has_the_id_of_its_text():
+    answer = {**ANSWER, "chat_id": ""}
+    made = {**answer, "id": "9", "content_type": "object_string", "content": "[]"}
+    assert read_turn([QUESTION, answer, made]).id == ANSWER["id"]
     assert read_turn([QUESTION, made]).id == "9"
 
 

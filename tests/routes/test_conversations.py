@@ -370,6 +370,19 @@ async def test_feedback_is_shown_with_its_message(house):
     assert turn["feedback"] is None
 
 
+@pytest.mark.parametrize("agent", ["gpt", "dify", "fastgpt", "coze", "zhipu"])
+async def test_a_turn_is_rated_by_the_id_that_its_answer_had(house, agent):
+    house = await house()
+    answer = await house.ask(agent)
+    path = f"{PATH}/{answer['id']}/messages/{answer['gateway']['message_id']}/feedback?user=alice"
+    for rating in ("like", "dislike"):
+        body = {"rating": rating, "text": "because", "reasons": ["wrong"]}
+        assert (await house.api("POST", path, APP, body))[0] == 200
+        [turn] = (await house.get(f"/{answer['id']}/messages"))["messages"]
+        assert turn["id"] == answer["gateway"]["message_id"]
+        assert turn["feedback"] == body
+
+
 async def test_feedback_needs_a_message_and_a_rating(house):
     house = await house()
     answer = await house.ask()

@@ -80,7 +80,7 @@ def read_turn(turn: list[Message]) -> PastTurn:
     thoughts = [as_text(message.get("reasoning_content")) for message in said]
     files = [*_files(asked, "question"), *_files(said, "answer")]
     return PastTurn(
-        as_id(rated(said).get("id")) if said else "",
+        _id(said) if said else "",
         history.seconds(turn[0].get("created_at")),
         history.passage("\n".join(filter(None, question))),
         text,
@@ -89,6 +89,14 @@ def read_turn(turn: list[Message]) -> PastTurn:
         status="completed" if said else "failed",
         usage=_usage(said),
     )
+
+
+def _id(said: list[Message]) -> str:
+    """The id of the chat, as the stream of an answer gives it: feedback is kept under that one. An
+    answer written by hand has only its own."""
+    answer = rated(said)
+    chat = as_id(answer.get("chat_id"))
+    return as_id(answer.get("id")) if chat in ("", "0") else chat
 
 
 def chat_status(chat: dict[str, Any]) -> tuple[Status, str]:
