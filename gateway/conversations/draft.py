@@ -16,6 +16,7 @@ MAX_QUESTION = 256 * 1024  # characters of a question that are kept
 MAX_ANSWER = 1024 * 1024  # and of its answer, and of the reasoning
 MAX_TURNS = 200  # of a conversation that a model is given
 MAX_HISTORY = 400_000  # characters of them
+_JOINERS = {0x200C: None, 0x200D: None}
 CLEARED = "cleared"  # the status of a mark: what is before it is not given to a model
 
 
@@ -64,11 +65,16 @@ class Draft:
         return turn.data()
 
 
+def is_shown(text: str) -> bool:
+    """Whether a line may have it: no control characters, but the joiners of emoji and scripts."""
+    return text.translate(_JOINERS).isprintable()
+
+
 def title_of(messages: Sequence[Message]) -> str:
     """A title from the first question."""
     text = next((turn.text for turn in messages if turn.role == "user"), "")
     text = question_of(text)[:1000]
-    text = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    text = " ".join("".join(c if is_shown(c) else " " for c in text).split())
     return text if len(text) <= MAX_TITLE else text[: MAX_TITLE - 1] + "…"
 
 

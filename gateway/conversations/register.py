@@ -110,7 +110,7 @@ class Register:
         self._pending_bytes = 0
         self._deleted: OrderedDict[tuple[str, ...], int] = OrderedDict()  # when, in ms
         self._writing: asyncio.Task[None] | None = None
-        self._flushing = asyncio.Lock()
+        self._flushing: asyncio.Future[None] | None = None
         self._wake = asyncio.Event()
         self._waiting: set[asyncio.Future[Any]] = set()
         self._sweeping: asyncio.Task[None] | None = None
@@ -247,8 +247,15 @@ class Register:
 
     async def flush(self) -> None:
         """Write all that is pending. Raises DatabaseUnavailable, and then keeps it; a conversation
-        with a value that the database refuses is dropped."""
-        async with self._flushing:
+        with a value that the database refuses is dropped. Calls at the same time share one attempt:
+        of a database that hangs each would otherwise wait for all before it."""
+        if self._flushing is None:
+            self._flushing = asyncio.ensure_future(self._flush())
+            self._flushing.add_done_callback(self._ended)
+        await asyncio.shield(self._flushing)
+
+    async def _flush(self) -> None:
+        try:
             while self._pending:
                 batch = dict(list(self._pending.items())[:_BATCH])
                 for place in batch:
@@ -259,6 +266,8 @@ class Register:
                     self._keep_pending(batch)
                     raise
                 self._pending_bytes -= sum(entry.size for entry in batch.values())
+        finally:
+            self._flushing = None
 
     def _lose(self, count: int, why: str) -> None:
         """Count what is lost, and say so at most once a minute."""

@@ -15,7 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from gateway.chat.routing import Target
 from gateway.chat.steps import resolve
-from gateway.conversations.draft import CLEARED, title_of
+from gateway.conversations.draft import CLEARED, is_shown, title_of
 from gateway.conversations.register import Conversation, Owner, Register, Turn, new_place, not_found
 from gateway.errors import (
     Conflict,
@@ -72,7 +72,7 @@ _LONGEST_USER = 1024
 
 def _line(value: str) -> str:
     value = " ".join(value.split())
-    if not value or not value.isprintable():
+    if not value or not is_shown(value):
         raise ValueError(say("must have text, and no control characters"))
     return value
 
@@ -435,9 +435,10 @@ async def _find(request: web.Request, *query: str) -> Conversation:
     register, owner, asked = _register(request), _owner(request), _asked_agent(request)
     id_ = _id(request)
     rows = await register.named(owner, id_)
-    agent, colon, rest = id_.partition(":")
-    if colon:
-        rows += [row for row in await register.named(owner, rest) if row.agent == agent]
+    for agent in state_of(request).routing.targets:  # a route's answers have it in front
+        if id_.lower().startswith(f"{agent.lower()}:"):
+            rest = id_[len(agent) + 1 :]
+            rows += [row for row in await register.named(owner, rest) if row.agent == agent]
     for row in rows:
         if _may_see(request, row) and asked in ("", row.agent, row.model):
             request[CONTEXT].agent = row.agent

@@ -320,3 +320,30 @@ async def test_an_unforeseen_failure_does_not_reach_the_call(broken):
     broken.fault = None
     assert await register.history(PLACE, 10) == [said("q")]
     await register.close()
+
+
+async def test_many_calls_share_one_attempt_to_write(broken):
+    """Else each would wait for a hanging database as often as there are calls before it."""
+    register, attempts = Register(broken), []
+    broken.hold.clear()
+    began = broken.transaction
+
+    def counted():
+        attempts.append(1)
+        return began()
+
+    broken.transaction = counted
+    register.note(ALICE, PLACE, turn=turn("001", "q"))
+    flushing = [asyncio.ensure_future(register.flush()) for _ in range(20)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    register.note(ALICE, ("dify", "c2"))
+    broken.is_down = True
+    broken.hold.set()
+    results = await asyncio.gather(*flushing, return_exceptions=True)
+    assert {type(result) for result in results} == {DatabaseUnavailable}
+    assert len(attempts) == 1
+    broken.is_down = False
+    assert [row.id for row in await register.named(ALICE, "c2")] == ["c2"]
+    assert await register.history(PLACE, 10) == [said("q")]
+    await register.close()

@@ -144,6 +144,23 @@ async def test_a_message_of_an_openai_client_is_a_reply_too(waiting, text):
     assert form["inputs"] == ({"comment": "没问题"} if "comment" in text else {})
 
 
+@pytest.mark.parametrize(
+    ("status", "kind", "body"),
+    [
+        ("404 Not Found", "text/html", f"<html>Not Found /v1/form/human_input/{TOKEN}</html>"),
+        ("500 Oops", "application/json", json.dumps({"code": "x", "message": f"at {TOKEN}"})),
+        ("400 Bad", "application/json", json.dumps({"code": "bad", "message": f"{TOKEN} is"})),
+    ],
+)
+async def test_a_refusal_does_not_show_the_token(waiting, caplog, status, kind, body):
+    caplog.set_level("INFO")
+    headers = {"Content-Type": kind}
+    it = await waiting(Script([body.encode()], status, headers=headers, chunked=False))
+    code, answer = await it.reply(action="approve")
+    assert (code >= 400, TOKEN in json.dumps(answer)) == (True, False)
+    assert not [line for line in caplog.messages if TOKEN in line]
+
+
 async def test_a_message_that_was_a_reply_ends_the_wait(waiting):
     it = await waiting(reply(), Script([RESUMED]))
     await it.ask("1", conversation_id=CONVERSATION)

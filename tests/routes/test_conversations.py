@@ -355,6 +355,26 @@ async def test_a_title_can_be_given(house):
         assert (await house.error("PUT", f"/{id_}", body=body))[0] == 400
 
 
+async def test_a_title_may_have_joined_emoji(house):
+    house = await house()
+    id_ = await house.begin(query="👩\u200d💻 code")
+    assert await house.titles() == ["👩\u200d💻 code"]
+    title = "می\u200cخواهم 👩\u200d💻"
+    status, _ = await house.api("PUT", f"{PATH}/{id_}?user=alice", APP, {"title": title})
+    assert (status, await house.titles()) == (200, [title])
+    status, _ = await house.api("PUT", f"{PATH}/{id_}?user=alice", APP, {"title": "a\x1bb"})
+    assert status == 400
+
+
+async def test_an_agents_name_may_have_a_colon(house, demo):
+    served = await demo("openai", key=AGENTS["openai"]["api_key"])
+    ours = {**AGENTS["openai"], "base_url": served.url}
+    house = await house(agents={"gpt": ours, "a:b": ours}, routes={"both": ["a:b", "gpt"]})
+    id_ = await house.begin("both")
+    assert id_.startswith("a:b:")
+    assert (await house.get(f"/{quote(id_)}"))["id"] == id_
+
+
 async def test_feedback_is_shown_with_its_message(house):
     house = await house()
     answer = await house.ask()

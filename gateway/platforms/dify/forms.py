@@ -11,12 +11,13 @@ from urllib.parse import quote
 import orjson
 
 from gateway.errors import Conflict, GatewayError, InvalidRequest
-from gateway.language.sentences import say
+from gateway.language.sentences import edited, say
 from gateway.platforms.base import Preliminary, as_id, as_list, as_object, as_text, dump
 from gateway.platforms.dify.failures import explain
 from gateway.platforms.pauses import MAX_CHARACTERS, Field, Pause
 from gateway.protocol.exchange import UpstreamReply, UpstreamRequest
 from gateway.protocol.messages import Resume
+from gateway.protocol.redaction import masked
 
 _MAX_FORMS, _MAX_EACH = 20, 100
 _SUBMITTED = "human_input_form_submitted"
@@ -56,16 +57,22 @@ def resume(
     does not have."""
     form = as_object(next(iter(as_list(state.get("forms"))), None))
     body = {"inputs": dict(reply.inputs), "action": _action(form, reply.action), "user": user}
-    token, run = quote(as_text(form.get("token")), safe=""), quote(as_text(state["run"]), safe="")
+    secret, run = as_text(form.get("token")), quote(as_text(state["run"]), safe="")
+    token = quote(secret, safe="")
     events = f"{api}/workflow/{run}/events?user={quote(user, safe='')}"
 
     def learn(answer: UpstreamReply) -> UpstreamRequest:
         if answer.status not in (200, 201, 204) and (error := _refusal(answer)) is not None:
-            raise error
+            raise _without(error, [secret, token])
         return UpstreamRequest("GET", events, headers, stream=True)
 
     url = f"{api}/form/human_input/{token}"
     return Preliminary(UpstreamRequest("POST", url, headers, dump(body)), learn)
+
+
+def _without(error: GatewayError, secrets: list[str]) -> GatewayError:
+    """The error without the form's token, which servers and proxies quote with the address."""
+    return error.replace(message=edited(error.message, lambda text: masked(text, secrets)))
 
 
 def _action(form: Mapping[str, Any], wanted: str) -> str:
