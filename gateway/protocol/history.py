@@ -66,7 +66,7 @@ class PastFile:
         """As JSON."""
         return {
             "name": self.name,
-            "kind": self.kind,
+            "type": "document" if self.kind == "file" else self.kind,  # as answers say
             "url": self.url,
             "mime_type": self.mime_type,
             "size": self.size,

@@ -113,7 +113,7 @@ def test_the_messages_of_a_chat_are_a_turn():
     assert (turn["question"], turn["answer"]) == ("年假几天？", "每年 10 天 🏖️。")
     assert (turn["status"], turn["usage"], turn["feedback"]) == ("completed", None, None)
     assert (picture["id"], picture["question"]) == ("", "看看这张图")
-    assert [file["kind"] for file in picture["files"]] == ["image"]
+    assert [file["type"] for file in picture["files"]] == ["image"]
     assert picture["status"] == "failed"
     assert page.before == ""
 

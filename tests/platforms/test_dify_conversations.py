@@ -102,9 +102,9 @@ def test_a_turn_has_all_that_dify_keeps():
     assert turn.feedback == Feedback("dislike")
     assert turn.citations == ({"title": "手册.pdf", "text": "十天", "score": 0.81},)
     first, second = (each.data() for each in turn.files)
-    assert first == {"name": "图.png", "kind": "image", "url": "https://d.test/f?sign=1",
+    assert first == {"name": "图.png", "type": "image", "url": "https://d.test/f?sign=1",
                      "mime_type": "image/png", "size": 5, "belongs_to": "question"}  # fmt: skip
-    assert (second["kind"], second["url"], second["belongs_to"]) == ("file", "", "answer")
+    assert (second["type"], second["url"], second["belongs_to"]) == ("document", "", "answer")
 
 
 @pytest.mark.parametrize(
