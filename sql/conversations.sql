@@ -48,8 +48,18 @@ LIMIT 20;
 -- name: conversation_rename(agent, id, title, title_by)!
 UPDATE conversations SET title = :title, title_by = :title_by WHERE agent = :agent AND id = :id;
 
+-- name: conversation_bury(agent, id, at_ms)!
+-- A deleted one belongs to no one, so that no other caller can take its id: a process may still know
+-- its owner.
+UPDATE conversations SET caller = '', end_user = '', platform_user = '', model = '', title = '',
+    pause = NULL, updated_ms = :at_ms
+WHERE agent = :agent AND id = :id;
+
 -- name: conversation_delete(agent, id)!
 DELETE FROM conversations WHERE agent = :agent AND id = :id;
+
+-- name: conversation_agents(id, most)
+SELECT agent FROM conversations WHERE id = :id LIMIT :most;
 
 -- name: turns_delete(agent, conversation_id)!
 DELETE FROM turns WHERE agent = :agent AND conversation_id = :conversation_id;

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
@@ -38,6 +38,7 @@ _WARN_S = 60.0
 _FIRST_TURNS = 5  # half of those that are read first
 MAX_READ = 4 << 20  # characters of the turns that are read together, save for the last ones
 MAX_DELETED = 10_000  # that are remembered
+_MOST_AGENTS = 1000  # that use the same id
 _LATEST = "~"  # sorts after every place of a turn
 _MAX_FEEDBACK = 1000  # of one conversation that are shown
 
@@ -74,6 +75,7 @@ _COLUMNS = (
     "pause", "created_ms", "updated_ms",
 )  # fmt: skip
 Place = tuple[str, str]  # agent, id
+Siblings = Callable[[], Collection[str]]
 
 
 class Turn(NamedTuple):
@@ -119,25 +121,37 @@ class Register:
 
     # Ownership.
 
-    async def require(self, owner: Owner, place: Place, *, adopts: bool) -> None:
+    async def require(
+        self, owner: Owner, place: Place, *, adopts: bool, siblings: Siblings = tuple
+    ) -> None:
         """Raises ConversationNotFound unless the conversation is the owner's. With `adopts` one
         that nobody has named yet becomes the owner's: some platforms let callers make up ids.
+        `siblings` gives agents with the same account at the platform; theirs are not adopted.
         Raises DatabaseUnavailable if that cannot be found out."""
         known = self._owners.get(place)
-        if known is None and self.database is not None:
-            known = await self._in_time(self._owner(owner, place, adopts))
-        elif known is None and adopts:
-            known = owner
+        if known is None:
+            if adopts and any([(agent, place[1]) in self._owners for agent in siblings()]):
+                raise not_found()
+            if self.database is not None:
+                known = await self._in_time(self._owner(owner, place, adopts, siblings))
+            elif adopts:
+                known = owner
         if known is not None:
             self._know(place, known)
         if known != owner:
             raise not_found()
 
-    async def _owner(self, owner: Owner, place: Place, adopts: bool) -> Owner | None:
+    async def _owner(
+        self, owner: Owner, place: Place, adopts: bool, siblings: Siblings
+    ) -> Owner | None:
         agent, id_ = place
         async with self._open() as conn:
             found = await self._sql.conversation_owner(conn, agent=agent, id=id_)
             if found is None and adopts:
+                others = self._sql.conversation_agents(conn, id=id_, most=_MOST_AGENTS)
+                elsewhere = {row["agent"] for row in await fetch(others)}
+                if elsewhere and not elsewhere.isdisjoint(siblings()):
+                    return None
                 # Another replica may do the same now: the first one owns it.
                 await self._sql.conversation_adopt(
                     conn,
@@ -386,12 +400,16 @@ class Register:
         self.drop_earlier(one.owner, place)
         await self.flush()
         async with self._open() as conn:
-            await self._delete_rows(conn, place)
+            await self._sql.conversation_bury(conn, agent=one.agent, id=one.id, at_ms=now_ms())
+            await self._delete_content(conn, place)
         self._owners.pop(place, None)
 
     async def _delete_rows(self, conn: Any, place: Place) -> None:
+        await self._sql.conversation_delete(conn, agent=place[0], id=place[1])
+        await self._delete_content(conn, place)
+
+    async def _delete_content(self, conn: Any, place: Place) -> None:
         agent, id_ = place
-        await self._sql.conversation_delete(conn, agent=agent, id=id_)
         await self._sql.turns_delete(conn, agent=agent, conversation_id=id_)
         await self._sql.feedback_delete(conn, agent=agent, conversation_id=id_)
 

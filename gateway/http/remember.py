@@ -1,6 +1,8 @@
 """What is looked up before a chat is asked, and kept when it has been answered: whose conversation
 it is, its turn where no platform keeps it, and the thread of a client that resends its history."""
 
+from functools import partial
+
 from aiohttp import web
 
 from gateway.accounts.credentials import Caller
@@ -53,7 +55,8 @@ async def look_up(
     is_ours = target.name in ours
     if named and (is_ours or (not platform.is_model and chat.seal is None)):
         # A sealed id is its own proof; one of the gateway's own conversations was never made up.
-        await register.require(owner, (target.name, named), adopts=not is_ours)
+        siblings = partial(_siblings, state, target)
+        await register.require(owner, (target.name, named), adopts=not is_ours, siblings=siblings)
     if not (is_alone or named):
         ours = ()  # the client keeps its history
     kept_at = ours
@@ -74,6 +77,18 @@ async def look_up(
     elif ours:
         chat.continue_own(new_id(32), ours)
     return draft
+
+
+def _siblings(state: State, target: Target) -> list[str]:
+    """The other agents with the same account at the platform, where its ids are known too."""
+    own = target.agent
+    return [
+        each.name
+        for each in state.routing.targets.values()
+        if each is not target
+        and (each.agent.platform, each.url, each.agent.api_key)
+        == (own.platform, target.url, own.api_key)
+    ]
 
 
 def _is_copied(state: State, target: Target) -> bool:

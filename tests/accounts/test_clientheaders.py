@@ -36,33 +36,33 @@ def test_the_user_is_that_of_the_signature():
     assert named(token("ann")) == "ann"
 
 
-WRONG = {
-    "another secret": token(secret=SECRET[::-1]),
-    "no algorithm": token(secret="", algorithm="none"),
-    "another algorithm": token(secret=SECRET * 2, algorithm="HS512"),
-    "no signature": token().rpartition(".")[0] + ".",
-    "another body": ".".join([token().split(".")[0], token("ben").split(".")[1], token().split(".")[2]]),
-    "no end": token(exp=None),
-    "no user": token(sub=None),
-    "an empty user": token(""),
-    "a long user": token("x" * 257),
-    "an odd user": token("a\nb"),
-    "no issuer": token(iss=None),
-    "the gateway's own kind": token(iss=None, use="login", ver=1),
-    "a numeric user": token(sub=1),
-    "an endless end": token(exp=float("inf")),
-    "a later time": token(iat=int(time.time()) + 3600),
-    "oversized": token(name="x" * 20_000),
-    "no token": "ann",
-    "nothing": "",
-    "nesting": "eyJ" + "A" * 40 + "." + "W" * 8000 + ".x",
+WRONG = {  # made when they are needed: they expire
+    "another secret": lambda: token(secret=SECRET[::-1]),
+    "no algorithm": lambda: token(secret="", algorithm="none"),
+    "another algorithm": lambda: token(secret=SECRET * 2, algorithm="HS512"),
+    "no signature": lambda: token().rpartition(".")[0] + ".",
+    "another body": lambda: ".".join([token().split(".")[0], token("ben").split(".")[1], token().split(".")[2]]),
+    "no end": lambda: token(exp=None),
+    "no user": lambda: token(sub=None),
+    "an empty user": lambda: token(""),
+    "a long user": lambda: token("x" * 257),
+    "an odd user": lambda: token("a\nb"),
+    "no issuer": lambda: token(iss=None),
+    "the gateway's own kind": lambda: token(iss=None, use="login", ver=1),
+    "a numeric user": lambda: token(sub=1),
+    "an endless end": lambda: token(exp=float("inf")),
+    "a later time": lambda: token(iat=int(time.time()) + 3600),
+    "oversized": lambda: token(name="x" * 20_000),
+    "no token": lambda: "ann",
+    "nothing": lambda: "",
+    "nesting": lambda: "eyJ" + "A" * 40 + "." + "W" * 8000 + ".x",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("value", WRONG.values(), ids=list(WRONG))
-def test_what_the_secret_did_not_sign_names_no_one(value):
+@pytest.mark.parametrize("made", WRONG.values(), ids=list(WRONG))
+def test_what_the_secret_did_not_sign_names_no_one(made):
     with pytest.raises(InvalidToken):
-        named(value)
+        named(made())
 
 
 def test_two_headers_are_refused_though_one_is_right():
@@ -82,7 +82,7 @@ def test_the_error_for_a_missing_header_says_what_to_set():
 
 
 def test_no_error_holds_the_secret_or_the_token():
-    for value in WRONG.values():
+    for value in [made() for made in WRONG.values()]:
         with pytest.raises(GatewayError) as caught:
             named(value)
         assert SECRET not in str(caught.value)
@@ -134,11 +134,13 @@ async def test_each_user_of_one_key_is_another_user_of_the_bot(signed):
 
 @pytest.mark.parametrize(
     "headers",
-    [{}, {"X-OpenWebUI-User-Id": "ann"}, {SIGNED: WRONG["another secret"]},
-     {SIGNED: WRONG["another secret"], "X-OpenWebUI-User-Id": "ann"}],
+    [{}, {"X-OpenWebUI-User-Id": "ann"}, {SIGNED: "forged"},
+     {SIGNED: "forged", "X-OpenWebUI-User-Id": "ann"}],
 )  # fmt: skip
 async def test_without_a_valid_signature_the_key_opens_nothing(signed, headers):
     gw, dify, _ = signed
+    if SIGNED in headers:
+        headers = {**headers, SIGNED: WRONG["another secret"]()}
     assert (await complete(gw, headers, user="ann")).status == 401
     everything = {**BEARER, **headers}
     body, agent = {"query": "hi", "user": "ann"}, {"Agent": "bot"}

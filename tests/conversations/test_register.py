@@ -86,6 +86,33 @@ async def test_an_id_of_our_own_is_never_made_up(opened):
     assert await is_refused(opened(), ALICE, adopts=False)
 
 
+async def test_an_id_of_the_same_account_is_not_for_another_agent(opened):
+    register = opened()
+    register.note(ALICE, PLACE)
+    await register.flush()
+    for owner in (BOB, ALICE):
+        with pytest.raises(ConversationNotFound):
+            await opened().require(owner, ("two", "c1"), adopts=True, siblings=lambda: ["dify"])
+    await opened().require(BOB, ("two", "c1"), adopts=True, siblings=lambda: ["other"])
+    memory_only = Register(None)
+    memory_only.note(ALICE, PLACE)
+    with pytest.raises(ConversationNotFound):
+        await memory_only.require(BOB, ("two", "c1"), adopts=True, siblings=lambda: ["dify"])
+
+
+async def test_a_deleted_id_is_for_no_one_else(opened):
+    """Another process may still know its owner."""
+    one, two = opened(), opened()
+    one.note(ALICE, PLACE)
+    [row] = await one.named(ALICE, "c1")
+    await two.require(ALICE, PLACE, adopts=True)
+    await one.delete(row)
+    assert await is_refused(one, BOB)
+    assert await is_refused(opened(), BOB)
+    assert await one.named(ALICE, "c1") == []
+    assert await one.page(Owner("", ""), "", 10, FIRST) != [row]
+
+
 async def test_a_row_of_another_owner_is_not_overwritten(opened):
     """Two replicas, each of which has seen the conversation first."""
     one, two = opened(), opened()
@@ -293,8 +320,8 @@ async def test_a_call_that_was_deleted_meanwhile_is_not_kept(opened):
     register.drop_earlier(ALICE)
     register.note(ALICE, ("dify", "new"), began_ms=began_ms)
     register.note(BOB, ("dify", "other"), began_ms=began_ms)
-    register.note(ALICE, PLACE, began_ms=now_ms() + 1)
-    assert [row.id for row in await register.page(ALICE, "", 9, FIRST)] == ["c1"]
+    register.note(ALICE, ("dify", "later"), began_ms=now_ms() + 1)
+    assert [row.id for row in await register.page(ALICE, "", 9, FIRST)] == ["later"]
     assert [row.id for row in await register.page(BOB, "", 9, FIRST)] == ["other"]
 
 

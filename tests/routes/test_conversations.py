@@ -249,6 +249,17 @@ async def test_the_other_surface_checks_the_owner_too(house):
             assert answer.status == expected
 
 
+async def test_two_agents_of_one_account_are_kept_apart(house, demo):
+    coze = await demo("coze", key=AGENTS["coze"]["api_key"])
+    agent = {**AGENTS["coze"], "base_url": coze.url}
+    agents = {"gpt": {**AGENTS["openai"], "base_url": "http://127.0.0.1:9"}}
+    house = await house(agents={**agents, "one": agent, "two": {**agent, "bot_id": "2"}}, routes={})
+    id_ = await house.begin("one")
+    for user in ("bob", "alice"):
+        status, _ = await house.gateway.ask(APP, "two", user=user, conversation_id=id_)
+        assert status == 404
+
+
 async def test_another_user_cannot_answer_a_run_that_waits(house):
     house = await house()
     headers = {"Authorization": f"Bearer {APP}"}
