@@ -190,7 +190,9 @@ class MessageNotFound(NotFound):
     code = "message_not_found"
 
     def __init__(self) -> None:
-        super().__init__("There is no such message in this conversation.")
+        super().__init__(
+            "There is no such message in this conversation; send the message_id of an answer."
+        )
 
 
 class FileNotFound(NotFound):

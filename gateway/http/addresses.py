@@ -16,8 +16,11 @@ _OPENAIS = frozenset(
 )  # fmt: skip
 # First path segments under /api/v1.
 _OURS = frozenset(
-    ("chat", "agents", "login", "auth", "api-keys", "tokens", "upload", "usage", "calls")
-)
+    (
+        "chat", "agents", "conversations", "users", "login", "auth", "api-keys", "tokens",
+        "upload", "usage", "calls",
+    )
+)  # fmt: skip
 _BOTH = (["audio", "speech"], ["audio", "transcriptions"])  # that both surfaces have
 _PREFIX = frozenset(("v1", "api", "openai"))
 _PLAIN = _PREFIX | _OPENAIS | {"chat", "health", "livez", "readyz", "metrics"}

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from gateway.chat.routing import Target
 from gateway.chat.steps import resolve
 from gateway.conversations.draft import CLEARED, is_shown, title_of
-from gateway.conversations.register import Conversation, Owner, Register, Turn, new_place, not_found
+from gateway.conversations.register import Conversation, Owner, Register, Turn, new_place
 from gateway.errors import (
     Conflict,
     ConversationNotFound,
@@ -35,6 +35,7 @@ from gateway.http.body import (
     number,
     read_settings,
     read_small,
+    require_known,
     require_query,
 )
 from gateway.http.context import (
@@ -194,7 +195,7 @@ async def rename(request: web.Request) -> web.Response:
 
 
 async def make_title(request: web.Request) -> web.Response:
-    """A title from the platform, else from the first question."""
+    """A title from the platform; if it makes none, the title stays as it is."""
     one = await _find(request)
     await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
     title, by = one.title, one.title_by
@@ -215,11 +216,11 @@ async def clear(request: web.Request) -> web.Response:
     """Let later questions begin without context; the turns remain readable."""
     one = await _find(request)
     await read_settings(request, Nothing, query=_SCOPE, is_optional=True)
-    if one.is_kept:
+    target = _target(request, one)
+    if target.platform.is_model:  # others have a context of their own, even if turns are kept here
         mark = PastTurn("").data() | {"status": CLEARED}
         await _register(request).mark(one, Turn(new_place(), "", mark))
     else:
-        target = _target(request, one)
         await _ask(request, target, target.platform.clear(one.id, one.platform_user))
     return envelope({"id": request.match_info["id"], "cleared": True})
 
@@ -286,8 +287,6 @@ async def _delete(request: web.Request, one: Conversation) -> str:
                 pass
             except ConversationNotFound:
                 done = "deleted"
-    else:
-        done = "deleted"
     await _register(request).delete(one)
     return done
 
@@ -322,7 +321,9 @@ async def _read_reply(
     if not one.pause:
         raise Conflict("The bot waits for no answer in this conversation; ask a question.")
     target = _target(request, one)
-    body = check(Reply, await read_small(request))
+    value = await read_small(request)
+    require_known(value, list(Reply.model_fields))
+    body = check(Reply, value)
     words = body.text or body.action or (json_text(body.inputs) if body.inputs else "")
     if not words.strip():
         raise InvalidRequest(
@@ -377,6 +378,14 @@ async def suggestions(request: web.Request) -> web.Response:
 
 
 # Helpers.
+
+
+def _not_found() -> ConversationNotFound:
+    return ConversationNotFound(
+        "There is no such conversation of this user. With a key, ?user= must name the user who"
+        " began it.",
+        param="id",
+    )
 
 
 def _register(request: web.Request) -> Register:
@@ -444,7 +453,7 @@ async def _find(request: web.Request, *query: str) -> Conversation:
             request[CONTEXT].agent = row.agent
             request[CONTEXT].hide([row.agent], row.model)
             return row
-    raise not_found()
+    raise _not_found()
 
 
 def _id(request: web.Request) -> str:
@@ -452,7 +461,7 @@ def _id(request: web.Request) -> str:
     anyway."""
     id_ = request.match_info["id"]
     if len(id_) > _LONGEST_ID or not id_.isprintable():
-        raise not_found()
+        raise _not_found()
     return (id_.rpartition("~")[0] or id_) if caller_of(request).end_user else id_
 
 

@@ -242,6 +242,8 @@ async def test_the_simulator_waits_like_a_real_dify(gateway, demo, tmp_path):
     status, answer = await gw.ask(KEY, "bot", query="a refund #form", user="alice")
     assert (status, "interaction" in answer["gateway"]) == (200, True)
     path = f"/conversations/{answer['id']}/continue?user=alice"
+    status, answer = await gw.api("POST", path, KEY, {"acton": "驳回"})
+    assert (status, answer["msg"]) == (400, "'acton' is not known here; did you mean 'action'?")
     body = {"action": "驳回", "inputs": {"comment": "too late"}}
     status, answer = await gw.api("POST", path, KEY, body)
     assert status == 200

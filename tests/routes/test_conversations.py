@@ -182,6 +182,14 @@ async def test_a_cleared_conversation_goes_on_without_its_past(house):
     assert [turn["question"] for turn in page["messages"]] == ["before", "after"]
 
 
+@pytest.mark.parametrize("agent", ["dify", "fastgpt"])
+async def test_a_context_at_the_platform_is_not_cleared_here(house, agent):
+    """The turns that the gateway keeps are a copy: the bot still knows them."""
+    house = await house(conversations="gateway")
+    id_ = await house.begin(agent)
+    assert await house.error("POST", f"/{id_}/clear") == (501, "not_offered")
+
+
 async def test_a_question_that_failed_is_shown_and_not_sent_again(house):
     house = await house()
     id_ = await house.begin(query="one")
@@ -225,6 +233,14 @@ async def test_only_its_owner_finds_a_conversation(house, agent):
         assert await house.titles(key=key, user=user) == []
     assert (await house.ask(agent, conversation_id=id_))["id"] == id_
     assert await house.titles() == ["hi"]
+
+
+async def test_who_forgets_the_user_reads_what_to_add(house):
+    house = await house()
+    id_ = await house.begin()
+    status, answer = await house.api("GET", f"{PATH}/{id_}", APP)
+    assert (status, answer["detail"]["param"]) == (404, "id")
+    assert "?user=" in answer["msg"]
 
 
 async def test_an_id_of_another_agent_is_not_found(house):
@@ -386,9 +402,10 @@ async def test_an_agents_name_may_have_a_colon(house, demo):
     assert (await house.get(f"/{quote(id_)}"))["id"] == id_
 
 
-async def test_feedback_is_shown_with_its_message(house):
+@pytest.mark.parametrize("agent", ["gpt", "dify", "coze", "fastgpt"])
+async def test_feedback_is_shown_with_its_message(house, agent):
     house = await house()
-    answer = await house.ask()
+    answer = await house.ask(agent)
     id_, message = answer["id"], answer["gateway"]["message_id"]
     path = f"{PATH}/{id_}/messages/{message}/feedback?user=alice"
     for rating in ("like", "dislike"):
@@ -438,7 +455,7 @@ async def test_a_deleted_conversation_is_gone(house):
     house = await house()
     id_ = await house.begin()
     status, answer = await house.api("DELETE", f"{PATH}/{id_}?user=alice", APP)
-    assert (status, answer["data"]["platform"]) == (200, "deleted")
+    assert (status, answer["data"]["platform"]) == (200, "not_offered")
     assert await house.error("GET", f"/{id_}") == (404, "conversation_not_found")
     status, _ = await house.gateway.ask(APP, "gpt", user="alice", conversation_id=id_)
     assert status == 404
