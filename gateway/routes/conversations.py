@@ -31,6 +31,7 @@ from gateway.http.answer import answering
 from gateway.http.body import (
     Nothing,
     check,
+    choice,
     envelope,
     number,
     read_settings,
@@ -245,8 +246,15 @@ async def delete(request: web.Request) -> web.Response:
 
 
 async def delete_all(request: web.Request) -> web.Response:
-    """Delete up to `MAX_DELETED` of the end user's conversations: `?user=&agent=`."""
-    require_query(request, "user", "agent")
+    """Delete up to `MAX_DELETED` of the end user's conversations: `?all=true&user=&agent=`.
+
+    `all` is required: the address of a conversation whose id is empty is this one."""
+    require_query(request, "user", "agent", "all")
+    if choice(request, "all", ("true",)) != "true":
+        raise InvalidRequest(
+            "Name one conversation in the address, or add '?all=true' to delete them all.",
+            param="all",
+        )
     return envelope(await deleted(request, _owner(request), _asked_agent(request)))
 
 

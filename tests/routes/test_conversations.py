@@ -477,14 +477,23 @@ async def test_what_is_deleted_while_it_is_answered_stays_deleted(house):
         assert await house.titles() == []
 
 
+async def test_an_empty_id_deletes_nothing(house):
+    house = await house()
+    await house.begin()
+    for path in (f"{PATH}/?user=alice", f"{PATH}?user=alice", f"{PATH}?user=alice&all=1"):
+        status, answer = await house.api("DELETE", path, APP)
+        assert (status, answer["detail"]["param"]) == (400, "all")
+    assert await house.titles() == ["hi"]
+
+
 async def test_all_of_a_user_are_deleted_and_no_others(house):
     house = await house()
     for agent in ("gpt", "zhipu", "dify"):
         await house.begin(agent)
     await house.begin(user="bob")
-    status, answer = await house.api("DELETE", f"{PATH}?user=alice&agent=dify", APP)
+    status, answer = await house.api("DELETE", f"{PATH}?all=true&user=alice&agent=dify", APP)
     assert (status, len(answer["data"]["conversations"])) == (200, 1)
-    status, answer = await house.api("DELETE", f"{PATH}?user=alice", APP)
+    status, answer = await house.api("DELETE", f"{PATH}?all=true&user=alice", APP)
     assert (len(answer["data"]["conversations"]), answer["data"]["is_complete"]) == (2, True)
     assert await house.titles() == []
     assert await house.titles(user="bob") == ["hi"]
@@ -675,7 +684,7 @@ async def test_a_page_of_few_agents_can_be_complete(house):
     body = {"user": "alice", "permissions": ["chat"], "agents": ["dify"]}
     token = (await house.api("POST", "/tokens", APP, body))[1]["data"]["token"]
     await house.gateway.ask(token, "dify")
-    status, answer = await house.api("DELETE", PATH, token)
+    status, answer = await house.api("DELETE", f"{PATH}?all=true", token)
     assert (len(answer["data"]["conversations"]), answer["data"]["is_complete"]) == (1, True)
     assert await house.titles() == ["hi"]
 
@@ -684,7 +693,7 @@ async def test_a_platform_that_hangs_ends_a_deletion_in_time(house, monkeypatch)
     monkeypatch.setattr(routes, "_DELETE_S", -1.0)
     house = await house()
     await house.begin("gpt")
-    status, answer = await house.api("DELETE", f"{PATH}?user=alice", APP)
+    status, answer = await house.api("DELETE", f"{PATH}?all=true&user=alice", APP)
     [one] = answer["data"]["conversations"]
     assert (one["deleted"], answer["data"]["is_complete"]) == (False, False)
     assert "again" in one["problem"]
